@@ -1,0 +1,96 @@
+# Every target installs what it needs into .venv first, once: a stamp in .venv says what is there.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first Python of a supported version that really starts (a version manager's shim may exist and still refuse).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# gpu where an NVIDIA driver answers, else cpu; `make install BUILD=cpu` to choose.
+BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+RUNTIME := $(VENV)/.runtime-$(BUILD)
+EDITABLE := $(VENV)/.medlit
+TOOLS := $(VENV)/.tools
+CHECKED := src tests $(wildcard benchmarks)
+
+##@ Start here
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: install ## Fine-tune the bundled 135M Llama, test it, print before and after
+	$(PY) -m medlit.tools.quickstart
+
+.PHONY: test
+test: lint types unit ## Lint, check types, run the tests
+
+##@ Environment
+.PHONY: install
+install: $(EDITABLE) ## Install medlit and what it runs on into .venv (CUDA builds where there is a GPU)
+
+.PHONY: dev
+dev: install $(TOOLS) ## Install the tools for tests and style too
+
+.PHONY: doctor
+doctor: install ## Check this machine and say how to mend what is missing
+	$(VENV)/bin/medlit doctor
+
+.PHONY: clean
+clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Develop
+.PHONY: lint
+lint: dev ## Check style and format (ruff)
+	$(VENV)/bin/ruff check $(CHECKED)
+	$(VENV)/bin/ruff format --check $(CHECKED)
+
+.PHONY: types
+types: dev ## Check types (mypy, strict)
+	$(VENV)/bin/mypy
+
+.PHONY: unit
+unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to choose)
+	$(VENV)/bin/pytest $(ARGS)
+
+.PHONY: format
+format: dev ## Rewrite the code in the house style
+	$(VENV)/bin/ruff check --fix $(CHECKED)
+	$(VENV)/bin/ruff format $(CHECKED)
+
+.PHONY: tensorboard
+tensorboard: install ## Show every run in TensorBoard
+	$(VENV)/bin/tensorboard --logdir logs
+
+# ---- what the targets above stand on ----
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "medlit needs Python 3.11 or 3.12 and found neither: install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "medlit needs Python 3.11 or 3.12 and $(PYTHON) is another version or does not start: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  || { echo "$(PYTHON) cannot make virtual environments: install its venv package, for example python3.11-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt
+	@echo "Installing the $(BUILD) environment into $(VENV): some minutes, once."
+	$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
+	$(PIP) --no-deps --requirement requirements/$(BUILD).txt
+	@rm -f $(VENV)/.runtime-* && touch $@
+
+$(EDITABLE): $(RUNTIME) pyproject.toml
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TOOLS): $(RUNTIME) requirements/dev.txt
+	$(PIP) --no-deps --requirement requirements/dev.txt
+	@touch $@

@@ -1,0 +1,30 @@
+"""Where medlit keeps what it can make again: converted weights, tokenised tables, compiled kernels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medlit.errors import UserError
+
+
+def cache_dir() -> Path:
+    """The folder of medlit's cache, made on first use.
+
+    `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. Tokenised notes land here, so a folder that
+    medlit makes is readable by its owner alone; one that is there already keeps the mode its owner gave it.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.environ.get("MEDLIT_CACHE") or f"{caches}/medlit").expanduser()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set MEDLIT_CACHE to a folder"
+            " that you may write."
+        ) from error
+    return folder

@@ -1,0 +1,248 @@
+"""From whatever `data.source` names to the four columns that everything else works with.
+
+    id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
+    transcription  text    the note; line ends are line feeds, outer white space is gone, the rest is untouched
+    specialty      text    one spelling for each label (aliases applied, the commonest spelling wins); null: no label
+    text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
+
+No other column gets past this file: what else a table holds, the public dataset's `keywords` for one, ends here. Two
+notes with one `text_hash` are the same text. A row's number in an error counts from 1, header not included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
+from medlit.data.readers import Columns, fingerprint
+from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
+from medlit.data.tables import ALL, SPLITS, RawTable, read_tables
+from medlit.errors import UserError
+from medlit.labels import normalise_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+__all__ = [
+    "ALL",
+    "CANONICAL",
+    "SPLITS",
+    "Columns",
+    "Labels",
+    "canonical_tables",
+    "hash_text",
+    "load_source",
+    "read_tables",
+]
+
+VERSION = 1  # part of the cache's key: raise it when the same table would become other rows
+CANONICAL = ("id", "transcription", "specialty", "text_hash")
+
+_ID_DIGITS = 16
+
+
+def load_source(
+    source: str,
+    *,
+    revision: str | None = None,
+    columns: Columns,
+    labels: Labels,
+    require_labels: bool = True,
+) -> dict[str, Dataset]:
+    """Read a source into canonical columns, cached: the second start maps the same files into memory.
+
+    Args:
+        source: `builtin`, a file, a folder, a glob or a Hub dataset id.
+        revision: commit, tag or branch of a Hub dataset.
+        columns: names of the source's columns.
+        labels: aliases, labels to drop, and the fewest rows that a label must have (over the whole source).
+        require_labels: False takes rows without a label, or a table without the label column, as they are (null), and
+            drops no row.
+
+    Returns:
+        Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
+
+    Raises:
+        UserError: the source cannot be read, or a row of it cannot be used.
+    """
+    return canonical_tables(read_tables(source, revision, columns), columns, labels, require_labels=require_labels)
+
+
+def canonical_tables(
+    tables: Mapping[str, list[RawTable]],
+    columns: Columns,
+    labels: Labels,
+    *,
+    require_labels: bool = True,
+    check_rows: bool = True,
+) -> dict[str, Dataset]:
+    """The second half of `load_source`, for a caller that also needs the tables as they were read.
+
+    Args:
+        tables: what `read_tables` gave.
+        columns: as for `load_source`.
+        labels: as for `load_source`.
+        require_labels: as for `load_source`.
+        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
+
+    Raises:
+        UserError: a column is missing or of a wrong type, a note is empty, a label is missing, or an id stands twice.
+    """
+    from datasets import concatenate_datasets
+
+    flat = [table for parts in tables.values() for table in parts]
+    counts = Counter[str]()
+    for table in flat:
+        check_columns(table, columns, require_labels=require_labels)
+        counts.update(_label_counts(table, columns.label))
+    spelling = Spelling.of(counts, labels if require_labels else Labels(aliases=labels.aliases))
+    names = {name for name in spelling.names.values() if name}
+
+    result: dict[str, Dataset] = {}
+    for split, parts in tables.items():
+        canonical = [_canonical(table, columns, spelling) for table in parts]
+        check_ids(split, parts, canonical, columns)
+        for table, rows in zip(parts, canonical, strict=True):
+            if check_rows:
+                check_notes(table, rows, columns)
+            if check_rows and require_labels:
+                check_labels(table, rows, columns, names)
+        result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
+        if len(result[split]) == 0:
+            raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
+    return _with_ids(result)
+
+
+def hash_text(text: str) -> str:
+    """32 hexadecimal digits that two notes share when they differ in white space only."""
+    return hashlib.blake2b(normalise_text(text).encode(), digest_size=16).hexdigest()
+
+
+def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
+    """Rows of each label as it is written in the table."""
+    import pyarrow.compute as pc
+
+    counts = Counter[str]()
+    if label is None or label not in table.rows.column_names:
+        return counts
+    names = _class_names(table.rows, label)
+    for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
+        for item in pc.value_counts(batch.column(0)).to_pylist():
+            for name in _as_names([item["values"]], names):
+                counts[name or ""] += item["counts"]
+        check_label_column(counts, f"data.label_column: column {label!r} of {table.name}")
+    return counts
+
+
+def _class_names(rows: Dataset, label: str) -> list[str] | None:
+    """Names behind the numbers of a Hub dataset's `ClassLabel` column."""
+    from datasets import ClassLabel
+
+    feature = rows.features[label]
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _as_names(values: list[Any], class_names: list[str] | None) -> list[str | None]:
+    if class_names is not None:
+        return [class_names[value] if value is not None and value >= 0 else None for value in values]
+    return [None if value is None else str(value) for value in values]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset:
+    """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
+    import datasets
+
+    rows = table.rows
+    label = columns.label if columns.label in rows.column_names else None
+    identity = id_column(table, columns)
+    key = fingerprint(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
+    cache.mkdir(parents=True, exist_ok=True)
+    names = None if label is None else _class_names(rows, label)
+    chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
+    mapped = (
+        rows.select_columns(chosen)
+        .with_format("arrow")
+        .map(
+            _canonical_batch,
+            batched=True,
+            fn_kwargs={
+                "text": columns.text,
+                "label": label,
+                "identity": identity,
+                "class_names": names,
+                "spelling": spelling.names,
+            },
+            remove_columns=chosen,
+            features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
+            # Named by us: a table that was saved to disk may lie in a folder that only others may write to.
+            cache_file_name=str(cache / f"{key}.arrow"),
+            new_fingerprint=key,
+            desc="Reading notes",
+        )
+    )
+    return mapped.with_format(None)
+
+
+def _canonical_batch(
+    batch: pa.Table,
+    text: str,
+    label: str | None,
+    identity: str | None,
+    class_names: list[str] | None,
+    spelling: dict[str, str | None],
+) -> pa.Table:
+    import pyarrow as pa
+
+    notes = [_clean(note) for note in batch.column(text).to_pylist()]
+    ids: list[str | None] = [None] * len(notes)
+    specialties: list[str | None] = [None] * len(notes)
+    if identity is not None:
+        ids = _as_names(batch.column(identity).to_pylist(), None)
+    if label is not None:
+        specialties = [spelling[name or ""] for name in _as_names(batch.column(label).to_pylist(), class_names)]
+    hashes = [hash_text(note) for note in notes]
+    return pa.table(
+        dict(zip(CANONICAL, (ids, notes, specialties, hashes), strict=True)),
+        schema=pa.schema([(name, pa.string()) for name in CANONICAL]),
+    )
+
+
+def _clean(note: str | None) -> str:
+    return "" if note is None else note.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def _without_dropped(rows: Dataset) -> Dataset:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    kept = pc.fill_null(pc.not_equal(rows.data.column("specialty"), DROPPED), True).to_numpy()
+    return rows if kept.all() else rows.select(np.flatnonzero(kept))
+
+
+def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Name the notes of tables without an id column by their text; the running number spans the splits."""
+    seen = Counter[str]()
+    result: dict[str, Dataset] = {}
+    for split, rows in tables.items():
+        given = rows.data.column("id") if rows._indices is None else rows.with_format("arrow")[:]["id"]
+        if given.null_count == 0:
+            result[split] = rows
+            continue
+        ids = []
+        for identity, text_hash in zip(rows["id"], rows["text_hash"], strict=True):
+            stem = identity or text_hash[:_ID_DIGITS]
+            if identity is None:
+                seen[stem] += 1
+            ids.append(stem if identity or seen[stem] == 1 else f"{stem}-{seen[stem]}")
+        key = fingerprint(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
+        result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
+    return result

@@ -1,0 +1,196 @@
+"""Where notes come from: one key, `data.source`, names them all.
+
+`builtin`, a CSV, TSV, JSON, JSONL or Parquet file, a folder with one file per split, a folder that `datasets` saved to
+disk, a glob, or a dataset id of the Hugging Face Hub. Whatever it is becomes a dictionary from split name (`train`,
+`validation`, `test`, or `all` for a table that has no splits) to its tables, with all their columns.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlit.data.readers import Columns, read_file
+from medlit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+ALL = "all"
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+_ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")  # train-00000-of-00002.parquet
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """One table with all its columns, as read.
+
+    Attributes:
+        name: what an error calls it: the file's path, or the dataset and its split.
+        rows: the table, memory-mapped.
+    """
+
+    name: str
+    rows: Dataset
+
+
+def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
+    """Read a source as it is: split name -> its tables, one for each file.
+
+    Raises:
+        UserError: the source is missing, of an unknown kind, or cannot be read.
+    """
+    if source == "builtin":
+        return _builtin()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            return _saved(path)
+        return _folder(path, columns)
+    if path.exists():
+        return {ALL: [_file(path, columns)]}
+    if any(mark in source for mark in "*?["):
+        return _glob(path, columns)
+    if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise UserError(f"data.source: there is no file or folder {source} (looked from {Path.cwd()}).")
+    return _hub(source, revision)
+
+
+def split_of(name: str) -> str | None:
+    """Canonical split of a file's stem or a split's name: `train`, `validation`, `test`, or None for any other."""
+    name = _SHARD.sub("", name.lower())
+    name = _ALIASES.get(name, name)
+    return name if name in SPLITS else None
+
+
+def _file(path: Path, columns: Columns) -> RawTable:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"data.source: {path} is of no kind that is read; use one of {', '.join(SUFFIXES)}.")
+    try:
+        return RawTable(str(path), read_file(path, columns))
+    except PermissionError:
+        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
+
+
+def _by_split(paths: list[Path], columns: Columns) -> dict[str, list[RawTable]]:
+    """Read files whose names are the splits' names."""
+    chosen: dict[str, list[Path]] = {}
+    for path in paths:
+        chosen.setdefault(split_of(path.stem) or ALL, []).append(path)
+    for split, files in chosen.items():
+        if len(files) > 1 and not all(_SHARD.search(path.stem) for path in files):
+            raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
+    return {split: [_file(path, columns) for path in chosen[split]] for split in SPLITS if split in chosen}
+
+
+def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise UserError(f"data.source: the folder {path} holds no {', '.join(SUFFIXES)} file.")
+    strange = [file.name for file in files if split_of(file.stem) is None]
+    if strange:
+        raise UserError(
+            f"data.source: in the folder {path} the file {strange[0]} names no split; call the files train, validation "
+            "and test, or give one file or a glob instead of the folder."
+        )
+    return _by_split(files, columns)
+
+
+def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
+    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    if not files:
+        raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}).")
+    named = [split_of(file.stem) is not None for file in files]
+    if all(named):
+        return _by_split(files, columns)
+    if any(named):
+        raise UserError(
+            f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not; "
+            "choose a glob that matches only split files or none."
+        )
+    return {ALL: [_file(file, columns) for file in files]}
+
+
+def _saved(path: Path) -> dict[str, list[RawTable]]:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # a half-copied folder fails in pyarrow, json or os, each with its own class
+        raise UserError(
+            f"data.source: the saved dataset in {path} cannot be read ({type(error).__name__}); save or copy it again."
+        ) from error
+    return _named_splits(loaded, str(path))
+
+
+def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
+    """A dataset of the Hugging Face Hub, from the cache when the machine is offline."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(source, revision=revision)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise UserError(f"data.source: the files of the Hub dataset {source} cannot be read as one table.") from error
+    except Exception as error:  # the Hub's clients raise a dozen unrelated classes for "not there" and "not reachable"
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        at = f" at revision {revision}" if revision else ""
+        option = f" --data.revision {revision}" if revision else ""
+        reason = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}"
+        raise UserError(
+            f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had "
+            f"({reason}); correct the name, or fill the cache on a machine with a network by "
+            f"`HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
+        ) from error
+    _check_revision(loaded, source, revision)
+    return _named_splits(loaded, f"the Hub dataset {source}")
+
+
+def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> None:
+    """Offline, `datasets` takes the newest cached revision whatever was asked for: refuse another commit than that."""
+    urls = [url for split in loaded.values() for url in split.info.download_checksums or {}]
+    commits = {found for url in urls for found in _COMMIT.findall(url)}
+    if revision and _COMMIT.fullmatch(revision) and commits and revision not in commits:
+        raise UserError(
+            f"data.revision: the cache holds {source} at {sorted(commits)[0]}, not at {revision}; fetch that revision "
+            f"with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
+        )
+
+
+def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa: ANN401 - Dataset or DatasetDict
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
+        return {ALL: [RawTable(name, loaded)]}
+    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
+        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
+    tables: dict[str, list[RawTable]] = {}
+    for given, rows in loaded.items():
+        split = split_of(str(given))
+        if split is None or split in tables:
+            raise UserError(
+                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; "
+                "medlit knows one train, one validation and one test split."
+            )
+        tables[split] = [RawTable(f"{name}, split {given}", rows)]
+    return {split: tables[split] for split in SPLITS if split in tables}
+
+
+def _builtin() -> dict[str, list[RawTable]]:
+    from datasets import Dataset
+
+    from medlit.data.builtin import builtin_notes
+
+    return {
+        split: [RawTable(f"builtin, split {split}", Dataset.from_list([dict(note) for note in notes]))]
+        for split, notes in builtin_notes().items()
+    }

@@ -226,12 +226,12 @@ def _json_columns(path: Path) -> tuple[str, ...]:
 
 
 def _json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
-    used = {columns.text, columns.label, columns.id or "id"}
+    used = {name for name in (columns.text, columns.label, columns.id or "id") if name is not None}
     for where, row in _json_objects(path):
         for name in used & row.keys():
             value = row[name]
             if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
-                kind = {list: "a list", dict: "an object"}.get(type(value), "a number")
+                kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
                 raise UserError(
                     f"data.source: {path}, {where}: column {name!r} holds {kind} where text belongs; "
                     "mend the row or name another column."

@@ -67,7 +67,9 @@ class Spelling:
                 best = min(written, key=lambda name: (-written[name], name))
                 kept = key not in dropped and written.total() >= rules.min_count
                 chosen[key] = best if kept else DROPPED
-        return cls({"": None} | {raw: chosen[normalise_label(name)] for raw, name in meant.items()})
+        names = {raw: chosen[normalise_label(name)] for raw, name in meant.items()}
+        names[""] = None
+        return cls(names)
 
 
 def check_label_column(counts: Mapping[str, int], where: str) -> None:

@@ -1,0 +1,89 @@
+"""Text groups: notes that are the same text, or nearly so.
+
+Near duplicates: two notes are alike when their sets of three-word shingles have a Jaccard similarity of at least the
+threshold (Broder, "On the resemblance and containment of documents", 1997). MinHash with banding proposes the pairs,
+the shingles themselves decide, and a group is whatever such pairs connect.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+SHINGLE = 3  # words
+_PERMUTATIONS = 128
+_RECALL = 0.995  # a pair right at the threshold is proposed at least this often
+_WORD = re.compile(r"\w+")
+
+
+def exact_groups(text_hashes: Sequence[str]) -> IntArray:
+    """Group number of each row, (N,): equal for equal hashes, numbered in the order of the hashes."""
+    digits = np.asarray(text_hashes, dtype=np.bytes_)
+    return np.unique(digits, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntArray:
+    """Join exact groups whose texts are alike.
+
+    Args:
+        texts: the notes, N; one of each exact group is read, so they may lie on disk.
+        exact: exact group of each note, (N,).
+        threshold: Jaccard similarity of shingles, over 0 and at most 1.
+
+    Returns:
+        Group number of each note, (N,): its group's smallest exact group number, whatever the order of the rows.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    _, first = np.unique(exact, return_index=True)
+    parent = np.arange(len(first))
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = int(parent[group])
+        return group
+
+    index = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(threshold))
+    # The scheme is named: another one proposes other pairs, and a split must not change with a release of datasketch.
+    empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=int, scheme="affine32")
+    for group, row in enumerate(first):
+        mine = shingles(texts[int(row)])
+        if not mine:
+            continue
+        sketch = empty.copy()
+        sketch.update_batch(mine)
+        for other in index.query(sketch):
+            here, there = root(group), root(other)
+            if here != there and jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
+                parent[max(here, there)] = min(here, there)
+        index.insert(group, sketch, check_duplication=False)
+    return np.array([root(group) for group in range(len(first))], dtype=np.int64)[exact]
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """Number of bands, and rows of each: as few false pairs as hardly ever missing a pair at the threshold allows."""
+    for rows in range(_PERMUTATIONS, 1, -1):
+        number = _PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** number >= _RECALL:
+            return number, rows
+    return _PERMUTATIONS, 1
+
+
+def shingles(text: str) -> set[int]:
+    """Hashes of a note's runs of three words, case and punctuation aside; a shorter note is one run."""
+    words = _WORD.findall(text.lower())
+    runs = range(max(1, len(words) - SHINGLE + 1)) if words else range(0)
+    return {zlib.crc32(" ".join(words[start : start + SHINGLE]).encode()) for start in runs}
+
+
+def jaccard(one: set[int], other: set[int]) -> float:
+    """Size of the intersection over size of the union, of two sets that are not both empty."""
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)

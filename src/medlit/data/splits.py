@@ -1,0 +1,126 @@
+"""Split the tables of a source, and keep on record which row went where."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medlit.data.assign import Assignment, Conflicts, Split, SplitSettings, assign
+from medlit.data.groups import exact_groups, near_groups
+from medlit.data.readers import fingerprint
+from medlit.data.tables import SPLITS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition", "split_notes"]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Canonical notes in their splits.
+
+    Attributes:
+        notes: `train`, `validation`, `test` -> canonical rows in source order; a split without rows is left out.
+        pool: every row of the source, one split of the source after another.
+        assignment: what became of each row of the pool.
+    """
+
+    notes: dict[str, Dataset]
+    pool: Dataset
+    assignment: Assignment
+
+    @cached_property
+    def record(self) -> pa.Table:
+        """One row for each row of the source: columns id, split (or why it is in none) and text_hash."""
+        import pyarrow as pa
+
+        rows = {"id": self.pool["id"][:], "split": self.assignment.split, "text_hash": self.pool["text_hash"][:]}
+        return pa.table(rows, schema=pa.schema([(name, pa.string()) for name in rows]))
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Split -> 32 digits that change with any of its rows' ids, texts or labels, and not with their order."""
+        return {split: _hash(rows) for split, rows in self.notes.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the record as Parquet (`split.parquet`); the file appears whole."""
+        import pyarrow.parquet as pq
+
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        pq.write_table(self.record, beside)
+        os.replace(beside, path)
+
+
+def split_notes(tables: Mapping[str, Dataset], settings: SplitSettings) -> dict[str, Dataset]:
+    """The notes of `partition` alone."""
+    return partition(tables, settings).notes
+
+
+def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partition:
+    """Split canonical tables.
+
+    Args:
+        tables: what `load_source` gave.
+        settings: how to share out.
+
+    Raises:
+        UserError: the settings do not fit the source.
+    """
+    kind = settings.resolve(tables)
+    pool, given = _pool(tables)
+    ids, specialties, texts = pool["id"][:], pool["specialty"][:], pool["text_hash"][:]
+    groups = np.zeros(len(pool), dtype=np.int64)
+    if kind != "official" or settings.kind == "auto":
+        groups = exact_groups(texts)
+    if kind != "official" and settings.near_threshold is not None:
+        groups = near_groups(pool["transcription"], groups, settings.near_threshold)
+    result = assign(given, ids, texts, specialties, groups.tolist(), settings)
+
+    if result.specialty != specialties:
+        key = fingerprint("specialty", pool._fingerprint, result.specialty)
+        named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
+        pool = named.select_columns(pool.column_names)
+    where = np.asarray(result.split)
+    notes = {split: _take(pool, np.flatnonzero(where == split), split) for split in SPLITS if (where == split).any()}
+    return Partition(notes, pool, result)
+
+
+def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
+    """All rows in one table, and the source's split of each; ids that stand in two splits get the split's name."""
+    from datasets import concatenate_datasets
+
+    ids = {split: rows["id"][:] for split, rows in tables.items()}
+    if len(set().union(*ids.values())) < sum(map(len, ids.values())):
+        tables = {
+            split: rows.remove_columns("id")
+            .add_column("id", [f"{split}/{name}" for name in ids[split]], new_fingerprint=_key(rows, split))
+            .select_columns(rows.column_names)
+            for split, rows in tables.items()
+        }
+    given = [split for split, rows in tables.items() for _ in range(len(rows))]
+    return concatenate_datasets(list(tables.values())), given
+
+
+def _key(rows: Dataset, split: str) -> str:
+    return fingerprint("id", rows._fingerprint, split)
+
+
+def _take(pool: Dataset, rows: np.ndarray, split: str) -> Dataset:
+    key = fingerprint("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
+    return pool.select(rows, new_fingerprint=key)
+
+
+def _hash(rows: Dataset) -> str:
+    lines = sorted(
+        "\t".join(map(str, row)) for row in zip(rows["id"], rows["text_hash"], rows["specialty"], strict=True)
+    )
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,95 @@
+"""The entry point: picks the verb and imports what it needs, no more.
+
+`import lightning` imports transformers, and Unsloth must come before both; but importing it takes ten seconds, so
+`--help` and `--print_config` do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+
+MODEL_VERBS = {
+    "fit": "fine-tune an adapter on labelled notes",
+    "validate": "measure a checkpoint or adapter on the validation split",
+    "test": "measure a checkpoint or adapter on the test split",
+    "predict": "file one note, a split or a table of notes",
+}
+TOOLS = {
+    "doctor": "check this machine: versions, GPU, caches, network",
+    "audit": "check the notes: duplicates, conflicts, leakage, lengths",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `medlit`.
+
+    Args:
+        args: command line arguments; by default those of the process.
+
+    Raises:
+        SystemExit: 0, or 2 after a user's mistake; the tools choose their own codes.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    verb = arguments[0] if arguments else ""
+    if verb in ("", "-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if verb else 2)
+    if verb == "--version":
+        from medlit import __version__
+
+        print(f"medlit {__version__}")
+        return
+    if verb in TOOLS:
+        from medlit.errors import UserError
+
+        try:
+            raise SystemExit(importlib.import_module(f"medlit.tools.{verb}").run(arguments[1:]))
+        except UserError as error:
+            print(f"medlit: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+    if verb not in MODEL_VERBS:
+        known = ", ".join([*MODEL_VERBS, *TOOLS])
+        print(f"medlit: there is no verb {verb!r}; the verbs are {known}.", file=sys.stderr)
+        raise SystemExit(2)
+    if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
+        import_unsloth()
+    from medlit.cli import main as run
+
+    run(arguments)
+
+
+def import_unsloth() -> None:
+    """Import Unsloth before transformers, with its statistics off and its compiled code in medlit's cache."""
+    from medlit.paths import cache_dir
+
+    # Statistics would be sent over the network; the compile cache would be written into the working folder.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Standard output is for answers: Unsloth greets there.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("unsloth")
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items()]
+    return "\n".join(
+        [
+            "usage: medlit <verb> [--config FILE ...] [--group.key VALUE ...]",
+            "",
+            "Fine-tune a language model to file medical transcriptions under their specialty, and know how good it is.",
+            "",
+            *rows,
+            "",
+            "'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' shows every setting.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

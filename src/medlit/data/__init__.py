@@ -1,0 +1,1 @@
+"""From a table of notes to batches of token ids."""

@@ -1,0 +1,319 @@
+"""TranscriptionDataModule: from `data.source` to batches of token ids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, Row
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
+from medlit.data.sources import Columns, Labels, load_source
+from medlit.data.splits import Conflicts, Split, SplitSettings, split_notes
+from medlit.data.tokens import tokenise
+from medlit.errors import UserError
+from medlit.labels import LabelSet
+from medlit.prompts import INSTRUCTION, AlpacaPrompt
+from medlit.weights import BUILTIN, load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREDICT_SPLITS = ("train", "validation", "test")
+
+
+class _Rows(TorchDataset[Any]):
+    """Whole batches by their row indices: the samplers choose the batch, this fetches and collates it."""
+
+    def __init__(self, rows: Dataset, collate: Callable[..., Any]) -> None:
+        self.rows = rows
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, batch: MicroBatch | list[int]) -> Batch | EvalBatch | Prompts:
+        if isinstance(batch, MicroBatch):
+            return self.collate(_as_rows(self.rows, batch.indices), batch.step_tokens)  # type: ignore[no-any-return]
+        return self.collate(_as_rows(self.rows, batch))  # type: ignore[no-any-return]
+
+
+def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[Row]:
+    columns = rows[list(indices)]
+    return [
+        Row(row=row, id=i, input_ids=ids, cut_tokens=cut, specialty=name)
+        for row, i, ids, cut, name in zip(
+            indices, columns["id"], columns["input_ids"], columns["cut_tokens"], columns["specialty"], strict=True
+        )
+    ]
+
+
+class TranscriptionDataModule(L.LightningDataModule):
+    """Reads notes, splits them, asks about each in an Alpaca prompt and batches the token ids.
+
+    Args:
+        source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL or Parquet file, a folder with
+            one file a split, a glob, or a Hub dataset id.
+        revision: commit, tag or branch of a Hub dataset.
+        text_column: the column with the transcription.
+        label_column: the column with the specialty.
+        id_column: the column that names a note; by default 'id' where there is one, else the text's hash.
+        labels: spelling of labels: aliases, labels to drop, fewest rows of a label.
+        split: 'auto' (the source's own splits, or 'grouped' for a single table), 'official', 'official_clean'
+            (official, less training rows whose text stands in validation or test), 'grouped' (made here, no text in two
+            splits, stratified by label), 'kfold'.
+        split_shares: shares of train, validation and test for 'grouped'.
+        split_seed: seed of 'grouped' and 'kfold'.
+        folds: number of folds for 'kfold'.
+        fold: the fold that is the test split, 0 .. folds - 1.
+        conflicts: what to do with identical texts that carry several labels: 'keep', 'drop', or 'majority' (the
+            commonest label).
+        near_threshold: texts of at least this Jaccard similarity (words, 0 to 1) count as one text when splitting;
+            null: identical texts only.
+        instruction: what the model is told to do.
+        loss_on: 'response' teaches the answer alone, 'whole' every token (the recipe).
+        examples_per_step: notes of one optimizer step, over all devices.
+        batch_size: mean notes of a micro-batch on one device; accumulation follows from it.
+        eval_batch_size: most notes of an evaluation batch on one device.
+        token_budget: most padded tokens of a batch on one device; by default batch_size x max_length.
+        response_tokens: tokens of the limit that are kept for the answer.
+        num_workers: processes that collate.
+        seed: seed of the training shuffle.
+        text: predict: one note to file; '-' reads it from standard input.
+        predict_source: predict: a split ('train', 'validation', 'test'), or any source as for 'source'; labels are not
+            needed.
+        base_model: set from model.backbone.base_model.
+        base_revision: set from model.backbone.revision.
+        max_length: set from model.backbone.max_length.
+    """
+
+    def __init__(
+        self,
+        source: str = "builtin",
+        revision: str | None = None,
+        text_column: str = "transcription",
+        label_column: str = "medical_specialty",
+        id_column: str | None = None,
+        labels: Labels = Labels(),  # noqa: B008 - a default that the command line can show
+        split: Split = "auto",
+        split_shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 3407,
+        folds: int = 5,
+        fold: int = 0,
+        conflicts: Conflicts = "keep",
+        near_threshold: float | None = None,
+        instruction: str = INSTRUCTION,
+        loss_on: LossOn = "response",
+        examples_per_step: int = 32,
+        batch_size: int = 8,
+        eval_batch_size: int = 32,
+        token_budget: int | None = None,
+        response_tokens: int = 32,
+        num_workers: int = 0,
+        seed: int = 3407,
+        text: str | None = None,
+        predict_source: str = "test",
+        base_model: str = BUILTIN,
+        base_revision: str | None = None,
+        max_length: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.revision = revision
+        self.columns = Columns(text_column, label_column, id_column)
+        self.labels = labels
+        self.split_settings = SplitSettings(
+            split, tuple(split_shares), split_seed, folds, fold, conflicts, near_threshold
+        )
+        self.instruction = instruction
+        self.loss_on = loss_on
+        self.examples_per_step = examples_per_step
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.token_budget = token_budget or batch_size * max_length
+        self.response_tokens = response_tokens
+        self.num_workers = num_workers
+        self.seed = seed
+        self.text = text
+        self.predict_source = predict_source
+        self.base_model = base_model
+        self.base_revision = base_revision
+        self.max_length = max_length
+        self.label_set: LabelSet | None = None
+        self._splits: dict[str, Dataset] = {}
+        self._predict: Dataset | None = None
+        self._first_step = 0
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def prompt(self) -> AlpacaPrompt:
+        """The prompt, with the base model's tokenizer; the first use loads that."""
+        tokenizer = load_tokenizer(self.base_model, self.base_revision)
+        return AlpacaPrompt(tokenizer, self.instruction, self.max_length, self.response_tokens)
+
+    @cached_property
+    def collator(self) -> Collator:
+        """Pads and labels."""
+        return Collator(self.prompt.response, int(self.prompt.tokenizer.pad_token_id), self.loss_on)
+
+    def prepare_data(self) -> None:
+        """Fill the caches, on one process of each machine."""
+        self.setup(None)
+
+    def setup(self, stage: str | None) -> None:
+        """Read, split and tokenise what the stage needs.
+
+        Raises:
+            UserError: the source, its columns or its labels cannot be used.
+        """
+        if self.text is not None or self._is_table(stage):
+            if self._predict is None:
+                self._predict = tokenise(self._read_predict(), self.prompt)
+            return
+        if not self._splits:
+            tables = load_source(
+                self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
+            )
+            notes = split_notes(tables, self.split_settings)
+            self.label_set = _label_set(notes)
+            self._splits = {name: tokenise(rows, self.prompt) for name, rows in notes.items()}
+
+    def _is_table(self, stage: str | None) -> bool:
+        return stage == "predict" and self.predict_source not in PREDICT_SPLITS
+
+    def _read_predict(self) -> Dataset:
+        import datasets
+
+        if self.text is not None:
+            text = sys.stdin.read() if self.text == "-" else self.text
+            if not text.strip():
+                raise UserError("data.text: the note is empty; give its text, or '-' and the text on standard input.")
+            return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
+        tables = load_source(
+            self.predict_source,
+            revision=None,
+            columns=self.columns,
+            labels=self.labels,
+            require_labels=False,
+        )
+        return datasets.concatenate_datasets(list(tables.values()))
+
+    def rows(self, split: str) -> Dataset:
+        """Tokenised notes of one split.
+
+        Raises:
+            UserError: the source has no such split.
+        """
+        if split not in self._splits:
+            raise UserError(
+                f"data.source: {self.source} has no {split} split; add one, or set data.split to 'grouped' to make"
+                " the splits here."
+            )
+        return self._splits[split]
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def micro_batches_per_step(self, world_size: int) -> int:
+        """Micro-batches that each process accumulates in one optimizer step."""
+        return micro_batches_per_step(self.examples_per_step, self.batch_size, world_size)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches, an optimizer step's after another's."""
+        rows = self.rows("train")
+        answers = {name: len(self.prompt.response(name)) for name in rows.unique("specialty")}
+        answer = np.array([answers[name] for name in rows["specialty"]])
+        length = np.array(rows["length"]) + answer
+        sampler = StepSampler(
+            length.tolist(),
+            (answer if self.loss_on == "response" else length - 1).tolist(),
+            examples_per_step=self.examples_per_step,
+            batch_size=self.batch_size,
+            token_budget=self.token_budget,
+            seed=self.seed,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        sampler.first_step, self._first_step = self._first_step % max(sampler.steps, 1), 0
+        return self._loader(_Rows(rows, self.collator.train), sampler)
+
+    def val_dataloader(self) -> DataLoader[EvalBatch]:
+        """The validation split, each note once."""
+        return self._eval_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[EvalBatch]:
+        """The test split, each note once."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Prompts]:
+        """The notes to file, each once."""
+        rows = self._predict if self._predict is not None else self.rows(self.predict_source)
+        return self._loader(_Rows(rows, self.collator.prompts), self._by_length(rows))
+
+    def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
+        rows = self.rows(split)
+        return self._loader(_Rows(rows, self.collator.evaluate), self._by_length(rows))
+
+    def _by_length(self, rows: Dataset) -> LengthSortedSampler:
+        return LengthSortedSampler(
+            list(rows["length"]), self.eval_batch_size, self.token_budget, self._rank, self._world_size
+        )
+
+    def _loader(self, rows: _Rows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
+        # The sampler names whole batches, so automatic batching is off (batch_size=None) and Lightning leaves it alone.
+        return DataLoader(
+            rows,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=self.num_workers > 0,
+        )
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    # --- resuming -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer steps trained so far: what was fetched ahead and not trained on does not count."""
+        return {"optimizer_steps": self.trainer.global_step if self.trainer else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last step that was trained, in the middle of an epoch too."""
+        self._first_step = int(state_dict["optimizer_steps"])
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def _label_set(notes: dict[str, Dataset]) -> LabelSet:
+    """The training split's labels.
+
+    Raises:
+        UserError: fewer than two, or another split has a label that training never had.
+    """
+    label_set = LabelSet.from_labels(notes["train"].unique("specialty"))
+    for split, rows in notes.items():
+        foreign = sorted(name for name in rows.unique("specialty") if label_set.index(name) is None)
+        if foreign:
+            first = next(i for i, name in zip(rows["id"], rows["specialty"], strict=True) if name == foreign[0])
+            raise UserError(
+                f"data.label_column: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which the"
+                " training split never had; map it with data.labels.aliases, leave it out with data.labels.drop, or"
+                " set data.split to 'grouped'."
+            )
+    return label_set

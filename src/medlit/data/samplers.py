@@ -1,0 +1,201 @@
+"""Who trains on which note, and when: the optimizer step is declared in notes and dealt to ranks and micro-batches.
+
+`StepSampler` draws each step's notes at random (without replacement inside an epoch) and only then sorts them by
+length and deals them out. Grouping therefore changes how much padding a step costs and nothing else: the notes of
+step s are the same set whatever the number of ranks and micro-batches, so one YAML trains alike on 1 or 8 GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from medlit.errors import UserError
+
+
+class MicroBatch(NamedTuple):
+    """Row indices of one micro-batch, and the supervised tokens of the optimizer step that it belongs to."""
+
+    indices: list[int]
+    step_tokens: int
+
+
+def micro_batches_per_step(examples_per_step: int, batch_size: int, world_size: int) -> int:
+    """How many micro-batches each rank accumulates: ceil(notes per rank / mean micro-batch).
+
+    Raises:
+        UserError: the ranks do not divide the step.
+    """
+    if examples_per_step % world_size:
+        raise UserError(
+            f"data.examples_per_step: {examples_per_step} notes an optimizer step cannot be shared evenly by"
+            f" {world_size} processes; choose a number of devices that divides it, or another examples_per_step."
+        )
+    return -(-(examples_per_step // world_size) // batch_size)
+
+
+def partition(lengths: Sequence[int], groups: int, budget: int) -> list[int]:
+    """Cut a sorted run of notes into groups so that padding is least.
+
+    Args:
+        lengths: n lengths in tokens, longest first.
+        groups: number of groups G, at most n; none is empty.
+        budget: most padded tokens (notes x longest) of one group; where no cut meets it, the largest group is made as
+            small as it can be.
+
+    Returns:
+        G group sizes that add up to n.
+    """
+    n = len(lengths)
+    longest = np.asarray(lengths, dtype=np.int64)
+    # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
+    cost = longest[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
+    for limit in (budget, None):
+        if limit is None:
+            limit = _smallest_peak(cost, n, groups)
+        best = np.full((groups + 1, n + 1), np.inf)
+        cut = np.zeros((groups + 1, n + 1), dtype=np.int64)
+        best[0, 0] = 0
+        for g in range(1, groups + 1):
+            for j in range(g, n - (groups - g) + 1):
+                total = best[g - 1, g - 1 : j] + np.where(cost[g - 1 : j, j] <= limit, cost[g - 1 : j, j], np.inf)
+                i = int(np.argmin(total))
+                best[g, j], cut[g, j] = total[i], g - 1 + i
+        if np.isfinite(best[groups, n]):
+            break
+    sizes, end = [], n
+    for g in range(groups, 0, -1):
+        sizes.append(end - int(cut[g, end]))
+        end = int(cut[g, end])
+    return sizes[::-1]
+
+
+def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
+    """The least limit under which n notes still fit into the given number of groups."""
+    peak = np.full((groups + 1, n + 1), np.inf)
+    peak[0, 0] = 0
+    for g in range(1, groups + 1):
+        for j in range(g, n + 1):
+            peak[g, j] = np.min(np.maximum(peak[g - 1, g - 1 : j], cost[g - 1 : j, j]))
+    return int(peak[groups, n])
+
+
+class StepSampler(Sampler[MicroBatch]):
+    """Deals every optimizer step's notes to this rank's micro-batches.
+
+    A step that would be partial at the end of an epoch is left out; its notes come up in the next shuffle.
+
+    Args:
+        lengths: tokens of each of the N notes, prompt and response.
+        supervised: tokens of each note that carry loss.
+        examples_per_step: notes of one optimizer step over all ranks.
+        batch_size: mean notes of a micro-batch.
+        token_budget: most padded tokens of a micro-batch.
+        seed: of the shuffle; epoch e uses (seed, e).
+        rank: this process, 0 .. world_size - 1.
+        world_size: number of processes.
+
+    Raises:
+        UserError: fewer notes than one step needs, or ranks that do not divide a step.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        supervised: Sequence[int],
+        *,
+        examples_per_step: int,
+        batch_size: int,
+        token_budget: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.micro_batches = micro_batches_per_step(examples_per_step, batch_size, world_size)
+        if len(lengths) < examples_per_step:
+            raise UserError(
+                f"data.examples_per_step: the training split has {len(lengths)} notes, fewer than the"
+                f" {examples_per_step} of one optimizer step; set data.examples_per_step to {len(lengths)} or less."
+            )
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.supervised = np.asarray(supervised, dtype=np.int64)
+        self.examples_per_step = examples_per_step
+        self.token_budget = token_budget
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_step = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.lengths) // self.examples_per_step
+
+    def __len__(self) -> int:
+        return self.steps * self.micro_batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the shuffle; Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def notes_of_step(self, step: int) -> np.ndarray:
+        """Row indices of one step, over all ranks, longest first."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+        return self._sorted(order, step)
+
+    def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
+        notes = order[step * self.examples_per_step : (step + 1) * self.examples_per_step]
+        return notes[np.argsort(-self.lengths[notes], kind="stable")]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+        first, self.first_step = self.first_step, 0
+        for step in range(first, self.steps):
+            notes = self._sorted(order, step)
+            step_tokens = int(self.supervised[notes].sum())
+            mine = self._deal(notes)
+            start = 0
+            for size in partition(self.lengths[mine].tolist(), self.micro_batches, self.token_budget):
+                yield MicroBatch(mine[start : start + size].tolist(), step_tokens)
+                start += size
+
+    def _deal(self, notes: np.ndarray) -> np.ndarray:
+        """This rank's share of a step, longest first: dealt to and fro, so that every rank gets about as many tokens."""
+        rounds = notes.reshape(-1, self.world_size).copy()
+        rounds[1::2] = rounds[1::2, ::-1]
+        return rounds[:, self.rank]
+
+
+class LengthSortedSampler(Sampler[list[int]]):
+    """Evaluation batches of notes of like length, longest first, each note exactly once over all ranks.
+
+    Args:
+        lengths: tokens of each note's prompt.
+        batch_size: most notes of a batch.
+        token_budget: most padded tokens of a batch; a single note may pass it.
+        rank: this process.
+        world_size: number of processes; notes are dealt to them in turn, so each gets as many as another, or one less.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, token_budget: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+        mine = order[rank::world_size]
+        self.batches: list[list[int]] = []
+        for index in mine.tolist():
+            batch = self.batches[-1] if self.batches else []
+            if batch and len(batch) < batch_size and (len(batch) + 1) * lengths[batch[0]] <= token_budget:
+                batch.append(index)
+            else:
+                self.batches.append([index])
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches

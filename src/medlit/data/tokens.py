@@ -1,0 +1,69 @@
+"""Notes -> token ids, once: the result is cached beside the notes by `datasets` and mapped into memory afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medlit.data.readers import fingerprint
+from medlit.prompts import PROMPT_VERSION, AlpacaPrompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VERSION = 1  # part of the cache's key: raise it when the same note would become other ids
+
+
+def tokenise(rows: Dataset, prompt: AlpacaPrompt) -> Dataset:
+    """Add the prompt's token ids to canonical notes.
+
+    Args:
+        rows: columns id, transcription, specialty.
+        prompt: builds the prompts; tokenizer, instruction and limits are part of the cache's key.
+
+    Returns:
+        Columns id, specialty, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of `rows`.
+    """
+    import datasets
+
+    key = fingerprint(
+        "tokens",
+        VERSION,
+        PROMPT_VERSION,
+        rows._fingerprint,
+        # The whole vocabulary: two tokenizers of one name need not be the same.
+        prompt.tokenizer.backend_tokenizer.to_str(),  # type: ignore[attr-defined]
+        json.dumps([prompt.instruction, prompt.max_length, prompt.response_tokens]),
+    )
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
+    cache.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "specialty": datasets.Value("string"),
+            "input_ids": datasets.List(datasets.Value("int32")),
+            "length": datasets.Value("int32"),
+            "cut_tokens": datasets.Value("int32"),
+        }
+    )
+
+    def ask(batch: dict[str, list[str]]) -> dict[str, list[object]]:
+        prompts = prompt.prompts(batch["transcription"])
+        return {
+            "id": list(batch["id"]),
+            "specialty": list(batch["specialty"]),
+            "input_ids": [p.input_ids for p in prompts],
+            "length": [len(p.input_ids) for p in prompts],
+            "cut_tokens": [p.cut_tokens for p in prompts],
+        }
+
+    return rows.map(
+        ask,
+        batched=True,
+        remove_columns=rows.column_names,
+        features=features,
+        cache_file_name=str(cache / f"{key}.arrow"),
+        new_fingerprint=key,
+        desc="Tokenizing notes",
+    )

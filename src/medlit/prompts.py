@@ -1,0 +1,125 @@
+"""The Alpaca prompt: one note -> token ids, cutting nothing but the transcription.
+
+A prompt is three runs of token ids, made apart and joined as ids: the header up to `### Input:`, the transcription,
+and the footer `### Response:`. Because they are joined as ids, a note cannot run into the template, whatever it says,
+and cutting a long note leaves the header, the footer and the answer whole. Training and evaluation share this code and
+one limit, so the model is asked exactly what it was taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from medlit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_VERSION = "alpaca-1"
+INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
+
+_HEADER = (
+    "Below is an instruction that describes a task, paired with an input that provides further context."
+    " Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n"
+)
+_FOOTER = "\n\n### Response:\n"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one prompt.
+
+    Attributes:
+        input_ids: header, transcription and footer, 1 to `max_length - response_tokens` ids.
+        cut_tokens: tokens of the transcription that did not fit and were left out.
+    """
+
+    input_ids: list[int]
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
+class AlpacaPrompt:
+    """Builds prompts and responses for one tokenizer.
+
+    Args:
+        tokenizer: the base model's tokenizer.
+        instruction: what the model is told to do.
+        max_length: most tokens that prompt and response may have together.
+        response_tokens: tokens of `max_length` that are kept free for the response.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    instruction: str = INSTRUCTION
+    max_length: int = 2048
+    response_tokens: int = 32
+
+    def _ids(self, text: str) -> list[int]:
+        # Text of a note must never become a control token, even where it spells one out.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    @cached_property
+    def header(self) -> list[int]:
+        """Ids before the transcription, with one BOS where the tokenizer's models are trained with one."""
+        ids = self._ids(_HEADER.format(instruction=self.instruction))
+        starts_with_bos = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return [self.tokenizer.bos_token_id, *ids] if starts_with_bos else ids
+
+    @cached_property
+    def footer(self) -> list[int]:
+        """Ids after the transcription."""
+        return self._ids(_FOOTER)
+
+    @cached_property
+    def room(self) -> int:
+        """Most tokens of a transcription that fit.
+
+        Raises:
+            UserError: the limit leaves no room for a transcription.
+        """
+        room = self.max_length - self.response_tokens - len(self.header) - len(self.footer)
+        if room < 1:
+            raise UserError(
+                f"model.backbone.max_length: {self.max_length} tokens leave no room for a note beside the prompt's"
+                f" {len(self.header) + len(self.footer)} and the answer's {self.response_tokens}; set it to at least"
+                f" {self.max_length - room + 64}."
+            )
+        return room
+
+    def prompt(self, transcription: str) -> Prompt:
+        """Ask about one note; what does not fit is cut from the end of the transcription."""
+        return self.prompts([transcription])[0]
+
+    def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
+        """Ask about several notes, in their order."""
+        if not transcriptions:
+            return []
+        rows = self.tokenizer(list(transcriptions), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [
+            Prompt([*self.header, *ids[: self.room], *self.footer], cut_tokens=max(0, len(ids) - self.room))
+            for ids in rows
+        ]
+
+    def response(self, specialty: str) -> list[int]:
+        """Ids of the answer, the tokenizer's EOS last.
+
+        The answer is tokenized in its place after the footer, since some tokenizers put a space before a lone word.
+
+        Raises:
+            UserError: the answer is longer than `response_tokens`.
+        """
+        joint = self._ids(_FOOTER + specialty)
+        size = len(self.footer)
+        answer = joint[size:] if joint[:size] == self.footer else self._ids(specialty)
+        ids = [*answer, self.tokenizer.eos_token_id]
+        if len(ids) > self.response_tokens:
+            raise UserError(
+                f"data.response_tokens: the label {specialty!r} has {len(ids)} tokens and {self.response_tokens} are"
+                f" kept for an answer; set data.response_tokens to at least {len(ids)}."
+            )
+        return ids

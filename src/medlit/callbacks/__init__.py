@@ -1,0 +1,1 @@
+"""What happens beside training: files, figures and when to stop."""

@@ -1,0 +1,61 @@
+"""The best adapter, in PEFT's own format, beside the checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from medlit.callbacks.folder import run_folder
+from medlit.model.module import SpecialtyClassifier
+
+
+class AdapterFolder(Checkpoint):
+    """Writes `adapter/` whenever a validation is better than all before it.
+
+    Args:
+        monitor: the metric, larger is better; the same one as the best checkpoint's.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.best = float("-inf")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare, and write on the first process."""
+        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit") or trainer.fast_dev_run:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        if score > self.best:
+            self.best = score
+            folder = run_folder(trainer)
+            if trainer.is_global_zero and isinstance(pl_module, SpecialtyClassifier):
+                write_adapter(pl_module, folder / "adapter")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from an earlier best."""
+        self.best = state_dict["best"]
+
+
+def write_adapter(module: SpecialtyClassifier, folder: Path) -> None:
+    """Write an adapter folder beside its place, then swap it in; a reader finds the old one or the new, never half."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder.parent))
+    old = beside.with_name(beside.name + "-old")
+    try:
+        module.save_adapter(beside)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,264 @@
+"""The command line of the verbs that run a model: LightningCLI with medlit's links, defaults and manners.
+
+What counts, weakest first: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`), config files in their order,
+flags. A checkpoint remembers nothing that could override them; its structure is compared instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from medlit.callbacks.adapter import AdapterFolder
+from medlit.callbacks.config import SaveConfig
+from medlit.callbacks.last_step import LastStep
+from medlit.callbacks.predictions import FORMATS, PredictionWriter
+from medlit.callbacks.report import RunReport
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.labels import LabelSet
+from medlit.model.module import F1_MACRO, SpecialtyClassifier
+from medlit.model.structure import Structure, check_structure
+from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
+
+ENV_PREFIX = "MEDLIT"
+# Names with the prefix that are no settings of a verb.
+ENV_OTHERS = ("MEDLIT_CACHE",)
+MONITOR = f"val/{F1_MACRO}"
+ONE_NOTE_TOKENS = 64
+TRAINER_DEFAULTS = {
+    "default_root_dir": "logs",
+    "max_steps": 60,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 1,
+    # One batch, the longest: enough to fail before the fit rather than after its first 20 steps.
+    "num_sanity_val_steps": 1,
+    # The samplers deal notes to processes themselves; Lightning would shuffle and repeat some.
+    "use_distributed_sampler": False,
+    # Tensors made under inference mode must not enter a later backward pass through a cache.
+    "inference_mode": False,
+}
+
+
+class MedlitCLI(LightningCLI):
+    """`medlit fit | validate | test | predict`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
+        """Let every parser read the environment."""
+        return super().init_parser(default_env=True, env_prefix=ENV_PREFIX, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is neither the trainer's, the model's nor the data's, and link what two of them share."""
+        parser.add_argument(
+            "--val_every_steps",
+            type=int,
+            default=20,
+            help="Validate after so many optimizer steps, and after the last.",
+        )
+        parser.add_argument(
+            "--run", type=str | None, default=None, help="Run folder to look for 'best' and 'last' in, and to write to."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": MONITOR,
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.auto_insert_metric_name": False,
+                "early_stopping.monitor": MONITOR,
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 10,
+                "early_stopping.check_on_train_epoch_end": False,
+            }
+        )
+        parser.link_arguments("model.backbone.base_model", "data.base_model")
+        parser.link_arguments("model.backbone.revision", "data.base_revision")
+        parser.link_arguments("model.backbone.max_length", "data.max_length")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        if subcommand == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help=f"Where predictions go; the name's end chooses the format ({', '.join(FORMATS)}). By default"
+                " predictions.csv in the run folder.",
+            )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse environment variables that no setting reads."""
+        self.config = parser.parse_args(args)
+        _check_environment(self._subcommand_parsers)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let hyperparameters found in a checkpoint override the user's flags.
+        return
+
+    # --- before anything is built -------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine and on earlier runs."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        _check_device(trainer.accelerator, trainer.devices)
+        if trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the number"
+                " of devices; leave it out and set those."
+            )
+        if config.val_every_steps < 1:
+            raise UserError(f"val_every_steps: must be at least 1, not {config.val_every_steps}.")
+        if trainer.precision is None:
+            trainer.precision = _precision(trainer.accelerator)
+        if self.subcommand == "predict":
+            self._prepare_predict(config)
+        self.run_folder = self._choose_run(config)
+
+    def _prepare_predict(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
+        if config.output is not None and Path(config.output).suffix not in FORMATS:
+            raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; name the file so.")
+        if config.data.text is not None:
+            # Standard output belongs to the answer alone.
+            config.trainer.enable_progress_bar = False
+            config.trainer.enable_model_summary = False
+            config.trainer.logger = False
+            config.model.decoding.max_new_tokens = max(config.model.decoding.max_new_tokens, ONE_NOTE_TOKENS)
+
+    def _choose_run(self, config: Any) -> Path:  # noqa: ANN401
+        """Resolve `best` and `last` and pick the folder for this verb's files."""
+        root = Path(config.trainer.default_root_dir)
+        name = run_name([str(path) for path in config.config or []])
+        run = Path(config.run) if config.run else None
+        if config.ckpt_path is not None:
+            path = resolve_checkpoint(config.ckpt_path, root, name, run)
+            _check_checkpoint(path, config.model)
+            config.ckpt_path = str(path)
+            run = run or run_of(path)
+        return run or next_version(root, name)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
+        """Build the trainer with its logger and medlit's callbacks."""
+        config = self.config[self.subcommand]
+        folder = self.run_folder
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
+            )
+        kwargs["default_root_dir"] = str(folder)
+        self.save_config_kwargs = {"save_to_log_dir": False}
+        one_note = self.subcommand == "predict" and config.data.text is not None
+        if one_note:
+            self.save_config_callback = None
+        output = config.get("output")
+        self.trainer_defaults = {
+            "callbacks": [
+                LastStep(),
+                AdapterFolder(MONITOR),
+                RunReport(),
+                PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
+            ]
+        }
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
+        trainer = self.trainer
+        trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
+        trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
+        # Count over the whole fit; an epoch need not be a multiple of the interval.
+        trainer.check_val_every_n_epoch = None
+
+
+def _check_environment(parsers: dict[str, LightningArgumentParser]) -> None:
+    for name in sorted(os.environ):
+        if not name.startswith(f"{ENV_PREFIX}_") or name in ENV_OTHERS:
+            continue
+        verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
+        known = verb in parsers and any(
+            key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
+        )
+        if not known:
+            raise UserError(
+                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
+                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
+            )
+
+
+def _check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as free as Lightning's Trainer
+    if accelerator not in ("gpu", "cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor' to see why, or add"
+            " --trainer.accelerator auto."
+        )
+    wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
+    if wanted > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.devices: {wanted} GPUs are asked for and PyTorch sees {torch.cuda.device_count()}; set"
+            " trainer.devices to that or less."
+        )
+
+
+def _precision(accelerator: Any) -> str:  # noqa: ANN401
+    """bfloat16 from Ampere on, float16 before, float32 on a CPU; the adapter itself stays in float32."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def _check_checkpoint(path: Path, model: Any) -> None:  # noqa: ANN401
+    """Compare a checkpoint with the config before any weights are loaded.
+
+    Raises:
+        UserError: the file is broken, not medlit's, or of another model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        values = checkpoint.get("medlit")
+    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
+        raise UserError(
+            f"ckpt_path: {path} is cut short, damaged or not a checkpoint; take another one, such as 'best' or 'last'."
+        ) from error
+    theirs = Structure.from_dict(values)
+    ours = Structure.of(model.backbone, model.lora, LabelSet(()))
+    check_structure(ours, theirs, where=f"the checkpoint {path}")
+
+
+def main(args: Sequence[str] | None = None) -> MedlitCLI:
+    """Run a verb.
+
+    Args:
+        args: command line arguments; by default those of the process.
+
+    Raises:
+        SystemExit: code 2 after a user's mistake, told in one sentence on standard error.
+    """
+    try:
+        return MedlitCLI(
+            SpecialtyClassifier,
+            TranscriptionDataModule,
+            save_config_callback=SaveConfig,
+            seed_everything_default=3407,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,
+            args=list(sys.argv[1:] if args is None else args),
+        )
+    except UserError as error:
+        print(f"medlit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,226 @@
+"""The language model behind Unsloth: loading it in 4 bit, its adapter, its modes, its loss and its adapter folder.
+
+Unsloth on a GPU patches the model's classes (fast kernels, a fused loss); on a CPU it is stock transformers and PEFT.
+What differs between the two stays in this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from medlit.data.batches import IGNORE, Batch
+from medlit.errors import UserError
+from medlit.model.settings import Backbone, Lora
+from medlit.weights import missing, resolve
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
+_LOGIT_ROWS = 2048
+_log = logging.getLogger(__name__)
+
+
+def dtype_for(device: torch.device, name: str = "auto") -> torch.dtype:
+    """Number format of the frozen computation on a device."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Module:
+    """Load the base model on a device and give it a fresh adapter.
+
+    Args:
+        backbone: what to load.
+        lora: the adapter's shape; None leaves the bare base model.
+        device: where this process computes.
+
+    Raises:
+        UserError: there is no such model, or the machine cannot hold it as asked.
+    """
+    from unsloth import FastLanguageModel
+
+    if device.type == "cpu" and lora is not None and backbone.dtype == "float16":
+        raise UserError("model.backbone.dtype: float16 does not train on a CPU; set it to 'auto'.")
+    chatter = io.StringIO()
+    try:
+        # Unsloth prints a banner to standard output, where a prediction may be expected.
+        with contextlib.redirect_stdout(chatter):
+            model, _ = FastLanguageModel.from_pretrained(
+                resolve(backbone.base_model),
+                revision=backbone.revision,
+                max_seq_length=backbone.max_length,
+                dtype=dtype_for(device, backbone.dtype),
+                load_in_4bit=backbone.load_in_4bit,
+                device_map={"": str(device)},
+                use_gradient_checkpointing=_checkpointing(backbone),
+                trust_remote_code=False,
+            )
+            if lora is not None:
+                model = FastLanguageModel.get_peft_model(
+                    model,
+                    r=lora.r,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    bias=lora.bias,
+                    target_modules=list(lora.target_modules),
+                    use_rslora=lora.rslora,
+                    init_lora_weights="loftq" if lora.loftq else True,
+                    loftq_config={} if lora.loftq else None,
+                    use_gradient_checkpointing=_checkpointing(backbone),
+                    random_state=lora.seed,
+                    max_seq_length=backbone.max_length,
+                )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or not _is_missing(error):
+            raise
+        raise missing(backbone.base_model, backbone.revision) from error
+    finally:
+        for line in filter(str.strip, chatter.getvalue().splitlines()):
+            _log.debug(line)
+    return model  # type: ignore[no-any-return]
+
+
+def _checkpointing(backbone: Backbone) -> str | bool:
+    return "unsloth" if backbone.gradient_checkpointing == "unsloth" else False
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a loader's error says that there is nothing to load: an OSError, or Unsloth's own words for it."""
+    return isinstance(error, OSError) or "No config file found" in str(error) or "offline" in str(error).lower()
+
+
+def train_mode(model: nn.Module, backbone: Backbone) -> None:
+    """Dropout, gradient checkpointing and the training kernels on."""
+    from unsloth import FastLanguageModel
+
+    model.train()
+    FastLanguageModel.for_training(model, use_gradient_checkpointing=_checkpointing(backbone))
+
+
+def answer_mode(model: nn.Module) -> None:
+    """Dropout and gradient checkpointing off, the generation kernels on."""
+    from unsloth import FastLanguageModel
+
+    model.eval()
+    FastLanguageModel.for_inference(model)
+
+
+def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base
+    """The transformers model inside PEFT's wrapper, or the model itself."""
+    return model.base_model.model if hasattr(model, "peft_config") else model
+
+
+def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    """Summed negative log-likelihood of a batch's supervised tokens, in nats, float32, shape ().
+
+    The head runs at supervised positions only: an answer of 5 tokens needs 5 rows of logits, not one for each of the
+    note's tokens. Without a mask the attention is causal, and right padding lies behind every real token.
+    """
+    inner = causal_lm(model)
+    hidden = inner.model(input_ids=batch.input_ids, use_cache=False)[0]  # (B, T, D)
+    targets = batch.labels[:, 1:]
+    supervised = targets != IGNORE
+    rows, wanted = hidden[:, :-1][supervised], targets[supervised]  # (S, D), (S,)
+    total = rows.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(rows), _LOGIT_ROWS):
+        part = slice(start, start + _LOGIT_ROWS)
+        if len(rows) > _LOGIT_ROWS and rows.requires_grad:
+            total = total + checkpoint(_head_loss, inner, rows[part], wanted[part], use_reentrant=False)
+        else:
+            total = total + _head_loss(inner, rows[part], wanted[part])
+    return total
+
+
+def _head_loss(inner: Any, hidden: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401 - see causal_lm
+    logits = inner.lm_head(hidden.to(inner.lm_head.weight.dtype)).float()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    if cap:  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return functional.cross_entropy(logits, targets, reduction="sum")
+
+
+# --- the adapter's weights --------------------------------------------------------------------------------------------
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that are trained."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(model: PeftModel, folder: Path, base_model: str, revision: str | None) -> None:
+    """Write the adapter in PEFT's format (safetensors), naming the base model as the user did."""
+    config = model.peft_config["default"]
+    loaded_from = config.base_model_name_or_path, config.revision
+    config.base_model_name_or_path, config.revision = base_model, revision
+    try:
+        # The embedding is never trained here; without this PEFT asks the Hub whether the vocabulary grew.
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    finally:
+        config.base_model_name_or_path, config.revision = loaded_from
+    # PEFT's own card names the folder that the weights were loaded from.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def adapter_folder(adapter: str) -> Path:
+    """A local folder with an adapter: the one named, or a Hub repository's in the cache.
+
+    Raises:
+        UserError: there is no adapter there.
+    """
+    folder = Path(adapter).expanduser()
+    if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~", "/")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(adapter))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise UserError(
+                f"model.adapter: {adapter} is neither a folder nor to be had from the Hub; check the name."
+            ) from error
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.adapter: {adapter} holds no adapter_config.json; give a folder that medlit or PEFT wrote."
+        )
+    return folder
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Read an adapter's weights into a model that has an adapter of the same shape.
+
+    Raises:
+        UserError: the file is missing, broken, or holds other weights than the model has.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
+    try:
+        result = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise UserError(f"model.adapter: the weights in {file} do not fit the base model's layers.") from error
+    absent = [key for key in result.missing_keys if "lora_" in key]
+    if absent or result.unexpected_keys:
+        raise UserError(
+            f"model.adapter: {file} does not fit: {len(absent)} weights are missing and"
+            f" {len(result.unexpected_keys)} have no place in this base model."
+        )

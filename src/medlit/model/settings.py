@@ -1,0 +1,91 @@
+"""The model's settings, grouped as `--help` and the YAML show them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from medlit.weights import BUILTIN
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class Backbone:
+    """The frozen base model.
+
+    Attributes:
+        base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama that comes along).
+        revision: commit, tag or branch of a Hub model.
+        max_length: most tokens of prompt and answer together, in training and in evaluation.
+        load_in_4bit: hold the frozen weights in bitsandbytes NF4.
+        dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
+            CPU.
+        gradient_checkpointing: 'unsloth' computes activations again in the backward pass and keeps the rest in host
+            memory (least GPU memory), 'off' keeps them all (fastest).
+    """
+
+    base_model: str = BUILTIN
+    revision: str | None = None
+    max_length: int = 2048
+    load_in_4bit: bool = True
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    gradient_checkpointing: Literal["unsloth", "off"] = "unsloth"
+
+
+@dataclass
+class Lora:
+    """The trained adapter (Hu 2021, arXiv 2106.09685).
+
+    Attributes:
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+        dropout: probability of dropping an input of the adapter; 0 is Unsloth's fast path.
+        bias: which biases are trained: 'none', 'all' or 'lora_only'.
+        target_modules: linear layers that get an adapter.
+        rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs weights not yet in 4-bit.
+        seed: of the adapter's random initialisation.
+    """
+
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
+    rslora: bool = False
+    loftq: bool = False
+    seed: int = 3407
+
+    def structure(self) -> dict[str, Any]:
+        """The settings that decide which weights there are and what they mean; seed and dropout do not."""
+        kept = ("r", "alpha", "bias", "target_modules", "rslora")
+        return {k: sorted(v) if isinstance(v, list) else v for k, v in asdict(self).items() if k in kept}
+
+
+@dataclass
+class Optimizer:
+    """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and a linear schedule.
+
+    Attributes:
+        learning_rate: peak, reached after the warm-up.
+        weight_decay: decoupled weight decay.
+        warmup_steps: optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
+    """
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 5
+
+
+@dataclass
+class Decoding:
+    """How the model answers.
+
+    Attributes:
+        mode: 'generate' is free greedy generation; what is not on the list of labels counts as invalid.
+        max_new_tokens: most tokens of an answer.
+    """
+
+    mode: Literal["generate"] = "generate"
+    max_new_tokens: int = 32

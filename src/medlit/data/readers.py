@@ -91,7 +91,7 @@ def _cached(
     stat = path.stat()
     stamp = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     try:
-        table = Dataset.from_generator(
+        return Dataset.from_generator(
             rows,
             features=Features({name: Value("string") for name in names}),
             gen_kwargs={"path": str(path), **settings},
@@ -102,9 +102,6 @@ def _cached(
         if isinstance(cause, (UserError, UnicodeDecodeError)):
             raise cause from None
         raise
-    if len(table) == 0:
-        raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
-    return table
 
 
 # --- CSV and TSV ------------------------------------------------------------------------------------------------------
@@ -151,6 +148,7 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
 def _csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row]:
     records = _csv_records(path, delimiter)
     next(records)
+    line = 0
     for line, record in records:
         if len(record) != len(header):
             raise UserError(
@@ -158,6 +156,8 @@ def _csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Ro
                 "put a note that contains the separator or a line break in double quotes."
             )
         yield dict(zip(header, record, strict=True))
+    if line == 0:
+        raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
 
 
 # --- JSON and JSONL ---------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ flags. A checkpoint remembers nothing that could override them; its structure is
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
+from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -102,7 +105,7 @@ class MedlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that no setting reads."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
         _check_environment(self._subcommand_parsers)
 
     def _parse_ckpt_path(self) -> None:
@@ -118,8 +121,8 @@ class MedlitCLI(LightningCLI):
         _check_device(trainer.accelerator, trainer.devices)
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
-                "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the number"
-                " of devices; leave it out and set those."
+                "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the"
+                " number of devices; leave it out and set those."
             )
         if config.val_every_steps < 1:
             raise UserError(f"val_every_steps: must be at least 1, not {config.val_every_steps}.")
@@ -165,14 +168,15 @@ class MedlitCLI(LightningCLI):
         if one_note:
             self.save_config_callback = None
         output = config.get("output")
-        self.trainer_defaults = {
-            "callbacks": [
-                LastStep(),
-                AdapterFolder(MONITOR),
-                RunReport(),
-                PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
-            ]
-        }
+        callbacks: list[L.Callback] = [
+            LastStep(),
+            AdapterFolder(MONITOR),
+            RunReport(),
+            PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
+        ]
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(StepProgressBar())
+        self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -204,8 +208,8 @@ def _check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as 
         return
     if not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor' to see why, or add"
-            " --trainer.accelerator auto."
+            "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor' to see why, or"
+            " add --trainer.accelerator auto."
         )
     wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
     if wanted > torch.cuda.device_count():
@@ -240,6 +244,25 @@ def _check_checkpoint(path: Path, model: Any) -> None:  # noqa: ANN401
     check_structure(ours, theirs, where=f"the checkpoint {path}")
 
 
+def _quiet() -> None:
+    """Leave on the screen what a user can act on."""
+    # Unsloth gives the root logger a handler; without this every line of Lightning's is printed twice.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).propagate = False
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for message in (
+        # Notes of a few hundred tokens are collated in far less time than a step takes.
+        r"The '\w+_dataloader' does not have many workers",
+        # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
+
+
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
     """Run a verb.
 
@@ -249,6 +272,7 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     Raises:
         SystemExit: code 2 after a user's mistake, told in one sentence on standard error.
     """
+    _quiet()
     try:
         return MedlitCLI(
             SpecialtyClassifier,

@@ -22,7 +22,7 @@ _VERSION = re.compile(r"version_(\d+)")
 
 
 def run_name(configs: Sequence[str | Path]) -> str:
-    """The name of a run: its configs' names joined, less those of a `hardware` folder, since a machine is no experiment.
+    """The name of a run: its configs' names joined, less those of a `hardware` folder: a machine is no experiment.
 
     >>> run_name(["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"])
     'llama31_8b'

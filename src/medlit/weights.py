@@ -116,6 +116,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The converted tokenizer's special tokens are wrong: the file's own chat format ends a turn with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    # A byte-level vocabulary: "cleaning up" would eat the spaces before punctuation.
+    tokenizer.clean_up_tokenization_spaces = False
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(quantised.state_dict())

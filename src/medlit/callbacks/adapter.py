@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from medlit.callbacks.folder import run_folder
+from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 
-from medlit.callbacks.folder import run_folder
+from medlit.callbacks.folder import run_folder, verb_of
 from medlit.runs import whole_file
 
 
@@ -15,5 +15,5 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the file, on the first process only."""
         text = self.parser.dump(self.config, skip_none=False)
-        with whole_file(run_folder(trainer) / f"config_{stage}.yaml") as path:
+        with whole_file(run_folder(trainer) / f"config_{verb_of(trainer)}.yaml") as path:
             path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where a run's files go."""
+"""Where a run's files go, and what they are called."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def run_folder(trainer: L.Trainer) -> Path:
     if trainer.is_global_zero:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def verb_of(trainer: L.Trainer) -> str:
+    """The verb that is running: `fit`, `validate`, `test` or `predict`."""
+    return "" if trainer.state.fn is None else str(trainer.state.fn.value)

@@ -18,8 +18,8 @@ class LastStep(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Any,  # noqa: ANN401 - Lightning's signature
+        batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
         """Recognise the last step, whether steps or epochs are counted."""

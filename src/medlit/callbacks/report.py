@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.callbacks.confusion import confusion_figure
-from medlit.callbacks.folder import run_folder
+from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
 from medlit.runs import whole_file
@@ -37,14 +37,11 @@ class RunReport(L.Callback):
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
-        if (
-            not trainer.is_global_zero
-            or trainer.fast_dev_run
-            or not isinstance(pl_module, SpecialtyClassifier)
-            or pl_module.scores is None
-        ):
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        verb = str(trainer.state.fn)
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None:
+            return
+        verb = verb_of(trainer)
         scores = pl_module.scores
         metrics: dict[str, Any] = {**scores, "loss": float(trainer.callback_metrics[f"{pl_module.stage}/loss"])}
         with whole_file(folder / f"{verb}_metrics.json") as path:

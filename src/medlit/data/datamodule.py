@@ -12,10 +12,11 @@ import numpy as np
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, Row
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
 from medlit.data.sources import Columns, Labels, load_source
-from medlit.data.splits import Conflicts, Split, SplitSettings, split_notes
+from medlit.data.splits import Partition, partition
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
 from medlit.labels import LabelSet
@@ -146,6 +147,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.base_revision = base_revision
         self.max_length = max_length
         self.label_set: LabelSet | None = None
+        self.partition: Partition | None = None
         self._splits: dict[str, Dataset] = {}
         self._predict: Dataset | None = None
         self._first_step = 0
@@ -181,9 +183,9 @@ class TranscriptionDataModule(L.LightningDataModule):
             tables = load_source(
                 self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
             )
-            notes = split_notes(tables, self.split_settings)
-            self.label_set = _label_set(notes)
-            self._splits = {name: tokenise(rows, self.prompt) for name, rows in notes.items()}
+            self.partition = partition(tables, self.split_settings)
+            self.label_set = _label_set(self.partition.notes)
+            self._splits = {name: tokenise(rows, self.prompt) for name, rows in self.partition.notes.items()}
 
     def _is_table(self, stage: str | None) -> bool:
         return stage == "predict" and self.predict_source not in PREDICT_SPLITS
@@ -312,8 +314,8 @@ def _label_set(notes: dict[str, Dataset]) -> LabelSet:
         if foreign:
             first = next(i for i, name in zip(rows["id"], rows["specialty"], strict=True) if name == foreign[0])
             raise UserError(
-                f"data.label_column: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which the"
-                " training split never had; map it with data.labels.aliases, leave it out with data.labels.drop, or"
+                f"data.label_column: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which"
+                " the training split never had; map it with data.labels.aliases, leave it out with data.labels.drop, or"
                 " set data.split to 'grouped'."
             )
     return label_set

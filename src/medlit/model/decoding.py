@@ -60,7 +60,10 @@ def generate(model: nn.Module, tokenizer: Any, prompts: Prompts, label_set: Labe
             eos_token_id=ends,
         )
     new = out[:, prompts.input_ids.shape[1] :].cpu()  # (B, N)
-    texts = [tokenizer.decode(_until_end(row, ends), skip_special_tokens=True) for row in new.tolist()]
+    texts = [
+        tokenizer.decode(_until_end(row, ends), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for row in new.tolist()
+    ]
     return Answers(torch.tensor([label_set.parse(text) for text in texts]), texts)
 
 

@@ -1,0 +1,153 @@
+"""The recipe's config on the 8B shape: beside a bare Unsloth loop on the same batches, and again in a fresh process.
+
+MEDLIT_TEST_TOKENIZER=folder pytest -m gpu -s tests/gpu
+"""
+
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Notes of real lengths (log-normal, median 683 tokens, cut at 1,800), or the table of `MEDLIT_TEST_NOTES`."""
+    if "MEDLIT_TEST_NOTES" in os.environ:
+        return Path(os.environ["MEDLIT_TEST_NOTES"])
+    from medlit.data.builtin import builtin_notes
+
+    rows = builtin_notes(train=400, validation=1, test=1)["train"]
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("notes") / "notes.jsonl"
+    with path.open("w") as file:
+        for row in rows:
+            words = int(min(1800, draw.lognormvariate(6.5265, 0.57)) / 1.4)
+            text = (row["transcription"] + " ") * (1 + words // len(row["transcription"].split()))
+            file.write(json.dumps({**row, "transcription": " ".join(text.split()[:words])}) + "\n")
+    return path
+
+
+def losses_of(run: Path) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def bare_loop(llama: Path, batches: list, accumulate: int) -> tuple[list[float], float]:
+    """What one would write with Unsloth alone, on medlit's batches."""
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+    from transformers import get_linear_schedule_with_warmup
+    from unsloth import FastLanguageModel
+
+    torch.cuda.reset_peak_memory_stats()
+    model, _ = FastLanguageModel.from_pretrained(str(llama), max_seq_length=2048, load_in_4bit=True)
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=16,
+        lora_dropout=0,
+        bias="none",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+    )
+    FastLanguageModel.for_training(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = AdamW8bit(trained, lr=2e-4, weight_decay=0.01)
+    schedule = get_linear_schedule_with_warmup(optimizer, 5, STEPS)
+    losses, total = [], 0.0
+    for i, batch in enumerate(batches, start=1):
+        tokens = int((batch.labels[:, 1:] != -100).sum())
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model(
+                input_ids=batch.input_ids.cuda(),
+                attention_mask=(batch.labels != -200).long().cuda(),
+                labels=batch.labels.cuda(),
+            )
+        share = out.loss * (tokens / batch.step_tokens)
+        share.backward()
+        total += float(share)
+        if i % accumulate == 0:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(total)
+            total = 0.0
+    return losses, torch.cuda.max_memory_allocated() / 2**30
+
+
+def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    import torch
+
+    from medlit.cli import main
+
+    config = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
+    monkeypatch.chdir(tmp_path)
+    only_these = ["--config", str(config), "--model.backbone.base_model", str(llama_8b), "--data.source", str(notes)]
+    torch.cuda.reset_peak_memory_stats()
+    cli = main(["fit", *only_these, "--trainer.max_steps", str(STEPS), "--val_every_steps", "3"])
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    run = cli.run_folder
+    module = cli.model
+
+    lora = {p.dtype for p in module.parameters() if p.requires_grad}
+    assert lora == {torch.float32}
+    module.on_validation_model_eval()
+    module.on_validation_model_train()
+    flags = [m.gradient_checkpointing for m in module.modules() if hasattr(m, "gradient_checkpointing")]
+    assert flags
+    assert all(flags), "gradient checkpointing is off after validation"
+    size = (run / "checkpoints" / "last.ckpt").stat().st_size / 2**20
+    assert size < 400
+
+    losses = losses_of(run)
+    datamodule, accumulate = cli.datamodule, cli.trainer.accumulate_grad_batches
+    loader = datamodule.train_dataloader()
+    wanted = STEPS * accumulate
+    batches: list = []
+    epoch = 0
+    while len(batches) < wanted:
+        loader.sampler.set_epoch(epoch)
+        batches += list(loader)
+        epoch += 1
+    fit_scores = json.loads((run / "fit_metrics.json").read_text())
+    del cli, module
+    gc.collect()
+    torch.cuda.empty_cache()
+    bare, bare_peak = bare_loop(llama_8b, batches[:wanted], accumulate)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+    again = subprocess.run(
+        [sys.executable, "-m", "medlit", "validate", *only_these, "--ckpt_path", "last"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    scores = json.loads((run / "validate_metrics.json").read_text())
+    print(f"\nlosses medlit {[round(x, 4) for x in losses]}\nlosses bare   {[round(x, 4) for x in bare]}")
+    print(f"peak GiB medlit (with validation) {peak:.2f}, bare loop {bare_peak:.2f}; checkpoint {size:.0f} MiB")
+    for name, numbers in (("fit", fit_scores), ("validate", scores)):
+        print(f"{name:<9} loss {numbers['loss']:.5f} accuracy {numbers['accuracy']:.4f}")
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(bare, rel=0.02)
+    assert peak <= 1.15 * bare_peak
+    assert scores["loss"] == pytest.approx(fit_scores["loss"], rel=0.002)
+    assert scores["confusion"] == fit_scores["confusion"]

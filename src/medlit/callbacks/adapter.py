@@ -28,7 +28,8 @@ class AdapterFolder(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare, and write on the first process."""
-        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit") or trainer.fast_dev_run:
+        rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if rehearsal or verb_of(trainer) != "fit":
             return
         score = float(trainer.callback_metrics[self.monitor])
         if score > self.best:

@@ -46,7 +46,7 @@ def run(args: Sequence[str]) -> int:
 
 def examine() -> list[Row]:
     """Every check, in the order in which a cure may mend the next."""
-    facts = probe()
+    facts = gather()
     return [
         machine.python(),
         machine.system(),
@@ -64,7 +64,7 @@ def examine() -> list[Row]:
     ]
 
 
-def probe() -> Facts:
+def gather() -> Facts:
     """What a child process of `medlit.tools.doctor.probe` found, by library; under `crash`, why it ended too early."""
     # The child gets no token and no network: it can neither tell the one nor use the other.
     child = {name: value for name, value in os.environ.items() if name not in TOKENS}

@@ -15,12 +15,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
 from medlit.data.readers import Columns, fingerprint
 from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
-from medlit.data.tables import ALL, SPLITS, RawTable, read_tables
+from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables
 from medlit.errors import UserError
 from medlit.labels import normalise_text
 
@@ -130,30 +130,13 @@ def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
     counts = Counter[str]()
     if label is None or label not in table.rows.column_names:
         return counts
-    names = _class_names(table.rows, label)
+    classes = table.classes(label)
     for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
         for item in pc.value_counts(batch.column(0)).to_pylist():
-            for name in _as_names([item["values"]], names):
+            for name in as_text([item["values"]], classes):
                 counts[name or ""] += item["counts"]
         check_label_column(counts, f"data.label_column: column {label!r} of {table.name}")
     return counts
-
-
-def _class_names(rows: Dataset, label: str) -> list[str] | None:
-    """Names behind the numbers of a Hub dataset's `ClassLabel` column."""
-    from datasets import ClassLabel
-
-    feature = rows.features[label]
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
-
-
-def _as_names(values: list[Any], class_names: list[str] | None) -> list[str | None]:
-    if class_names is not None:
-        return [class_names[value] if value is not None and value >= 0 else None for value in values]
-    return [None if value is None else str(value) for value in values]
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset:
@@ -166,7 +149,6 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
     key = fingerprint(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
     cache.mkdir(parents=True, exist_ok=True)
-    names = None if label is None else _class_names(rows, label)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     mapped = (
         rows.select_columns(chosen)
@@ -178,7 +160,7 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
                 "text": columns.text,
                 "label": label,
                 "identity": identity,
-                "class_names": names,
+                "classes": None if label is None else table.classes(label),
                 "spelling": spelling.names,
             },
             remove_columns=chosen,
@@ -197,7 +179,7 @@ def _canonical_batch(
     text: str,
     label: str | None,
     identity: str | None,
-    class_names: list[str] | None,
+    classes: list[str] | None,
     spelling: dict[str, str | None],
 ) -> pa.Table:
     import pyarrow as pa
@@ -206,9 +188,9 @@ def _canonical_batch(
     ids: list[str | None] = [None] * len(notes)
     specialties: list[str | None] = [None] * len(notes)
     if identity is not None:
-        ids = _as_names(batch.column(identity).to_pylist(), None)
+        ids = as_text(batch.column(identity).to_pylist(), None)
     if label is not None:
-        specialties = [spelling[name or ""] for name in _as_names(batch.column(label).to_pylist(), class_names)]
+        specialties = [spelling[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
     hashes = [hash_text(note) for note in notes]
     return pa.table(
         dict(zip(CANONICAL, (ids, notes, specialties, hashes), strict=True)),

@@ -42,6 +42,20 @@ class RawTable:
     name: str
     rows: Dataset
 
+    def classes(self, column: str) -> list[str] | None:
+        """Names behind the numbers of a `ClassLabel` column, as Hub datasets have; None for any other column."""
+        from datasets import ClassLabel
+
+        feature = self.rows.features[column]
+        return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
+    """Values of a column as text: their class names where they are numbers of classes; a negative one is none."""
+    if classes is not None:
+        return [classes[value] if value is not None and value >= 0 else None for value in values]
+    return [None if value is None else str(value) for value in values]
+
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
     """Read a source as it is: split name -> its tables, one for each file.

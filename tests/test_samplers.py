@@ -1,0 +1,226 @@
+"""Properties of the step sampler: grouping changes what padding costs and nothing else."""
+
+from __future__ import annotations
+
+import time
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step, partition
+from medlit.errors import UserError
+
+LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+def steps(lengths: list[int], world_size: int = 1, epoch: int = 0, **settings: int) -> list[list[list[MicroBatch]]]:
+    """[step][rank] -> micro-batches of one epoch."""
+    options = {"examples_per_step": 16, "batch_size": 4, "token_budget": 10**9, "seed": 0} | settings
+    ranks = []
+    for rank in range(world_size):
+        sampler = StepSampler(lengths, [1] * len(lengths), rank=rank, world_size=world_size, **options)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        per_step = sampler.micro_batches
+        assert len(batches) == len(sampler) == sampler.steps * per_step
+        ranks.append([batches[i : i + per_step] for i in range(0, len(batches), per_step)])
+    return [list(step) for step in zip(*ranks, strict=True)]
+
+
+def notes(step: list[list[MicroBatch]]) -> list[int]:
+    return sorted(index for rank in step for batch in rank for index in batch.indices)
+
+
+def log_normal(size: int, seed: int = 0) -> list[int]:
+    """Lengths like the real notes': median 683 tokens, sigma 0.57, cut at 1800."""
+    draws = np.random.default_rng(seed).lognormal(np.log(683), 0.57, size)
+    return np.clip(draws, 1, 1800).astype(int).tolist()
+
+
+# --- the optimizer step -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from([(1, 4), (1, 16), (1, 1), (2, 4), (4, 3), (8, 2), (16, 1)]),
+    st.integers(16, 70),
+    st.integers(0, 3),
+)
+def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(shape: tuple[int, int], n: int, epoch: int) -> None:
+    world_size, batch_size = shape
+    lengths = log_normal(n)
+    plain = steps(lengths, epoch=epoch, batch_size=16)
+    dealt = steps(lengths, world_size, epoch, batch_size=batch_size)
+    assert [notes(step) for step in dealt] == [notes(step) for step in plain]
+
+
+@settings(max_examples=30)
+@given(st.sampled_from([(1, 4), (1, 5), (2, 3), (4, 4), (8, 1)]), st.integers(16, 70))
+def test_every_rank_gets_as_many_notes_in_as_many_micro_batches_none_empty(shape: tuple[int, int], n: int) -> None:
+    world_size, batch_size = shape
+    wanted = micro_batches_per_step(16, batch_size, world_size)
+    dealt = steps(log_normal(n), world_size, batch_size=batch_size)
+    assert len(dealt) == n // 16, "a partial step is left out"
+    for step in dealt:
+        assert len(set(notes(step))) == 16
+        for rank in step:
+            assert len(rank) == wanted
+            assert all(batch.indices for batch in rank)
+            assert sum(len(batch.indices) for batch in rank) == 16 // world_size
+
+
+def test_an_epoch_shows_no_note_twice_and_the_next_one_is_another_shuffle() -> None:
+    lengths = log_normal(100)
+    first, again, second = (steps(lengths, epoch=epoch) for epoch in (0, 0, 1))
+    shown = [index for step in first for index in notes(step)]
+    assert len(shown) == len(set(shown)) == 96
+    assert first == again
+    assert [notes(step) for step in first] != [notes(step) for step in second]
+    assert [notes(step) for step in first] != [notes(step) for step in steps(lengths, seed=1)]
+
+
+def test_what_one_epoch_leaves_out_another_shows() -> None:
+    lengths = log_normal(31)
+    shown = {index for epoch in range(30) for step in steps(lengths, epoch=epoch) for index in notes(step)}
+    assert shown == set(range(31))
+
+
+def test_step_tokens_are_those_of_the_whole_step_over_all_ranks() -> None:
+    supervised = list(range(1, 65))
+    for world_size in (1, 2, 4):
+        ranks = [
+            list(
+                StepSampler(
+                    log_normal(64),
+                    supervised,
+                    examples_per_step=32,
+                    batch_size=4,
+                    token_budget=10**9,
+                    seed=0,
+                    rank=rank,
+                    world_size=world_size,
+                )
+            )
+            for rank in range(world_size)
+        ]
+        per_step = len(ranks[0]) // 2
+        for step in range(2):
+            mine = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
+            total = sum(supervised[index] for batch in mine for index in batch.indices)
+            assert {batch.step_tokens for batch in mine} == {total}
+
+
+def test_ranks_get_about_as_many_tokens() -> None:
+    lengths = np.array(log_normal(320))
+    for step in steps(lengths.tolist(), world_size=2, examples_per_step=32):
+        tokens = [sum(lengths[batch.indices].sum() for batch in rank) for rank in step]
+        assert max(tokens) / min(tokens) < 1.1
+
+
+def test_resuming_gives_the_rest_of_the_epoch_and_the_next_epoch_whole() -> None:
+    lengths = log_normal(100)
+    sampler = StepSampler(lengths, lengths, examples_per_step=16, batch_size=4, token_budget=10**9, seed=0)
+    whole = list(sampler)
+    for first in range(sampler.steps):
+        sampler.first_step = first
+        assert list(sampler) == whole[first * sampler.micro_batches :]
+        assert list(sampler) == whole
+    assert len(sampler) == len(whole), "Lightning counts batches of the whole epoch"
+
+
+def test_a_step_larger_than_the_table_and_ranks_that_do_not_divide_it_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.examples_per_step: the training split has 15 notes"):
+        steps([1] * 15)
+    with pytest.raises(UserError, match=r"data\.examples_per_step: 16 notes .* 3 processes"):
+        steps([1] * 16, world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "world", "wanted"),
+    [(32, 8, 1, 4), (32, 8, 8, 1), (32, 5, 1, 7), (32, 64, 1, 1), (32, 1, 4, 8)],
+)
+def test_accumulation_follows_from_the_step(examples: int, batch: int, world: int, wanted: int) -> None:
+    assert micro_batches_per_step(examples, batch, world) == wanted
+
+
+# --- groups of like length --------------------------------------------------------------------------------------------
+
+
+def padded(lengths: list[int], sizes: tuple[int, ...] | list[int]) -> list[int]:
+    """Padded tokens of each group."""
+    starts = np.cumsum([0, *sizes])
+    return [lengths[start] * (end - start) for start, end in pairwise(starts.tolist())]
+
+
+def every_cut(n: int, groups: int) -> list[list[int]]:
+    return [[b - a for a, b in pairwise([0, *cut, n])] for cut in combinations(range(1, n), groups - 1)]
+
+
+@given(LENGTHS, st.data())
+def test_groups_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, len(lengths)))
+    budget = data.draw(st.integers(1, 3 * max(lengths)))
+    sizes = partition(lengths, groups, budget)
+    assert len(sizes) == groups
+    assert min(sizes) >= 1
+    assert sum(sizes) == len(lengths)
+    cuts = [padded(lengths, cut) for cut in every_cut(len(lengths), groups)]
+    peak = max(budget, min(map(max, cuts)))  # the budget, or the nearest to it that there is
+    assert max(padded(lengths, sizes)) <= peak
+    assert sum(padded(lengths, sizes)) == min(sum(cut) for cut in cuts if max(cut) <= peak)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10**6), st.sampled_from([(32, 4), (32, 8), (32, 1), (16, 7)]))
+def test_the_budget_holds_where_equal_groups_of_the_longest_notes_would_hold(seed: int, shape: tuple[int, int]) -> None:
+    n, groups = shape
+    lengths = sorted(log_normal(n, seed), reverse=True)
+    budget = -(-n // groups) * 1800
+    assert max(padded(lengths, partition(lengths, groups, budget))) <= budget
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(8, 0.145), (4, 0.055)])
+def test_padding_of_real_lengths(batch_size: int, share: float) -> None:
+    lengths = np.array(log_normal(32 * 200))
+    real = total = 0
+    for step in steps(lengths.tolist(), examples_per_step=32, batch_size=batch_size, token_budget=8 * 2048):
+        for batch in step[0]:
+            real += int(lengths[batch.indices].sum())
+            total += int(lengths[batch.indices].max()) * len(batch.indices)
+    assert 1 - real / total <= share
+
+
+def test_dealing_is_quick_and_a_long_epoch_starts_at_once() -> None:
+    lengths = log_normal(60 * 32)
+    start = time.perf_counter()
+    steps(lengths, examples_per_step=32, batch_size=4)
+    assert time.perf_counter() - start < 2  # 0.15 s on an idle core
+    many = np.tile(lengths, 521)  # a million notes
+    start = time.perf_counter()
+    next(iter(StepSampler(many, many, examples_per_step=32, batch_size=8, token_budget=10**9, seed=0)))
+    assert time.perf_counter() - start < 2
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=0, max_size=60), st.integers(1, 9), st.integers(1, 9000), st.integers(1, 5)
+)
+def test_evaluation_shows_each_note_once_within_the_budget(
+    lengths: list[int], batch_size: int, budget: int, world_size: int
+) -> None:
+    samplers = [LengthSortedSampler(lengths, batch_size, budget, rank, world_size) for rank in range(world_size)]
+    assert sorted(i for sampler in samplers for batch in sampler for i in batch) == list(range(len(lengths)))
+    counts = [sum(map(len, sampler)) for sampler in samplers]
+    assert max(counts) - min(counts) <= 1
+    for sampler in samplers:
+        assert len(sampler) == len(list(sampler))
+        for batch in sampler:
+            assert 1 <= len(batch) <= batch_size
+            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+        seen = [lengths[i] for batch in sampler for i in batch]
+        assert seen == sorted(seen, reverse=True), "the longest first: what does not fit fails at once"

@@ -45,7 +45,7 @@ doctor: install ## Check this machine and say how to mend what is missing
 .PHONY: clean
 clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Develop
 .PHONY: lint

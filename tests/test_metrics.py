@@ -1,0 +1,71 @@
+"""The numbers are scikit-learn's, and an answer off the list is wrong without being a class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from medlit.labels import LabelSet
+from medlit.model.metrics import Scores, SpecialtyMetrics
+
+
+def scores(truth: list[int], answers: list[int], k: int, batch: int = 1000) -> Scores:
+    metrics = SpecialtyMetrics(LabelSet.from_names([f"specialty {i:02}" for i in range(k)]))
+    for start in range(0, len(truth), batch):
+        metrics.update(torch.tensor(answers[start : start + batch]), torch.tensor(truth[start : start + batch]))
+    return metrics.scores()
+
+
+@st.composite
+def epochs(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
+    """K labels, and for each of some notes its label, 0 .. K-1, and its answer, 0 .. K."""
+    k = draw(st.integers(2, 13))
+    pairs = draw(st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k)), min_size=1, max_size=60))
+    return k, [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+@settings(deadline=None, max_examples=60)
+@given(epochs(), st.integers(1, 60))
+def test_every_number_is_scikit_learns(epoch: tuple[int, list[int], list[int]], batch: int) -> None:
+    k, truth, answers = epoch
+    ours = scores(truth, answers, k, batch)
+    labels = list(range(k))
+    precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=labels, zero_division=0)
+    per_class = list(ours["per_class"].values())
+    assert ours["accuracy"] == pytest.approx(accuracy_score(truth, answers))
+    assert [one["precision"] for one in per_class] == pytest.approx(precision)
+    assert [one["recall"] for one in per_class] == pytest.approx(recall)
+    assert [one["f1"] for one in per_class] == pytest.approx(f1)
+    assert [one["support"] for one in per_class] == support.tolist()
+    weighted = f1_score(truth, answers, labels=labels, average="weighted", zero_division=0)
+    assert ours["f1_weighted"] == pytest.approx(weighted)
+    occurring = sorted(set(truth) | set(answers) - {k})
+    macro = f1_score(truth, answers, labels=occurring, average="macro", zero_division=0)
+    assert ours["f1_macro"] == pytest.approx(macro)
+    confusion = confusion_matrix(truth, answers, labels=[*labels, k])[:k]
+    assert np.array_equal(ours["confusion"], confusion)
+    assert ours["invalid_rate"] == pytest.approx(np.mean(np.array(answers) == k))
+    assert ours["n"] == len(truth)
+
+
+def test_an_invalid_answer_has_no_part_in_the_macro_mean() -> None:
+    """The mean over K + 1 classes would be 0.667."""
+    ours = scores(truth=[0, 0, 1, 2], answers=[0, 3, 1, 2], k=3)
+    assert ours["f1_macro"] == pytest.approx(8 / 9)
+    assert ours["accuracy"] == pytest.approx(3 / 4)
+    assert ours["invalid_rate"] == pytest.approx(1 / 4)
+
+
+def test_accuracy_is_over_notes_and_not_over_classes() -> None:
+    """The mean of the classes' recalls would be 0.5."""
+    assert scores(truth=[0] * 9 + [1], answers=[0] * 10, k=2)["accuracy"] == pytest.approx(0.9)
+
+
+def test_nothing_but_invalid_answers_is_zero() -> None:
+    ours = scores(truth=[0, 1, 1], answers=[2, 2, 2], k=2)
+    assert (ours["accuracy"], ours["f1_macro"], ours["f1_weighted"], ours["invalid_rate"]) == (0, 0, 0, 1)
+    assert ours["confusion"] == [[0, 0, 1], [0, 0, 2]]

@@ -1,0 +1,89 @@
+"""Properties of run folders: which one a verb finds, and that a file appears whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medlit.errors import UserError
+from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, versions, whole_file
+
+
+def checkpoint(root: Path, run: str, name: str) -> Path:
+    path = root / "small" / run / "checkpoints" / f"{name}.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("configs", "name"),
+    [
+        ([], "medlit"),
+        (["configs/llama31_8b.yaml"], "llama31_8b"),
+        (["configs/llama31_8b.yaml", "configs/debug/fast.yaml"], "llama31_8b-fast"),
+        (["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"], "llama31_8b"),
+        (["configs/hardware/ddp.yaml"], "medlit"),
+    ],
+)
+def test_a_run_is_named_by_its_configs_less_the_machine(configs: list[str], name: str) -> None:
+    assert run_name(configs) == name
+
+
+def test_versions_count_up_as_numbers(tmp_path: Path) -> None:
+    assert next_version(tmp_path, "small") == tmp_path / "small" / "version_0"
+    for name in ("version_2", "version_10", "version_x", "notes"):
+        (tmp_path / "small" / name).mkdir(parents=True)
+    assert [path.name for path in versions(tmp_path, "small")] == ["version_10", "version_2"]
+    assert next_version(tmp_path, "small").name == "version_11"
+
+
+def test_the_words_mean_the_newest_run_that_has_such_a_file(tmp_path: Path) -> None:
+    best = checkpoint(tmp_path, "version_9", "best")
+    checkpoint(tmp_path, "version_2", "best")
+    last = checkpoint(tmp_path, "version_10", "last")
+    assert resolve_checkpoint("best", tmp_path, "small", None) == best
+    assert resolve_checkpoint("last", tmp_path, "small", None) == last
+
+
+def test_a_named_run_is_the_only_place_that_is_searched(tmp_path: Path) -> None:
+    old = checkpoint(tmp_path, "version_0", "best")
+    checkpoint(tmp_path, "version_1", "best")
+    assert resolve_checkpoint("best", tmp_path, "small", old.parent.parent) == old
+    with pytest.raises(UserError, match=r"no last checkpoint in .*version_0"):
+        resolve_checkpoint("last", tmp_path, "small", old.parent.parent)
+
+
+@pytest.mark.parametrize("word", ["best", "last"])
+def test_a_word_without_a_file_is_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(UserError, match=f"ckpt_path: there is no {word} checkpoint in any run in .*run 'medlit fit'"):
+        resolve_checkpoint(word, tmp_path, "small", None)
+
+
+def test_a_path_is_taken_as_it_is_if_there_is_a_file(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "version_0", "step=3")
+    assert resolve_checkpoint(str(path), tmp_path, "other", None) == path
+    with pytest.raises(UserError, match=r"ckpt_path: there is no file .*gone\.ckpt"):
+        resolve_checkpoint(str(tmp_path / "gone.ckpt"), tmp_path, "small", None)
+    with pytest.raises(UserError, match="there is no file"):
+        resolve_checkpoint(str(tmp_path), tmp_path, "small", None)
+
+
+def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "version_0", "best")
+    assert run_of(path) == tmp_path / "small" / "version_0"
+    assert run_of(tmp_path / "best.ckpt") is None
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.json"
+    with whole_file(path) as beside:
+        beside.write_text("first")
+        assert not path.exists()
+        assert beside.suffix == ".json"
+    writing = whole_file(path)
+    writing.__enter__().write_text("half of the sec")
+    assert not writing.__exit__(KeyError, KeyError(), None)
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path], "nothing is left beside it"

@@ -1,0 +1,70 @@
+"""Trained weights go into the model that they were trained in, or into none."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from medlit.errors import UserError
+from medlit.labels import LabelSet
+from medlit.model.settings import Backbone, Lora
+from medlit.model.structure import Structure, check_structure
+
+LABELS = LabelSet.from_names(["Neurology", "Radiology", "Orthopedic"])
+TRAINED = Structure.of(Backbone("owner/name", "abc"), Lora(), LABELS)
+
+
+def ours(backbone: Backbone | None = None, lora: Lora | None = None, labels: LabelSet = LABELS) -> Structure:
+    return Structure.of(backbone or Backbone("owner/name", "abc"), lora or Lora(), labels)
+
+
+def test_it_survives_json() -> None:
+    assert Structure.from_dict(json.loads(json.dumps(TRAINED.to_dict()))) == TRAINED
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ours(),
+        ours(labels=LabelSet(())),
+        ours(labels=LabelSet.from_names(["radiology ", "Neurology"])),
+        ours(lora=Lora(target_modules=list(reversed(Lora().target_modules)))),
+        ours(lora=Lora(dropout=0.1, seed=1, loftq=True)),
+        ours(Backbone("owner/name", "abc", max_length=64, load_in_4bit=False, gradient_checkpointing="off")),
+    ],
+    ids=["equal", "no labels in the data", "fewer labels", "targets in another order", "training only", "loading only"],
+)
+def test_what_does_not_change_the_weights_may_differ(same: Structure) -> None:
+    check_structure(same, TRAINED, "the checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("other", "names"),
+    [
+        (ours(Backbone("owner/other", "abc")), "model.backbone.base_model: the checkpoint belongs to 'owner/name'"),
+        (ours(Backbone("owner/name", None)), "model.backbone.revision: the checkpoint belongs to 'abc'"),
+        (ours(lora=Lora(r=8)), "model.lora.r: the checkpoint was trained with 16 and the config says 8"),
+        (ours(lora=Lora(alpha=32)), "model.lora.alpha"),
+        (ours(lora=Lora(bias="all")), "model.lora.bias"),
+        (ours(lora=Lora(rslora=True)), "model.lora.rslora"),
+        (ours(lora=Lora(target_modules=["q_proj"])), "model.lora.target_modules"),
+        (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit asks with 'alpaca-0'"),
+        (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.label_column: .*'Urology'"),
+    ],
+)
+def test_what_does_is_refused_by_name(other: Structure, names: str) -> None:
+    with pytest.raises(UserError, match=names):
+        check_structure(other, TRAINED, "the checkpoint")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [None, [], {}, "text", {"base_model": "x"}, TRAINED.to_dict() | {"extra": 1}, TRAINED.to_dict() | {"labels": 3}],
+)
+def test_a_file_of_another_program_is_refused(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
+    with pytest.raises(UserError, match=re.escape("not written by medlit, or by a version unknown here")):
+        Structure.from_dict(values)

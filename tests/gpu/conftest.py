@@ -1,6 +1,6 @@
 """An 8B Llama of the right shape with random weights, and the files it needs, on a machine with a GPU and no network.
 
-`MEDLIT_TEST_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
+`LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
 """
 
 import os
@@ -16,7 +16,7 @@ def llama_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("llama-8b")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(os.environ["MEDLIT_TEST_TOKENIZER"]) / "tokenizer.json"),
+        tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
         # A token that the vocabulary has; a new one would run past the embedding.

@@ -1,6 +1,6 @@
 """The recipe's config on the 8B shape: beside a bare Unsloth loop on the same batches, and again in a fresh process.
 
-MEDLIT_TEST_TOKENIZER=folder pytest -m gpu -s tests/gpu
+LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu
 """
 
 import gc
@@ -20,9 +20,9 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Notes of real lengths (log-normal, median 683 tokens, cut at 1,800), or the table of `MEDLIT_TEST_NOTES`."""
-    if "MEDLIT_TEST_NOTES" in os.environ:
-        return Path(os.environ["MEDLIT_TEST_NOTES"])
+    """Notes of real lengths (log-normal, median 683 tokens, cut at 1,800), or the table of `NOTES_TABLE`."""
+    if "NOTES_TABLE" in os.environ:
+        return Path(os.environ["NOTES_TABLE"])
     from medlit.data.builtin import builtin_notes
 
     rows = builtin_notes(train=400, validation=1, test=1)["train"]

@@ -58,10 +58,29 @@ class AlpacaPrompt:
     max_length: int = 2048
     response_tokens: int = 32
 
-    def _ids(self, text: str) -> list[int]:
+    def _rows(self, texts: list[str]) -> list[list[int]]:
         # Text of a note must never become a control token, even where it spells one out.
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return rows
+
+    def _ids(self, text: str) -> list[int]:
+        return self._rows([text])[0]
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        """Ids of a line break, for tokenizers that put a space before a lone text's first word (Llama 2's kind)."""
+        line_break, joint = self._ids("\n"), self._ids("\nx")
+        size = len(line_break)
+        return line_break if joint[:size] == line_break and joint[size:] != self._ids("x") else []
+
+    def _inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts in the middle of a prompt: tokenized behind a line break where that keeps a space out."""
+        lead = self._line_break
+        rows = self._rows(["\n" * bool(lead) + text for text in texts])
+        return [
+            ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(text)
+            for ids, text in zip(rows, texts, strict=True)
+        ]
 
     @cached_property
     def header(self) -> list[int]:
@@ -73,7 +92,7 @@ class AlpacaPrompt:
     @cached_property
     def footer(self) -> list[int]:
         """Ids after the transcription."""
-        return self._ids(_FOOTER)
+        return self._inside([_FOOTER])[0]
 
     @cached_property
     def room(self) -> int:
@@ -99,23 +118,22 @@ class AlpacaPrompt:
         """Ask about several notes, in their order."""
         if not transcriptions:
             return []
-        rows = self.tokenizer(list(transcriptions), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [
             Prompt([*self.header, *ids[: self.room], *self.footer], cut_tokens=max(0, len(ids) - self.room))
-            for ids in rows
+            for ids in self._inside(transcriptions)
         ]
 
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, the tokenizer's EOS last.
 
-        The answer is tokenized in its place after the footer, since some tokenizers put a space before a lone word.
+        The answer is tokenized in its place after the footer: generation goes on from there.
 
         Raises:
             UserError: the answer is longer than `response_tokens`.
         """
-        joint = self._ids(_FOOTER + specialty)
+        joint, alone = self._inside([_FOOTER + specialty, specialty])
         size = len(self.footer)
-        answer = joint[size:] if joint[:size] == self.footer else self._ids(specialty)
+        answer = joint[size:] if joint[:size] == self.footer else alone
         ids = [*answer, self.tokenizer.eos_token_id]
         if len(ids) > self.response_tokens:
             raise UserError(

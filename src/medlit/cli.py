@@ -28,7 +28,6 @@ from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.labels import LabelSet
 from medlit.model.module import F1_MACRO, SpecialtyClassifier
 from medlit.model.structure import Structure, check_structure
 from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
@@ -149,7 +148,6 @@ class MedlitCLI(LightningCLI):
         run = Path(config.run) if config.run else None
         if config.ckpt_path is not None:
             path = resolve_checkpoint(config.ckpt_path, root, name, run)
-            _check_checkpoint(path, config.model)
             config.ckpt_path = str(path)
             run = run or run_of(path)
         return run or next_version(root, name)
@@ -181,6 +179,9 @@ class MedlitCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        if ckpt_path is not None:
+            _check_checkpoint(Path(ckpt_path), self.model)
         trainer = self.trainer
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
@@ -226,7 +227,7 @@ def _precision(accelerator: Any) -> str:  # noqa: ANN401
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def _check_checkpoint(path: Path, model: Any) -> None:  # noqa: ANN401
+def _check_checkpoint(path: Path, model: SpecialtyClassifier) -> None:
     """Compare a checkpoint with the config before any weights are loaded.
 
     Raises:
@@ -240,8 +241,7 @@ def _check_checkpoint(path: Path, model: Any) -> None:  # noqa: ANN401
             f"ckpt_path: {path} is cut short, damaged or not a checkpoint; take another one, such as 'best' or 'last'."
         ) from error
     theirs = Structure.from_dict(values)
-    ours = Structure.of(model.backbone, model.lora, LabelSet(()))
-    check_structure(ours, theirs, where=f"the checkpoint {path}")
+    check_structure(model.structure, theirs, where=f"the checkpoint {path}")
 
 
 def _quiet() -> None:

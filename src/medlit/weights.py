@@ -119,7 +119,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     # A byte-level vocabulary: "cleaning up" would eat the spaces before punctuation.
     tokenizer.clean_up_tokenization_spaces = False
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     model.load_state_dict(quantised.state_dict())
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

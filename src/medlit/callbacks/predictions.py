@@ -94,7 +94,9 @@ def write_table(parts: list[Path], path: Path) -> None:
     """Join JSON-lines parts into one table, in the order of the source."""
     import pandas as pd
 
-    table = pd.concat([pd.read_json(part, lines=True, dtype={"id": str, "answer": str, "specialty": str}) for part in parts])
+    table = pd.concat(
+        [pd.read_json(part, lines=True, dtype={"id": str, "answer": str, "specialty": str}) for part in parts]
+    )
     table = table.sort_values("row")[list(COLUMNS)]
     with whole_file(path) as beside:
         if path.suffix == ".csv":

@@ -4,8 +4,10 @@ Legend: B notes, T tokens of the longest note in the batch, K labels. Training a
 needed under causal attention, and Unsloth drops it); generation pads on the left, so that every answer starts in the
 same column. Both pad here and explicitly: Unsloth flips the tokenizer's own `padding_side` behind one's back.
 
-    Batch     input_ids  [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]     labels  [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
-    Prompts   input_ids  [[1, 2, 3], [0, 1, 4]]                 attention_mask  [[1, 1, 1], [0, 1, 1]]
+    Batch     input_ids       [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
+              labels          [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
+    Prompts   input_ids       [[1, 2, 3], [0, 1, 4]]
+              attention_mask  [[1, 1, 1], [0, 1, 1]]
 """
 
 from __future__ import annotations

@@ -129,9 +129,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.revision = revision
         self.columns = Columns(text_column, label_column, id_column)
         self.labels = labels
-        self.split_settings = SplitSettings(
-            split, tuple(split_shares), split_seed, folds, fold, conflicts, near_threshold
-        )
+        self.split_settings = SplitSettings(split, split_shares, split_seed, folds, fold, conflicts, near_threshold)
         self.instruction = instruction
         self.loss_on = loss_on
         self.examples_per_step = examples_per_step

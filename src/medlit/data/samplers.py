@@ -164,7 +164,7 @@ class StepSampler(Sampler[MicroBatch]):
                 start += size
 
     def _deal(self, notes: np.ndarray) -> np.ndarray:
-        """This rank's share of a step, longest first: dealt to and fro, so that every rank gets about as many tokens."""
+        """This rank's share of a step, longest first: dealt to and fro, so that ranks get about as many tokens."""
         rounds = notes.reshape(-1, self.world_size).copy()
         rounds[1::2] = rounds[1::2, ::-1]
         return rounds[:, self.rank]

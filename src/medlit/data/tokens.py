@@ -33,7 +33,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt) -> Dataset:
         PROMPT_VERSION,
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name need not be the same.
-        prompt.tokenizer.backend_tokenizer.to_str(),  # type: ignore[attr-defined]
+        prompt.tokenizer.backend_tokenizer.to_str(),
         json.dumps([prompt.instruction, prompt.max_length, prompt.response_tokens]),
     )
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"

@@ -121,7 +121,9 @@ def answer_mode(model: nn.Module) -> None:
 
 def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base
     """The transformers model inside PEFT's wrapper, or the model itself."""
-    return model.base_model.model if hasattr(model, "peft_config") else model
+    from peft import PeftModel
+
+    return model.base_model.model if isinstance(model, PeftModel) else model
 
 
 def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
@@ -150,7 +152,8 @@ def _head_loss(inner: Any, hidden: Tensor, targets: Tensor) -> Tensor:  # noqa: 
     cap = getattr(inner.config, "final_logit_softcapping", None)
     if cap:  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
-    return functional.cross_entropy(logits, targets, reduction="sum")
+    total: Tensor = functional.cross_entropy(logits, targets, reduction="sum")
+    return total
 
 
 # --- the adapter's weights --------------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
     try:
-        result = set_peft_model_state_dict(model, weights)
+        result: Any = set_peft_model_state_dict(model, weights)
     except RuntimeError as error:
         raise UserError(f"model.adapter: the weights in {file} do not fit the base model's layers.") from error
     absent = [key for key in result.missing_keys if "lora_" in key]

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
@@ -60,13 +61,13 @@ class SpecialtyClassifier(L.LightningModule):
 
     def plain_settings(self) -> dict[str, Any]:
         """The settings as plain types, for a table of hyperparameters."""
-        groups = {
-            "backbone": self.backbone,
-            "lora": self.lora,
-            "optimizer": self.optimizer_settings,
-            "decoding": self.decoding,
+        return {
+            "backbone": asdict(self.backbone),
+            "lora": asdict(self.lora),
+            "optimizer": asdict(self.optimizer_settings),
+            "decoding": asdict(self.decoding),
+            "adapter": self.adapter,
         }
-        return {name: asdict(group) for name, group in groups.items()} | {"adapter": self.adapter}
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class SpecialtyClassifier(L.LightningModule):
         if self.adapter is not None:
             language_model.load_adapter(self.model, language_model.adapter_folder(self.adapter))  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW8bit over the adapter; linear warm-up, then linear decay to the last optimizer step."""
         from bitsandbytes.optim import AdamW8bit
 

@@ -1,4 +1,4 @@
-"""What trained weights belong to: base model, adapter shape, prompt and labels, kept beside them and checked at load."""
+"""What trained weights belong to: base model, adapter shape, prompt and labels; checked at load."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
             total = total + checkpoint(_head_loss, inner, rows[part], wanted[part], use_reentrant=False)
         else:
             total = total + _head_loss(inner, rows[part], wanted[part])
-    return total
+    return total  # type: ignore[no-any-return]
 
 
 def _head_loss(inner: Any, hidden: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401 - see causal_lm

@@ -1,0 +1,98 @@
+"""What the collator pads, labels and counts."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medlit.data.batches import IGNORE, Collator, Row
+
+PAD = 0
+ANSWERS = {"Neurology": [9, 2], "Radiology": [8, 7, 6, 2]}
+ROWS = st.lists(
+    st.builds(
+        Row,
+        row=st.integers(0, 99),
+        id=st.text("abc", min_size=1),
+        input_ids=st.lists(st.integers(1, 99), min_size=1, max_size=12),
+        cut_tokens=st.integers(0, 9),
+        specialty=st.sampled_from(sorted(ANSWERS)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+response, whole = (Collator(ANSWERS.__getitem__, PAD, loss_on) for loss_on in ("response", "whole"))
+
+
+def row(ids: list[int], specialty: str | None = "Neurology") -> Row:
+    return Row(row=3, id="n3", input_ids=ids, cut_tokens=1, specialty=specialty)
+
+
+def test_the_module_s_own_example() -> None:
+    batch = response.train([row([1, 2, 3]), row([1, 4])], step_tokens=4)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
+    assert batch.labels.tolist() == [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
+    prompts = response.prompts([row([1, 2, 3]), row([1, 4])])
+    assert prompts.input_ids.tolist() == [[1, 2, 3], [0, 1, 4]]
+    assert prompts.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
+@given(ROWS)
+def test_training_pads_on_the_right_and_supervises_the_answers_alone(rows: list[Row]) -> None:
+    batch = response.train(rows, step_tokens=77)
+    assert batch.step_tokens == 77
+    assert batch.input_ids.shape == batch.labels.shape == (len(rows), max(batch.lengths))
+    for i, note in enumerate(rows):
+        prompt, answer = note["input_ids"], ANSWERS[note["specialty"] or ""]
+        assert batch.lengths[i] == len(prompt) + len(answer) == response.length(note)
+        rest = batch.input_ids.shape[1] - batch.lengths[i]
+        assert batch.input_ids[i].tolist() == prompt + answer + [PAD] * rest
+        assert batch.labels[i].tolist() == [IGNORE] * len(prompt) + answer + [IGNORE] * rest
+        assert batch.ids[i] == note["id"]
+
+
+@given(ROWS)
+def test_loss_on_the_whole_supervises_every_token_but_the_first_and_the_padding(rows: list[Row]) -> None:
+    batch = whole.train(rows, step_tokens=1)
+    assert torch.equal(batch.input_ids, response.train(rows, 1).input_ids)
+    for i, length in enumerate(batch.lengths):
+        assert batch.labels[i, 0] == IGNORE
+        assert torch.equal(batch.labels[i, 1:length], batch.input_ids[i, 1:length])
+        assert (batch.labels[i, length:] == IGNORE).all()
+
+
+@given(ROWS)
+def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[Row]) -> None:
+    prompts = response.prompts(rows)
+    width = max(len(note["input_ids"]) for note in rows)
+    for i, note in enumerate(rows):
+        gap = width - len(note["input_ids"])
+        assert prompts.input_ids[i].tolist() == [PAD] * gap + note["input_ids"]
+        assert prompts.attention_mask[i].tolist() == [0] * gap + [1] * len(note["input_ids"])
+    assert prompts.rows == [note["row"] for note in rows]
+    assert prompts.ids == [note["id"] for note in rows]
+    assert prompts.cut_tokens == [note["cut_tokens"] for note in rows]
+
+
+@given(ROWS)
+def test_supervised_tokens_are_counted_as_they_are_labelled(rows: list[Row]) -> None:
+    for collator in (response, whole):
+        both = collator.evaluate(rows)
+        labelled = int((both.loss.labels != IGNORE).sum())
+        assert both.loss.step_tokens == labelled == sum(map(collator.supervised, rows))
+        assert int((both.loss.labels[:, 1:] != IGNORE).sum()) == labelled, "no label in a place that nothing predicts"
+        assert both.specialties == [note["specialty"] for note in rows]
+        assert both.prompts.ids == both.loss.ids
+
+
+def test_a_note_without_a_label_can_be_asked() -> None:
+    assert response.prompts([row([5, 6], specialty=None)]).input_ids.tolist() == [[5, 6]]
+
+
+def test_an_answer_is_tokenized_once_for_each_label() -> None:
+    calls: list[str] = []
+    collator = Collator(lambda name: calls.append(name) or ANSWERS[name], PAD, "response")
+    for _ in range(3):
+        collator.train([row([1]), row([2], "Radiology"), row([3])], 1)
+    assert calls == ["Neurology", "Radiology"]

@@ -22,10 +22,12 @@ KEPT = ("train", "validation", "test")
 
 # A pool: each note a (text number, label); numbers recur, so texts do, with one label or several.
 NOTES = st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=1, max_size=60)
+CONFLICTS = st.sampled_from(["keep", "drop", "majority"])
 POOLED = st.one_of(
-    st.builds(SplitSettings, kind=st.just("grouped"), seed=st.integers(0, 99), conflicts=st.sampled_from(["keep", "drop", "majority"])),  # noqa: E501
-    st.builds(SplitSettings, kind=st.just("kfold"), fold=st.integers(0, 4), conflicts=st.sampled_from(["keep", "drop", "majority"])),  # noqa: E501
-)  # fmt: skip
+    st.builds(SplitSettings, kind=st.just("grouped"), seed=st.integers(0, 99), conflicts=CONFLICTS),
+    st.builds(SplitSettings, kind=st.just("kfold"), fold=st.integers(0, 4), conflicts=CONFLICTS),
+)
+SHARES = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.3, 0.0), (0.2,) * 5])
 
 
 def assign_notes(
@@ -95,7 +97,7 @@ def test_the_order_of_rows_does_not_matter(
     assert shuffled == assign_notes(notes, chosen, near=near)
 
 
-@given(counts=st.lists(st.sampled_from("abcd"), min_size=1, max_size=120), shares=st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.3, 0.0), (0.2,) * 5]), seed=st.integers(0, 9))  # fmt: skip  # noqa: E501
+@given(counts=st.lists(st.sampled_from("abcd"), min_size=1, max_size=120), shares=SHARES, seed=st.integers(0, 9))
 def test_single_rows_are_stratified_within_one_row(counts: list[str], shares: tuple[float, ...], seed: int) -> None:
     groups = {hash_text(str(row)): {label: 1} for row, label in enumerate(counts)}
     dealt = deal(groups, shares, seed)

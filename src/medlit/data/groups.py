@@ -69,7 +69,7 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
 
 def bands(threshold: float) -> tuple[int, int]:
     """Number of bands, and rows of each: as few false pairs as hardly ever missing a pair at the threshold allows."""
-    for rows in range(_PERMUTATIONS, 1, -1):
+    for rows in range(_PERMUTATIONS // 2, 1, -1):
         number = _PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** number >= _RECALL:
             return number, rows

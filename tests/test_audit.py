@@ -1,0 +1,207 @@
+"""The audit's counts are those of ten lines of pandas, and its report holds no note."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+
+from medlit.data.audit import AuditReport, audit
+from medlit.data.builtin import builtin_notes
+from medlit.data.sources import Columns, Labels
+from medlit.tools.audit import PASSED, run
+from medlit.tools.audit.figure import audit_figure
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def planted() -> dict[str, list[dict[str, str]]]:
+    """Built-in notes with duplicates, conflicts, leaks, near copies, and columns that give the label away."""
+    splits = builtin_notes(train=60, validation=20, test=30)
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    other = {"medical_specialty": "Radiology"}
+    train += [{**note, "id": f"again-{note['id']}"} for note in train[:7]]
+    train += [{**note, "id": f"conflict-{note['id']}"} | other for note in train[5:9]]
+    train += [{**train[0], "id": "spaced", "transcription": f"  {train[0]['transcription']} ".replace(" ", "\n ")}]
+    validation += [{**note, "id": f"leaked-{note['id']}"} for note in train[20:23]]
+    test += [{**note, "id": f"leaked-{note['id']}"} for note in train[20:25]]
+    test += [
+        {**note, "id": f"near-{note['id']}", "transcription": note["transcription"] + " Noted."}
+        for note in train[30:33]
+    ]
+    test += [{**test[0], "id": "short", "transcription": "Seen today."}]
+    for place, note in enumerate(train + validation + test):
+        note["keywords"] = "" if place % 4 == 0 else f"{note['medical_specialty'].lower()}, findings, plan"
+        note["code"] = str(sum(note["medical_specialty"].encode()))
+        note["ward"] = "north" if place % 2 else "south"
+    return splits
+
+
+def write(folder: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, notes in splits.items():
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(notes[0]))
+            writer.writeheader()
+            writer.writerows(notes)
+    return folder
+
+
+def report_of(source: Path | str, **settings: object) -> AuditReport:
+    return audit(str(source), columns=Columns(), labels=Labels(), **settings).report  # type: ignore[arg-type]
+
+
+def test_counts_agree_with_pandas(tmp_path: Path) -> None:
+    report = report_of(write(tmp_path / "notes", planted()))
+
+    frame = pd.concat(pd.DataFrame(notes).assign(split=split) for split, notes in planted().items())
+    frame["text"] = frame["transcription"].str.split().str.join(" ")
+    groups = frame.groupby("text")["medical_specialty"]
+    size, labels = groups.transform("size"), groups.transform("nunique")
+    assert report.rows == len(frame)
+    assert report.classes == frame["medical_specialty"].value_counts().to_dict()
+    assert report.splits == frame["split"].value_counts(sort=False).to_dict()
+    assert report.duplicates["groups"] == (groups.size() > 1).sum() > 0
+    assert report.duplicates["rows"] == (size > 1).sum()
+    assert report.conflicts["groups"] == (groups.nunique() > 1).sum() > 0
+    assert report.conflicts["rows"] == (labels > 1).sum()
+    assert report.accuracy_ceiling == pytest.approx(
+        groups.agg(lambda names: names.value_counts().max()).sum() / len(frame)
+    )
+    texts = frame.groupby("split")["text"].agg(set)
+    for pair, rows in report.leakage.items():
+        earlier, later = pair.split("/")
+        assert rows == frame.loc[frame["split"] == later, "text"].isin(texts[earlier]).sum()
+    assert report.leakage == {"train/validation": 3, "train/test": 5, "validation/test": 3}
+    words = frame["text"].str.split().str.len()
+    assert report.lengths["words"]["max"] == words.max()
+    assert report.lengths["words"]["mean"] == pytest.approx(words.mean(), abs=0.05)
+    assert report.short["rows"] == (words < 20).sum()
+
+
+def test_near_copies_are_found(tmp_path: Path) -> None:
+    report = report_of(write(tmp_path / "notes", planted()))
+
+    assert report.near_threshold == 0.8
+    assert report.near_duplicates is not None
+    assert report.near_leakage is not None
+    assert report.near_duplicates["groups"] == 3
+    assert report.near_leakage["train/test"] == report.leakage["train/test"] + 3
+
+
+def test_columns_that_give_the_label_away(tmp_path: Path) -> None:
+    leaks = report_of(write(tmp_path / "notes", planted())).label_leaks
+
+    assert leaks == {"code": 1.0, "keywords": 1.0}
+
+
+def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) -> None:
+    rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
+    notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]
+    report = report_of(write(tmp_path / "notes", {"train": notes}) / "train.csv")
+
+    assert report.empty == {"rows": 1, "ids": ["b"]}
+    assert report.unlabelled == 1
+    assert report.accuracy_ceiling == 1
+    assert report.splits == {"all": 4}
+    assert report.leakage == {}
+
+
+def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
+    notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    tokens = report_of(source, count_tokens=lambda texts: [len(text) for text in texts], limit=8).lengths["tokens"]
+
+    assert tokens["max"] == 10
+    assert tokens["limit"] == 8
+    assert tokens["share_cut"] == 0.2
+
+
+def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.data.findings._TOKENISED", 4)
+    monkeypatch.setattr("medlit.data.findings._BATCH", 3)
+    notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    lengths = audit(
+        str(source),
+        columns=Columns(),
+        labels=Labels(),
+        count_tokens=lambda texts: [len(text) for text in texts],
+        limit=8,
+    ).lengths
+
+    assert lengths["tokens"].tolist() == [1, 4, 7, 10]
+    assert len(lengths["words"]) == 10
+
+
+def test_verb_writes_counts_and_a_picture_and_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = planted()
+    source = write(tmp_path / "notes", notes)
+    output = tmp_path / "out"
+    assert run([*_flags(source), "--output", str(output)]) == 0
+
+    content = (output / "audit.json").read_text(encoding="utf-8")
+    expected = {
+        "rows",
+        "classes",
+        "lengths",
+        "duplicates",
+        "near_duplicates",
+        "conflicts",
+        "accuracy_ceiling",
+        "leakage",
+        "label_leaks",
+    }
+    assert expected <= json.loads(content).keys()
+    assert (output / "audit.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for note in notes["train"]:
+        assert note["transcription"][:25] not in content + printed
+
+
+def _flags(source: Path | str) -> list[str]:
+    return [f"--data.source={source}", f"--model.backbone.base_model={Path(__file__).parent}"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ([], PASSED),
+        (["--max_leakage", "1", "--max_conflicts", "1"], 0),
+        (["--max_leakage=1", "--max_conflicts=1", "--min_accuracy_ceiling=1"], PASSED),
+    ],
+)
+def test_strict_holds_the_audit_to_its_limits(limits: list[str], code: int, tmp_path: Path) -> None:
+    source = write(tmp_path / "notes", planted())
+
+    assert run([*_flags(source), "--strict", *limits]) == code
+    assert run([*_flags(source), *limits]) == 0
+
+
+def test_builtin_notes_pass_a_strict_audit() -> None:
+    assert run([*_flags("builtin"), "--strict", "--max_duplicates=0", "--max_near_leakage=0"]) == 0
+
+
+def test_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["--data.sorce", "notes.csv"])
+    assert stop.value.code == 2
+    assert "sorce" in capsys.readouterr().err
+
+
+def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:
+    notes = [
+        {"id": str(n), "transcription": "x " * n, "medical_specialty": "ab"[n % 2]} for n in [*range(1, 300), 100_000]
+    ]
+    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    lengths = audit_figure(found).axes[1]
+
+    assert lengths.get_xlim()[1] < 1000
+    assert sum(bar.get_height() for bar in lengths.patches) == 300

@@ -1,0 +1,136 @@
+"""How long, and in how much memory, are a million notes read, audited and split?
+
+    python benchmarks/audit.py [--rows 1000000] [--folder DIR]
+
+Writes a CSV of invented notes of 3 KB each (3 % of them copies, 1 % copies with another label), then runs each stage
+in a process of its own with two threads: the first audit (CSV to Arrow, hashes, exact duplicates), the second from the
+cache, and what a start of training does with the cached notes but for tokens: map them, split them, hash the split.
+Peak memory is the process's private memory: pages of the mapped Arrow files are the system's to take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SPECIALTIES = ("Cardiology", "Neurology", "Orthopedic", "Radiology", "Nephrology", "Ophthalmology")
+NOTE_BYTES = 3_000
+
+
+def write_notes(path: Path, rows: int) -> None:
+    """Write a table of notes, seeded."""
+    draw = random.Random(3407)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 10))) for _ in range(5_000)]
+    sentences = [" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(50_000)]
+    first: list[str] = []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "transcription", "medical_specialty"])
+        for row in range(rows):
+            kind = draw.random()
+            label = draw.choice(SPECIALTIES)
+            if kind < 0.04 and first:
+                copied = draw.randrange(len(first))
+                note = first[copied]
+                label = SPECIALTIES[copied % len(SPECIALTIES)] if kind < 0.03 else label
+            else:
+                note, size = "", 0
+                parts = []
+                while size < NOTE_BYTES:
+                    parts.append(draw.choice(sentences))
+                    size += len(parts[-1]) + 1
+                note = " ".join(parts)
+                if len(first) < 10_000:
+                    label = SPECIALTIES[len(first) % len(SPECIALTIES)]
+                    first.append(note)
+            writer.writerow([f"note-{row:07d}", note, label])
+
+
+def audit_notes(path: Path) -> str:
+    """Audit with exact duplicates, as `medlit audit` does."""
+    from medlit.data.audit import audit
+    from medlit.data.sources import Columns, Labels
+
+    report = audit(str(path), columns=Columns(), labels=Labels()).report
+    return (
+        f"{report.rows} rows, {report.duplicates['rows']} in {report.duplicates['groups']} duplicate groups, "
+        f"{report.conflicts['rows']} in {report.conflicts['groups']} conflicts, ceiling {report.accuracy_ceiling:.4f}"
+    )
+
+
+def start_training(path: Path) -> str:
+    """Read from the cache, split by text group, record the split."""
+    from medlit.data.sources import Columns, Labels, load_source
+    from medlit.data.splits import SplitSettings, partition
+
+    notes = load_source(str(path), columns=Columns(), labels=Labels())
+    result = partition(notes, SplitSettings("grouped"))
+    result.write(path.with_name("split.parquet"))
+    return ", ".join(f"{split} {len(rows)} ({result.hashes[split][:8]})" for split, rows in result.notes.items())
+
+
+STAGES = {"audit": audit_notes, "audit again": audit_notes, "start of training": start_training}
+
+
+def run_stage(name: str, path: Path) -> None:
+    """Run one stage in this process and print its row."""
+    import threading
+
+    import psutil
+
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        process = psutil.Process()
+        while not done.wait(0.2):
+            memory = process.memory_info()
+            peak = max(peak, memory.rss - memory.shared)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    found = STAGES[name](path)
+    seconds = time.perf_counter() - begin
+    done.set()
+    watcher.join()
+    print(f"| {name} | {seconds:.1f} s | {peak / 2**30:.2f} GiB | {found} |", flush=True)
+
+
+def main() -> None:
+    """Write the notes, then run every stage in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where notes and caches go (10 GB; default: a temporary folder)"
+    )
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage is not None:
+        run_stage(options.stage, options.folder / "notes.csv")
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        write_notes(folder / "notes.csv", options.rows)
+        print(f"{options.rows} notes, {(folder / 'notes.csv').stat().st_size / 2**30:.2f} GiB\n")
+        print("| stage | time | peak memory | found |\n| --- | --- | --- | --- |", flush=True)
+        environment = os.environ | {
+            "HF_DATASETS_CACHE": str(folder / "cache"),
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "2",
+        }
+        for stage in STAGES:
+            command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
+            subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -166,26 +166,27 @@ def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed:
     missing = {label: list(rows) for label, rows in quota.items()}
     short = [sum(totals.values()) * share for share in shares]
 
-    def size(key: str) -> int:
-        return sum(counts[key].values())
-
-    def crowded(key: str, part: int) -> float:
-        rows = counts[key].items()
+    def crowded(count: Mapping[str, int], part: int) -> float:
+        rows = count.items()
         return sum(n * (quota[label][part] - missing[label][part] + n / 2) / quota[label][part] for label, n in rows)
 
-    def needed(key: str, part: int) -> float:
-        return sum(n * missing[label][part] for label, n in counts[key].items())
+    def needed(count: Mapping[str, int], part: int) -> float:
+        return sum([n * missing[label][part] for label, n in count.items()])
 
     dealt: dict[str, int] = {}
-    for key in sorted(counts, key=lambda key: (-size(key), -len(counts[key]), _order(seed, key))):
-        fitting = [part for part in parts if all(missing[label][part] >= n - 1e-9 for label, n in counts[key].items())]
+    sizes = {key: sum(count.values()) for key, count in counts.items()}
+    for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), _order(seed, key))):
+        count = counts[key]
+        fitting = []
+        if sizes[key] > 1:
+            fitting = [part for part in parts if all(missing[label][part] >= n - 1e-9 for label, n in count.items())]
         # Differences of rounding must not choose, so what is compared is rounded.
-        if size(key) > 1 and fitting:
-            part = min(fitting, key=lambda part: (round(crowded(key, part), 6), part))
+        if fitting:
+            part = min((round(crowded(count, part), 6), part) for part in fitting)[1]
         else:
-            part = max(parts, key=lambda part: (round(needed(key, part), 6), round(short[part], 6), -part))
+            part = -max((round(needed(count, part), 6), round(short[part], 6), -part) for part in parts)[2]
         dealt[key] = part
-        for label, n in counts[key].items():
+        for label, n in count.items():
             missing[label][part] -= n
             short[part] -= n
     return dealt

@@ -126,7 +126,7 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
         return
     seen: dict[str, str] = {}
     for table, rows in given:
-        for place, identity in enumerate(rows["id"], start=1):
+        for place, identity in enumerate(rows["id"][:], start=1):
             where = f"{table.name}, row {place}"
             if identity in seen:
                 raise UserError(

@@ -220,7 +220,7 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
             result[split] = rows
             continue
         ids = []
-        for identity, text_hash in zip(rows["id"], rows["text_hash"], strict=True):
+        for identity, text_hash in zip(rows["id"][:], rows["text_hash"][:], strict=True):
             stem = identity or text_hash[:_ID_DIGITS]
             if identity is None:
                 seen[stem] += 1

@@ -134,9 +134,10 @@ def assign(
         keys: dict[int, str] = {}
         for row in rows:
             keys[groups[row]] = min(keys.get(groups[row], text_hashes[row]), text_hashes[row])
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, dict[str, int]] = {}
         for row in rows:
-            counts[keys[groups[row]]][specialty[row] or ""] += 1
+            count = counts.setdefault(keys[groups[row]], {})
+            count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
         dealt = deal(counts, [share for _, share in shares], settings.seed)
         for row in rows:
             split[row] = shares[dealt[keys[groups[row]]]][0]
@@ -160,7 +161,8 @@ def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed:
     """
     totals = Counter[str]()
     for count in counts.values():
-        totals.update(count)
+        for label, n in count.items():
+            totals[label] += n
     parts = [part for part, share in enumerate(shares) if share > 0]
     quota = {label: [total * share for share in shares] for label, total in totals.items()}
     missing = {label: list(rows) for label, rows in quota.items()}
@@ -182,9 +184,9 @@ def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed:
             fitting = [part for part in parts if all(missing[label][part] >= n - 1e-9 for label, n in count.items())]
         # Differences of rounding must not choose, so what is compared is rounded.
         if fitting:
-            part = min((round(crowded(count, part), 6), part) for part in fitting)[1]
+            part = min([(round(crowded(count, part), 6), part) for part in fitting])[1]
         else:
-            part = -max((round(needed(count, part), 6), round(short[part], 6), -part) for part in parts)[2]
+            part = -max([(round(needed(count, part), 6), round(short[part], 6), -part) for part in parts])[2]
         dealt[key] = part
         for label, n in count.items():
             missing[label][part] -= n

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SPECIAL, byte_tokenizer, spacing_tokenizer
 
 from medlit.errors import UserError
 from medlit.prompts import AlpacaPrompt

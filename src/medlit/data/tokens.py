@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 VERSION = 1  # part of the cache's key: raise it when the same note would become other ids
 
 
-def tokenise(rows: Dataset, prompt: AlpacaPrompt) -> Dataset:
+def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dataset:
     """Add the prompt's token ids to canonical notes.
 
     Args:
         rows: columns id, transcription, specialty.
         prompt: builds the prompts; tokenizer, instruction and limits are part of the cache's key.
+        cached: False leaves nothing on the disk, for a note that somebody typed.
 
     Returns:
         Columns id, specialty, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of `rows`.
@@ -63,7 +64,9 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt) -> Dataset:
         batched=True,
         remove_columns=rows.column_names,
         features=features,
-        cache_file_name=str(cache / f"{key}.arrow"),
+        cache_file_name=str(cache / f"{key}.arrow") if cached else None,
+        load_from_cache_file=cached,
+        keep_in_memory=not cached,
         new_fingerprint=key,
         desc="Tokenizing notes",
     )

@@ -76,7 +76,12 @@ def start_training(path: Path) -> str:
     return ", ".join(f"{split} {len(rows)} ({result.hashes[split][:8]})" for split, rows in result.notes.items())
 
 
-STAGES = {"audit": audit_notes, "audit again": audit_notes, "start of training": start_training}
+STAGES = {
+    "audit": audit_notes,
+    "audit again": audit_notes,
+    "first start": start_training,
+    "second start": start_training,
+}
 
 
 def run_stage(name: str, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -219,6 +220,13 @@ def test_official_splits_that_the_source_has_not(kind: str, given: list[str]) ->
         SplitSettings(kind).resolve(given)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 # --- on tables --------------------------------------------------------------------------------------------------------
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -272,3 +280,11 @@ def test_majority_labels_reach_the_notes() -> None:
 
     assert list(notes) == ["train"]
     assert dict(zip(notes["train"]["id"], notes["train"]["specialty"], strict=True)) == {"n1": "b", "n4": "a"}
+
+
+def test_a_split_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
+    first = partition({"all": pool}, SplitSettings("grouped", seed=8))
+    monkeypatch.setattr("medlit.data.splits.assign", None)
+
+    assert partition({"all": pool}, SplitSettings("grouped", seed=8)).hashes == first.hashes

@@ -53,6 +53,15 @@ def fingerprint(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where tables that were worked on are kept, beside those that `datasets` keeps."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def read_file(path: Path, columns: Columns) -> Dataset:
     """Read one table; the second time it comes from the cache of `datasets`, unless the file has changed.
 

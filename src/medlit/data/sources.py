@@ -14,11 +14,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
-from medlit.data.readers import Columns, fingerprint
+from medlit.data.readers import Columns, cache_folder, fingerprint
 from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
 from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables
 from medlit.errors import UserError
@@ -35,6 +34,7 @@ __all__ = [
     "Columns",
     "Labels",
     "canonical_tables",
+    "clean_note",
     "hash_text",
     "load_source",
     "read_tables",
@@ -147,8 +147,6 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
     label = columns.label if columns.label in rows.column_names else None
     identity = id_column(table, columns)
     key = fingerprint(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
-    cache.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     mapped = (
         rows.select_columns(chosen)
@@ -166,7 +164,7 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
             remove_columns=chosen,
             features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
             # Named by us: a table that was saved to disk may lie in a folder that only others may write to.
-            cache_file_name=str(cache / f"{key}.arrow"),
+            cache_file_name=str(cache_folder() / f"{key}.arrow"),
             new_fingerprint=key,
             desc="Reading notes",
         )
@@ -184,7 +182,7 @@ def _canonical_batch(
 ) -> pa.Table:
     import pyarrow as pa
 
-    notes = [_clean(note) for note in batch.column(text).to_pylist()]
+    notes = [clean_note(note) for note in batch.column(text).to_pylist()]
     ids: list[str | None] = [None] * len(notes)
     specialties: list[str | None] = [None] * len(notes)
     if identity is not None:
@@ -198,7 +196,8 @@ def _canonical_batch(
     )
 
 
-def _clean(note: str | None) -> str:
+def clean_note(note: str | None) -> str:
+    """A note as every later step sees it: line ends are line feeds, outer white space is gone."""
     return "" if note is None else note.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +14,18 @@ import numpy as np
 
 from medlit.data.assign import Assignment, Conflicts, Split, SplitSettings, assign
 from medlit.data.groups import exact_groups, near_groups
-from medlit.data.readers import fingerprint
+from medlit.data.readers import cache_folder, fingerprint
 from medlit.data.tables import SPLITS
+from medlit.runs import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 __all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition", "split_notes"]
+
+
+VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,8 @@ class Partition:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
         import pyarrow.parquet as pq
 
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(self.record, beside)
-        os.replace(beside, path)
+        with whole_file(path) as beside:
+            pq.write_table(self.record, beside)
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: SplitSettings) -> dict[str, Dataset]:
@@ -75,16 +78,10 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
     Raises:
         UserError: the settings do not fit the source.
     """
-    kind = settings.resolve(tables)
+    settings.resolve(tables)
     pool, given = _pool(tables)
-    ids, specialties, texts = pool["id"][:], pool["specialty"][:], pool["text_hash"][:]
-    groups = np.zeros(len(pool), dtype=np.int64)
-    if kind != "official" or settings.kind == "auto":
-        groups = exact_groups(texts)
-    if kind != "official" and settings.near_threshold is not None:
-        groups = near_groups(pool["transcription"], groups, settings.near_threshold)
-    result = assign(given, ids, texts, specialties, groups.tolist(), settings)
-
+    result = _assignment(pool, given, settings)
+    specialties = pool["specialty"][:]
     if result.specialty != specialties:
         key = fingerprint("specialty", pool._fingerprint, result.specialty)
         named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
@@ -92,6 +89,28 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
     where = np.asarray(result.split)
     notes = {split: _take(pool, np.flatnonzero(where == split), split) for split in SPLITS if (where == split).any()}
     return Partition(notes, pool, result)
+
+
+def _assignment(pool: Dataset, given: list[str], settings: SplitSettings) -> Assignment:
+    """Assign the rows of a pool, or take what an earlier start worked out: a million rows take half a minute."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sizes = sorted(Counter(given).items())
+    path = cache_folder() / f"{fingerprint('split', VERSION, pool._fingerprint, sizes, settings)}.parquet"
+    if path.exists():
+        known = pq.read_table(path)
+        return Assignment(known["split"].to_pylist(), known["specialty"].to_pylist())
+    kind = settings.resolve(given)
+    texts = pool["text_hash"][:]
+    groups = exact_groups(texts)
+    if kind != "official" and settings.near_threshold is not None:
+        groups = near_groups(pool["transcription"], groups, settings.near_threshold)
+    result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings)
+    with whole_file(path) as beside:
+        columns = {"split": pa.array(result.split, pa.string()), "specialty": pa.array(result.specialty, pa.string())}
+        pq.write_table(pa.table(columns), beside)
+    return result
 
 
 def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:

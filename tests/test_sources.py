@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -421,3 +422,45 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "n.csv", NOTES)
     path.chmod(0)
     assert "permissions" in fault(path)
+
+
+# --- the Hub, offline -------------------------------------------------------------------------------------------------
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def _offline(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a cache that holds `clinic/notes` at one commit, laid out as `datasets` leaves it."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    builder = datasets.load_dataset_builder("parquet", data_files={"train": str(_parquet(tmp_path))})
+    builder.download_and_prepare()
+    folder = cache / "clinic___notes" / "default" / "0.0.0" / COMMIT
+    shutil.copytree(builder.cache_dir, folder)
+    (folder / "parquet-train.arrow").rename(folder / "notes-train.arrow")
+    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    info["dataset_name"] = "notes"
+    info["download_checksums"] = {f"hf://datasets/clinic/notes@{COMMIT}/a.parquet": {"num_bytes": 1, "checksum": None}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_offline")
+def test_hub_dataset_from_the_cache() -> None:
+    assert load("clinic/notes")["train"]["id"][:] == ["n1", "007", "n3"]
+    assert load("clinic/notes", revision=COMMIT)["train"]["id"][:] == ["n1", "007", "n3"]
+
+
+@pytest.mark.usefixtures("_offline")
+def test_hub_dataset_that_is_not_in_the_cache_names_the_command_that_fills_it() -> None:
+    message = fault("clinic/other", revision="v2")
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "HF_HUB_OFFLINE=0 medlit audit --data.source clinic/other --data.revision v2" in message
+
+
+@pytest.mark.usefixtures("_offline")
+def test_another_revision_than_the_cached_one_is_not_passed_off() -> None:
+    message = fault("clinic/notes", revision="b" * 40)
+    assert message.startswith("data.revision")
+    assert f"the cache holds clinic/notes at {COMMIT}" in message

@@ -1,0 +1,230 @@
+"""Every shipped config is understood by the real parser, and holds what its name promises. No weights, no GPU."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningArgumentParser
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+RECIPE = CONFIGS / "llama31_8b.yaml"
+LAYERS = sorted([*CONFIGS.glob("models/*.yaml"), *CONFIGS.glob("hardware/*.yaml"), *CONFIGS.glob("debug/*.yaml")])
+COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
+
+
+@cache
+def parser() -> LightningArgumentParser:
+    """The parser of all verbs, made as `medlit` makes it."""
+    from medlit.cli import TRAINER_DEFAULTS, MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
+
+    class ParserOnly(MedlitCLI):
+        def _set_seed(self) -> None: ...
+        def before_instantiate_classes(self) -> None: ...
+        def instantiate_classes(self) -> None: ...
+        def after_instantiate_classes(self) -> None: ...
+        def _run_subcommand(self, subcommand: str) -> None: ...
+
+    cli = ParserOnly(
+        SpecialtyClassifier,
+        TranscriptionDataModule,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS,
+        auto_configure_optimizers=False,
+        args=["fit"],
+    )
+    return cli.parser
+
+
+@cache
+def parse(configs: tuple[Path, ...], verb: str = "fit", *flags: str) -> Namespace:
+    """The settings of a verb after all layers; nothing is built."""
+    layers = [argument for path in configs for argument in ("--config", str(path))]
+    return parser().parse_args([verb, *layers, *flags])[verb]
+
+
+def layered(path: Path) -> tuple[Path, ...]:
+    """A config with what it is made to lie on."""
+    return (path,) if path.parent == CONFIGS else (RECIPE, path)
+
+
+def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as dotted keys; lists, strategies and the like stay whole."""
+    out: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and "class_path" not in value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+# RECIPE.md, value for value; None where medlit leaves the choice to the hardware, as the recipe does.
+RECIPE_VALUES = {
+    "seed_everything": 3407,
+    "trainer.precision": None,
+    "trainer.max_steps": 60,
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.log_every_n_steps": 1,
+    "model.backbone.base_model": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
+    "model.backbone.max_length": 2048,
+    "model.backbone.dtype": "auto",
+    "model.backbone.load_in_4bit": True,
+    "model.backbone.gradient_checkpointing": "unsloth",
+    "model.lora.r": 16,
+    "model.lora.alpha": 16,
+    "model.lora.dropout": 0.0,
+    "model.lora.bias": "none",
+    "model.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "model.lora.rslora": False,
+    "model.lora.loftq": False,
+    "model.lora.seed": 3407,
+    "model.optimizer.learning_rate": 2e-4,
+    "model.optimizer.weight_decay": 0.01,
+    "model.optimizer.warmup_steps": 5,
+    "model.decoding.max_new_tokens": 32,
+    "data.source": "hpe-ai/medical-cases-classification-tutorial",
+    "data.text_column": "transcription",
+    "data.label_column": "medical_specialty",
+    "data.instruction": "Classify the following medical transcription into the correct medical specialty.",
+    "data.examples_per_step": 32,
+    "data.batch_size": 8,
+    "data.seed": 3407,
+}
+MENDS = {
+    "data.loss_on": "response",
+    "data.split": "official",
+    "data.eval_batch_size": 32,
+    "data.max_length": 2048,
+    "val_every_steps": 20,
+    "checkpoint.monitor": "val/f1_macro",
+    "early_stopping.monitor": "val/f1_macro",
+}
+BASES = {
+    "llama31_8b_base": "unsloth/Meta-Llama-3.1-8B-bnb-4bit",
+    "llama31_70b": "unsloth/Meta-Llama-3.1-70B-bnb-4bit",
+    "llama31_405b": "unsloth/Meta-Llama-3.1-405B-bnb-4bit",
+    "mistral_nemo_base": "unsloth/Mistral-Nemo-Base-2407-bnb-4bit",
+    "mistral_nemo_instruct": "unsloth/Mistral-Nemo-Instruct-2407-bnb-4bit",
+    "mistral_7b": "unsloth/mistral-7b-v0.3-bnb-4bit",
+    "mistral_7b_instruct": "unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+    "phi35_mini": "unsloth/Phi-3.5-mini-instruct",
+    "phi3_medium": "unsloth/Phi-3-medium-4k-instruct",
+    "gemma2_9b": "unsloth/gemma-2-9b-bnb-4bit",
+    "gemma2_27b": "unsloth/gemma-2-27b-bnb-4bit",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Namespace:
+    return parse((RECIPE,))
+
+
+@pytest.mark.parametrize(("key", "value"), [*RECIPE_VALUES.items(), *MENDS.items()])
+def test_the_recipe_and_its_mends(recipe: Namespace, key: str, value: object) -> None:
+    assert recipe[key] == value
+    assert type(recipe[key]) is type(value)
+
+
+def test_the_recipe_file_writes_its_values_out() -> None:
+    written = flat(yaml.safe_load(RECIPE.read_text()))
+    assert {key: written.get(key, "missing") for key in RECIPE_VALUES} == RECIPE_VALUES
+
+
+def test_every_choice_of_the_recipe_has_its_reason() -> None:
+    lines = RECIPE.read_text().splitlines()
+    reasons = [line for line in lines[13:] if line.lstrip().startswith("#")]
+    assert len(reasons) > 30
+
+
+@pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", RECIPE, *LAYERS], ids=lambda path: path.stem)
+def test_every_config_is_understood(path: Path) -> None:
+    settings = parse(layered(path))
+    for key, value in flat(yaml.safe_load(path.read_text())).items():
+        if not isinstance(value, dict | list) or key.startswith(("model.", "data.")):
+            found = settings[key]
+            assert (list(found) if isinstance(found, tuple) else found) == value, key
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+@pytest.mark.parametrize("name", ["quickstart", "llama31_8b"])
+def test_every_verb_takes_the_same_config(name: str, verb: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    assert parse((path,), verb).data.as_dict() == parse((path,)).data.as_dict()
+
+
+@pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", RECIPE, *LAYERS], ids=lambda path: path.stem)
+def test_every_config_names_its_command(path: Path) -> None:
+    found = COMMAND.search(path.read_text())
+    assert found is not None
+    named = tuple(ROOT / name for name in re.findall(r"--config (\S+)", found[2]))
+    assert named == layered(path)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LAYERS if path.parent.name != "hardware"], ids=lambda path: path.stem
+)
+def test_a_layer_states_differences_only(recipe: Namespace, path: Path) -> None:
+    same = [key for key, value in flat(yaml.safe_load(path.read_text())).items() if recipe[key] == value]
+    assert same == []
+
+
+def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("models/*.yaml")}
+    assert {name: values["model"]["backbone"]["base_model"] for name, values in found.items()} == BASES
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
+    settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
+    changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
+    sizes = {"data.batch_size", "data.eval_batch_size"}
+    assert changed - sizes == {"config", "model.backbone.base_model", "data.base_model"}
+
+
+def test_the_base_model_and_its_limit_reach_the_data() -> None:
+    settings = parse((RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.backbone.max_length", "512")
+    assert settings.data.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
+    assert settings.data.max_length == 512
+
+
+def test_verbatim_is_the_recipe_where_medlit_is_not() -> None:
+    settings = parse((RECIPE, CONFIGS / "debug" / "recipe_verbatim.yaml"))
+    assert (settings.data.loss_on, settings.data.eval_batch_size) == ("whole", 1)
+
+
+def test_a_t4_computes_in_float16() -> None:
+    settings = parse((RECIPE, CONFIGS / "hardware" / "t4_16gb.yaml"))
+    assert (settings.trainer.precision, settings.model.backbone.dtype) == ("16-mixed", "float16")
+    assert settings.data.examples_per_step == 32
+
+
+def test_a_large_gpu_keeps_its_activations() -> None:
+    settings = parse((RECIPE, CONFIGS / "hardware" / "gpu_80gb.yaml"))
+    assert settings.model.backbone.gradient_checkpointing == "off"  # YAML reads a bare off as false
+
+
+@pytest.mark.parametrize(("name", "processes"), [("ddp", None), ("slurm", 16)])
+def test_several_gpus_suit_reentrant_checkpointing(name: str, processes: int | None) -> None:
+    settings = parse((RECIPE, CONFIGS / "hardware" / f"{name}.yaml"))
+    strategy = settings.trainer.strategy
+    assert strategy.class_path == "lightning.pytorch.strategies.DDPStrategy"
+    assert strategy.init_args.find_unused_parameters is False
+    assert strategy.init_args.broadcast_buffers is False
+    if processes is not None:
+        assert settings.trainer.num_nodes * settings.trainer.devices == processes
+        assert settings.data.examples_per_step % processes == 0
+
+
+def test_no_config_holds_a_token() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        text = path.read_text()
+        assert not re.search(r"hf_[A-Za-z0-9]{10}|token\s*:", text), path

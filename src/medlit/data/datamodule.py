@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, Row
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
-from medlit.data.sources import Columns, Labels, load_source
+from medlit.data.sources import Columns, Labels, clean_note, load_source
 from medlit.data.splits import Partition, partition
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
@@ -165,7 +165,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fill the caches, on one process of each machine."""
-        self.setup(None)
+        self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None) -> None:
         """Read, split and tokenise what the stage needs.
@@ -173,27 +173,24 @@ class TranscriptionDataModule(L.LightningDataModule):
         Raises:
             UserError: the source, its columns or its labels cannot be used.
         """
-        if self.text is not None or self._is_table(stage):
+        if stage == "predict" and (self.text is not None or self.predict_source not in PREDICT_SPLITS):
             if self._predict is None:
-                self._predict = tokenise(self._read_predict(), self.prompt)
+                self._predict = tokenise(self._read_predict(), self.prompt, cached=self.text is None)
             return
         if not self._splits:
             tables = load_source(
                 self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
             )
             self.partition = partition(tables, self.split_settings)
-            self.label_set = _label_set(self.partition.notes)
+            self.label_set = _label_set(self.partition.notes, self.source)
             self._splits = {name: tokenise(rows, self.prompt) for name, rows in self.partition.notes.items()}
-
-    def _is_table(self, stage: str | None) -> bool:
-        return stage == "predict" and self.predict_source not in PREDICT_SPLITS
 
     def _read_predict(self) -> Dataset:
         import datasets
 
         if self.text is not None:
-            text = sys.stdin.read() if self.text == "-" else self.text
-            if not text.strip():
+            text = clean_note(sys.stdin.read() if self.text == "-" else self.text)
+            if not text:
                 raise UserError("data.text: the note is empty; give its text, or '-' and the text on standard input.")
             return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
         tables = load_source(
@@ -228,8 +225,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         """Micro-batches, an optimizer step's after another's."""
         rows = self.rows("train")
         answers = {name: len(self.prompt.response(name)) for name in rows.unique("specialty")}
-        answer = np.array([answers[name] for name in rows["specialty"]])
-        length = np.array(rows["length"]) + answer
+        answer = np.array([answers[name] for name in rows["specialty"][:]])
+        length = np.array(rows["length"][:]) + answer
         sampler = StepSampler(
             length.tolist(),
             (answer if self.loss_on == "response" else length - 1).tolist(),
@@ -262,7 +259,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def _by_length(self, rows: Dataset) -> LengthSortedSampler:
         return LengthSortedSampler(
-            list(rows["length"]), self.eval_batch_size, self.token_budget, self._rank, self._world_size
+            rows["length"][:], self.eval_batch_size, self.token_budget, self._rank, self._world_size
         )
 
     def _loader(self, rows: _Rows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
@@ -300,17 +297,22 @@ def _as_it_is(batch: object) -> object:
     return batch
 
 
-def _label_set(notes: dict[str, Dataset]) -> LabelSet:
+def _label_set(notes: dict[str, Dataset], source: str) -> LabelSet:
     """The training split's labels.
 
     Raises:
-        UserError: fewer than two, or another split has a label that training never had.
+        UserError: there is no training split, it has fewer than two labels, or another split has one that it has not.
     """
+    if "train" not in notes:
+        raise UserError(
+            f"data.source: {source} has no train split, which says what labels there are; add one, or set data.split to"
+            " 'grouped' to make the splits here."
+        )
     label_set = LabelSet.from_labels(notes["train"].unique("specialty"))
     for split, rows in notes.items():
         foreign = sorted(name for name in rows.unique("specialty") if label_set.index(name) is None)
         if foreign:
-            first = next(i for i, name in zip(rows["id"], rows["specialty"], strict=True) if name == foreign[0])
+            first = next(i for i, name in zip(rows["id"][:], rows["specialty"][:], strict=True) if name == foreign[0])
             raise UserError(
                 f"data.label_column: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which"
                 " the training split never had; map it with data.labels.aliases, leave it out with data.labels.drop, or"

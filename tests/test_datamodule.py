@@ -1,0 +1,229 @@
+"""From a table to batches: what gets to the model, what is refused, and where a resumed epoch goes on."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
+
+from medlit.data.batches import IGNORE
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+
+Make = Callable[..., TranscriptionDataModule]
+SECRET = "Zebra"
+
+
+@pytest.fixture
+def make(llama: Path, notes_folder: Path) -> Make:
+    """A datamodule of the forty notes with the tiny model's tokenizer; settings override."""
+
+    def make(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401 - the datamodule's own
+        tiny: dict[str, Any] = {
+            "source": str(notes_folder),
+            "base_model": str(llama),
+            "max_length": 256,
+            "response_tokens": 16,
+            "examples_per_step": 8,
+            "batch_size": 4,
+            "eval_batch_size": 4,
+        }
+        return TranscriptionDataModule(**tiny | settings)
+
+    return make
+
+
+def on_rank(data: TranscriptionDataModule, rank: int, world_size: int, step: int = 0) -> TranscriptionDataModule:
+    """As if Lightning ran it as one of several processes."""
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=device, global_step=step)  # type: ignore[assignment]
+    return data
+
+
+def read(data: TranscriptionDataModule, ids: torch.Tensor) -> str:
+    return str(data.prompt.tokenizer.decode(ids.tolist()))
+
+
+def all_text(data: TranscriptionDataModule) -> str:
+    """Everything that any batch of any verb shows to the model."""
+    data.setup("fit")
+    evaluated = [batch for loader in (data.val_dataloader(), data.test_dataloader()) for batch in loader]
+    asked = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
+    tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *asked]]
+    return "".join(read(data, row) for tensor in tensors for row in tensor)
+
+
+# --- what gets to the model -------------------------------------------------------------------------------------------
+
+
+def test_no_other_column_reaches_the_model(make: Make, tmp_path: Path) -> None:
+    for split, rows in notes().items():
+        extra = {"keywords": SECRET, "description": SECRET, "text": SECRET}
+        write_csv(tmp_path / f"{split}.csv", [row | extra for row in rows])
+    assert SECRET not in all_text(make(source=str(tmp_path)))
+    assert SECRET in all_text(make(source=str(tmp_path), text_column="keywords")), "the test would see it"
+
+
+def test_the_answer_is_in_no_prompt_and_the_text_ends_where_it_begins(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    for batch in data.val_dataloader():
+        for row, prompt, name in zip(batch.loss.labels, batch.prompts.input_ids, batch.specialties, strict=True):
+            answer = row[row != IGNORE]
+            assert read(data, answer) == f"{name}{data.prompt.tokenizer.eos_token}"
+            assert read(data, prompt).endswith("### Response:\n")
+
+
+def test_an_epoch_shows_every_note_of_a_split_once(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    ids = {split: [row["id"] for row in rows] for split, rows in notes().items()}
+    assert sorted(i for batch in data.train_dataloader() for i in batch.ids) == sorted(ids["train"])
+    assert sorted(i for batch in data.val_dataloader() for i in batch.prompts.ids) == sorted(ids["validation"])
+    assert sorted(i for batch in data.test_dataloader() for i in batch.loss.ids) == sorted(ids["test"])
+    assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == sorted(ids["test"])
+
+
+@pytest.mark.parametrize("loss_on", ["response", "whole"])
+def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make, loss_on: str) -> None:
+    data = make(loss_on=loss_on)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 6
+    for step in (batches[:2], batches[2:4], batches[4:]):
+        labelled = sum(int((batch.labels != IGNORE).sum()) for batch in step)
+        assert {batch.step_tokens for batch in step} == {labelled}
+
+
+def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
+    data = make(max_length=128)
+    data.setup("fit")
+    cut = {row["id"]: row["cut_tokens"] for row in data.rows("train")}
+    assert cut["train-00"] > 0
+    assert sum(count > 0 for count in cut.values()) == 1
+    assert max(length for batch in data.train_dataloader() for length in batch.lengths) <= 128
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_out_every_loader(make: Make, world_size: int) -> None:
+    ranks = [on_rank(make(), rank, world_size) for rank in range(world_size)]
+    for data in ranks:
+        data.setup("fit")
+    trained = [[i for batch in data.train_dataloader() for i in batch.ids] for data in ranks]
+    validated = [[i for batch in data.val_dataloader() for i in batch.loss.ids] for data in ranks]
+    for shares, size in ((trained, SPLITS["train"]), (validated, SPLITS["validation"])):
+        assert [len(share) for share in shares] == [size // world_size] * world_size
+        assert len({i for share in shares for i in share}) == size
+    assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_the_training_split(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    assert data.label_set is not None
+    assert data.label_set.names == (HEART, BRAIN, BONE)
+
+
+def test_a_label_that_training_never_had_is_refused_by_split_and_note(make: Make, tmp_path: Path) -> None:
+    for split, rows in notes().items():
+        if split == "test":
+            rows[5]["medical_specialty"] = "Urology"
+        write_csv(tmp_path / f"{split}.csv", rows)
+    wanted = "data.label_column: the test split has the label 'Urology' (first in note 'test-05')"
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        make(source=str(tmp_path)).setup("fit")
+
+
+def test_a_label_column_with_one_class_is_refused(make: Make, tmp_path: Path) -> None:
+    rows = [row | {"medical_specialty": BONE} for row in notes()["train"]]
+    with pytest.raises(UserError, match="label"):
+        make(source=str(write_csv(tmp_path / "all.csv", rows))).setup("fit")
+
+
+def test_a_split_that_is_not_there_is_refused_when_it_is_asked_for(make: Make, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_csv(tmp_path / f"{split}.csv", notes()[split])
+    data = make(source=str(tmp_path), split="official")
+    data.setup("fit")
+    data.train_dataloader()
+    with pytest.raises(UserError, match=r"data\.source: .* has no test split"):
+        data.test_dataloader()
+
+
+def test_a_source_without_a_training_split_is_refused(make: Make, tmp_path: Path) -> None:
+    write_csv(tmp_path / "test.csv", notes()["test"])
+    with pytest.raises(UserError, match="train"):
+        make(source=str(tmp_path), split="official").setup("test")
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def asked(data: TranscriptionDataModule) -> list[str]:
+    """The notes that predict asks about."""
+    data.setup("predict")
+    prompts = [
+        row[mask == 1] for batch in data.predict_dataloader() for row, mask in zip(batch[0], batch[1], strict=True)
+    ]
+    return [read(data, prompt).split("### Input:\n")[1].removesuffix("\n\n### Response:\n") for prompt in prompts]
+
+
+def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
+    assert asked(make(text="-")) == ["A knee,\nswollen."] == asked(make(text="A knee,\nswollen."))
+
+
+def test_one_note_reads_no_table(make: Make) -> None:
+    assert asked(make(text="A knee.", source="no/such/table.csv")) == ["A knee."]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_note_is_refused(make: Make, text: str) -> None:
+    with pytest.raises(UserError, match=r"data\.text: the note is empty"):
+        make(text=text).setup("predict")
+
+
+def test_a_table_without_labels_is_filed_and_nothing_else_is_read(make: Make, tmp_path: Path) -> None:
+    rows = [{"id": f"n{i}", "transcription": f"Note {i}."} for i in range(5)]
+    table = write_csv(tmp_path / "new.csv", rows)
+    data = make(predict_source=str(table), source="no/such/table.csv")
+    assert sorted(asked(data)) == [row["transcription"] for row in rows]
+    assert data.label_set is None
+    assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("source", ["text", "table"])
+def test_preparing_reads_no_more_than_predicting(make: Make, tmp_path: Path, source: str) -> None:
+    table = write_csv(tmp_path / "new.csv", [{"transcription": "A knee."}])
+    what = {"text": "A knee."} if source == "text" else {"predict_source": str(table)}
+    data = make(source="no/such/table.csv", **what)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"))  # type: ignore[assignment]
+    data.prepare_data()
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_epoch_goes_on_after_the_last_trained_step(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    whole = [batch.ids for batch in data.train_dataloader()]
+    for trained in range(7):  # 3 steps an epoch of 2 micro-batches
+        state = on_rank(make(), 0, 1, step=trained).state_dict()
+        resumed = make()
+        resumed.load_state_dict(state)
+        resumed.setup("fit")
+        loader = resumed.train_dataloader()
+        assert [batch.ids for batch in loader] == whole[trained % 3 * 2 :]
+        assert [batch.ids for batch in loader] == whole, "the next epoch is whole"
+        assert len(loader) == len(whole)

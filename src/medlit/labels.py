@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from medlit.errors import UserError
 
-_SPACE = re.compile(r"\s+")
 _SLASH = re.compile(r"\s*[-/]\s*")
 
 
 def normalise_text(text: str) -> str:
     """Collapse white space: the form in which two transcriptions count as the same text."""
-    return _SPACE.sub(" ", text).strip()
+    return " ".join(text.split())
 
 
 def normalise_label(name: str) -> str:

@@ -139,6 +139,8 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     _, header = next(_csv_records(str(path), delimiter), (1, []))
+    if not header:
+        raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
     names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)

@@ -70,6 +70,8 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                 trust_remote_code=False,
             )
             if lora is not None:
+                if lora.loftq:
+                    _check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
                     model,
                     r=lora.r,
@@ -79,7 +81,7 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                     target_modules=list(lora.target_modules),
                     use_rslora=lora.rslora,
                     init_lora_weights="loftq" if lora.loftq else True,
-                    loftq_config={} if lora.loftq else None,
+                    loftq_config={"loftq_bits": 4, "loftq_iter": 1} if lora.loftq else None,
                     use_gradient_checkpointing=_checkpointing(backbone),
                     random_state=lora.seed,
                     max_seq_length=backbone.max_length,
@@ -96,6 +98,23 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
 
 def _checkpointing(backbone: Backbone) -> str | bool:
     return "unsloth" if backbone.gradient_checkpointing == "unsloth" else False
+
+
+def _check_loftq(model: nn.Module, device: torch.device) -> None:
+    """LoftQ quantises the weights itself, with kernels that only a GPU has.
+
+    Raises:
+        UserError: there is no GPU, or the weights are quantised already.
+    """
+    from bitsandbytes.nn import Params4bit
+
+    if device.type != "cuda":
+        raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
+    if any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
+        raise UserError(
+            "model.lora.loftq: it starts from weights that are not yet in 4-bit; set model.backbone.load_in_4bit to"
+            " false and name a base model that is not quantised."
+        )
 
 
 def _is_missing(error: Exception) -> bool:

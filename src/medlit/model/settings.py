@@ -44,7 +44,8 @@ class Lora:
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
         target_modules: linear layers that get an adapter.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
-        loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs weights not yet in 4-bit.
+        loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and weights not yet
+            in 4-bit.
         seed: of the adapter's random initialisation.
     """
 
@@ -58,8 +59,11 @@ class Lora:
     seed: int = 3407
 
     def structure(self) -> dict[str, Any]:
-        """The settings that decide which weights there are and what they mean; seed and dropout do not."""
-        kept = ("r", "alpha", "bias", "target_modules", "rslora")
+        """The settings that decide which weights there are and what they mean; seed and dropout do not.
+
+        LoftQ does: it changes the frozen weights too, in a way that the same setting makes again at load.
+        """
+        kept = ("r", "alpha", "bias", "target_modules", "rslora", "loftq")
         return {k: sorted(v) if isinstance(v, list) else v for k, v in asdict(self).items() if k in kept}
 
 

@@ -57,16 +57,18 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     Raises:
         UserError: there is no such model, or it is neither cached nor within reach.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    where = resolve(base_model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(base_model), revision=revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, revision=revision)
+        embedded: int = AutoConfig.from_pretrained(where, revision=revision).get_text_config().vocab_size
     except (OSError, ValueError) as error:
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.backbone.base_model: the tokenizer of {base_model} has no EOS token to end an answer.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= len(tokenizer):
-        # Padding is masked everywhere, so any id of the vocabulary does; a new token would run past the embedding.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedded:
+        # Padding is masked everywhere, so any id with an embedding does; a token added later has none.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -28,13 +29,41 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Layers this small gain nothing from a second thread, and on a busy machine the waiting costs 30 times the work.
+    "OMP_NUM_THREADS": "1",
 }
 
 from fakes import write_llama, write_notes  # noqa: E402
 
 from medlit.__main__ import import_unsloth  # noqa: E402
 
-Medlit = Callable[..., Path]
+
+class Outcome(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+Medlit = Callable[..., Outcome]
+
+
+@pytest.fixture
+def medlit(capsys: pytest.CaptureFixture[str]) -> Medlit:
+    """Run a verb in this process; whatever is not a user's mistake is raised."""
+    from medlit.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +110,22 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes_fol
         )
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    """The run folder of one tiny fit, for tests that only read it."""
+    from medlit.cli import main
+
+    root = tmp_path_factory.mktemp("fitted")
+    main(["fit", "--config", str(tiny_config), "--trainer.default_root_dir", str(root)])
+    return root / "tiny" / "version_0"
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run as the newest of `logs/` in a working folder of the test's own."""
+    folder = tmp_path / "logs" / "tiny" / "version_0"
+    shutil.copytree(fitted, folder)
+    monkeypatch.chdir(tmp_path)
+    return folder

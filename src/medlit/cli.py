@@ -20,21 +20,24 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from medlit.__main__ import TOOLS
 from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
+from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.module import F1_MACRO, SpecialtyClassifier
+from medlit.model.module import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS, SpecialtyClassifier
 from medlit.model.structure import Structure, check_structure
 from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
 
 ENV_PREFIX = "MEDLIT"
 # Names with the prefix that are no settings of a verb.
 ENV_OTHERS = ("MEDLIT_CACHE",)
+MONITORS = tuple(f"val/{name}" for name in (LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE))
 MONITOR = f"val/{F1_MACRO}"
 ONE_NOTE_TOKENS = 64
 TRAINER_DEFAULTS = {
@@ -76,7 +79,8 @@ class MedlitCLI(LightningCLI):
                 "checkpoint.monitor": MONITOR,
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
+                # LastCheckpoint writes last.ckpt.
+                "checkpoint.save_last": False,
                 "checkpoint.enable_version_counter": False,
                 "checkpoint.auto_insert_metric_name": False,
                 "early_stopping.monitor": MONITOR,
@@ -125,6 +129,12 @@ class MedlitCLI(LightningCLI):
             )
         if config.val_every_steps < 1:
             raise UserError(f"val_every_steps: must be at least 1, not {config.val_every_steps}.")
+        for section in ("checkpoint", "early_stopping"):
+            if config[section].monitor not in MONITORS:
+                raise UserError(
+                    f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"
+                    f" {', '.join(MONITORS)}."
+                )
         if trainer.precision is None:
             trainer.precision = _precision(trainer.accelerator)
         if self.subcommand == "predict":
@@ -168,7 +178,8 @@ class MedlitCLI(LightningCLI):
         output = config.get("output")
         callbacks: list[L.Callback] = [
             LastStep(),
-            AdapterFolder(MONITOR),
+            AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
+            LastCheckpoint(),
             RunReport(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
         ]
@@ -197,7 +208,7 @@ def _check_environment(parsers: dict[str, LightningArgumentParser]) -> None:
         known = verb in parsers and any(
             key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
         )
-        if not known:
+        if not known and verb not in TOOLS:
             raise UserError(
                 f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."

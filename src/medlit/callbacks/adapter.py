@@ -6,24 +6,27 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
 
 from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
 
 
-class AdapterFolder(Checkpoint):
+class AdapterFolder(L.Callback):
     """Writes `adapter/` whenever a validation is better than all before it.
 
+    No `Checkpoint`: Lightning calls those last, and a checkpoint must find this callback's new best score.
+
     Args:
-        monitor: the metric, larger is better; the same one as the best checkpoint's.
+        monitor: the metric; the same one as the best checkpoint's.
+        mode: `max` where larger is better, or `min`.
     """
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, monitor: str, mode: Literal["max", "min"]) -> None:
         self.monitor = monitor
+        self.sign = 1 if mode == "max" else -1
         self.best = float("-inf")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -31,7 +34,7 @@ class AdapterFolder(Checkpoint):
         rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         if rehearsal or verb_of(trainer) != "fit":
             return
-        score = float(trainer.callback_metrics[self.monitor])
+        score = self.sign * float(trainer.callback_metrics[self.monitor])
         if score > self.best:
             self.best = score
             folder = run_folder(trainer)
@@ -39,7 +42,7 @@ class AdapterFolder(Checkpoint):
                 write_adapter(pl_module, folder / "adapter")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
+        """The best score so far, with its sign."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,15 @@ def write_table(parts: list[Path], path: Path) -> None:
     """Join JSON-lines parts into one table, in the order of the source."""
     import pandas as pd
 
-    table = pd.concat(
-        [pd.read_json(part, lines=True, dtype={"id": str, "answer": str, "specialty": str}) for part in parts]
-    )
-    table = table.sort_values("row")[list(COLUMNS)]
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        with part.open(encoding="utf-8") as lines:
+            found.extend(map(json.loads, lines))
+    table = pd.DataFrame(found, columns=["row", *COLUMNS]).sort_values("row")[list(COLUMNS)]
     with whole_file(path) as beside:
         if path.suffix == ".csv":
-            table.to_csv(beside, index=False)
+            # Quoted throughout: the csv module itself leaves a lone carriage return bare, which ends a row.
+            table.to_csv(beside, index=False, quoting=csv.QUOTE_NONNUMERIC)
         elif path.suffix == ".jsonl":
             table.to_json(beside, orient="records", lines=True, force_ascii=False)
         else:

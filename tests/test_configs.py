@@ -101,7 +101,7 @@ RECIPE_VALUES = {
 }
 MENDS = {
     "data.loss_on": "response",
-    "data.split": "official",
+    "data.split": "auto",
     "data.eval_batch_size": 32,
     "data.max_length": 2048,
     "val_every_steps": 20,

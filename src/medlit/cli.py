@@ -6,8 +6,10 @@ flags. A checkpoint remembers nothing that could override them; its structure is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,7 +22,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medlit.__main__ import TOOLS
 from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
 from medlit.callbacks.last import LastCheckpoint
@@ -30,14 +31,10 @@ from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.module import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS, SpecialtyClassifier
-from medlit.model.structure import Structure, check_structure
+from medlit.model.module import F1_MACRO, SpecialtyClassifier
+from medlit.preflight import ENV_PREFIX, check_checkpoint, check_device, check_environment, check_settings
 from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
 
-ENV_PREFIX = "MEDLIT"
-# Names with the prefix that are no settings of a verb.
-ENV_OTHERS = ("MEDLIT_CACHE",)
-MONITORS = tuple(f"val/{name}" for name in (LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE))
 MONITOR = f"val/{F1_MACRO}"
 ONE_NOTE_TOKENS = 64
 TRAINER_DEFAULTS = {
@@ -109,7 +106,7 @@ class MedlitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that no setting reads."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        _check_environment(self._subcommand_parsers)
+        check_environment(self._subcommand_parsers)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -121,20 +118,8 @@ class MedlitCLI(LightningCLI):
         """Settle what depends on the machine and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
-        _check_device(trainer.accelerator, trainer.devices)
-        if trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the"
-                " number of devices; leave it out and set those."
-            )
-        if config.val_every_steps < 1:
-            raise UserError(f"val_every_steps: must be at least 1, not {config.val_every_steps}.")
-        for section in ("checkpoint", "early_stopping"):
-            if config[section].monitor not in MONITORS:
-                raise UserError(
-                    f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"
-                    f" {', '.join(MONITORS)}."
-                )
+        check_device(trainer.accelerator, trainer.devices)
+        check_settings(config)
         if trainer.precision is None:
             trainer.precision = _precision(trainer.accelerator)
         if self.subcommand == "predict":
@@ -192,43 +177,30 @@ class MedlitCLI(LightningCLI):
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         ckpt_path = self.config[self.subcommand].ckpt_path
         if ckpt_path is not None:
-            _check_checkpoint(Path(ckpt_path), self.model)
+            check_checkpoint(Path(ckpt_path), self.model.structure)
         trainer = self.trainer
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
         trainer.check_val_every_n_epoch = None
 
-
-def _check_environment(parsers: dict[str, LightningArgumentParser]) -> None:
-    for name in sorted(os.environ):
-        if not name.startswith(f"{ENV_PREFIX}_") or name in ENV_OTHERS:
-            continue
-        verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        known = verb in parsers and any(
-            key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
-        )
-        if not known and verb not in TOOLS:
-            raise UserError(
-                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
-                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
-            )
-
-
-def _check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as free as Lightning's Trainer
-    if accelerator not in ("gpu", "cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor' to see why, or"
-            " add --trainer.accelerator auto."
-        )
-    wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
-    if wanted > torch.cuda.device_count():
-        raise UserError(
-            f"trainer.devices: {wanted} GPUs are asked for and PyTorch sees {torch.cuda.device_count()}; set"
-            " trainer.devices to that or less."
-        )
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; one that ends in a user's mistake leaves the run folder as it was."""
+        folder, existed = self.run_folder, self.run_folder.exists()
+        events = set(folder.glob("events.out.tfevents.*"))
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self.trainer.is_global_zero and existed:
+                # Another verb may be running here: only the file that this process's logger made.
+                for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
+                    path.unlink()
+            elif self.trainer.is_global_zero and not (folder / "checkpoints").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                for parent in (folder.parent, folder.parent.parent):
+                    with contextlib.suppress(OSError):  # it has other runs
+                        parent.rmdir()
+            raise
 
 
 def _precision(accelerator: Any) -> str:  # noqa: ANN401
@@ -236,23 +208,6 @@ def _precision(accelerator: Any) -> str:  # noqa: ANN401
     if accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def _check_checkpoint(path: Path, model: SpecialtyClassifier) -> None:
-    """Compare a checkpoint with the config before any weights are loaded.
-
-    Raises:
-        UserError: the file is broken, not medlit's, or of another model.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        values = checkpoint.get("medlit")
-    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
-        raise UserError(
-            f"ckpt_path: {path} is cut short, damaged or not a checkpoint; take another one, such as 'best' or 'last'."
-        ) from error
-    theirs = Structure.from_dict(values)
-    check_structure(model.structure, theirs, where=f"the checkpoint {path}")
 
 
 def _quiet() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.cli import ENV_PREFIX, TRAINER_DEFAULTS, MedlitCLI
+from medlit.cli import TRAINER_DEFAULTS, MedlitCLI
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
 from medlit.model.module import SpecialtyClassifier
+from medlit.preflight import ENV_PREFIX
 
 
 class _Settings(MedlitCLI):

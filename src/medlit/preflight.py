@@ -1,0 +1,119 @@
+"""What can be known to fail before notes are read or weights are loaded, told in one sentence each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from medlit.__main__ import TOOLS
+from medlit.errors import UserError
+from medlit.model.module import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
+from medlit.model.structure import Structure, check_structure
+
+ENV_PREFIX = "MEDLIT"
+# Names with the prefix that are no settings of a verb.
+ENV_OTHERS = ("MEDLIT_CACHE",)
+MONITORS = tuple(f"val/{name}" for name in (LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE))
+# Settings of which there is at least one.
+_COUNTS = (
+    "val_every_steps",
+    "model.backbone.max_length",
+    "model.lora.r",
+    "model.decoding.max_new_tokens",
+    "data.examples_per_step",
+    "data.batch_size",
+    "data.eval_batch_size",
+    "data.response_tokens",
+)
+
+
+def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
+    """Check that every variable with medlit's prefix is read by somebody; jsonargparse passes over a misspelt one.
+
+    Args:
+        parsers: verb -> its parser.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    for name in sorted(os.environ):
+        if not name.startswith(f"{ENV_PREFIX}_") or name in ENV_OTHERS:
+            continue
+        verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
+        known = verb in parsers and any(
+            key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
+        )
+        if not known and verb not in TOOLS:
+            raise UserError(
+                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
+                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
+            )
+
+
+def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
+    """Check the values that a type does not.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the"
+            " number of devices; leave it out and set those."
+        )
+    if config.trainer.overfit_batches:
+        raise UserError(
+            "trainer.overfit_batches: it would take the place of the sampler that deals notes to steps; use"
+            " configs/debug/overfit.yaml."
+        )
+    for key in _COUNTS:
+        if config[key] < 1:
+            raise UserError(f"{key}: must be at least 1, not {config[key]}.")
+    for section in ("checkpoint", "early_stopping"):
+        if config[section].monitor not in MONITORS:
+            raise UserError(
+                f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"
+                f" {', '.join(MONITORS)}."
+            )
+
+
+def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as free as Lightning's Trainer
+    """Check that the GPUs that a config asks for are there.
+
+    Raises:
+        UserError: there are none, or fewer.
+    """
+    if accelerator not in ("gpu", "cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor' to see why, or"
+            " add --trainer.accelerator auto."
+        )
+    wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
+    if wanted > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.devices: {wanted} GPUs are asked for and PyTorch sees {torch.cuda.device_count()}; set"
+            " trainer.devices to that or less."
+        )
+
+
+def check_checkpoint(path: Path, ours: Structure) -> None:
+    """Compare a checkpoint with the config.
+
+    Raises:
+        UserError: the file is broken, not medlit's, or of another model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        values = checkpoint.get("medlit")
+    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
+        raise UserError(
+            f"ckpt_path: {path} is cut short, damaged or not a checkpoint; take another one, such as 'best' or 'last'."
+        ) from error
+    check_structure(ours, Structure.from_dict(values), where=f"the checkpoint {path}")

@@ -224,6 +224,21 @@ def test_a_resumed_epoch_goes_on_after_the_last_trained_step(make: Make) -> None
         resumed.load_state_dict(state)
         resumed.setup("fit")
         loader = resumed.train_dataloader()
+        loader.sampler.set_epoch(0)  # type: ignore[attr-defined]
         assert [batch.ids for batch in loader] == whole[trained % 3 * 2 :]
         assert [batch.ids for batch in loader] == whole, "the next epoch is whole"
         assert len(loader) == len(whole)
+
+
+def test_a_resumed_epoch_is_shuffled_as_its_own_before_lightning_names_it(make: Make) -> None:
+    """Worker processes ask for batches as soon as there is an iterator."""
+    data = make()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    third = [batch.ids for batch in loader]
+    for workers in (0, 1):
+        resumed = make(num_workers=workers)
+        resumed.load_state_dict({"optimizer_steps": 7})
+        resumed.setup("fit")
+        assert [batch.ids for batch in resumed.train_dataloader()] == third[2:]

@@ -148,7 +148,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.partition: Partition | None = None
         self._splits: dict[str, Dataset] = {}
         self._predict: Dataset | None = None
-        self._first_step = 0
+        self._trained_steps = 0
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -221,6 +221,11 @@ class TranscriptionDataModule(L.LightningDataModule):
         """Micro-batches that each process accumulates in one optimizer step."""
         return micro_batches_per_step(self.examples_per_step, self.batch_size, world_size)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, the same on any number of processes; at least 1."""
+        return max(1, len(self.rows("train")) // self.examples_per_step)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, an optimizer step's after another's."""
         rows = self.rows("train")
@@ -237,7 +242,10 @@ class TranscriptionDataModule(L.LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
         )
-        sampler.first_step, self._first_step = self._first_step % max(sampler.steps, 1), 0
+        # Worker processes ask for batches before Lightning names the epoch.
+        epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
+        sampler.set_epoch(epoch)
+        self._trained_steps = 0
         return self._loader(_Rows(rows, self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
@@ -290,7 +298,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the last step that was trained, in the middle of an epoch too."""
-        self._first_step = int(state_dict["optimizer_steps"])
+        self._trained_steps = int(state_dict["optimizer_steps"])
 
 
 def _as_it_is(batch: object) -> object:

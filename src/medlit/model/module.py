@@ -19,6 +19,7 @@ from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
 from medlit.model.decoding import Answers, generate
 from medlit.model.metrics import Scores, SpecialtyMetrics
+from medlit.model.resume import count_in_steps
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.weights import load_tokenizer
@@ -199,18 +200,20 @@ class SpecialtyClassifier(L.LightningModule):
         checkpoint["medlit"] = self.structure.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model; take over the label names.
+        """Refuse weights of another model; take over the label names and, in a fit, the place to go on from.
 
         Raises:
             UserError: base model, adapter or labels are not the checkpoint's.
         """
-        self._adopt(Structure.from_dict(checkpoint["medlit"]), "the checkpoint")
+        self._adopt(Structure.from_dict(checkpoint.get("medlit")), "the checkpoint")
         keys = set(checkpoint["state_dict"])
         if keys != self._trained():
             raise UserError(
                 f"ckpt_path: the checkpoint's {len(keys)} weights are not this model's {len(self._trained())} trained"
                 " ones; use the config that it was trained with."
             )
+        if self.trainer.training:
+            count_in_steps(checkpoint, self.trainer.datamodule.steps_per_epoch, self.trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
 
     def _adopt(self, theirs: Structure, where: str) -> None:
         check_structure(ours=self.structure, theirs=theirs, where=where)

@@ -1,0 +1,431 @@
+"""The module under Lightning: exact steps and schedule, checkpoints that hold little and refuse a lot, resuming."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from fakes import BONE, BRAIN, notes, write_csv
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.model.backbone import causal_lm
+from medlit.model.module import SpecialtyClassifier
+from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
+from medlit.model.structure import LABELS_FILE
+
+Weights = dict[str, Tensor]
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        # Resuming is what is tested here.
+        "You're resuming from a checkpoint that ended before the epoch ended",
+        "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
+        # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+        r".*isinstance\(treespec, LeafSpec\)",
+    )
+]
+
+
+class Watch(L.Callback):
+    """Writes down what happens at every optimizer step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[Weights] = []
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.ready: list[bool] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        model = pl_module.model
+        layers = causal_lm(model).model.layers
+        self.ready.append(model.training and all(layer.gradient_checkpointing for layer in layers))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:  # noqa: ANN401
+        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        if len(self.losses) < len(self.gradients):
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+@pytest.fixture(scope="module")
+def parts(llama: Path, notes_folder: Path) -> Callable[..., tuple[SpecialtyClassifier, TranscriptionDataModule]]:
+    """A module and its data; settings of either override."""
+
+    def parts(**given: Any) -> tuple[SpecialtyClassifier, TranscriptionDataModule]:  # noqa: ANN401
+        ours = {name: given.pop(name) for name in ("lora", "adapter", "optimizer", "decoding") if name in given}
+        model: dict[str, Any] = {"optimizer": Optimizer(2e-2), "decoding": Decoding(max_new_tokens=12), **ours}
+        module = SpecialtyClassifier(Backbone(str(llama), max_length=256), **model)
+        data: dict[str, Any] = {
+            "source": str(notes_folder),
+            "base_model": str(llama),
+            "max_length": 256,
+            "response_tokens": 16,
+            "examples_per_step": 8,
+            "batch_size": 4,
+            "eval_batch_size": 4,
+        }
+        return module, TranscriptionDataModule(**data | given)
+
+    return parts
+
+
+Parts = Callable[..., tuple[SpecialtyClassifier, TranscriptionDataModule]]
+
+
+def trainer(
+    data: TranscriptionDataModule,
+    *callbacks: L.Callback,
+    val_every: int = 10**6,
+    **settings: Any,  # noqa: ANN401 - Lightning's own
+) -> L.Trainer:
+    """A trainer as the command line sets it up: accumulation and validation follow from the optimizer step."""
+    accumulate = data.micro_batches_per_step(1)
+    quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
+    return L.Trainer(
+        accelerator="cpu",
+        accumulate_grad_batches=accumulate,
+        val_check_interval=val_every * accumulate,
+        check_val_every_n_epoch=None,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        callbacks=list(callbacks),
+        **{"num_sanity_val_steps": 0, "enable_checkpointing": False, **quiet, **settings},
+    )
+
+
+def adapter(module: SpecialtyClassifier) -> Weights:
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def far(ours: Weights, theirs: Weights) -> float:
+    """Largest relative difference of any weight's gradient, by its norm."""
+    assert ours.keys() == theirs.keys()
+    assert ours
+    norms = {name: (theirs[name].norm().item(), (ours[name] - theirs[name]).norm().item()) for name in ours}
+    largest = max(norm for norm, _ in norms.values())
+    # Behind a B of zeros A has no gradient yet: what is all rounding is compared with the largest.
+    return max(gap / max(norm, 1e-3 * largest) for norm, gap in norms.values())
+
+
+# --- one optimizer step -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forty(tmp_path: Path) -> str:
+    """All forty notes as a training split, with labels of unlike length."""
+    rows = [row for split in notes().values() for row in split]
+    for split, part in (("train", rows), ("validation", rows[:4])):
+        write_csv(tmp_path / f"{split}.csv", part)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("loss_on", ["response", "whole"])
+def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, loss_on: str) -> None:
+    watches = []
+    for batch_size in (32, 8, 3):
+        module, data = parts(
+            source=forty, split="official", examples_per_step=32, batch_size=batch_size, loss_on=loss_on
+        )
+        watches.append(Watch())
+        trainer(data, watches[-1], max_steps=2).fit(module, data)
+        assert len(watches[-1].gradients) == 2
+    for watch in watches[1:]:
+        assert far(watch.gradients[0], watches[0].gradients[0]) < 1e-4
+        assert watch.losses == pytest.approx(watches[0].losses, rel=1e-4)
+
+
+def test_two_ranks_make_the_step_of_one(parts: Parts, forty: str) -> None:
+    """The arithmetic alone: DDP's mean over ranks and Lightning's over micro-batches undo the step's factor."""
+    module, _ = parts()
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # type: ignore[assignment]
+    module.configure_model()
+    module.on_fit_start()
+    found = []
+    for world_size in (1, 2, 4):
+        module.zero_grad()
+        for rank in range(world_size):
+            _, data = parts(source=forty, split="official", examples_per_step=32, batch_size=8)
+            strategy = SimpleNamespace(root_device=torch.device("cpu"))
+            micro_batches = data.micro_batches_per_step(world_size)
+            data.trainer = module.trainer = SimpleNamespace(  # type: ignore[assignment]
+                global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=micro_batches
+            )
+            data.setup("fit")
+            for i, batch in enumerate(data.train_dataloader()):
+                (module.training_step(batch, i) / micro_batches / world_size).backward()
+        found.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+    assert far(found[1], found[0]) < 1e-4
+    assert far(found[2], found[0]) < 1e-4
+
+
+# --- the fit ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 10}, {"max_epochs": 3}], ids=["steps", "epochs"])
+def test_the_rate_rises_then_falls_to_zero_by_optimizer_steps(parts: Parts, length: dict[str, int]) -> None:
+    module, data = parts(optimizer=Optimizer(learning_rate=1e-3, warmup_steps=4))
+    watch = Watch()
+    fit = trainer(data, watch, **length)
+    fit.fit(module, data)
+    total = length.get("max_steps", 9)  # 24 notes make 3 steps an epoch
+    wanted = [1e-3 * min(step / 4, (total - step) / (total - 4)) for step in range(total)]
+    assert watch.rates == pytest.approx(wanted)
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert len(watch.ready) == 2 * total
+
+
+def test_it_learns_and_stays_ready_to_train_through_every_validation(parts: Parts) -> None:
+    module, data = parts()
+    watch = Watch()
+    trainer(data, watch, max_steps=12, val_every=2, num_sanity_val_steps=1).fit(module, data)
+    assert all(watch.ready), "training mode and gradient checkpointing, in every micro-batch"
+    assert sum(watch.losses[-3:]) < 0.5 * sum(watch.losses[:3])
+    assert module.scores is not None
+    assert module.scores["n"] == 8
+    assert all(parameter.dtype == torch.float32 for parameter in adapter(module).values())
+
+
+def test_the_optimizer_holds_the_adapter_and_eight_bit_states(parts: Parts) -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    module, data = parts(lora=Lora(r=64))
+    fit = trainer(data, max_steps=1)
+    fit.fit(module, data)
+    assert isinstance(fit.optimizers[0], AdamW8bit)
+    held = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
+    assert held == {id(p) for p in module.parameters() if p.requires_grad}
+    states = {
+        name: fit.optimizers[0].state[p]["state1"].dtype for name, p in module.named_parameters() if p.requires_grad
+    }
+    assert states["model.base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"] == torch.uint8
+
+
+# --- what a validation says -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], Weights]:
+    """A checkpoint, the numbers of the validation that it was saved at, and its adapter."""
+    module, data = parts()
+    fit = trainer(data, max_steps=8, val_every=8)
+    fit.fit(module, data)
+    path = tmp_path_factory.mktemp("fitted") / "saved.ckpt"
+    fit.save_checkpoint(path)
+    numbers = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("val/")}
+    return path, numbers, adapter(module)
+
+
+Fitted = tuple[Path, dict[str, float], Weights]
+
+
+def test_a_checkpoint_reproduces_its_validation_in_a_fresh_model(parts: Parts, fitted: Fitted) -> None:
+    path, numbers, weights = fitted
+    module, data = parts(lora=Lora(seed=9))
+    run = trainer(data)
+    run.validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
+    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
+    assert numbers.keys() == {f"val/{name}" for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss")}
+    assert all(torch.equal(value, weights[name]) for name, value in adapter(module).items())
+
+
+def test_test_and_predict_answer_as_validate_does(parts: Parts, fitted: Fitted) -> None:
+    module, data = parts(eval_batch_size=1, predict_source="test")
+    run = trainer(data)
+    run.test(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+    tested, scores = dict(run.callback_metrics), deepcopy(module.scores)
+    other, data = parts(eval_batch_size=8, predict_source="test")
+    answers = trainer(data).predict(other, data, ckpt_path=str(fitted[0]), weights_only=True)
+    data.setup("test")
+    truth = {row["id"]: row["specialty"] for row in data.rows("test")}
+    pairs = [
+        (truth[i], label)
+        for batch, answer in zip(data.predict_dataloader(), answers, strict=True)  # type: ignore[arg-type]
+        for i, label in zip(batch.ids, answer.label_ids.tolist(), strict=True)
+    ]
+    right = sum(other.label_set.index(name) == label for name, label in pairs)
+    assert tested["test/accuracy"] == pytest.approx(right / len(pairs))
+    assert scores is not None
+    assert scores["n"] == len(pairs) == 8
+    assert scores["confusion"] == [
+        [sum(pair == (name, label) for pair in pairs) for label in range(len(other.label_set) + 1)]
+        for name in other.label_set
+    ]
+
+
+def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(parts: Parts, fitted: Fitted) -> None:
+    losses = []
+    for size in (1, 3, 8):
+        module, data = parts(eval_batch_size=size)
+        run = trainer(data)
+        run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+        losses.append(float(run.callback_metrics["val/loss"]))
+    assert losses == pytest.approx([fitted[1]["val/loss"]] * 3, rel=1e-5)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to_and_runs_no_code(fitted: Fitted) -> None:
+    checkpoint = torch.load(fitted[0], weights_only=True)
+    assert checkpoint["state_dict"].keys() == fitted[2].keys()
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    assert checkpoint["medlit"]["labels"] == ["Cardiovascular / Pulmonary", BRAIN, BONE]
+    assert "hyper_parameters" not in checkpoint
+    assert "datamodule_hyper_parameters" not in checkpoint
+
+
+def drop_a_weight(checkpoint: dict[str, Any]) -> None:
+    checkpoint["state_dict"].popitem()
+
+
+def rename_a_weight(checkpoint: dict[str, Any]) -> None:
+    name, weight = checkpoint["state_dict"].popitem()
+    checkpoint["state_dict"][f"{name}.old"] = weight
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (drop_a_weight, r"ckpt_path: the checkpoint's \d+ weights are not this model's"),
+        (rename_a_weight, r"ckpt_path: the checkpoint's \d+ weights are not this model's"),
+        (lambda c: c["medlit"].update(base_model="owner/other"), "model.backbone.base_model: .* 'owner/other'"),
+        (lambda c: c["medlit"]["lora"].update(r=8), "model.lora.r: .* trained with 8"),
+        (lambda c: c["medlit"].update(labels=[BRAIN, BONE]), "data.label_column: .*'Cardiovascular / Pulmonary'"),
+        (lambda c: c["medlit"].update(prompt="alpaca-0"), "prompt 'alpaca-0'"),
+        (lambda c: c.pop("medlit"), "ckpt_path: the file was not written by medlit"),
+    ],
+    ids=["a weight less", "a weight renamed", "base model", "rank", "labels", "prompt", "not medlit's"],
+)
+def test_another_model_s_checkpoint_is_refused(
+    parts: Parts, fitted: Fitted, tmp_path: Path, spoil: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    checkpoint = torch.load(fitted[0], weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    module, data = parts()
+    with pytest.raises(UserError, match=says):
+        trainer(data).validate(module, data, ckpt_path=str(tmp_path / "other.ckpt"), weights_only=True, verbose=False)
+
+
+def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: Fitted, tmp_path: Path) -> None:
+    path, numbers, _ = fitted
+    module, data = parts()
+    trainer(data).validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    module.save_adapter(folder)
+    assert (folder / LABELS_FILE).is_file()
+    assert (folder / "tokenizer.json").is_file()
+
+    again, data = parts(adapter=str(folder))
+    run = trainer(data)
+    run.validate(again, data, verbose=False)
+    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
+
+    unlabelled, data = parts(adapter=str(folder), text="A broken wrist.")
+    answers = trainer(data).predict(unlabelled, data)
+    assert unlabelled.label_set.names == module.label_set.names
+    assert answers is not None
+    assert len(answers[0].texts) == 1
+
+    other, data = parts(adapter=str(folder), lora=Lora(r=8))
+    with pytest.raises(UserError, match=r"model\.lora\.r: the adapter .* trained with 16"):
+        trainer(data).validate(other, data, verbose=False)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+STEPS = 9  # three epochs of three
+
+
+class Stop(L.Callback):
+    """Interrupts a fit after an optimizer step; as at any end, that step is validated and saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@pytest.fixture(scope="module")
+def go_on(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401
+    """Fit up to a step and, in fresh objects, from there to the end; at step 0 the fit is not interrupted."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    model = {"lora": Lora(r=64), "decoding": Decoding(max_new_tokens=2)}  # large enough for states of 8 bits
+
+    @functools.cache
+    def until(step: int) -> str:
+        module, data = parts(**model)
+        save = ModelCheckpoint(folder / str(step), "at", monitor="train/loss", save_on_train_epoch_end=False)
+        trainer(data, save, Stop(step), max_steps=STEPS, val_every=2, enable_checkpointing=True).fit(module, data)
+        return str(folder / str(step) / "at.ckpt")
+
+    @functools.cache
+    def go_on(step: int, val_every: int = 2, **given: int) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
+        module, data = parts(**model, **given)
+        watch = Watch()
+        run = trainer(data, watch, max_steps=STEPS, val_every=val_every)
+        run.fit(module, data, ckpt_path=until(step) if step else None, weights_only=True)
+        return module, run, watch
+
+    return go_on
+
+
+def optimizer_state(module: SpecialtyClassifier, run: L.Trainer) -> dict[tuple[str, str], Tensor]:
+    held = {name: run.optimizers[0].state[p] for name, p in module.named_parameters() if p.requires_grad}
+    return {(name, key): torch.as_tensor(value) for name, state in held.items() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("step", "given"),
+    [(3, {}), (4, {}), (5, {"num_workers": 1}), (6, {"val_every": 3})],
+    ids=["an epoch's end", "mid-epoch", "mid-epoch, off the interval, with workers", "an epoch's end on the interval"],
+)
+def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
+    go_on: Any,  # noqa: ANN401
+    step: int,
+    given: dict[str, int],
+) -> None:
+    """Weights, optimizer state, losses and rates to the bit, and validations where they would have been."""
+    module, run, whole = go_on(0)
+    resumed, again, rest = go_on(step, **given)
+    interval = given.get("val_every", 2)
+    assert run.global_step == again.global_step == len(whole.losses) == STEPS
+    assert rest.losses == whole.losses[step:]
+    assert rest.rates == whole.rates[step:]
+    assert rest.validated == [at for at in range(interval, STEPS + 1, interval) if at > step]
+    assert all(torch.equal(value, adapter(module)[name]) for name, value in adapter(resumed).items())
+    state, ours = optimizer_state(module, run), optimizer_state(resumed, again)
+    assert {value.dtype for value in state.values()} >= {torch.uint8, torch.float32}
+    assert ours.keys() == state.keys()
+    assert all(torch.equal(value, ours[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize(("step", "batch_size"), [(3, 2), (5, 8)])
+def test_a_fit_can_go_on_with_other_micro_batches(go_on: Any, step: int, batch_size: int) -> None:  # noqa: ANN401
+    """As on another number of devices: the same notes in the same steps, so the same losses but for rounding."""
+    _, run, whole = go_on(0)
+    _, again, rest = go_on(step, batch_size=batch_size)
+    assert again.global_step == run.global_step == STEPS
+    assert rest.rates == whole.rates[step:]
+    assert rest.losses == pytest.approx(whole.losses[step:], rel=1e-3)
+    assert rest.validated == [at for at in (2, 4, 6, 8) if at > step]

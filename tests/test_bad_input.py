@@ -302,11 +302,28 @@ def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, ti
         ("--data.eval_batch_size", "0", "data.eval_batch_size"),
         ("--model.decoding.max_new_tokens", "0", "model.decoding.max_new_tokens"),
         ("--trainer.overfit_batches", "2", "trainer.overfit_batches"),
+        ("--trainer.enable_checkpointing", "false", "trainer.enable_checkpointing"),
         ("--data.split_shares", "[0.5, 0.2, 0.2]", "data.split_shares"),
     ],
 )
 def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: str) -> None:
     assert what in fit(flag, value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"), [("--trainer.default_root_dir", "trainer.default_root_dir"), ("--run", "run")]
+)
+def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: str, key: str) -> None:
+    (tmp_path / "runs").write_text("a file")
+    said = fit(flag, "runs/here")
+    assert f"{key}: runs/here" in said
+    assert f"{tmp_path / 'runs'} is a file" in said
+
+
+def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "filed").write_text("a file")
+    said = refused("predict", "--config", tiny_config, "--output", "filed/out.csv")
+    assert "output: filed/out.csv cannot be written" in said
 
 
 @pytest.mark.parametrize("text", ["model: {lora: [", "just a sentence", "- a\n- list"])

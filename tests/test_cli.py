@@ -31,9 +31,13 @@ def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedP
         "import sys\nfrom medlit.__main__ import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{code}"
     )
+    return python("-c", script, cwd=cwd)
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=True
     )
 
 
@@ -427,7 +431,8 @@ def test_one_note_prints_its_answer_and_writes_nothing(
     medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
-    arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", "--data.text"]
+    several = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]  # a config that trains on more than one
+    arguments = ["predict", "--config", tiny_config, *several, "--ckpt_path", "best", "--data.text"]
     outcome = medlit(*arguments, "Patient 30 years old, since Monday: heart pain.")
     assert outcome.code == 0
     assert outcome.out.strip()
@@ -445,3 +450,24 @@ def test_one_note_from_standard_input_in_a_fresh_process(
     before = files(tmp_path)
     assert command(*arguments, note, cwd=tmp_path).stdout == here
     assert files(tmp_path) == before
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
+    ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
+    two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    python("-m", "medlit", "fit", *two, cwd=tmp_path)
+    run = tmp_path / "logs" / "tiny" / "version_0"
+    assert files(run) - {path.name for path in run.glob("events*")} == (
+        files(fitted) - {path.name for path in fitted.glob("events*")}
+    )
+    for tag in ("train/loss", "val/loss", "val/accuracy"):
+        assert curve(run, tag) == [(step, pytest.approx(value, abs=1e-4)) for step, value in curve(fitted, tag)]
+    python("-m", "medlit", "predict", *two, "--ckpt_path", "last", "--output", "two.csv", cwd=tmp_path)
+    one = tmp_path / "one.csv"
+    arguments = ["--config", tiny_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", "--output", one]
+    assert medlit("predict", *arguments).code == 0
+    assert one.read_text() == (tmp_path / "two.csv").read_text()

@@ -32,7 +32,14 @@ from medlit.callbacks.report import RunReport
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.module import F1_MACRO, SpecialtyClassifier
-from medlit.preflight import ENV_PREFIX, check_checkpoint, check_device, check_environment, check_settings
+from medlit.preflight import (
+    ENV_PREFIX,
+    check_checkpoint,
+    check_device,
+    check_environment,
+    check_settings,
+    check_writable,
+)
 from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
 
 MONITOR = f"val/{F1_MACRO}"
@@ -125,15 +132,21 @@ class MedlitCLI(LightningCLI):
         if self.subcommand == "predict":
             self._prepare_predict(config)
         self.run_folder = self._choose_run(config)
+        check_writable("run" if config.run else "trainer.default_root_dir", self.run_folder / "checkpoints")
 
     def _prepare_predict(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-        if config.output is not None and Path(config.output).suffix not in FORMATS:
-            raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; name the file so.")
+        if config.output is not None:
+            if Path(config.output).suffix not in FORMATS:
+                raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; name the file so.")
+            check_writable("output", Path(config.output))
         if config.data.text is not None:
             # Standard output belongs to the answer alone.
             config.trainer.enable_progress_bar = False
             config.trainer.enable_model_summary = False
             config.trainer.logger = False
+            # One note is work for one process, whatever the config trains on.
+            config.trainer.devices = config.trainer.num_nodes = 1
+            config.trainer.strategy, config.trainer.plugins = "auto", None
             config.model.decoding.max_new_tokens = max(config.model.decoding.max_new_tokens, ONE_NOTE_TOKENS)
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401

@@ -71,6 +71,11 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
             "trainer.overfit_batches: it would take the place of the sampler that deals notes to steps; use"
             " configs/debug/overfit.yaml."
         )
+    if config.trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing: the best and the last weights are always kept; leave it out, or set"
+            " trainer.fast_dev_run to try something without a trace."
+        )
     for key in _COUNTS:
         if config[key] < 1:
             raise UserError(f"{key}: must be at least 1, not {config[key]}.")
@@ -80,6 +85,23 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
                 f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"
                 f" {', '.join(MONITORS)}."
             )
+
+
+def check_writable(key: str, path: Path) -> None:
+    """Check that a file or folder can be made.
+
+    Args:
+        key: the setting that names it.
+        path: where it is to be.
+
+    Raises:
+        UserError: its nearest folder is none, or is not open to this user.
+    """
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise UserError(f"{key}: {path} cannot be written, since {place} is a file; name another place.")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{key}: {path} cannot be written, since you may not write to {place}; name another place.")
 
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as free as Lightning's Trainer

@@ -192,7 +192,17 @@ def test_the_rate_rises_then_falls_to_zero_by_optimizer_steps(parts: Parts, leng
     assert len(watch.ready) == 2 * total
 
 
-def test_it_learns_and_stays_ready_to_train_through_every_validation(parts: Parts) -> None:
+def test_it_learns_and_stays_ready_to_train_through_every_validation(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unsloth import FastLanguageModel
+
+    def for_inference(model: Any) -> None:  # noqa: ANN401 - as on a GPU, where it leaves checkpointing off
+        model.eval()
+        for layer in causal_lm(model).model.layers:
+            layer.gradient_checkpointing = False
+
+    monkeypatch.setattr(FastLanguageModel, "for_inference", for_inference)
     module, data = parts()
     watch = Watch()
     trainer(data, watch, max_steps=12, val_every=2, num_sanity_val_steps=1).fit(module, data)

@@ -164,10 +164,18 @@ class StepSampler(Sampler[MicroBatch]):
                 start += size
 
     def _deal(self, notes: np.ndarray) -> np.ndarray:
-        """This rank's share of a step, longest first: dealt to and fro, so that ranks get about as many tokens."""
-        rounds = notes.reshape(-1, self.world_size).copy()
-        rounds[1::2] = rounds[1::2, ::-1]
-        return rounds[:, self.rank]
+        """This rank's share of a step, longest first.
+
+        In rounds of one note a rank: whoever has the fewest tokens so far gets the round's longest: all ranks wait for
+        the slowest.
+        """
+        mine = []
+        tokens = np.zeros(self.world_size, dtype=np.int64)
+        for dealt in notes.reshape(-1, self.world_size):
+            order = np.argsort(tokens, kind="stable")
+            tokens[order] += self.lengths[dealt]
+            mine.append(dealt[order == self.rank])
+        return np.concatenate(mine)
 
 
 class LengthSortedSampler(Sampler[list[int]]):

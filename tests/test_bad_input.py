@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Medlit
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
+
+if TYPE_CHECKING:
+    from conftest import Medlit
 
 Row = dict[str, str]
 Refused = Callable[..., str]

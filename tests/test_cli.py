@@ -11,14 +11,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import Medlit
 from fakes import SPECIALTIES, notes, write_csv
 
 import medlit as package
+
+if TYPE_CHECKING:
+    from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
 SCORES = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}

@@ -143,7 +143,6 @@ def test_predictions_to_a_file_of_no_known_kind(refused: Refused, tiny_config: P
     assert "output: filed.xlsx ends in none of .csv, .jsonl, .parquet" in said
 
 
-@pytest.mark.xfail(reason="the message names data.source", strict=False)
 def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) -> None:
     said = refused("predict", "--config", tiny_config, "--data.predict_source", "incoming.csv")
     assert "predict_source" in said
@@ -175,7 +174,6 @@ def test_a_model_folder_without_its_weights(fit: Refused, llama: Path, tmp_path:
     assert f"model.backbone.base_model: {folder}" in fit("--model.backbone.base_model", folder)
 
 
-@pytest.mark.xfail(reason="the loader's own error passes through", strict=False)
 def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
     weights = folder / "model.safetensors"
@@ -183,7 +181,6 @@ def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path
     assert f"model.backbone.base_model: {folder}" in fit("--model.backbone.base_model", folder)
 
 
-@pytest.mark.xfail(reason="PEFT passes over a target that no layer has, as long as another one has", strict=False)
 def test_layers_that_the_model_does_not_have(fit: Refused) -> None:
     said = fit("--model.lora.target_modules", "[qkv_proj,o_proj]")
     assert "model.lora.target_modules" in said
@@ -285,7 +282,6 @@ def test_an_adapter_of_another_base_model(refused: Refused, run: Path, tiny_conf
     assert "model.backbone.base_model: the adapter" in refused("test", *arguments)
 
 
-@pytest.mark.xfail(reason="the JSON reader's own error passes through", strict=False)
 def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, tiny_config: Path) -> None:
     (run / "adapter" / "medlit.json").write_text('{"base_model": ')
     said = refused("test", "--config", tiny_config, "--model.adapter", run / "adapter")

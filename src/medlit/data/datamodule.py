@@ -193,13 +193,10 @@ class TranscriptionDataModule(L.LightningDataModule):
             if not text:
                 raise UserError("data.text: the note is empty; give its text, or '-' and the text on standard input.")
             return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
-        tables = load_source(
-            self.predict_source,
-            revision=None,
-            columns=self.columns,
-            labels=self.labels,
-            require_labels=False,
-        )
+        try:
+            tables = load_source(self.predict_source, columns=self.columns, labels=self.labels, require_labels=False)
+        except UserError as error:
+            raise UserError(str(error).replace("data.source", "data.predict_source", 1)) from error
         return datasets.concatenate_datasets(list(tables.values()))
 
     def rows(self, split: str) -> Dataset:

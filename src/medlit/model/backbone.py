@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -70,6 +71,7 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                 trust_remote_code=False,
             )
             if lora is not None:
+                _check_targets(model, lora.target_modules)
                 if lora.loftq:
                     _check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
@@ -86,6 +88,11 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                     random_state=lora.seed,
                     max_seq_length=backbone.max_length,
                 )
+    except SafetensorError as error:
+        raise UserError(
+            f"model.backbone.base_model: {backbone.base_model} holds weights that are cut short or damaged; fetch"
+            " or copy them again."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError) or not _is_missing(error):
             raise
@@ -98,6 +105,24 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
 
 def _checkpointing(backbone: Backbone) -> str | bool:
     return "unsloth" if backbone.gradient_checkpointing == "unsloth" else False
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """PEFT passes over a target that no layer has as long as another one has.
+
+    Raises:
+        UserError: the model has no such layers.
+    """
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    # Unsloth takes the names of split projections for a model that has them in one.
+    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+    fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+    absent = [name for name in targets if name not in leaves and fused.get(name) not in leaves]
+    if absent:
+        linear = sorted({name for name in leaves if name.endswith("_proj")})
+        raise UserError(
+            f"model.lora.target_modules: the base model has no layer called {absent[0]!r}; it has {', '.join(linear)}."
+        )
 
 
 def _check_loftq(model: nn.Module, device: torch.device) -> None:
@@ -228,7 +253,6 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         UserError: the file is missing, broken, or holds other weights than the model has.
     """
     from peft import set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"

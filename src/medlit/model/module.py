@@ -81,7 +81,7 @@ class SpecialtyClassifier(L.LightningModule):
             folder = language_model.adapter_folder(self.adapter)
             file = folder / LABELS_FILE
             if file.is_file():
-                self._adopt(Structure.from_dict(json.loads(file.read_text(encoding="utf-8"))), f"the adapter {folder}")
+                self._adopt(Structure.read(file), f"the adapter {folder}")
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before a checkpoint is read."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from medlit.errors import UserError
@@ -49,6 +51,19 @@ class Structure:
         except (TypeError, AttributeError) as error:
             raise UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.") from error
         return read
+
+    @classmethod
+    def read(cls, file: Path) -> Structure:
+        """Read the file that lies beside an adapter's weights.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
+        return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint that loads without running code, and for JSON."""

@@ -29,6 +29,18 @@ _HEADER = (
 _FOOTER = "\n\n### Response:\n"
 
 
+def whole_characters(text: str) -> str:
+    """Put U+FFFD where text holds half of a character (a lone surrogate), which UTF-8 and tokenizers cannot write.
+
+    JSON may spell one out, and the bytes of a command line that is not UTF-8 turn into them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Token ids of one prompt.
@@ -59,8 +71,9 @@ class AlpacaPrompt:
     response_tokens: int = 32
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
+        whole = [whole_characters(text) for text in texts]
         # Text of a note must never become a control token, even where it spells one out.
-        rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        rows: list[list[int]] = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return rows
 
     def _ids(self, text: str) -> list[int]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from medlit.data.encoding import not_utf8, open_utf8
 from medlit.errors import UserError
+from medlit.prompts import whole_characters
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -253,9 +254,7 @@ def _json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[
 def _as_text(value: object) -> str | None:
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    # A lone surrogate (half of a character, written \ud800 in JSON) has no UTF-8: it becomes the replacement character.
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
 from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables
 from medlit.errors import UserError
 from medlit.labels import normalise_text
+from medlit.prompts import whole_characters
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,8 +198,8 @@ def _canonical_batch(
 
 
 def clean_note(note: str | None) -> str:
-    """A note as every later step sees it: line ends are line feeds, outer white space is gone."""
-    return "" if note is None else note.replace("\r\n", "\n").replace("\r", "\n").strip()
+    """A note as every later step sees it: whole characters, line feeds for line ends, no outer white space."""
+    return "" if note is None else whole_characters(note).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _without_dropped(rows: Dataset) -> Dataset:

@@ -204,13 +204,14 @@ def test_a_fit_leaves_a_complete_run_folder(fitted: Path) -> None:
     assert len(events) == 1
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/medlit.json"} <= adapter
     assert {"adapter/tokenizer.json", "adapter/tokenizer_config.json"} <= adapter
-    assert found - events - adapter - {"split.parquet"} == {
+    assert found - events - adapter == {
         "config_fit.yaml",
         "hparams.yaml",
         "fit_metrics.json",
         "confusion_fit.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "split.parquet",
     }
     assert not [path for path in fitted.parent.parent.rglob("*") if path.name.startswith(".")]
 

@@ -102,6 +102,18 @@ def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make
         assert {batch.step_tokens for batch in step} == {labelled}
 
 
+@pytest.mark.parametrize(("balance", "share"), [("none", 0.125), ("inverse", 0.5)])
+def test_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, balance: str, share: float) -> None:
+    rows = [row | {"medical_specialty": HEART if place < 3 else BONE} for place, row in enumerate(notes()["train"])]
+    rare = {row["id"] for row in rows[:3]}
+    data = make(source=str(write_csv(tmp_path / "train.csv", rows).parent), split="official", balance=balance)
+    data.setup("fit")
+    shown = [i for batch in data.train_dataloader() for i in batch.ids]
+    assert len(shown) == 24
+    assert len(data.train_dataloader()) == data.steps_per_epoch * 2
+    assert sum(i in rare for i in shown) == 24 * share
+
+
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
     data = make(max_length=128)
     data.setup("fit")

@@ -29,6 +29,7 @@ from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.split import SplitRecord
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.module import F1_MACRO, SpecialtyClassifier
@@ -179,6 +180,7 @@ class MedlitCLI(LightningCLI):
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             LastCheckpoint(),
             RunReport(),
+            SplitRecord(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
         ]
         if config.trainer.enable_progress_bar is not False:

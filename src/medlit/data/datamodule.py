@@ -13,10 +13,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from medlit.data.assign import Conflicts, Split, SplitSettings
+from medlit.data.balance import Balance
 from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, Row
+from medlit.data.provenance import Provenance
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
 from medlit.data.sources import Columns, Labels, clean_note, load_source
 from medlit.data.splits import Partition, partition
+from medlit.data.tables import commit_of
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
 from medlit.labels import LabelSet
@@ -79,6 +82,9 @@ class TranscriptionDataModule(L.LightningDataModule):
             null: identical texts only.
         instruction: what the model is told to do.
         loss_on: 'response' teaches the answer alone, 'whole' every token (the recipe).
+        balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties more
+            often and of frequent ones less: in proportion to the square root of a specialty's notes, or every
+            specialty alike. An epoch stays as long.
         examples_per_step: notes of one optimizer step, over all devices.
         batch_size: mean notes of a micro-batch on one device; accumulation follows from it.
         eval_batch_size: most notes of an evaluation batch on one device.
@@ -111,6 +117,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         near_threshold: float | None = None,
         instruction: str = INSTRUCTION,
         loss_on: LossOn = "response",
+        balance: Balance = "none",
         examples_per_step: int = 32,
         batch_size: int = 8,
         eval_batch_size: int = 32,
@@ -132,6 +139,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.split_settings = SplitSettings(split, split_shares, split_seed, folds, fold, conflicts, near_threshold)
         self.instruction = instruction
         self.loss_on = loss_on
+        self.balance: Balance = balance
         self.examples_per_step = examples_per_step
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -146,6 +154,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.max_length = max_length
         self.label_set: LabelSet | None = None
         self.partition: Partition | None = None
+        self.provenance: Provenance | None = None
         self._splits: dict[str, Dataset] = {}
         self._predict: Dataset | None = None
         self._trained_steps = 0
@@ -182,6 +191,8 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
             )
             self.partition = partition(tables, self.split_settings)
+            revision = commit_of(tables.values()) or self.revision
+            self.provenance = Provenance(self.source, revision, self.partition.hashes)
             self.label_set = _label_set(self.partition.notes, self.source)
             self._splits = {name: tokenise(rows, self.prompt) for name, rows in self.partition.notes.items()}
 
@@ -226,8 +237,10 @@ class TranscriptionDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, an optimizer step's after another's."""
         rows = self.rows("train")
-        answers = {name: len(self.prompt.response(name)) for name in rows.unique("specialty")}
-        answer = np.array([answers[name] for name in rows["specialty"][:]])
+        specialties = rows["specialty"][:]
+        places = {name: place for place, name in enumerate(sorted(set(specialties)))}
+        labels = np.array([places[name] for name in specialties])
+        answer = np.array([len(self.prompt.response(name)) for name in places])[labels]
         length = np.array(rows["length"][:]) + answer
         sampler = StepSampler(
             length.tolist(),
@@ -236,6 +249,8 @@ class TranscriptionDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             token_budget=self.token_budget,
             seed=self.seed,
+            labels=labels.tolist(),
+            balance=self.balance,
             rank=self._rank,
             world_size=self._world_size,
         )
@@ -290,12 +305,26 @@ class TranscriptionDataModule(L.LightningDataModule):
     # --- resuming -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer steps trained so far: what was fetched ahead and not trained on does not count."""
-        return {"optimizer_steps": self.trainer.global_step if self.trainer else 0}
+        """Optimizer steps trained so far (what was fetched ahead and not trained on does not count); which notes."""
+        notes = None if self.provenance is None else self.provenance.to_dict()
+        return {"optimizer_steps": self.trainer.global_step if self.trainer else 0, "notes": notes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last step that was trained, in the middle of an epoch too."""
+        """Go on after the last step that was trained, in the middle of an epoch too; every verb that loads comes by."""
         self._trained_steps = int(state_dict["optimizer_steps"])
+        self.compare_notes(Provenance.from_dict(state_dict.get("notes")), "the checkpoint")
+
+    def compare_notes(self, theirs: Provenance | None, where: str) -> None:
+        """Say so, once, when the splits are not those that some weights come from; notes of no split have none.
+
+        Args:
+            theirs: the notes that the weights come from; None where nobody knows.
+            where: the weights, as a sentence names them.
+        """
+        if theirs is not None and self.provenance is not None and self._rank == 0:
+            difference = self.provenance.difference(theirs, where)
+            if difference is not None:
+                print(f"medlit: {difference}", file=sys.stderr)
 
 
 def _as_it_is(batch: object) -> object:
@@ -313,9 +342,11 @@ def _label_set(notes: dict[str, Dataset], source: str) -> LabelSet:
             f"data.source: {source} has no train split, which says what labels there are; add one, or set data.split to"
             " 'grouped' to make the splits here."
         )
-    label_set = LabelSet.from_labels(notes["train"].unique("specialty"))
+    # Not `Dataset.unique`: of a split it first writes a copy of every note to the disk.
+    found = {split: set(rows["specialty"][:]) for split, rows in notes.items()}
+    label_set = LabelSet.from_labels(found["train"])
     for split, rows in notes.items():
-        foreign = sorted(name for name in rows.unique("specialty") if label_set.index(name) is None)
+        foreign = sorted(name for name in found[split] if label_set.index(name) is None)
         if foreign:
             first = next(i for i, name in zip(rows["id"][:], rows["specialty"][:], strict=True) if name == foreign[0])
             raise UserError(

@@ -1,8 +1,9 @@
 """Who trains on which note, and when: the optimizer step is declared in notes and dealt to ranks and micro-batches.
 
-`StepSampler` draws each step's notes at random (without replacement inside an epoch) and only then sorts them by
-length and deals them out. Grouping therefore changes how much padding a step costs and nothing else: the notes of
-step s are the same set whatever the number of ranks and micro-batches, so one YAML trains alike on 1 or 8 GPUs.
+`StepSampler` draws each step's notes at random (none twice in an epoch, unless `balance` asks for rare labels more
+often) and only then sorts them by length and deals them out. Grouping therefore changes how much padding a step costs
+and nothing else: the notes of step s are the same set whatever the number of ranks and micro-batches, so one YAML
+trains alike on 1 or 8 GPUs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from medlit.data.balance import Balance, epoch_order
 from medlit.errors import UserError
 
 
@@ -95,6 +97,9 @@ class StepSampler(Sampler[MicroBatch]):
         batch_size: mean notes of a micro-batch.
         token_budget: most padded tokens of a micro-batch.
         seed: of the shuffle; epoch e uses (seed, e).
+        labels: label id of each note; needed for `balance`.
+        balance: `none` draws every note once an epoch; `sqrt` and `inverse` draw notes of rare labels more often, as in
+            `medlit.data.balance`. The epoch stays as long.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
 
@@ -111,6 +116,8 @@ class StepSampler(Sampler[MicroBatch]):
         batch_size: int,
         token_budget: int,
         seed: int,
+        labels: Sequence[int] | None = None,
+        balance: Balance = "none",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -125,6 +132,8 @@ class StepSampler(Sampler[MicroBatch]):
         self.examples_per_step = examples_per_step
         self.token_budget = token_budget
         self.seed = seed
+        self.labels = np.zeros(len(lengths), np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.balance = balance
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -144,15 +153,17 @@ class StepSampler(Sampler[MicroBatch]):
 
     def notes_of_step(self, step: int) -> np.ndarray:
         """Row indices of one step, over all ranks, longest first."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
-        return self._sorted(order, step)
+        return self._sorted(self._order(), step)
+
+    def _order(self) -> np.ndarray:
+        return epoch_order(self.labels, self.balance, self.seed, self.epoch)
 
     def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
         notes = order[step * self.examples_per_step : (step + 1) * self.examples_per_step]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+        order = self._order()
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
             notes = self._sorted(order, step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,13 +170,18 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
     return _named_splits(loaded, f"the Hub dataset {source}")
 
 
+def commit_of(tables: Iterable[Dataset]) -> str | None:
+    """The commit that tables of a Hub dataset were read at; None for tables from elsewhere."""
+    urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
+    return next((found for url in sorted(urls) for found in _COMMIT.findall(url)), None)
+
+
 def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> None:
     """Offline, `datasets` takes the newest cached revision whatever was asked for: refuse another commit than that."""
-    urls = [url for split in loaded.values() for url in split.info.download_checksums or {}]
-    commits = {found for url in urls for found in _COMMIT.findall(url)}
-    if revision and _COMMIT.fullmatch(revision) and commits and revision not in commits:
+    commit = commit_of(loaded.values())
+    if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
         raise UserError(
-            f"data.revision: the cache holds {source} at {sorted(commits)[0]}, not at {revision}; fetch that revision "
+            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision "
             f"with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from medlit.data.batches import Batch, EvalBatch, Prompts
+from medlit.data.provenance import Provenance
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
@@ -82,6 +83,8 @@ class SpecialtyClassifier(L.LightningModule):
             file = folder / LABELS_FILE
             if file.is_file():
                 self._adopt(Structure.read(file), f"the adapter {folder}")
+                if stage != "fit":  # an adapter may well be trained on with other notes
+                    self.trainer.datamodule.compare_notes(Provenance.read(file), f"the adapter {folder}")  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before a checkpoint is read."""
@@ -223,7 +226,9 @@ class SpecialtyClassifier(L.LightningModule):
         """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""
         language_model.save_adapter(self._model, folder, self.backbone.base_model, self.backbone.revision)  # type: ignore[arg-type]
         self.tokenizer.save_pretrained(folder)
-        (folder / LABELS_FILE).write_text(json.dumps(self.structure.to_dict(), indent=2) + "\n", encoding="utf-8")
+        notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
+        content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
+        (folder / LABELS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
     def _model(self) -> nn.Module:

@@ -60,9 +60,10 @@ class Structure:
             UserError: it is damaged.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            values = {**json.loads(file.read_text(encoding="utf-8"))}
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
+        values.pop("data", None)  # which notes it was trained on: of no weight here
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -125,6 +125,8 @@ def audit(
 
     raw = read_tables(source, revision, columns)
     tables = canonical_tables(raw, columns, labels, require_labels=columns.label is not None, check_rows=False)
+    leaks = label_leaks([table for parts in raw.values() for table in parts], columns)
+    del raw  # its mapped pages would count as this process's memory
     pool = concatenate_datasets(list(tables.values()))
     ids, specialties = pool["id"], pool["specialty"][:]
     texts = exact_groups(pool["text_hash"][:])
@@ -154,6 +156,6 @@ def audit(
         accuracy_ceiling=votes.ceiling,
         leakage=leakage(texts, split, list(tables)),
         near_leakage=None if near is None else leakage(near, split, list(tables)),
-        label_leaks=label_leaks([table for parts in raw.values() for table in parts], columns),
+        label_leaks=leaks,
     )
     return Audit(report, lengths)

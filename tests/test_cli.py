@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
-SCORES = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+COUNTED = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
+OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
+SCORES = COUNTED | DOUBT | OF_PROBABILITIES
 HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", "numpy", "matplotlib")
 
 
@@ -208,6 +212,7 @@ def test_a_fit_leaves_a_complete_run_folder(fitted: Path) -> None:
         "config_fit.yaml",
         "hparams.yaml",
         "fit_metrics.json",
+        "fit_answers.parquet",
         "confusion_fit.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
@@ -222,7 +227,20 @@ def test_a_fit_s_metrics_are_complete(fitted: Path) -> None:
     assert [len(row) for row in found["confusion"]] == [4, 4, 4]
     assert sum(map(sum, found["confusion"])) == found["n"] == 8
     assert found["loss"] > 0
+    assert found["accuracy_ci"][0] <= found["accuracy"] <= found["accuracy_ci"][1]
+    assert {found[name] for name in OF_PROBABILITIES} == {None}  # free generation weighs no labels
     assert (fitted / "confusion_fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_of_answers_names_notes_and_holds_no_text(fitted: Path) -> None:
+    found = pd.read_parquet(fitted / "fit_answers.parquet")
+    assert list(found) == ["id", "text_hash", "truth", "answer", "tokens", "cut_tokens"]
+    given = {note["id"]: note["medical_specialty"] for note in notes()["validation"]}
+    assert dict(zip(found["id"], found["truth"], strict=True)) == given
+    assert list(found["id"]) == list(given)
+    accuracy = (found["answer"] == found["truth"]).mean()
+    assert accuracy == pytest.approx(scores(fitted / "fit_metrics.json")["accuracy"])
+    assert found["tokens"].between(50, 112).all()
 
 
 def test_the_saved_config_trains_the_same_again(fitted: Path, tiny_config: Path, medlit: Medlit) -> None:

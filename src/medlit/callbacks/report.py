@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.callbacks.confusion import confusion_figure
 from medlit.callbacks.folder import run_folder, verb_of
+from medlit.evaluation.summary import doubt
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
 from medlit.runs import whole_file
@@ -39,11 +40,13 @@ class RunReport(L.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None:
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.answered is None:
             return
         verb = verb_of(trainer)
         scores = pl_module.scores
-        metrics: dict[str, Any] = {**scores, "loss": float(trainer.callback_metrics[f"{pl_module.stage}/loss"])}
+        loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
+        metrics: dict[str, Any] = {**scores, **doubt(pl_module.answered, pl_module.temperature), "loss": loss}
+        pl_module.answered.write(folder / f"{verb}_answers.parquet")
         with whole_file(folder / f"{verb}_metrics.json") as path:
             path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         figure = confusion_figure(scores, _title(verb, scores))

@@ -259,6 +259,7 @@ def test_tensorboard_has_losses_scores_and_settings(fitted: Path) -> None:
     assert all(math.isfinite(value) for _, value in curve(fitted, "val/loss"))
     settings = yaml.safe_load((fitted / "hparams.yaml").read_text())
     assert (settings["lora"]["r"], settings["optimizer"]["learning_rate"]) == (16, 0.02)
+    assert curve(fitted, "hparams/val/f1_macro")[0][1] == curve(fitted, "val/f1_macro")[-1][1]
 
 
 def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to(fitted: Path, llama: Path) -> None:
@@ -318,6 +319,27 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
         assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
+
+
+def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert medlit("test", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    assert {"report.html", "report.md", "test_facts.json", "test_answers.parquet", "test_metrics.json"} <= files(run)
+    facts = scores(run / "test_facts.json")
+    assert facts["data"]["rows"] == {"train": 24, "validation": 8, "test": 8}
+    assert facts["data"]["source"].endswith(str(yaml.safe_load(tiny_config.read_text())["data"]["source"]))
+    assert facts["run"]["weights"].endswith("best.ckpt")
+    page = (run / "report.html").read_text()
+    assert f"{scores(run / 'test_metrics.json')['accuracy']:.1%}" in page
+    told = [note["transcription"] for split in notes().values() for note in split]
+    for path in run.glob("*"):
+        if path.suffix in (".html", ".md", ".json", ".parquet") or "tfevents" in path.name:
+            assert not any(text.encode() in path.read_bytes() for text in told), path
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert {"test/confusion", "test/classes", "test/length"} <= set(events.Tags()["images"])
+    assert curve(run, "hparams/test/f1_macro")[0][1] == pytest.approx(scores(run / "test_metrics.json")["f1_macro"])
 
 
 def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:

@@ -215,8 +215,9 @@ def test_mcnemar_by_hand() -> None:
     assert (found.only_a, found.only_b) == (8, 1)
     assert found.mcnemar_p == pytest.approx(20 / 512)
     assert found.accuracy_difference == pytest.approx(7 / 20)
-    assert "answers 35.0 points more of the notes rightly than the words" in found.words("the model", "the words")
-    assert "can be told from chance" in found.words("the model", "the words")
+    words = found.words("the words")
+    assert words.startswith("Against the words: +35.0 points of accuracy (8 notes that it alone got right, 1 that only")
+    assert "p 0.039), which can be told from chance" in words
 
 
 def test_a_system_cannot_be_told_from_itself() -> None:
@@ -224,8 +225,7 @@ def test_a_system_cannot_be_told_from_itself() -> None:
     found = compare(one, one)
     assert found.mcnemar_p == 1
     assert found.f1_macro_ci == (0, 0)
-    assert found.words("a", "b").count("cannot be told from chance") == 2
-    assert "equally many" in found.words("a", "b")
+    assert found.words("itself").count("which cannot be told from chance") == 2
 
 
 def test_pairing_narrows_the_interval_of_a_difference() -> None:

@@ -43,26 +43,25 @@ class Comparison:
         """Plain values for JSON."""
         return asdict(self)
 
-    def words(self, a: str, b: str) -> str:
-        """The comparison in one sentence for each of the two measures."""
-        points = abs(100 * self.accuracy_difference)
-        told = self.mcnemar_p < SIGNIFICANCE
-        if points < 0.05:
-            first = f"{a} and {b} answer equally many notes rightly"
-        else:
-            better = "more" if self.accuracy_difference > 0 else "fewer"
-            first = f"{a} answers {points:.1f} points {better} of the notes rightly than {b}"
-        first += (
-            f" ({self.only_a} notes that only the first has right, {self.only_b} that only the second has; exact"
-            f" McNemar p {_p(self.mcnemar_p)}): this {'can' if told else 'cannot'} be told from chance."
-        )
+    def words(self, other: str) -> str:
+        """The comparison in one sentence.
+
+        Args:
+            other: what to call system B.
+        """
+        accuracy = _told(self.mcnemar_p < SIGNIFICANCE)
         low, high = self.f1_macro_ci
-        apart = low > 0 or high < 0
-        second = (
-            f" Macro F1 differs by {self.f1_macro_difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
-            f" (paired bootstrap over texts): this {'can' if apart else 'cannot'} be told from chance."
+        f1 = _told(low > 0 or high < 0)
+        return (
+            f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy ({self.only_a} notes that it"
+            f" alone got right, {self.only_b} that only the other did; exact McNemar test, p {_p(self.mcnemar_p)}),"
+            f" {accuracy}; {self.f1_macro_difference:+.3f} macro F1 (95 % {low:+.3f} to {high:+.3f}, paired bootstrap"
+            f" over texts), {f1}."
         )
-        return first + second
+
+
+def _told(significant: bool) -> str:
+    return f"which {'can' if significant else 'cannot'} be told from chance"
 
 
 def _p(value: float) -> str:

@@ -15,6 +15,7 @@ ROWS = st.lists(
         Row,
         row=st.integers(0, 99),
         id=st.text("abc", min_size=1),
+        text_hash=st.text("0123456789abcdef", min_size=1),
         input_ids=st.lists(st.integers(1, 99), min_size=1, max_size=12),
         cut_tokens=st.integers(0, 9),
         specialty=st.sampled_from(sorted(ANSWERS)),
@@ -26,7 +27,7 @@ response, whole = (Collator(ANSWERS.__getitem__, PAD, loss_on) for loss_on in ("
 
 
 def row(ids: list[int], specialty: str | None = "Neurology") -> Row:
-    return Row(row=3, id="n3", input_ids=ids, cut_tokens=1, specialty=specialty)
+    return Row(row=3, id="n3", text_hash="f0", input_ids=ids, cut_tokens=1, specialty=specialty)
 
 
 def test_the_module_s_own_example() -> None:

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
-SCORES = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+COUNTED = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
+OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
+SCORES = COUNTED | DOUBT | OF_PROBABILITIES
 HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", "numpy", "matplotlib")
 
 
@@ -208,6 +212,7 @@ def test_a_fit_leaves_a_complete_run_folder(fitted: Path) -> None:
         "config_fit.yaml",
         "hparams.yaml",
         "fit_metrics.json",
+        "fit_answers.parquet",
         "confusion_fit.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
@@ -223,7 +228,20 @@ def test_a_fit_s_metrics_are_complete(fitted: Path) -> None:
     assert [len(row) for row in found["confusion"]] == [4, 4, 4]
     assert sum(map(sum, found["confusion"])) == found["n"] == 8
     assert found["loss"] > 0
+    assert found["accuracy_ci"][0] <= found["accuracy"] <= found["accuracy_ci"][1]
+    assert {found[name] for name in OF_PROBABILITIES} == {None}  # free generation weighs no labels
     assert (fitted / "confusion_fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_of_answers_names_notes_and_holds_no_text(fitted: Path) -> None:
+    found = pd.read_parquet(fitted / "fit_answers.parquet")
+    assert list(found) == ["id", "text_hash", "truth", "answer", "tokens", "cut_tokens"]
+    given = {note["id"]: note["medical_specialty"] for note in notes()["validation"]}
+    assert dict(zip(found["id"], found["truth"], strict=True)) == given
+    assert list(found["id"]) == list(given)
+    accuracy = (found["answer"] == found["truth"]).mean()
+    assert accuracy == pytest.approx(scores(fitted / "fit_metrics.json")["accuracy"])
+    assert found["tokens"].between(50, 112).all()
 
 
 def test_the_saved_config_trains_the_same_again(fitted: Path, tiny_config: Path, medlit: Medlit) -> None:
@@ -242,6 +260,7 @@ def test_tensorboard_has_losses_scores_and_settings(fitted: Path) -> None:
     assert all(math.isfinite(value) for _, value in curve(fitted, "val/loss"))
     settings = yaml.safe_load((fitted / "hparams.yaml").read_text())
     assert (settings["lora"]["r"], settings["optimizer"]["learning_rate"]) == (16, 0.02)
+    assert curve(fitted, "hparams/val/f1_macro")[0][1] == curve(fitted, "val/f1_macro")[-1][1]
 
 
 def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to(fitted: Path, llama: Path) -> None:
@@ -301,6 +320,27 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
         assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
+
+
+def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert medlit("test", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    assert {"report.html", "report.md", "test_facts.json", "test_answers.parquet", "test_metrics.json"} <= files(run)
+    facts = scores(run / "test_facts.json")
+    assert facts["data"]["rows"] == {"train": 24, "validation": 8, "test": 8}
+    assert facts["data"]["source"].endswith(str(yaml.safe_load(tiny_config.read_text())["data"]["source"]))
+    assert facts["run"]["weights"].endswith("best.ckpt")
+    page = (run / "report.html").read_text()
+    assert f"{scores(run / 'test_metrics.json')['accuracy']:.1%}" in page
+    told = [note["transcription"] for split in notes().values() for note in split]
+    for path in run.glob("*"):
+        if path.suffix in (".html", ".md", ".json", ".parquet") or "tfevents" in path.name:
+            assert not any(text.encode() in path.read_bytes() for text in told), path
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert {"test/confusion", "test/classes", "test/length"} <= set(events.Tags()["images"])
+    assert curve(run, "hparams/test/f1_macro")[0][1] == pytest.approx(scores(run / "test_metrics.json")["f1_macro"])
 
 
 def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:

@@ -10,18 +10,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from fakes import BONE, BRAIN, notes, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from medlit.callbacks.adapter import AdapterFolder, write_adapter
+from medlit.data.batches import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
 from medlit.model.backbone import causal_lm
+from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
-from medlit.model.structure import LABELS_FILE
+from medlit.model.structure import LABELS_FILE, Structure
+from medlit.model.temperature import way_of_answering
 
 Weights = dict[str, Tensor]
 
@@ -288,6 +294,72 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(parts: Parts, fit
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
         losses.append(float(run.callback_metrics["val/loss"]))
     assert losses == pytest.approx([fitted[1]["val/loss"]] * 3, rel=1e-5)
+
+
+# --- temperature ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers with probabilities: very sure of one label, and every third time wrongly."""
+
+    def answer(self: SpecialtyClassifier, prompts: Prompts) -> Answers:
+        labels = torch.tensor([(row + (row % 3 == 0)) % 3 for row in prompts.rows])
+        scores = 6.0 * torch.nn.functional.one_hot(labels, len(self.label_set)).float()
+        return Answers(labels, ["" for _ in prompts.rows], scores.softmax(dim=1))
+
+    monkeypatch.setattr(SpecialtyClassifier, "_answer", answer)
+
+
+@pytest.mark.usefixtures("too_sure")
+def test_a_validation_s_temperature_stays_with_the_checkpoint_and_tempers_tests_and_predictions(
+    parts: Parts, tmp_path: Path
+) -> None:
+    module, data = parts()
+    fit = trainer(data, max_steps=1, val_every=1)
+    fit.fit(module, data)
+    validated = module.answered
+    assert validated is not None
+    assert validated.probabilities is not None
+    assert module.temperature == pytest.approx(fit_temperature(validated.probabilities, validated.truth))
+    assert module.temperature > 2
+    fit.save_checkpoint(tmp_path / "saved.ckpt")
+
+    other, data = parts(predict_source="test")
+    run = trainer(data)
+    run.test(other, data, ckpt_path=str(tmp_path / "saved.ckpt"), weights_only=True, verbose=False)
+    tested = other.answered
+    assert tested is not None
+    assert tested.probabilities is not None
+    sure = np.exp(6) / (np.exp(6) + 2)
+    rest = (1 - sure) / 2
+    wanted = at_temperature(np.array([[sure, rest, rest]]), module.temperature)[0]
+    assert np.sort(tested.probabilities)[:, ::-1] == pytest.approx(np.tile(wanted, (len(tested), 1)), abs=1e-6)
+    raw = np.where(tested.probabilities == tested.probabilities.max(axis=1, keepdims=True), sure, rest)
+    assert log_loss(tested.probabilities, tested.truth) < log_loss(raw, tested.truth)
+    answers = trainer(data).predict(other, data, ckpt_path=str(tmp_path / "saved.ckpt"), weights_only=True)
+    assert answers is not None
+    assert answers[0].probabilities.max(dim=1).values.numpy() == pytest.approx(wanted[0], abs=1e-6)
+
+
+@pytest.mark.usefixtures("too_sure")
+def test_validate_adds_the_temperature_to_the_adapter_that_it_measured(
+    parts: Parts, fitted: Fitted, tmp_path: Path
+) -> None:
+    module, data = parts()
+    trainer(data).validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+    folder = tmp_path / "adapter"
+    module.temperatures = {"another way": 1.5}
+    write_adapter(module, folder)
+
+    again, data = parts(adapter=str(folder))
+    run = trainer(data, AdapterFolder("val/f1_macro", "max"), default_root_dir=tmp_path)
+    run.validate(again, data, verbose=False)
+    kept = Structure.read(folder / LABELS_FILE).temperatures
+    assert kept == {"another way": 1.5, way_of_answering(again.decoding): pytest.approx(again.temperature)}
+    tested, data = parts(adapter=str(folder))
+    trainer(data).test(tested, data, verbose=False)
+    assert tested.temperature == pytest.approx(again.temperature)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def rows(notes: Sequence[str] = ("A note.", "Another. " * 90, "Third.")) -> data
 
 def test_every_note_is_its_prompt_in_order() -> None:
     tokens = tokenise(rows(), PROMPT)
-    assert sorted(tokens.column_names) == ["cut_tokens", "id", "input_ids", "length", "specialty"]
+    assert sorted(tokens.column_names) == ["cut_tokens", "id", "input_ids", "length", "specialty", "text_hash"]
     assert tokens["id"][:] == ["a", "b", "c"]
     assert tokens["specialty"][:] == [None] * 3
     for note, row in zip(rows()["transcription"], tokens, strict=True):

@@ -1,28 +1,38 @@
-"""The numbers of a run: `<verb>_metrics.json`, the confusion matrix as a picture, settings beside results."""
+"""The numbers of a run: metrics and answers as files, figures, a report of a test, settings beside results."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medlit.callbacks.confusion import confusion_figure
 from medlit.callbacks.folder import run_folder, verb_of
+from medlit.evaluation.summary import doubt
 from medlit.model.metrics import Scores
-from medlit.model.module import SpecialtyClassifier
+from medlit.model.module import ACCURACY, F1_MACRO, SpecialtyClassifier
+from medlit.model.temperature import way_of_answering
+from medlit.report.confusion import confusion_figure
+from medlit.report.facts import data_facts, versions
+from medlit.report.page import FACTS, write_report
 from medlit.runs import whole_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
 
 
 class RunReport(L.Callback):
-    """Writes a verb's metrics and confusion matrix, and shows both in TensorBoard.
+    """Writes a verb's metrics, answers and confusion matrix, a test's report, and shows all of it in TensorBoard.
 
-    During `fit` every validation replaces `fit_metrics.json` and `confusion_fit.png`, so they end as the last one's.
+    During `fit` every validation replaces `fit_metrics.json`, `fit_answers.parquet` and `confusion_fit.png`, so they
+    end as the last one's.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the settings in TensorBoard's table of hyperparameters."""
+        """Write the settings down, whatever becomes of the fit."""
         if trainer.logger is not None and isinstance(pl_module, SpecialtyClassifier):
             trainer.logger.log_hyperparams(pl_module.plain_settings())
 
@@ -35,23 +45,69 @@ class RunReport(L.Callback):
         """Report a test."""
         self._report(trainer, pl_module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the settings in TensorBoard's table of hyperparameters, with what came of them."""
+        self._show_settings(trainer, pl_module)
+
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None:
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.answered is None:
             return
         verb = verb_of(trainer)
         scores = pl_module.scores
-        metrics: dict[str, Any] = {**scores, "loss": float(trainer.callback_metrics[f"{pl_module.stage}/loss"])}
-        with whole_file(folder / f"{verb}_metrics.json") as path:
-            path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        figure = confusion_figure(scores, _title(verb, scores))
+        loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
+        metrics: dict[str, Any] = {**scores, **doubt(pl_module.answered, pl_module.temperature), "loss": loss}
+        pl_module.answered.write(folder / f"{verb}_answers.parquet")
+        _write_json(folder / f"{verb}_metrics.json", metrics)
+        figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
         with whole_file(folder / f"confusion_{verb}.png") as path:
-            figure.savefig(path, dpi=110)
+            figures["confusion"].savefig(path, dpi=110)
+        if verb == "test":
+            _write_json(folder / FACTS, _facts(trainer, pl_module))
+            figures = {**write_report(folder), **figures}
+            self._show_settings(trainer, pl_module)
+        _show(trainer, pl_module.stage, figures)
+
+    def _show_settings(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, SpecialtyClassifier):
+            return
+        found = trainer.callback_metrics
+        names = [f"{pl_module.stage}/{name}" for name in (ACCURACY, F1_MACRO)]
+        results = {f"hparams/{name}": float(found[name]) for name in names if name in found}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(f"{pl_module.stage}/confusion", figure, trainer.global_step, close=True)
+                logger.log_hyperparams(pl_module.plain_settings(), results)
+
+
+def _show(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(f"{stage}/{name}", figure, trainer.global_step, close=True)
+
+
+def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
+    """What the report tells beside the numbers."""
+    return {
+        "data": data_facts(trainer.datamodule),  # type: ignore[attr-defined]
+        "run": {
+            "base model": module.backbone.base_model,
+            "revision": module.backbone.revision,
+            "weights": trainer.ckpt_path or module.adapter or "the bare base model",
+            "way of answering": way_of_answering(module.decoding),
+            "temperature": module.temperature,
+            "precision": str(trainer.precision),
+            "devices": trainer.world_size,
+        },
+        "versions": versions(),
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _title(verb: str, scores: Scores) -> str:

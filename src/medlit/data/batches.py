@@ -27,6 +27,7 @@ class Row(TypedDict):
 
     row: int
     id: str
+    text_hash: str
     input_ids: list[int]
     cut_tokens: int
     specialty: str | None
@@ -75,11 +76,13 @@ class EvalBatch(NamedTuple):
         loss: the notes with their true answers.
         prompts: the notes alone.
         specialties: the true answers as text, B of them.
+        text_hashes: equal for notes that are the same text, B of them.
     """
 
     loss: Batch
     prompts: Prompts
     specialties: list[str]
+    text_hashes: list[str]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
@@ -154,4 +157,5 @@ class Collator:
             loss=self.train(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
             specialties=[row["specialty"] or "" for row in rows],
+            text_hashes=[row["text_hash"] for row in rows],
         )

@@ -50,11 +50,10 @@ class _Rows(TorchDataset[Any]):
 
 def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[Row]:
     columns = rows[list(indices)]
+    fields = (columns[name] for name in ("id", "text_hash", "input_ids", "cut_tokens", "specialty"))
     return [
-        Row(row=row, id=i, input_ids=ids, cut_tokens=cut, specialty=name)
-        for row, i, ids, cut, name in zip(
-            indices, columns["id"], columns["input_ids"], columns["cut_tokens"], columns["specialty"], strict=True
-        )
+        Row(row=row, id=i, text_hash=text, input_ids=ids, cut_tokens=cut, specialty=name)
+        for row, i, text, ids, cut, name in zip(indices, *fields, strict=True)
     ]
 
 

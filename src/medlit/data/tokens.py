@@ -12,19 +12,20 @@ from medlit.prompts import PROMPT_VERSION, AlpacaPrompt
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same note would become other ids
+VERSION = 2  # part of the cache's key: raise it when the same note would become other ids
 
 
 def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dataset:
     """Add the prompt's token ids to canonical notes.
 
     Args:
-        rows: columns id, transcription, specialty.
+        rows: columns id, transcription, specialty and, but for a note that somebody typed, text_hash.
         prompt: builds the prompts; tokenizer, instruction and limits are part of the cache's key.
         cached: False leaves nothing on the disk, for a note that somebody typed.
 
     Returns:
-        Columns id, specialty, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of `rows`.
+        Columns id, specialty, text_hash, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of
+        `rows`.
     """
     import datasets
 
@@ -43,6 +44,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         {
             "id": datasets.Value("string"),
             "specialty": datasets.Value("string"),
+            "text_hash": datasets.Value("string"),
             "input_ids": datasets.List(datasets.Value("int32")),
             "length": datasets.Value("int32"),
             "cut_tokens": datasets.Value("int32"),
@@ -54,6 +56,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         return {
             "id": list(batch["id"]),
             "specialty": list(batch["specialty"]),
+            "text_hash": list(batch.get("text_hash", [""] * len(batch["id"]))),
             "input_ids": [p.input_ids for p in prompts],
             "length": [len(p.input_ids) for p in prompts],
             "cut_tokens": [p.cut_tokens for p in prompts],

@@ -16,13 +16,17 @@ from transformers import get_linear_schedule_with_warmup
 from medlit.data.batches import Batch, EvalBatch, Prompts
 from medlit.data.provenance import Provenance
 from medlit.errors import UserError
+from medlit.evaluation.answered import Answered
+from medlit.evaluation.calibration import fit_temperature
 from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
 from medlit.model.decoding import Answers, generate
 from medlit.model.metrics import Scores, SpecialtyMetrics
+from medlit.model.records import gather, record, tempered
 from medlit.model.resume import count_in_steps
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
+from medlit.model.temperature import measured_adapter, way_of_answering
 from medlit.weights import load_tokenizer
 
 # Metric tags, `stage/name`; test metrics are the same with `test`.
@@ -59,6 +63,8 @@ class SpecialtyClassifier(L.LightningModule):
         self.model: nn.Module | None = None
         self.label_set = LabelSet(())
         self.scores: Scores | None = None
+        self.answered: Answered | None = None  # the last evaluation, note by note
+        self.temperatures: dict[str, float] = {}
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -109,7 +115,8 @@ class SpecialtyClassifier(L.LightningModule):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """The loader leaves evaluation mode, and Lightning does not undo that."""
+        """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
+        self.temperatures = {}
         language_model.train_mode(self._model, self.backbone)
         self._step_loss = torch.zeros((), device=self.device)
 
@@ -132,6 +139,7 @@ class SpecialtyClassifier(L.LightningModule):
         """Count afresh."""
         self._metrics = SpecialtyMetrics(self.label_set).to(self.device)
         self._loss = torch.zeros(2, device=self.device, dtype=torch.float64)  # summed nats, supervised tokens
+        self._records: list[Answered] = []
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Measure the loss on the true answers, then let the model answer."""
@@ -139,12 +147,19 @@ class SpecialtyClassifier(L.LightningModule):
             nats = language_model.loss_sum(self._model, batch.loss)
         self._loss += torch.stack([nats.double(), torch.full_like(nats, batch.loss.step_tokens, dtype=torch.float64)])
         answers = self._answer(batch.prompts)
+        if self.trainer.testing:
+            answers = tempered(answers, self.temperature)
+        self._records.append(record(batch, answers, self.label_set))
         targets = torch.tensor([self.label_set.index(name) for name in batch.specialties], device=self.device)
         self._metrics.update(answers.label_ids.to(self.device), targets)
 
     def on_validation_epoch_end(self) -> None:
         """Put the epoch's numbers on the board."""
         self.scores = self._metrics.scores()
+        self.answered = gather(self._records)
+        if not self.trainer.testing and self.answered.probabilities is not None:
+            found = fit_temperature(self.answered.probabilities, self.answered.truth)
+            self.temperatures[way_of_answering(self.decoding)] = found
         nats, tokens = self.trainer.strategy.reduce(self._loss, reduce_op="sum").tolist()
         numbers = {
             LOSS: nats / max(tokens, 1),
@@ -157,6 +172,11 @@ class SpecialtyClassifier(L.LightningModule):
         self.log_dict({f"{self.stage}/{name}": value for name, value in numbers.items()}, prog_bar=self.stage == "val")
 
     @property
+    def temperature(self) -> float | None:
+        """What a validation found for this way of answering; test and predict divide log-probabilities by it."""
+        return self.temperatures.get(way_of_answering(self.decoding))
+
+    @property
     def stage(self) -> str:
         """First half of a metric's tag: `val` or `test`."""
         return "test" if self.trainer.testing else "val"
@@ -167,7 +187,7 @@ class SpecialtyClassifier(L.LightningModule):
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Answers:
         """Answer B notes."""
-        return self._answer(batch)
+        return tempered(self._answer(batch), self.temperature)
 
     def _answer(self, prompts: Prompts) -> Answers:
         return generate(self._model, self.tokenizer, prompts, self.label_set, self.decoding.max_new_tokens)
@@ -191,7 +211,7 @@ class SpecialtyClassifier(L.LightningModule):
     @property
     def structure(self) -> Structure:
         """What a checkpoint or an adapter of this model must agree with."""
-        return Structure.of(self.backbone, self.lora, self.label_set)
+        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures)
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in language_model.trainable_names(self._model)}
@@ -209,6 +229,8 @@ class SpecialtyClassifier(L.LightningModule):
             UserError: base model, adapter or labels are not the checkpoint's.
         """
         self._adopt(Structure.from_dict(checkpoint.get("medlit")), "the checkpoint")
+        if (file := measured_adapter(self.trainer.ckpt_path, None)) is not None:
+            self.temperatures |= Structure.read(file).temperatures
         keys = set(checkpoint["state_dict"])
         if keys != self._trained():
             raise UserError(
@@ -221,6 +243,7 @@ class SpecialtyClassifier(L.LightningModule):
     def _adopt(self, theirs: Structure, where: str) -> None:
         check_structure(ours=self.structure, theirs=theirs, where=where)
         self.label_set = LabelSet(tuple(theirs.labels))
+        self.temperatures = dict(theirs.temperatures)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Structure:
         lora: rank, alpha, targets and the like.
         prompt: version of the prompt.
         labels: label names, in the order of their ids.
+        temperatures: way of answering -> what a validation found its log-probabilities to be divided by; not compared.
     """
 
     base_model: str
@@ -32,11 +33,16 @@ class Structure:
     lora: dict[str, Any]
     prompt: str
     labels: list[str]
+    temperatures: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backbone: Backbone, lora: Lora, label_set: LabelSet) -> Structure:
+    def of(
+        cls, backbone: Backbone, lora: Lora, label_set: LabelSet, temperatures: dict[str, float] | None = None
+    ) -> Structure:
         """The facts of a model."""
-        return cls(backbone.base_model, backbone.revision, lora.structure(), PROMPT_VERSION, list(label_set.names))
+        names = list(label_set.names)
+        shape = lora.structure()
+        return cls(backbone.base_model, backbone.revision, shape, PROMPT_VERSION, names, dict(temperatures or {}))
 
     @classmethod
     def from_dict(cls, values: object) -> Structure:

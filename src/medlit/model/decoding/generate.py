@@ -1,31 +1,16 @@
-"""How the model answers a batch of prompts.
-
-Every decoder takes left-padded prompts and gives `Answers`: label ids, and the text that they were read from. B notes,
-T prompt tokens, N new tokens.
-"""
+"""Free greedy generation. B notes, T prompt tokens, N new tokens."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medlit.data.batches import Prompts
 from medlit.labels import LabelSet
 from medlit.model.backbone import causal_lm
-
-
-class Answers(NamedTuple):
-    """A batch of answers.
-
-    Attributes:
-        label_ids: 0 .. K-1, or K for an answer that is not on the list, (B,) int64 on the host.
-        texts: raw answers, special tokens removed, B of them.
-    """
-
-    label_ids: Tensor
-    texts: list[str]
+from medlit.model.decoding.answers import Answers
 
 
 def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers' tokenizers are untyped

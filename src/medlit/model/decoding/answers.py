@@ -1,0 +1,25 @@
+"""What every decoder gives back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Answers(NamedTuple):
+    """A batch of answers; everything lies on the host.
+
+    Attributes:
+        label_ids: 0 .. K-1, or K for an answer that is not on the list, (B,) int64.
+        texts: raw answers, special tokens removed, B of them.
+        probabilities: of the K labels, (B, K) float32, rows sum to 1; None where the decoder weighs no labels
+            (`generate`).
+        log_likelihoods: the scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where
+            there are no probabilities.
+    """
+
+    label_ids: Tensor
+    texts: list[str]
+    probabilities: Tensor | None = None
+    log_likelihoods: Tensor | None = None

@@ -1,0 +1,42 @@
+"""Where temperatures are kept: with the adapter, in `medlit.json`, one for each way of answering.
+
+A fit that answers with probabilities saves its validation's temperature with the checkpoint and the adapter. `medlit
+validate` finds one afterwards, for any other way of answering, and adds it to the adapter that it measured: the one
+that `model.adapter` names, or the one beside the `best` checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from medlit.model.settings import Decoding
+from medlit.model.structure import LABELS_FILE, Structure
+from medlit.runs import run_of, whole_file
+
+# Settings that change no probability.
+_ASIDE = ("max_new_tokens", "abstain_below")
+
+
+def way_of_answering(decoding: Decoding) -> str:
+    """The decoding settings that a temperature belongs to, as a key."""
+    return ", ".join(f"{name}={value}" for name, value in asdict(decoding).items() if name not in _ASIDE)
+
+
+def measured_adapter(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
+    """`medlit.json` of the adapter folder whose weights a verb uses, or None when they lie in a checkpoint alone."""
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if checkpoint is not None:
+        run = run_of(Path(checkpoint)) if Path(checkpoint).name == "best.ckpt" else None
+        folder = None if run is None else run / "adapter"
+    file = None if folder is None else folder / LABELS_FILE
+    return file if file is not None and file.is_file() else None
+
+
+def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
+    """Add temperatures to an adapter's `medlit.json`."""
+    structure = Structure.read(file)
+    structure = replace(structure, temperatures=structure.temperatures | temperatures)
+    with whole_file(file) as path:
+        path.write_text(json.dumps(structure.to_dict(), indent=2) + "\n", encoding="utf-8")

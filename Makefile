@@ -61,6 +61,10 @@ types: dev ## Check types (mypy, strict)
 unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to choose)
 	$(VENV)/bin/pytest $(ARGS)
 
+.PHONY: faults
+faults: dev ## Kill a small fit fifty times; its end must be as if nobody had (ARGS="--kills 500" for more)
+	$(PY) tests/faults/harness.py $(ARGS)
+
 .PHONY: format
 format: dev ## Rewrite the code in the house style
 	$(VENV)/bin/ruff check --fix $(CHECKED)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
@@ -29,9 +31,11 @@ from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import F1_MACRO, SpecialtyClassifier
 from medlit.preflight import (
     ENV_PREFIX,
@@ -41,7 +45,7 @@ from medlit.preflight import (
     check_settings,
     check_writable,
 )
-from medlit.runs import next_version, resolve_checkpoint, run_name, run_of
+from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, unwritable
 
 MONITOR = f"val/{F1_MACRO}"
 ONE_NOTE_TOKENS = 64
@@ -178,7 +182,8 @@ class MedlitCLI(LightningCLI):
         callbacks: list[L.Callback] = [
             LastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
-            LastCheckpoint(),
+            last := LastCheckpoint(),
+            StopOnSignal(last),
             RunReport(),
             SplitRecord(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
@@ -194,6 +199,7 @@ class MedlitCLI(LightningCLI):
         if ckpt_path is not None:
             check_checkpoint(Path(ckpt_path), self.model.structure)
         trainer = self.trainer
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
@@ -234,6 +240,9 @@ def _quiet() -> None:
     for message in (
         # Notes of a few hundred tokens are collated in far less time than a step takes.
         r"The '\w+_dataloader' does not have many workers",
+        # The data module knows where a fit goes on, and the files of a run that goes on are its own.
+        "You're resuming from a checkpoint that ended before the epoch ended",
+        "Checkpoint directory .* exists and is not empty",
         # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     ):
@@ -251,7 +260,8 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
         args: command line arguments; by default those of the process.
 
     Raises:
-        SystemExit: code 2 after a user's mistake, told in one sentence on standard error.
+        SystemExit: code 2 after a user's mistake, told in one sentence on standard error; 128 + its number after a
+            signal.
     """
     _quiet()
     try:
@@ -266,4 +276,17 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
         )
     except UserError as error:
         print(f"medlit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except SIGTERMException as stop:  # in a fit StopOnSignal is before it
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from stop
+        raise
+    except OSError as error:
+        # Lightning and its loggers write too.
+        told = unwritable(error)
+        if told is None:
+            raise
+        print(f"medlit: {told}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.__main__ import TOOLS
 from medlit.errors import UserError
+from medlit.model.checkpoints import read_checkpoint
 from medlit.model.module import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.structure import Structure, check_structure
 
@@ -129,13 +130,7 @@ def check_checkpoint(path: Path, ours: Structure) -> None:
     """Compare a checkpoint with the config.
 
     Raises:
-        UserError: the file is broken, not medlit's, or of another model.
+        UserError: the file is broken, unsafe, not medlit's, or of another model.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        values = checkpoint.get("medlit")
-    except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
-        raise UserError(
-            f"ckpt_path: {path} is cut short, damaged or not a checkpoint; take another one, such as 'best' or 'last'."
-        ) from error
+    values = read_checkpoint(path).get("medlit")
     check_structure(ours, Structure.from_dict(values), where=f"the checkpoint {path}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +10,7 @@ import lightning as L
 from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.temperature import keep_temperatures, measured_adapter
+from medlit.runs import whole_folder
 
 
 class AdapterFolder(L.Callback):
@@ -29,6 +27,11 @@ class AdapterFolder(L.Callback):
         self.monitor = monitor
         self.sign = 1 if mode == "max" else -1
         self.best = float("-inf")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin anew where a fit goes on in another run folder: the best adapter so far is not there."""
+        if not (run_folder(trainer) / "adapter").exists():
+            self.best = float("-inf")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare, and write on the first process."""
@@ -59,15 +62,10 @@ class AdapterFolder(L.Callback):
 
 
 def write_adapter(module: SpecialtyClassifier, folder: Path) -> None:
-    """Write an adapter folder beside its place, then swap it in; a reader finds the old one or the new, never half."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder.parent))
-    old = beside.with_name(beside.name + "-old")
-    try:
+    """Write an adapter folder; a reader finds every file of it whole at any moment.
+
+    Raises:
+        UserError: the disk is full or the folder closed; the adapter that was there is as it was.
+    """
+    with whole_folder(folder) as beside:
         module.save_adapter(beside)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

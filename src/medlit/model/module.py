@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from medlit.model import backbone as language_model
 from medlit.model.decoding import Answers, generate
 from medlit.model.metrics import Scores, SpecialtyMetrics
 from medlit.model.records import gather, record, tempered
-from medlit.model.resume import count_in_steps
+from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter, way_of_answering
@@ -119,6 +120,12 @@ class SpecialtyClassifier(L.LightningModule):
         self.temperatures = {}
         language_model.train_mode(self._model, self.backbone)
         self._step_loss = torch.zeros((), device=self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn."""
+        if self.lora.dropout:
+            place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the optimizer step's mean loss over supervised tokens, in nats."""
@@ -238,7 +245,11 @@ class SpecialtyClassifier(L.LightningModule):
                 " ones; use the config that it was trained with."
             )
         if self.trainer.training:
-            count_in_steps(checkpoint, self.trainer.datamodule.steps_per_epoch, self.trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+            trainer, steps_per_epoch = self.trainer, self.trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            micro_batches = trainer.accumulate_grad_batches
+            validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
+            last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
+            count_in_steps(checkpoint, steps_per_epoch, micro_batches, validate_every, last)
 
     def _adopt(self, theirs: Structure, where: str) -> None:
         check_structure(ours=self.structure, theirs=theirs, where=where)

@@ -46,7 +46,7 @@ class Lora:
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and weights not yet
             in 4-bit.
-        seed: of the adapter's random initialisation.
+        seed: of the adapter's random initialisation and of dropout.
     """
 
     r: int = 16

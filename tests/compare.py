@@ -1,0 +1,57 @@
+"""Whether two runs ended alike: weights, optimizer, schedule and sampler to the bit, and every point of every curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "TranscriptionDataModule", "global_step", "epoch")
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "medlit.json")
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """What differs between two run folders, by name; nothing where one is as good as the other."""
+    left, right = last_checkpoint(ours), last_checkpoint(theirs)
+    found = [f"{part}{name}" for part in PARTS for name in _unequal(_flat(left[part]), _flat(right[part]))]
+    stopping = next(key for key in left["callbacks"] if key.startswith("EarlyStopping"))
+    found += _unequal(_flat(left["callbacks"][stopping]), _flat(right["callbacks"].get(stopping)))
+    found += _unequal(curves(ours), curves(theirs))
+    return found + [
+        name for name in ADAPTER if (ours / "adapter" / name).read_bytes() != (theirs / "adapter" / name).read_bytes()
+    ]
+
+
+def curves(run: Path) -> dict[str, object]:
+    """`tag/step` -> its value; a step that was trained again has to have come out the same."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[str, object] = {}
+    for file in sorted(run.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                name = f"{tag}/{event.step}"
+                points[name] = event.value if points.get(name, event.value) == event.value else "not always the same"
+    return points
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Every leaf by its path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        return {name: value}
+    return {path: leaf for key, part in items for path, leaf in _flat(part, f"{name}/{key}").items()}
+
+
+def _unequal(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:
+    def same(one: object, other: object) -> bool:
+        return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other  # type: ignore[arg-type]
+
+    return sorted(name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name)))

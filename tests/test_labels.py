@@ -93,3 +93,67 @@ def test_one_class_is_refused(labels: list[str]) -> None:
 def test_names_that_are_the_same_or_empty_are_refused(names: list[str]) -> None:
     with pytest.raises(UserError, match="distinct and not empty"):
         LabelSet.from_names(names)
+
+
+# --- an answer that is not finished yet -------------------------------------------------------------------------------
+
+# What is odd about spellings: marks and white space, line ends, letters whose lower case hangs on what follows.
+MARKS = ["-", " - ", "/", " /", " ", "\t", "\n", "\r\n", "\x1c", "\u2028", "\xa0", "\ufffd"]
+LETTERS = ["\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{GREEK CAPITAL LETTER SIGMA}", "\N{GREEK CAPITAL LETTER ALPHA}"]
+WORDS = ["\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "neuro", "NEURO", "logy", "Logy", "surgery", "e", "A", "a"]
+PIECES = st.sampled_from([*MARKS, *LETTERS, *WORDS])
+WRITTEN = st.lists(PIECES, max_size=6).map("".join)
+
+
+@st.composite
+def label_sets(draw: st.DrawFn) -> LabelSet:
+    names = {normalise_label(name): name for name in draw(st.lists(WRITTEN, min_size=2, max_size=5))}
+    return LabelSet(tuple(name for key, name in sorted(names.items()) if key))
+
+
+@given(label_sets(), WRITTEN, WRITTEN)
+def test_what_is_settled_stays_so(labels: LabelSet, begun: str, rest: str) -> None:
+    if labels.settled(begun):
+        assert labels.parse(begun + rest) == labels.parse(begun)
+        assert labels.settled(begun + rest)
+
+
+@given(label_sets(), st.data())
+def test_no_beginning_of_a_label_is_settled(labels: LabelSet, data: st.DataObject) -> None:
+    for name in labels:
+        spelling = " ".join(name.split())
+        begun = spelling[: data.draw(st.integers(0, len(spelling)))]
+        assert not labels.settled(begun)
+        assert not labels.settled(f" \n{begun}")
+
+
+@given(label_sets(), st.text("neurolgy a-/", max_size=8))
+def test_what_is_not_settled_can_still_become_a_label(labels: LabelSet, begun: str) -> None:
+    keys = [normalise_label(name) for name in labels]
+    rests = [join + key[i:] for key in keys for i in range(len(key) + 1) for join in ("", " ", "/")]
+    if keys and not labels.settled(begun) and not any("\ufffd" in key for key in keys):
+        assert any(labels.parse(begun + rest) != labels.invalid for rest in rests)
+
+
+@pytest.mark.parametrize(
+    ("text", "over"),
+    [
+        ("", False),
+        ("\n ", False),
+        ("Neuro", False),
+        ("Neurology", False),
+        ("NEUROLOGY ", False),
+        ("hematology -", False),
+        ("Hematology  ", False),
+        ("Neuro ", True),
+        ("Neurology\n", True),
+        ("Neurology.", True),
+        ("The", True),
+    ],
+)
+def test_when_an_answer_is_over(text: str, over: bool) -> None:
+    assert SET.settled(text) is over
+
+
+def test_without_labels_nothing_is_ever_settled() -> None:
+    assert not LabelSet(()).settled("anything at all\n")

@@ -152,7 +152,9 @@ class MedlitCLI(LightningCLI):
             # One note is work for one process, whatever the config trains on.
             config.trainer.devices = config.trainer.num_nodes = 1
             config.trainer.strategy, config.trainer.plugins = "auto", None
+            # Somebody wants to read what the model says, all of it.
             config.model.decoding.max_new_tokens = max(config.model.decoding.max_new_tokens, ONE_NOTE_TOKENS)
+            config.model.decoding.stop_early = False
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401
         """Resolve `best` and `last` and pick the folder for this verb's files."""

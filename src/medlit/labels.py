@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from medlit.errors import UserError
 
 _SLASH = re.compile(r"\s*[-/]\s*")
+_UNFINISHED = "\ufffd"
 
 
 def normalise_text(text: str) -> str:
@@ -89,3 +91,33 @@ class LabelSet:
         lines = answer.strip().splitlines()
         found = self.index(lines[0]) if lines else None
         return self.invalid if found is None else found
+
+    def settled(self, text: str) -> bool:
+        """Whether nothing that may follow `text` can change what `parse` makes of it.
+
+        So it is when the first line is over, or can no longer be the beginning of a label in any accepted spelling.
+        With no labels at all there is nothing to leave.
+
+        Args:
+            text: an answer as far as it was generated; a character that is not complete yet stands at its end as
+                U+FFFD, and may still become any character.
+        """
+        begun = text.rstrip(_UNFINISHED).lstrip()
+        if not begun or not self.names:
+            return False
+        line = begun.splitlines()[0]
+        if len(line) < len(begun):
+            return True
+        start = _fold(normalise_label(line))
+        # A space at the end may turn out to be nothing, a space, or part of a slash.
+        starts = (start,) if line == line.rstrip() or start.endswith("/") else (f"{start} ", f"{start}/")
+        return not any(key.startswith(starts) or key == start or _UNFINISHED in key for key in self._folded)
+
+    @cached_property
+    def _folded(self) -> tuple[str, ...]:
+        return tuple(_fold(normalise_label(name)) for name in self.names)
+
+
+def _fold(key: str) -> str:
+    """A sigma is lower-cased by what follows it, which is not known of a beginning."""
+    return key.replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")

@@ -21,7 +21,7 @@ from medlit.evaluation.answered import Answered
 from medlit.evaluation.calibration import fit_temperature
 from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
-from medlit.model.decoding import Answers, generate
+from medlit.model.decoding import Answers, Decoder, make_decoder
 from medlit.model.metrics import Scores, SpecialtyMetrics
 from medlit.model.records import gather, record, tempered
 from medlit.model.resume import count_in_steps, last_step
@@ -66,6 +66,7 @@ class SpecialtyClassifier(L.LightningModule):
         self.scores: Scores | None = None
         self.answered: Answered | None = None  # the last evaluation, note by note
         self.temperatures: dict[str, float] = {}
+        self._decoder: Decoder | None = None
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -197,14 +198,18 @@ class SpecialtyClassifier(L.LightningModule):
         return tempered(self._answer(batch), self.temperature)
 
     def _answer(self, prompts: Prompts) -> Answers:
-        return generate(self._model, self.tokenizer, prompts, self.label_set, self.decoding.max_new_tokens)
+        if self._decoder is None:
+            prompt = self.trainer.datamodule.prompt  # type: ignore[attr-defined]
+            self._decoder = make_decoder(self.decoding, self._model, prompt, self.label_set, self.device)
+        return self._decoder(prompts)
 
     # Unsloth switches checkpointing off for generation and back on only if the model was training when it began, which
     # under Lightning's validation it never is.
 
     def on_validation_model_eval(self) -> None:
-        """Ready to answer."""
+        """Ready to answer, with the weights and labels of now."""
         language_model.answer_mode(self._model)
+        self._decoder = None
 
     def on_validation_model_train(self) -> None:
         """Ready to train again, gradient checkpointing included."""

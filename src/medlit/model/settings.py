@@ -87,9 +87,19 @@ class Decoding:
     """How the model answers.
 
     Attributes:
-        mode: 'generate' is free greedy generation; what is not on the list of labels counts as invalid.
-        max_new_tokens: most tokens of an answer.
+        mode: 'generate' is free greedy generation, where what is not on the list of labels counts as invalid;
+            'constrained' takes the likeliest token that keeps the answer on the list; 'likelihood' takes the label
+            whose whole answer is likeliest. The last two give probabilities.
+        max_new_tokens: 'generate': most tokens of an answer.
+        stop_early: 'generate': end an answer as soon as nothing that may follow can change its label; false goes on to
+            the model's own end.
+        length_normalise: 'likelihood': compare labels by the mean log-likelihood of their tokens instead of the sum.
+        content_free: 'likelihood': notes that say nothing, such as 'N/A'; each label's probability is divided by what
+            it is for them (contextual calibration; Zhao 2021, arXiv 2102.09690). None: no calibration.
     """
 
-    mode: Literal["generate"] = "generate"
+    mode: Literal["generate", "constrained", "likelihood"] = "generate"
     max_new_tokens: int = 32
+    stop_early: bool = True
+    length_normalise: bool = False
+    content_free: list[str] = field(default_factory=list)

@@ -1,6 +1,75 @@
-"""How the model answers a batch of prompts: one interface, `Answers`, whatever the way."""
+"""How the model answers a batch of prompts: three ways, one interface.
 
+A decoder takes left-padded prompts and gives `Answers`. All three compute the prompts once, without a mask, and then
+the whole list of labels in one more pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from medlit.data.batches import Collator, Prompts, Row
+from medlit.errors import UserError
+from medlit.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.generate import eos_ids, generate
+from medlit.model.decoding.constrained import Constrained
+from medlit.model.decoding.generate import Generate, eos_ids
+from medlit.model.decoding.likelihood import Likelihood
+from medlit.model.decoding.scoring import LabelScorer
+from medlit.model.settings import Decoding
+from medlit.prompts import AlpacaPrompt
+from medlit.trie import TokenTrie
 
-__all__ = ["Answers", "eos_ids", "generate"]
+__all__ = ["Answers", "Constrained", "Decoder", "Generate", "LabelScorer", "Likelihood", "eos_ids", "make_decoder"]
+
+Decoder = Callable[[Prompts], Answers]
+
+
+def make_decoder(
+    settings: Decoding,
+    model: nn.Module,
+    prompt: AlpacaPrompt,
+    label_set: LabelSet,
+    device: torch.device,
+) -> Decoder:
+    """Build the decoder that the settings ask for.
+
+    Calibration asks about content-free notes here, so a decoder is for weights as they are now.
+
+    Args:
+        settings: how to answer.
+        model: in answer mode.
+        prompt: builds the labels' answers and the content-free prompts.
+        label_set: the K labels.
+        device: where the model computes.
+
+    Raises:
+        UserError: a list of labels is needed and there is none, or a label has too many tokens.
+    """
+    if settings.mode != "generate" and not label_set.names:
+        raise UserError(
+            f"model.decoding.mode: {settings.mode!r} needs the list of labels, and neither the notes nor the weights"
+            " have one; give a checkpoint or an adapter, or set it to 'generate'."
+        )
+    scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
+    if settings.mode == "generate":
+        return Generate(model, prompt.tokenizer, label_set, settings.max_new_tokens, scorer, settings.stop_early)
+    if settings.mode == "constrained":
+        return Constrained(scorer, label_set)
+    free = _content_free(settings.content_free, prompt, device) if settings.content_free else None
+    return Likelihood(scorer, label_set, settings.length_normalise, free)
+
+
+def _content_free(texts: list[str], prompt: AlpacaPrompt, device: torch.device) -> Prompts:
+    asked = prompt.prompts(texts)
+    rows = [
+        Row(row=i, id=text, input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None)
+        for i, (text, one) in enumerate(zip(texts, asked, strict=True))
+    ]
+    pad_id: Any = prompt.tokenizer.pad_token_id
+    made = Collator(prompt.response, int(pad_id), "response").prompts(rows)
+    return made._replace(input_ids=made.input_ids.to(device), attention_mask=made.attention_mask.to(device))

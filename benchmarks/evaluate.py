@@ -1,0 +1,411 @@
+"""How fast are notes answered, in how much memory, by each decoder and by the recipe's loop?
+
+    LLAMA_TOKENIZER=folder python benchmarks/evaluate.py
+
+On a GPU: an 8B Llama of the right shape with random weights (in NF4, with a fresh adapter) answers notes of real
+lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 specialties of the public data set.
+
+    recipe_32, recipe_4    one note at a time, 32 new tokens each, or 4
+    generate               free greedy in batches; a logits processor forces each note to one of the labels that have at
+                           least 4 tokens, since random weights leave the list at once, which would flatter
+    generate_stepwise      the same without reading the labels ahead: what an answer off the list costs
+    constrained, likelihood
+    prompts_only           what every decoder begins with: the prompts, once
+
+Batches are those of a validation: longest first, at most 32 notes, at most 8 x 2,048 padded tokens. Then: does a note
+get the same label alone as in a batch; and what does a validation of 370 notes, its loss included, cost beside the 60
+optimizer steps of a fit. Writes `benchmarks/results/evaluate.json`, as far as it got.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from medlit.data.batches import Collator, Prompts, Row
+    from medlit.model.decoding import Answers
+
+SPECIALTIES = (
+    "Cardiovascular / Pulmonary",
+    "ENT - Otolaryngology",
+    "Gastroenterology",
+    "Hematology - Oncology",
+    "Nephrology",
+    "Neurology",
+    "Neurosurgery",
+    "Obstetrics / Gynecology",
+    "Ophthalmology",
+    "Orthopedic",
+    "Pediatrics - Neonatal",
+    "Psychiatry / Psychology",
+    "Radiology",
+)
+RESULTS = Path(__file__).parent / "results" / "evaluate.json"
+LONGEST, BATCH, BUDGET = 1800, 32, 8 * 2048
+FIT_STEPS, VALIDATION = 60, 370
+# A log-likelihood that a batch changes by less than this changed by rounding in bfloat16, in nats.
+TIE = 0.25
+
+
+def write_llama_8b(folder: Path) -> Path:
+    """Write random weights of Llama 3.1 8B's shape with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        # A token that the vocabulary has; a new one would run past the embedding.
+        pad_token="<|reserved_special_token_250|>",
+    )
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()
+    return folder
+
+
+class Bench:
+    """A loaded model and notes to answer.
+
+    Args:
+        base_model: folder of the model.
+        notes: number of notes.
+        recipe_notes: how many of them the recipe's loop answers.
+        max_length: most tokens of prompt and answer.
+    """
+
+    def __init__(self, base_model: Path, notes: int, recipe_notes: int, max_length: int) -> None:
+        import numpy as np
+        import torch
+
+        from medlit.data.batches import Collator
+        from medlit.model import backbone as language_model
+        from medlit.model.decoding import LabelScorer
+        from medlit.model.settings import Backbone, Lora
+        from medlit.prompts import AlpacaPrompt
+        from medlit.trie import TokenTrie
+        from medlit.weights import load_tokenizer
+
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.backbone = Backbone(str(base_model), max_length=max_length)
+        self.model: Any = language_model.load(self.backbone, Lora(), self.device)
+        language_model.answer_mode(self.model)
+        self.tokenizer: Any = load_tokenizer(str(base_model))
+        self.prompt = AlpacaPrompt(self.tokenizer, max_length=max_length)
+        self.trie = TokenTrie.of([self.prompt.response(name) for name in SPECIALTIES])
+        self.scorer = LabelScorer(self.model, self.trie)
+        self.collator: Collator = Collator(self.prompt.response, self.tokenizer.pad_token_id, "response")
+        draw = np.random.default_rng(3407)
+        plain = np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
+        around = len(self.prompt.header) + len(self.prompt.footer)
+        lengths = np.minimum(draw.lognormal(np.log(683), 0.57, notes), min(LONGEST, max_length - 32)).astype(int)
+        self.rows: list[Row] = [
+            {
+                "row": row,
+                "id": str(row),
+                "input_ids": [
+                    *self.prompt.header,
+                    *draw.choice(plain, max(1, length - around)).tolist(),
+                    *self.prompt.footer,
+                ],
+                "cut_tokens": 0,
+                "specialty": SPECIALTIES[row % len(SPECIALTIES)],
+            }
+            for row, length in enumerate(lengths)
+        ]
+        self.alone = self.rows[:recipe_notes]
+        self.results: dict[str, Any] = {
+            "hardware": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "CPU",
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "unsloth")
+            },
+            "date": datetime.date.today().isoformat(),
+            "notes": notes,
+            "mean_prompt_tokens": round(sum(len(row["input_ids"]) for row in self.rows) / notes, 1),
+            "systems": [],
+        }
+
+    def batches(self, rows: list[Row]) -> list[list[Row]]:
+        """The batches of a validation."""
+        from medlit.data.samplers import LengthSortedSampler
+
+        lengths = [len(row["input_ids"]) for row in rows]
+        return [[rows[i] for i in batch] for batch in LengthSortedSampler(lengths, BATCH, BUDGET)]
+
+    def prompts(self, rows: Sequence[Row]) -> Prompts:
+        """A batch on the device."""
+        made = self.collator.prompts(rows)
+        return made._replace(
+            input_ids=made.input_ids.to(self.device), attention_mask=made.attention_mask.to(self.device)
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Lightning's bf16-mixed, on a GPU."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def synchronise(self) -> None:
+        """Wait for the GPU."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def measure(self, system: str, answer: Callable[[list[Row]], object], batches: list[list[Row]]) -> float:
+        """Time a system over batches, after a first try of the longest and the shortest; print and keep its row."""
+        import torch
+
+        with self.autocast():
+            for batch in (batches[0], batches[-1]):
+                answer(batch)
+            self.synchronise()
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            begin = time.perf_counter()
+            for batch in batches:
+                answer(batch)
+            self.synchronise()
+        seconds = time.perf_counter() - begin
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
+        rate = sum(map(len, batches)) / seconds
+        print(f"| {system} | {rate:.2f} | {peak:.2f} |", flush=True)
+        self.results["systems"].append(
+            {"system": system, "notes_per_second": round(rate, 3), "peak_gib": round(peak, 3)}
+        )
+        return seconds
+
+
+def recipe(bench: Bench, tokens: int) -> Callable[[list[Row]], object]:
+    """The recipe's loop: one note at a time through transformers' generation."""
+
+    def answer(rows: list[Row]) -> None:
+        for row in rows:
+            asked = bench.prompts([row])
+            out = bench.model.generate(
+                input_ids=asked.input_ids,
+                attention_mask=asked.attention_mask,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=bench.tokenizer.pad_token_id,
+            )
+            bench.tokenizer.decode(out[0])
+
+    return answer
+
+
+def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
+    """Free generation that is made to give labels of at least four tokens, one after another by the note's place."""
+    import torch
+
+    from medlit.labels import LabelSet
+    from medlit.model.decoding import Generate, LabelScorer
+    from medlit.trie import TokenTrie
+
+    long = [ids for ids in map(bench.prompt.response, SPECIALTIES) if len(ids) >= 4]
+
+    class Forced(Generate):
+        notes: Sequence[int] = ()
+
+        def scores(self, hidden: torch.Tensor, rows: list[int], answers: list[list[int]]) -> torch.Tensor:
+            scores = super().scores(hidden, rows, answers)
+            wanted = [long[self.notes[row] % len(long)][len(answers[row])] for row in rows]
+            at = torch.tensor([range(len(rows)), wanted], device=scores.device)
+            return scores.index_put((at[0], at[1]), scores.new_full((len(rows),), torch.inf))
+
+        def __call__(self, prompts: Prompts) -> Answers:
+            self.notes = prompts.rows
+            found = super().__call__(prompts)
+            assert (found.label_ids < len(SPECIALTIES)).all()
+            return found
+
+    scorer = bench.scorer if read_ahead else LabelScorer(bench.model, TokenTrie.of([]))
+    return Forced(bench.model, bench.tokenizer, LabelSet(SPECIALTIES), 32, scorer)
+
+
+def decoders(bench: Bench) -> dict[str, Callable[[Prompts], Answers]]:
+    """System -> decoder."""
+    from medlit.labels import LabelSet
+    from medlit.model.decoding import Constrained, Likelihood
+
+    labels = LabelSet(SPECIALTIES)
+    return {
+        "generate": forced(bench, read_ahead=True),
+        "generate_stepwise": forced(bench, read_ahead=False),
+        "constrained": Constrained(bench.scorer, labels),
+        "likelihood": Likelihood(bench.scorer, labels),
+    }
+
+
+def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> dict[str, Any]:
+    """Labels of a batch beside those of each note alone; a difference within rounding counts as a tie, and is told."""
+    import torch
+
+    rows = bench.batches(bench.rows)[-1][:notes]
+    with bench.autocast():
+        together = answer(bench.prompts(rows))
+        alone = [answer(bench.prompts([row])) for row in rows]
+    scores = together.log_likelihoods
+    single = torch.cat([one.log_likelihoods for one in alone if one.log_likelihoods is not None])
+    labels = torch.cat([one.label_ids for one in alone])
+    assert scores is not None
+    differ = (labels != together.label_ids).nonzero()[:, 0]
+    # How much likelier the batch holds its label than the one that the note has alone.
+    gaps = (scores[differ, together.label_ids[differ]] - scores[differ, labels[differ]]).abs()
+    return {
+        "notes": len(rows),
+        "same_label": len(rows) - len(differ),
+        "ties": int((gaps < TIE).sum()),
+        "gaps_of_other_labels": [round(float(gap), 4) for gap in gaps],
+        "largest_change_of_a_log_likelihood": round(float((scores - single).abs().max()), 4),
+        "median_change_of_a_log_likelihood": round(float((scores - single).abs().median()), 5),
+    }
+
+
+def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps: int) -> dict[str, Any]:
+    """Seconds of a validation with its loss, and of the recipe's optimizer steps around it."""
+    import torch
+
+    from medlit.model import backbone as language_model
+
+    def validate() -> None:
+        for batch in bench.batches(bench.rows):
+            loss = bench.collator.evaluate(batch).loss
+            with torch.no_grad():
+                language_model.loss_sum(bench.model, loss._replace(**on_device(loss)))
+            answer(bench.prompts(batch))
+
+    def on_device(batch: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a Batch
+        return {"input_ids": batch.input_ids.to(bench.device), "labels": batch.labels.to(bench.device)}
+
+    with bench.autocast():
+        validate()
+        bench.synchronise()
+        begin = time.perf_counter()
+        validate()
+        bench.synchronise()
+    validating = (time.perf_counter() - begin) * VALIDATION / len(bench.rows)
+
+    language_model.train_mode(bench.model, bench.backbone)
+    seconds = []
+    for rows in step_rows(bench, steps + 1):
+        begin = time.perf_counter()
+        for part in rows:
+            batch = bench.collator.train(part, 1)
+            with bench.autocast():
+                loss = language_model.loss_sum(bench.model, batch._replace(**on_device(batch)))
+            loss.backward()
+        bench.model.zero_grad()
+        bench.synchronise()
+        seconds.append(time.perf_counter() - begin)
+    fitting = sum(seconds[1:]) / steps * FIT_STEPS
+    return {
+        "validation_seconds": round(validating, 2),
+        "fit_seconds": round(fitting, 2),
+        "share": round(validating / fitting, 4),
+    }
+
+
+def step_rows(bench: Bench, steps: int) -> Iterator[list[list[Row]]]:
+    """The micro-batches of some optimizer steps of 32 notes, as a fit deals them."""
+    from medlit.data.samplers import StepSampler
+
+    lengths = [len(row["input_ids"]) + 8 for row in bench.rows]
+    per_step = min(32, len(lengths))
+    sampler = StepSampler(lengths, lengths, examples_per_step=per_step, batch_size=8, token_budget=BUDGET, seed=3407)
+    micro = [batch for epoch in range(steps) for batch in (sampler.set_epoch(epoch), *sampler)[1:]]
+    for step in range(steps):
+        part = micro[step * sampler.micro_batches : (step + 1) * sampler.micro_batches]
+        yield [[bench.rows[i] for i in batch.indices] for batch in part]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every system and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--base_model", type=Path, default=None, help="a model's folder, instead of the 8B shape")
+    parser.add_argument("--notes", type=int, default=256)
+    parser.add_argument("--recipe_notes", type=int, default=12)
+    parser.add_argument("--parity_notes", type=int, default=32)
+    parser.add_argument("--fit_steps", type=int, default=3, help="optimizer steps to time")
+    parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    from medlit.model.decoding.prefix import read_prompts
+
+    with tempfile.TemporaryDirectory() as folder:
+        base_model = options.base_model or write_llama_8b(Path(folder))
+        bench = Bench(base_model, options.notes, options.recipe_notes, options.max_length)
+
+    def keep() -> None:
+        from medlit.runs import whole_file
+
+        with whole_file(options.output) as path:
+            path.write_text(json.dumps(bench.results, indent=2) + "\n", encoding="utf-8")
+
+    print(f"{bench.results['hardware']}, {options.notes} notes of {bench.results['mean_prompt_tokens']} tokens")
+    print("| system | notes/s | peak GiB |\n| --- | --- | --- |")
+    batches = bench.batches(bench.rows)
+    found = decoders(bench)
+    for system, answer in found.items():
+        bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches)  # type: ignore[misc]
+        keep()
+    bench.measure("prompts_only", lambda rows: read_prompts(bench.model, bench.prompts(rows)), batches)
+    for tokens in (4, 32):
+        bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone])
+        keep()
+    for system in ("constrained", "likelihood"):
+        bench.results.setdefault("parity", {})[system] = parity(bench, found[system], options.parity_notes)
+        keep()
+    print("batch beside alone:", json.dumps(bench.results["parity"], indent=2))
+    bench.results["validation_in_fit"] = validation_in_fit(bench, found["generate"], options.fit_steps)
+    keep()
+    print("validation in fit:", json.dumps(bench.results["validation_in_fit"]))
+
+
+if __name__ == "__main__":
+    main()

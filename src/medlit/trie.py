@@ -1,0 +1,73 @@
+"""The answers that are on the list, as token ids: a trie whose branches are the labels, each with its EOS.
+
+    Neurology EOS, Neurosurgery EOS     tokens   Neuro, logy, surgery      parents  root, 0, 0
+                                        edges    (root, Neuro), (0, logy), (0, surgery), (1, EOS), (2, EOS)
+                                        paths    [0, 1, 3], [0, 2, 4]
+
+A node stands for the tokens that lead to it; the root is the prompt's end. An EOS ends an answer, so it is an edge that
+leads to no node. N nodes, E edges, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class TokenTrie:
+    """K answers sharing their beginnings.
+
+    Attributes:
+        tokens: the token that leads to each node, N of them, a node after its parent.
+        parents: each node's parent, `ROOT` for a first token, N of them.
+        depths: tokens before each node's own, N of them.
+        edges: (node, token) of every way to go on, E of them.
+        paths: edges of each label from the root to its EOS, K of them.
+        children: node -> token -> node.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    paths: tuple[tuple[int, ...], ...]
+    children: dict[int, dict[int, int]]
+
+    @classmethod
+    def of(cls, answers: Sequence[Sequence[int]]) -> TokenTrie:
+        """Build the trie of K answers, each with its EOS as the last token."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        edges: dict[tuple[int, int], int] = {}
+        children: dict[int, dict[int, int]] = {ROOT: {}}
+        paths = []
+        for answer in answers:
+            node, path = ROOT, []
+            for depth, token in enumerate(answer):
+                path.append(edges.setdefault((node, token), len(edges)))
+                if depth == len(answer) - 1:
+                    break
+                if token not in children[node]:
+                    children[node][token] = len(tokens)
+                    children[len(tokens)] = {}
+                    tokens.append(token)
+                    parents.append(node)
+                    depths.append(depth)
+                node = children[node][token]
+            paths.append(tuple(path))
+        return cls(tuple(tokens), tuple(parents), tuple(depths), tuple(edges), tuple(paths), children)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes from the root to a node, itself included."""
+        found: list[int] = []
+        while node != ROOT:
+            found.append(node)
+            node = self.parents[node]
+        return found[::-1]

@@ -67,7 +67,7 @@ def make_decoder(
 def _content_free(texts: list[str], prompt: AlpacaPrompt, device: torch.device) -> Prompts:
     asked = prompt.prompts(texts)
     rows = [
-        Row(row=i, id=text, input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None)
+        Row(row=i, id=text, text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None)
         for i, (text, one) in enumerate(zip(texts, asked, strict=True))
     ]
     pad_id: Any = prompt.tokenizer.pad_token_id

@@ -143,6 +143,7 @@ class Bench:
             {
                 "row": row,
                 "id": str(row),
+                "text_hash": str(row),
                 "input_ids": [
                     *self.prompt.header,
                     *draw.choice(plain, max(1, length - around)).tolist(),
@@ -305,15 +306,11 @@ def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> di
 
 def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps: int) -> dict[str, Any]:
     """Seconds of a validation with its loss, and of the recipe's optimizer steps around it."""
-    import torch
-
     from medlit.model import backbone as language_model
 
     def validate() -> None:
         for batch in bench.batches(bench.rows):
-            loss = bench.collator.evaluate(batch).loss
-            with torch.no_grad():
-                language_model.loss_sum(bench.model, loss._replace(**on_device(loss)))
+            # With the labels' log-likelihoods comes the loss.
             answer(bench.prompts(batch))
 
     def on_device(batch: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a Batch

@@ -57,7 +57,7 @@ def model(llama: Path) -> nn.Module:
 
 def ask(prompt: AlpacaPrompt, texts: list[str]) -> Prompts:
     rows = [
-        Row(row=i, id=str(i), input_ids=one.input_ids, cut_tokens=0, specialty=None)
+        Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=0, specialty=None)
         for i, one in enumerate(prompt.prompts(texts))
     ]
     return Collator(lambda name: [], prompt.tokenizer.pad_token_id, "response").prompts(rows)
@@ -151,7 +151,7 @@ def taught(llama: Path, prompt: AlpacaPrompt) -> nn.Module:
     model = language_model.load(Backbone(str(llama), max_length=512), Lora(), CPU)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     rows = [
-        Row(row=i, id=str(i), input_ids=one.input_ids, cut_tokens=0, specialty=note["medical_specialty"])
+        Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=0, specialty=note["medical_specialty"])
         for i, note in enumerate(notes()["train"][3:])
         for one in [prompt.prompt(note["transcription"])]
     ]
@@ -205,6 +205,16 @@ def test_no_pass_is_wider_than_the_prompts(
 def test_without_labels_there_is_nothing_to_choose_from(decoder: Make, mode: str) -> None:
     with pytest.raises(UserError, match=f"model.decoding.mode: '{mode}' needs the list of labels"):
         decoder(mode, LabelSet(()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_labels_that_were_read_tell_their_loss(
+    decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], mode: str
+) -> None:
+    more = {"length_normalise": True, "content_free": ["N/A"]} if mode == "likelihood" else {}
+    found = decoder(mode, **more)(ask(prompt, texts))
+    wanted = [[sum(one) for one in one_by_one(model, prompt, text, LABELS)] for text in texts]
+    torch.testing.assert_close(found.label_nats, torch.tensor(wanted), atol=1e-3, rtol=1e-4)
 
 
 # --- likelihood -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from medlit.data.batches import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
+from medlit.model import backbone
 from medlit.model.backbone import causal_lm
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
@@ -294,6 +295,22 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(parts: Parts, fit
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
         losses.append(float(run.callback_metrics["val/loss"]))
     assert losses == pytest.approx([fitted[1]["val/loss"]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["generate", "constrained", "likelihood"])
+def test_the_loss_comes_with_the_answers(
+    parts: Parts, fitted: Fitted, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second pass over the notes, and the number that one would give."""
+    module, data = parts(decoding=Decoding(mode))  # type: ignore[arg-type]
+    run = trainer(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "loss_sum", lambda *_: pytest.fail("a second pass"))
+        run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+    with torch.no_grad():
+        nats = [(backbone.loss_sum(module.model, b.loss), b.loss.step_tokens) for b in data.val_dataloader()]
+    wanted = float(sum(loss for loss, _ in nats)) / sum(tokens for _, tokens in nats)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(wanted, rel=1e-4)
 
 
 # --- temperature ------------------------------------------------------------------------------------------------------

@@ -150,16 +150,26 @@ class SpecialtyClassifier(L.LightningModule):
         self._records: list[Answered] = []
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Measure the loss on the true answers, then let the model answer."""
-        with torch.no_grad():
-            nats = language_model.loss_sum(self._model, batch.loss)
-        self._loss += torch.stack([nats.double(), torch.full_like(nats, batch.loss.step_tokens, dtype=torch.float64)])
+        """Let the model answer, and measure the loss on the true answers."""
         answers = self._answer(batch.prompts)
+        nats = self._nats(batch, answers)
+        self._loss += torch.stack([nats.double(), torch.full_like(nats, batch.loss.step_tokens, dtype=torch.float64)])
         if self.trainer.testing:
             answers = tempered(answers, self.temperature)
         self._records.append(record(batch, answers, self.label_set))
         targets = torch.tensor([self.label_set.index(name) for name in batch.specialties], device=self.device)
         self._metrics.update(answers.label_ids.to(self.device), targets)
+
+    def _nats(self, batch: EvalBatch, answers: Answers) -> Tensor:
+        """Summed negative log-likelihood of the supervised tokens, shape (), on the device.
+
+        A decoder that has read the labels behind the notes knows it already: the notes need no second pass.
+        """
+        if answers.label_nats is not None and self.trainer.datamodule.loss_on == "response":  # type: ignore[attr-defined]
+            true = torch.tensor([[self.label_set.index(name)] for name in batch.specialties])
+            return -answers.label_nats.gather(1, true).sum().to(self.device)
+        with torch.no_grad():
+            return language_model.loss_sum(self._model, batch.loss)
 
     def on_validation_epoch_end(self) -> None:
         """Put the epoch's numbers on the board."""

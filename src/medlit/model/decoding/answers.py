@@ -17,9 +17,12 @@ class Answers(NamedTuple):
             (`generate`).
         log_likelihoods: the scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where
             there are no probabilities.
+        label_nats: log-likelihood of each label with its EOS as the model gives it, neither calibrated nor divided by
+            its length, in nats, (B, K) float32; None where the labels were not read.
     """
 
     label_ids: Tensor
     texts: list[str]
     probabilities: Tensor | None = None
     log_likelihoods: Tensor | None = None
+    label_nats: Tensor | None = None

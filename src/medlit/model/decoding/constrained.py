@@ -31,11 +31,12 @@ class Constrained:
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
         scorer = self.scorer
-        edges = scorer.among_siblings(scorer.edges(read_prompts(scorer.model, prompts)))
+        every = scorer.edges(read_prompts(scorer.model, prompts))
+        edges = scorer.among_siblings(every)
         label_ids = self._walk(edges.cpu())
         scores = scorer.paths(edges).cpu()
         texts = [self.label_set.names[label] for label in label_ids.tolist()]
-        return Answers(label_ids, texts, scores.softmax(dim=1), scores)
+        return Answers(label_ids, texts, scores.softmax(dim=1), scores, scorer.paths(every).cpu())
 
     def _walk(self, edges: Tensor) -> Tensor:
         """The label at the end of each row's likeliest edges, (B,) int64."""

@@ -63,7 +63,7 @@ class Generate:
         """Answer B notes."""
         prefix = read_prompts(self.model, prompts)
         answers: list[list[int]] = [[] for _ in prompts.rows]
-        fresh = self._look_up(prefix, answers)
+        fresh, label_nats = self._look_up(prefix, answers)
         rows = list(range(len(answers)))
         while fresh:
             if len(fresh) < len(rows):
@@ -75,7 +75,8 @@ class Generate:
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._goes_on(answers[row], token)
             }
         texts = [self._text(answer) for answer in answers]
-        return Answers(torch.tensor([self.label_set.parse(text) for text in texts]), texts)
+        labels = torch.tensor([self.label_set.parse(text) for text in texts])
+        return Answers(labels, texts, label_nats=label_nats)
 
     def scores(self, hidden: Tensor, rows: list[int], answers: list[list[int]]) -> Tensor:
         """Logits of the next token, (b, V) float32.
@@ -87,18 +88,21 @@ class Generate:
         """
         return logits(self.model, hidden)
 
-    def _look_up(self, prefix: Prefix, answers: list[list[int]]) -> dict[int, list[int]]:
+    def _look_up(self, prefix: Prefix, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
         """Answer as far as the trie goes.
 
         Returns:
-            The rows that left it and are not over, with their answers: tokens that the prefix has not taken in.
+            The rows that left it and are not over, with their answers: tokens that the prefix has not taken in. And
+            each label's log-likelihood, (B, K), if the labels were read.
         """
         device = prefix.last.device
         # More nodes than the prompts have columns would cost more than the tokens that they save.
         trie = self.scorer.trie if len(self.scorer.trie) <= prefix.read.shape[1] else TokenTrie.of([])
         hidden = prefix.last[:, None]  # (B, 1 + N, D): the root's, then the nodes'
+        nats = None
         if len(trie):
             hidden = torch.cat([hidden, self.scorer.hidden(prefix, torch.arange(len(trie)))], dim=1)
+            nats = self.scorer.paths(self.scorer.edges_at(hidden)).cpu()
         places = dict.fromkeys(range(len(answers)), ROOT)
         left: dict[int, list[int]] = {}
         while places:
@@ -113,7 +117,7 @@ class Generate:
                         left[row] = answers[row]
                     else:
                         places[row] = child
-        return dict(sorted(left.items()))
+        return dict(sorted(left.items())), nats
 
     def _goes_on(self, answer: list[int], token: int) -> bool:
         """Add a token to an answer; whether another one is to follow."""

@@ -35,19 +35,20 @@ class Likelihood:
         self.length_normalise = length_normalise
         self.bias = torch.zeros(1, len(label_set))
         if content_free is not None:
-            self.bias = self._scores(content_free).softmax(dim=1).mean(dim=0, keepdim=True).log()
+            self.bias = self._scores(self._nats(content_free)).softmax(dim=1).mean(dim=0, keepdim=True).log()
 
-    def _scores(self, prompts: Prompts) -> Tensor:
-        """Of each label, (B, K) float32 in nats, on the host."""
-        scorer = self.scorer
-        scores = scorer.paths(scorer.edges(read_prompts(scorer.model, prompts)))
-        if self.length_normalise:
-            scores = scores / torch.tensor([len(path) for path in scorer.trie.paths], device=scores.device)
-        return scores.cpu()
+    def _nats(self, prompts: Prompts) -> Tensor:
+        """Log-likelihood of each label, (B, K) float32, on the host."""
+        return self.scorer.paths(self.scorer.edges(read_prompts(self.scorer.model, prompts))).cpu()
+
+    def _scores(self, nats: Tensor) -> Tensor:
+        """What labels are compared by, (B, K)."""
+        return nats / torch.tensor([len(path) for path in self.scorer.trie.paths]) if self.length_normalise else nats
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
-        scores = self._scores(prompts) - self.bias
+        nats = self._nats(prompts)
+        scores = self._scores(nats) - self.bias
         label_ids = scores.argmax(dim=1)
         texts = [self.label_set.names[label] for label in label_ids.tolist()]
-        return Answers(label_ids, texts, scores.softmax(dim=1), scores)
+        return Answers(label_ids, texts, scores.softmax(dim=1), scores, nats)

@@ -55,6 +55,17 @@ class LabelScorer:
             sees.to(device),
         )
 
+    def edges_at(self, hidden: Tensor) -> Tensor:
+        """The same as `edges`, from hidden states that were computed already: the root's, then each node's.
+
+        Args:
+            hidden: (B, 1 + N, D).
+        """
+        scores = hidden.new_empty(len(hidden), len(self.trie.edges), dtype=torch.float32)
+        for part in torch.split(torch.arange(ROOT, len(self.trie)), _LOGIT_ROWS):
+            self._take(scores, part, hidden[:, (part + 1).to(hidden.device)])
+        return scores
+
     def edges(self, prefix: Prefix) -> Tensor:
         """Log-probability of each edge's token after its node, over the whole vocabulary, (B, E) float32 in nats."""
         scores = prefix.last.new_empty(len(prefix.last), len(self.trie.edges), dtype=torch.float32)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pandas as pd
 import pytest
+import yaml
 
+import medlit as package
+from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
 from medlit.data.sources import Columns, Labels
@@ -20,6 +26,7 @@ from medlit.tools.audit.figure import audit_figure
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal wide enough that no line of a table is broken
 
 
 def planted() -> dict[str, list[dict[str, str]]]:
@@ -189,11 +196,89 @@ def test_builtin_notes_pass_a_strict_audit() -> None:
     assert run([*_flags("builtin"), "--strict", "--max_duplicates=0", "--max_near_leakage=0"]) == 0
 
 
-def test_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+# --- as its user meets it ---------------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[1] / "configs" / "llama31_8b.yaml"
+
+
+def verb(*arguments: object) -> int:
+    """`medlit audit` with these arguments; the exit code."""
     with pytest.raises(SystemExit) as stop:
-        run(["--data.sorce", "notes.csv"])
-    assert stop.value.code == 2
-    assert "sorce" in capsys.readouterr().err
+        main(["audit", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def test_the_config_for_a_gpu_audits_here_with_a_flag_on_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "notes", planted())
+    arguments = ["--config", RECIPE, "--data.source", source]
+    assert verb(*arguments, "--output", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["source"] == str(source)
+    assert f"medlit audit: {source}" in out
+    assert "test notes whose text stands in train" in out
+    assert "lengths are in words alone, since the tokenizer is not to be had" in err
+    assert verb(*arguments, "--strict") == PASSED
+
+
+def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
+    names = {"id": "key", "transcription": "note", "medical_specialty": "department"}
+    rows = [{names.get(key, key): value for key, value in note.items()} for note in planted()["train"]]
+    source = write(tmp_path / "notes", {"train": rows}) / "train.csv"
+    config = tmp_path / "own.yaml"
+    data = {"source": str(source), "id_column": "key", "text_column": "note", "label_column": "department"}
+    config.write_text(yaml.safe_dump({"data": data | {"labels": {"aliases": {"Radiology": "Imaging"}}}}))
+    assert verb("--config", config, "--output", tmp_path) == 0
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert report["rows"] == len(rows)
+    assert report["classes"]["Imaging"] > 0
+    assert "Radiology" not in report["classes"]
+    assert {"key", "note"}.isdisjoint(report["label_leaks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.sorce", "notes.csv"], "sorce"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.source", "nowhere.csv"], "medlit: data.source: there is no file or folder nowhere.csv"),
+        (["--data.near_threshold", "2"], "medlit: data.near_threshold"),
+        (["--max_cut", "some"], "--max_cut"),
+    ],
+)
+def test_a_mistake_exits_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(*arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_broken_table_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.csv").write_text("id,transcription,medical_specialty\n1,not, quoted,a\n", encoding="utf-8")
+    assert verb("--data.source", tmp_path / "notes.csv", "--output", tmp_path / "out") == 2
+    assert f"{tmp_path / 'notes.csv'}, line 2: 4 fields where the header has 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_quick_and_names_settings_limits_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb("--help") == 0
+    out = capsys.readouterr().out
+    for part in ("--config FILE", "--data.source", "--output DIR", "--strict", "--max_leakage", "exit code: 0; 3 when"):
+        assert part in out
+    code = "import sys, medlit.tools.audit\nassert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    source = str(Path(package.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": source}, check=True)
+
+
+def test_a_table_too_large_to_compare_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medlit.data.audit.NEAR_ROWS", 50)
+    source = write(tmp_path / "notes", planted())
+    assert verb(*_flags(source)) == 0
+    assert "set --data.near_threshold" in capsys.readouterr().out
+    assert report_of(source, near_threshold=0.8).near_duplicates is not None
 
 
 def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:

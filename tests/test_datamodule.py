@@ -199,6 +199,13 @@ def test_one_note_reads_no_table(make: Make) -> None:
     assert asked(make(text="A knee.", source="no/such/table.csv")) == ["A knee."]
 
 
+def test_a_note_of_odd_bytes_is_filed_or_refused_in_a_sentence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(make(text="A knee \udcb0.")) == ["A knee \ufffd."], "an argument in another encoding"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"38.5\xb0"), encoding="utf-8"))
+    with pytest.raises(UserError, match=r"data\.text: the standard input is not UTF-8"):
+        make(text="-").setup("predict")
+
+
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_note_is_refused(make: Make, text: str) -> None:
     with pytest.raises(UserError, match=r"data\.text: the note is empty"):

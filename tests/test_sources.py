@@ -11,6 +11,8 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -355,6 +357,15 @@ def test_parquet_with_broken_pages(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + b"\xff" * 80 + whole[84:])
     assert "not a whole Parquet file" in fault(path)
+
+
+def test_parquet_with_text_in_another_encoding(tmp_path: Path) -> None:
+    notes = pa.array([b"fine", "38.5\u00b0 today".encode("latin-1")], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"transcription": notes, "medical_specialty": ["a", "b"]}), tmp_path / "n.parquet")
+    message = fault(tmp_path / "n.parquet")
+
+    assert f"{tmp_path / 'n.parquet'} has text that is not UTF-8" in message
+    assert "today" not in message
 
 
 def test_parquet_columns_of_wrong_types(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -43,6 +44,8 @@ def main(args: list[str] | None = None) -> None:
 
         print(f"medlit {__version__}")
         return
+    # On a CPU bitsandbytes recommends a package that fetches kernels from the Hub; medlit does without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if verb in TOOLS:
         from medlit.errors import UserError
 

@@ -192,14 +192,14 @@ class TranscriptionDataModule(L.LightningDataModule):
             self.partition = partition(tables, self.split_settings)
             revision = commit_of(tables.values()) or self.revision
             self.provenance = Provenance(self.source, revision, self.partition.hashes)
-            self.label_set = _label_set(self.partition.notes, self.source)
+            self.label_set = _label_set(self.partition, self.source)
             self._splits = {name: tokenise(rows, self.prompt) for name, rows in self.partition.notes.items()}
 
     def _read_predict(self) -> Dataset:
         import datasets
 
         if self.text is not None:
-            text = clean_note(sys.stdin.read() if self.text == "-" else self.text)
+            text = clean_note(_read_stdin() if self.text == "-" else self.text)
             if not text:
                 raise UserError("data.text: the note is empty; give its text, or '-' and the text on standard input.")
             return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
@@ -326,26 +326,34 @@ class TranscriptionDataModule(L.LightningDataModule):
                 print(f"medlit: {difference}", file=sys.stderr)
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.text: the standard input is not {error.encoding.upper()}; convert it, for example with iconv."
+        ) from None
+
+
 def _as_it_is(batch: object) -> object:
     return batch
 
 
-def _label_set(notes: dict[str, Dataset], source: str) -> LabelSet:
+def _label_set(partition: Partition, source: str) -> LabelSet:
     """The training split's labels.
 
     Raises:
         UserError: there is no training split, it has fewer than two labels, or another split has one that it has not.
     """
+    notes = partition.notes
     if "train" not in notes:
         raise UserError(
             f"data.source: {source} has no train split, which says what labels there are; add one, or set data.split to"
             " 'grouped' to make the splits here."
         )
-    # Not `Dataset.unique`: of a split it first writes a copy of every note to the disk.
-    found = {split: set(rows["specialty"][:]) for split, rows in notes.items()}
-    label_set = LabelSet.from_labels(found["train"])
+    label_set = LabelSet.from_labels(name for name in partition.labels["train"] if name)
     for split, rows in notes.items():
-        foreign = sorted(name for name in found[split] if label_set.index(name) is None)
+        foreign = sorted(name for name in partition.labels[split] if name and label_set.index(name) is None)
         if foreign:
             first = next(i for i, name in zip(rows["id"][:], rows["specialty"][:], strict=True) if name == foreign[0])
             raise UserError(

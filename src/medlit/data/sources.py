@@ -149,10 +149,9 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
     identity = id_column(table, columns)
     key = fingerprint(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
-    mapped = (
-        rows.select_columns(chosen)
-        .with_format("arrow")
-        .map(
+    as_arrow = rows.select_columns(chosen).with_format("arrow")
+    try:
+        mapped = as_arrow.map(
             _canonical_batch,
             batched=True,
             fn_kwargs={
@@ -169,7 +168,10 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
             new_fingerprint=key,
             desc="Reading notes",
         )
-    )
+    except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
+        raise UserError(
+            f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
+        ) from None
     return mapped.with_format(None)
 
 

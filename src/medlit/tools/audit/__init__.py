@@ -1,9 +1,8 @@
 """`medlit audit`: what can be wrong with the notes, told before they are trained on.
 
-It reads the `data` settings of any config (`--config`, several, layered) or flags such as `--data.source notes.csv`,
-and prints duplicates, conflicts, leakage between splits, balance, lengths and columns that give the label away, as
-counts and row ids. `--output DIR` also writes `audit.json` and `audit.png`. Exit code 0, or 3 with `--strict` when a
-limit is passed. Reading a Hub dataset here fills the cache that later runs use offline.
+It reads the notes as they are, before anything is split or left out, and prints duplicates, conflicts, leakage between
+splits, balance, lengths and columns that give the label away: counts and row ids, never a note. Reading a Hub dataset
+here fills the cache that later runs use offline.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from medlit.errors import UserError
 from medlit.runs import whole_file
 from medlit.tools.audit.figure import audit_figure
 from medlit.tools.audit.limits import add_limits, passed_limits
-from medlit.tools.audit.settings import data_settings
 from medlit.tools.audit.show import show
 
 if TYPE_CHECKING:
@@ -29,6 +28,22 @@ if TYPE_CHECKING:
     from medlit.prompts import AlpacaPrompt
 
 PASSED = 3  # exit code when a limit is passed
+
+_USAGE = "medlit audit [--config FILE ...] [--data.KEY VALUE ...] [--output DIR] [--strict] [limits]"
+_SETTINGS = """\
+settings, the same as of 'medlit fit' (whose --help explains all of them):
+  --config FILE         a config; several are layered, and only what it says of data and base model counts
+  --data.source SOURCE  'builtin', a file, a folder, a glob or a Hub dataset id
+  --data.text_column NAME, --data.label_column NAME, --data.id_column NAME
+                        the columns that hold note, specialty and id
+  --data.near_threshold SHARE
+                        from which Jaccard similarity on notes count as nearly the same (0.8 if left out, and then of at
+                        most 50,000 notes: comparing takes a minute for every 40,000)
+  --model.backbone.base_model MODEL
+                        whose tokenizer counts tokens; lengths are in words alone where it is not to be had
+
+exit code: 0; 3 when --strict is given and a limit is passed; 2 after a mistake in the settings or the notes.
+"""
 
 
 def run(args: Sequence[str]) -> int:
@@ -45,14 +60,18 @@ def run(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="medlit audit",
-        usage="medlit audit [--config FILE ...] [--data.KEY VALUE ...] [--output DIR] [--strict] [limits]",
-        description=__doc__.partition("\n\n")[2],
+        usage=_USAGE,
+        description=textwrap.dedent(__doc__),
+        epilog=_SETTINGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write audit.json and audit.png to")
     parser.add_argument("--strict", action="store_true", help=f"exit with code {PASSED} when a limit is passed")
     add_limits(parser)
     options, rest = parser.parse_known_args(args)
+    from medlit.tools.audit.settings import data_settings  # after --help: it takes seconds
+
     data = data_settings(rest)
     prompt = _prompt(data)
     found = audit(
@@ -83,7 +102,7 @@ def _prompt(data: TranscriptionDataModule) -> AlpacaPrompt | None:
     try:
         return data.prompt
     except UserError as error:
-        print(f"Lengths are given in words only. {error}", file=sys.stderr)
+        print(f"medlit: lengths are in words alone, since the tokenizer is not to be had. {error}", file=sys.stderr)
         return None
 
 

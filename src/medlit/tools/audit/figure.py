@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
 
 
@@ -24,6 +25,7 @@ def audit_figure(audit: Audit) -> Figure:
     figure = Figure(figsize=(12, height), layout="constrained")
     FigureCanvasAgg(figure)
     balance, lengths = figure.subplots(1, 2)
+    figure.suptitle(audit.report.source, fontsize=11, color="#555555", parse_math=False)
     _draw_balance(balance, audit)
     _draw_lengths(lengths, audit)
     for axes in (balance, lengths):
@@ -53,7 +55,9 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
     # One note of 100,000 tokens would press all others into a single bar: the last bar holds whatever is longer.
     end = max(1.0, min(summary["max"], 1.5 * summary["p99"]))
     limit = summary.get("limit")
-    axes.hist(np.minimum(lengths, end), bins=40, range=(0, end), color="#9db8d2", edgecolor="white", linewidth=0.5)
+    width = -(-end // _BARS)  # whole: between 2.5 and 5 there are two lengths or three, which would look like a pattern
+    bars = np.arange(0, end + width, width)
+    axes.hist(np.minimum(lengths, bars[-1]), bins=bars.tolist(), color="#9db8d2", edgecolor="white", linewidth=0.5)
     marks = [("median", summary["p50"], "--", "#1d3557"), ("p95", summary["p95"], ":", "#1d3557")]
     title = f"{unit} a note"
     if limit is not None:

@@ -32,7 +32,7 @@ class Limit:
         if found is None or bound is None:
             return None
         within = found >= bound if self.flag.startswith("min") else found <= bound
-        return None if within else f"{self.what} is {found:.4g}, and --{self.flag} is {bound:.4g}"
+        return None if within else f"{self.what} is {found:.4g}; --{self.flag} allows {bound:.4g}"
 
 
 def _rows(finding: dict[str, Any] | None, report: AuditReport) -> float | None:

@@ -21,8 +21,8 @@ from medlit.errors import UserError
 from medlit.runs import whole_file
 from medlit.tools.audit.figure import audit_figure
 from medlit.tools.audit.limits import add_limits, passed_limits
-from medlit.tools.audit.settings import data_settings
 from medlit.tools.audit.show import show
+from medlit.tools.settings import data_module, settings
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help=f"exit with code {PASSED} when a limit is passed")
     add_limits(parser)
     options, rest = parser.parse_known_args(args)
-    data = data_settings(rest)
+    data = data_module(settings("audit", rest))
     prompt = _prompt(data)
     found = audit(
         data.source,

@@ -16,7 +16,7 @@ from medlit.model.structure import LABELS_FILE, Structure
 from medlit.runs import run_of, whole_file
 
 # Settings that change no probability.
-_ASIDE = ("max_new_tokens", "abstain_below")
+_ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
 
 
 def way_of_answering(decoding: Decoding) -> str:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.sources import load_source
-from medlit.data.splits import partition
 from medlit.errors import UserError
 from medlit.evaluation.answered import Answered, FloatArray, IntArray
 from medlit.evaluation.summary import doubt
@@ -77,22 +75,11 @@ def read_notes(data: TranscriptionDataModule, tested: Answered | None) -> Tested
     Raises:
         UserError: the source cannot be used, or its test split is not what the model was tested on.
     """
-    tables = load_source(
-        data.source, revision=data.revision, columns=data.columns, labels=data.labels, require_labels=True
-    )
-    data.partition = partition(tables, data.split_settings)
-    notes = data.partition.notes
-    for split in ("train", "test"):
-        if split not in notes:
-            raise UserError(f"data.source: {data.source} has no {split} split; set data.split to 'grouped'.")
-    train, test = notes["train"], notes["test"]
-    label_set = LabelSet.from_labels(train["specialty"][:])
-    foreign = sorted(name for name in set(test["specialty"][:]) if label_set.index(name) is None)
-    if foreign:
-        raise UserError(
-            f"data.label_column: the test split has the label {foreign[0]!r}, which the training split never had;"
-            " map it with data.labels.aliases, leave it out with data.labels.drop, or set data.split to 'grouped'."
-        )
+    notes = data.split().notes
+    if "test" not in notes:
+        raise UserError(f"data.source: {data.source} has no test split; add one, or set data.split to 'grouped'.")
+    train, test, label_set = notes["train"], notes["test"], data.label_set
+    assert label_set is not None
     nothing = np.zeros(len(test), dtype=np.int64)
     if tested is None:
         return TestedNotes(data, label_set, train, test, nothing, nothing)

@@ -22,6 +22,7 @@ MODEL_VERBS = {
 TOOLS = {
     "doctor": "check this machine: versions, GPU, caches, network",
     "audit": "check the notes: duplicates, conflicts, leakage, lengths",
+    "baseline": "what simpler systems reach on the same test notes, and whether the model is better",
 }
 
 

@@ -186,14 +186,25 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self._predict = tokenise(self._read_predict(), self.prompt, cached=self.text is None)
             return
         if not self._splits:
+            notes = self.split().notes
+            self._splits = {name: tokenise(rows, self.prompt) for name, rows in notes.items()}
+
+    def split(self) -> Partition:
+        """Read the source and share its notes out, once; nothing is tokenised.
+
+        Raises:
+            UserError: the source, its columns or its labels cannot be used.
+        """
+        if self.partition is None:
             tables = load_source(
                 self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
             )
-            self.partition = partition(tables, self.split_settings)
+            found = partition(tables, self.split_settings)
+            self.label_set = _label_set(found, self.source)
             revision = commit_of(tables.values()) or self.revision
-            self.provenance = Provenance(self.source, revision, self.partition.hashes)
-            self.label_set = _label_set(self.partition, self.source)
-            self._splits = {name: tokenise(rows, self.prompt) for name, rows in self.partition.notes.items()}
+            self.provenance = Provenance(self.source, revision, found.hashes)
+            self.partition = found
+        return self.partition
 
     def _read_predict(self) -> Dataset:
         import datasets

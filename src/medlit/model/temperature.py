@@ -8,7 +8,7 @@ that `model.adapter` names, or the one beside the `best` checkpoint.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from medlit.model.settings import Decoding
@@ -16,7 +16,7 @@ from medlit.model.structure import LABELS_FILE, Structure
 from medlit.runs import run_of, whole_file
 
 # Settings that change no probability.
-_ASIDE = ("max_new_tokens", "abstain_below")
+_ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
 
 
 def way_of_answering(decoding: Decoding) -> str:
@@ -35,8 +35,13 @@ def measured_adapter(checkpoint: str | Path | None, adapter: str | None) -> Path
 
 
 def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
-    """Add temperatures to an adapter's `medlit.json`."""
-    structure = Structure.read(file)
-    structure = replace(structure, temperatures=structure.temperatures | temperatures)
+    """Add temperatures to an adapter's `medlit.json`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    Structure.read(file)  # it is medlit's, or this is where it is said
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["temperatures"] = values.get("temperatures", {}) | temperatures
     with whole_file(file) as path:
-        path.write_text(json.dumps(structure.to_dict(), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

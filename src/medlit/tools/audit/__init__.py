@@ -70,9 +70,10 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help=f"exit with code {PASSED} when a limit is passed")
     add_limits(parser)
     options, rest = parser.parse_known_args(args)
-    from medlit.tools.audit.settings import data_settings  # after --help: it takes seconds
+    # After --help: these imports take seconds.
+    from medlit.tools.settings import data_module, settings
 
-    data = data_settings(rest)
+    data = data_module(settings("audit", rest))
     prompt = _prompt(data)
     found = audit(
         data.source,

@@ -1,4 +1,4 @@
-"""The `data` settings of any config, read by the parser of the verbs that train, with nothing built."""
+"""The settings of any config, read by the parser of the verbs that train, with nothing built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class _Settings(MedlitCLI):
     """Parses and stops: a config for eight GPUs is audited on a laptop."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        kwargs |= {"default_env": True, "env_prefix": f"{ENV_PREFIX}_AUDIT_"}
+        tool = kwargs["prog"].rpartition(" ")[2]
+        kwargs |= {"default_env": True, "env_prefix": f"{ENV_PREFIX}_{tool.upper()}_"}
         return LightningCLI.init_parser(self, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -37,15 +38,15 @@ class _Settings(MedlitCLI):
         return
 
 
-def data_settings(args: Sequence[str]) -> TranscriptionDataModule:
-    """The data module that `--config` files and `--data.*` flags describe; it has read nothing yet.
+def settings(tool: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Namespace
+    """What `--config` files, flags and the environment say.
 
     Args:
-        args: flags and config files as for `medlit fit`; sections other than `data` are checked and left alone.
+        tool: its name, for `--help` and for the environment's variables.
+        args: flags and config files as for `medlit fit`; a section of no use to the tool is checked too.
 
     Raises:
         SystemExit: code 2 when a key or a value is not understood.
-        UserError: a value does not fit.
     """
     parsed = _Settings(
         SpecialtyClassifier,
@@ -53,9 +54,18 @@ def data_settings(args: Sequence[str]) -> TranscriptionDataModule:
         save_config_callback=None,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "medlit audit"},
+        parser_kwargs={"prog": f"medlit {tool}"},
         run=False,
         args=list(args),
     )
-    settings = parsed.config.data.as_dict()
-    return TranscriptionDataModule(**settings | {"labels": Labels(**settings["labels"])})
+    return parsed.config
+
+
+def data_module(config: Any) -> TranscriptionDataModule:  # noqa: ANN401
+    """The data module that settings describe; it has read nothing yet.
+
+    Raises:
+        UserError: a value does not fit.
+    """
+    values = config.data.as_dict()
+    return TranscriptionDataModule(**values | {"labels": Labels(**values["labels"])})

@@ -1,0 +1,242 @@
+"""How good is the 135M model on a table of real notes, beside TF-IDF, and which settings make it better?
+
+    python benchmarks/folds.py --source notes.csv --folder runs/folds --variants variants.txt
+
+Each variant is a name and flags of `medlit fit`, one a line of the file (`name: --model.optimizer.learning_rate 1e-3`)
+or of `--variant`. For each fold of a k-fold split by text group, a process of its own fits on the other folds (one of
+them picks the best checkpoint), then answers the fold with all three decoders; `--jobs` processes share the machine.
+TF-IDF and the majority class are fitted on the same notes. The folds' answers put together are one answer to each note:
+scores, intervals and comparisons are of those. A (variant, fold) whose answers are in the folder is not run again.
+
+Writes `benchmarks/results/folds.json`: scores only. The folder holds ids and labels, no text and no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medlit.evaluation.answered import Answered
+from medlit.evaluation.compare import compare
+from medlit.evaluation.summary import doubt
+
+RESULTS = Path(__file__).parent / "results" / "folds.json"
+CONFIG = Path(__file__).parents[1] / "configs" / "llama31_8b.yaml"
+DECODERS = ("generate", "constrained", "likelihood")
+BASELINES = ("tfidf", "majority")
+# The 8B recipe's config on the bundled 135M model; a variant's flags come after these.
+BASE = (
+    "--trainer.accelerator auto --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+    " --trainer.max_steps 120 --trainer.num_sanity_val_steps 0 --val_every_steps 20"
+    " --model.backbone.base_model builtin:smollm2-135m --model.backbone.load_in_4bit false"
+    " --model.backbone.gradient_checkpointing off --model.optimizer.learning_rate 1e-3"
+    " --model.decoding.max_new_tokens 10 --data.response_tokens 10 --data.eval_batch_size 64"
+    " --data.token_budget 32768 --data.batch_size 16 --early_stopping.patience 1000"
+)
+
+
+def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
+    """The settings of the notes and of one fold."""
+    flags = ["--data.source", options.source, "--data.split", "kfold", "--data.folds", str(options.folds)]
+    flags += ["--data.fold", str(fold), "--data.near_threshold", str(options.near_threshold)]
+    return [*flags, *shlex.split(options.data)]
+
+
+def fit_and_answer(options: argparse.Namespace) -> None:
+    """One variant on one fold, in this process."""
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    from medlit.cli import main as medlit
+
+    place = options.folder / options.name / f"fold_{options.fold}"
+    work = place / "fit"
+    shutil.rmtree(place, ignore_errors=True)
+    settings = ["--config", str(CONFIG), *shlex.split(BASE), *fold_flags(options, options.fold)]
+    settings += shlex.split(options.flags)
+    began = time.monotonic()
+    # Validations answer by likelihood: the temperature comes with the checkpoint, and they are the cheapest.
+    medlit(["fit", "--model.decoding.mode", "likelihood", *settings, "--run", str(work)])
+    fitted = time.monotonic()
+    for mode in DECODERS:
+        best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run", str(place / mode)]
+        medlit(["test", *settings, *best, "--model.decoding.mode", mode])
+    seconds = {"fit": fitted - began, "tests": time.monotonic() - fitted}
+    shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
+    shutil.rmtree(work)
+    (place / "seconds.json").write_text(json.dumps(seconds))
+
+
+def start(options: argparse.Namespace, name: str, flags: str, fold: int) -> None:
+    """Run `fit_and_answer` in a process of its own, unless it has been run."""
+    place = options.folder / name / f"fold_{fold}"
+    if (place / "seconds.json").is_file():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--source", options.source, "--folder", str(options.folder)]
+    command += [
+        "--folds",
+        str(options.folds),
+        f"--data={options.data}",
+        "--near_threshold",
+        str(options.near_threshold),
+    ]
+    command += [f"--name={name}", f"--flags={flags}", f"--fold={fold}"]
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), **os.environ}
+    began = time.monotonic()
+    with (place.parent / f"fold_{fold}.log").open("w") as log:
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    print(f"{name}, fold {fold}: exit code {code}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def fit_baselines(options: argparse.Namespace) -> None:
+    """TF-IDF and the majority class on every fold; reading the notes here fills the cache that the others use."""
+    from medlit.tools.baseline import run as baseline
+
+    for fold in range(options.folds):
+        folder = options.folder / "baselines" / f"fold_{fold}"
+        if not (folder / "report.md").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config_test.yaml").write_text("{}")
+            baseline(["--run", str(folder), *fold_flags(options, fold)])
+
+
+def put_together(files: Sequence[Path]) -> tuple[Answered, list[float]] | None:
+    """The folds' answers as one record, and each fold's accuracy; None where a fold is missing."""
+    if not all(file.is_file() for file in files):
+        return None
+    parts = [Answered.read(file) for file in files]
+    starts = np.cumsum([0, *map(len, parts)])
+    joined = [replace(part, rows=part.rows + begin) for part, begin in zip(parts, starts, strict=False)]
+    return Answered.join(joined), [float(part.correct.mean()) for part in parts]
+
+
+def row(variant: str, system: str, answered: Answered, per_fold: list[float]) -> dict[str, Any]:
+    """The numbers of one system."""
+    import torch
+
+    from medlit.labels import LabelSet
+    from medlit.model.metrics import SpecialtyMetrics
+
+    counted = SpecialtyMetrics(LabelSet(answered.names))
+    counted.update(torch.from_numpy(answered.answer), torch.from_numpy(answered.truth))
+    scores, doubts = counted.scores(), doubt(answered)
+    kept = ("accuracy", "f1_macro", "invalid_rate", "n")
+    told = ("accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci", "top3_accuracy", "log_loss", "ece", "aurc")
+    return {
+        "variant": variant,
+        "system": system,
+        **{name: scores[name] for name in kept},  # type: ignore[literal-required]
+        **{name: doubts[name] for name in told},  # type: ignore[literal-required]
+        "accuracy_per_fold": per_fold,
+    }
+
+
+def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, Any]:
+    """Score and compare whatever has been run."""
+    import torch
+
+    folds = range(options.folds)
+    found: dict[tuple[str, str], Answered] = {}
+    rows = []
+    for variant, systems in (("baselines", BASELINES), *((name, DECODERS) for name in variants)):
+        for system in systems:
+            name = f"fold_{{}}/{system}/test" if variant in variants else f"fold_{{}}/baseline_{system}"
+            files = [options.folder / variant / f"{name.format(fold)}_answers.parquet" for fold in folds]
+            if (together := put_together(files)) is not None:
+                found[variant, system] = together[0]
+                rows.append(row(variant, system, *together))
+    comparisons = []
+    first = next(iter(variants), None)
+    for (variant, system), answered in found.items():
+        others = [("baselines", "tfidf"), (first, system)]
+        for other in others:
+            if variant != "baselines" and other in found and other != (variant, system):
+                told = compare(answered, found[other])
+                names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
+                comparisons.append({**names, **told.as_dict(), "words": told.words(" ".join(map(str, other)))})
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return {
+        "hardware": device,
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "folds": options.folds,
+        "near_threshold": options.near_threshold,
+        "base": BASE,
+        "variants": variants,
+        "systems": rows,
+        "comparisons": comparisons,
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table and the comparisons as Markdown."""
+    print("| variant | system | accuracy | macro F1 | off the list | log-loss | ECE |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for one in results["systems"]:
+        low, high = one["accuracy_ci_bootstrap"]
+        least, most = one["f1_macro_ci"]
+        log_loss, ece = ("" if one[name] is None else f"{one[name]:.3f}" for name in ("log_loss", "ece"))
+        print(
+            f"| {one['variant']} | {one['system']} | {one['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+            f" | {one['f1_macro']:.3f} ({least:.3f} to {most:.3f}) | {one['invalid_rate']:.1%} | {log_loss} | {ece} |"
+        )
+    print()
+    for one in results["comparisons"]:
+        print(f"- {one['variant']} {one['system']}. {one['words']}")
+
+
+def read_variants(options: argparse.Namespace) -> dict[str, str]:
+    """Name -> flags, in the order given; the first is what the others are compared with."""
+    lines = list(options.variant)
+    if options.variants is not None:
+        lines += options.variants.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition(":") for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return {name.strip(): flags.strip() for name, _, flags in pairs}
+
+
+def main() -> None:
+    """Run what has not been run, in parallel, then score everything."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--source", required=True, help="table of notes, as for data.source")
+    parser.add_argument("--folder", type=Path, required=True, help="where answers and logs go; kept between runs")
+    parser.add_argument("--variants", type=Path, help="file of lines 'name: flags'")
+    parser.add_argument("--variant", action="append", default=[], help="'name: flags'; several")
+    parser.add_argument("--data", default="", help="further data flags for all, such as '--data.text_column note'")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--near_threshold", type=float, default=0.8)
+    parser.add_argument("--jobs", type=int, default=5, help="processes at a time")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    for name in ("name", "flags", "fold"):
+        parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.name is not None:
+        fit_and_answer(options)
+        return
+    variants = read_variants(options)
+    fit_baselines(options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for name, flags in variants.items():
+            for fold in range(options.folds):
+                pool.submit(start, options, name, flags, fold)
+    results = collect(options, variants)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

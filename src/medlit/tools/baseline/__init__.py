@@ -1,0 +1,85 @@
+"""`medlit baseline`: what simpler systems reach on the same notes, and whether the model can be told from them.
+
+Fits the majority class and TF-IDF with logistic regression on the training split of any config and scores them on its
+test split. `--run DIR` takes the settings of a test run in that folder, writes `baseline_<name>_metrics.json` and
+`baseline_<name>_answers.parquet` beside the model's, and writes the folder's report anew, with comparisons. `--head`
+also trains the same base model with LoRA and a classification head in place of written answers. `--beside DIR` adds
+another test run of the same notes to the report: the bare base model's (a run with `--model.adapter none`), or any
+other adapter's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlit.errors import UserError
+from medlit.evaluation.answered import Answered
+from medlit.preflight import check_writable
+from medlit.report.page import FILES, write_report
+from medlit.report.systems import MODEL, read_system, systems, write_system
+from medlit.runs import next_version, run_name
+from medlit.tools.baseline.notes import TestedNotes, read_notes
+from medlit.tools.baseline.recorded import recorded_settings, system_beside
+from medlit.tools.baseline.show import show
+from medlit.tools.baseline.words import majority, tfidf
+from medlit.tools.settings import data_module, settings
+
+if TYPE_CHECKING:
+    from medlit.report.systems import System
+
+
+def run(args: Sequence[str]) -> int:
+    """Fit the baselines, score them, compare.
+
+    Args:
+        args: the arguments after `medlit baseline`.
+
+    Raises:
+        UserError: the settings, the source or the run folder cannot be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="medlit baseline",
+        usage="medlit baseline [--run DIR] [--config FILE ...] [--data.KEY VALUE ...] [--head] [--beside DIR ...]",
+        description=__doc__.partition("\n\n")[2],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run folder of a test; by default a new one")
+    parser.add_argument("--head", action="store_true", help="also train a classification head (wants a GPU)")
+    parser.add_argument(
+        "--beside", type=Path, metavar="DIR", action="append", default=[], help="run folder of another test to add"
+    )
+    options, rest = parser.parse_known_args(args)
+    if options.run is not None and not options.run.is_dir():
+        raise UserError(f"run: there is no folder {options.run}; give the run folder of a test.")
+    config = settings("baseline", [*([] if options.run is None else recorded_settings(options.run)), *rest])
+    folder = options.run or _new_folder(config)
+    check_writable("run", folder / "report.html")
+    beside = [system_beside(other) for other in options.beside]
+
+    notes = read_notes(data_module(config), _record(folder))
+    for system in [*_fitted(notes, config, options.head), *beside]:
+        write_system(folder, system)
+    write_report(folder)
+    show(systems(folder), [folder / name for name in FILES])
+    return 0
+
+
+def _fitted(notes: TestedNotes, config: Any, head: bool) -> list[System]:  # noqa: ANN401 - jsonargparse's Namespace
+    found = [majority(notes), tfidf(notes)]
+    if head:
+        from medlit.tools.baseline.head import classification_head
+
+        found.append(classification_head(notes, config))
+    return found
+
+
+def _new_folder(config: Any) -> Path:  # noqa: ANN401
+    return next_version(Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []]))
+
+
+def _record(folder: Path) -> Answered | None:
+    """What the model of a run folder was tested on."""
+    return read_system(folder, MODEL).answered if (folder / f"{MODEL}_metrics.json").is_file() else None

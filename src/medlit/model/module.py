@@ -137,7 +137,7 @@ class SpecialtyClassifier(L.LightningModule):
         self._metrics = SpecialtyMetrics(self.label_set).to(self.device)
         self._loss = torch.zeros(2, device=self.device, dtype=torch.float64)  # summed nats, supervised tokens
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
         """Measure the loss on the true answers, then let the model answer."""
         with torch.no_grad():
             nats = language_model.loss_sum(self._model, batch.loss)
@@ -145,6 +145,7 @@ class SpecialtyClassifier(L.LightningModule):
         answers = self._answer(batch.prompts)
         targets = torch.tensor([self.label_set.index(name) for name in batch.specialties], device=self.device)
         self._metrics.update(answers.label_ids.to(self.device), targets)
+        return {"answers": answers}
 
     def on_validation_epoch_end(self) -> None:
         """Put the epoch's numbers on the board."""

@@ -19,18 +19,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
+from medlit.callbacks.finite import FiniteSteps
+from medlit.callbacks.folder import RunLogger
 from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
+from medlit.callbacks.memory import MemoryWatch
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
 from medlit.data.datamodule import TranscriptionDataModule
@@ -77,6 +81,13 @@ class MedlitCLI(LightningCLI):
             type=int,
             default=20,
             help="Validate after so many optimizer steps, and after the last.",
+        )
+        parser.add_argument(
+            "--log_samples",
+            type=NonNegativeInt,
+            default=0,
+            help="Write so many notes of every validation and test, with their answers, to samples.jsonl in the run"
+            " folder. The file holds patients' text.",
         )
         parser.add_argument(
             "--run", type=str | None, default=None, help="Run folder to look for 'best' and 'last' in, and to write to."
@@ -172,10 +183,11 @@ class MedlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         folder = self.run_folder
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
+            kwargs["logger"] = RunLogger(
                 save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
             )
         kwargs["default_root_dir"] = str(folder)
+        self.memory = MemoryWatch()
         self.save_config_kwargs = {"save_to_log_dir": False}
         one_note = self.subcommand == "predict" and config.data.text is not None
         if one_note:
@@ -186,10 +198,14 @@ class MedlitCLI(LightningCLI):
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),
+            FiniteSteps(config.model.optimizer.on_nonfinite),
+            self.memory,
             RunReport(),
             SplitRecord(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
         ]
+        if config.log_samples:
+            callbacks.append(Samples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(StepProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
@@ -213,6 +229,8 @@ class MedlitCLI(LightningCLI):
         events = set(folder.glob("events.out.tfevents.*"))
         try:
             super()._run_subcommand(subcommand)
+        except torch.OutOfMemoryError as error:
+            raise self.memory.told(self.model.backbone, self.datamodule) from error
         except UserError:
             if self.trainer.is_global_zero and existed:
                 # Another verb may be running here: only the file that this process's logger made.

@@ -61,9 +61,18 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
 
     where = resolve(base_model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, revision=revision)
-        embedded: int = AutoConfig.from_pretrained(where, revision=revision).get_text_config().vocab_size
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, revision=revision, trust_remote_code=False
+        )
+        embedded: int = (
+            AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False).get_text_config().vocab_size
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.backbone.base_model: {base_model} wants to run code of its own, which medlit never does; choose"
+                " a model that transformers knows."
+            ) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.backbone.base_model: the tokenizer of {base_model} has no EOS token to end an answer.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from safetensors import SafetensorError
 
 from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
@@ -68,4 +71,8 @@ def write_adapter(module: SpecialtyClassifier, folder: Path) -> None:
         UserError: the disk is full or the folder closed; the adapter that was there is as it was.
     """
     with whole_folder(folder) as beside:
-        module.save_adapter(beside)
+        try:
+            module.save_adapter(beside)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

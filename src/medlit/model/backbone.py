@@ -260,6 +260,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
+    if any(not bool(value.isfinite().all()) for value in weights.values()):
+        raise UserError(f"model.adapter: {file} holds weights that are not finite numbers; take another adapter.")
     try:
         result: Any = set_peft_model_state_dict(model, weights)
     except RuntimeError as error:

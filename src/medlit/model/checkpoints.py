@@ -30,8 +30,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint, readable by its owner alone.
 
         Raises:
-            UserError: the disk is full or the folder closed; the file is as it was before.
+            UserError: the disk is full, the folder closed, or the weights are no numbers; the file is as it was before.
         """
+        if broken := _not_finite(checkpoint):
+            raise UserError(
+                f"{path} is not written, since {len(broken)} weights after step {checkpoint['global_step']}, such as"
+                f" {broken[0]}, are not finite numbers; lower model.optimizer.learning_rate and go on from an earlier"
+                " checkpoint."
+            )
         # PyTorch's own writer hides what the disk answered.
         content = io.BytesIO()
         torch.save(checkpoint, content)
@@ -61,8 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} holds compressed entries, which no checkpoint has; take another one.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        weights = checkpoint["state_dict"].items()
-        broken = [name for name, value in weights if not bool(torch.isfinite(value).all())]
+        broken = _not_finite(checkpoint)
     except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UserError(
@@ -76,6 +81,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             " checkpoint."
         )
     return checkpoint  # type: ignore[no-any-return]
+
+
+def _not_finite(checkpoint: dict[str, Any]) -> list[str]:
+    return [name for name, value in checkpoint["state_dict"].items() if not bool(torch.isfinite(value).all())]
 
 
 def _no_checkpoint(path: Path) -> UserError:

@@ -149,7 +149,7 @@ class SpecialtyClassifier(L.LightningModule):
         self._loss = torch.zeros(2, device=self.device, dtype=torch.float64)  # summed nats, supervised tokens
         self._records: list[Answered] = []
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
         """Let the model answer, and measure the loss on the true answers."""
         answers = self._answer(batch.prompts)
         nats = self._nats(batch, answers)
@@ -159,6 +159,7 @@ class SpecialtyClassifier(L.LightningModule):
         self._records.append(record(batch, answers, self.label_set))
         targets = torch.tensor([self.label_set.index(name) for name in batch.specialties], device=self.device)
         self._metrics.update(answers.label_ids.to(self.device), targets)
+        return {"answers": answers}
 
     def _nats(self, batch: EvalBatch, answers: Answers) -> Tensor:
         """Summed negative log-likelihood of the supervised tokens, shape (), on the device.

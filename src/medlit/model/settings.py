@@ -75,11 +75,14 @@ class Optimizer:
         learning_rate: peak, reached after the warm-up.
         weight_decay: decoupled weight decay.
         warmup_steps: optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
+        on_nonfinite: what a step does whose loss or gradient is no finite number: 'stop' ends the fit and names the
+            notes, 'skip' goes on without it and counts it in train/skipped_steps.
     """
 
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup_steps: int = 5
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
 @dataclass

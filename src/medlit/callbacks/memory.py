@@ -1,0 +1,81 @@
+"""A GPU whose memory does not suffice: which setting to change, and about what it would take."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from medlit.callbacks.folder import verb_of
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.model.module import SpecialtyClassifier
+from medlit.model.settings import Backbone
+
+GIB = 2**30
+# Activations kept by "unsloth" checkpointing as a share of all of them, 8B: (9.6 - 6) of (60.3 - 6) GiB.
+CHECKPOINTED = 0.07
+
+
+class MemoryWatch(L.Callback):
+    """Knows, when the memory is full, what was going on and how much the weights alone took."""
+
+    def __init__(self) -> None:
+        self.doing = ""
+        self.weights = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the weights, before there is any activation."""
+        self.weights = _allocated()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Note whether a fit was training, or a model answering; neither while it is still being loaded."""
+        if isinstance(pl_module, SpecialtyClassifier) and pl_module.model is None:
+            return
+        self.doing = "training" if trainer.training and verb_of(trainer) == "fit" else "answering"
+
+    def told(self, backbone: Backbone, data: TranscriptionDataModule) -> UserError:
+        """What to tell a user whose run ended so."""
+        if torch.cuda.is_available():
+            peak, total = torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB
+        else:
+            peak = total = 0.0
+        return UserError(advice(self.doing, backbone, data, self.weights, peak, total))
+
+
+def advice(
+    doing: str, backbone: Backbone, data: TranscriptionDataModule, weights: float, peak: float, total: float
+) -> str:
+    """One sentence: what to set, each with an estimate.
+
+    Activations grow with the padded tokens of a batch, so half the batch or half the length take about half of them.
+    What was taken when the memory was full is a lower bound, and so are the estimates.
+
+    Args:
+        doing: 'training', 'answering', or '' before either.
+        backbone: the model's settings.
+        data: the data's settings.
+        weights: GiB before the first step.
+        peak: most GiB that were taken.
+        total: GiB of the GPU; 0 where there is none to ask.
+    """
+    of = f" ({peak:.1f} of {total:.1f} GiB were taken)" if total else ""
+    if not doing:
+        return (
+            f"model.backbone.base_model: {backbone.base_model} does not fit into this GPU's memory{of}; set"
+            " model.backbone.load_in_4bit to true, choose a smaller model or free the GPU."
+        )
+
+    def about(share: float) -> str:
+        return f" (about {weights + share * (peak - weights):.1f} GiB or more)" if total else ""
+
+    batch = "data.batch_size" if doing == "training" else "data.eval_batch_size"
+    size = data.batch_size if doing == "training" else data.eval_batch_size
+    choices = [f"{batch} to {size // 2}{about(0.5)}"] if size > 1 else []
+    choices.append(f"model.backbone.max_length to {backbone.max_length // 2}{about(0.5)}")
+    if doing == "training" and backbone.gradient_checkpointing == "off":
+        choices.append(f"model.backbone.gradient_checkpointing to 'unsloth'{about(CHECKPOINTED)}")
+    return f"{batch}: the GPU's memory does not suffice for {doing}{of}; set {', or '.join(choices)}."
+
+
+def _allocated() -> float:
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0

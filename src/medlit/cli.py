@@ -33,6 +33,7 @@ from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
+from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import WholeCheckpoints
@@ -188,6 +189,7 @@ class MedlitCLI(LightningCLI):
             StopOnSignal(last),
             RunReport(),
             SplitRecord(),
+            Throughput(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
         ]
         if config.trainer.enable_progress_bar is not False:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from fakes import write_llama
 from torch import Tensor, nn
 
-from medlit.data.batches import IGNORE, Batch, Collator, Row
+from medlit.data.batches import Batch, Collator, Row
 from medlit.errors import UserError
 from medlit.model import backbone as language_model
 from medlit.model.backbone import causal_lm, loss_sum
+from medlit.model.memory import Footprint, Recomputation
 from medlit.model.settings import Backbone, Lora
 
 CPU = torch.device("cpu")
@@ -22,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def settings(llama: Path) -> Backbone:
-    return Backbone(str(llama), max_length=256)
+    return Backbone(str(llama), max_length=256, gradient_checkpointing="unsloth")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def stir(model: nn.Module, seed: int = 1) -> None:
                 parameter.normal_(std=0.1, generator=generator)
 
 
-def batch(loss_on: str = "response") -> Batch:
+def batch(loss_on: str = "response", *, packed: bool = False) -> Batch:
     """Four notes of unlike length with answers of unlike length."""
     draw = torch.Generator().manual_seed(0)
     answers = {name: torch.randint(3, 250, (n,), generator=draw).tolist() for name, n in (("a", 2), ("b", 7), ("c", 4))}
@@ -60,7 +62,8 @@ def batch(loss_on: str = "response") -> Batch:
         )
         for i, (n, name) in enumerate([(30, "a"), (11, "b"), (55, "c"), (42, "a")])
     ]
-    return Collator(answers.__getitem__, 0, loss_on).train(rows, step_tokens=1)  # type: ignore[arg-type]
+    collator = Collator(answers.__getitem__, 0, loss_on)  # type: ignore[arg-type]
+    return (collator.packed if packed else collator.train)(rows, step_tokens=1)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -122,11 +125,12 @@ def test_a_fresh_adapter_is_seeded_and_changes_nothing(settings: Backbone) -> No
 @pytest.mark.parametrize("loss_on", ["response", "whole"])
 def test_the_loss_and_its_gradient_are_those_of_the_full_computation(model: nn.Module, loss_on: str) -> None:
     notes = batch(loss_on)
-    tokens = int((notes.labels != IGNORE).sum())
     mask = torch.zeros_like(notes.input_ids)
     for i, length in enumerate(notes.lengths):
         mask[i, :length] = 1
-    full = model(input_ids=notes.input_ids, attention_mask=mask, labels=notes.labels).loss * tokens
+    labels = torch.full_like(notes.input_ids, -100)
+    labels.view(-1)[notes.places + 1] = notes.targets
+    full = model(input_ids=notes.input_ids, attention_mask=mask, labels=labels).loss * len(notes.targets)
     theirs = gradients(model, full)
     ours = loss_sum(model, notes)
     assert ours.dtype == torch.float32
@@ -148,22 +152,54 @@ def test_a_head_in_pieces_is_the_same_head(model: nn.Module, monkeypatch: pytest
 
 def test_padding_and_company_do_not_change_a_note_s_loss(model: nn.Module) -> None:
     notes = batch()
-    alone = [
-        Batch(notes.input_ids[i : i + 1, :n], notes.labels[i : i + 1, :n], [n], 1, [str(i)])
-        for i, n in enumerate(notes.lengths)
-    ]
+    alone, width = [], notes.input_ids.shape[1]
+    for i, n in enumerate(notes.lengths):
+        mine = notes.places // width == i
+        places, targets = notes.places[mine] - i * width, notes.targets[mine]
+        alone.append(Batch(notes.input_ids[i : i + 1, :n], places, targets, [n], 1, [str(i)]))
     together = loss_sum(model, notes).item()
     assert sum(loss_sum(model, one).item() for one in alone) == pytest.approx(together, rel=1e-5)
 
 
+def test_packed_notes_have_the_loss_and_the_gradient_of_padded_ones(model: nn.Module) -> None:
+    """On a CPU the model pads them again; what a GPU's kernel makes of them, tests/gpu says."""
+    padded = loss_sum(model, batch())
+    theirs = gradients(model, padded)
+    packed = loss_sum(model, batch(packed=True))
+    assert packed.item() == pytest.approx(padded.item(), rel=1e-6)
+    agree(gradients(model, packed), theirs, rel=1e-5)
+
+
 def test_computing_activations_again_changes_no_gradient(model: nn.Module, settings: Backbone) -> None:
-    kept = Backbone(settings.base_model, max_length=256, gradient_checkpointing="off")
+    kept = replace(settings, gradient_checkpointing="auto")
     other = language_model.load(kept, Lora(), CPU)
     stir(other)
     language_model.train_mode(other, kept)
     assert checkpointing(model)
-    assert not checkpointing(other)
-    agree(gradients(model, loss_sum(model, batch())), gradients(other, loss_sum(other, batch())), rel=1e-5)
+    assert not checkpointing(other), "on a CPU 'auto' keeps everything"
+    assert language_model.recomputation(other, kept, Lora()) is None
+    theirs = gradients(other, loss_sum(other, batch()))
+    agree(gradients(model, loss_sum(model, batch())), theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("keeping", [1, 2])
+def test_any_layers_can_be_computed_again(model: nn.Module, settings: Backbone, keeping: int) -> None:
+    theirs = gradients(model, loss_sum(model, batch()))
+    language_model.train_mode(model, replace(settings, gradient_checkpointing="auto"))
+    layers = causal_lm(model).model.layers
+    passes = [0, 0]
+    hooks = [layer.register_forward_pre_hook(lambda *_, i=i: count(passes, i)) for i, layer in enumerate(layers)]
+    takes = Footprint(layers=2, fixed=0, kept=10, entry=1, work=0)
+    notes = batch()
+    chosen = Recomputation(layers, takes, takes.peak(notes.input_ids.numel(), keeping))
+    agree(gradients(model, loss_sum(model, notes, chosen)), theirs, rel=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert passes == {1: [2, 1], 2: [1, 1]}[keeping], "the last layers are kept"
+
+
+def count(passes: list[int], layer: int) -> None:
+    passes[layer] += 1
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

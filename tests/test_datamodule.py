@@ -13,7 +13,6 @@ import pytest
 import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
 
-from medlit.data.batches import IGNORE
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 
@@ -75,9 +74,9 @@ def test_the_answer_is_in_no_prompt_and_the_text_ends_where_it_begins(make: Make
     data = make()
     data.setup("fit")
     for batch in data.val_dataloader():
-        for row, prompt, name in zip(batch.loss.labels, batch.prompts.input_ids, batch.specialties, strict=True):
-            answer = row[row != IGNORE]
-            assert read(data, answer) == f"{name}{data.prompt.tokenizer.eos_token}"
+        answers = "".join(f"{name}{data.prompt.tokenizer.eos_token}" for name in batch.specialties)
+        assert read(data, batch.loss.targets) == answers
+        for prompt in batch.prompts.input_ids:
             assert read(data, prompt).endswith("### Response:\n")
 
 
@@ -98,7 +97,7 @@ def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make
     batches = list(data.train_dataloader())
     assert len(batches) == 6
     for step in (batches[:2], batches[2:4], batches[4:]):
-        labelled = sum(int((batch.labels != IGNORE).sum()) for batch in step)
+        labelled = sum(len(batch.targets) for batch in step)
         assert {batch.step_tokens for batch in step} == {labelled}
 
 
@@ -112,6 +111,17 @@ def test_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, b
     assert len(shown) == 24
     assert len(data.train_dataloader()) == data.steps_per_epoch * 2
     assert sum(i in rare for i in shown) == 24 * share
+
+
+def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
+    shown = []
+    for packing in (None, False, True):
+        data = make(packing=packing)
+        data.setup("fit")
+        batches = list(data.train_dataloader())
+        assert {batch.starts is not None for batch in batches} == {packing is True}, "a CPU pads"
+        shown.append([sorted(i for batch in batches[at : at + 2] for i in batch.ids) for at in (0, 2, 4)])
+    assert shown[0] == shown[1] == shown[2]
 
 
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:

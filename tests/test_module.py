@@ -78,7 +78,7 @@ def parts(llama: Path, notes_folder: Path) -> Callable[..., tuple[SpecialtyClass
     def parts(**given: Any) -> tuple[SpecialtyClassifier, TranscriptionDataModule]:  # noqa: ANN401
         ours = {name: given.pop(name) for name in ("lora", "adapter", "optimizer", "decoding") if name in given}
         model: dict[str, Any] = {"optimizer": Optimizer(2e-2), "decoding": Decoding(max_new_tokens=12), **ours}
-        module = SpecialtyClassifier(Backbone(str(llama), max_length=256), **model)
+        module = SpecialtyClassifier(Backbone(str(llama), max_length=256, gradient_checkpointing="unsloth"), **model)
         data: dict[str, Any] = {
             "source": str(notes_folder),
             "base_model": str(llama),
@@ -147,9 +147,14 @@ def forty(tmp_path: Path) -> str:
 @pytest.mark.parametrize("loss_on", ["response", "whole"])
 def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, loss_on: str) -> None:
     watches = []
-    for batch_size in (32, 8, 3):
+    for batch_size, packing in ((32, False), (8, False), (3, False), (8, True)):
         module, data = parts(
-            source=forty, split="official", examples_per_step=32, batch_size=batch_size, loss_on=loss_on
+            source=forty,
+            split="official",
+            examples_per_step=32,
+            batch_size=batch_size,
+            packing=packing,
+            loss_on=loss_on,
         )
         watches.append(Watch())
         trainer(data, watches[-1], max_steps=2).fit(module, data)

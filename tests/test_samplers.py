@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step, partition
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step, pack, partition
 from medlit.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
@@ -48,21 +48,26 @@ def log_normal(size: int, seed: int = 0) -> list[int]:
     st.sampled_from([(1, 4), (1, 16), (1, 1), (2, 4), (4, 3), (8, 2), (16, 1)]),
     st.integers(16, 70),
     st.integers(0, 3),
+    st.booleans(),
 )
-def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(shape: tuple[int, int], n: int, epoch: int) -> None:
+def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
+    shape: tuple[int, int], n: int, epoch: int, packed: bool
+) -> None:
     world_size, batch_size = shape
     lengths = log_normal(n)
     plain = steps(lengths, epoch=epoch, batch_size=16)
-    dealt = steps(lengths, world_size, epoch, batch_size=batch_size)
+    dealt = steps(lengths, world_size, epoch, batch_size=batch_size, packed=packed)
     assert [notes(step) for step in dealt] == [notes(step) for step in plain]
 
 
 @settings(max_examples=30)
-@given(st.sampled_from([(1, 4), (1, 5), (2, 3), (4, 4), (8, 1)]), st.integers(16, 70))
-def test_every_rank_gets_as_many_notes_in_as_many_micro_batches_none_empty(shape: tuple[int, int], n: int) -> None:
+@given(st.sampled_from([(1, 4), (1, 5), (2, 3), (4, 4), (8, 1)]), st.integers(16, 70), st.booleans())
+def test_every_rank_gets_as_many_notes_in_as_many_micro_batches_none_empty(
+    shape: tuple[int, int], n: int, packed: bool
+) -> None:
     world_size, batch_size = shape
     wanted = micro_batches_per_step(16, batch_size, world_size)
-    dealt = steps(log_normal(n), world_size, batch_size=batch_size)
+    dealt = steps(log_normal(n), world_size, batch_size=batch_size, packed=packed)
     assert len(dealt) == n // 16, "a partial step is left out"
     for step in dealt:
         assert len(set(notes(step))) == 16
@@ -205,6 +210,26 @@ def test_padding_of_four_groups_of_eight() -> None:
     found = [padding(lengths, np.array(indices).reshape(4, 8).tolist()) for indices in whole]
     assert len(found) == 1000
     assert 0.145 < np.mean(found) <= 0.2, "the best sizes save padding, and equal ones are already far from 46 %"
+
+
+@given(LENGTHS, st.data())
+def test_packing_deals_each_note_once_and_nearly_as_evenly_as_can_be(lengths: list[int], data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, len(lengths)))
+    dealt = pack(lengths, groups)
+    assert sorted(place for group in dealt for place in group) == list(range(len(lengths)))
+    assert len(dealt) == groups
+    assert all(dealt)
+    best = max(max(lengths), sum(lengths) / groups)  # no deal has a smaller largest group
+    assert max(sum(lengths[place] for place in group) for group in dealt) <= 2 * best
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(16, 1.01), (8, 1.02), (4, 1.05)])
+def test_packed_micro_batches_of_real_lengths_are_nearly_equal(batch_size: int, share: float) -> None:
+    """The largest decides how much memory a step takes."""
+    lengths = np.array(log_normal(32 * 100))
+    dealt = steps(lengths.tolist(), examples_per_step=32, batch_size=batch_size, packed=True)
+    tokens = [[int(lengths[batch.indices].sum()) for batch in step[0]] for step in dealt]
+    assert np.mean([max(step) / np.mean(step) for step in tokens]) < share
 
 
 def test_dealing_is_quick_and_a_long_epoch_starts_at_once() -> None:

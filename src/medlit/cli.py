@@ -37,6 +37,7 @@ from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
+from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import WholeCheckpoints
@@ -202,6 +203,7 @@ class MedlitCLI(LightningCLI):
             self.memory,
             RunReport(),
             SplitRecord(),
+            Throughput(),
             PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
         ]
         if config.log_samples:

@@ -80,6 +80,9 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
     for key in _COUNTS:
         if config[key] < 1:
             raise UserError(f"{key}: must be at least 1, not {config[key]}.")
+    budget = config.model.backbone.memory_budget_gib
+    if budget is not None and budget <= 0:
+        raise UserError(f"model.backbone.memory_budget_gib: must be more than 0, not {budget:g}.")
     for section in ("checkpoint", "early_stopping"):
         if config[section].monitor not in MONITORS:
             raise UserError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 
 
 class StepProgressBar(TQDMProgressBar):
@@ -19,3 +22,11 @@ class StepProgressBar(TQDMProgressBar):
             return batches
         left = (self.trainer.max_steps - self.trainer.global_step) * self.trainer.accumulate_grad_batches
         return min(batches, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready + left)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float]:
+        """What is logged, and the tokens a second."""
+        metrics: dict[str, int | str | float] = {**super().get_metrics(trainer, pl_module)}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput) and callback.rates is not None and trainer.training:
+                metrics["tokens/s"] = round(callback.rates[TOKENS_PER_SECOND])
+        return metrics

@@ -1,11 +1,18 @@
 """What the model is fed: the batch types with their legend, and the collators that make them.
 
-Legend: B notes, T tokens of the longest note in the batch, K labels. Training and the loss pad on the right (no mask is
-needed under causal attention, and Unsloth drops it); generation pads on the left, so that every answer starts in the
-same column. Both pad here and explicitly: Unsloth flips the tokenizer's own `padding_side` behind one's back.
+Legend: B notes, T tokens of the longest note in the batch, S supervised tokens. Training and the loss pad on the right
+(no mask is needed under causal attention, and Unsloth drops it), or do not pad at all: a packed batch lays its notes
+end to end in one row, and attention is told where each begins. Generation pads on the left, so that every answer starts
+in the same column. All of it happens here and explicitly: Unsloth flips the tokenizer's own `padding_side` behind one's
+back.
 
     Batch     input_ids       [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
-              labels          [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
+              places          [2, 3, 6, 7]              where 9, 2, 9, 2 are predicted, row after row
+              targets         [9, 2, 9, 2]
+    packed    input_ids       [[1, 2, 3, 9, 2, 1, 4, 9, 2]], and a filler up to a multiple of 64
+              starts          [0, 5, 9, 64, 64]         the last ones are the filler's end
+              positions       [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, ...]]
+              places          [2, 3, 6, 7]
     Prompts   input_ids       [[1, 2, 3], [0, 1, 4]]
               attention_mask  [[1, 1, 1], [0, 1, 1]]
 """
@@ -13,12 +20,14 @@ same column. Both pad here and explicitly: Unsloth flips the tokenizer's own `pa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-IGNORE = -100
+# Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
+MULTIPLE = 64
 LossOn = Literal["response", "whole"]
 
 
@@ -34,21 +43,42 @@ class Row(TypedDict):
 
 
 class Batch(NamedTuple):
-    """A right-padded micro-batch for the loss.
+    """A micro-batch for the loss, right-padded or packed.
+
+    What is supervised comes as places and not as a mask: to find them in a mask a GPU would have to be waited for.
 
     Attributes:
-        input_ids: prompt and response, (B, T) int64.
-        labels: the ids to be predicted, `IGNORE` elsewhere, (B, T) int64.
-        lengths: tokens of each note, B of them.
+        input_ids: prompt and response, (B, T) int64; packed: (1, tokens).
+        places: in `input_ids` row after row, the token that predicts each supervised one, (S,) int64.
+        targets: the supervised tokens' ids, (S,) int64.
+        lengths: tokens of each note, B of them, without padding or filler.
         step_tokens: supervised tokens in the whole optimizer step, over all its micro-batches and ranks.
         ids: the notes' ids, B of them.
+        starts: packed: where each note begins and the last thing ends, int32; as many for any number of notes.
+        positions: packed: each token's place in its own note, (1, tokens) int32.
     """
 
     input_ids: Tensor
-    labels: Tensor
+    places: Tensor
+    targets: Tensor
     lengths: list[int]
     step_tokens: int
     ids: list[str]
+    starts: Tensor | None = None
+    positions: Tensor | None = None
+
+    def padded(self) -> Batch:
+        """A packed batch with its notes padded to one length instead, on the device where it is."""
+        if self.positions is None:
+            return self
+        width, tokens = max(self.lengths), sum(self.lengths)
+        note = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        cell = note.to(self.input_ids.device, non_blocking=True) * width + self.positions[0, :tokens]  # (tokens,)
+        ids = self.input_ids.new_zeros(len(self.lengths) * width)
+        ids[cell] = self.input_ids[0, :tokens]
+        return self._replace(
+            input_ids=ids.view(len(self.lengths), width), places=cell[self.places], starts=None, positions=None
+        )
 
 
 class Prompts(NamedTuple):
@@ -101,12 +131,17 @@ class Collator:
         response: specialty -> token ids of the answer with its EOS.
         pad_id: token id that fills.
         loss_on: `response` supervises the answer alone, `whole` every token but the first.
+        most_notes: most notes of a packed batch; its `starts` are always as many, so that nothing is compiled again for
+            another number of notes.
     """
 
-    def __init__(self, response: Callable[[str], list[int]], pad_id: int, loss_on: LossOn) -> None:
+    def __init__(
+        self, response: Callable[[str], list[int]], pad_id: int, loss_on: LossOn, most_notes: int = 32
+    ) -> None:
         self.response = response
         self.pad_id = pad_id
         self.loss_on = loss_on
+        self.most_notes = most_notes
         self._answers: dict[str, list[int]] = {}
 
     def _answer(self, row: Row) -> list[int]:
@@ -124,21 +159,40 @@ class Collator:
         """Tokens of a row with its answer."""
         return len(row["input_ids"]) + len(self._answer(row))
 
+    def _supervise(self, rows: Sequence[Row], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Places and targets of B rows whose texts begin at these places."""
+        places, targets = [], []
+        for row, begin in zip(rows, begins, strict=True):
+            supervised, length = self.supervised(row), self.length(row)
+            places.append(torch.arange(begin + length - supervised - 1, begin + length - 1))
+            targets.append((row["input_ids"] + self._answer(row))[length - supervised :])
+        return torch.cat(places), torch.tensor([token for answer in targets for token in answer], dtype=torch.long)
+
     def train(self, rows: Sequence[Row], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B rows."""
-        texts = [row["input_ids"] + self._answer(row) for row in rows]
-        labels = (
-            [[IGNORE] * len(row["input_ids"]) + self._answer(row) for row in rows]
-            if self.loss_on == "response"
-            # The first token is predicted from nothing: no loss there.
-            else [[IGNORE, *text[1:]] for text in texts]
-        )
+        input_ids = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
+        places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
+        lengths = [self.length(row) for row in rows]
+        return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
+
+    def packed(self, rows: Sequence[Row], step_tokens: int) -> Batch:
+        """Lay prompt and response of B rows end to end; the filler behind them is a note of its own."""
+        lengths = [self.length(row) for row in rows]
+        begins = [0, *accumulate(lengths)]
+        tokens = begins[-1]
+        filler = -tokens % MULTIPLE
+        end = [tokens + filler] * (self.most_notes + 2 - len(begins))
+        places, targets = self._supervise(rows, begins[:-1])
+        texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row))]
         return Batch(
-            input_ids=_pad(texts, self.pad_id, "right"),
-            labels=_pad(labels, IGNORE, "right"),
-            lengths=[len(text) for text in texts],
+            input_ids=torch.tensor([texts + [self.pad_id] * filler], dtype=torch.long),
+            places=places,
+            targets=targets,
+            lengths=lengths,
             step_tokens=step_tokens,
             ids=[row["id"] for row in rows],
+            starts=torch.tensor(begins + end, dtype=torch.int32),
+            positions=torch.cat([torch.arange(n, dtype=torch.int32) for n in (*lengths, filler)])[None],
         )
 
     def prompts(self, rows: Sequence[Row]) -> Prompts:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -86,6 +87,8 @@ class TranscriptionDataModule(L.LightningDataModule):
             specialty alike. An epoch stays as long.
         examples_per_step: notes of one optimizer step, over all devices.
         batch_size: mean notes of a micro-batch on one device; accumulation follows from it.
+        packing: lay the notes of a training micro-batch end to end, as many tokens in each, instead of padding notes of
+            like length; null: where attention can be told where a note begins, which is on a GPU from Ampere on.
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most padded tokens of a batch on one device; by default batch_size x max_length.
         response_tokens: tokens of the limit that are kept for the answer.
@@ -119,6 +122,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         balance: Balance = "none",
         examples_per_step: int = 32,
         batch_size: int = 8,
+        packing: bool | None = None,
         eval_batch_size: int = 32,
         token_budget: int | None = None,
         response_tokens: int = 32,
@@ -141,6 +145,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.balance: Balance = balance
         self.examples_per_step = examples_per_step
         self.batch_size = batch_size
+        self.packing = packing
         self.eval_batch_size = eval_batch_size
         self.token_budget = token_budget or batch_size * max_length
         self.response_tokens = response_tokens
@@ -168,8 +173,9 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     @cached_property
     def collator(self) -> Collator:
-        """Pads and labels."""
-        return Collator(self.prompt.response, int(self.prompt.tokenizer.pad_token_id), self.loss_on)
+        """Pads or packs, and supervises."""
+        pad_id = int(self.prompt.tokenizer.pad_token_id)
+        return Collator(self.prompt.response, pad_id, self.loss_on, most_notes=self.examples_per_step)
 
     def prepare_data(self) -> None:
         """Fill the caches, on one process of each machine."""
@@ -258,6 +264,7 @@ class TranscriptionDataModule(L.LightningDataModule):
             examples_per_step=self.examples_per_step,
             batch_size=self.batch_size,
             token_budget=self.token_budget,
+            packed=self._packs,
             seed=self.seed,
             labels=labels.tolist(),
             balance=self.balance,
@@ -268,7 +275,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
         self._trained_steps = 0
-        return self._loader(_Rows(rows, self.collator.train), sampler)
+        return self._loader(_Rows(rows, self.collator.packed if self._packs else self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """The validation split, each note once."""
@@ -303,6 +310,13 @@ class TranscriptionDataModule(L.LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
         )
+
+    @property
+    def _packs(self) -> bool:
+        if self.packing is not None:
+            return self.packing
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
     @property
     def _rank(self) -> int:

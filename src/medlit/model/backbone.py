@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from medlit.data.batches import IGNORE, Batch
+from medlit.data.batches import Batch
 from medlit.errors import UserError
+from medlit.model import attention, memory
 from medlit.model.settings import Backbone, Lora
 from medlit.weights import missing, resolve
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Where Unsloth's own attention call is kept while medlit's stands in its place.
+_STOCK = "_medlit_stock_run_attention"
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
 _LOGIT_ROWS = 2048
 _log = logging.getLogger(__name__)
@@ -100,11 +103,33 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
     finally:
         for line in filter(str.strip, chatter.getvalue().splitlines()):
             _log.debug(line)
+    if device.type == "cuda":
+        _let_pack(model, backbone.max_length)
     return model  # type: ignore[no-any-return]
 
 
 def _checkpointing(backbone: Backbone) -> str | bool:
+    # Under 'auto' each micro-batch chooses for itself: see `recomputation`.
     return "unsloth" if backbone.gradient_checkpointing == "unsloth" else False
+
+
+def _let_pack(model: nn.Module, max_length: int) -> None:
+    """Teach Unsloth's Llama attention to take packed notes, and its model not to cut them at one note's limit."""
+    import unsloth.models.llama as unsloth_llama
+    from unsloth.utils.packing import mark_allow_overlength
+
+    stock = getattr(unsloth_llama, _STOCK, unsloth_llama.run_attention)
+    setattr(unsloth_llama, _STOCK, stock)
+    unsloth_llama.run_attention = attention.route(stock, attention.varlen_kernel(max_length))
+    mark_allow_overlength(model)
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether a model takes packed notes as they are: a Llama in half precision on a GPU from Ampere on."""
+    inner = causal_lm(model)
+    if inner.device.type != "cuda" or inner.config.model_type != "llama":
+        return False
+    return torch.cuda.get_device_capability(inner.device) >= (8, 0)
 
 
 def _check_targets(model: nn.Module, targets: list[str]) -> None:
@@ -155,6 +180,21 @@ def train_mode(model: nn.Module, backbone: Backbone) -> None:
     FastLanguageModel.for_training(model, use_gradient_checkpointing=_checkpointing(backbone))
 
 
+def recomputation(model: nn.Module, backbone: Backbone, lora: Lora) -> memory.Recomputation | None:
+    """What chooses, for each micro-batch, which layers are computed again; None where there is no choice.
+
+    Called when the weights are loaded and nothing has been trained yet.
+    """
+    inner = causal_lm(model)
+    device = inner.device
+    if backbone.gradient_checkpointing != "auto" or device.type != "cuda":
+        return None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    takes = memory.footprint(inner.config, torch.cuda.memory_allocated(device), trained)
+    budget = memory.budget_on(device, backbone.memory_budget_gib)
+    return memory.Recomputation(inner.model.layers, takes, budget, random=lora.dropout > 0)
+
+
 def answer_mode(model: nn.Module) -> None:
     """Dropout and gradient checkpointing off, the generation kernels on."""
     from unsloth import FastLanguageModel
@@ -170,25 +210,42 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation | None = None) -> Tensor:
     """Summed negative log-likelihood of a batch's supervised tokens, in nats, float32, shape ().
 
     The head runs at supervised positions only: an answer of 5 tokens needs 5 rows of logits, not one for each of the
     note's tokens. Without a mask the attention is causal, and right padding lies behind every real token.
     """
     inner = causal_lm(model)
-    hidden = inner.model(input_ids=batch.input_ids, use_cache=False)[0]  # (B, T, D)
-    targets = batch.labels[:, 1:]
-    supervised = targets != IGNORE
-    rows, wanted = hidden[:, :-1][supervised], targets[supervised]  # (S, D), (S,)
+    if batch.starts is not None and not (model.training and packs(model)):
+        batch = batch.padded()
+    if recomputation is not None:
+        recomputation.prepare(batch.input_ids.numel())
+    hidden = _hidden(inner, batch).flatten(0, 1)  # (B * T, D)
+    rows = hidden.index_select(0, batch.places)  # (S, D)
     total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, len(rows), _LOGIT_ROWS):
         part = slice(start, start + _LOGIT_ROWS)
         if len(rows) > _LOGIT_ROWS and rows.requires_grad:
-            total = total + checkpoint(_head_loss, inner, rows[part], wanted[part], use_reentrant=False)
+            total = total + checkpoint(_head_loss, inner, rows[part], batch.targets[part], use_reentrant=False)
         else:
-            total = total + _head_loss(inner, rows[part], wanted[part])
-    return total  # type: ignore[no-any-return]
+            total = total + _head_loss(inner, rows[part], batch.targets[part])
+    return total
+
+
+def _hidden(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
+    """The last layer's output, (B, T, D)."""
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.starts is not None:
+        # The starts go where nothing but medlit's attention looks. The mask of ones is dropped in training, but without
+        # one Unsloth would work out the packing itself, from the positions, and leave its compiled layers for it.
+        arguments |= {
+            "position_ids": batch.positions,
+            "causal_mask": batch.starts,
+            "attention_mask": torch.ones_like(batch.input_ids),
+        }
+    hidden: Tensor = inner.model(**arguments)[0]
+    return hidden
 
 
 def _head_loss(inner: Any, hidden: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN401 - see causal_lm

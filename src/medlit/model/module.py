@@ -120,6 +120,7 @@ class SpecialtyClassifier(L.LightningModule):
         """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
         self.temperatures = {}
         language_model.train_mode(self._model, self.backbone)
+        self._recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -130,7 +131,7 @@ class SpecialtyClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the optimizer step's mean loss over supervised tokens, in nats."""
-        share = language_model.loss_sum(self._model, batch) / batch.step_tokens
+        share = language_model.loss_sum(self._model, batch, self._recomputation) / batch.step_tokens
         self._step_loss += share.detach()
         # Lightning divides by the micro-batches of a step and DDP by the processes; the share is exact without either.
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)

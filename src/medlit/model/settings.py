@@ -21,8 +21,10 @@ class Backbone:
         load_in_4bit: hold the frozen weights in bitsandbytes NF4.
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
-        gradient_checkpointing: 'unsloth' computes activations again in the backward pass and keeps the rest in host
-            memory (least GPU memory), 'off' keeps them all (fastest).
+        gradient_checkpointing: 'auto' keeps as many layers' activations as fit into the GPU's memory and computes the
+            others' again in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the layers' inputs
+            in host memory (least GPU memory), 'off' keeps all.
+        memory_budget_gib: 'auto' stays within so many GiB of GPU memory; null: within what is free.
     """
 
     base_model: str = BUILTIN
@@ -30,7 +32,8 @@ class Backbone:
     max_length: int = 2048
     load_in_4bit: bool = True
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    gradient_checkpointing: Literal["unsloth", "off"] = "unsloth"
+    gradient_checkpointing: Literal["auto", "unsloth", "off"] = "auto"
+    memory_budget_gib: float | None = None
 
 
 @dataclass

@@ -1,0 +1,86 @@
+"""The throughput callback counts real tokens, its own time and nothing of validation or compilation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from medlit.callbacks import throughput
+from medlit.callbacks.throughput import NOTES_PER_SECOND, PADDING, TOKENS_PER_SECOND, Throughput
+from medlit.data.batches import Batch
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Logger:
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.logged.append((step, metrics))
+
+
+def batch(*lengths: int) -> Batch:
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Batch(ids, nothing, nothing, list(lengths), 1, [str(n) for n in lengths])
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    """A fit of steps of two micro-batches, each of which takes so many seconds."""
+    clock, callback, logger = Clock(), Throughput(steps=3), Logger()
+    monkeypatch.setattr(throughput, "time", clock)
+    trainer = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=1, loggers=[logger], precision="32")
+    module = SimpleNamespace(device=torch.device("cpu"))
+    callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
+
+    def step(seconds: float, *micro_batches: Batch) -> None:
+        for i, micro_batch in enumerate(micro_batches):
+            callback.on_train_batch_start(trainer, module, micro_batch, i)  # type: ignore[arg-type]
+            clock.now += seconds
+            trainer.global_step += i == len(micro_batches) - 1
+            callback.on_train_batch_end(trainer, module, None, micro_batch, i)  # type: ignore[arg-type]
+
+    return SimpleNamespace(step=step, clock=clock, callback=callback, logger=logger, trainer=trainer, module=module)
+
+
+def test_rates_are_of_real_tokens_over_all_micro_batches_and_processes(fit: Any) -> None:  # noqa: ANN401
+    fit.step(1.0, batch(10, 6), batch(4))
+    rates = fit.callback.rates
+    assert rates[TOKENS_PER_SECOND] == pytest.approx(2 * 20 / 2)
+    assert rates[NOTES_PER_SECOND] == pytest.approx(2 * 3 / 2)
+    assert rates[PADDING] == pytest.approx(1 - 20 / 24)
+    assert fit.logger.logged == [(1, rates)]
+
+
+def test_the_first_step_compiles_and_is_left_out_as_soon_as_there_is_another(fit: Any) -> None:  # noqa: ANN401
+    fit.step(100.0, batch(10), batch(10))
+    assert fit.callback.rates[TOKENS_PER_SECOND] == pytest.approx(2 * 0.1)
+    fit.step(1.0, batch(10), batch(10))
+    assert fit.callback.rates[TOKENS_PER_SECOND] == pytest.approx(2 * 10)
+
+
+def test_old_steps_fall_out_of_the_mean(fit: Any) -> None:  # noqa: ANN401
+    for seconds in (1.0, 50.0, 1.0, 1.0, 1.0):
+        fit.step(seconds, batch(10), batch(10))
+    assert fit.callback.rates[TOKENS_PER_SECOND] == pytest.approx(2 * 10)
+
+
+def test_a_validation_does_not_count(fit: Any) -> None:  # noqa: ANN401
+    for _ in range(3):
+        fit.step(1.0, batch(10), batch(10))
+        fit.callback.on_validation_start(fit.trainer, fit.module)
+        fit.clock.now += 1000.0
+    assert fit.callback.rates[TOKENS_PER_SECOND] == pytest.approx(2 * 10)

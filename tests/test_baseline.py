@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from medlit.errors import UserError
+from medlit.evaluation.answered import Answered
 from medlit.tools.baseline import run as baseline
 
 if TYPE_CHECKING:
@@ -97,6 +99,17 @@ def test_another_run_stands_beside_it(tested: Path, tmp_path: Path) -> None:
     report = (folder / "report.md").read_text()
     assert "Against zero-shot: +0.0 points" in report
     assert f"Against {tmp_path.name}-version_2: +0.0 points" in report
+
+
+def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested: Path, tmp_path: Path) -> None:
+    folder, other = tmp_path / "version_0", tmp_path / "version_1"
+    for copy in (folder, other):
+        shutil.copytree(tested, copy)
+    record = Answered.read(other / "test_answers.parquet")
+    replace(record, ids=[*record.ids[1:], "another"]).write(other / "test_answers.parquet")
+    with pytest.raises(UserError, match="not tested on the same notes"):
+        baseline(["--run", str(folder), "--beside", str(other)])
+    assert not list(folder.glob("baseline_*"))
 
 
 @pytest.mark.parametrize(

@@ -510,6 +510,9 @@ def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_confi
     )
     for tag in ("train/loss", "val/loss", "val/accuracy"):
         assert curve(run, tag) == [(step, pytest.approx(value, abs=1e-4)) for step, value in curve(fitted, tag)]
+    ours, theirs = (pd.read_parquet(folder / "fit_answers.parquet") for folder in (run, fitted))
+    assert ours["id"].tolist() == theirs["id"].tolist()
+    assert ours["truth"].tolist() == theirs["truth"].tolist()
     python("-m", "medlit", "predict", *two, "--ckpt_path", "last", "--output", "two.csv", cwd=tmp_path)
     one = tmp_path / "one.csv"
     arguments = ["--config", tiny_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", "--output", one]

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from medlit.errors import UserError
 from medlit.evaluation.answered import Answered
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.compare import compare
@@ -159,11 +158,14 @@ def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     assert "How good is TF-IDF + logistic regression?" in (tmp_path / "report.md").read_text()
 
 
-def test_systems_of_other_notes_are_refused(folder: Path, make: Make) -> None:
+def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: Make) -> None:
     other = make("head", 1)
     write_system(folder, replace(other, answered=replace(other.answered, ids=[f"x{i}" for i in range(90)])))
-    with pytest.raises(UserError, match="not tested on the same notes"):
-        write_report(folder)
+    write_report(folder)
+    for page in ("report.html", "report.md"):
+        text = (folder / page).read_text()
+        assert "Left out: classification head, which was tested on other notes." in text
+        assert "Against classification head" not in text
 
 
 def test_the_commonest_errors_come_first(make: Make) -> None:

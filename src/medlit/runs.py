@@ -2,7 +2,8 @@
 
 logs/<config>/version_N/
     config_<verb>.yaml   <verb>_metrics.json   confusion_<verb>.png   events.out.tfevents.*
-    checkpoints/best.ckpt   checkpoints/last.ckpt   adapter/   predictions.csv
+    <verb>_answers.parquet   checkpoints/best.ckpt   checkpoints/last.ckpt   adapter/   predictions.csv
+    report.html   report.md   test_facts.json   baseline_<name>_metrics.json   baseline_<name>_answers.parquet
 """
 
 from __future__ import annotations

@@ -74,7 +74,12 @@ def compare(a: Answered, b: Answered) -> Comparison:
     Raises:
         UserError: the notes, their texts or their labels are not the same.
     """
-    order = _same_notes(a, b)
+    if not same_notes(a, b):
+        raise UserError(
+            "run: the two systems were not tested on the same notes with the same labels; give both the same data"
+            " settings and test again."
+        )
+    order = _order(a, b)
     right_a, right_b = a.correct, b.correct[order]
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     drawn = Resamples(a.truth, np.stack([a.answer, b.answer[order]]), a.groups, len(a.names))
@@ -91,14 +96,15 @@ def compare(a: Answered, b: Answered) -> Comparison:
     )
 
 
-def _same_notes(a: Answered, b: Answered) -> np.ndarray:
+def same_notes(a: Answered, b: Answered) -> bool:
+    """Whether two records are of the same notes, in whatever order, with the same labels."""
+    if a.names != b.names or sorted(a.ids) != sorted(b.ids):
+        return False
+    order = _order(a, b)
+    return np.array_equal(a.truth, b.truth[order]) and a.text_hashes == [b.text_hashes[i] for i in order]
+
+
+def _order(a: Answered, b: Answered) -> np.ndarray:
     """Where each of A's notes stands in B."""
     place = {note: i for i, note in enumerate(b.ids)}
-    same = a.names == b.names and len(a) == len(b) and all(note in place for note in a.ids)
-    order = np.array([place.get(note, 0) for note in a.ids], dtype=np.int64)
-    if not same or not np.array_equal(a.truth, b.truth[order]):
-        raise UserError(
-            "run: the two systems were not tested on the same notes with the same labels; give both the same data"
-            " settings and test again."
-        )
-    return order
+    return np.array([place[note] for note in a.ids], dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medlit.report.content import content
 from medlit.report.figures import CAPTIONS, figures
-from medlit.report.systems import MODEL, systems
+from medlit.report.systems import MODEL, comparable
 from medlit.runs import whole_file
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def write_report(folder: Path) -> dict[str, Figure]:
         The figures in them, by name.
 
     Raises:
-        UserError: a system's files are damaged, or the systems answered different notes.
+        UserError: a system's files are damaged.
     """
-    found = systems(folder)
+    found, others = comparable(folder)
     if not found:
         return {}
     facts = folder / FACTS
@@ -40,6 +40,7 @@ def write_report(folder: Path) -> dict[str, Figure]:
     values = content(found, json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {})
     drawn = figures(found)
     values |= {
+        "others": [system.title for system in others],
         "title": "How good is it?" if found[0].name == MODEL else f"How good is {found[0].title}?",
         "run_name": f"{folder.absolute().parent.name}/{folder.name}",
         "captions": CAPTIONS,

@@ -15,6 +15,7 @@ from typing import Any
 
 from medlit.errors import UserError
 from medlit.evaluation.answered import Answered
+from medlit.evaluation.compare import same_notes
 from medlit.runs import whole_file
 
 MODEL = "test"
@@ -87,3 +88,15 @@ def systems(folder: Path) -> list[System]:
         found.insert(0, MODEL)
     order = list(KNOWN)
     return [read_system(folder, name) for name in sorted(found, key=lambda n: order.index(n) if n in order else 2.5)]
+
+
+def comparable(folder: Path) -> tuple[list[System], list[System]]:
+    """The systems that answered the first one's notes, and those that answered others: a baseline of an earlier test.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    everyone = systems(folder)
+    found = [system for system in everyone if same_notes(everyone[0].answered, system.answered)]
+    kept = {system.name for system in found}
+    return found, [system for system in everyone if system.name not in kept]

@@ -1,17 +1,15 @@
-"""`make quickstart`: test the bare model, fine-tune it, test it again, file the test notes, print the difference.
+"""`make quickstart`: test the bare model, fine-tune it, test it again, file the test notes, compare.
 
-One process does all four, so the ten seconds that importing takes are paid once.
+One process does it all, so the ten seconds that importing takes are paid once.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from medlit.__main__ import import_unsloth
 
@@ -20,34 +18,25 @@ ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
 
 
 def main() -> None:
-    """Run the four verbs and report."""
+    """Run the verbs and report."""
     console = Console()
     if not Path(CONFIG[1]).is_file():
         console.print(f"medlit: {CONFIG[1]} is not here; run the quickstart in the project's folder.")
         raise SystemExit(2)
     began = time.monotonic()
     import_unsloth()
-    before = _run(console, "1/4  test the model as it comes", ["test", *CONFIG, *ZERO_SHOT])
-    run = _run(console, "2/4  fine-tune it", ["fit", *CONFIG])
+    before = _run(console, "1/5  test the model as it comes", ["test", *CONFIG, *ZERO_SHOT])
+    run = _run(console, "2/5  fine-tune it", ["fit", *CONFIG])
     trained = ["--ckpt_path", "best", "--run", str(run)]
-    _run(console, "3/4  test it again", ["test", *CONFIG, *trained])
-    _run(console, "4/4  file the test notes", ["predict", *CONFIG, *trained])
+    _run(console, "3/5  test it again", ["test", *CONFIG, *trained])
+    _run(console, "4/5  file the test notes", ["predict", *CONFIG, *trained])
+    console.rule("5/5  beside simpler systems", align="left")
+    from medlit.tools.baseline import run as baseline
 
-    table = Table(title="test notes answered, before and after fine-tuning", title_style="bold")
-    for column in ("", "accuracy", "macro F1", "not on the list", "notes"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, folder in (("before (zero-shot)", before), ("after", run)):
-        scores = json.loads((folder / "test_metrics.json").read_text(encoding="utf-8"))
-        table.add_row(
-            name,
-            f"{scores['accuracy']:.3f}",
-            f"{scores['f1_macro']:.3f}",
-            f"{scores['invalid_rate']:.1%}",
-            str(scores["n"]),
-        )
-    console.print()
-    console.print(table)
+    baseline(["--run", str(run), "--beside", str(before)])
+
     for what, where in (
+        ("report", run / "report.html"),
         ("confusion matrix", run / "confusion_test.png"),
         ("adapter (PEFT)", run / "adapter"),
         ("predictions", run / "predictions.csv"),

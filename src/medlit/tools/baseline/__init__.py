@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from medlit.errors import UserError
 from medlit.evaluation.answered import Answered
+from medlit.evaluation.compare import compare
 from medlit.preflight import check_writable
 from medlit.report.page import FILES, write_report
-from medlit.report.systems import MODEL, read_system, systems, write_system
+from medlit.report.systems import MODEL, comparable, read_system, write_system
 from medlit.runs import next_version, run_name
 from medlit.tools.baseline.notes import TestedNotes, read_notes
 from medlit.tools.baseline.recorded import recorded_settings, system_beside
@@ -59,11 +60,15 @@ def run(args: Sequence[str]) -> int:
     check_writable("run", folder / "report.html")
     beside = [system_beside(other) for other in options.beside]
 
-    notes = read_notes(data_module(config), _record(folder))
+    tested = _record(folder)
+    for other in beside:
+        if tested is not None:
+            compare(tested, other.answered)  # before anything is fitted
+    notes = read_notes(data_module(config), tested)
     for system in [*_fitted(notes, config, options.head), *beside]:
         write_system(folder, system)
     write_report(folder)
-    show(systems(folder), [folder / name for name in FILES])
+    show(comparable(folder)[0], [folder / name for name in FILES])
     return 0
 
 

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from medlit.data.samplers import micro_batches_per_step
+
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
 
@@ -78,7 +80,6 @@ RECIPE_VALUES = {
     "model.backbone.max_length": 2048,
     "model.backbone.dtype": "auto",
     "model.backbone.load_in_4bit": True,
-    "model.backbone.gradient_checkpointing": "unsloth",
     "model.lora.r": 16,
     "model.lora.alpha": 16,
     "model.lora.dropout": 0.0,
@@ -103,6 +104,7 @@ MENDS = {
     "data.loss_on": "response",
     "data.split": "auto",
     "data.eval_batch_size": 32,
+    "model.backbone.gradient_checkpointing": "auto",
     "data.max_length": 2048,
     "val_every_steps": 20,
     "checkpoint.monitor": "val/f1_macro",
@@ -186,7 +188,7 @@ def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batch_size", "data.eval_batch_size"}
+    sizes = {"data.batch_size", "data.eval_batch_size", "data.packing"}
     assert changed - sizes == {"config", "model.backbone.base_model", "data.base_model"}
 
 
@@ -199,6 +201,7 @@ def test_the_base_model_and_its_limit_reach_the_data() -> None:
 def test_verbatim_is_the_recipe_where_medlit_is_not() -> None:
     settings = parse((RECIPE, CONFIGS / "debug" / "recipe_verbatim.yaml"))
     assert (settings.data.loss_on, settings.data.eval_batch_size) == ("whole", 1)
+    assert settings.model.backbone.gradient_checkpointing == "unsloth"
 
 
 def test_a_t4_computes_in_float16() -> None:
@@ -207,9 +210,14 @@ def test_a_t4_computes_in_float16() -> None:
     assert settings.data.examples_per_step == 32
 
 
-def test_a_large_gpu_keeps_its_activations() -> None:
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("hardware/*.yaml")), ids=lambda path: path.stem)
+def test_memory_decides_what_is_computed_again_on_every_card(path: Path) -> None:
+    assert parse((RECIPE, path)).model.backbone.gradient_checkpointing == "auto"
+
+
+def test_a_large_gpu_takes_a_step_in_two() -> None:
     settings = parse((RECIPE, CONFIGS / "hardware" / "gpu_80gb.yaml"))
-    assert settings.model.backbone.gradient_checkpointing == "off"  # YAML reads a bare off as false
+    assert micro_batches_per_step(settings.data.examples_per_step, settings.data.batch_size, 1) == 2
 
 
 @pytest.mark.parametrize(("name", "processes"), [("ddp", None), ("slurm", 16)])

@@ -23,9 +23,11 @@ class StepProgressBar(TQDMProgressBar):
         left = (self.trainer.max_steps - self.trainer.global_step) * self.trainer.accumulate_grad_batches
         return min(batches, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready + left)
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """What is logged, and the tokens a second."""
-        metrics: dict[str, int | str | float | dict[str, float]] = {**super().get_metrics(trainer, pl_module)}
+        metrics = super().get_metrics(trainer, pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rates is not None and trainer.training:
                 metrics["tokens/s"] = round(callback.rates[TOKENS_PER_SECOND])

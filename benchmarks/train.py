@@ -1,0 +1,415 @@
+"""How fast medlit trains an 8B model in 10, 24 and 80 GiB, beside TRL on PEFT and TRL on Unsloth, in one run.
+
+    LLAMA_TOKENIZER=folder python benchmarks/train.py --out benchmarks/results/train.json
+    python benchmarks/train.py --table benchmarks/results/train.json      the result for README.md
+    python benchmarks/train.py --tiny --out FILE                          the same road on a CPU, in a minute
+
+Weights are random and of the 8B's shape (`train_setup.py`), notes as long as real ones; every system sees the same 32
+notes in the same optimizer step. Real tokens are counted: neither padding nor filler. medlit runs as `medlit fit` runs:
+its module and its data module under Lightning's Trainer, with clipping, logging and the throughput callback. The file
+is written anew after each system, so what is measured is kept if the time runs out. Also in it: estimated against
+measured memory, agreement of the fast way's gradients with the plain way's, each lever alone, and the host's part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+BEGIN = time.perf_counter()
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
+
+GIB = 2**30
+NOTES_A_STEP = 32
+# GiB and data.batch_size. Few and large micro-batches are fast: each unpacks all weights anew, and below some 5,000
+# tokens the GPU waits for the host. But they leave room for fewer layers.
+MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
+PEERS = ("unsloth_trl", "peft_trl")
+ORDER = ("peft_trl", "unsloth_trl", "medlit_10gib", "medlit_24gib", "medlit_80gib")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, or show what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
+    parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
+    parser.add_argument("--systems", nargs="+", default=[*MEDLIT, *PEERS], choices=[*MEDLIT, *PEERS])
+    parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
+    parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
+    parser.add_argument("--limit", type=float, default=470, help="seconds after which no lever is begun")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU")
+    args = parser.parse_args(argv)
+    if args.table:
+        print(table(json.loads(args.table.read_text())))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        Run(args, Path(scratch)).run()
+
+
+def say(*words: object) -> None:
+    """Tell the time and what is going on."""
+    print(f"[{time.perf_counter() - BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
+
+
+class Run:
+    """One run: what it measures goes into `result`, and that into a file after each part."""
+
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self.args, self.scratch = args, scratch
+        self.result: dict[str, Any] = {"systems": []}
+        self.lab: Any = None  # medlit's model, once it is loaded
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Everything, the most wanted first."""
+        llama = self._weights()
+        from medlit.__main__ import import_unsloth
+
+        import_unsloth()
+        import torch
+
+        self.cuda = torch.cuda.is_available() and not self.args.tiny
+        self.llama = llama()
+        say("weights are there")
+        self._describe()
+        self._prepare()
+        for system, (gib, batch_size) in MEDLIT.items():
+            if system in self.args.systems:
+                self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
+        peers = {name: self._start(name) for name in PEERS if name in self.args.systems}
+        self.attempt("matmul", self.matmul)
+        self.attempt("loader", self.loader)
+        self.attempt("parity", self.parity)
+        for name, peer in peers.items():
+            self.attempt(name, lambda n=name, p=peer: self.peer(n, p))
+        for lever in self.levers():
+            if time.perf_counter() - BEGIN < self.args.limit:
+                self.attempt("lever", lever)
+        self.result["seconds"] = round(time.perf_counter() - BEGIN)
+        self.save()
+        print(table(self.result))
+
+    def attempt(self, name: str, part: Callable[[], None]) -> None:
+        """Run a part; one that fails leaves its reason and the others alone."""
+        try:
+            part()
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            self.result.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"[:500]
+        gc.collect()
+        if self.cuda:
+            import torch
+
+            torch.cuda.empty_cache()
+        self.save()
+
+    def save(self) -> None:
+        """Write what there is."""
+        self.args.out.parent.mkdir(parents=True, exist_ok=True)
+        self.args.out.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+
+    # --- preparation --------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> Callable[[], Path]:
+        """Begin to write the weights; what is returned waits for them."""
+        folder = self.scratch / "llama"
+        if self.args.tiny:
+            from fakes import write_llama
+
+            return lambda: write_llama(folder)
+        folder.mkdir()
+        writer = subprocess.Popen([sys.executable, str(HERE / "train_setup.py"), str(folder)])
+
+        def wait() -> Path:
+            if writer.wait():
+                raise SystemExit("the weights could not be written")
+            return folder
+
+        return wait
+
+    def _describe(self) -> None:
+        import torch
+
+        packages = ("torch", "unsloth", "transformers", "peft", "trl", "bitsandbytes", "lightning", "triton")
+        versions = {"python": platform.python_version()}
+        for name in packages:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        versions["torch"] = torch.__version__
+        self.result |= {
+            "hardware": torch.cuda.get_device_name() if self.cuda else f"CPU, {platform.machine()}",
+            "versions": versions,
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+
+    def _prepare(self) -> None:
+        """Notes, and their tokens step by step."""
+        from train_setup import write_notes
+
+        from medlit.weights import load_tokenizer
+
+        # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
+        count, overhead = (self.args.warm_up + self.args.steps) * NOTES_A_STEP, 66
+        tokenizer = load_tokenizer(str(self.llama))
+        shrink = 8 if self.args.tiny else 1
+        self.source = write_notes(self.scratch / "notes", tokenizer, count, overhead // shrink, shrink)
+        data = self.datamodule(16)
+        data.setup("fit")
+        sampler = data.train_dataloader().sampler
+        rows, draw = data.rows("train"), random.Random(0)
+        self.steps: list[list[list[int]]] = []
+        for step in range(self.args.warm_up + self.args.steps):
+            # In the step's own random order: peers do not sort.
+            indices = sampler.notes_of_step(step).tolist()
+            draw.shuffle(indices)
+            batches = [data.collator.train([dict(rows[i], row=i)], 1) for i in indices]
+            self.steps.append([batch.input_ids[0].tolist() for batch in batches])
+        self.tokens = [sum(map(len, step)) for step in self.steps]
+        (self.scratch / "steps.json").write_text(json.dumps(self.steps))
+        mean = sum(self.tokens) / len(self.tokens) / NOTES_A_STEP
+        self.result["notes"] = {"a_step": NOTES_A_STEP, "mean_tokens": round(mean, 1)}
+        say(f"notes of {mean:.0f} tokens")
+
+    def datamodule(self, batch_size: int, **settings: Any) -> Any:  # noqa: ANN401 - imported late
+        """The notes as `medlit fit` batches them."""
+        from medlit.data.datamodule import TranscriptionDataModule
+
+        return TranscriptionDataModule(
+            source=str(self.source),
+            split="official",
+            base_model=str(self.llama),
+            examples_per_step=NOTES_A_STEP,
+            batch_size=batch_size,
+            max_length=2048 if self.cuda else 512,
+            **settings,
+        )
+
+    # --- medlit -------------------------------------------------------------------------------------------------------
+
+    def fit(self, gib: int, batch_size: int, steps: int, checkpointing: str = "auto", **data: Any) -> Any:  # noqa: ANN401
+        """Train as `medlit fit` does; the clock that ran beside it."""
+        import train_medlit
+
+        if self.lab is None:
+            self.lab = train_medlit.Lab(self.llama, self.scratch, self.cuda)
+        return self.lab.fit(self.datamodule(batch_size, **data), steps, checkpointing, gib)
+
+    def medlit(self, system: str, gib: int, batch_size: int) -> None:
+        """One of medlit's rows, with what the estimate said beside what was measured."""
+        clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps)
+        row = self.row(system, clock.seconds, clock.cells, clock.peak / GIB)
+        row |= {
+            "micro_batches": -(-NOTES_A_STEP // batch_size),
+            "layers_kept": [min(clock.kept), max(clock.kept)],
+            "estimated_gib": round(clock.estimate / GIB, 2),
+            "reserved_gib": round(clock.reserved / GIB, 2),
+            "first_step_seconds": round(clock.seconds[0], 2),
+        }
+        self.result.setdefault("seconds_from_weights_to_first_step", round(clock.ready, 2))
+
+    def row(self, system: str, seconds: list[float], cells: list[int], peak_gib: float) -> dict[str, Any]:
+        """File a system's timed steps."""
+        timed = range(self.args.warm_up, len(seconds))
+        rates = [self.tokens[step] / seconds[step] for step in timed]
+        rate = statistics.median(rates)
+        row: dict[str, Any] = {
+            "system": system,
+            "notes_per_second": round(statistics.median([NOTES_A_STEP / seconds[step] for step in timed]), 2),
+            "tokens_per_second": round(rate),
+            "spread": [round(min(rates)), round(max(rates))],
+            "padding": round(1 - sum(self.tokens[s] for s in timed) / sum(cells[s] for s in timed), 4),
+            "peak_gib": round(peak_gib, 2),
+            "tflops": round(rate * self.flops() / 1e12, 1),
+            "steps": len(rates),
+            "step_seconds": [round(s, 3) for s in seconds],
+        }
+        self.result["systems"].append(row)
+        say(row)
+        return row
+
+    def flops(self) -> int:
+        """Useful operations a token: 30 GFLOP for the 8B."""
+        from transformers import AutoConfig
+
+        from medlit.model.shape import flops_per_token, shape_of
+
+        return flops_per_token(shape_of(AutoConfig.from_pretrained(self.llama)))
+
+    # --- peers --------------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        """Let a peer import its libraries; it waits to be told to go on."""
+        arguments = [self.llama, self.scratch / "steps.json", self.scratch / f"{name}.json"]
+        command = [sys.executable, str(HERE / "train_trl.py"), name, *map(str, arguments)]
+        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
+        return subprocess.Popen([*command, "--warm_up", str(self.args.warm_up)], stdin=subprocess.PIPE, env=environment)
+
+    def peer(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """One of the peers' rows."""
+        say(name, "begins")
+        process.communicate(b"\n")
+        if process.returncode:
+            raise RuntimeError(f"{name} ended with code {process.returncode}")
+        found = json.loads((self.scratch / f"{name}.json").read_text())
+        self.row(name, found["step_seconds"], found["cells"], found["peak_gib"])
+
+    # --- beside the rows ----------------------------------------------------------------------------------------------
+
+    def matmul(self) -> None:
+        """TFLOP/s of one large product, for two seconds and on a warm card: what arithmetic there is to be had."""
+        import torch
+
+        size, device = (8192, "cuda") if self.cuda else (256, "cpu")
+        a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+        for seconds in (1.0, 2.0) if self.cuda else (0.1,):
+            count, start = 0, time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                for _ in range(20):
+                    a @ b
+                count += 20
+                if self.cuda:
+                    torch.cuda.synchronize()
+            spent = time.perf_counter() - start
+        self.result["matmul_tflops"] = round(2 * size**3 * count / spent / 1e12, 3)
+        say("matmul", self.result["matmul_tflops"], "TFLOP/s")
+
+    def loader(self) -> None:
+        """Tokens a second that two workers make into batches, with nobody to train on them."""
+        data = self.datamodule(8, num_workers=2, packing=True)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        sum(len(batch.ids) for batch in loader)  # starts the workers
+        start = time.perf_counter()
+        tokens = sum(sum(batch.lengths) for batch in loader)
+        self.result["loader_tokens_per_second"] = round(tokens / (time.perf_counter() - start))
+        say("loader", self.result["loader_tokens_per_second"], "tokens/s")
+
+    def parity(self) -> None:
+        """What the fast way changes in the loss and the gradients."""
+        import train_parity
+
+        if self.lab is not None:
+            data = self.datamodule(8)
+            data.setup("fit")
+            self.result["parity"] = train_parity.compare(self.lab.module.model, self.lab.module.backbone, data)
+            say("parity", self.result["parity"])
+
+    def levers(self) -> Iterator[Callable[[], None]]:
+        """Each lever alone: what is lost without it, in a step or two of warm-up and four timed ones."""
+        import medlit.data.batches as batches
+
+        steps = min(6, self.args.warm_up + self.args.steps)
+
+        def measure(name: str, gib: int, batch_size: int, **settings: Any) -> None:  # noqa: ANN401
+            clock = self.fit(gib, batch_size, steps, **settings)
+            warm_up = min(2, steps - 1)
+            rates = [self.tokens[s] / clock.seconds[s] for s in range(warm_up, steps)]
+            row = {
+                "lever": name,
+                "gib": gib,
+                "tokens_per_second": round(statistics.median(rates)),
+                "padding": round(1 - sum(self.tokens[:steps]) / sum(clock.cells), 4),
+                "peak_gib": round(clock.peak / GIB, 2),
+                "first_step_seconds": round(clock.seconds[0], 2),
+            }
+            self.result.setdefault("levers", []).append(row)
+            say(row)
+
+        def odd() -> None:
+            batches.MULTIPLE, kept = 1, batches.MULTIPLE
+            try:
+                measure("tokens not in multiples of 64", 80, 16)
+            finally:
+                batches.MULTIPLE = kept
+
+        def eager() -> None:
+            os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
+            try:
+                measure("layers not compiled", 80, 16)
+            finally:
+                os.environ["UNSLOTH_BLOCK_COMPILE"] = "1"
+
+        if not self.args.tiny:
+            yield lambda: measure("8 micro-batches instead of 4", 24, 4)
+            yield lambda: measure("6 micro-batches instead of 4", 24, 6)
+            yield odd
+            yield lambda: measure("Unsloth's recomputation with offloading", 10, 8, checkpointing="unsloth")
+            yield eager
+            yield lambda: measure("padded notes of like length, 4 micro-batches", 80, 8, packing=False)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result as Markdown."""
+    systems = {row["system"]: row for row in result["systems"]}
+    recipe = systems.get("unsloth_trl", {}).get("tokens_per_second")
+    matmul = result.get("matmul_tflops")
+    versions = result["versions"]
+    lines = [
+        f"{result['hardware']}, {result['date']}: "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". One 8192 x 8192 x 8192 product: {matmul} TFLOP/s.",
+        "",
+        "| system | notes/s | tokens/s (slowest to fastest step) | x Unsloth + TRL | padding | peak GiB | TFLOP/s |"
+        " of a matrix product |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ORDER:
+        if name in systems:
+            row = systems[name]
+            ratio = f"{row['tokens_per_second'] / recipe:.2f}" if recipe else ""
+            share = f"{row['tflops'] / matmul:.1%}" if matmul else ""
+            low, high = row["spread"]
+            lines.append(
+                f"| `{name}` | {row['notes_per_second']} | {row['tokens_per_second']:,} ({low:,} to {high:,}) |"
+                f" {ratio} | {row['padding']:.1%} | {row['peak_gib']} | {row['tflops']} | {share} |"
+            )
+    medlit = [row for row in result["systems"] if "estimated_gib" in row]
+    if medlit:
+        lines += ["", "| system | micro-batches | layers kept | estimated GiB | measured GiB | first step, s |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| `{row['system']}` | {row['micro_batches']} | {row['layers_kept'][0]} to {row['layers_kept'][1]} |"
+            f" {row['estimated_gib']} | {row['peak_gib']} | {row['first_step_seconds']} |"
+            for row in medlit
+        ]
+    if "levers" in result:
+        lines += ["", "| lever | within GiB | tokens/s | padding | peak GiB |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {row['lever']} | {row['gib']} | {row['tokens_per_second']:,} | {row['padding']:.1%} |"
+            f" {row['peak_gib']} |"
+            for row in result["levers"]
+        ]
+    if "parity" in result:
+        lines += ["", "| way | loss, relative | gradient, relative |", "| --- | --- | --- |"]
+        lines += [f"| {row['way']} | {row['loss']:+.1e} | {row['gradient']:.1e} |" for row in result["parity"]]
+    if "loader_tokens_per_second" in result:
+        lines += ["", f"The loader alone, on 2 workers: {result['loader_tokens_per_second']:,} tokens/s."]
+    if "seconds_from_weights_to_first_step" in result:
+        lines += [
+            f"From loaded weights to the first optimizer step: {result['seconds_from_weights_to_first_step']} s,"
+            " with an empty compile cache."
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

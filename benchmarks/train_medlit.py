@@ -1,0 +1,107 @@
+"""medlit's part of the training benchmark: its module and its data module under Lightning, and a clock beside them.
+
+Imported after Unsloth, since it imports Lightning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from medlit.callbacks.throughput import Throughput
+from medlit.cli import TRAINER_DEFAULTS
+from medlit.data.batches import Batch
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.model.module import SpecialtyClassifier
+from medlit.model.settings import Backbone
+
+
+class StepClock(L.Callback):
+    """Writes down each optimizer step's seconds and cells, the layers kept, and the memory it was thought to take.
+
+    The only one here that waits for the GPU, once a step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cells: list[int] = []
+        self.kept: list[int] = []
+        self.estimate = 0
+        self.peak = self.reserved = 0
+        self.ready = 0.0
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The weights are loaded."""
+        self._loaded = self._now()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The first step begins, with what its data takes."""
+        self._last, self._count = self._now(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's signature
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count a micro-batch, and end a step."""
+        cells = batch.input_ids.numel()
+        self._count += cells
+        choice = pl_module._recomputation
+        if choice is not None:
+            kept = sum(not layer.gradient_checkpointing for layer in choice.layers)
+            self.kept.append(kept)
+            self.estimate = max(self.estimate, choice.footprint.peak(cells, kept))
+        if trainer.global_step > len(self.seconds):
+            now = self._now()
+            self.ready = self.ready or now - self._loaded
+            self.seconds.append(now - self._last)
+            self.cells.append(self._count)
+            self._last, self._count = now, 0
+
+
+class Lab:
+    """One model for all of medlit's rows: it is loaded and compiled once, and goes on from where its adapter is."""
+
+    def __init__(self, llama: Path, scratch: Path, cuda: bool) -> None:
+        self.module = SpecialtyClassifier(Backbone(str(llama), max_length=2048 if cuda else 512))
+        self.scratch, self.cuda = scratch, cuda
+
+    def fit(self, data: TranscriptionDataModule, steps: int, checkpointing: Any, gib: int) -> StepClock:  # noqa: ANN401
+        """Train for some optimizer steps within so many GiB."""
+        self.module.backbone = dataclasses.replace(
+            self.module.backbone, gradient_checkpointing=checkpointing, memory_budget_gib=gib
+        )
+        clock = StepClock()
+        settings: dict[str, Any] = TRAINER_DEFAULTS | {
+            "default_root_dir": str(self.scratch),
+            "accelerator": "gpu" if self.cuda else "cpu",
+            "devices": 1,
+            "precision": "bf16-mixed" if self.cuda else "32-true",
+            "max_steps": steps,
+            "accumulate_grad_batches": data.micro_batches_per_step(1),
+            "limit_val_batches": 0,
+            "logger": TensorBoardLogger(str(self.scratch / "logs")),
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [Throughput(), clock],
+        }
+        L.Trainer(**settings).fit(self.module, data)
+        self.module.zero_grad(set_to_none=True)
+        if self.cuda:
+            clock.peak, clock.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return clock

@@ -1,0 +1,38 @@
+"""The training benchmark runs on the tiny model, and its file holds what its table shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
+def test_a_tiny_run_measures_and_tells(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the script puts its neighbours there
+    monkeypatch.setenv("UNSLOTH_BLOCK_COMPILE", "1")  # the script turns it
+    import train
+
+    out = tmp_path / "results" / "train.json"
+    train.main(["--tiny", "--systems", "medlit_24gib", "--steps", "2", "--warm_up", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert "failed" not in result
+    assert result.keys() >= {"hardware", "versions", "date", "matmul_tflops"}
+    (row,) = result["systems"]
+    assert (row["system"], row["steps"], len(row["step_seconds"])) == ("medlit_24gib", 2, 3)
+    assert row["spread"][0] <= row["tokens_per_second"] <= row["spread"][1]
+    assert 0 < row["padding"] < 0.3
+    for way in result["parity"]:
+        assert abs(way["loss"]) < 1e-5
+        assert way["gradient"] < 1e-4
+    capsys.readouterr()
+    train.main(["--table", str(out)])
+    shown = capsys.readouterr().out
+    assert f"| `medlit_24gib` | {row['notes_per_second']} | {row['tokens_per_second']:,} (" in shown

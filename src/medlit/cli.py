@@ -41,8 +41,9 @@ from medlit.callbacks.split import SplitRecord
 from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.model.answering import F1_MACRO
 from medlit.model.checkpoints import WholeCheckpoints
-from medlit.model.module import F1_MACRO, SpecialtyClassifier
+from medlit.model.module import SpecialtyClassifier
 from medlit.preflight import (
     ENV_PREFIX,
     check_checkpoint,

@@ -12,8 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.__main__ import TOOLS
 from medlit.errors import UserError
+from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.checkpoints import read_checkpoint
-from medlit.model.module import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.structure import Structure, check_structure
 
 ENV_PREFIX = "MEDLIT"

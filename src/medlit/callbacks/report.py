@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.callbacks.folder import run_folder, verb_of
 from medlit.evaluation.summary import doubt
+from medlit.model.answering import ACCURACY, F1_MACRO
 from medlit.model.metrics import Scores
-from medlit.model.module import ACCURACY, F1_MACRO, SpecialtyClassifier
+from medlit.model.module import SpecialtyClassifier
 from medlit.model.temperature import way_of_answering
 from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions

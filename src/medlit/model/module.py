@@ -1,4 +1,4 @@
-"""SpecialtyClassifier: the LightningModule around the language model."""
+"""SpecialtyClassifier: the LightningModule around the language model. This half learns; `answering.py` answers."""
 
 from __future__ import annotations
 
@@ -7,35 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from medlit.data.batches import Batch, EvalBatch, Prompts
+from medlit.data.batches import Batch
 from medlit.data.provenance import Provenance
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered
-from medlit.evaluation.calibration import fit_temperature
 from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
-from medlit.model.decoding import Answers, Decoder, make_decoder
-from medlit.model.metrics import Scores, SpecialtyMetrics
-from medlit.model.records import gather, record, tempered
+from medlit.model.answering import AnsweringModule
 from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
-from medlit.model.temperature import measured_adapter, way_of_answering
+from medlit.model.temperature import measured_adapter
 from medlit.weights import load_tokenizer
 
-# Metric tags, `stage/name`; test metrics are the same with `test`.
-TRAIN_LOSS = "train/loss"
-LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE = "loss", "accuracy", "f1_macro", "f1_weighted", "invalid_rate"
+TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
 
 
-class SpecialtyClassifier(L.LightningModule):
+class SpecialtyClassifier(AnsweringModule):
     """Teaches a 4-bit language model to answer with a note's specialty, and counts what it really answers.
 
     Args:
@@ -55,18 +48,10 @@ class SpecialtyClassifier(L.LightningModule):
         decoding: Decoding = Decoding(),  # noqa: B008
         adapter: str | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, decoding)
         self.lora = lora
         self.optimizer_settings = optimizer
-        self.decoding = decoding
         self.adapter = None if adapter == "none" else adapter
-        self.model: nn.Module | None = None
-        self.label_set = LabelSet(())
-        self.scores: Scores | None = None
-        self.answered: Answered | None = None  # the last evaluation, note by note
-        self.temperatures: dict[str, float] = {}
-        self._decoder: Decoder | None = None
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -142,94 +127,6 @@ class SpecialtyClassifier(L.LightningModule):
         self.log(TRAIN_LOSS, self._step_loss, prog_bar=True, sync_dist=several, reduce_fx="sum" if several else "mean")
         self._step_loss = torch.zeros_like(self._step_loss)
 
-    # --- evaluation ---------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        """Count afresh."""
-        self._metrics = SpecialtyMetrics(self.label_set).to(self.device)
-        self._loss = torch.zeros(2, device=self.device, dtype=torch.float64)  # summed nats, supervised tokens
-        self._records: list[Answered] = []
-
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
-        """Let the model answer, and measure the loss on the true answers."""
-        answers = self._answer(batch.prompts)
-        nats = self._nats(batch, answers)
-        self._loss += torch.stack([nats.double(), torch.full_like(nats, batch.loss.step_tokens, dtype=torch.float64)])
-        if self.trainer.testing:
-            answers = tempered(answers, self.temperature)
-        self._records.append(record(batch, answers, self.label_set))
-        targets = torch.tensor([self.label_set.index(name) for name in batch.specialties], device=self.device)
-        self._metrics.update(answers.label_ids.to(self.device), targets)
-        return {"answers": answers}
-
-    def _nats(self, batch: EvalBatch, answers: Answers) -> Tensor:
-        """Summed negative log-likelihood of the supervised tokens, shape (), on the device.
-
-        A decoder that has read the labels behind the notes knows it already: the notes need no second pass.
-        """
-        if answers.label_nats is not None and self.trainer.datamodule.loss_on == "response":  # type: ignore[attr-defined]
-            true = torch.tensor([[self.label_set.index(name)] for name in batch.specialties])
-            return -answers.label_nats.gather(1, true).sum().to(self.device)
-        with torch.no_grad():
-            return language_model.loss_sum(self._model, batch.loss)
-
-    def on_validation_epoch_end(self) -> None:
-        """Put the epoch's numbers on the board."""
-        self.scores = self._metrics.scores()
-        self.answered = gather(self._records)
-        if not self.trainer.testing and self.answered.probabilities is not None:
-            found = fit_temperature(self.answered.probabilities, self.answered.truth)
-            self.temperatures[way_of_answering(self.decoding)] = found
-        nats, tokens = self.trainer.strategy.reduce(self._loss, reduce_op="sum").tolist()
-        numbers = {
-            LOSS: nats / max(tokens, 1),
-            ACCURACY: self.scores["accuracy"],
-            F1_MACRO: self.scores["f1_macro"],
-            F1_WEIGHTED: self.scores["f1_weighted"],
-            INVALID_RATE: self.scores["invalid_rate"],
-        }
-        # Already of all processes together: every process logs the same.
-        self.log_dict({f"{self.stage}/{name}": value for name, value in numbers.items()}, prog_bar=self.stage == "val")
-
-    @property
-    def temperature(self) -> float | None:
-        """What a validation found for this way of answering; test and predict divide log-probabilities by it."""
-        return self.temperatures.get(way_of_answering(self.decoding))
-
-    @property
-    def stage(self) -> str:
-        """First half of a metric's tag: `val` or `test`."""
-        return "test" if self.trainer.testing else "val"
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
-    def predict_step(self, batch: Prompts, batch_idx: int) -> Answers:
-        """Answer B notes."""
-        return tempered(self._answer(batch), self.temperature)
-
-    def _answer(self, prompts: Prompts) -> Answers:
-        if self._decoder is None:
-            prompt = self.trainer.datamodule.prompt  # type: ignore[attr-defined]
-            self._decoder = make_decoder(self.decoding, self._model, prompt, self.label_set, self.device)
-        return self._decoder(prompts)
-
-    # Unsloth switches checkpointing off for generation and back on only if the model was training when it began, which
-    # under Lightning's validation it never is.
-
-    def on_validation_model_eval(self) -> None:
-        """Ready to answer, with the weights and labels of now."""
-        language_model.answer_mode(self._model)
-        self._decoder = None
-
-    def on_validation_model_train(self) -> None:
-        """Ready to train again, gradient checkpointing included."""
-        language_model.train_mode(self._model, self.backbone)
-
-    on_test_model_eval = on_validation_model_eval
-    on_predict_model_eval = on_validation_model_eval
-
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     @property
@@ -280,9 +177,3 @@ class SpecialtyClassifier(L.LightningModule):
         notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
         (folder / LABELS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    @property
-    def _model(self) -> nn.Module:
-        if self.model is None:
-            raise RuntimeError("configure_model has not run")
-        return self.model

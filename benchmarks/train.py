@@ -94,11 +94,15 @@ class Run:
             if system in self.args.systems:
                 self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
         peers = {name: self._start(name) for name in PEERS if name in self.args.systems}
-        self.attempt("matmul", self.matmul)
-        self.attempt("loader", self.loader)
-        self.attempt("parity", self.parity)
-        for name, peer in peers.items():
-            self.attempt(name, lambda n=name, p=peer: self.peer(n, p))
+        try:
+            self.attempt("matmul", self.matmul)
+            self.attempt("loader", self.loader)
+            self.attempt("parity", self.parity)
+            for name, peer in peers.items():
+                self.attempt(name, lambda n=name, p=peer: self.peer(n, p))
+        finally:
+            for peer in peers.values():
+                peer.kill()
         for lever in self.levers():
             if time.perf_counter() - BEGIN < self.args.limit:
                 self.attempt("lever", lever)
@@ -205,13 +209,13 @@ class Run:
 
     # --- medlit -------------------------------------------------------------------------------------------------------
 
-    def fit(self, gib: int, batch_size: int, steps: int, checkpointing: str = "auto", **data: Any) -> Any:  # noqa: ANN401
+    def fit(self, gib: int, batch_size: int, steps: int, **data: Any) -> Any:  # noqa: ANN401
         """Train as `medlit fit` does; the clock that ran beside it."""
         import train_medlit
 
         if self.lab is None:
             self.lab = train_medlit.Lab(self.llama, self.scratch, self.cuda)
-        return self.lab.fit(self.datamodule(batch_size, **data), steps, checkpointing, gib)
+        return self.lab.fit(self.datamodule(batch_size, **data), steps, gib)
 
     def medlit(self, system: str, gib: int, batch_size: int) -> None:
         """One of medlit's rows, with what the estimate said beside what was measured."""
@@ -219,11 +223,15 @@ class Run:
         row = self.row(system, clock.seconds, clock.cells, clock.peak / GIB)
         row |= {
             "micro_batches": -(-NOTES_A_STEP // batch_size),
-            "layers_kept": [min(clock.kept), max(clock.kept)],
-            "estimated_gib": round(clock.estimate / GIB, 2),
-            "reserved_gib": round(clock.reserved / GIB, 2),
             "first_step_seconds": round(clock.seconds[0], 2),
+            "graphs_compiled_after_warm_up": clock.graphs[-1] - clock.graphs[self.args.warm_up - 1],
         }
+        if clock.kept:
+            row |= {
+                "layers_kept": [min(clock.kept), max(clock.kept)],
+                "estimated_gib": round(clock.estimate / GIB, 2),
+                "reserved_gib": round(clock.reserved / GIB, 2),
+            }
         self.result.setdefault("seconds_from_weights_to_first_step", round(clock.ready, 2))
 
     def row(self, system: str, seconds: list[float], cells: list[int], peak_gib: float) -> dict[str, Any]:
@@ -352,7 +360,6 @@ class Run:
             yield lambda: measure("8 micro-batches instead of 4", 24, 4)
             yield lambda: measure("6 micro-batches instead of 4", 24, 6)
             yield odd
-            yield lambda: measure("Unsloth's recomputation with offloading", 10, 8, checkpointing="unsloth")
             yield eager
             yield lambda: measure("padded notes of like length, 4 micro-batches", 80, 8, packing=False)
 

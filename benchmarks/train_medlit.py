@@ -12,8 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch._dynamo.utils
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from medlit.callbacks.finite import FiniteSteps
 from medlit.callbacks.throughput import Throughput
 from medlit.cli import TRAINER_DEFAULTS
 from medlit.data.batches import Batch
@@ -22,8 +24,16 @@ from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Backbone
 
 
+class Resident(SpecialtyClassifier):
+    """Stays on the GPU between fits; Lightning moves a module to the CPU when a fit ends."""
+
+    def cpu(self) -> Resident:
+        """Nothing."""
+        return self
+
+
 class StepClock(L.Callback):
-    """Writes down each optimizer step's seconds and cells, the layers kept, and the memory it was thought to take.
+    """Writes down each optimizer step's seconds, cells and compiled graphs, layers kept, and memory thought necessary.
 
     The only one here that waits for the GPU, once a step.
     """
@@ -32,6 +42,7 @@ class StepClock(L.Callback):
         self.seconds: list[float] = []
         self.cells: list[int] = []
         self.kept: list[int] = []
+        self.graphs: list[int] = []
         self.estimate = 0
         self.peak = self.reserved = 0
         self.ready = 0.0
@@ -70,6 +81,7 @@ class StepClock(L.Callback):
             self.ready = self.ready or now - self._loaded
             self.seconds.append(now - self._last)
             self.cells.append(self._count)
+            self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             self._last, self._count = now, 0
 
 
@@ -77,14 +89,12 @@ class Lab:
     """One model for all of medlit's rows: it is loaded and compiled once, and goes on from where its adapter is."""
 
     def __init__(self, llama: Path, scratch: Path, cuda: bool) -> None:
-        self.module = SpecialtyClassifier(Backbone(str(llama), max_length=2048 if cuda else 512))
+        self.module = Resident(Backbone(str(llama), max_length=2048 if cuda else 512))
         self.scratch, self.cuda = scratch, cuda
 
-    def fit(self, data: TranscriptionDataModule, steps: int, checkpointing: Any, gib: int) -> StepClock:  # noqa: ANN401
+    def fit(self, data: TranscriptionDataModule, steps: int, gib: int) -> StepClock:
         """Train for some optimizer steps within so many GiB."""
-        self.module.backbone = dataclasses.replace(
-            self.module.backbone, gradient_checkpointing=checkpointing, memory_budget_gib=gib
-        )
+        self.module.backbone = dataclasses.replace(self.module.backbone, memory_budget_gib=gib)
         clock = StepClock()
         settings: dict[str, Any] = TRAINER_DEFAULTS | {
             "default_root_dir": str(self.scratch),
@@ -98,7 +108,7 @@ class Lab:
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [Throughput(), clock],
+            "callbacks": [FiniteSteps("stop"), Throughput(), clock],
         }
         L.Trainer(**settings).fit(self.module, data)
         self.module.zero_grad(set_to_none=True)

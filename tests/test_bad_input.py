@@ -296,6 +296,7 @@ def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, ti
     [
         ("--val_every_steps", "0", "val_every_steps: must be at least 1"),
         ("--model.lora.r", "0", "model.lora.r"),
+        ("--model.backbone.memory_budget_gib", "0", "model.backbone.memory_budget_gib: must be more than 0"),
         ("--data.batch_size", "0", "data.batch_size"),
         ("--data.examples_per_step", "0", "data.examples_per_step"),
         ("--data.eval_batch_size", "0", "data.eval_batch_size"),

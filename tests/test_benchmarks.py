@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+from fakes import notes, write_csv
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("evaluate", FOLDER / "evaluate.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
+    module = benchmark("evaluate")
     sizes = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     module.main(["--base_model", str(llama), "--output", str(tmp_path / "evaluate.json"), *flags])
@@ -27,3 +37,38 @@ def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
     for parity in found["parity"].values():
         assert parity["same_label"] == parity["notes"] == 3
         assert parity["largest_change_of_a_log_likelihood"] < 1e-3
+
+
+@pytest.mark.slow
+def test_folds_answer_every_note_once_and_are_compared(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = benchmark("folds")
+    rows = [row for split in notes().values() for row in split]
+    tiny = f"--model.backbone.base_model {llama} --model.backbone.max_length 112 --trainer.max_steps 6"
+    tiny += " --trainer.accelerator cpu --data.examples_per_step 8 --data.batch_size 4"
+    tiny += " --model.optimizer.learning_rate 2e-2"
+    variants = {"first": tiny, "second": f"{tiny} --model.lora.r 8"}
+    shared = {"source": str(write_csv(tmp_path / "notes.csv", rows)), "folder": tmp_path / "folds", "folds": 3}
+    shared |= {"near_threshold": 0.95, "data": "", "jobs": 1}
+    module.fit_baselines(argparse.Namespace(**shared))
+    for name, flags in variants.items():
+        for fold in range(3):
+            module.fit_and_answer(argparse.Namespace(**shared, name=name, flags=flags, fold=fold))
+    found = module.collect(argparse.Namespace(**shared), variants)
+    systems = {(row["variant"], row["system"]): row for row in found["systems"]}
+    decoders = {(name, mode) for name in variants for mode in ("generate", "constrained", "likelihood")}
+    assert set(systems) == decoders | {("baselines", "tfidf"), ("baselines", "majority")}
+    assert len({row["n"] for row in systems.values()}) == 1
+    assert systems["first", "likelihood"]["log_loss"] > 0
+    assert {one["against"] for one in found["comparisons"]} == {
+        "baselines tfidf",
+        *(f"first {mode}" for mode in ("generate", "constrained", "likelihood")),
+    }
+    told = [note["transcription"] for note in rows]
+    for path in shared["folder"].rglob("*"):
+        assert path.suffix not in (".ckpt", ".safetensors")
+        assert not path.is_file() or not any(text.encode() in path.read_bytes() for text in told), path
+    capsys.readouterr()
+    module.show(found)
+    assert capsys.readouterr().out.count("| first |") == 3

@@ -150,6 +150,31 @@ def test_without_probabilities_or_others_there_is_less_to_show(tmp_path: Path, m
     assert "No other system" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("n", [1, 90])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_test_without_an_error_or_without_a_right_answer_is_reported(
+    tmp_path: Path, make: Make, n: int, right: bool
+) -> None:
+    answered = make("test", 1).answered
+    answer = (answered.truth + (0 if right else 1)) % 3
+    first = Answered(
+        NAMES,
+        answered.rows[:n],
+        answered.ids[:n],
+        answered.text_hashes[:n],
+        answered.truth[:n],
+        answer[:n],
+        np.eye(3)[answer][:n],
+        answered.tokens[:n],
+        answered.cut_tokens[:n],
+    )
+    counted = SpecialtyMetrics(LabelSet(NAMES))
+    counted.update(torch.tensor(first.answer), torch.tensor(first.truth))
+    write_system(tmp_path, System("test", {**counted.scores(), **doubt(first), "loss": 0.5}, first))
+    assert set(write_report(tmp_path)) == {"classes", "confusion", "reliability", "risk_coverage", "length"}
+    assert ("Every note was answered rightly." in (tmp_path / "report.md").read_text()) == right
+
+
 def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     assert write_report(tmp_path) == {}
     write_system(tmp_path, make("tfidf", 2))

@@ -31,6 +31,7 @@ from medlit.callbacks.folder import RunLogger
 from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.memory import MemoryWatch
+from medlit.callbacks.others import end_others
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
@@ -220,6 +221,8 @@ class MedlitCLI(LightningCLI):
             check_checkpoint(Path(ckpt_path), self.model.structure)
         trainer = self.trainer
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if self.subcommand != "fit":
+            return  # to answer, any number of processes may share the notes
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
@@ -230,20 +233,31 @@ class MedlitCLI(LightningCLI):
         folder, existed = self.run_folder, self.run_folder.exists()
         events = set(folder.glob("events.out.tfevents.*"))
         try:
+            self._run_verb(subcommand)
+        except BaseException as error:
+            if code := end_others(self.trainer, error):
+                print("medlit: another process of this run failed; what it said stands above.", file=sys.stderr)
+                raise SystemExit(code) from error
+            if isinstance(error, UserError):
+                self._undo(folder, existed, events)
+            raise
+
+    def _run_verb(self, subcommand: str) -> None:
+        try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
             raise self.memory.told(self.model.backbone, self.datamodule) from error
-        except UserError:
-            if self.trainer.is_global_zero and existed:
-                # Another verb may be running here: only the file that this process's logger made.
-                for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
-                    path.unlink()
-            elif self.trainer.is_global_zero and not (folder / "checkpoints").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                for parent in (folder.parent, folder.parent.parent):
-                    with contextlib.suppress(OSError):  # it has other runs
-                        parent.rmdir()
-            raise
+
+    def _undo(self, folder: Path, existed: bool, events: set[Path]) -> None:
+        if self.trainer.is_global_zero and existed:
+            # Another verb may be running here: only the file that this process's logger made.
+            for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
+                path.unlink()
+        elif self.trainer.is_global_zero and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in (folder.parent, folder.parent.parent):
+                with contextlib.suppress(OSError):  # it has other runs
+                    parent.rmdir()
 
 
 def _precision(accelerator: Any) -> str:  # noqa: ANN401

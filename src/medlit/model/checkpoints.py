@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _not_finite(checkpoint: dict[str, Any]) -> list[str]:
-    return [name for name, value in checkpoint["state_dict"].items() if not bool(torch.isfinite(value).all())]
+    return [name for name, value in checkpoint.get("state_dict", {}).items() if not bool(torch.isfinite(value).all())]
 
 
 def _no_checkpoint(path: Path) -> UserError:

@@ -1,0 +1,279 @@
+"""Several processes do what one does: the same gradient, the same numbers, each note once, each file from one hand.
+
+The processes are forks of this one, which has imported everything, and find one another as those of `srun` do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from compare import curves, last_checkpoint
+from fakes import notes, write_csv
+
+from medlit.data.batches import Batch
+from medlit.errors import UserError
+from medlit.model.module import SpecialtyClassifier
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+Weights = dict[str, torch.Tensor]
+DDP = ["--trainer.strategy", "ddp", "--trainer.devices"]
+PATIENCE = 100.0  # seconds
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All forty notes to train on, and 7 and 5 of them, which neither 2 nor 3 divides, to validate and test."""
+    folder = tmp_path_factory.mktemp("forty")
+    rows = [row for split in notes().values() for row in split]
+    for split, part in (("train", rows), ("validation", rows[5:12]), ("test", rows[20:25])):
+        write_csv(folder / f"{split}.csv", [row | {"id": f"{split} {i}"} for i, row in enumerate(part)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config: Path, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = yaml.safe_load(tiny_config.read_text())
+    settings["trainer"]["max_steps"] = settings["val_every_steps"] = STEPS
+    settings["data"] |= {"source": str(forty), "split": "official", "batch_size": 8, "examples_per_step": 32}
+    path = tmp_path_factory.mktemp("processes") / "processes.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+class Ranks:
+    """Runs one command in several processes.
+
+    Args:
+        folder: for what each of them leaves: output, exit code, first gradient, and the files that it wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(
+        self, size: int, *arguments: object, prepare: Callable[[int], object] = lambda rank: None
+    ) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [str(argument) for argument in [*arguments, *DDP, size]]
+        children = {rank: self._start(rank, size, port, command, prepare) for rank in range(size)}
+        codes, end = dict.fromkeys(children), time.monotonic() + PATIENCE
+        while None in codes.values() and time.monotonic() < end:
+            for rank, child in children.items():
+                if codes[rank] is None and (done := os.waitpid(child, os.WNOHANG))[0]:
+                    codes[rank] = os.waitstatus_to_exitcode(done[1])
+            time.sleep(0.02)
+        hung = [rank for rank, code in codes.items() if code is None]
+        for rank in hung:
+            os.kill(children[rank], signal.SIGKILL)
+            os.waitpid(children[rank], 0)
+        assert not hung, f"ranks {hung} hang"
+        return [int(code or 0) for code in codes.values()]
+
+    def _start(self, rank: int, size: int, port: int, command: list[str], prepare: Callable[[int], object]) -> int:
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "LOCAL_RANK": rank}
+            os.environ |= {name: str(value) for name, value in (place | {"WORLD_SIZE": size}).items()}
+            with (self.folder / f"log{rank}").open("w") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            written = watch_files()
+            keep_first_gradient(self.folder / f"gradient{rank}.pt")
+            prepare(rank)
+            from medlit.cli import main
+
+            main(command)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            (self.folder / f"written{rank}.json").write_text(json.dumps(sorted(written)))
+            sys.stderr.flush()
+            os._exit(code)
+
+    def log(self, rank: int) -> str:
+        return (self.folder / f"log{rank}").read_text()
+
+    def gradient(self, rank: int = 0) -> Weights:
+        return torch.load(self.folder / f"gradient{rank}.pt", weights_only=True)
+
+    def written(self, rank: int, under: Path) -> set[str]:
+        paths = json.loads((self.folder / f"written{rank}.json").read_text())
+        return {path for path in paths if Path(path).is_relative_to(under)}
+
+
+def watch_files() -> set[str]:
+    """Every path that this process opens to write, or that a file of its takes the place of."""
+    written: set[str] = set()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            written.add(os.path.abspath(arguments[0]))
+        if event == "os.rename":
+            written.add(os.path.abspath(arguments[1]))
+
+    sys.addaudithook(hook)
+    return written
+
+
+def keep_first_gradient(path: Path) -> None:
+    """Save the first optimizer step's gradient, of all processes and before it is clipped."""
+    hook = SpecialtyClassifier.on_before_optimizer_step
+
+    def keep(self: SpecialtyClassifier, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step == 0:
+            torch.save({name: p.grad for name, p in self.named_parameters() if p.grad is not None}, path)
+        hook(self, optimizer)
+
+    SpecialtyClassifier.on_before_optimizer_step = keep  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Ranks:
+    return Ranks(tmp_path)
+
+
+def far(ours: Weights, theirs: Weights) -> float:
+    """Distance of two gradients, relative to their length."""
+    assert ours.keys() == theirs.keys()
+    length = torch.cat([value.flatten() for value in theirs.values()]).norm()
+    return float(torch.cat([(ours[name] - theirs[name]).flatten() for name in ours]).norm() / length)
+
+
+@pytest.mark.parametrize(("size", "step"), [(2, 32), (3, 24)])
+def test_several_train_test_and_file_as_one_does(
+    medlit: Medlit, ranks: Ranks, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, step: int
+) -> None:
+    run, alone = tmp_path / "several", tmp_path / "alone"
+    settings = ["--config", config, "--data.examples_per_step", step]
+    with monkeypatch.context() as patch:
+        patch.setattr(SpecialtyClassifier, "on_before_optimizer_step", SpecialtyClassifier.on_before_optimizer_step)
+        keep_first_gradient(tmp_path / "gradient.pt")
+        assert medlit("fit", *settings, "--run", alone).code == 0
+
+    assert ranks(size, "fit", *settings, "--run", run) == [0] * size, ranks.log(0)
+    one = torch.load(tmp_path / "gradient.pt", weights_only=True)
+    assert all(far(ranks.gradient(rank), one) < 1e-5 for rank in range(size))
+    points, theirs = curves(run), curves(alone)
+    assert points.keys() == theirs.keys()
+    assert all(points[name] == pytest.approx(theirs[name], abs=1e-3) for name in points)
+    hands = [ranks.written(rank, tmp_path / "several") for rank in range(size)]
+    assert {Path(path).name for path in hands[0]} >= {"last.ckpt", "best.ckpt", "fit_metrics.json", "config_fit.yaml"}
+    assert not any(hands[1:]), "the first process writes, and no other"
+
+    # From one checkpoint, so that nothing is left to rounding in training.
+    saved = ["--config", config, "--ckpt_path", alone / "checkpoints" / "best.ckpt", "--run"]
+    assert medlit("test", *saved, alone).code == 0
+    assert ranks(size, "test", *saved, run) == [0] * size, ranks.log(0)
+    ours, theirs_ = (json.loads((place / "test_metrics.json").read_text()) for place in (run, alone))
+    assert ours.pop("loss") == pytest.approx(theirs_.pop("loss"), abs=1e-5)
+    assert ours == theirs_
+    assert ours["n"] == 5
+
+    assert medlit("predict", *saved, alone, "--data.predict_source", "validation").code == 0
+    assert ranks(size, "predict", *saved, run, "--data.predict_source", "validation") == [0] * size, ranks.log(0)
+    assert (run / "predictions.csv").read_bytes() == (alone / "predictions.csv").read_bytes()
+    assert list(pd.read_csv(run / "predictions.csv")["id"]) == [f"validation {i}" for i in range(7)]
+    parts = [ranks.written(rank, run) for rank in range(size)]
+    assert all(not one & other for i, one in enumerate(parts) for other in parts[:i]), "one writer a file"
+    assert not list(run.glob(".*"))
+
+
+def test_a_number_of_processes_that_does_not_divide_a_step_is_told(ranks: Ranks, config: Path, tmp_path: Path) -> None:
+    assert ranks(3, "fit", "--config", config, "--run", tmp_path / "run") == [2, 2, 2]
+    assert "data.examples_per_step: 32 notes an optimizer step cannot be shared evenly by 3 processes" in ranks.log(0)
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"), [(0, UserError("the mistake of one")), (1, RuntimeError("the bug of one"))]
+)
+def test_when_one_fails_the_others_stop(
+    ranks: Ranks, config: Path, tmp_path: Path, failing: int, error: Exception
+) -> None:
+    def prepare(rank: int) -> None:
+        step = SpecialtyClassifier.training_step
+
+        def training_step(self: SpecialtyClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+            if rank == failing and self.global_step == 1:
+                raise error
+            return step(self, batch, batch_idx)
+
+        SpecialtyClassifier.training_step = training_step  # type: ignore[method-assign]
+
+    began = time.monotonic()
+    codes = ranks(2, "fit", "--config", config, "--run", tmp_path / "run", prepare=prepare)
+    assert time.monotonic() - began < 60
+    assert codes[failing] == (2 if isinstance(error, UserError) else 1)
+    assert str(error) in ranks.log(failing)
+    assert codes[1 - failing] != 0
+
+
+@pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Path, tmp_path: Path, told: int) -> None:
+    def prepare(rank: int) -> None:
+        hook = SpecialtyClassifier.on_before_optimizer_step
+
+        def tell(self: SpecialtyClassifier, optimizer: torch.optim.Optimizer) -> None:
+            hook(self, optimizer)
+            if rank == told and self.global_step == 1:
+                signal.raise_signal(signal.SIGUSR1)
+
+        SpecialtyClassifier.on_before_optimizer_step = tell  # type: ignore[method-assign]
+
+    arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
+    codes = ranks(2, *arguments, prepare=prepare)
+    assert codes[1] == 0
+    assert codes[0] in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    assert "after step 2; last.ckpt is written" in ranks.log(0)
+    assert last_checkpoint(tmp_path / "run")["global_step"] == 2
+    assert ranks(2, *arguments, "--ckpt_path", "last") == [0, 0], ranks.log(0)
+    assert last_checkpoint(tmp_path / "run")["global_step"] == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_one_fails_lightning_s_own_processes_stop(config: Path, tmp_path: Path, failing: int) -> None:
+    """As started by one command; its output ends when the last process that could write to it has."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from medlit.__main__ import import_unsloth, main\n"
+        "import_unsloth()\n"
+        "from medlit.model.module import SpecialtyClassifier as Module\n"
+        "step = Module.training_step\n"
+        "def fail(self, batch, batch_idx):\n"
+        f"    if self.trainer.global_rank == {failing} and self.global_step == 1:\n"
+        "        raise ValueError('the bug of one')\n"
+        "    return step(self, batch, batch_idx)\n"
+        "Module.training_step = fail\n"
+        "main()\n"
+    )
+    command = [sys.executable, script, "fit", "--config", config, "--run", tmp_path / "run", *DDP, "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200)
+    # Lightning looks after its processes every five seconds, and kills; medlit may be earlier.
+    assert done.returncode in ((1, -signal.SIGKILL) if failing else (1,)), done.stderr
+    assert "ValueError: the bug of one" in done.stderr

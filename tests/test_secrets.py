@@ -1,0 +1,236 @@
+"""Nothing leaks: no byte of an access token or of a note in what a run writes or says, and no connection to anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+import torch
+from fakes import notes, write_csv
+
+from medlit.__main__ import main as medlit_main
+from medlit.model.module import SpecialtyClassifier
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+TOKEN = "hf_CanaryTokenCanaryTokenCanaryTok"
+NAME = "Zebulon Quackenbush"
+# As UTF-8, as UTF-16, escaped, and as one reads a word of it.
+CANARIES = (TOKEN.encode(), NAME.encode(), NAME.encode("utf-16-le"), b"Quackenbush", b"CanaryToken")
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, TOKEN)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The forty notes, each with a patient's name in it."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for split, rows in notes().items():
+        named = [row | {"transcription": f"{NAME}. {row['transcription']}"} for row in rows]
+        write_csv(folder / f"{split}.csv", named)
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a run works in."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def hits(place: Path, *texts: str) -> list[str]:
+    """Files, and texts by number, in which a canary sings."""
+    content = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    content |= {f"text {i}": text.encode() for i, text in enumerate(texts)}
+    found = [name for name, value in content.items() if any(canary in value for canary in CANARIES)]
+    return found + [name for name in content if any(canary.decode("latin-1") in name for canary in CANARIES)]
+
+
+def run(medlit: Medlit, verb: str, config: Path, source: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
+    outcome = medlit(verb, "--config", config, "--data.source", source, *arguments)
+    assert outcome.code == code, outcome.err
+    return outcome.out, outcome.err
+
+
+def tool(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        medlit_main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    return out, err
+
+
+def test_the_canaries_would_be_found(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(f"... {NAME} ...")
+    (tmp_path / "b").write_text(json.dumps({"token": TOKEN}))
+    torch.save({"text": NAME}, tmp_path / "c")
+    (tmp_path / "d").write_text("nothing")
+    assert [Path(name).name for name in sorted(hits(tmp_path))] == ["a", "b", "c"]
+    assert hits(tmp_path / "none", "fine", f"bad: {TOKEN}") == ["text 1"]
+
+
+def test_fit_test_predict_and_audit_keep_both_to_themselves(
+    medlit: Medlit,
+    tiny_config: Path,
+    source: Path,
+    work: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said = []
+    for verb in ("fit", "validate", "test", "predict"):
+        checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
+        said += run(medlit, verb, tiny_config, source, *checkpoint)
+    said += tool(capfd, "audit", "--data.source", source, "--output", work / "audit")
+    said.append(caplog.text)
+    names = {path.name for path in work.rglob("*")}
+    assert {"last.ckpt", "config_fit.yaml", "hparams.yaml", "predictions.csv", "audit.json", "adapter"} <= names
+    assert hits(work, *said) == []
+
+
+def test_nor_does_the_doctor_tell(capfd: pytest.CaptureFixture[str], work: Path) -> None:
+    out, err = tool(capfd, "doctor", "--json")
+    assert "HF_TOKEN" in out
+    assert hits(work, out, err) == []
+
+
+@pytest.mark.parametrize("method", ["training_step", "validation_step", "on_before_optimizer_step"])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.OutOfMemoryError])
+def test_a_crash_shows_the_code_and_not_the_notes(
+    medlit: Medlit,
+    tiny_config: Path,
+    source: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    method: str,
+    error: type[Exception],
+) -> None:
+    step = getattr(SpecialtyClassifier, method)
+
+    def crash(self: SpecialtyClassifier, *arguments: Any) -> object:  # noqa: ANN401
+        text = self.tokenizer.decode(getattr(arguments[0], "input_ids", torch.zeros(1, 1, dtype=int))[0])
+        if self.global_step == 4:
+            raise error(f"a bug met {len(text)} characters")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SpecialtyClassifier, method, crash)
+    try:
+        said = [*medlit("fit", "--config", tiny_config, "--data.source", source)]
+    except error:
+        sys.excepthook(*sys.exc_info())  # as the interpreter would
+        said = [*capfd.readouterr()]
+        assert "a bug met" in said[1]
+    assert (work / "logs" / "tiny").exists()
+    assert hits(work, *map(str, said)) == []
+
+
+def test_a_loss_that_is_no_number_names_ids_only(
+    medlit: Medlit, tiny_config: Path, source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SpecialtyClassifier.training_step
+    monkeypatch.setattr(SpecialtyClassifier, "training_step", lambda *given: step(*given) * float("nan"))
+    said = run(medlit, "fit", tiny_config, source, code=2)
+    assert "train-" in said[1]
+    assert hits(work, *said) == []
+
+
+def test_run_folders_are_their_owner_s_alone(fitted: Path) -> None:
+    assert stat.S_IMODE(fitted.stat().st_mode) == 0o700
+    for name in ("best.ckpt", "last.ckpt"):
+        assert stat.S_IMODE((fitted / "checkpoints" / name).stat().st_mode) == 0o600
+
+
+def test_a_run_folder_keeps_the_mode_that_its_owner_gave_it(medlit: Medlit, tiny_config: Path, work: Path) -> None:
+    folder = work / "shared"
+    folder.mkdir()
+    folder.chmod(0o750)
+    assert medlit("fit", "--config", tiny_config, "--run", folder, "--trainer.max_steps", "1").code == 0
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_samples_are_written_if_asked_for_and_privately(
+    medlit: Medlit, tiny_config: Path, source: Path, work: Path
+) -> None:
+    arguments = ["--log_samples", "3", "--trainer.max_steps", "2", "--val_every_steps", "1"]
+    run(medlit, "fit", tiny_config, source, *arguments)
+    file = work / "logs" / "tiny" / "version_0" / "samples.jsonl"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [sample["step"] for sample in samples] == [1, 1, 1, 2, 2, 2]
+    truth = {row["id"]: row for row in notes()["validation"]}
+    for sample in samples:
+        assert truth[sample["id"]]["transcription"] in sample["prompt"]
+        assert sample["specialty"] == truth[sample["id"]]["medical_specialty"]
+        assert NAME in sample["prompt"]
+        assert isinstance(sample["answer"], str)
+    assert hits(work) == [str(file)]
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Whoever looks up a name or opens a connection is refused, and written down."""
+    asked: list[str] = []
+
+    def refuse(*arguments: object, **_: object) -> NoReturn:
+        asked.append(repr(arguments[-1] if len(arguments) > 1 else arguments))
+        raise OSError("no network here")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    yield asked
+
+
+def test_the_guard_guards(guarded: list[str]) -> None:
+    import urllib.request
+
+    with pytest.raises(OSError, match="no network here"):
+        urllib.request.urlopen("http://127.0.0.1:1")
+    assert guarded
+
+
+def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
+    medlit: Medlit,
+    tiny_config: Path,
+    source: Path,
+    work: Path,
+    capfd: pytest.CaptureFixture[str],
+    guarded: list[str],
+) -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    for verb in ("fit", "validate", "test", "predict"):
+        run(medlit, verb, tiny_config, source, *([] if verb == "fit" else ["--ckpt_path", "last"]))
+    adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run", work / "other"]
+    run(medlit, "test", tiny_config, source, *adapter)
+    run(medlit, "predict", tiny_config, source, "--data.text", "a heart murmur")
+    tool(capfd, "audit", "--data.source", source)
+    tool(capfd, "doctor")
+    run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
+    run(medlit, "fit", tiny_config, source, "--model.backbone.base_model", "nobody/no-llama", code=2)
+    run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
+    assert guarded == []
+
+
+def test_statistics_stay_off() -> None:
+    assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"

@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -67,11 +66,12 @@ def run(medlit: Medlit, verb: str, config: Path, source: Path, *arguments: objec
     return outcome.out, outcome.err
 
 
-def tool(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
-    capfd.readouterr()
-    with pytest.raises(SystemExit):
+def tool(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
         medlit_main([str(argument) for argument in arguments])
-    out, err = capfd.readouterr()
+    assert arguments[0] == "doctor" or stop.value.code == 0
+    out, err = capsys.readouterr()
     return out, err
 
 
@@ -89,35 +89,36 @@ def test_fit_test_predict_and_audit_keep_both_to_themselves(
     tiny_config: Path,
     source: Path,
     work: Path,
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     said = []
     for verb in ("fit", "validate", "test", "predict"):
         checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
         said += run(medlit, verb, tiny_config, source, *checkpoint)
-    said += tool(capfd, "audit", "--data.source", source, "--output", work / "audit")
+    said += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
     said.append(caplog.text)
     names = {path.name for path in work.rglob("*")}
     assert {"last.ckpt", "config_fit.yaml", "hparams.yaml", "predictions.csv", "audit.json", "adapter"} <= names
     assert hits(work, *said) == []
 
 
-def test_nor_does_the_doctor_tell(capfd: pytest.CaptureFixture[str], work: Path) -> None:
-    out, err = tool(capfd, "doctor", "--json")
-    assert "HF_TOKEN" in out
-    assert hits(work, out, err) == []
-
-
-@pytest.mark.parametrize("method", ["training_step", "validation_step", "on_before_optimizer_step"])
-@pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.OutOfMemoryError])
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("training_step", RuntimeError),
+        ("validation_step", ValueError),
+        ("on_before_optimizer_step", KeyError),
+        ("training_step", torch.OutOfMemoryError),
+    ],
+)
 def test_a_crash_shows_the_code_and_not_the_notes(
     medlit: Medlit,
     tiny_config: Path,
     source: Path,
     work: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
     method: str,
     error: type[Exception],
 ) -> None:
@@ -134,7 +135,7 @@ def test_a_crash_shows_the_code_and_not_the_notes(
         said = [*medlit("fit", "--config", tiny_config, "--data.source", source)]
     except error:
         sys.excepthook(*sys.exc_info())  # as the interpreter would
-        said = [*capfd.readouterr()]
+        said = [*capsys.readouterr()]
         assert "a bug met" in said[1]
     assert (work / "logs" / "tiny").exists()
     assert hits(work, *map(str, said)) == []
@@ -186,7 +187,7 @@ def test_samples_are_written_if_asked_for_and_privately(
 
 
 @pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Whoever looks up a name or opens a connection is refused, and written down."""
     asked: list[str] = []
 
@@ -198,7 +199,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    yield asked
+    return asked
 
 
 def test_the_guard_guards(guarded: list[str]) -> None:
@@ -214,7 +215,7 @@ def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
     tiny_config: Path,
     source: Path,
     work: Path,
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
     guarded: list[str],
 ) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
@@ -223,11 +224,19 @@ def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
     adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run", work / "other"]
     run(medlit, "test", tiny_config, source, *adapter)
     run(medlit, "predict", tiny_config, source, "--data.text", "a heart murmur")
-    tool(capfd, "audit", "--data.source", source)
-    tool(capfd, "doctor")
+    tool(capsys, "audit", "--config", tiny_config, "--data.source", source)
     run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
     run(medlit, "fit", tiny_config, source, "--model.backbone.base_model", "nobody/no-llama", code=2)
     run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
+    assert guarded == []
+
+
+def test_the_doctor_tells_nobody_and_asks_nobody(
+    capsys: pytest.CaptureFixture[str], work: Path, guarded: list[str]
+) -> None:
+    out, err = tool(capsys, "doctor", "--json")
+    assert "HF_TOKEN" in out
+    assert hits(work, out, err) == []
     assert guarded == []
 
 

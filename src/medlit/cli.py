@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -213,7 +214,11 @@ class MedlitCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(StepProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            # Lightning looks at its settings together, and here alone.
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""

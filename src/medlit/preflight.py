@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.__main__ import TOOLS
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.sources import Labels
 from medlit.errors import UserError
 from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.checkpoints import read_checkpoint
+from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import Structure, check_structure
 
 ENV_PREFIX = "MEDLIT"
@@ -31,6 +36,38 @@ _COUNTS = (
     "data.eval_batch_size",
     "data.response_tokens",
 )
+# Numbers whose type allows more than makes sense: key -> what it must be, in words and as a test. Null always may be.
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "model.backbone.memory_budget_gib": ("more than 0, or null", lambda x: 0 < x < math.inf),
+    "model.optimizer.learning_rate": ("over 0", lambda x: 0 < x < math.inf),
+    "model.optimizer.weight_decay": ("at least 0", lambda x: 0 <= x < math.inf),
+    "model.optimizer.warmup_steps": ("at least 0", lambda x: x >= 0),
+    "model.lora.alpha": ("at least 1", lambda x: x >= 1),
+    "model.lora.dropout": ("at least 0 and under 1", lambda x: 0 <= x < 1),
+    "data.token_budget": ("at least 1, or null", lambda x: x >= 1),
+    "data.num_workers": ("at least 0", lambda x: x >= 0),
+    "data.seed": ("at least 0", lambda x: x >= 0),
+    "data.split_seed": ("at least 0", lambda x: x >= 0),
+    # Lightning would end at once, and well.
+    "trainer.max_steps": ("at least 1, or -1 for as many as the epochs have", lambda x: x >= 1 or x == -1),
+    "trainer.max_epochs": ("at least 1, or null", lambda x: x >= 1 or x == -1),
+    "trainer.gradient_clip_val": ("over 0, or null", lambda x: 0 < x < math.inf),
+    "trainer.limit_train_batches": ("over 0, or null", lambda x: x > 0),
+    "trainer.limit_val_batches": ("over 0, or null", lambda x: x > 0),
+    "trainer.limit_test_batches": ("over 0, or null", lambda x: x > 0),
+    "trainer.limit_predict_batches": ("over 0, or null", lambda x: x > 0),
+}
+
+
+# Groups of settings -> what takes them.
+_GROUPS: dict[str, Callable[..., Any]] = {
+    "model.backbone": Backbone,
+    "model.lora": Lora,
+    "model.optimizer": Optimizer,
+    "model.decoding": Decoding,
+    "data": TranscriptionDataModule.__init__,
+    "data.labels": Labels,
+}
 
 
 def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
@@ -62,6 +99,18 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
     Raises:
         UserError: naming the key.
     """
+    for key, kind in _GROUPS.items():
+        values = config[key]
+        if not isinstance(values, Namespace):
+            raise UserError(f"{key}: must be a group of settings, not {values!r}; 'medlit fit --help' shows them.")
+        # jsonargparse lets a config say null anywhere.
+        hints = get_type_hints(kind)
+        for name in vars(values):
+            if values[name] is None and type(None) not in get_args(hints.get(name, None | int)):
+                raise UserError(f"{key}.{name}: must have a value; leave it out for the default.")
+    for key in ("val_every_steps", "log_samples", "trainer.max_steps"):
+        if config[key] is None:
+            raise UserError(f"{key}: must have a value; leave it out for the default.")
     if config.trainer.accumulate_grad_batches != 1:
         raise UserError(
             "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the"
@@ -80,10 +129,12 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
     for key in _COUNTS:
         if config[key] < 1:
             raise UserError(f"{key}: must be at least 1, not {config[key]}.")
-    budget = config.model.backbone.memory_budget_gib
-    if budget is not None and budget <= 0:
-        raise UserError(f"model.backbone.memory_budget_gib: must be more than 0, not {budget:g}.")
+    for key, (words, fits) in _NUMBERS.items():
+        if config[key] is not None and not fits(config[key]):
+            raise UserError(f"{key}: must be {words}, not {config[key]}.")
     for section in ("checkpoint", "early_stopping"):
+        if config[section].mode not in ("min", "max"):
+            raise UserError(f"{section}.mode: must be 'min' or 'max', not {config[section].mode!r}.")
         if config[section].monitor not in MONITORS:
             raise UserError(
                 f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"

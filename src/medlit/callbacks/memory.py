@@ -72,7 +72,7 @@ def advice(
     size = data.batch_size if doing == "training" else data.eval_batch_size
     choices = [f"{batch} to {size // 2}{about(0.5)}"] if size > 1 else []
     choices.append(f"model.backbone.max_length to {backbone.max_length // 2}{about(0.5)}")
-    if doing == "training" and backbone.gradient_checkpointing == "off":
+    if doing == "training" and backbone.gradient_checkpointing != "unsloth":
         choices.append(f"model.backbone.gradient_checkpointing to 'unsloth'{about(CHECKPOINTED)}")
     return f"{batch}: the GPU's memory does not suffice for {doing}{of}; set {', or '.join(choices)}."
 

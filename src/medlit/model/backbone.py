@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,10 +92,10 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                     random_state=lora.seed,
                     max_seq_length=backbone.max_length,
                 )
-    except SafetensorError as error:
+    except (SafetensorError, UnpicklingError) as error:
         raise UserError(
-            f"model.backbone.base_model: {backbone.base_model} holds weights that are cut short or damaged; fetch"
-            " or copy them again."
+            f"model.backbone.base_model: {backbone.base_model} holds weights that are cut short, damaged, or mixed with"
+            " code; fetch or copy them again."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError) or not _is_missing(error):

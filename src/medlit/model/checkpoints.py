@@ -67,7 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} holds compressed entries, which no checkpoint has; take another one.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        broken = _not_finite(checkpoint)
+        broken = _not_finite({"state_dict": checkpoint["state_dict"]})
     except Exception as error:  # whatever a file that is no checkpoint makes the unpickler raise
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UserError(

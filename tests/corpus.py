@@ -1,0 +1,162 @@
+"""Bad inputs, made from small tables of mutations: settings for the command line, tables for the readers."""
+
+from __future__ import annotations
+
+import json
+
+_INTEGERS = (
+    "val_every_steps",
+    "model.backbone.max_length",
+    "model.lora.r",
+    "model.lora.alpha",
+    "model.decoding.max_new_tokens",
+    "data.examples_per_step",
+    "data.batch_size",
+    "data.eval_batch_size",
+    "data.response_tokens",
+)
+_NO_INTEGERS = ("-1", "0", "1.5", "many", "null", "[1]", "{a: 1}", "1e400")
+_CHOICES = (
+    "model.backbone.dtype",
+    "model.backbone.gradient_checkpointing",
+    "model.lora.bias",
+    "model.decoding.mode",
+    "model.optimizer.on_nonfinite",
+    "data.split",
+    "data.conflicts",
+    "data.loss_on",
+)
+_NO_CHOICES = ("", "Auto", "[]", "3")
+_NUMBERS = {
+    "model.optimizer.learning_rate": ("0", "-1e-4", "nan", "inf", "fast", "null"),
+    "model.optimizer.weight_decay": ("-0.1", "nan", "inf", "some"),
+    "model.optimizer.warmup_steps": ("-1", "0.5", "none"),
+    "model.lora.dropout": ("-0.1", "1.0", "2", "nan", "half"),
+    "data.token_budget": ("0", "-5", "1.5", "large"),
+    "data.num_workers": ("-1", "0.5", "all"),
+    "data.near_threshold": ("0", "-0.5", "1.5", "nan", "near"),
+    "data.folds": ("1", "0", "-3"),
+    "data.fold": ("5", "-1", "1.5"),
+    "data.seed": ("-1", "x"),
+    "data.split_seed": ("-1", "x"),
+    "data.split_shares": ("[0.5, 0.5]", "[0.5, 0.5, 0.5]", "[-1, 1, 1]", "[nan, 0.5, 0.5]", "all"),
+    "log_samples": ("-1", "0.5", "some"),
+}
+_TRAINER = {
+    "accelerator": ("abacus", "[]"),
+    "devices": ("0", "-3", "0.5", "[]", "several"),
+    "num_nodes": ("0", "-1", "x"),
+    "precision": ("8", "float", "bf17-mixed"),
+    "strategy": ("dpp", "3", "[]"),
+    "max_steps": ("0", "-2", "1.5", "null"),
+    "max_epochs": ("0", "-2", "1.5"),
+    "gradient_clip_val": ("0", "-1", "nan", "inf", "tight"),
+    "limit_train_batches": ("0", "-1", "0.0", "1.5"),
+    "limit_val_batches": ("0", "-1", "0.0", "1.5"),
+    "limit_test_batches": ("0", "-1", "1.5"),
+    "limit_predict_batches": ("0", "-1", "1.5"),
+    "accumulate_grad_batches": ("4", "0", "-1"),
+    "overfit_batches": ("1", "0.5"),
+    "enable_checkpointing": ("false", "perhaps"),
+    "logger": ("no.such.Logger", "os.system"),
+    "profiler": ("no-such-profiler",),
+}
+_OTHERS = (
+    ("checkpoint.monitor", "val/f1"),
+    ("checkpoint.monitor", "train/loss"),
+    ("checkpoint.mode", "most"),
+    ("checkpoint.save_top_k", "few"),
+    ("early_stopping.monitor", "loss"),
+    ("early_stopping.mode", "most"),
+    ("early_stopping.patience", "little"),
+    ("ckpt_path", "nowhere.ckpt"),
+    ("ckpt_path", "best"),
+    ("ckpt_path", "."),
+    ("config", "nowhere.yaml"),
+    ("config", "."),
+    ("no_such_setting", "1"),
+    ("model.no_such", "1"),
+    ("model.lora.no_such", "1"),
+    ("data.no_such", "1"),
+    ("data.textcolumn", "note"),
+    ("model", "3"),
+    ("model.lora", "[16, 16]"),
+    ("data.labels", "[a, b]"),
+    ("model.backbone.trust_remote_code", "true"),
+)
+
+
+def settings() -> list[tuple[str, str]]:
+    """(key, value) of settings that no fit can have."""
+    found = [(key, value) for key in _INTEGERS for value in _NO_INTEGERS]
+    found += [(key, value) for key in _CHOICES for value in _NO_CHOICES]
+    found += [(key, value) for key, values in _NUMBERS.items() for value in values]
+    found += [(f"trainer.{key}", value) for key, values in _TRAINER.items() for value in values]
+    return [*found, *_OTHERS]
+
+
+_HEADER = "id,transcription,medical_specialty\n"
+_GOOD = "a,a heart murmur,Cardiology\nb,a nerve tremor,Neurology\n"
+_LINES = [{"transcription": "a heart murmur", "medical_specialty": "Cardiology"}]
+_CSV = {
+    "nothing": b"",
+    "blank lines": b"\n\n\n",
+    "a header alone": _HEADER.encode(),
+    "no header": _GOOD.encode(),
+    "another header": b"note,label\nx,y\n",
+    "a header twice over": b"transcription,transcription,medical_specialty\na,b,c\n",
+    "no text column": b"id,medical_specialty\na,Cardiology\n",
+    "no label column": b"id,transcription\na,x\n",
+    "an empty note": (_HEADER + "a,,Cardiology\n").encode(),
+    "a blank note": (_HEADER + "a,  ,Cardiology\n").encode(),
+    "an empty label": (_HEADER + _GOOD + "c,text,\n").encode(),
+    "one label": (_HEADER + "a,x,Cardiology\nb,y,Cardiology\n").encode(),
+    "a field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
+    "a field too few": (_HEADER + _GOOD + "c,text\n").encode(),
+    "an open quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
+    "ids alike": (_HEADER + "a,x,Cardiology\na,y,Neurology\n").encode(),
+    "an empty id": (_HEADER + "a,x,Cardiology\n,y,Neurology\n").encode(),
+    "bytes of nothing": bytes(range(256)) * 4,
+    "zeros": bytes(100),
+    "UTF-16 without a mark": (_HEADER + _GOOD).encode("utf-16-le"),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(64),
+    "a zip": b"PK\x03\x04" + bytes(64),
+    "a web page": b"<!doctype html><html><body>Sign in</body></html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+}
+_JSON = {
+    "nothing": b"",
+    "an open brace": b"{",
+    "a number": b"3",
+    "a string": b'"text"',
+    "null": b"null",
+    "an empty list": b"[]",
+    "an empty object": b"{}",
+    "a list of numbers": b"[1, 2]",
+    "a list of lists": b"[[1], [2]]",
+    "no text": json.dumps([{"medical_specialty": "Cardiology"}]).encode(),
+    "no label": json.dumps([{"transcription": "x"}]).encode(),
+    "a text that is a number": json.dumps([{**_LINES[0], "transcription": 3}] * 2).encode(),
+    "a text that is a list": json.dumps([{**_LINES[0], "transcription": ["x"]}] * 2).encode(),
+    "a label that is an object": json.dumps([{**_LINES[0], "medical_specialty": {}}] * 2).encode(),
+    "a text that is null": json.dumps([{**_LINES[0], "transcription": None}] * 2).encode(),
+    "cut short": json.dumps(_LINES * 3).encode()[:-20],
+    "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',
+    "one label": json.dumps(_LINES).encode(),
+    "bytes of nothing": bytes(range(128, 256)),
+}
+_PARQUET = {
+    "nothing": b"",
+    "a mark alone": b"PAR1",
+    "two marks": b"PAR1PAR1",
+    "a broken foot": b"PAR1" + bytes(40) + b"\xff\xff\xff\x7fPAR1",
+    "text": (_HEADER + _GOOD).encode(),
+}
+
+
+def tables() -> list[tuple[str, str, bytes]]:
+    """(what is wrong, suffix, content) of tables that nothing can be trained on."""
+    found = [(name, ".csv", content) for name, content in _CSV.items()]
+    for suffix in (".json", ".jsonl"):
+        found += [(name, suffix, content) for name, content in _JSON.items()]
+    return found + [(name, ".parquet", content) for name, content in _PARQUET.items()]

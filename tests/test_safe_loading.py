@@ -1,0 +1,225 @@
+"""A stranger's file is read as data: its code is not run, a bomb is not unpacked, each is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import yaml
+from fakes import SPECIALTIES
+
+from medlit.errors import UserError
+from medlit.model.checkpoints import read_checkpoint
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+Checkpoint = dict[str, Any]
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """The file that appears when code was run."""
+    return tmp_path / "sprung"
+
+
+@pytest.fixture
+def refused(medlit: Medlit, tiny_config: Path, trap: Path) -> Callable[..., str]:
+    """Run a verb that must refuse; give the sentence."""
+
+    def run(verb: str, *arguments: object) -> str:
+        outcome = medlit(verb, "--config", tiny_config, *arguments)
+        assert outcome.code == 2, outcome.err
+        assert "Traceback" not in outcome.err
+        assert not trap.exists(), "code was run"
+        said = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
+        assert len(said) == 1, outcome.err
+        return said[0]
+
+    return run
+
+
+def add_code(checkpoint: Checkpoint, trap: Path) -> None:
+    checkpoint["extra"] = Touch(trap)
+
+
+def break_a_weight(checkpoint: Checkpoint, trap: Path) -> None:
+    next(iter(checkpoint["state_dict"].values())).view(-1)[3] = float("nan")
+
+
+def blow_up_a_weight(checkpoint: Checkpoint, trap: Path) -> None:
+    next(iter(checkpoint["state_dict"].values())).view(-1)[3] = float("inf")
+
+
+def rename_the_weights(checkpoint: Checkpoint, trap: Path) -> None:
+    checkpoint["state_dict"] = {f"other.{name}": value for name, value in checkpoint["state_dict"].items()}
+
+
+def hold_the_whole_model(checkpoint: Checkpoint, trap: Path) -> None:
+    checkpoint["state_dict"]["model.lm_head.weight"] = torch.zeros(2, 2)
+
+
+def learn_other_labels(checkpoint: Checkpoint, trap: Path) -> None:
+    checkpoint["medlit"]["labels"] = ["Radiology", *SPECIALTIES[1:]]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (add_code, "holds code beside its weights, which medlit does not run"),
+        (break_a_weight, "1 weights in .*, such as model.* are not finite numbers"),
+        (blow_up_a_weight, "1 weights in .* are not finite numbers"),
+        (rename_the_weights, "the checkpoint's .* weights are not this model's"),
+        (hold_the_whole_model, "the checkpoint's .* weights are not this model's"),
+        (learn_other_labels, "data.label_column: the data has the label 'Cardiovascular / Pulmonary'"),
+        (lambda checkpoint, trap: checkpoint.pop("medlit"), "was not written by medlit"),
+        (lambda checkpoint, trap: checkpoint.pop("state_dict"), "cut short, damaged or not a checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_it_should_be(
+    refused: Callable[..., str], run: Path, trap: Path, spoil: Callable[[Checkpoint, Path], object], says: str
+) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    spoil(checkpoint, trap)
+    torch.save(checkpoint, path)
+    said = refused("validate", "--ckpt_path", "best")
+    assert re.search(says, said), said
+
+
+def test_a_bare_pickle_with_code(tmp_path: Path, trap: Path) -> None:
+    path = tmp_path / "old.ckpt"
+    path.write_bytes(pickle.dumps({"state_dict": Touch(trap)}))
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gigabyte of zeros in a megabyte: no entry is read at all."""
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as entry:
+            for _ in range(256):
+                entry.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match="holds compressed entries"):
+        read_checkpoint(path)
+
+
+def test_a_tar_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "tar.ckpt"
+    (tmp_path / "pickle").write_bytes(pickle.dumps({}))
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / "pickle", "pickle")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_checkpoint(path)
+
+
+# --- adapters and base models -----------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_is_a_pickle(refused: Callable[..., str], run: Path, trap: Path) -> None:
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save({"weight": Touch(trap)}, run / "adapter" / "adapter_model.bin")
+    assert "adapter_model.safetensors is missing or broken" in refused("test", "--model.adapter", run / "adapter")
+
+
+def test_an_adapter_of_no_numbers(refused: Callable[..., str], run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = run / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, file)
+    assert "holds weights that are not finite numbers" in refused("test", "--model.adapter", run / "adapter")
+
+
+def test_an_adapter_of_other_labels(refused: Callable[..., str], run: Path) -> None:
+    file = run / "adapter" / "medlit.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"labels": ["Radiology", *SPECIALTIES[1:]]}))
+    assert "data.label_column: the data has the label" in refused("test", "--model.adapter", run / "adapter")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_base_model_that_brings_code(
+    refused: Callable[..., str], llama: Path, tmp_path: Path, trap: Path, file: str
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    (folder / "theirs.py").write_text(f"open({str(trap)!r}, 'w')\nclass Theirs: pass\n")
+    values = json.loads((folder / file).read_text())
+    if file == "config.json":
+        values |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}}
+    else:
+        values |= {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}}
+    (folder / file).write_text(json.dumps(values))
+    said = refused("fit", "--model.backbone.base_model", folder)
+    assert f"model.backbone.base_model: {folder}" in said
+    assert "wants to run code of its own" in said
+
+
+def test_a_base_model_that_is_a_pickle(refused: Callable[..., str], llama: Path, tmp_path: Path, trap: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Touch(trap)}, folder / "pytorch_model.bin")
+    assert f"model.backbone.base_model: {folder}" in refused("fit", "--model.backbone.base_model", folder)
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"class_path": "os.system", "init_args": {"command": "touch sprung"}}},
+        {"data": {"class_path": "medlit.data.datamodule.TranscriptionDataModule"}},
+        {"model": {"backbone": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
+        {"trainer": {"callbacks": [{"class_path": "os.system", "init_args": {"command": "touch sprung"}}]}},
+        {"trainer": {"logger": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
+        {"trainer": {"strategy": {"class_path": "builtins.eval", "init_args": {"source": "1"}}}},
+        {"checkpoint": {"class_path": "pathlib.Path"}},
+    ],
+    ids=str,
+)
+def test_a_config_names_no_class_but_where_the_trainer_takes_one(
+    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stranger.yaml").write_text(yaml.safe_dump(settings))
+    outcome = medlit("fit", "--config", "stranger.yaml")
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch sprung']", "a: !!python/name:os.system ''"])
+def test_a_config_is_plain_yaml(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stranger.yaml").write_text(text)
+    assert medlit("fit", "--config", "stranger.yaml").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
+
+
+def test_a_flag_of_that_name_is_unknown(medlit: Medlit) -> None:
+    assert medlit("fit", "--model.backbone.trust_remote_code", "true").code == 2

@@ -31,8 +31,8 @@ from medlit.callbacks.folder import RunLogger
 from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.memory import MemoryWatch
+from medlit.callbacks.notes_bar import NotesProgressBar
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
-from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
@@ -209,7 +209,7 @@ class MedlitCLI(LightningCLI):
         if config.log_samples:
             callbacks.append(Samples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(StepProgressBar())
+            callbacks.append(NotesProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 

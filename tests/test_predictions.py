@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -419,3 +420,22 @@ def test_the_doubtful_are_abstained_from(predict: Predict) -> None:
     assert {(row["specialty"], row["abstained"]) for row in found} == {("", "True")}
     assert {row["answer"] for row in found} <= set(SPECIALTIES)
     assert all(0 < float(row["probability"]) < 1 and row["runner_up"] != row["answer"] for row in found)
+
+
+def test_answers_that_are_written_down_are_not_kept_in_memory(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning gathers what predict gives back, for a million notes as for eight."""
+    step, given = SpecialtyClassifier.predict_step, []
+    alive = []
+
+    def watched(self: SpecialtyClassifier, batch: Prompts, batch_idx: int) -> Answers:
+        alive.append(sum(labels() is not None for labels in given))
+        answers = step(self, batch, batch_idx)
+        given.append(weakref.ref(answers.label_ids))
+        return answers
+
+    monkeypatch.setattr(SpecialtyClassifier, "predict_step", watched)
+    assert predict().code == 0
+    assert len(alive) == 8
+    assert max(alive) <= 1

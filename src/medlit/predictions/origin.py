@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH = 10_000  # notes
-_NO_ANSWER = ("gradient_checkpointing",)  # settings of the base model that decide how it trains
+_NO_ANSWER = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that decide how it trains
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,24 @@ def test_predictions_to_a_file_of_no_known_kind(refused: Refused, tiny_config: P
     assert "output: filed.xlsx ends in none of .csv, .jsonl, .parquet" in said
 
 
+@pytest.mark.parametrize(
+    ("mode", "least", "told"),
+    [("likelihood", "1.5", "must be a probability"), ("generate", "0.5", "gives no probabilities")],
+)
+def test_abstaining_where_that_means_nothing(
+    refused: Refused, tiny_config: Path, mode: str, least: str, told: str
+) -> None:
+    arguments = ["--model.decoding.mode", mode, "--model.decoding.abstain_below", least]
+    said = refused("predict", "--config", tiny_config, *arguments)
+    assert "model.decoding.abstain_below: " in said
+    assert told in said
+
+
+def test_one_note_to_go_on_with(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.text", "A knee.", "--resume")
+    assert "resume: one note has nothing to go on with" in said
+
+
 def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) -> None:
     said = refused("predict", "--config", tiny_config, "--data.predict_source", "incoming.csv")
     assert "predict_source" in said

@@ -29,6 +29,7 @@ DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
 OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
 SCORES = COUNTED | DOUBT | OF_PROBABILITIES
+COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
 HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", "numpy", "matplotlib")
 
 
@@ -429,16 +430,17 @@ def test_a_flag_wins_over_what_a_checkpoint_saw(medlit: Medlit, run: Path, tiny_
 
 
 def test_predictions_in_each_format_are_the_same_table(medlit: Medlit, run: Path, tiny_config: Path) -> None:
-    arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best"]
+    weighed = ["--model.decoding.mode", "likelihood", "--model.decoding.abstain_below", "0"]
+    arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", *weighed]
     for name in ("out.csv", "out.jsonl", "out.parquet"):
         assert medlit(*arguments, "--output", name).code == 0
     tables = [
         pd.read_csv("out.csv", dtype={"id": str}),
-        pd.read_json("out.jsonl", lines=True, dtype={"id": str}),
+        pd.read_json("out.jsonl", lines=True, dtype={"id": str}, precise_float=True),
         pd.read_parquet("out.parquet"),
     ]
     for table in tables:
-        assert list(table.columns) == ["id", "specialty", "answer", "cut_tokens"]
+        assert tuple(table.columns) == COLUMNS
         assert list(table["id"]) == [note["id"] for note in notes()["test"]]
         assert table.to_dict("records") == tables[0].to_dict("records")
     assert set(tables[0]["specialty"]) <= set(SPECIALTIES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
@@ -238,6 +239,25 @@ def test_preparing_reads_no_more_than_predicting(make: Make, tmp_path: Path, sou
     data = make(source="no/such/table.csv", **what)
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"))  # type: ignore[assignment]
     data.prepare_data()
+
+
+@pytest.mark.parametrize("done", [0, 3, 5, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
+    make: Make, done: int, world_size: int
+) -> None:
+    order = np.random.default_rng(0).permutation(8)
+    asked = []
+    for rank in range(world_size):
+        data = on_rank(make(), rank, world_size)
+        data.setup("predict")
+        data.leave_out(np.isin(np.arange(8), order[:done]))
+        mine = [row for batch in data.predict_dataloader() for row in batch.rows]
+        assert mine, "Lightning would leave this process out, and the others would wait for it"
+        asked += mine
+    left = set(order[done:].tolist())
+    assert set(asked) == left or (done == 8 and len(set(asked)) == 1)
+    assert len(asked) == max(len(left), world_size)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ from medlit.callbacks.folder import RunLogger
 from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.memory import MemoryWatch
+from medlit.callbacks.notes_bar import NotesProgressBar
 from medlit.callbacks.others import end_others
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
-from medlit.callbacks.progress import StepProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
@@ -45,18 +45,21 @@ from medlit.errors import UserError
 from medlit.model.answering import F1_MACRO
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
+from medlit.predictions.parts import find_parts
 from medlit.preflight import (
     ENV_PREFIX,
     check_checkpoint,
+    check_decoding,
     check_device,
     check_environment,
     check_settings,
     check_writable,
 )
-from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, unwritable
+from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, unwritable, versions
 
 MONITOR = f"val/{F1_MACRO}"
 ONE_NOTE_TOKENS = 64
+PREDICTIONS = "predictions.csv"
 TRAINER_DEFAULTS = {
     "default_root_dir": "logs",
     "max_steps": 60,
@@ -126,8 +129,24 @@ class MedlitCLI(LightningCLI):
                 type=str | None,
                 default=None,
                 help=f"Where predictions go; the name's end chooses the format ({', '.join(FORMATS)}). By default"
-                " predictions.csv in the run folder.",
+                " predictions.csv in the run folder. Columns: id; specialty (empty: the answer is not on the list, or"
+                " abstained); answer as the model wrote it; its probability, its margin to the runner_up and that"
+                " specialty (empty in the mode 'generate'); abstained (see model.decoding.abstain_below); cut_tokens,"
+                " which the model did not see. In CSV a text that a spreadsheet would run as a formula gets an"
+                " apostrophe before it.",
             )
+            parser.add_argument(
+                "--resume",
+                type=bool,
+                nargs="?",
+                const=True,
+                default=False,
+                help="Go on with a run that was interrupted, killed too, and ask only about the notes that it had not"
+                " answered. Needs the same notes, weights and settings; devices and batch sizes may be others. Without"
+                " it, what an interrupted run left is thrown away.",
+            )
+            # Every answer of a table of a million notes would stay in memory.
+            parser.set_defaults({"return_predictions": False})
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -159,6 +178,9 @@ class MedlitCLI(LightningCLI):
             if Path(config.output).suffix not in FORMATS:
                 raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; name the file so.")
             check_writable("output", Path(config.output))
+        check_decoding(config.model.decoding)
+        if config.resume and config.data.text is not None:
+            raise UserError("resume: one note has nothing to go on with; leave out --resume or --data.text.")
         if config.data.text is not None:
             # Standard output belongs to the answer alone.
             config.trainer.enable_progress_bar = False
@@ -180,6 +202,8 @@ class MedlitCLI(LightningCLI):
             path = resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
             run = run or run_of(path)
+        if run is None and self.subcommand == "predict" and config.resume and config.output is None:
+            run = next((run for run in versions(root, name) if find_parts(run / PREDICTIONS)), None)
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
@@ -207,12 +231,14 @@ class MedlitCLI(LightningCLI):
             RunReport(),
             SplitRecord(),
             Throughput(),
-            PredictionWriter(Path(output) if output else folder / "predictions.csv", to_stdout=one_note),
+            PredictionWriter(
+                Path(output) if output else folder / PREDICTIONS, one_note, bool(config.get("resume")), config.ckpt_path
+            ),
         ]
         if config.log_samples:
             callbacks.append(Samples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(StepProgressBar())
+            callbacks.append(NotesProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
         try:
             return super().instantiate_trainer(**kwargs)
@@ -259,11 +285,16 @@ class MedlitCLI(LightningCLI):
             # Another verb may be running here: only the file that this process's logger made.
             for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
                 path.unlink()
-        elif self.trainer.is_global_zero and not (folder / "checkpoints").exists():
+        elif self.trainer.is_global_zero and not _worth_keeping(folder):
             shutil.rmtree(folder, ignore_errors=True)
             for parent in (folder.parent, folder.parent.parent):
                 with contextlib.suppress(OSError):  # it has other runs
                     parent.rmdir()
+
+
+def _worth_keeping(folder: Path) -> bool:
+    """Whether a run folder holds weights or answers that a verb can go on with."""
+    return (folder / "checkpoints").exists() or bool(find_parts(folder / PREDICTIONS))
 
 
 def _precision(accelerator: Any) -> str:  # noqa: ANN401

@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from medlit.data.batches import Prompts
-from medlit.labels import LabelSet
-from medlit.model.decoding import Answers
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.model.backbone import adapter_folder
 from medlit.model.module import SpecialtyClassifier
-from medlit.runs import whole_file
+from medlit.predictions.columns import rows
+from medlit.predictions.origin import Origin, hash_notes, hash_weights, settings_of
+from medlit.predictions.parts import PartFile, answered, find_parts, part_path, read_part
+from medlit.predictions.write import FORMATS, write_table
+from medlit.runs import remove_halves
 
-FORMATS = (".csv", ".jsonl", ".parquet")
-COLUMNS = ("id", "specialty", "answer", "cut_tokens")
+__all__ = ["FORMATS", "PredictionWriter"]
 
 
 class PredictionWriter(L.Callback):
-    """Collects answers as they come and writes one table in the order of the source.
+    """Writes answers down as they come, and in the end one table in the order of the source.
 
     Args:
         path: the table; its suffix chooses CSV, JSONL or Parquet.
         to_stdout: print the raw answers instead and write nothing.
+        resume: keep what an interrupted run has left beside the table and ask about the other notes only.
+        checkpoint: the weights, which the trainer itself does not know of until it loads them.
     """
 
-    def __init__(self, path: Path, to_stdout: bool = False) -> None:
+    def __init__(
+        self, path: Path, to_stdout: bool = False, resume: bool = False, checkpoint: str | None = None
+    ) -> None:
         self.path = path
         self.to_stdout = to_stdout
+        self.resume = resume
+        self.checkpoint = checkpoint
+        self._kept: dict[Path, int] = {}  # part -> bytes of it that count
+        self._file: PartFile | None = None
 
-    def _part(self, rank: int) -> Path:
-        return self.path.with_name(f".{self.path.name}.part{rank}")
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Look for answers of an interrupted run; all processes do, before any goes on.
+
+        Raises:
+            UserError: it asked something else.
+        """
+        if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
+            return
+        data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._origin = _origin(trainer, pl_module, data, self.checkpoint)
+        if not self.resume:
+            return
+        parts = [part for part in map(read_part, find_parts(self.path)) if part.origin is not None]
+        for part in parts:
+            difference = self._origin.difference(part.origin) if part.origin is not None else None
+            if difference is not None:
+                raise UserError(
+                    f"resume: the run that was interrupted beside {self.path} asked otherwise ({difference}); give what"
+                    " it was given, or leave --resume out to begin anew."
+                )
+        self._kept = {part.path: part.end for part in parts}
+        done = answered(parts, self._origin.notes)
+        data.leave_out(done)
+        if trainer.is_global_zero:
+            told = f"{done.sum()} of {len(done)} notes were answered before; going on with the rest"
+            nothing = f"no interrupted run lies beside {self.path}; beginning with the first note"
+            print(f"medlit: {told if parts else nothing}.", file=sys.stderr)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open this process's part."""
-        if not self.to_stdout:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = self._part(trainer.global_rank).open("w", encoding="utf-8")
+        if self.to_stdout:
+            return
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            remove_halves(self.path)
+            for path in find_parts(self.path):
+                if path not in self._kept:
+                    path.unlink()
+        trainer.strategy.barrier()
+        mine = part_path(self.path, trainer.global_rank)
+        self._file = PartFile(mine, self._origin, self._kept.get(mine, 0))
 
     def on_predict_batch_end(
         self,
@@ -49,62 +95,68 @@ class PredictionWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch's answers down."""
+        """Write a batch's answers down; stop here if somebody asked for it, which Lightning overlooks."""
         if self.to_stdout:
             for text in outputs.texts:
                 print(text.strip())
-        elif isinstance(pl_module, SpecialtyClassifier):
-            for row in rows(batch, outputs, pl_module.label_set):
-                self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        elif self._file is not None and isinstance(pl_module, SpecialtyClassifier):
+            self._file.add(rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below))
+        if trainer.received_sigterm:
+            raise SIGTERMException
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Join the parts, on the first process."""
-        if self.to_stdout:
+        """Join the parts, on the first process.
+
+        Raises:
+            UserError: a note's answer is nowhere to be seen.
+        """
+        if self._file is None:
             return
         self._file.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            parts = [self._part(rank) for rank in range(trainer.world_size)]
-            write_table(parts, self.path)
+            parts = [read_part(path) for path in find_parts(self.path)]
+            missing = int(np.count_nonzero(~answered(parts, self._origin.notes)))
+            if missing and _asked_all(trainer):
+                raise UserError(
+                    f"output: {missing} of {self._origin.notes} answers are not beside {self.path}, where this process"
+                    " looks for all of them; several machines need a folder that they share."
+                )
+            write_table(parts, self._origin.notes, self.path)
             for part in parts:
-                part.unlink()
+                part.path.unlink()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written behind."""
-        if not self.to_stdout:
-            self._part(trainer.global_rank).unlink(missing_ok=True)
+        """Keep what was answered, and say so; leave nothing behind where nothing was."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # the disk is full, and that is the exception
+            self._file.close()
+        if self._file.empty:
+            self._file.path.unlink(missing_ok=True)
+        if trainer.is_global_zero and find_parts(self.path):
+            print("medlit: what was answered so far is kept; the same command with --resume goes on.", file=sys.stderr)
 
 
-def rows(prompts: Prompts, answers: Answers, label_set: LabelSet) -> list[dict[str, Any]]:
-    """One row a note; the specialty is null where the answer is not on the list."""
-    return [
-        {
-            "row": row,
-            "id": identity,
-            "specialty": label_set.names[label] if label < label_set.invalid else None,
-            "answer": text,
-            "cut_tokens": cut,
-        }
-        for row, identity, label, text, cut in zip(
-            prompts.rows, prompts.ids, answers.label_ids.tolist(), answers.texts, prompts.cut_tokens, strict=True
-        )
-    ]
+def _origin(
+    trainer: L.Trainer, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None
+) -> Origin:
+    notes = data.predict_rows
+    adapter = None if module.adapter is None else adapter_folder(module.adapter)
+    others = {
+        "data.instruction": data.instruction,
+        "data.response_tokens": data.response_tokens,
+        "trainer.precision": str(trainer.precision),
+        "labels": None if data.label_set is None else list(data.label_set.names),
+    }
+    return Origin(
+        notes=len(notes),
+        notes_hash=hash_notes(notes),
+        weights_hash=hash_weights(checkpoint, adapter, module.decoding),
+        settings=settings_of(module.backbone, module.lora, module.decoding, others),
+    )
 
 
-def write_table(parts: list[Path], path: Path) -> None:
-    """Join JSON-lines parts into one table, in the order of the source."""
-    import pandas as pd
-
-    found: list[dict[str, Any]] = []
-    for part in parts:
-        with part.open(encoding="utf-8") as lines:
-            found.extend(map(json.loads, lines))
-    table = pd.DataFrame(found, columns=["row", *COLUMNS]).sort_values("row")[list(COLUMNS)]
-    with whole_file(path) as beside:
-        if path.suffix == ".csv":
-            # Quoted throughout: the csv module itself leaves a lone carriage return bare, which ends a row.
-            table.to_csv(beside, index=False, quoting=csv.QUOTE_NONNUMERIC)
-        elif path.suffix == ".jsonl":
-            table.to_json(beside, orient="records", lines=True, force_ascii=False)
-        else:
-            table.to_parquet(beside, index=False)
+def _asked_all(trainer: L.Trainer) -> bool:
+    # A whole number counts batches; 1.0 is all of them.
+    return isinstance(trainer.limit_predict_batches, float) and trainer.limit_predict_batches == 1.0

@@ -161,6 +161,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.provenance: Provenance | None = None
         self._splits: dict[str, Dataset] = {}
         self._predict: Dataset | None = None
+        self._left_out: np.ndarray | None = None
         self._trained_steps = 0
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -285,18 +286,38 @@ class TranscriptionDataModule(L.LightningDataModule):
         """The test split, each note once."""
         return self._eval_loader("test")
 
+    @property
+    def predict_rows(self) -> Dataset:
+        """The notes to file, tokenised."""
+        return self._predict if self._predict is not None else self.rows(self.predict_source)
+
+    def leave_out(self, answered: np.ndarray) -> None:
+        """Do not ask again about notes that are answered.
+
+        Args:
+            answered: whether each of `predict_rows` is, (N,) bool.
+        """
+        self._left_out = answered
+
     def predict_dataloader(self) -> DataLoader[Prompts]:
-        """The notes to file, each once."""
-        rows = self._predict if self._predict is not None else self.rows(self.predict_source)
-        return self._loader(_Rows(rows, self.collator.prompts), self._by_length(rows))
+        """The notes to file, each once.
+
+        Where fewer are left than there are processes, some are asked about by two, or again: Lightning skips a process
+        that has none, and the others would wait for it.
+        """
+        rows = self.predict_rows
+        left = np.arange(len(rows)) if self._left_out is None else np.flatnonzero(~self._left_out)
+        if len(left) < self._world_size:
+            left = np.resize(left if len(left) else np.arange(1), self._world_size)
+        return self._loader(_Rows(rows, self.collator.prompts), self._by_length(rows, left))
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows = self.rows(split)
         return self._loader(_Rows(rows, self.collator.evaluate), self._by_length(rows))
 
-    def _by_length(self, rows: Dataset) -> LengthSortedSampler:
+    def _by_length(self, rows: Dataset, wanted: np.ndarray | None = None) -> LengthSortedSampler:
         return LengthSortedSampler(
-            rows["length"][:], self.eval_batch_size, self.token_budget, self._rank, self._world_size
+            rows["length"][:], self.eval_batch_size, self.token_budget, self._rank, self._world_size, wanted
         )
 
     def _loader(self, rows: _Rows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:

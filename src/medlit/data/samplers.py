@@ -227,12 +227,20 @@ class LengthSortedSampler(Sampler[list[int]]):
         token_budget: most padded tokens of a batch; a single note may pass it.
         rank: this process.
         world_size: number of processes; notes are dealt to them in turn, so each gets as many as another, or one less.
+        wanted: places of the notes to deal; None: all of them.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, token_budget: int, rank: int = 0, world_size: int = 1
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        token_budget: int,
+        rank: int = 0,
+        world_size: int = 1,
+        wanted: np.ndarray | None = None,
     ) -> None:
-        order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+        notes = np.arange(len(lengths)) if wanted is None else wanted
+        order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]
         mine = order[rank::world_size]
         self.batches: list[list[int]] = []
         for index in mine.tolist():

@@ -102,6 +102,9 @@ class Decoding:
         length_normalise: 'likelihood': compare labels by the mean log-likelihood of their tokens instead of the sum.
         content_free: 'likelihood': notes that say nothing, such as 'N/A'; each label's probability is divided by what
             it is for them (contextual calibration; Zhao 2021, arXiv 2102.09690). None: no calibration.
+        abstain_below: predict, for a table: leave a note's specialty empty, and say so in the column 'abstained', where
+            the answer's probability is below this (0 to 1); what the model answered stays in 'answer'. Needs a mode
+            that gives probabilities. None: never abstain.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
@@ -109,3 +112,4 @@ class Decoding:
     stop_early: bool = True
     length_normalise: bool = False
     content_free: list[str] = field(default_factory=list)
+    abstain_below: float | None = None

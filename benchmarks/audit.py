@@ -1,18 +1,19 @@
 """How long, and in how much memory, are a million notes audited, and how long does training on them take to start?
 
-    python benchmarks/audit.py [--rows 1000000] [--folder DIR]
+    python benchmarks/audit.py [--rows 1000000] [--folder DIR] [--stages audit "audit again"]
 
 Writes a CSV of invented notes of 3 KB each (3 % of them copies, 1 % copies with another label), then runs each stage
-in a process of its own with two threads: the first audit (CSV to Arrow, hashes, exact duplicates), the second from the
-cache, the first start of training (split, tokens of the bundled model, first micro-batch), and the second from the
-cache. Private memory is what a process needs; resident memory counts the pages of the mapped Arrow files too, which the
-system takes back when it wants them.
+in a process of its own with two threads: `medlit audit` (CSV to Arrow, hashes, exact duplicates, lengths), the same
+from the cache, the first start of training (split, tokens of the bundled model, first micro-batch), and the second from
+the cache. Time is the whole process's. Private memory is what a process needs; resident memory (the kernel's maximum
+resident set size) counts the pages of the mapped Arrow files too, which the system takes back when it wants them.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import random
 import subprocess
@@ -54,18 +55,6 @@ def write_notes(path: Path, rows: int) -> None:
             writer.writerow([f"note-{row:07d}", note, label])
 
 
-def audit_notes(path: Path) -> str:
-    """Audit with exact duplicates, as `medlit audit` does."""
-    from medlit.data.audit import audit
-    from medlit.data.sources import Columns, Labels
-
-    report = audit(str(path), columns=Columns(), labels=Labels()).report
-    return (
-        f"{report.rows} rows, {report.duplicates['rows']} in {report.duplicates['groups']} duplicate groups, "
-        f"{report.conflicts['rows']} in {report.conflicts['groups']} conflicts, ceiling {report.accuracy_ceiling:.4f}"
-    )
-
-
 def start_training(path: Path) -> str:
     """What a fit does before its first step: read, split, tokenize, and deal the first micro-batch."""
     from medlit.data.datamodule import TranscriptionDataModule
@@ -82,39 +71,48 @@ def start_training(path: Path) -> str:
     return f"{splits}; first micro-batch {tuple(first.input_ids.shape)}"
 
 
-STAGES = {
-    "audit": audit_notes,
-    "audit again": audit_notes,
-    "first start": start_training,
-    "second start": start_training,
-}
+STAGES = ("audit", "audit again", "first start", "second start")
 
 
-def run_stage(name: str, path: Path) -> None:
-    """Run one stage in this process and print its row."""
-    import threading
+def command_of(stage: str, folder: Path) -> list[str]:
+    """What a stage runs."""
+    if stage.startswith("audit"):
+        arguments = ["-m", "medlit", "audit", "--data.source", f"{folder / 'notes.csv'}", "--output", f"{folder}"]
+    else:
+        arguments = [__file__, "--start", f"{folder / 'notes.csv'}"]
+    return [sys.executable, *arguments]
 
+
+def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float, float, str]:
+    """Run a command; its seconds, its peaks of private and of resident memory in GiB, and the last line it prints."""
     import psutil
 
-    private = resident = 0
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal private, resident
-        process = psutil.Process()
-        while not done.wait(0.2):
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        running = subprocess.Popen(command, env=environment, stdout=printed)
+        process, private, ended = psutil.Process(running.pid), 0, 0
+        while not ended:
             memory = process.memory_info()
             private = max(private, memory.rss - memory.shared)
-            resident = max(resident, memory.rss)
+            time.sleep(0.2)
+            ended, status, usage = os.wait4(running.pid, os.WNOHANG)
+        seconds = time.perf_counter() - begin
+        running.returncode = os.waitstatus_to_exitcode(status)
+        if running.returncode:
+            raise subprocess.CalledProcessError(running.returncode, command)
+        printed.seek(0)
+        return seconds, private / 2**30, usage.ru_maxrss / 2**20, printed.read().splitlines()[-1]
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    begin = time.perf_counter()
-    found = STAGES[name](path)
-    seconds = time.perf_counter() - begin
-    done.set()
-    watcher.join()
-    print(f"| {name} | {seconds:.1f} s | {private / 2**30:.2f} / {resident / 2**30:.2f} GiB | {found} |", flush=True)
+
+def found_by_audit(folder: Path) -> str:
+    """The counts that an audit wrote."""
+    report = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    duplicates, conflicts, tokens = report["duplicates"], report["conflicts"], report["lengths"]["tokens"]
+    return (
+        f"{report['rows']} rows, {duplicates['rows']} in {duplicates['groups']} duplicate groups, "
+        f"{conflicts['rows']} in {conflicts['groups']} conflicts, ceiling {report['accuracy_ceiling']:.4f}, "
+        f"{tokens['mean']} tokens a note"
+    )
 
 
 def main() -> None:
@@ -124,10 +122,11 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where notes and caches go (15 GB; default: a temporary folder)"
     )
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which, in this order")
+    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.stage is not None:
-        run_stage(options.stage, options.folder / "notes.csv")
+    if options.start is not None:
+        print(start_training(options.start))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -140,9 +139,10 @@ def main() -> None:
             "OMP_NUM_THREADS": "2",
             "RAYON_NUM_THREADS": "2",
         }
-        for stage in STAGES:
-            command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
-            subprocess.run(command, env=environment, check=True)
+        for stage in options.stages:
+            seconds, private, resident, last = measure(command_of(stage, folder), environment)
+            found = found_by_audit(folder) if stage.startswith("audit") else last
+            print(f"| {stage} | {seconds:.1f} s | {private:.2f} / {resident:.2f} GiB | {found} |", flush=True)
 
 
 if __name__ == "__main__":

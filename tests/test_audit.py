@@ -109,6 +109,19 @@ def test_columns_that_give_the_label_away(tmp_path: Path) -> None:
     assert leaks == {"code": 1.0, "keywords": 1.0}
 
 
+def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> None:
+    long = 'Seen "today", well.\r\n\nPlan: rest.\n' * 4_000
+    texts = [long, long.replace("\r\n", "\n"), long + "Noted.", "One\ntwo."]
+    notes = [{"id": str(n), "transcription": text, "medical_specialty": "ab"[n % 2]} for n, text in enumerate(texts)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    report = report_of(source, count_tokens=lambda texts: [len(text) for text in texts])
+
+    assert report.lengths["tokens"]["max"] == len(texts[1]) + len("Noted.") > 100_000
+    assert report.duplicates == {"groups": 1, "rows": 2, "ids": [["0", "1"]]}
+    assert report.conflicts["rows"] == 2
+    assert (report.lengths["words"]["min"], report.lengths["words"]["max"]) == (2, 20_001)
+
+
 def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) -> None:
     rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
     notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,24 @@ CountTokens = Callable[[list[str]], Sequence[int]]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def note_lengths(notes: Sequence[str], count_tokens: CountTokens | None) -> dict[str, IntArray]:
+def note_lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most 20,000 notes, evenly spaced, in tokens.
 
-    The notes are read batch by batch, so they may lie on disk.
+    Args:
+        notes: gone through once, so they may come from disk.
+        number: of the notes, N.
+        count_tokens: notes -> tokens of each.
     """
-    spaced = np.zeros(len(notes), dtype=np.bool_)
-    spaced[np.linspace(0, len(notes) - 1, min(len(notes), _TOKENISED)).round().astype(np.int64)] = True
+    spaced = np.zeros(number, dtype=np.bool_)
+    spaced[np.linspace(0, number - 1, min(number, _TOKENISED)).round().astype(np.int64)] = True
     words: list[int] = []
     tokens: list[int] = []
-    for start in range(0, len(notes), _BATCH):
-        batch = list(notes[start : start + _BATCH])
+    left = iter(notes)
+    while batch := list(islice(left, _BATCH)):
+        chosen = spaced[len(words) : len(words) + len(batch)]
         words += [len(note.split()) for note in batch]
         if count_tokens is not None:
-            tokens += count_tokens([note for note, chosen in zip(batch, spaced[start:], strict=False) if chosen])
+            tokens += count_tokens([note for note, counted in zip(batch, chosen, strict=True) if counted])
     lengths = {"words": np.array(words, dtype=np.int64)}
     if count_tokens is not None:
         lengths["tokens"] = np.array(tokens, dtype=np.int64)

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
 from medlit.data.readers import Columns, cache_folder, fingerprint
 from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
+from medlit.data.stream import each_text
 from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables
 from medlit.errors import UserError
 from medlit.labels import normalise_text
@@ -155,7 +157,7 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
             _canonical_batch,
             batched=True,
             fn_kwargs={
-                "text": columns.text,
+                "notes": each_text(rows, columns.text),
                 "label": label,
                 "identity": identity,
                 "classes": None if label is None else table.classes(label),
@@ -177,24 +179,25 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
 
 def _canonical_batch(
     batch: pa.Table,
-    text: str,
+    notes: Iterator[str | None],
     label: str | None,
     identity: str | None,
     classes: list[str] | None,
     spelling: dict[str, str | None],
 ) -> pa.Table:
+    """Canonical rows of a batch; its notes are the next of `notes`, so that the batch's own stay unread on disk."""
     import pyarrow as pa
 
-    notes = [clean_note(note) for note in batch.column(text).to_pylist()]
-    ids: list[str | None] = [None] * len(notes)
-    specialties: list[str | None] = [None] * len(notes)
+    cleaned = [clean_note(note) for note in islice(notes, len(batch))]
+    ids: list[str | None] = [None] * len(batch)
+    specialties: list[str | None] = [None] * len(batch)
     if identity is not None:
         ids = as_text(batch.column(identity).to_pylist(), None)
     if label is not None:
         specialties = [spelling[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
-    hashes = [hash_text(note) for note in notes]
+    hashes = [hash_text(note) for note in cleaned]
     return pa.table(
-        dict(zip(CANONICAL, (ids, notes, specialties, hashes), strict=True)),
+        dict(zip(CANONICAL, (ids, cleaned, specialties, hashes), strict=True)),
         schema=pa.schema([(name, pa.string()) for name in CANONICAL]),
     )
 

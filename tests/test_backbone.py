@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medlit.data.batches import Batch, Collator, Row
 from medlit.errors import UserError
+from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.backbone import causal_lm, loss_sum
 from medlit.model.memory import Footprint, Recomputation
@@ -237,7 +238,7 @@ def logits(model: nn.Module) -> Tensor:
 def test_peft_alone_loads_the_adapter_to_the_same_logits(model: nn.Module, settings: Backbone, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    language_model.save_adapter(model, tmp_path, "owner/name", "v1")
+    adapters.save_adapter(model, tmp_path, "owner/name", "v1")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "v1")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -250,9 +251,9 @@ def test_peft_alone_loads_the_adapter_to_the_same_logits(model: nn.Module, setti
 def test_an_adapter_that_was_saved_is_the_same_when_loaded(
     model: nn.Module, settings: Backbone, tmp_path: Path
 ) -> None:
-    language_model.save_adapter(model, tmp_path, "owner/name", None)
+    adapters.save_adapter(model, tmp_path, "owner/name", None)
     fresh = language_model.load(settings, Lora(seed=9), CPU)
-    language_model.load_adapter(fresh, tmp_path)
+    adapters.load_adapter(fresh, tmp_path)
     for name in language_model.trainable_names(model):
         assert torch.equal(fresh.get_parameter(name), model.get_parameter(name))
 
@@ -263,36 +264,36 @@ def test_an_adapter_that_was_saved_is_the_same_when_loaded(
 def test_an_adapter_of_another_shape_is_refused(
     model: nn.Module, settings: Backbone, tmp_path: Path, lora: Lora
 ) -> None:
-    language_model.save_adapter(language_model.load(settings, lora, CPU), tmp_path, "owner/name", None)
+    adapters.save_adapter(language_model.load(settings, lora, CPU), tmp_path, "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: .*fit"):
-        language_model.load_adapter(model, tmp_path)
+        adapters.load_adapter(model, tmp_path)
 
 
 def test_an_adapter_of_a_wider_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
     wide = Backbone(str(write_llama(tmp_path / "wide", hidden=128)), max_length=256)
-    language_model.save_adapter(language_model.load(wide, Lora(), CPU), tmp_path / "adapter", "owner/name", None)
+    adapters.save_adapter(language_model.load(wide, Lora(), CPU), tmp_path / "adapter", "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: the weights in .* do not fit"):
-        language_model.load_adapter(model, tmp_path / "adapter")
+        adapters.load_adapter(model, tmp_path / "adapter")
 
 
 def test_a_broken_or_missing_adapter_is_refused(model: nn.Module, tmp_path: Path) -> None:
-    language_model.save_adapter(model, tmp_path / "whole", "owner/name", None)
+    adapters.save_adapter(model, tmp_path / "whole", "owner/name", None)
     short = shutil.copytree(tmp_path / "whole", tmp_path / "short") / "adapter_model.safetensors"
     short.write_bytes(short.read_bytes()[:1000])
     for folder in (short.parent, tmp_path / "none"):
         with pytest.raises(UserError, match=r"model\.adapter: .* is missing or broken"):
-            language_model.load_adapter(model, folder)
+            adapters.load_adapter(model, folder)
 
 
 def test_an_adapter_is_looked_for_in_a_folder_and_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.adapter: .* holds no adapter_config\.json"):
-        language_model.adapter_folder(str(tmp_path))
+        adapters.adapter_folder(str(tmp_path))
     with pytest.raises(UserError, match=r"model\.adapter: \./nowhere holds no adapter_config\.json"):
-        language_model.adapter_folder("./nowhere")
+        adapters.adapter_folder("./nowhere")
     with pytest.raises(UserError, match="owner/no-such-adapter is neither a folder nor to be had from the Hub"):
-        language_model.adapter_folder("owner/no-such-adapter")
+        adapters.adapter_folder("owner/no-such-adapter")
     (tmp_path / "adapter_config.json").touch()
-    assert language_model.adapter_folder(str(tmp_path)) == tmp_path
+    assert adapters.adapter_folder(str(tmp_path)) == tmp_path
 
 
 # --- what cannot be loaded --------------------------------------------------------------------------------------------

@@ -7,12 +7,10 @@ flags. A checkpoint remembers nothing that could override them; its structure is
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +53,7 @@ from medlit.preflight import (
     check_settings,
     check_writable,
 )
+from medlit.quiet import quiet
 from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, unwritable, versions
 
 MONITOR = f"val/{F1_MACRO}"
@@ -304,28 +303,6 @@ def _precision(accelerator: Any) -> str:  # noqa: ANN401
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def _quiet() -> None:
-    """Leave on the screen what a user can act on."""
-    # Unsloth gives the root logger a handler; without this every line of Lightning's is printed twice.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).propagate = False
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
-    for message in (
-        # Notes of a few hundred tokens are collated in far less time than a step takes.
-        r"The '\w+_dataloader' does not have many workers",
-        # The data module knows where a fit goes on, and the files of a run that goes on are its own.
-        "You're resuming from a checkpoint that ended before the epoch ended",
-        "Checkpoint directory .* exists and is not empty",
-        # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
-        r".*isinstance\(treespec, LeafSpec\).* is deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
-
-
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
     """Run a verb.
 
@@ -336,7 +313,7 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
         SystemExit: code 2 after a user's mistake, told in one sentence on standard error; 128 + its number after a
             signal.
     """
-    _quiet()
+    quiet()
     try:
         return MedlitCLI(
             SpecialtyClassifier,

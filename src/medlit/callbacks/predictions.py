@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.backbone import adapter_folder
+from medlit.model.adapter import adapter_folder
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.columns import rows
 from medlit.predictions.origin import Origin, hash_notes, hash_weights, settings_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,13 @@ import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.balance import Balance
-from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, Row
+from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts
 from medlit.data.provenance import Provenance
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
+from medlit.data.rows import BatchRows, as_it_is
+from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.sources import Columns, Labels, clean_note, load_source
 from medlit.data.splits import Partition, partition
 from medlit.data.tables import commit_of
@@ -31,31 +30,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PREDICT_SPLITS = ("train", "validation", "test")
-
-
-class _Rows(TorchDataset[Any]):
-    """Whole batches by their row indices: the samplers choose the batch, this fetches and collates it."""
-
-    def __init__(self, rows: Dataset, collate: Callable[..., Any]) -> None:
-        self.rows = rows
-        self.collate = collate
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, batch: MicroBatch | list[int]) -> Batch | EvalBatch | Prompts:
-        if isinstance(batch, MicroBatch):
-            return self.collate(_as_rows(self.rows, batch.indices), batch.step_tokens)  # type: ignore[no-any-return]
-        return self.collate(_as_rows(self.rows, batch))  # type: ignore[no-any-return]
-
-
-def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[Row]:
-    columns = rows[list(indices)]
-    fields = (columns[name] for name in ("id", "text_hash", "input_ids", "cut_tokens", "specialty"))
-    return [
-        Row(row=row, id=i, text_hash=text, input_ids=ids, cut_tokens=cut, specialty=name)
-        for row, i, text, ids, cut, name in zip(indices, *fields, strict=True)
-    ]
 
 
 class TranscriptionDataModule(L.LightningDataModule):
@@ -276,7 +250,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
         self._trained_steps = 0
-        return self._loader(_Rows(rows, self.collator.packed if self._packs else self.collator.train), sampler)
+        return self._loader(BatchRows(rows, self.collator.packed if self._packs else self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """The validation split, each note once."""
@@ -309,24 +283,24 @@ class TranscriptionDataModule(L.LightningDataModule):
         left = np.arange(len(rows)) if self._left_out is None else np.flatnonzero(~self._left_out)
         if len(left) < self._world_size:
             left = np.resize(left if len(left) else np.arange(1), self._world_size)
-        return self._loader(_Rows(rows, self.collator.prompts), self._by_length(rows, left))
+        return self._loader(BatchRows(rows, self.collator.prompts), self._by_length(rows, left))
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows = self.rows(split)
-        return self._loader(_Rows(rows, self.collator.evaluate), self._by_length(rows))
+        return self._loader(BatchRows(rows, self.collator.evaluate), self._by_length(rows))
 
     def _by_length(self, rows: Dataset, wanted: np.ndarray | None = None) -> LengthSortedSampler:
         return LengthSortedSampler(
             rows["length"][:], self.eval_batch_size, self.token_budget, self._rank, self._world_size, wanted
         )
 
-    def _loader(self, rows: _Rows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
+    def _loader(self, rows: BatchRows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
         # The sampler names whole batches, so automatic batching is off (batch_size=None) and Lightning leaves it alone.
         return DataLoader(
             rows,
             batch_size=None,
             sampler=sampler,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
@@ -379,10 +353,6 @@ def _read_stdin() -> str:
         raise UserError(
             f"data.text: the standard input is not {error.encoding.upper()}; convert it, for example with iconv."
         ) from None
-
-
-def _as_it_is(batch: object) -> object:
-    return batch
 
 
 def _label_set(partition: Partition, source: str) -> LabelSet:

@@ -1,4 +1,4 @@
-"""The language model behind Unsloth: loading it in 4 bit, its adapter, its modes, its loss and its adapter folder.
+"""The language model behind Unsloth: loading it in 4 bit, its fresh adapter, its modes and its loss.
 
 Unsloth on a GPU patches the model's classes (fast kernels, a fused loss); on a CPU it is stock transformers and PEFT.
 What differs between the two stays in this file.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from medlit.model.settings import Backbone, Lora
 from medlit.weights import missing, resolve
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Where Unsloth's own attention call is kept while medlit's stands in its place.
@@ -258,75 +257,6 @@ def _head_loss(inner: Any, hidden: Tensor, targets: Tensor) -> Tensor:  # noqa: 
     return total
 
 
-# --- the adapter's weights --------------------------------------------------------------------------------------------
-
-
 def trainable_names(model: nn.Module) -> set[str]:
     """Names of the parameters that are trained."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_adapter(model: PeftModel, folder: Path, base_model: str, revision: str | None) -> None:
-    """Write the adapter in PEFT's format (safetensors), naming the base model as the user did."""
-    config = model.peft_config["default"]
-    loaded_from = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = base_model, revision
-    try:
-        # The embedding is never trained here; without this PEFT asks the Hub whether the vocabulary grew.
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    finally:
-        config.base_model_name_or_path, config.revision = loaded_from
-    # PEFT's own card names the folder that the weights were loaded from.
-    (folder / "README.md").unlink(missing_ok=True)
-
-
-def adapter_folder(adapter: str) -> Path:
-    """A local folder with an adapter: the one named, or a Hub repository's in the cache.
-
-    Raises:
-        UserError: there is no adapter there.
-    """
-    folder = Path(adapter).expanduser()
-    if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~", "/")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(adapter))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(
-                f"model.adapter: {adapter} is neither a folder nor to be had from the Hub; check the name."
-            ) from error
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"model.adapter: {adapter} holds no adapter_config.json; give a folder that medlit or PEFT wrote."
-        )
-    return folder
-
-
-def load_adapter(model: PeftModel, folder: Path) -> None:
-    """Read an adapter's weights into a model that has an adapter of the same shape.
-
-    Raises:
-        UserError: the file is missing, broken, or holds other weights than the model has.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    file = folder / "adapter_model.safetensors"
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
-    if any(not bool(value.isfinite().all()) for value in weights.values()):
-        raise UserError(f"model.adapter: {file} holds weights that are not finite numbers; take another adapter.")
-    try:
-        result: Any = set_peft_model_state_dict(model, weights)
-    except RuntimeError as error:
-        raise UserError(f"model.adapter: the weights in {file} do not fit the base model's layers.") from error
-    absent = [key for key in result.missing_keys if "lora_" in key]
-    if absent or result.unexpected_keys:
-        raise UserError(
-            f"model.adapter: {file} does not fit: {len(absent)} weights are missing and"
-            f" {len(result.unexpected_keys)} have no place in this base model."
-        )

@@ -17,6 +17,7 @@ from medlit.data.batches import Batch
 from medlit.data.provenance import Provenance
 from medlit.errors import UserError
 from medlit.labels import LabelSet
+from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
 from medlit.model.resume import count_in_steps, last_step
@@ -72,7 +73,7 @@ class SpecialtyClassifier(AnsweringModule):
         if found is not None:
             self.label_set = found
         if self.adapter is not None:
-            folder = language_model.adapter_folder(self.adapter)
+            folder = adapters.adapter_folder(self.adapter)
             file = folder / LABELS_FILE
             if file.is_file():
                 self._adopt(Structure.read(file), f"the adapter {folder}")
@@ -86,7 +87,7 @@ class SpecialtyClassifier(AnsweringModule):
         self.tokenizer = load_tokenizer(self.backbone.base_model, self.backbone.revision)
         self.model = language_model.load(self.backbone, self.lora, self.trainer.strategy.root_device)
         if self.adapter is not None:
-            language_model.load_adapter(self.model, language_model.adapter_folder(self.adapter))  # type: ignore[arg-type]
+            adapters.load_adapter(self.model, adapters.adapter_folder(self.adapter))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW8bit over the adapter; linear warm-up, then linear decay to the last optimizer step."""
@@ -172,7 +173,7 @@ class SpecialtyClassifier(AnsweringModule):
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""
-        language_model.save_adapter(self._model, folder, self.backbone.base_model, self.backbone.revision)  # type: ignore[arg-type]
+        adapters.save_adapter(self._model, folder, self.backbone.base_model, self.backbone.revision)  # type: ignore[arg-type]
         self.tokenizer.save_pretrained(folder)
         notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "TranscriptionDataModule", "global_step", "epoch")
+# How fast a run was, by means over the last steps of this process, is no part of how it ended.
+CLOCKED = {"train/tokens_per_second", "train/notes_per_second", "train/padding"}
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "medlit.json")
 
 
@@ -35,7 +37,7 @@ def curves(run: Path) -> dict[str, object]:
     for file in sorted(run.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file))
         events.Reload()
-        for tag in events.Tags()["scalars"]:
+        for tag in set(events.Tags()["scalars"]) - CLOCKED:
             for event in events.Scalars(tag):
                 name = f"{tag}/{event.step}"
                 points[name] = event.value if points.get(name, event.value) == event.value else "not always the same"

@@ -115,7 +115,7 @@ def read(source: Path) -> LabelSet:
     from medlit.data.splits import partition
 
     found = load_source(str(source), columns=Columns(), labels=Labels(), require_labels=True)
-    return _label_set(partition(found, SplitSettings()).notes, str(source))
+    return _label_set(partition(found, SplitSettings()), str(source))
 
 
 @pytest.mark.parametrize(("what", "suffix", "content"), tables(), ids=lambda value: value if type(value) is str else "")

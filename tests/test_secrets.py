@@ -84,7 +84,7 @@ def test_the_canaries_would_be_found(tmp_path: Path) -> None:
     assert hits(tmp_path / "none", "fine", f"bad: {TOKEN}") == ["text 1"]
 
 
-def test_fit_test_predict_and_audit_keep_both_to_themselves(
+def test_every_verb_keeps_both_to_itself(
     medlit: Medlit,
     tiny_config: Path,
     source: Path,
@@ -97,9 +97,19 @@ def test_fit_test_predict_and_audit_keep_both_to_themselves(
         checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
         said += run(medlit, verb, tiny_config, source, *checkpoint)
     said += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
+    run_folder = work / "logs" / "tiny" / "version_0"
+    said += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run", run_folder)
     said.append(caplog.text)
     names = {path.name for path in work.rglob("*")}
-    assert {"last.ckpt", "config_fit.yaml", "hparams.yaml", "predictions.csv", "audit.json", "adapter"} <= names
+    assert {
+        "last.ckpt",
+        "config_fit.yaml",
+        "hparams.yaml",
+        "predictions.csv",
+        "audit.json",
+        "adapter",
+        "report.md",
+    } <= names
     assert hits(work, *said) == []
 
 
@@ -224,7 +234,8 @@ def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
     adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run", work / "other"]
     run(medlit, "test", tiny_config, source, *adapter)
     run(medlit, "predict", tiny_config, source, "--data.text", "a heart murmur")
-    tool(capsys, "audit", "--config", tiny_config, "--data.source", source)
+    for verb in ("audit", "baseline"):
+        tool(capsys, verb, "--config", tiny_config, "--data.source", source)
     run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
     run(medlit, "fit", tiny_config, source, "--model.backbone.base_model", "nobody/no-llama", code=2)
     run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)

@@ -306,15 +306,19 @@ def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> di
 
 def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps: int) -> dict[str, Any]:
     """Seconds of a validation with its loss, and of the recipe's optimizer steps around it."""
+    import torch
+
+    from medlit.data.batches import Batch
     from medlit.model import backbone as language_model
+    from medlit.model.settings import Lora
 
     def validate() -> None:
         for batch in bench.batches(bench.rows):
             # With the labels' log-likelihoods comes the loss.
             answer(bench.prompts(batch))
 
-    def on_device(batch: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - a Batch
-        return {"input_ids": batch.input_ids.to(bench.device), "labels": batch.labels.to(bench.device)}
+    def on_device(batch: Batch) -> Batch:
+        return Batch(*(part.to(bench.device) if isinstance(part, torch.Tensor) else part for part in batch))
 
     with bench.autocast():
         validate()
@@ -325,13 +329,14 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     validating = (time.perf_counter() - begin) * VALIDATION / len(bench.rows)
 
     language_model.train_mode(bench.model, bench.backbone)
+    recomputation = language_model.recomputation(bench.model, bench.backbone, Lora())
     seconds = []
     for rows in step_rows(bench, steps + 1):
         begin = time.perf_counter()
         for part in rows:
             batch = bench.collator.train(part, 1)
             with bench.autocast():
-                loss = language_model.loss_sum(bench.model, batch._replace(**on_device(batch)))
+                loss = language_model.loss_sum(bench.model, on_device(batch), recomputation)
             loss.backward()
         bench.model.zero_grad()
         bench.synchronise()

@@ -134,7 +134,7 @@ def test_a_run_that_was_moved_still_knows_its_best(
     monkeypatch.setattr("medlit.callbacks.adapter.AdapterFolder.on_validation_end", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     best = (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns
-    monkeypatch.setattr("medlit.model.module.SpecialtyMetrics.scores", _no_better)
+    monkeypatch.setattr("medlit.model.metrics.SpecialtyMetrics.scores", _no_better)
     assert medlit("fit", "--config", config, "--run", "moved", "--ckpt_path", "last").code == 0
     assert (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns == best
 

@@ -110,6 +110,7 @@ class Harness:
         if (run / "checkpoints" / "last.ckpt").exists():
             arguments += ["--ckpt_path", "last"]
         self._log(run).parent.mkdir(parents=True, exist_ok=True)
+        self._log(run).touch()
         child = os.fork()
         if not child:
             _fit(arguments, prepare, self._log(run))

@@ -291,8 +291,9 @@ def test_a_trial_run_leaves_nothing(
     medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert medlit("fit", "--config", tiny_config, "--trainer.fast_dev_run", "true").code == 0
-    assert files(tmp_path) == set()
+    trial = ["--trainer.fast_dev_run", "true", "--log_samples", "2"]
+    assert medlit("fit", "--config", tiny_config, *trial).code == 0
+    assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
 def test_fit_goes_on_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
@@ -505,9 +506,11 @@ def test_one_note_from_standard_input_in_a_fresh_process(
 def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
     ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
     two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    python("-m", "medlit", "fit", *two, cwd=tmp_path)
+    python("-m", "medlit", "fit", *two, "--log_samples", "1", cwd=tmp_path)
     run = tmp_path / "logs" / "tiny" / "version_0"
-    assert files(run) - {path.name for path in run.glob("events*")} == (
+    samples = (run / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [4, 8, 11]
+    assert files(run) - {path.name for path in run.glob("events*")} - {"samples.jsonl"} == (
         files(fitted) - {path.name for path in fitted.glob("events*")}
     )
     for tag in ("train/loss", "val/loss", "val/accuracy"):

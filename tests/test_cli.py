@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -10,8 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -359,6 +361,27 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
+
+
+def test_an_adapter_in_a_closed_folder_costs_no_number(
+    medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkstemp
+
+    def mkstemp(*given: Any, **named: Any) -> tuple[int, str]:  # noqa: ANN401 - as the real one
+        if named.get("dir") == run / "adapter":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return make(*given, **named)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    before = (run / "adapter" / "medlit.json").read_bytes()
+    weighed = ["--model.decoding.mode", "likelihood", "--model.adapter", run / "adapter"]
+    outcome = medlit("validate", "--config", tiny_config, *weighed)
+    assert outcome.code == 0
+    told = f"is not kept with the adapter: {run / 'adapter' / 'medlit.json'} cannot be written (Permission denied)"
+    assert outcome.err.count(told) == 1
+    assert scores(run.with_name("version_1") / "validate_metrics.json")["temperature"] > 0
+    assert (run / "adapter" / "medlit.json").read_bytes() == before
 
 
 def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(

@@ -26,7 +26,9 @@ from fakes import notes, write_csv
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.others import end_others
+from medlit.callbacks.signals import SIGNALS, StopOnSignal
 from medlit.data.batches import Batch
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
@@ -260,10 +262,35 @@ def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Pa
 
 @pytest.mark.parametrize(("how", "code"), [("exit 3", 3), ("kill -USR1 $$", 128 + signal.SIGUSR1)])
 def test_the_first_process_ends_with_the_code_of_the_one_that_failed(how: str, code: int) -> None:
-    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
-    launcher.procs = [subprocess.Popen(["sh", "-c", how])]
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    trainer = trainer_with(subprocess.Popen(["sh", "-c", how]))
     assert end_others(trainer, RuntimeError("lost its partner")) == code
+
+
+def trainer_with(child: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what callbacks look at of a trainer
+    """A trainer that has started another process."""
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [child]
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_not_handed_on(number: int) -> None:
+    """A terminal has sent it to the other processes too, which would take a second one as the last word."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    child = subprocess.Popen(["sleep", "100"])
+    stop = StopOnSignal(LastCheckpoint())
+    module: Any = None
+    try:
+        stop.on_train_start(trainer_with(child), module)
+        signal.raise_signal(number)
+        time.sleep(0.2)
+        assert stop.received == number
+        assert child.poll() is None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.slow

@@ -147,6 +147,18 @@ def test_ranks_share_out_every_loader(make: Make, world_size: int) -> None:
     assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make: Make, split: str) -> None:
+    size = SPLITS[split]
+    for rank in range(size + 1):
+        data = on_rank(make(), rank, size + 1)
+        data.setup("fit")
+        loader = data.val_dataloader if split == "validation" else data.test_dataloader
+        with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few to share among {size + 1}"):
+            loader()
+    assert len(on_rank(data, size - 1, size).val_dataloader()) == 1
+
+
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +265,7 @@ def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
         data.setup("predict")
         data.leave_out(np.isin(np.arange(8), order[:done]))
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
-        assert mine, "Lightning would leave this process out, and the others would wait for it"
+        assert mine, "Lightning would end here"
         asked += mine
     left = set(order[done:].tolist())
     assert set(asked) == left or (done == 8 and len(set(asked)) == 1)

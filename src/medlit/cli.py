@@ -37,6 +37,7 @@ from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
+from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -228,6 +229,7 @@ class MedlitCLI(LightningCLI):
             FiniteSteps(config.model.optimizer.on_nonfinite),
             self.memory,
             RunReport(),
+            AdapterTemperature(),
             SplitRecord(),
             Throughput(),
             PredictionWriter(

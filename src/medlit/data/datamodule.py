@@ -253,11 +253,19 @@ class TranscriptionDataModule(L.LightningDataModule):
         return self._loader(BatchRows(rows, self.collator.packed if self._packs else self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """The validation split, each note once."""
+        """The validation split, each note once.
+
+        Raises:
+            UserError: there is none, or it has fewer notes than there are processes.
+        """
         return self._eval_loader("validation")
 
     def test_dataloader(self) -> DataLoader[EvalBatch]:
-        """The test split, each note once."""
+        """The test split, each note once.
+
+        Raises:
+            UserError: as for validation.
+        """
         return self._eval_loader("test")
 
     @property
@@ -276,8 +284,8 @@ class TranscriptionDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Prompts]:
         """The notes to file, each once.
 
-        Where fewer are left than there are processes, some are asked about by two, or again: Lightning skips a process
-        that has none, and the others would wait for it.
+        Where fewer are left than there are processes, some are asked about by two, or again: Lightning ends where a
+        process has none.
         """
         rows = self.predict_rows
         left = np.arange(len(rows)) if self._left_out is None else np.flatnonzero(~self._left_out)
@@ -287,6 +295,11 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows = self.rows(split)
+        if len(rows) < self._world_size:  # Lightning ends where a process has no note
+            raise UserError(
+                f"trainer.devices: the {split} split has {len(rows)} notes, too few to share among"
+                f" {self._world_size} processes; use at most {len(rows)}, or a larger split."
+            )
         return self._loader(BatchRows(rows, self.collator.evaluate), self._by_length(rows))
 
     def _by_length(self, rows: Dataset, wanted: np.ndarray | None = None) -> LengthSortedSampler:

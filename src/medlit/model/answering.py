@@ -77,8 +77,9 @@ class AnsweringModule(L.LightningModule):
         self.scores, self.answered, loss = self._tally.result(
             lambda x: self.trainer.strategy.reduce(x, reduce_op="sum")
         )
-        if not self.trainer.testing and self.answered.probabilities is not None:
-            found = fit_temperature(self.answered.probabilities, self.answered.truth)
+        probabilities = self.answered.probabilities
+        if probabilities is not None and not (self.trainer.testing or self.trainer.sanity_checking):
+            found = fit_temperature(probabilities, self.answered.truth)
             self.temperatures[way_of_answering(self.decoding)] = found
         shown = (ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE)
         numbers = {LOSS: loss, **{name: float(self.scores[name]) for name in shown}}  # type: ignore[literal-required]

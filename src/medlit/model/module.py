@@ -110,7 +110,11 @@ class SpecialtyClassifier(AnsweringModule):
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn."""
+        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn.
+
+        The weights of the last validation end here, and its temperature with them; what stops a fit comes before.
+        """
+        self.temperatures = {}
         if self.lora.dropout:
             place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))

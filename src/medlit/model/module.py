@@ -24,6 +24,7 @@ from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter
+from medlit.prompts import INSTRUCTION
 from medlit.weights import load_tokenizer
 
 TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
@@ -39,6 +40,7 @@ class SpecialtyClassifier(AnsweringModule):
         decoding: how the model answers.
         adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of 'lora'.
             'none' is the bare base model.
+        instruction: set from data.instruction.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class SpecialtyClassifier(AnsweringModule):
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         decoding: Decoding = Decoding(),  # noqa: B008
         adapter: str | None = None,
+        instruction: str = INSTRUCTION,
     ) -> None:
         super().__init__(backbone, decoding)
         self.lora = lora
         self.optimizer_settings = optimizer
         self.adapter = None if adapter == "none" else adapter
+        self.instruction = instruction
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -133,7 +137,7 @@ class SpecialtyClassifier(AnsweringModule):
     @property
     def structure(self) -> Structure:
         """What a checkpoint or an adapter of this model must agree with."""
-        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures)
+        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures, self.instruction)
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in language_model.trainable_names(self._model)}

@@ -17,7 +17,9 @@ import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
 
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.provenance import Provenance
 from medlit.errors import UserError
+from medlit.report.facts import data_facts
 
 Make = Callable[..., TranscriptionDataModule]
 SECRET = "Zebra"
@@ -150,6 +152,18 @@ def test_card_and_base_model_decide_whether_notes_are_packed(
     data = on_rank(make(base_model=str(folder)), 0, 1, device="cuda")
     data.setup("fit")
     assert data.train_dataloader().sampler.packed is packed  # type: ignore[attr-defined]
+
+
+def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path) -> None:
+    data = make()
+    assert data_facts(data) == {}
+    data.split()
+    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
+    data.provenance = Provenance("clinic/notes", "a" * 40, data.partition.hashes)  # type: ignore[union-attr]
+    assert data_facts(data)["revision"] == "a" * 40
+    one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
+    one_table.split()
+    assert data_facts(one_table)["split"] == "grouped"
 
 
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:

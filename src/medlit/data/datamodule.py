@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.balance import Balance
-from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts
+from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
 from medlit.data.provenance import Provenance
 from medlit.data.rows import BatchRows, as_it_is
 from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
@@ -237,7 +237,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         packed = self._packs
         sampler = StepSampler(
             length.tolist(),
-            (answer if self.loss_on == "response" else length - 1).tolist(),
+            supervised_tokens(length, answer, self.loss_on).tolist(),
             examples_per_step=self.examples_per_step,
             batch_size=self.batch_size,
             token_budget=self.token_budget,

@@ -1,4 +1,4 @@
-"""Where medlit keeps what it can make again and holds no notes: converted weights, compiled kernels."""
+"""Where medlit keeps what it can make again and holds no notes: converted weights, compiled kernels; and the Hub."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def cache_dir() -> Path:
             " that you may write."
         ) from error
     return folder
+
+
+def hub_is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` keeps the Hub's libraries to what is cached, as they read it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition", "split_notes"]
+__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition"]
 
 
 VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
@@ -74,11 +74,6 @@ class Partition:
 
         with whole_file(path) as beside:
             pq.write_table(self.record, beside)
-
-
-def split_notes(tables: Mapping[str, Dataset], settings: SplitSettings) -> dict[str, Dataset]:
-    """The notes of `partition` alone."""
-    return partition(tables, settings).notes
 
 
 def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partition:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter
 from medlit.prompts import INSTRUCTION
+from medlit.runs import write_json
 from medlit.weights import load_tokenizer
 
 TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
@@ -181,4 +181,4 @@ class SpecialtyClassifier(AnsweringModule):
         self.tokenizer.save_pretrained(folder)
         notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
-        (folder / LABELS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / LABELS_FILE, content)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medlit.model.settings import Decoding
 from medlit.model.structure import LABELS_FILE, Structure
-from medlit.runs import run_of, whole_file
+from medlit.runs import run_of, write_json
 
 # Settings that change no probability.
 _ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
@@ -43,5 +43,4 @@ def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
     Structure.read(file)  # it is medlit's, or this is where it is said
     values = json.loads(file.read_text(encoding="utf-8"))
     values["temperatures"] = values.get("temperatures", {}) | temperatures
-    with whole_file(file) as path:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(file, values)

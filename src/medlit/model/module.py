@@ -19,6 +19,7 @@ from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
+from medlit.model.memory import Recomputation
 from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
@@ -57,6 +58,7 @@ class SpecialtyClassifier(AnsweringModule):
         self.optimizer_settings = optimizer
         self.adapter = None if adapter == "none" else adapter
         self.instruction = instruction
+        self.recomputation: Recomputation | None = None  # known when a fit starts
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class SpecialtyClassifier(AnsweringModule):
         """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
         self.temperatures = {}
         language_model.train_mode(self._model, self.backbone)
-        self._recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
+        self.recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -121,7 +123,7 @@ class SpecialtyClassifier(AnsweringModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the optimizer step's mean loss over supervised tokens, in nats."""
-        share = language_model.loss_sum(self._model, batch, self._recomputation) / batch.step_tokens
+        share = language_model.loss_sum(self._model, batch, self.recomputation) / batch.step_tokens
         self._step_loss += share.detach()
         # Lightning divides by the micro-batches of a step and DDP by the processes; the share is exact without either.
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)

@@ -21,6 +21,7 @@ import yaml
 from fakes import SPECIALTIES, notes, write_csv
 
 import medlit as package
+from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -173,6 +174,20 @@ def test_an_unknown_name_in_the_environment_exits_2(
     assert outcome.code == 2
     assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
+def test_a_tool_s_unknown_name_in_the_environment_is_refused_by_the_tool(
+    monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    from medlit.tools.settings import settings
+
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SOURCE", "x.csv")
+    monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
+    assert settings(tool, []).data.source == "x.csv"
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SORCE", "x.csv")
+    with pytest.raises(UserError, match=f"MEDLIT_{tool.upper()}__DATA__SORCE: there is no such setting"):
+        settings(tool, [])
 
 
 @pytest.mark.parametrize("name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE"])

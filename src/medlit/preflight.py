@@ -12,7 +12,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.__main__ import TOOLS
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
 from medlit.errors import UserError
@@ -20,6 +19,7 @@ from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import Structure, check_structure
+from medlit.verbs import MODEL_VERBS, TOOLS
 
 ENV_PREFIX = "MEDLIT"
 # Names with the prefix that are no settings of a verb.
@@ -100,7 +100,7 @@ def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
     """Check that every variable with medlit's prefix is read by somebody; jsonargparse passes over a misspelt one.
 
     Args:
-        parsers: verb -> its parser.
+        parsers: verb -> its parser; what belongs to a verb that is not among them is passed over.
 
     Raises:
         UserError: naming the variable.
@@ -109,10 +109,11 @@ def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
         if not name.startswith(f"{ENV_PREFIX}_") or name in ENV_OTHERS:
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        known = verb in parsers and any(
+        if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:
+            continue
+        if verb not in parsers or not any(
             key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
-        )
-        if not known and verb not in TOOLS:
+        ):
             raise UserError(
                 f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."

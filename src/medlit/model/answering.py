@@ -64,9 +64,12 @@ class AnsweringModule(L.LightningModule):
     def _nats(self, batch: EvalBatch, answers: Answers) -> Tensor:
         """Summed negative log-likelihood of the supervised tokens, shape (), on the device.
 
-        A decoder that has read the labels behind the notes knows it already: the notes need no second pass.
+        A decoder that has read the labels behind the notes knows it already: the notes need no second pass. But it read
+        them as the label set spells them, and the loss is of the table's own spelling.
         """
-        if answers.label_nats is not None and self.trainer.datamodule.loss_on == "response":  # type: ignore[attr-defined]
+        as_listed = set(batch.specialties) <= set(self.label_set.names)
+        on_response = self.trainer.datamodule.loss_on == "response"  # type: ignore[attr-defined]
+        if answers.label_nats is not None and on_response and as_listed:
             true = torch.tensor([[self.label_set.index(name)] for name in batch.specialties])
             return -answers.label_nats.gather(1, true).sum().to(self.device)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from medlit.model.settings import Decoding
 from medlit.model.structure import LABELS_FILE, Structure
-from medlit.runs import run_of, whole_file
+from medlit.runs import run_of, write_json
 
 # Settings that change no probability.
 _ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
@@ -45,6 +45,6 @@ def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
     Structure.read(file)  # it is medlit's, or this is where it is said
     values = json.loads(file.read_text(encoding="utf-8"))
     values["temperatures"] = values.get("temperatures", {}) | temperatures
-    with whole_file(file) as path:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        path.chmod(stat.S_IMODE(file.stat().st_mode))
+    mode = stat.S_IMODE(file.stat().st_mode)
+    write_json(file, values)
+    file.chmod(mode)

@@ -71,7 +71,7 @@ class StepClock(L.Callback):
         """Count a micro-batch, and end a step."""
         cells = batch.input_ids.numel()
         self._count += cells
-        choice = pl_module._recomputation
+        choice = pl_module.recomputation
         if choice is not None:
             kept = sum(not layer.gradient_checkpointing for layer in choice.layers)
             self.kept.append(kept)

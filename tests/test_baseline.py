@@ -6,13 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from fakes import HEART, SPECIALTIES, notes, write_csv
+from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -157,6 +157,70 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
     assert found["accuracy"] > metrics(folder, "baseline_majority")["accuracy"] + 0.2  # type: ignore[operator]
     assert found["log_loss"] < metrics(folder, "baseline_majority")["log_loss"]  # type: ignore[operator]
     assert "Against classification head:" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model.backbone.dtype", "float16"], "model.backbone.dtype: the classification head is not trained in"),
+        (["--trainer.max_steps", "-1"], "trainer.max_steps: the classification head needs a last step"),
+    ],
+)
+def test_a_head_that_cannot_be_trained_as_asked_is_refused(
+    tiny_config: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    logs = ["--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=says):
+        baseline(["--config", str(tiny_config), "--head", *logs, *arguments])
+
+
+def test_a_head_s_base_model_whose_weights_are_not_there_is_told(llama: Path, tmp_path: Path) -> None:
+    import torch
+
+    from medlit.model.settings import Backbone, Lora
+    from medlit.tools.baseline.head import load_head
+
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.backbone\.base_model"):
+        load_head(Backbone(str(folder)), Lora(), 3, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rare", "steps"),
+    [({"data.balance": "inverse"}, 12, 3), ({"trainer.max_steps": -1, "trainer.max_epochs": 2}, 6, 6)],
+    ids=["balance", "epochs"],
+)
+def test_the_head_trains_on_the_notes_that_the_run_does(
+    llama: Path,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    rare: int,
+    steps: int,
+) -> None:
+    """As many steps, and of a rare specialty as many notes: 3 of 24 are, half of them when each weighs alike."""
+    from medlit.tools.baseline import head
+
+    rows = [row | {"medical_specialty": HEART if i < 3 else BONE} for i, row in enumerate(notes()["train"])]
+    folder = write_notes(tmp_path / "notes")
+    for split in ("train", "validation", "test"):
+        write_csv(folder / f"{split}.csv", rows)
+    asked: list[int] = []
+    scores = head._scores
+
+    def watched(model: Any, table: Any, indices: list[int], *rest: Any) -> Any:  # noqa: ANN401 - as it is called
+        if model.training:
+            asked.append(table[indices]["specialty"].count(HEART))
+        return scores(model, table, indices, *rest)
+
+    monkeypatch.setattr(head, "_scores", watched)
+    given = {"data.source": folder, "trainer.default_root_dir": tmp_path, "trainer.max_steps": 3}
+    flags = [f"--{name}={value}" for name, value in (given | settings).items()]
+    assert baseline(["--config", str(tiny_config), "--head", *flags]) == 0
+    assert len(asked) == steps * 2, "8 notes a step in 2 micro-batches"
+    assert sum(asked) == rare
 
 
 def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(llama: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -10,8 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ import yaml
 from fakes import SPECIALTIES, notes, write_csv
 
 import medlit as package
+from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -173,6 +176,20 @@ def test_an_unknown_name_in_the_environment_exits_2(
     assert files(tmp_path) == set()
 
 
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
+def test_a_tool_s_unknown_name_in_the_environment_is_refused_by_the_tool(
+    monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    from medlit.tools.settings import settings
+
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SOURCE", "x.csv")
+    monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
+    assert settings(tool, []).data.source == "x.csv"
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SORCE", "x.csv")
+    with pytest.raises(UserError, match=f"MEDLIT_{tool.upper()}__DATA__SORCE: there is no such setting"):
+        settings(tool, [])
+
+
 @pytest.mark.parametrize("name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE"])
 def test_known_names_in_the_environment_pass(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
@@ -291,8 +308,9 @@ def test_a_trial_run_leaves_nothing(
     medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert medlit("fit", "--config", tiny_config, "--trainer.fast_dev_run", "true").code == 0
-    assert files(tmp_path) == set()
+    trial = ["--trainer.fast_dev_run", "true", "--log_samples", "2"]
+    assert medlit("fit", "--config", tiny_config, *trial).code == 0
+    assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
 def test_fit_goes_on_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
@@ -358,6 +376,27 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
+
+
+def test_an_adapter_in_a_closed_folder_costs_no_number(
+    medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkstemp
+
+    def mkstemp(*given: Any, **named: Any) -> tuple[int, str]:  # noqa: ANN401 - as the real one
+        if named.get("dir") == run / "adapter":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return make(*given, **named)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    before = (run / "adapter" / "medlit.json").read_bytes()
+    weighed = ["--model.decoding.mode", "likelihood", "--model.adapter", run / "adapter"]
+    outcome = medlit("validate", "--config", tiny_config, *weighed)
+    assert outcome.code == 0
+    told = f"is not kept with the adapter: {run / 'adapter' / 'medlit.json'} cannot be written (Permission denied)"
+    assert outcome.err.count(told) == 1
+    assert scores(run.with_name("version_1") / "validate_metrics.json")["temperature"] > 0
+    assert (run / "adapter" / "medlit.json").read_bytes() == before
 
 
 def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
@@ -505,9 +544,11 @@ def test_one_note_from_standard_input_in_a_fresh_process(
 def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
     ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
     two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    python("-m", "medlit", "fit", *two, cwd=tmp_path)
+    python("-m", "medlit", "fit", *two, "--log_samples", "1", cwd=tmp_path)
     run = tmp_path / "logs" / "tiny" / "version_0"
-    assert files(run) - {path.name for path in run.glob("events*")} == (
+    samples = (run / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [4, 8, 11]
+    assert files(run) - {path.name for path in run.glob("events*")} - {"samples.jsonl"} == (
         files(fitted) - {path.name for path in fitted.glob("events*")}
     )
     for tag in ("train/loss", "val/loss", "val/accuracy"):

@@ -188,7 +188,7 @@ def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batch_size", "data.eval_batch_size", "data.packing"}
+    sizes = {"data.batch_size", "data.eval_batch_size"}
     assert changed - sizes == {"config", "model.backbone.base_model", "data.base_model"}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,9 @@ import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
 
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.provenance import Provenance
 from medlit.errors import UserError
+from medlit.report.facts import data_facts
 
 Make = Callable[..., TranscriptionDataModule]
 SECRET = "Zebra"
@@ -40,10 +44,12 @@ def make(llama: Path, notes_folder: Path) -> Make:
     return make
 
 
-def on_rank(data: TranscriptionDataModule, rank: int, world_size: int, step: int = 0) -> TranscriptionDataModule:
+def on_rank(
+    data: TranscriptionDataModule, rank: int, world_size: int, step: int = 0, device: str = "cpu"
+) -> TranscriptionDataModule:
     """As if Lightning ran it as one of several processes."""
-    device = SimpleNamespace(root_device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=device, global_step=step)  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy, global_step=step)  # type: ignore[assignment]
     return data
 
 
@@ -125,6 +131,41 @@ def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
     assert shown[0] == shown[1] == shown[2]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "capability", "packed"),
+    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), False), ("gemma2", (9, 0), False)],
+)
+def test_card_and_base_model_decide_whether_notes_are_packed(
+    make: Make,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    capability: tuple[int, int],
+    packed: bool,
+) -> None:
+    """What the model cannot take packed is grouped by length: notes dealt for packing and padded would waste it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    folder = shutil.copytree(llama, tmp_path / "base")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"model_type": model_type}))
+    data = on_rank(make(base_model=str(folder)), 0, 1, device="cuda")
+    data.setup("fit")
+    assert data.train_dataloader().sampler.packed is packed  # type: ignore[attr-defined]
+
+
+def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path) -> None:
+    data = make()
+    assert data_facts(data) == {}
+    data.split()
+    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
+    data.provenance = Provenance("clinic/notes", "a" * 40, data.partition.hashes)  # type: ignore[union-attr]
+    assert data_facts(data)["revision"] == "a" * 40
+    one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
+    one_table.split()
+    assert data_facts(one_table)["split"] == "grouped"
+
+
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
     data = make(max_length=128)
     data.setup("fit")
@@ -145,6 +186,18 @@ def test_ranks_share_out_every_loader(make: Make, world_size: int) -> None:
         assert [len(share) for share in shares] == [size // world_size] * world_size
         assert len({i for share in shares for i in share}) == size
     assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make: Make, split: str) -> None:
+    size = SPLITS[split]
+    for rank in range(size + 1):
+        data = on_rank(make(), rank, size + 1)
+        data.setup("fit")
+        loader = data.val_dataloader if split == "validation" else data.test_dataloader
+        with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few to share among {size + 1}"):
+            loader()
+    assert len(on_rank(data, size - 1, size).val_dataloader()) == 1
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -253,7 +306,7 @@ def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
         data.setup("predict")
         data.leave_out(np.isin(np.arange(8), order[:done]))
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
-        assert mine, "Lightning would leave this process out, and the others would wait for it"
+        assert mine, "Lightning would end here"
         asked += mine
     left = set(order[done:].tolist())
     assert set(asked) == left or (done == 8 and len(set(asked)) == 1)

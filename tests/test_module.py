@@ -17,7 +17,8 @@ from fakes import BONE, BRAIN, notes, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter import AdapterFolder, write_adapter
+from medlit.callbacks.adapter import write_adapter
+from medlit.callbacks.temperature import AdapterTemperature
 from medlit.data.batches import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -312,10 +313,27 @@ def test_the_loss_comes_with_the_answers(
     with monkeypatch.context() as patch:
         patch.setattr(backbone, "loss_sum", lambda *_: pytest.fail("a second pass"))
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
+
+
+def second_pass(module: SpecialtyClassifier, data: TranscriptionDataModule) -> float:
+    """The validation's loss, read from the notes with their answers as the table spells them."""
     with torch.no_grad():
-        nats = [(backbone.loss_sum(module.model, b.loss), b.loss.step_tokens) for b in data.val_dataloader()]
-    wanted = float(sum(loss for loss, _ in nats)) / sum(tokens for _, tokens in nats)
-    assert float(run.callback_metrics["val/loss"]) == pytest.approx(wanted, rel=1e-4)
+        nats = [(backbone.loss_sum(module.model, b.loss), b.loss.step_tokens) for b in data.val_dataloader()]  # type: ignore[arg-type]
+    return float(sum(loss for loss, _ in nats)) / sum(tokens for _, tokens in nats)
+
+
+@pytest.mark.parametrize("mode", ["generate", "constrained", "likelihood"])
+def test_the_loss_is_of_the_table_s_spelling(parts: Parts, fitted: Fitted, tmp_path: Path, mode: str) -> None:
+    """Whatever the weights call the same labels: another spelling has other tokens, and another number of them."""
+    checkpoint = torch.load(fitted[0], weights_only=True)
+    checkpoint["medlit"]["labels"] = [name.upper() for name in checkpoint["medlit"]["labels"]]
+    torch.save(checkpoint, tmp_path / "upper.ckpt")
+    module, data = parts(decoding=Decoding(mode), response_tokens=32)  # type: ignore[arg-type]
+    run = trainer(data)
+    run.validate(module, data, ckpt_path=str(tmp_path / "upper.ckpt"), weights_only=True, verbose=False)
+    assert module.label_set.names != data.label_set.names  # type: ignore[union-attr]
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
 
 # --- temperature ------------------------------------------------------------------------------------------------------
@@ -364,21 +382,78 @@ def test_a_validation_s_temperature_stays_with_the_checkpoint_and_tempers_tests_
     assert answers[0].probabilities.max(dim=1).values.numpy() == pytest.approx(wanted[0], abs=1e-6)
 
 
+class Temperatures(L.Callback):
+    """Writes down what a checkpoint would hold before and after every validation, and after the sanity check."""
+
+    def __init__(self) -> None:
+        self.before: list[int] = []
+        self.after: list[int] = []
+        self.rehearsed: list[int] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ANN401
+        self.before.append(len(pl_module.structure.temperatures))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ANN401
+        found = self.rehearsed if trainer.sanity_checking else self.after
+        found.append(len(pl_module.structure.temperatures))
+
+
 @pytest.mark.usefixtures("too_sure")
-def test_validate_adds_the_temperature_to_the_adapter_that_it_measured(
-    parts: Parts, fitted: Fitted, tmp_path: Path
-) -> None:
+def test_a_temperature_belongs_to_the_weights_that_were_validated(parts: Parts) -> None:
+    module, data = parts()
+    seen = Temperatures()
+    trainer(data, seen, max_steps=2, val_every=1, num_sanity_val_steps=1).fit(module, data)
+    assert seen.rehearsed == [0]
+    assert seen.before == [0, 0, 0]
+    assert seen.after == [1, 1]
+
+
+@pytest.fixture
+def measured(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
+    """An adapter that everybody may read, with a temperature for another way of answering."""
     module, data = parts()
     trainer(data).validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
     folder = tmp_path / "adapter"
     module.temperatures = {"another way": 1.5}
     write_adapter(module, folder)
+    (folder / LABELS_FILE).chmod(0o644)
+    return folder
 
+
+@pytest.mark.usefixtures("too_sure")
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ("a trial", ""),
+        ("a part", "only a part of the validation split"),
+        ("notes", "comes from other validation notes"),
+    ],
+)
+def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
+    parts: Parts, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, says: str
+) -> None:
+    source = tmp_path / "notes"
+    source.mkdir()
+    for split, rows in notes().items():
+        write_csv(source / f"{split}.csv", rows[1:] if split == "validation" and other == "notes" else rows)
+    settings = {"a trial": {"fast_dev_run": True}, "a part": {"limit_val_batches": 1}}.get(other, {})
+    before = (measured / LABELS_FILE).read_bytes()
+    module, data = parts(adapter=str(measured), source=str(source))
+    trainer(data, AdapterTemperature(), **settings).validate(module, data, verbose=False)
+    assert (measured / LABELS_FILE).read_bytes() == before
+    told = [line for line in capsys.readouterr().err.splitlines() if "is not kept with the adapter: " in line]
+    assert len(told) == (other != "a trial")
+    assert all(says in line for line in told)
+
+
+@pytest.mark.usefixtures("too_sure")
+def test_validate_adds_the_temperature_to_the_adapter_that_it_measured(parts: Parts, measured: Path) -> None:
+    folder = measured
     again, data = parts(adapter=str(folder))
-    run = trainer(data, AdapterFolder("val/f1_macro", "max"), default_root_dir=tmp_path)
-    run.validate(again, data, verbose=False)
+    trainer(data, AdapterTemperature()).validate(again, data, verbose=False)
     kept = Structure.read(folder / LABELS_FILE).temperatures
     assert kept == {"another way": 1.5, way_of_answering(again.decoding): pytest.approx(again.temperature)}
+    assert (folder / LABELS_FILE).stat().st_mode & 0o777 == 0o644
     tested, data = parts(adapter=str(folder))
     trainer(data).test(tested, data, verbose=False)
     assert tested.temperature == pytest.approx(again.temperature)

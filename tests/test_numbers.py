@@ -17,6 +17,7 @@ from medlit.callbacks.finite import MOST_IN_A_ROW, SKIPPED_STEPS
 from medlit.callbacks.memory import advice
 from medlit.data.batches import Batch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.model.memory import GIB, Footprint
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Backbone
 
@@ -163,6 +164,12 @@ def test_the_advice_names_what_there_is_to_change() -> None:
     assert "data.batch_size to 4 (about 42.0 GiB or more)" in kept
     assert "model.backbone.max_length to 1024 (about 42.0 GiB or more)" in kept
     assert "model.backbone.gradient_checkpointing to 'unsloth' (about 11.0 GiB or more)" in kept
+    takes = Footprint(layers=32, fixed=6 * GIB, kept=108 * 1024, entry=8192, work=114_688)  # an 8B Llama's
+    auto = advice("training", Backbone(), data, 6, 78, 80, takes)
+    assert "set model.backbone.memory_budget_gib to 70.2, or data.batch_size to 4 (about 9.7 GiB or more)" in auto
+    crowded = advice("training", Backbone(), data, 6, 12, 80, takes)
+    assert "memory_budget_gib" not in crowded, "one layer alone takes more"
+    assert "memory_budget_gib" not in advice("answering", Backbone(), data, 6, 78, 80, takes)
     least = Backbone(gradient_checkpointing="unsloth")
     assert "gradient_checkpointing" not in advice("training", least, data, 6, 78, 80)
     single = advice("answering", Backbone(), data, 6, 78, 80)

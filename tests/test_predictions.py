@@ -299,7 +299,6 @@ def test_what_another_number_of_processes_left_counts(predict: Predict, whole: b
     [
         (["--model.decoding.mode", "constrained"], 'model.decoding.mode was "likelihood" and is "constrained"'),
         (["--model.decoding.abstain_below", "0.5"], "model.decoding.abstain_below was null and is 0.5"),
-        (["--data.instruction", "File this."], "data.instruction was "),
         (["--data.predict_source", "validation"], "the notes are others"),
         (["--ckpt_path", "other.ckpt"], "the weights or their temperature are others"),
     ],

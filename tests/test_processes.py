@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,7 +23,12 @@ import torch
 import yaml
 from compare import curves, last_checkpoint
 from fakes import notes, write_csv
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from medlit.callbacks.last import LastCheckpoint
+from medlit.callbacks.others import end_others
+from medlit.callbacks.signals import SIGNALS, StopOnSignal
 from medlit.data.batches import Batch
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
@@ -254,26 +260,78 @@ def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Pa
     assert last_checkpoint(tmp_path / "run")["global_step"] == STEPS
 
 
+@pytest.mark.parametrize(("how", "code"), [("exit 3", 3), ("kill -USR1 $$", 128 + signal.SIGUSR1)])
+def test_the_first_process_ends_with_the_code_of_the_one_that_failed(how: str, code: int) -> None:
+    trainer = trainer_with(subprocess.Popen(["sh", "-c", how]))
+    assert end_others(trainer, RuntimeError("lost its partner")) == code
+
+
+def trainer_with(child: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what callbacks look at of a trainer
+    """A trainer that has started another process."""
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [child]
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_not_handed_on(number: int) -> None:
+    """A terminal has sent it to the other processes too, which would take a second one as the last word."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    child = subprocess.Popen(["sleep", "100"])
+    stop = StopOnSignal(LastCheckpoint())
+    module: Any = None
+    try:
+        stop.on_train_start(trainer_with(child), module)
+        signal.raise_signal(number)
+        time.sleep(0.2)
+        assert stop.received == number
+        assert child.poll() is None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        child.kill()
+        child.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_when_one_fails_lightning_s_own_processes_stop(config: Path, tmp_path: Path, failing: int) -> None:
     """As started by one command; its output ends when the last process that could write to it has."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "from medlit.__main__ import import_unsloth, main\n"
-        "import_unsloth()\n"
-        "from medlit.model.module import SpecialtyClassifier as Module\n"
-        "step = Module.training_step\n"
-        "def fail(self, batch, batch_idx):\n"
-        f"    if self.trainer.global_rank == {failing} and self.global_step == 1:\n"
-        "        raise ValueError('the bug of one')\n"
-        "    return step(self, batch, batch_idx)\n"
-        "Module.training_step = fail\n"
-        "main()\n"
-    )
-    command = [sys.executable, script, "fit", "--config", config, "--run", tmp_path / "run", *DDP, "2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200)
+    done = started_by_one(config, tmp_path, failing, "raise ValueError('the bug of one')")
     # Lightning looks after its processes every five seconds, and kills; medlit may be earlier.
     assert done.returncode in ((1, -signal.SIGKILL) if failing else (1,)), done.stderr
     assert "ValueError: the bug of one" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["os.killpg(0", "os.kill(os.getpid()"], ids=["a terminal to all", "one to the first"])
+def test_ctrl_c_saves_and_stops_lightning_s_own_processes(config: Path, tmp_path: Path, where: str) -> None:
+    done = started_by_one(config, tmp_path, 0, f"{where}, signal.SIGINT)")
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "medlit: SIGINT after step 2; last.ckpt is written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last_checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+def started_by_one(config: Path, folder: Path, rank: int, does: str) -> subprocess.CompletedProcess[str]:
+    """A fit by two processes of which Lightning starts the second; one of them does something in the second step."""
+    script = folder / "run.py"
+    script.write_text(
+        "import os, signal\n"
+        "from medlit.__main__ import import_unsloth, main\n"
+        "import_unsloth()\n"
+        "from medlit.model.module import SpecialtyClassifier as Module\n"
+        "step, done = Module.training_step, []\n"
+        "def training_step(self, batch, batch_idx):\n"
+        f"    if self.trainer.global_rank == {rank} and self.global_step == 1 and not done:\n"
+        "        done.append(True)\n"
+        f"        {does}\n"
+        "    return step(self, batch, batch_idx)\n"
+        "Module.training_step = training_step\n"
+        "main()\n"
+    )
+    command = [sys.executable, script, "fit", "--config", config, "--run", folder / "run", *DDP, "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200, start_new_session=True
+    )

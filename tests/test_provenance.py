@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from medlit.data.provenance import Provenance
+from medlit.errors import UserError
 
 THEN = Provenance("clinic/notes", "a" * 40, {"train": "11", "validation": "22", "test": "33"})
 
@@ -23,6 +24,16 @@ def test_it_survives_a_checkpoint_and_an_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
 def test_weights_from_elsewhere_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     assert Provenance.from_dict(values) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"hashes": None}, {"hashes": ["11"]}, {"hashes": {"train": 11}}, {"source": 3}, {"revision": ["a"]}],
+    ids=str,
+)
+def test_a_damaged_record_is_refused_in_a_sentence(damage: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="what the weights say of their notes is damaged"):
+        Provenance.from_dict(THEN.to_dict() | damage)
 
 
 def test_the_same_notes_from_another_place_are_the_same() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_tokenizers import byte_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medlit.data.sources import CANONICAL, Columns, Labels, hash_text, load_source
 from medlit.data.stream import each_text
 from medlit.data.tables import commit_of
+from medlit.data.tokens import tokenise
 from medlit.errors import UserError
-from medlit.prompts import whole_characters
+from medlit.prompts import AlpacaPrompt, whole_characters
 
 NOTES = [
     {"id": "n1", "transcription": 'Seen today, "doing well".\nPlan: rest.', "medical_specialty": "Neurology"},
@@ -466,6 +469,37 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "n.csv", NOTES)
     path.chmod(0)
     assert "permissions" in fault(path)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write", [lambda folder: write_csv(folder / "n.csv", NOTES), _json, _parquet], ids=["csv", "json", "parquet"]
+)
+@pytest.mark.parametrize("made", [None, 0o777], ids=["new", "open to all"])
+def test_notes_are_cached_where_their_owner_alone_can_read(
+    cache: Path, tmp_path: Path, write: Callable[[Path], Path], made: int | None
+) -> None:
+    """Whatever the umask is: the files' own modes are those of `datasets`, and nobody gets as far."""
+    if made is not None:
+        (cache / "medlit").mkdir()
+        (cache / "medlit").chmod(made)
+    path = write(tmp_path)
+    old = os.umask(0)
+    try:
+        tokenise(load(path)["all"], AlpacaPrompt(byte_tokenizer(), max_length=512))
+    finally:
+        os.umask(old)
+    assert [name.name for name in cache.iterdir()] == ["medlit"]
+    assert stat.S_IMODE((cache / "medlit").stat().st_mode) == 0o700
+    assert len(list(cache.rglob("*.arrow"))) >= 3, "as read, canonical, tokenised"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_ones_own(cache: Path, tmp_path: Path) -> None:
+    cache.chmod(0o500)
+    assert "HF_DATASETS_CACHE" in fault(write_csv(tmp_path / "n.csv", NOTES))
 
 
 # --- the Hub, offline -------------------------------------------------------------------------------------------------

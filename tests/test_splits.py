@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medlit.data.assign import CONFLICT, DUPLICATE, LEAKED, Assignment, SplitSettings, assign, deal
 from medlit.data.sources import CANONICAL, hash_text
-from medlit.data.splits import partition, split_notes
+from medlit.data.splits import partition
 from medlit.errors import UserError
 
 PINNED = "tr tr va tr tr te tr tr tr tr tr tr tr tr te tr tr tr tr va"
@@ -261,8 +261,8 @@ def test_nearly_equal_texts_leak_where_a_threshold_is_set() -> None:
         "train": table([("n1", LONG, "a"), ("n2", "something else entirely", "b")]),
         "test": table([("n3", f"{LONG} eighteen", "a")]),
     }
-    exact = split_notes(tables, SplitSettings("official_clean"))
-    near = split_notes(tables, SplitSettings("official_clean", near_threshold=0.8))
+    exact = partition(tables, SplitSettings("official_clean")).notes
+    near = partition(tables, SplitSettings("official_clean", near_threshold=0.8)).notes
 
     assert exact["train"]["id"][:] == ["n1", "n2"]
     assert near["train"]["id"][:] == ["n2"]
@@ -276,7 +276,9 @@ def test_pooled_splits_tell_equal_ids_apart() -> None:
 
 def test_majority_labels_reach_the_notes() -> None:
     rows = [("n1", "same", "b"), ("n2", "same", "a"), ("n3", "same", "b"), ("n4", "other", "a")]
-    notes = split_notes({"all": table(rows)}, SplitSettings("grouped", conflicts="majority", shares=(1.0, 0.0, 0.0)))
+    notes = partition(
+        {"all": table(rows)}, SplitSettings("grouped", conflicts="majority", shares=(1.0, 0.0, 0.0))
+    ).notes
 
     assert list(notes) == ["train"]
     assert dict(zip(notes["train"]["id"], notes["train"]["specialty"], strict=True)) == {"n1": "b", "n4": "a"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -42,6 +43,13 @@ def test_what_does_not_change_the_weights_may_differ(same: Structure) -> None:
     check_structure(same, TRAINED, "the checkpoint")
 
 
+@pytest.mark.parametrize("instruction", ["Which specialty?", None])
+def test_weights_that_do_not_say_what_they_were_told_are_not_compared(instruction: str | None) -> None:
+    older = TRAINED.to_dict()
+    del older["instruction"]
+    check_structure(replace(ours(), instruction=instruction), Structure.from_dict(older), "the checkpoint")
+
+
 @pytest.mark.parametrize(
     ("other", "names"),
     [
@@ -53,6 +61,7 @@ def test_what_does_not_change_the_weights_may_differ(same: Structure) -> None:
         (ours(lora=Lora(rslora=True)), "model.lora.rslora"),
         (ours(lora=Lora(loftq=True)), "model.lora.loftq"),
         (ours(lora=Lora(target_modules=["q_proj"])), "model.lora.target_modules"),
+        (replace(ours(), instruction="Which?"), "data.instruction: the checkpoint was trained with 'Classify the"),
         (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit asks with 'alpaca-0'"),
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.label_column: .*'Urology'"),
     ],
@@ -64,7 +73,37 @@ def test_what_does_is_refused_by_name(other: Structure, names: str) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [None, [], {}, "text", {"base_model": "x"}, TRAINED.to_dict() | {"extra": 1}, TRAINED.to_dict() | {"labels": 3}],
+    [
+        None,
+        [],
+        {},
+        "text",
+        {"base_model": "x"},
+        *(
+            TRAINED.to_dict() | damage
+            for damage in (
+                {"extra": 1},
+                {"base_model": None},
+                {"revision": 3},
+                {"prompt": ["alpaca-1"]},
+                {"instruction": 3},
+                {"lora": None},
+                {"lora": [["r", 16]]},
+                {"labels": 3},
+                {"labels": "Neurology"},
+                {"labels": [1, 2]},
+                {"labels": {"Neurology": 0}},
+                {"temperatures": [1.0]},
+                {"temperatures": {"generate": "1"}},
+                {"temperatures": {"generate": None}},
+                {"temperatures": {"generate": 0.0}},
+                {"temperatures": {"generate": -1.0}},
+                {"temperatures": {"generate": math.nan}},
+                {"temperatures": {"generate": math.inf}},
+            )
+        ),
+    ],
+    ids=str,
 )
 def test_a_file_of_another_program_is_refused(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     with pytest.raises(UserError, match=re.escape("not written by medlit, or by a version unknown here")):

@@ -13,17 +13,7 @@ import os
 import sys
 import warnings
 
-MODEL_VERBS = {
-    "fit": "fine-tune an adapter on labelled notes",
-    "validate": "measure a checkpoint or adapter on the validation split",
-    "test": "measure a checkpoint or adapter on the test split",
-    "predict": "file one note, a split or a table of notes",
-}
-TOOLS = {
-    "doctor": "check this machine: versions, GPU, caches, network",
-    "audit": "check the notes: duplicates, conflicts, leakage, lengths",
-    "baseline": "what simpler systems reach on the same test notes, and whether the model is better",
-}
+from medlit.verbs import MODEL_VERBS, TOOLS
 
 
 def main(args: list[str] | None = None) -> None:

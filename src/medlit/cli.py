@@ -37,6 +37,7 @@ from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.split import SplitRecord
+from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -118,6 +119,7 @@ class MedlitCLI(LightningCLI):
         parser.link_arguments("model.backbone.base_model", "data.base_model")
         parser.link_arguments("model.backbone.revision", "data.base_revision")
         parser.link_arguments("model.backbone.max_length", "data.max_length")
+        parser.link_arguments("data.instruction", "model.instruction")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -228,6 +230,7 @@ class MedlitCLI(LightningCLI):
             FiniteSteps(config.model.optimizer.on_nonfinite),
             self.memory,
             RunReport(),
+            AdapterTemperature(),
             SplitRecord(),
             Throughput(),
             PredictionWriter(

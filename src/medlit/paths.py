@@ -1,4 +1,4 @@
-"""Where medlit keeps what it can make again: converted weights, tokenised tables, compiled kernels."""
+"""Where medlit keeps what it can make again and holds no notes: converted weights, compiled kernels; and the Hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from medlit.errors import UserError
 def cache_dir() -> Path:
     """The folder of medlit's cache, made on first use.
 
-    `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. Tokenised notes land here, so a folder that
-    medlit makes is readable by its owner alone; one that is there already keeps the mode its owner gave it.
+    `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. A folder that medlit makes is readable by
+    its owner alone; one that is there already keeps the mode its owner gave it. Notes have a folder of their own, in
+    the cache of `datasets`: see `medlit.data.readers.cache_folder`.
 
     Raises:
         UserError: the folder cannot be made.
@@ -28,3 +29,8 @@ def cache_dir() -> Path:
             " that you may write."
         ) from error
     return folder
+
+
+def hub_is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` keeps the Hub's libraries to what is cached, as they read it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

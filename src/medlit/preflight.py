@@ -12,7 +12,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.__main__ import TOOLS
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
 from medlit.errors import UserError
@@ -20,6 +19,7 @@ from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import Structure, check_structure
+from medlit.verbs import MODEL_VERBS, TOOLS
 
 ENV_PREFIX = "MEDLIT"
 # Names with the prefix that are no settings of a verb.
@@ -52,12 +52,38 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "trainer.max_steps": ("at least 1, or -1 for as many as the epochs have", lambda x: x >= 1 or x == -1),
     "trainer.max_epochs": ("at least 1, or null", lambda x: x >= 1 or x == -1),
     "trainer.gradient_clip_val": ("over 0, or null", lambda x: 0 < x < math.inf),
-    "trainer.limit_train_batches": ("over 0, or null", lambda x: x > 0),
     "trainer.limit_val_batches": ("over 0, or null", lambda x: x > 0),
     "trainer.limit_test_batches": ("over 0, or null", lambda x: x > 0),
     "trainer.limit_predict_batches": ("over 0, or null", lambda x: x > 0),
 }
 
+# Settings of Lightning's that medlit makes itself: key -> what may stand there, and why nothing else.
+_TAKEN: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trainer.accumulate_grad_batches": (
+        (1,),
+        "it follows from data.examples_per_step, data.batch_size and the number of devices; leave it out and set those",
+    ),
+    "trainer.overfit_batches": (
+        (0, 0.0),
+        "it would take the place of the sampler that deals notes to steps; use configs/debug/overfit.yaml",
+    ),
+    "trainer.limit_train_batches": (
+        (None,),
+        "it would cut optimizer steps in two; leave it out and set trainer.max_steps, or give data.source fewer notes",
+    ),
+    "trainer.val_check_interval": ((None,), "a fit validates by optimizer steps; leave it out and set val_every_steps"),
+    "trainer.check_val_every_n_epoch": (
+        (None, 1),
+        "a fit validates by optimizer steps; leave it out and set val_every_steps",
+    ),
+    "checkpoint.save_top_k": ((1,), "'best' is one checkpoint, the best; leave it out"),
+    "checkpoint.filename": (("best",), "the best checkpoint is found by its name, best.ckpt; leave it out"),
+    "checkpoint.enable_version_counter": ((False,), "the best checkpoint takes the last one's place; leave it out"),
+    "checkpoint.dirpath": ((None,), "checkpoints are found in their run folder; leave it out and set run"),
+} | {
+    f"checkpoint.{name}": ((None,), "the best checkpoint is chosen in every validation; leave it out")
+    for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval")
+}
 
 # Groups of settings -> what takes them.
 _GROUPS: dict[str, Callable[..., Any]] = {
@@ -74,7 +100,7 @@ def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
     """Check that every variable with medlit's prefix is read by somebody; jsonargparse passes over a misspelt one.
 
     Args:
-        parsers: verb -> its parser.
+        parsers: verb -> its parser; what belongs to a verb that is not among them is passed over.
 
     Raises:
         UserError: naming the variable.
@@ -83,10 +109,11 @@ def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
         if not name.startswith(f"{ENV_PREFIX}_") or name in ENV_OTHERS:
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        known = verb in parsers and any(
+        if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:
+            continue
+        if verb not in parsers or not any(
             key == action.dest.replace(".", "__").lower() for action in parsers[verb]._actions
-        )
-        if not known and verb not in TOOLS:
+        ):
             raise UserError(
                 f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
@@ -111,16 +138,9 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
     for key in ("val_every_steps", "log_samples", "trainer.max_steps"):
         if config[key] is None:
             raise UserError(f"{key}: must have a value; leave it out for the default.")
-    if config.trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            "trainer.accumulate_grad_batches: it follows from data.examples_per_step, data.batch_size and the"
-            " number of devices; leave it out and set those."
-        )
-    if config.trainer.overfit_batches:
-        raise UserError(
-            "trainer.overfit_batches: it would take the place of the sampler that deals notes to steps; use"
-            " configs/debug/overfit.yaml."
-        )
+    for key, (allowed, why) in _TAKEN.items():
+        if config[key] not in allowed:
+            raise UserError(f"{key}: {why}.")
     if config.trainer.enable_checkpointing is False:
         raise UserError(
             "trainer.enable_checkpointing: the best and the last weights are always kept; leave it out, or set"

@@ -9,6 +9,7 @@ logs/<config>/version_N/
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -119,6 +120,16 @@ def whole_file(path: Path) -> Iterator[Path]:
             replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write values as indented JSON; the file appears whole.
+
+    Raises:
+        UserError: as for `whole_file`.
+    """
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

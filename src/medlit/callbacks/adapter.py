@@ -12,12 +12,11 @@ from safetensors import SafetensorError
 
 from medlit.callbacks.folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.temperature import keep_temperatures, measured_adapter
 from medlit.runs import whole_folder
 
 
 class AdapterFolder(L.Callback):
-    """Writes `adapter/` whenever a validation of a fit is better than all before it; `validate` adds its temperature.
+    """Writes `adapter/` whenever a validation of a fit is better than all before it.
 
     No `Checkpoint`: Lightning calls those last, and a checkpoint must find this callback's new best score.
 
@@ -38,8 +37,6 @@ class AdapterFolder(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare, and write on the first process."""
-        if verb_of(trainer) == "validate" and isinstance(pl_module, SpecialtyClassifier):
-            self._keep_temperature(trainer, pl_module)
         rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         if rehearsal or verb_of(trainer) != "fit":
             return
@@ -49,11 +46,6 @@ class AdapterFolder(L.Callback):
             folder = run_folder(trainer)
             if trainer.is_global_zero and isinstance(pl_module, SpecialtyClassifier):
                 write_adapter(pl_module, folder / "adapter")
-
-    def _keep_temperature(self, trainer: L.Trainer, module: SpecialtyClassifier) -> None:
-        file = measured_adapter(trainer.ckpt_path, module.adapter)
-        if trainer.is_global_zero and file is not None and module.temperature is not None:
-            keep_temperatures(file, module.temperatures)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, with its sign."""

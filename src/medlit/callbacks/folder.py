@@ -28,9 +28,12 @@ def make_private(folder: Path) -> None:
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The run folder, made for its owner alone; every process must ask, since the first one's answer counts for all."""
-    folder = Path(str(trainer.log_dir))
-    if trainer.is_global_zero:
+    """The run folder, made for its owner alone; every process must ask, since the first one's answer counts for all.
+
+    A trial run (`fast_dev_run`), whose logger has no folder, is told where it would be; nothing is made.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         make_private(folder)
     return folder
 

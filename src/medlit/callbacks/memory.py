@@ -8,12 +8,14 @@ import torch
 from medlit.callbacks.folder import verb_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.model.memory import GIB, Footprint
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Backbone
 
-GIB = 2**30
 # Activations kept by "unsloth" checkpointing as a share of all of them, 8B: (9.6 - 6) of (60.3 - 6) GiB.
 CHECKPOINTED = 0.07
+# What to stay within, as a share of what was taken when the memory was full.
+CALMER = 0.9
 
 
 class MemoryWatch(L.Callback):
@@ -22,10 +24,13 @@ class MemoryWatch(L.Callback):
     def __init__(self) -> None:
         self.doing = ""
         self.weights = 0.0
+        self.takes: Footprint | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the weights, before there is any activation."""
+        """Measure the weights, before there is any activation; by now the module knows what a batch takes."""
         self.weights = _allocated()
+        if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
+            self.takes = pl_module.recomputation.footprint
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note whether a fit was training, or a model answering; neither while it is still being loaded."""
@@ -39,16 +44,24 @@ class MemoryWatch(L.Callback):
             peak, total = torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB
         else:
             peak = total = 0.0
-        return UserError(advice(self.doing, backbone, data, self.weights, peak, total))
+        return UserError(advice(self.doing, backbone, data, self.weights, peak, total, self.takes))
 
 
 def advice(
-    doing: str, backbone: Backbone, data: TranscriptionDataModule, weights: float, peak: float, total: float
+    doing: str,
+    backbone: Backbone,
+    data: TranscriptionDataModule,
+    weights: float,
+    peak: float,
+    total: float,
+    takes: Footprint | None = None,
 ) -> str:
     """One sentence: what to set, each with an estimate.
 
     Activations grow with the padded tokens of a batch, so half the batch or half the length take about half of them.
-    What was taken when the memory was full is a lower bound, and so are the estimates.
+    What was taken when the memory was full is a lower bound, and so are the estimates. Where layers are computed again
+    as memory demands, what was taken says nothing of the batch: there the footprint of the largest one is worked out,
+    with one layer kept.
 
     Args:
         doing: 'training', 'answering', or '' before either.
@@ -57,6 +70,7 @@ def advice(
         weights: GiB before the first step.
         peak: most GiB that were taken.
         total: GiB of the GPU; 0 where there is none to ask.
+        takes: what a training batch takes, where layers are computed again as memory demands.
     """
     of = f" ({peak:.1f} of {total:.1f} GiB were taken)" if total else ""
     if not doing:
@@ -65,15 +79,25 @@ def advice(
             " model.backbone.load_in_4bit to true, choose a smaller model or free the GPU."
         )
 
+    chosen = takes if doing == "training" else None
+
     def about(share: float) -> str:
-        return f" (about {weights + share * (peak - weights):.1f} GiB or more)" if total else ""
+        least = weights + share * (peak - weights)
+        if chosen is not None:
+            least = chosen.peak(int(share * data.token_budget), 1) / GIB
+        return f" (about {least:.1f} GiB or more)" if total else ""
 
     batch = "data.batch_size" if doing == "training" else "data.eval_batch_size"
     size = data.batch_size if doing == "training" else data.eval_batch_size
-    choices = [f"{batch} to {size // 2}{about(0.5)}"] if size > 1 else []
+    choices = []
+    if chosen is not None and chosen.peak(data.token_budget, 1) / GIB < CALMER * peak:
+        # More was kept than there turned out to be room for, as when another process came to the GPU.
+        choices.append(f"model.backbone.memory_budget_gib to {CALMER * peak:.1f}")
+    choices += [f"{batch} to {size // 2}{about(0.5)}"] if size > 1 else []
     choices.append(f"model.backbone.max_length to {backbone.max_length // 2}{about(0.5)}")
     if doing == "training" and backbone.gradient_checkpointing != "unsloth":
-        choices.append(f"model.backbone.gradient_checkpointing to 'unsloth'{about(CHECKPOINTED)}")
+        spared = about(CHECKPOINTED) if chosen is None else ""
+        choices.append(f"model.backbone.gradient_checkpointing to 'unsloth'{spared}")
     return f"{batch}: the GPU's memory does not suffice for {doing}{of}; set {', or '.join(choices)}."
 
 

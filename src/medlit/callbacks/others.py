@@ -21,7 +21,8 @@ def end_others(trainer: L.Trainer, error: BaseException) -> int:
         error: why this process ends.
 
     Returns:
-        The exit code of a process that failed before this one did, and so is why this one ends; 0 where there is none.
+        The exit code of a process that failed before this one did, and so is why this one ends, as a shell counts: 128
+        + its number where a signal ended it; 0 where there is none.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher) or not launcher.procs:
@@ -35,4 +36,5 @@ def end_others(trainer: L.Trainer, error: BaseException) -> int:
     launcher.kill(signal.SIGKILL)
     for process in launcher.procs:
         process.wait()
-    return abs(codes[0]) if codes else 0
+    code = codes[0] if codes else 0
+    return code if code >= 0 else 128 - code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -17,11 +16,9 @@ from medlit.model.temperature import way_of_answering
 from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions
 from medlit.report.page import FACTS, write_report
-from medlit.runs import whole_file
+from medlit.runs import whole_file, write_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
 
 
@@ -61,12 +58,12 @@ class RunReport(L.Callback):
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
         metrics: dict[str, Any] = {**scores, **doubt(pl_module.answered, pl_module.temperature), "loss": loss}
         pl_module.answered.write(folder / f"{verb}_answers.parquet")
-        _write_json(folder / f"{verb}_metrics.json", metrics)
+        write_json(folder / f"{verb}_metrics.json", metrics)
         figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
         with whole_file(folder / f"confusion_{verb}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
         if verb == "test":
-            _write_json(folder / FACTS, _facts(trainer, pl_module))
+            write_json(folder / FACTS, _facts(trainer, pl_module))
             figures = {**write_report(folder), **figures}
             self._show_settings(trainer, pl_module)
         _show(trainer, pl_module.stage, figures)
@@ -104,11 +101,6 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
         },
         "versions": versions(),
     }
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _title(verb: str, scores: Scores) -> str:

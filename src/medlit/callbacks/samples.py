@@ -18,7 +18,7 @@ class Samples(L.Callback):
     """Appends the first notes of each validation or test to `samples.jsonl`: what was asked, and what was answered.
 
     Patients' text is written nowhere else but in predictions, so this is off by default, and the file can be read by
-    its owner alone.
+    its owner alone. A trial run (`fast_dev_run`) leaves none.
 
     Args:
         notes: how many of the first process's notes.
@@ -29,8 +29,10 @@ class Samples(L.Callback):
         self._left = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin again."""
-        self._left = self.notes if trainer.is_global_zero and not trainer.sanity_checking else 0
+        """Begin again; all processes ask for the folder, of which the first one writes."""
+        self._folder = run_folder(trainer)
+        rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._left = self.notes if trainer.is_global_zero and not rehearsal else 0
 
     on_test_start = on_validation_start
 
@@ -47,7 +49,7 @@ class Samples(L.Callback):
         if not self._left or not isinstance(pl_module, SpecialtyClassifier):
             return
         prompts, step = batch.prompts, trainer.global_step
-        with open(run_folder(trainer) / SAMPLES_FILE, "a", encoding="utf-8", opener=_private) as file:
+        with open(self._folder / SAMPLES_FILE, "a", encoding="utf-8", opener=_private) as file:
             for i in range(min(self._left, len(prompts.ids))):
                 asked = prompts.input_ids[i][prompts.attention_mask[i].bool()]
                 sample = {

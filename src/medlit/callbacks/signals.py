@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from medlit.callbacks.folder import verb_of
 from medlit.callbacks.last import LastCheckpoint
@@ -21,8 +20,9 @@ class StopOnSignal(L.Callback):
     """Ends a fit at the next optimizer step after a signal, with `last.ckpt` written and exit code 128 + its number.
 
     In a validation it ends at once: its step's `last.ckpt` was written before it began, and a fit that goes on begins
-    with that validation. Of several processes any may get the signal, and all stop after the same step. A second
-    signal is not waited for: it does what it would have done without medlit.
+    with that validation. Of several processes any may get the signal, or all of them, as a terminal's Ctrl-C goes to
+    all; they stop after the same step. So none hands it on: that would be the others' second one. A second signal is
+    not waited for: it does what it would have done without medlit.
 
     Lightning's own handlers (2.6.6) stop without writing, wait for the other processes inside the handler, and exit
     with code 0 or 1.
@@ -41,7 +41,6 @@ class StopOnSignal(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen; Lightning puts the earlier handlers back when the fit is over."""
-        self._trainer = trainer
         if self.received:
             return
         try:
@@ -54,9 +53,6 @@ class StopOnSignal(L.Callback):
         self.received = number
         for each in SIGNALS:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-        launcher = self._trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(number)
 
     def on_train_batch_start(
         self,

@@ -21,14 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 64
 LossOn = Literal["response", "whole"]
+Tokens = TypeVar("Tokens", int, np.ndarray)
 
 
 class Row(TypedDict):
@@ -124,6 +126,17 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
     return out
 
 
+def supervised_tokens(length: Tokens, answer: Tokens, loss_on: LossOn) -> Tokens:
+    """How many tokens carry loss, of one note or of N: the answer's, or all but the first, which nothing predicts.
+
+    Args:
+        length: tokens of the note with its answer.
+        answer: tokens of the answer with its EOS.
+        loss_on: `response` or `whole`.
+    """
+    return answer if loss_on == "response" else length - 1
+
+
 class Collator:
     """Turns rows into batches.
 
@@ -152,8 +165,7 @@ class Collator:
 
     def supervised(self, row: Row) -> int:
         """Tokens of a row that carry loss."""
-        answer = len(self._answer(row))
-        return answer if self.loss_on == "response" else len(row["input_ids"]) + answer - 1
+        return supervised_tokens(self.length(row), len(self._answer(row)), self.loss_on)
 
     def length(self, row: Row) -> int:
         """Tokens of a row with its answer."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.balance import Balance
-from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts
+from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
 from medlit.data.provenance import Provenance
 from medlit.data.rows import BatchRows, as_it_is
 from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
@@ -24,7 +24,7 @@ from medlit.data.tokens import tokenise
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.prompts import INSTRUCTION, AlpacaPrompt
-from medlit.weights import BUILTIN, load_tokenizer
+from medlit.weights import BUILTIN, load_tokenizer, packs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +62,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         examples_per_step: notes of one optimizer step, over all devices.
         batch_size: mean notes of a micro-batch on one device; accumulation follows from it.
         packing: lay the notes of a training micro-batch end to end, as many tokens in each, instead of padding notes of
-            like length; null: where attention can be told where a note begins, which is on a GPU from Ampere on.
+            like length; null: where attention can be told where a note begins, which is a Llama's on a GPU from Ampere
+            on.
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most padded tokens of a batch on one device; by default batch_size x max_length.
         response_tokens: tokens of the limit that are kept for the answer.
@@ -233,13 +234,14 @@ class TranscriptionDataModule(L.LightningDataModule):
         labels = np.array([places[name] for name in specialties])
         answer = np.array([len(self.prompt.response(name)) for name in places])[labels]
         length = np.array(rows["length"][:]) + answer
+        packed = self._packs
         sampler = StepSampler(
             length.tolist(),
-            (answer if self.loss_on == "response" else length - 1).tolist(),
+            supervised_tokens(length, answer, self.loss_on).tolist(),
             examples_per_step=self.examples_per_step,
             batch_size=self.batch_size,
             token_budget=self.token_budget,
-            packed=self._packs,
+            packed=packed,
             seed=self.seed,
             labels=labels.tolist(),
             balance=self.balance,
@@ -250,14 +252,22 @@ class TranscriptionDataModule(L.LightningDataModule):
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
         self._trained_steps = 0
-        return self._loader(BatchRows(rows, self.collator.packed if self._packs else self.collator.train), sampler)
+        return self._loader(BatchRows(rows, self.collator.packed if packed else self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """The validation split, each note once."""
+        """The validation split, each note once.
+
+        Raises:
+            UserError: there is none, or it has fewer notes than there are processes.
+        """
         return self._eval_loader("validation")
 
     def test_dataloader(self) -> DataLoader[EvalBatch]:
-        """The test split, each note once."""
+        """The test split, each note once.
+
+        Raises:
+            UserError: as for validation.
+        """
         return self._eval_loader("test")
 
     @property
@@ -276,8 +286,8 @@ class TranscriptionDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Prompts]:
         """The notes to file, each once.
 
-        Where fewer are left than there are processes, some are asked about by two, or again: Lightning skips a process
-        that has none, and the others would wait for it.
+        Where fewer are left than there are processes, some are asked about by two, or again: Lightning ends where a
+        process has none.
         """
         rows = self.predict_rows
         left = np.arange(len(rows)) if self._left_out is None else np.flatnonzero(~self._left_out)
@@ -287,6 +297,11 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows = self.rows(split)
+        if len(rows) < self._world_size:  # Lightning ends where a process has no note
+            raise UserError(
+                f"trainer.devices: the {split} split has {len(rows)} notes, too few to share among"
+                f" {self._world_size} processes; use at most {len(rows)}, or a larger split."
+            )
         return self._loader(BatchRows(rows, self.collator.evaluate), self._by_length(rows))
 
     def _by_length(self, rows: Dataset, wanted: np.ndarray | None = None) -> LengthSortedSampler:
@@ -311,7 +326,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         if self.packing is not None:
             return self.packing
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return new and packs(self.base_model, self.base_revision)
 
     @property
     def _rank(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medlit.data.tables import SPLITS
+from medlit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,20 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: object) -> Provenance | None:
-        """Read what `to_dict` gave; None for anything else, as weights from elsewhere have."""
-        known = isinstance(values, dict) and values.keys() == cls.__dataclass_fields__.keys()
-        return cls(**values) if known else None  # type: ignore[arg-type]
+        """Read what `to_dict` gave; None for anything else, as weights from elsewhere have.
+
+        Raises:
+            UserError: it has those names and other types.
+        """
+        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
+            return None
+        read = cls(**values)
+        texts = [read.source, read.revision or ""]
+        if isinstance(read.hashes, dict):
+            texts += [*read.hashes, *read.hashes.values()]
+        if not isinstance(read.hashes, dict) or not all(isinstance(text, str) for text in texts):
+            raise UserError("ckpt_path: what the weights say of their notes is damaged; copy them again.")
+        return read
 
     @classmethod
     def read(cls, file: Path) -> Provenance | None:

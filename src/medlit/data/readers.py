@@ -11,6 +11,7 @@ import csv
 import hashlib
 import itertools
 import json
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,27 @@ def fingerprint(*parts: object) -> str:
 
 
 def cache_folder() -> Path:
-    """Where tables that were worked on are kept, beside those that `datasets` keeps."""
+    """Where the text of notes is kept: in the cache of `datasets`, a folder that nobody but its owner may enter.
+
+    The files in it are as open as `datasets` makes them. What was fetched from the Hub is not copied here: `datasets`
+    must find it again offline.
+
+    Raises:
+        UserError: the folder cannot be made, or is somebody else's.
+    """
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise UserError(
+            f"HF_DATASETS_CACHE: {folder} cannot be made readable by you alone ({error.strerror}), as notes must be;"
+            " set HF_DATASETS_CACHE to a folder of your own."
+        ) from error
     return folder
 
 
@@ -98,12 +115,13 @@ def _cached(
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
-    stat = path.stat()
-    stamp = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    found = path.stat()
+    stamp = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
     try:
         return Dataset.from_generator(
             rows,
             features=Features({name: Value("string") for name in names}),
+            cache_dir=str(cache_folder()),
             gen_kwargs={"path": str(path), **settings},
             fingerprint=fingerprint(VERSION, stamp, sorted(settings.items())),
         )
@@ -269,7 +287,7 @@ def _read_parquet(path: Path) -> Dataset:
     try:
         if pq.read_metadata(path).num_rows == 0:
             raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-        return Dataset.from_parquet(str(path))
+        return Dataset.from_parquet(str(path), cache_dir=str(cache_folder()))
     except (pa.ArrowException, OSError, DatasetGenerationError):
         raise UserError(
             f"data.source: {path} is not a whole Parquet file (cut short, or another format); copy or export it again."

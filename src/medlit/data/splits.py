@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition", "split_notes"]
+__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition"]
 
 
 VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
@@ -36,11 +36,13 @@ class Partition:
         notes: `train`, `validation`, `test` -> canonical rows in source order; a split without rows is left out.
         pool: every row of the source, one split of the source after another.
         assignment: what became of each row of the pool.
+        kind: how they were shared out, `auto` resolved.
     """
 
     notes: dict[str, Dataset]
     pool: Dataset
     assignment: Assignment
+    kind: Split
 
     @cached_property
     def record(self) -> pa.Table:
@@ -74,11 +76,6 @@ class Partition:
             pq.write_table(self.record, beside)
 
 
-def split_notes(tables: Mapping[str, Dataset], settings: SplitSettings) -> dict[str, Dataset]:
-    """The notes of `partition` alone."""
-    return partition(tables, settings).notes
-
-
 def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partition:
     """Split canonical tables.
 
@@ -89,7 +86,7 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
     Raises:
         UserError: the settings do not fit the source.
     """
-    settings.resolve(tables)
+    kind = settings.resolve(tables)
     pool, given = _pool(tables)
     result = _assignment(pool, given, settings)
     specialties = pool["specialty"][:]
@@ -99,7 +96,7 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
         pool = named.select_columns(pool.column_names)
     where = np.asarray(result.split)
     notes = {split: _take(pool, np.flatnonzero(where == split), split) for split in SPLITS if (where == split).any()}
-    return Partition(notes, pool, result)
+    return Partition(notes, pool, result, kind)
 
 
 def _assignment(pool: Dataset, given: list[str], settings: SplitSettings) -> Assignment:

@@ -8,7 +8,6 @@ disk, a glob, or a dataset id of the Hugging Face Hub. Whatever it is becomes a 
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medlit.data.readers import Columns, read_file
 from medlit.errors import UserError
+from medlit.paths import hub_is_offline
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -157,10 +157,9 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
     except datasets.exceptions.DatasetGenerationError as error:
         raise UserError(f"data.source: the files of the Hub dataset {source} cannot be read as one table.") from error
     except Exception as error:  # the Hub's clients raise a dozen unrelated classes for "not there" and "not reachable"
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         at = f" at revision {revision}" if revision else ""
         option = f" --data.revision {revision}" if revision else ""
-        reason = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}"
+        reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
         raise UserError(
             f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had "
             f"({reason}); correct the name, or fill the cache on a machine with a network by "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medlit.data.readers import fingerprint
+from medlit.data.readers import cache_folder, fingerprint
 from medlit.prompts import PROMPT_VERSION, AlpacaPrompt
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         prompt.tokenizer.backend_tokenizer.to_str(),
         json.dumps([prompt.instruction, prompt.max_length, prompt.response_tokens]),
     )
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
-    cache.mkdir(parents=True, exist_ok=True)
     features = datasets.Features(
         {
             "id": datasets.Value("string"),
@@ -67,7 +64,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         batched=True,
         remove_columns=rows.column_names,
         features=features,
-        cache_file_name=str(cache / f"{key}.arrow") if cached else None,
+        cache_file_name=str(cache_folder() / f"{key}.arrow") if cached else None,
         load_from_cache_file=cached,
         keep_in_memory=not cached,
         new_fingerprint=key,

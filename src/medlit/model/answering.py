@@ -64,9 +64,12 @@ class AnsweringModule(L.LightningModule):
     def _nats(self, batch: EvalBatch, answers: Answers) -> Tensor:
         """Summed negative log-likelihood of the supervised tokens, shape (), on the device.
 
-        A decoder that has read the labels behind the notes knows it already: the notes need no second pass.
+        A decoder that has read the labels behind the notes knows it already: the notes need no second pass. But it read
+        them as the label set spells them, and the loss is of the table's own spelling.
         """
-        if answers.label_nats is not None and self.trainer.datamodule.loss_on == "response":  # type: ignore[attr-defined]
+        as_listed = set(batch.specialties) <= set(self.label_set.names)
+        on_response = self.trainer.datamodule.loss_on == "response"  # type: ignore[attr-defined]
+        if answers.label_nats is not None and on_response and as_listed:
             true = torch.tensor([[self.label_set.index(name)] for name in batch.specialties])
             return -answers.label_nats.gather(1, true).sum().to(self.device)
         with torch.no_grad():
@@ -77,8 +80,9 @@ class AnsweringModule(L.LightningModule):
         self.scores, self.answered, loss = self._tally.result(
             lambda x: self.trainer.strategy.reduce(x, reduce_op="sum")
         )
-        if not self.trainer.testing and self.answered.probabilities is not None:
-            found = fit_temperature(self.answered.probabilities, self.answered.truth)
+        probabilities = self.answered.probabilities
+        if probabilities is not None and not (self.trainer.testing or self.trainer.sanity_checking):
+            found = fit_temperature(probabilities, self.answered.truth)
             self.temperatures[way_of_answering(self.decoding)] = found
         shown = (ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE)
         numbers = {LOSS: loss, **{name: float(self.scores[name]) for name in shown}}  # type: ignore[literal-required]

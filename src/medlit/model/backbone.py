@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,7 @@ from medlit.data.batches import Batch
 from medlit.errors import UserError
 from medlit.model import attention, memory
 from medlit.model.settings import Backbone, Lora
-from medlit.weights import missing, resolve
-
-if TYPE_CHECKING:
-    pass
+from medlit.weights import PACKED, missing, resolve
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Where Unsloth's own attention call is kept while medlit's stands in its place.
@@ -127,7 +124,7 @@ def _let_pack(model: nn.Module, max_length: int) -> None:
 def packs(model: nn.Module) -> bool:
     """Whether a model takes packed notes as they are: a Llama in half precision on a GPU from Ampere on."""
     inner = causal_lm(model)
-    if inner.device.type != "cuda" or inner.config.model_type != "llama":
+    if inner.device.type != "cuda" or inner.config.model_type != PACKED:
         return False
     return torch.cuda.get_device_capability(inner.device) >= (8, 0)
 

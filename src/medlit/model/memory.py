@@ -92,20 +92,6 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
     )
 
 
-def weight_bytes(config: Any, trained: int) -> int:  # noqa: ANN401 - as for `shape_of`
-    """Bytes of a model in NF4 with its adapter, before anything is loaded.
-
-    NF4 takes half a byte a weight, and one byte more for every 64 as the scale, which is itself quantised (Dettmers
-    2023, arXiv 2305.14314). Embedding and head stay in half precision.
-
-    Args:
-        config: the base model's, of transformers.
-        trained: numbers in the adapter.
-    """
-    of = shape_of(config)
-    return int(of.linear * (1 / 2 + 1 / 64) + _HALF * of.table * (1 if of.tied else 2) + 4 * trained)
-
-
 def budget_on(device: torch.device, gib: float | None) -> int:
     """Bytes that training may take on a GPU: the setting, but never more than the card has left for this process."""
     free, _ = torch.cuda.mem_get_info(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
+from medlit.model.memory import Recomputation
 from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter
+from medlit.prompts import INSTRUCTION
+from medlit.runs import write_json
 from medlit.weights import load_tokenizer
 
 TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
@@ -39,6 +41,7 @@ class SpecialtyClassifier(AnsweringModule):
         decoding: how the model answers.
         adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of 'lora'.
             'none' is the bare base model.
+        instruction: set from data.instruction.
     """
 
     def __init__(
@@ -48,11 +51,14 @@ class SpecialtyClassifier(AnsweringModule):
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         decoding: Decoding = Decoding(),  # noqa: B008
         adapter: str | None = None,
+        instruction: str = INSTRUCTION,
     ) -> None:
         super().__init__(backbone, decoding)
         self.lora = lora
         self.optimizer_settings = optimizer
         self.adapter = None if adapter == "none" else adapter
+        self.instruction = instruction
+        self.recomputation: Recomputation | None = None  # known when a fit starts
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
     def plain_settings(self) -> dict[str, Any]:
@@ -106,18 +112,22 @@ class SpecialtyClassifier(AnsweringModule):
         """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
         self.temperatures = {}
         language_model.train_mode(self._model, self.backbone)
-        self._recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
+        self.recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn."""
+        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn.
+
+        The weights of the last validation end here, and its temperature with them; what stops a fit comes before.
+        """
+        self.temperatures = {}
         if self.lora.dropout:
             place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the optimizer step's mean loss over supervised tokens, in nats."""
-        share = language_model.loss_sum(self._model, batch, self._recomputation) / batch.step_tokens
+        share = language_model.loss_sum(self._model, batch, self.recomputation) / batch.step_tokens
         self._step_loss += share.detach()
         # Lightning divides by the micro-batches of a step and DDP by the processes; the share is exact without either.
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -133,7 +143,7 @@ class SpecialtyClassifier(AnsweringModule):
     @property
     def structure(self) -> Structure:
         """What a checkpoint or an adapter of this model must agree with."""
-        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures)
+        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures, self.instruction)
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in language_model.trainable_names(self._model)}
@@ -177,4 +187,4 @@ class SpecialtyClassifier(AnsweringModule):
         self.tokenizer.save_pretrained(folder)
         notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
-        (folder / LABELS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / LABELS_FILE, content)

@@ -15,7 +15,6 @@ class Shape(NamedTuple):
         keys: all heads' keys together, and as many values.
         inner: the MLP's.
         vocabulary: tokens that there are.
-        tied: whether embedding and output head are one matrix.
     """
 
     layers: int
@@ -24,7 +23,6 @@ class Shape(NamedTuple):
     keys: int
     inner: int
     vocabulary: int
-    tied: bool
 
     @property
     def linear(self) -> int:
@@ -47,7 +45,6 @@ def shape_of(config: Any) -> Shape:  # noqa: ANN401 - transformers' configuratio
         keys=config.num_key_value_heads * width,
         inner=config.intermediate_size,
         vocabulary=config.vocab_size,
-        tied=bool(config.tie_word_embeddings),
     )
 
 

@@ -1,8 +1,9 @@
-"""What trained weights belong to: base model, adapter shape, prompt and labels; checked at load."""
+"""What trained weights belong to: base model, adapter shape, prompt, instruction and labels; checked at load."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model.settings import Backbone, Lora
-from medlit.prompts import PROMPT_VERSION
+from medlit.prompts import INSTRUCTION, PROMPT_VERSION
 
 LABELS_FILE = "medlit.json"
 
@@ -26,6 +27,7 @@ class Structure:
         prompt: version of the prompt.
         labels: label names, in the order of their ids.
         temperatures: way of answering -> what a validation found its log-probabilities to be divided by; not compared.
+        instruction: what the model is told to do; None in a file that does not say, and then not compared.
     """
 
     base_model: str
@@ -34,15 +36,27 @@ class Structure:
     prompt: str
     labels: list[str]
     temperatures: dict[str, float] = field(default_factory=dict)
+    instruction: str | None = None
 
     @classmethod
     def of(
-        cls, backbone: Backbone, lora: Lora, label_set: LabelSet, temperatures: dict[str, float] | None = None
+        cls,
+        backbone: Backbone,
+        lora: Lora,
+        label_set: LabelSet,
+        temperatures: dict[str, float] | None = None,
+        instruction: str = INSTRUCTION,
     ) -> Structure:
         """The facts of a model."""
-        names = list(label_set.names)
-        shape = lora.structure()
-        return cls(backbone.base_model, backbone.revision, shape, PROMPT_VERSION, names, dict(temperatures or {}))
+        return cls(
+            base_model=backbone.base_model,
+            revision=backbone.revision,
+            lora=lora.structure(),
+            prompt=PROMPT_VERSION,
+            labels=list(label_set.names),
+            temperatures=dict(temperatures or {}),
+            instruction=instruction,
+        )
 
     @classmethod
     def from_dict(cls, values: object) -> Structure:
@@ -51,12 +65,27 @@ class Structure:
         Raises:
             UserError: it is not that.
         """
+        strange = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
             read = cls(**values)  # type: ignore[arg-type]
-            LabelSet.from_names(read.labels)
-        except (TypeError, AttributeError) as error:
-            raise UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.") from error
+        except TypeError as error:
+            raise strange from error
+        if not read._typed():
+            raise strange
+        LabelSet.from_names(read.labels)
         return read
+
+    def _typed(self) -> bool:
+        """Whether every value is of the type that it has in a file of medlit's."""
+        texts = [self.base_model, self.prompt]
+        optional = [self.revision, self.instruction]
+        groups = isinstance(self.lora, dict) and isinstance(self.labels, list) and isinstance(self.temperatures, dict)
+        return (
+            groups
+            and all(isinstance(text, str) for text in [*texts, *self.lora, *self.labels, *self.temperatures])
+            and all(text is None or isinstance(text, str) for text in optional)
+            and all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperatures.values())
+        )
 
     @classmethod
     def read(cls, file: Path) -> Structure:
@@ -67,7 +96,7 @@ class Structure:
         """
         try:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
         values.pop("data", None)  # which notes it was trained on: of no weight here
         return cls.from_dict(values)
@@ -100,6 +129,11 @@ def check_structure(ours: Structure, theirs: Structure, where: str) -> None:
         raise UserError(
             f"{where} was trained with the prompt {theirs.prompt!r} and this medlit asks with {ours.prompt!r}; use the"
             " version of medlit that wrote it."
+        )
+    if theirs.instruction not in (None, ours.instruction):
+        raise UserError(
+            f"data.instruction: {where} was trained with {theirs.instruction!r} and the config says"
+            f" {ours.instruction!r}; set it to the former."
         )
     known = LabelSet(tuple(theirs.labels))
     foreign = [name for name in ours.labels if known.index(name) is None]

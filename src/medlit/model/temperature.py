@@ -2,18 +2,20 @@
 
 A fit that answers with probabilities saves its validation's temperature with the checkpoint and the adapter. `medlit
 validate` finds one afterwards, for any other way of answering, and adds it to the adapter that it measured: the one
-that `model.adapter` names, or the one beside the `best` checkpoint.
+that `model.adapter` names, or the one beside the `best` checkpoint. It does so after a whole validation on the
+adapter's own notes.
 """
 
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
 from medlit.model.settings import Decoding
 from medlit.model.structure import LABELS_FILE, Structure
-from medlit.runs import run_of, whole_file
+from medlit.runs import run_of, write_json
 
 # Settings that change no probability.
 _ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
@@ -35,13 +37,14 @@ def measured_adapter(checkpoint: str | Path | None, adapter: str | None) -> Path
 
 
 def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
-    """Add temperatures to an adapter's `medlit.json`.
+    """Add temperatures to an adapter's `medlit.json`, which keeps its mode: an adapter may be shared.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or its folder is full or closed.
     """
     Structure.read(file)  # it is medlit's, or this is where it is said
     values = json.loads(file.read_text(encoding="utf-8"))
     values["temperatures"] = values.get("temperatures", {}) | temperatures
-    with whole_file(file) as path:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    mode = stat.S_IMODE(file.stat().st_mode)
+    write_json(file, values)
+    file.chmod(mode)

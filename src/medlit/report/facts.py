@@ -30,7 +30,8 @@ def versions() -> dict[str, str]:
 def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     """Where the test notes come from, and what they share with the training notes; counts and hashes, no text.
 
-    Keys: source, split (kind), seed, fold, near_threshold; rows, texts (different ones), hash of each split; classes
+    Keys: source, revision (a Hub dataset's commit), split (the kind that was made), seed, fold, near_threshold; rows,
+    texts (different ones), hash of each split; classes
     (specialty -> notes in train, validation, test); test_texts_in_train, test_texts_in_validation (rows);
     test_conflicts (rows whose text carries several labels in test); test_ceiling (share that the best answer to each
     text could get right); left_out (why -> rows of the source that are in no split).
@@ -41,8 +42,8 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     settings = data.split_settings
     return {
         "source": data.source,
-        "revision": data.revision,
-        "split": settings.kind,
+        "revision": None if data.provenance is None else data.provenance.revision,
+        "split": partition.kind,
         "seed": settings.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
         "near_threshold": settings.near_threshold,

@@ -16,7 +16,7 @@ from typing import Any
 from medlit.errors import UserError
 from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import same_notes
-from medlit.runs import whole_file
+from medlit.runs import write_json
 
 MODEL = "test"
 # The order of the table, and the words in it.
@@ -58,8 +58,7 @@ def stem(name: str) -> str:
 def write_system(folder: Path, system: System) -> None:
     """Write a system's metrics and record."""
     system.answered.write(folder / f"{stem(system.name)}_answers.parquet")
-    with whole_file(folder / f"{stem(system.name)}_metrics.json") as path:
-        path.write_text(json.dumps(system.metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / f"{stem(system.name)}_metrics.json", system.metrics)
 
 
 def read_system(folder: Path, name: str) -> System:

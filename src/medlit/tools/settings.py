@@ -11,7 +11,7 @@ from medlit.cli import TRAINER_DEFAULTS, MedlitCLI
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
 from medlit.model.module import SpecialtyClassifier
-from medlit.preflight import ENV_PREFIX
+from medlit.preflight import ENV_PREFIX, check_environment
 
 
 class _Settings(MedlitCLI):
@@ -24,6 +24,7 @@ class _Settings(MedlitCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        check_environment({parser.prog.rpartition(" ")[2]: parser})
 
     def _set_seed(self) -> None:
         return
@@ -47,6 +48,7 @@ def settings(tool: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargpa
 
     Raises:
         SystemExit: code 2 when a key or a value is not understood.
+        UserError: a variable of the environment is for this tool and names no setting.
     """
     parsed = _Settings(
         SpecialtyClassifier,

@@ -8,7 +8,6 @@ here fills the cache that later runs use offline.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from medlit.data.audit import audit
 from medlit.errors import UserError
-from medlit.runs import whole_file
+from medlit.runs import whole_file, write_json
 from medlit.tools.audit.figure import audit_figure
 from medlit.tools.audit.limits import add_limits, passed_limits
 from medlit.tools.audit.show import show
@@ -89,9 +88,7 @@ def run(args: Sequence[str]) -> int:
     for text in passed:
         print(f"over a limit: {text}")
     if options.output is not None:
-        with whole_file(options.output / "audit.json") as path:
-            content = found.report.as_dict() | {"over_limits": passed}
-            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(options.output / "audit.json", found.report.as_dict() | {"over_limits": passed})
         with whole_file(options.output / "audit.png") as path:
             audit_figure(found).savefig(path, dpi=110)
         print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")

@@ -7,6 +7,7 @@ the prompt's last token in place of the vocabulary's. Stock transformers and PEF
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.tokens import tokenise
+from medlit.errors import UserError
 from medlit.model.backbone import dtype_for
+from medlit.model.resume import last_step
 from medlit.model.settings import Backbone, Lora, Optimizer
 from medlit.report.systems import System
 from medlit.tools.baseline.notes import TestedNotes
-from medlit.weights import resolve
+from medlit.weights import missing, resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,20 +40,29 @@ def classification_head(notes: TestedNotes, config: Any) -> System:  # noqa: ANN
         config: settings, as for `medlit fit`.
 
     Raises:
-        UserError: the base model cannot be loaded, or the training split is smaller than a step.
+        UserError: the base model cannot be loaded or would train in float16, the training split is smaller than a step,
+            or the settings name no last step.
     """
     backbone = Backbone(**config.model.backbone.as_dict())
     cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
+    dtype = dtype_for(device, backbone.dtype)
+    if dtype == torch.float16:
+        raise UserError(
+            "model.backbone.dtype: the classification head is not trained in float16, which 'auto' is on a GPU before"
+            " Ampere; set it to 'float32' or leave out --head."
+        )
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
     train, test = (tokenise(rows, notes.data.prompt) for rows in (notes.train, notes.test))
     pad = int(notes.data.prompt.tokenizer.pad_token_id)
+    sampler = _sampler(notes, train)
+    steps = last_step(config.trainer.max_steps, config.trainer.max_epochs, sampler.steps)
+    if steps == sys.maxsize:
+        raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
     model = load_head(backbone, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad, device)
-    per_epoch = max(1, len(train) // notes.data.examples_per_step)
-    steps = config.trainer.max_steps if config.trainer.max_steps > 0 else config.trainer.max_epochs * per_epoch
     settings = Optimizer(**config.model.optimizer.as_dict())
-    _fit(model, notes, train, settings, steps, config.trainer.gradient_clip_val)
-    return notes.system("head", _probabilities(model, notes, test))
+    _fit(model, notes, train, sampler, settings, steps, config.trainer.gradient_clip_val, dtype)
+    return notes.system("head", _probabilities(model, notes, test, dtype))
 
 
 def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.device) -> nn.Module:
@@ -62,13 +74,19 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
         k: labels.
         pad: token id that fills; the head reads the last token that is another one.
         device: where to compute.
+
+    Raises:
+        UserError: there is no such model, or it is neither cached nor within reach.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     where, dtype = resolve(backbone.base_model), dtype_for(device, backbone.dtype)
-    settings = AutoConfig.from_pretrained(where, revision=backbone.revision, num_labels=k, pad_token_id=pad)
     quantisation = None
+    try:
+        settings = AutoConfig.from_pretrained(where, revision=backbone.revision, num_labels=k, pad_token_id=pad)
+    except (OSError, ValueError) as error:
+        raise missing(backbone.base_model, backbone.revision) from error
     if given := getattr(settings, "quantization_config", None):
         # Quantised by its publisher, who knew of no head.
         given["llm_int8_skip_modules"] = [*(given.get("llm_int8_skip_modules") or []), HEAD]
@@ -80,14 +98,17 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=[HEAD],
         )
-    model = AutoModelForSequenceClassification.from_pretrained(
-        where,
-        revision=backbone.revision,
-        config=settings,
-        dtype=dtype,
-        quantization_config=quantisation,
-        device_map={"": str(device)},
-    )
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            where,
+            revision=backbone.revision,
+            config=settings,
+            dtype=dtype,
+            quantization_config=quantisation,
+            device_map={"": str(device)},
+        )
+    except OSError as error:
+        raise missing(backbone.base_model, backbone.revision) from error
     if backbone.gradient_checkpointing != "off":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -108,32 +129,44 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
     return adapted
 
 
-def _fit(
-    model: nn.Module, notes: TestedNotes, train: Dataset, settings: Optimizer, steps: int, clip: float | None
-) -> None:
-    from bitsandbytes.optim import AdamW8bit
-    from rich.progress import track
-    from transformers import get_linear_schedule_with_warmup
-
-    data, labels = notes.data, torch.from_numpy(notes.labels(notes.train))
-    sampler = StepSampler(
+def _sampler(notes: TestedNotes, train: Dataset) -> StepSampler:
+    data = notes.data
+    return StepSampler(
         train["length"][:],
         [1] * len(train),  # a step's notes weigh alike
         examples_per_step=data.examples_per_step,
         batch_size=data.batch_size,
         token_budget=data.token_budget,
         seed=data.seed,
+        labels=notes.labels(train).tolist(),
+        balance=data.balance,
     )
+
+
+def _fit(
+    model: nn.Module,
+    notes: TestedNotes,
+    train: Dataset,
+    sampler: StepSampler,
+    settings: Optimizer,
+    steps: int,
+    clip: float | None,
+    dtype: torch.dtype,
+) -> None:
+    from bitsandbytes.optim import AdamW8bit
+    from rich.progress import track
+    from transformers import get_linear_schedule_with_warmup
+
+    labels = torch.from_numpy(notes.labels(train))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = AdamW8bit(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, steps)
-    micro_batches = micro_batches_per_step(data.examples_per_step, data.batch_size, 1)
     batches = _endless(sampler)
     model.train()
     for _ in track(range(steps), "Training the classification head"):
-        for _ in range(micro_batches):
+        for _ in range(sampler.micro_batches):
             batch = next(batches)
-            scores = _scores(model, train, batch.indices, notes)
+            scores = _scores(model, train, batch.indices, notes, dtype)
             loss = functional.cross_entropy(scores, labels[batch.indices].to(scores.device), reduction="sum")
             (loss / batch.step_tokens).backward()
         if clip:
@@ -151,16 +184,16 @@ def _endless(sampler: StepSampler) -> Iterator[Any]:
         epoch += 1
 
 
-def _probabilities(model: nn.Module, notes: TestedNotes, test: Dataset) -> np.ndarray:
+def _probabilities(model: nn.Module, notes: TestedNotes, test: Dataset, dtype: torch.dtype) -> np.ndarray:
     out = np.zeros((len(test), len(notes.label_set)))
     model.eval()
     with torch.no_grad():
         for rows in LengthSortedSampler(test["length"][:], notes.data.eval_batch_size, notes.data.token_budget):
-            out[rows] = _scores(model, test, rows, notes).double().softmax(dim=1).cpu().numpy()
+            out[rows] = _scores(model, test, rows, notes, dtype).double().softmax(dim=1).cpu().numpy()
     return out
 
 
-def _scores(model: nn.Module, table: Dataset, rows: list[int], notes: TestedNotes) -> Tensor:
+def _scores(model: nn.Module, table: Dataset, rows: list[int], notes: TestedNotes, dtype: torch.dtype) -> Tensor:
     """Logits of B notes, float32, (B, K)."""
     pad = int(notes.data.prompt.tokenizer.pad_token_id)
     ids = table[rows]["input_ids"]
@@ -168,7 +201,8 @@ def _scores(model: nn.Module, table: Dataset, rows: list[int], notes: TestedNote
     device = next(model.parameters()).device
     padded = torch.tensor([[*row, *[pad] * (width - len(row))] for row in ids], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
-    mixed = torch.autocast("cuda", dtype=dtype_for(device)) if device.type == "cuda" else contextlib.nullcontext()
+    half = device.type == "cuda" and dtype != torch.float32
+    mixed = torch.autocast("cuda", dtype=dtype) if half else contextlib.nullcontext()
     with mixed:
         scores: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
     return scores.float()

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from medlit.errors import UserError
-from medlit.paths import cache_dir
+from medlit.paths import cache_dir, hub_is_offline
 from medlit.tools.doctor.row import REINSTALL, TOKENS, Row, version_of
 
 FREE_GIB = 10.0  # an 8B base model in 4 bits takes 6
@@ -77,8 +77,7 @@ def cache() -> Row:
 
 def hub() -> Row:
     """Whether the Hub may be asked for models and notes; nothing is asked here."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    found = "offline (HF_HUB_OFFLINE): only what is cached, local or bundled" if offline else "online"
+    found = "offline (HF_HUB_OFFLINE): only what is cached, local or bundled" if hub_is_offline() else "online"
     return Row("Hugging Face Hub", "ok", found)
 
 

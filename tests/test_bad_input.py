@@ -373,3 +373,34 @@ def test_the_messages_are_for_users_and_a_bug_keeps_its_traceback(
     monkeypatch.setattr("medlit.cli.MedlitCLI.after_instantiate_classes", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         medlit("fit", "--config", tiny_config)
+
+
+# --- settings that the parser does not understand ---------------------------------------------------------------------
+
+
+def test_a_setting_that_is_not_there_is_one_line_and_not_pages_of_usage(fit: Refused) -> None:
+    said = fit("--data.txt_column", "note")
+    assert "--data.txt_column" in said
+    assert "usage" not in said
+    assert "data.source" in fit("--data.source")
+    assert "model.lora.r" in fit("--model.lora.r", "lots")
+
+
+def test_a_config_that_is_not_there_or_no_yaml(refused: Refused, tmp_path: Path) -> None:
+    assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("data: [\n")
+    refused("fit", "--config", "broken.yaml")
+
+
+def test_an_audit_is_refused_before_it_begins_where_its_folder_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medlit.__main__ import main
+
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--data.source", "builtin", "--output", str(tmp_path / "taken")])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"output: {tmp_path / 'taken' / 'audit.json'} cannot be written" in said.err

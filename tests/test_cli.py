@@ -170,9 +170,11 @@ def test_an_unknown_name_in_the_environment_exits_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, "4")
-    outcome = medlit("fit")
-    assert outcome.code == 2
-    assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
+    for more in ([], ["--print_config"]):
+        outcome = medlit("fit", *more)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
+        assert outcome.out == ""
     assert files(tmp_path) == set()
 
 

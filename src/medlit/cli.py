@@ -44,6 +44,7 @@ from medlit.errors import UserError
 from medlit.model.answering import F1_MACRO
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
+from medlit.parser import Parser
 from medlit.predictions.parts import find_parts
 from medlit.preflight import (
     ENV_PREFIX,
@@ -152,8 +153,8 @@ class MedlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that no setting reads."""
+        check_environment(self._subcommand_parsers)  # first: --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        check_environment(self._subcommand_parsers)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -322,6 +323,7 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
             SpecialtyClassifier,
             TranscriptionDataModule,
             save_config_callback=SaveConfig,
+            parser_class=Parser,
             seed_everything_default=3407,
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,

@@ -11,6 +11,7 @@ from medlit.cli import TRAINER_DEFAULTS, MedlitCLI
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
 from medlit.model.module import SpecialtyClassifier
+from medlit.parser import Parser
 from medlit.preflight import ENV_PREFIX, check_environment
 
 
@@ -23,8 +24,8 @@ class _Settings(MedlitCLI):
         return LightningCLI.init_parser(self, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
         check_environment({parser.prog.rpartition(" ")[2]: parser})
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def _set_seed(self) -> None:
         return
@@ -54,6 +55,7 @@ def settings(tool: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargpa
         SpecialtyClassifier,
         TranscriptionDataModule,
         save_config_callback=None,
+        parser_class=Parser,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
         parser_kwargs={"prog": f"medlit {tool}"},

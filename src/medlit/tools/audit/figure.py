@@ -46,7 +46,7 @@ def _draw_balance(axes: Axes, audit: Audit) -> None:
     axes.margins(x=0.12, y=0.01)
     axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(names)} specialties")
     if len(report.splits) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:
@@ -66,7 +66,7 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
             marks.append(("limit", limit, "-", "#c1121f"))
     for name, value, style, colour in marks:
         axes.axvline(value, color=colour, linewidth=1.5, linestyle=style, label=f"{name} {value:,.0f}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     longer = "" if end == summary["max"] else "; the last bar: all that are longer"
     axes.set(xlim=(0, None), xlabel=f"{unit} (longest {summary['max']:,.0f}{longer})", ylabel="notes", title=title)

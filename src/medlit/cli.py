@@ -121,6 +121,7 @@ class MedlitCLI(LightningCLI):
         parser.link_arguments("model.backbone.revision", "data.base_revision")
         parser.link_arguments("model.backbone.max_length", "data.max_length")
         parser.link_arguments("data.instruction", "model.instruction")
+        parser.link_arguments("data.keep", "model.keep")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -3,10 +3,11 @@
     python benchmarks/folds.py --source notes.csv --folder runs/folds --variants variants.txt
 
 Each variant is a name and flags of `medlit fit`, one a line of the file (`name: --model.optimizer.learning_rate 1e-3`)
-or of `--variant`. For each fold of a k-fold split by text group, a process of its own fits on the other folds (one of
-them picks the best checkpoint), then answers the fold with all three decoders; `--jobs` processes share the machine.
-TF-IDF and the majority class are fitted on the same notes. The folds' answers put together are one answer to each note:
-scores, intervals and comparisons are of those. A (variant, fold) whose answers are in the folder is not run again.
+or of `--variant`. For each fold of a k-fold split by text group, the model is fitted on the other folds (one of them
+picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes share the machine and take one
+(variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds' answers put
+together are one answer to each note: scores, intervals and comparisons are of those. A (variant, fold) whose answers
+are in the folder is not run again.
 
 Writes `benchmarks/results/folds.json`: scores only. The folder holds ids and labels, no text and no weights.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
+import queue
 import shlex
 import shutil
 import subprocess
@@ -56,51 +59,86 @@ def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
     return [*flags, *shlex.split(options.data)]
 
 
-def fit_and_answer(options: argparse.Namespace) -> None:
+def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int) -> None:
     """One variant on one fold, in this process."""
     from medlit.__main__ import import_unsloth
 
     import_unsloth()
+    import torch
+
     from medlit.cli import main as medlit
 
-    place = options.folder / options.name / f"fold_{options.fold}"
+    place = options.folder / name / f"fold_{fold}"
     work = place / "fit"
     shutil.rmtree(place, ignore_errors=True)
-    settings = ["--config", str(CONFIG), *shlex.split(BASE), *fold_flags(options, options.fold)]
-    settings += shlex.split(options.flags)
+    settings = ["--config", str(CONFIG), *shlex.split(BASE), *fold_flags(options, fold), *shlex.split(flags)]
     began = time.monotonic()
     # Validations answer by likelihood: the temperature comes with the checkpoint, and they are the cheapest.
     medlit(["fit", "--model.decoding.mode", "likelihood", *settings, "--run", str(work)])
     fitted = time.monotonic()
-    for mode in DECODERS:
+    for mode in options.decoders:
+        gc.collect()  # or the model before stays beside the next one
         best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run", str(place / mode)]
         medlit(["test", *settings, *best, "--model.decoding.mode", mode])
-    seconds = {"fit": fitted - began, "tests": time.monotonic() - fitted}
+    spent = {"fit": fitted - began, "tests": time.monotonic() - fitted}
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
     shutil.rmtree(work)
-    (place / "seconds.json").write_text(json.dumps(seconds))
+    gc.collect()
+    spent["gib_left_allocated"] = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
+    (place / "seconds.json").write_text(json.dumps(spent))
 
 
-def start(options: argparse.Namespace, name: str, flags: str, fold: int) -> None:
-    """Run `fit_and_answer` in a process of its own, unless it has been run."""
-    place = options.folder / name / f"fold_{fold}"
-    if (place / "seconds.json").is_file():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, "--source", options.source, "--folder", str(options.folder)]
-    command += [
-        "--folds",
-        str(options.folds),
-        f"--data={options.data}",
-        "--near_threshold",
-        str(options.near_threshold),
-    ]
-    command += [f"--name={name}", f"--flags={flags}", f"--fold={fold}"]
+def work(options: argparse.Namespace) -> None:
+    """Fit and answer one task after another, a JSON line each on standard input; the first mistake ends the process.
+
+    Importing and compiling take a process as long as a fit of the small model does. Whatever a task says is in its log.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        name, flags, fold = json.loads(line)
+        with (options.folder / name / f"fold_{fold}.log").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        fit_and_answer(options, name, flags, fold)
+        sys.stdout.flush()
+        print("done", file=replies, flush=True)
+
+
+def hand_out(options: argparse.Namespace, tasks: queue.SimpleQueue[tuple[str, str, int]]) -> None:
+    """Keep one working process busy until no task is left; one that ended by a mistake is replaced."""
+    command = [sys.executable, __file__, "--work", "--source", options.source, "--folder", str(options.folder)]
+    command += ["--folds", str(options.folds), f"--data={options.data}", "--decoders", *options.decoders]
+    command += ["--near_threshold", str(options.near_threshold)]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), **os.environ}
-    began = time.monotonic()
-    with (place.parent / f"fold_{fold}.log").open("w") as log:
-        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
-    print(f"{name}, fold {fold}: exit code {code}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    pipe = subprocess.PIPE
+    worker: subprocess.Popen[str] | None = None
+    while not tasks.empty():
+        try:
+            name, flags, fold = tasks.get_nowait()
+        except queue.Empty:
+            break
+        (options.folder / name).mkdir(parents=True, exist_ok=True)
+        if worker is None:
+            worker = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+        began = time.monotonic()
+        print(json.dumps([name, flags, fold]), file=worker.stdin, flush=True)
+        told = "done" if worker.stdout and worker.stdout.readline() else f"exit code {worker.wait()}"
+        print(f"{name}, fold {fold}: {told}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        worker = worker if told == "done" else None
+    if worker is not None:
+        worker.communicate()
+
+
+def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
+    """Fit and answer whatever has not been, variant by variant, on `options.jobs` processes."""
+    tasks: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
+    for name, flags in variants.items():
+        for fold in range(options.folds):
+            if not (options.folder / name / f"fold_{fold}" / "seconds.json").is_file():
+                tasks.put((name, flags, fold))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for job in [pool.submit(hand_out, options, tasks) for _ in range(options.jobs)]:
+            job.result()
 
 
 def fit_baselines(options: argparse.Namespace) -> None:
@@ -220,18 +258,15 @@ def main() -> None:
     parser.add_argument("--near_threshold", type=float, default=0.8)
     parser.add_argument("--jobs", type=int, default=5, help="processes at a time")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    for name in ("name", "flags", "fold"):
-        parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=DECODERS, help="fewer are faster")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.name is not None:
-        fit_and_answer(options)
+    if options.work:
+        work(options)
         return
     variants = read_variants(options)
     fit_baselines(options)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for name, flags in variants.items():
-            for fold in range(options.folds):
-                pool.submit(start, options, name, flags, fold)
+    run_all(options, variants)
     results = collect(options, variants)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

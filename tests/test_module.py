@@ -27,6 +27,7 @@ from medlit.model import backbone
 from medlit.model.backbone import causal_lm
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
+from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure
 from medlit.model.temperature import way_of_answering
@@ -205,6 +206,22 @@ def test_the_rate_rises_then_falls_to_zero_by_optimizer_steps(parts: Parts, leng
     assert len(watch.ready) == 2 * total
 
 
+@pytest.mark.parametrize(("schedule", "shares"), [("cosine", [0, 1, 0.75, 0.25]), ("constant", [0, 1, 1, 1])])
+def test_every_group_s_rate_follows_the_schedule_from_its_own_peak(schedule: Any, shares: list[float]) -> None:  # noqa: ANN401
+    settings = Optimizer(learning_rate=1e-3, warmup_steps=1, schedule=schedule, loraplus_ratio=8)
+    layer = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(4, 2), "lora_B": torch.nn.Linear(2, 4)})
+    optimizer = optimizer_for(layer, settings)
+    course = schedule_for(optimizer, settings, 4)
+    slow, fast = [], []
+    for _ in range(4):
+        slow.append(optimizer.param_groups[0]["lr"])
+        fast.append(optimizer.param_groups[1]["lr"])
+        optimizer.step()
+        course.step()
+    assert slow == pytest.approx([1e-3 * share for share in shares])
+    assert fast == pytest.approx([8e-3 * share for share in shares])
+
+
 def test_it_learns_and_stays_ready_to_train_through_every_validation(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,15 +243,19 @@ def test_it_learns_and_stays_ready_to_train_through_every_validation(
     assert all(parameter.dtype == torch.float32 for parameter in adapter(module).values())
 
 
-def test_the_optimizer_holds_the_adapter_and_eight_bit_states(parts: Parts) -> None:
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_the_optimizer_holds_the_adapter_and_eight_bit_states(parts: Parts, ratio: float) -> None:
     from bitsandbytes.optim import AdamW8bit
 
-    module, data = parts(lora=Lora(r=64))
+    module, data = parts(lora=Lora(r=64), optimizer=Optimizer(loraplus_ratio=ratio))
     fit = trainer(data, max_steps=1)
     fit.fit(module, data)
     assert isinstance(fit.optimizers[0], AdamW8bit)
-    held = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
-    assert held == {id(p) for p in module.parameters() if p.requires_grad}
+    held = [id(p) for group in fit.optimizers[0].param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in module.parameters() if p.requires_grad)
+    if ratio != 1:
+        fast = {id(p) for p in fit.optimizers[0].param_groups[1]["params"]}
+        assert fast == {id(p) for name, p in module.named_parameters() if ".lora_B." in name}
     states = {
         name: fit.optimizers[0].state[p]["state1"].dtype for name, p in module.named_parameters() if p.requires_grad
     }

@@ -25,11 +25,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny fit with adapters wide enough for optimizer states of 8 bits, and with dropout."""
+    """The tiny fit with adapters wide enough for optimizer states of 8 bits, dropout, LoRA+ and an average."""
     settings = yaml.safe_load(tiny_config.read_text())
     settings["trainer"]["max_steps"] = STEPS
     settings["val_every_steps"] = INTERVAL
     settings["model"] |= {"lora": {"r": 64, "dropout": 0.1}, "decoding": {"max_new_tokens": 2}}
+    settings["model"]["optimizer"] |= {"loraplus_ratio": 2, "schedule": "cosine", "average_decay": 0.6}
+    settings["data"]["keep"] = "head_tail"
     path = tmp_path_factory.mktemp("resume") / "resume.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -122,6 +124,15 @@ def test_a_fit_that_is_complete_says_so(medlit: Medlit, config: Path, whole: Pat
     outcome = medlit("fit", "--config", config, "--run", whole, "--ckpt_path", "last")
     assert outcome.code == 2
     assert f"trainer.max_steps: the checkpoint has been trained for {STEPS} steps" in outcome.err
+
+
+def test_a_fit_that_is_of_lora_plus_does_not_go_on_without(medlit: Medlit, config: Path, whole: Path) -> None:
+    ratio = ("--model.optimizer.loraplus_ratio", 1)
+    outcome = medlit(
+        "fit", "--config", config, "--run", whole, "--ckpt_path", "last", "--trainer.max_steps", 12, *ratio
+    )
+    assert outcome.code == 2
+    assert "model.optimizer.loraplus_ratio: a fit goes on with the learning rates" in outcome.err
 
 
 def test_a_run_that_was_moved_still_knows_its_best(

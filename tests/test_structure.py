@@ -50,6 +50,12 @@ def test_weights_that_do_not_say_what_they_were_told_are_not_compared(instructio
     check_structure(replace(ours(), instruction=instruction), Structure.from_dict(older), "the checkpoint")
 
 
+def test_weights_of_a_time_that_knew_one_way_to_cut_were_cut_so() -> None:
+    older = TRAINED.to_dict()
+    del older["keep"]
+    assert Structure.from_dict(older) == TRAINED
+
+
 @pytest.mark.parametrize(
     ("other", "names"),
     [
@@ -62,6 +68,7 @@ def test_weights_that_do_not_say_what_they_were_told_are_not_compared(instructio
         (ours(lora=Lora(loftq=True)), "model.lora.loftq"),
         (ours(lora=Lora(target_modules=["q_proj"])), "model.lora.target_modules"),
         (replace(ours(), instruction="Which?"), "data.instruction: the checkpoint was trained with 'Classify the"),
+        (replace(ours(), keep="head_tail"), "data.keep: the checkpoint was trained with 'head'.*set it to 'head'"),
         (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit asks with 'alpaca-0'"),
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.label_column: .*'Urology'"),
     ],
@@ -87,6 +94,8 @@ def test_what_does_is_refused_by_name(other: Structure, names: str) -> None:
                 {"revision": 3},
                 {"prompt": ["alpaca-1"]},
                 {"instruction": 3},
+                {"keep": "tail"},
+                {"keep": ["head"]},
                 {"lora": None},
                 {"lora": [["r", 16]]},
                 {"labels": 3},

@@ -70,8 +70,9 @@ def test_the_second_start_tokenizes_nothing(asked: list[str]) -> None:
         replace(PROMPT, instruction="Which specialty?"),
         replace(PROMPT, max_length=511),
         replace(PROMPT, response_tokens=31),
+        replace(PROMPT, keep="head_tail"),
     ],
-    ids=["tokenizer", "instruction", "limit", "room for the answer"],
+    ids=["tokenizer", "instruction", "limit", "room for the answer", "what is cut"],
 )
 def test_what_changes_the_ids_is_tokenized_anew(asked: list[str], other: AlpacaPrompt) -> None:
     first = tokenise(rows(), PROMPT)

@@ -24,6 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.callbacks.adapter import AdapterFolder
+from medlit.callbacks.average import WeightAverage
 from medlit.callbacks.config import SaveConfig
 from medlit.callbacks.finite import FiniteSteps
 from medlit.callbacks.folder import RunLogger
@@ -121,6 +122,7 @@ class MedlitCLI(LightningCLI):
         parser.link_arguments("model.backbone.revision", "data.base_revision")
         parser.link_arguments("model.backbone.max_length", "data.max_length")
         parser.link_arguments("data.instruction", "model.instruction")
+        parser.link_arguments("data.keep", "model.keep")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -225,6 +227,7 @@ class MedlitCLI(LightningCLI):
         output = config.get("output")
         callbacks: list[L.Callback] = [
             LastStep(),
+            WeightAverage(config.model.optimizer.average_decay),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from medlit.errors import UserError
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PROMPT_VERSION = "alpaca-1"
 INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
+
+Keep = Literal["head", "head_tail"]
+KEEPS = get_args(Keep)
 
 _HEADER = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
@@ -63,12 +66,15 @@ class AlpacaPrompt:
         instruction: what the model is told to do.
         max_length: most tokens that prompt and response may have together.
         response_tokens: tokens of `max_length` that are kept free for the response.
+        keep: what stays of a transcription that is too long: its 'head', or 'head_tail': as much of its beginning as of
+            its end, the odd token at the beginning (Sun 2019, arXiv 1905.05583).
     """
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
     max_length: int = 2048
     response_tokens: int = 32
+    keep: Keep = "head"
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         whole = [whole_characters(text) for text in texts]
@@ -124,7 +130,7 @@ class AlpacaPrompt:
         return room
 
     def prompt(self, transcription: str) -> Prompt:
-        """Ask about one note; what does not fit is cut from the end of the transcription."""
+        """Ask about one note; what does not fit is cut from the transcription's end or, with 'head_tail', middle."""
         return self.prompts([transcription])[0]
 
     def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
@@ -132,9 +138,13 @@ class AlpacaPrompt:
         if not transcriptions:
             return []
         return [
-            Prompt([*self.header, *ids[: self.room], *self.footer], cut_tokens=max(0, len(ids) - self.room))
+            Prompt([*self.header, *self._kept(ids), *self.footer], cut_tokens=max(0, len(ids) - self.room))
             for ids in self._inside(transcriptions)
         ]
+
+    def _kept(self, ids: list[int]) -> list[int]:
+        tail = self.room // 2 if self.keep == "head_tail" and len(ids) > self.room else 0
+        return ids[: self.room - tail] + ids[len(ids) - tail :]
 
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, the tokenizer's EOS last.

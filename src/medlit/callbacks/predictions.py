@@ -145,6 +145,7 @@ def _origin(
     adapter = None if module.adapter is None else adapter_folder(module.adapter)
     others = {
         "data.instruction": data.instruction,
+        "data.keep": data.keep,
         "data.response_tokens": data.response_tokens,
         "trainer.precision": str(trainer.precision),
         "labels": None if data.label_set is None else list(data.label_set.names),

@@ -23,7 +23,7 @@ from medlit.data.tables import commit_of
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
 from medlit.labels import LabelSet
-from medlit.prompts import INSTRUCTION, AlpacaPrompt
+from medlit.prompts import INSTRUCTION, AlpacaPrompt, Keep
 from medlit.weights import BUILTIN, load_tokenizer, packs
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         near_threshold: texts of at least this Jaccard similarity (words, 0 to 1) count as one text when splitting;
             null: identical texts only.
         instruction: what the model is told to do.
+        keep: what stays of a transcription that is too long for max_length: 'head', its beginning, or 'head_tail', half
+            of the room for its beginning and half for its end, where a note often says what it comes to.
         loss_on: 'response' teaches the answer alone, 'whole' every token (the recipe).
         balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties more
             often and of frequent ones less: in proportion to the square root of a specialty's notes, or every
@@ -93,6 +95,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         conflicts: Conflicts = "keep",
         near_threshold: float | None = None,
         instruction: str = INSTRUCTION,
+        keep: Keep = "head",
         loss_on: LossOn = "response",
         balance: Balance = "none",
         examples_per_step: int = 32,
@@ -116,6 +119,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.labels = labels
         self.split_settings = SplitSettings(split, split_shares, split_seed, folds, fold, conflicts, near_threshold)
         self.instruction = instruction
+        self.keep: Keep = keep
         self.loss_on = loss_on
         self.balance: Balance = balance
         self.examples_per_step = examples_per_step
@@ -145,7 +149,7 @@ class TranscriptionDataModule(L.LightningDataModule):
     def prompt(self) -> AlpacaPrompt:
         """The prompt, with the base model's tokenizer; the first use loads that."""
         tokenizer = load_tokenizer(self.base_model, self.base_revision)
-        return AlpacaPrompt(tokenizer, self.instruction, self.max_length, self.response_tokens)
+        return AlpacaPrompt(tokenizer, self.instruction, self.max_length, self.response_tokens, self.keep)
 
     @cached_property
     def collator(self) -> Collator:

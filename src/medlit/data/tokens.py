@@ -19,7 +19,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
 
     Args:
         rows: columns id, transcription, specialty and, but for a note that somebody typed, text_hash.
-        prompt: builds the prompts; tokenizer, instruction and limits are part of the cache's key.
+        prompt: builds the prompts; tokenizer, instruction, limits and what is cut are part of the cache's key.
         cached: False leaves nothing on the disk, for a note that somebody typed.
 
     Returns:
@@ -35,7 +35,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name need not be the same.
         prompt.tokenizer.backend_tokenizer.to_str(),
-        json.dumps([prompt.instruction, prompt.max_length, prompt.response_tokens]),
+        json.dumps([prompt.instruction, prompt.max_length, prompt.response_tokens, prompt.keep]),
     )
     features = datasets.Features(
         {

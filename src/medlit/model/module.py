@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
 
 from medlit.data.batches import Batch
 from medlit.data.provenance import Provenance
@@ -20,11 +19,12 @@ from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
 from medlit.model.memory import Recomputation
+from medlit.model.optimizer import check_groups, optimizer_for, schedule_for
 from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter
-from medlit.prompts import INSTRUCTION
+from medlit.prompts import INSTRUCTION, Keep
 from medlit.runs import write_json
 from medlit.weights import load_tokenizer
 
@@ -37,11 +37,12 @@ class SpecialtyClassifier(AnsweringModule):
     Args:
         backbone: the frozen base model.
         lora: the adapter that is trained.
-        optimizer: AdamW with 8-bit state and its schedule.
+        optimizer: AdamW with 8-bit state and the course of its learning rate.
         decoding: how the model answers.
         adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of 'lora'.
             'none' is the bare base model.
         instruction: set from data.instruction.
+        keep: set from data.keep.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class SpecialtyClassifier(AnsweringModule):
         decoding: Decoding = Decoding(),  # noqa: B008
         adapter: str | None = None,
         instruction: str = INSTRUCTION,
+        keep: Keep = "head",
     ) -> None:
         super().__init__(backbone, decoding)
         self.lora = lora
         self.optimizer_settings = optimizer
         self.adapter = None if adapter == "none" else adapter
         self.instruction = instruction
+        self.keep: Keep = keep
         self.recomputation: Recomputation | None = None  # known when a fit starts
         self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
 
@@ -96,14 +99,9 @@ class SpecialtyClassifier(AnsweringModule):
             adapters.load_adapter(self.model, adapters.adapter_folder(self.adapter))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW8bit over the adapter; linear warm-up, then linear decay to the last optimizer step."""
-        from bitsandbytes.optim import AdamW8bit
-
-        settings = self.optimizer_settings
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW8bit(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, steps)
+        """AdamW8bit over the adapter, with a rate for each optimizer step."""
+        optimizer = optimizer_for(self, self.optimizer_settings)
+        schedule = schedule_for(optimizer, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ class SpecialtyClassifier(AnsweringModule):
     @property
     def structure(self) -> Structure:
         """What a checkpoint or an adapter of this model must agree with."""
-        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures, self.instruction)
+        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures, self.instruction, self.keep)
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in language_model.trainable_names(self._model)}
@@ -170,6 +168,7 @@ class SpecialtyClassifier(AnsweringModule):
                 " ones; use the config that it was trained with."
             )
         if self.trainer.training:
+            check_groups(checkpoint, self.optimizer_settings)
             trainer, steps_per_epoch = self.trainer, self.trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
             micro_batches = trainer.accumulate_grad_batches
             validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)

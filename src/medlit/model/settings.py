@@ -72,12 +72,18 @@ class Lora:
 
 @dataclass
 class Optimizer:
-    """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and a linear schedule.
+    """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and the course of its learning rate.
 
     Attributes:
         learning_rate: peak, reached after the warm-up.
         weight_decay: decoupled weight decay.
-        warmup_steps: optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
+        warmup_steps: optimizer steps of linear warm-up.
+        schedule: what the rate does after the warm-up: 'linear' and 'cosine' fall to 0 at the last step, 'constant'
+            stays.
+        loraplus_ratio: LoRA's B matrices learn at this many times the learning rate (LoRA+; Hayou 2024, arXiv
+            2402.12354); 1 is LoRA.
+        average_decay: validate and keep, as the best checkpoint and the adapter, a moving average of the weights, of
+            which a step leaves this much, such as 0.95 for about the last 20 steps; null: the weights as they are.
         on_nonfinite: what a step does whose loss or gradient is no finite number: 'stop' ends the fit and names the
             notes, 'skip' goes on without it and counts it in train/skipped_steps.
     """
@@ -85,6 +91,9 @@ class Optimizer:
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup_steps: int = 5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    loraplus_ratio: float = 1.0
+    average_decay: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model.settings import Backbone, Lora
-from medlit.prompts import INSTRUCTION, PROMPT_VERSION
+from medlit.prompts import INSTRUCTION, KEEPS, PROMPT_VERSION, Keep
 
 LABELS_FILE = "medlit.json"
 
@@ -28,6 +28,7 @@ class Structure:
         labels: label names, in the order of their ids.
         temperatures: way of answering -> what a validation found its log-probabilities to be divided by; not compared.
         instruction: what the model is told to do; None in a file that does not say, and then not compared.
+        keep: what stays of a note that is too long; a file that does not say is of a time that knew 'head' only.
     """
 
     base_model: str
@@ -37,6 +38,7 @@ class Structure:
     labels: list[str]
     temperatures: dict[str, float] = field(default_factory=dict)
     instruction: str | None = None
+    keep: Keep = "head"
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class Structure:
         label_set: LabelSet,
         temperatures: dict[str, float] | None = None,
         instruction: str = INSTRUCTION,
+        keep: Keep = "head",
     ) -> Structure:
         """The facts of a model."""
         return cls(
@@ -56,6 +59,7 @@ class Structure:
             labels=list(label_set.names),
             temperatures=dict(temperatures or {}),
             instruction=instruction,
+            keep=keep,
         )
 
     @classmethod
@@ -82,6 +86,7 @@ class Structure:
         groups = isinstance(self.lora, dict) and isinstance(self.labels, list) and isinstance(self.temperatures, dict)
         return (
             groups
+            and self.keep in KEEPS
             and all(isinstance(text, str) for text in [*texts, *self.lora, *self.labels, *self.temperatures])
             and all(text is None or isinstance(text, str) for text in optional)
             and all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperatures.values())
@@ -134,6 +139,11 @@ def check_structure(ours: Structure, theirs: Structure, where: str) -> None:
         raise UserError(
             f"data.instruction: {where} was trained with {theirs.instruction!r} and the config says"
             f" {ours.instruction!r}; set it to the former."
+        )
+    if ours.keep != theirs.keep:
+        raise UserError(
+            f"data.keep: {where} was trained with {theirs.keep!r} and the config says {ours.keep!r}; set it to"
+            f" {theirs.keep!r}."
         )
     known = LabelSet(tuple(theirs.labels))
     foreign = [name for name in ours.labels if known.index(name) is None]

@@ -20,6 +20,7 @@ from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
 from medlit.model.backbone import dtype_for
+from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.resume import last_step
 from medlit.model.settings import Backbone, Lora, Optimizer
 from medlit.report.systems import System
@@ -153,14 +154,12 @@ def _fit(
     clip: float | None,
     dtype: torch.dtype,
 ) -> None:
-    from bitsandbytes.optim import AdamW8bit
     from rich.progress import track
-    from transformers import get_linear_schedule_with_warmup
 
     labels = torch.from_numpy(notes.labels(train))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = AdamW8bit(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, steps)
+    optimizer = optimizer_for(model, settings)
+    schedule = schedule_for(optimizer, settings, steps)
     batches = _endless(sampler)
     model.train()
     for _ in track(range(steps), "Training the classification head"):

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 REINSTALL = "make clean install"
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Checks that more than one file knows of.
+EXAMPLE, TRIAL = "example", "trial"
+Status = Literal["ok", "warn", "fail"]
+# The checkout that medlit runs from; of an installed medlit, a folder without requirements/.
+CHECKOUT = Path(__file__).parents[4]
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,15 @@ class Row:
     """
 
     check: str
-    status: Literal["ok", "warn", "fail"]
+    status: Status
     found: str
     cure: str = ""
+
+
+def told(check: str, status: Status, error: Exception) -> Row:
+    """A finding out of a user's mistake, whose sentence names what is wrong and, behind a semicolon, the cure."""
+    found, _, cure = str(error).rstrip(".").partition("; ")
+    return Row(check, status, found, cure or "mend what is named on the left")
 
 
 def version_of(package: str) -> str:

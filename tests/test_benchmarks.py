@@ -80,3 +80,11 @@ def test_folds_answer_every_note_once_and_are_compared(
     capsys.readouterr()
     module.show(found)
     assert capsys.readouterr().out.count("| first |") == 3
+
+
+def test_the_predictor_is_measured_beside_its_decoder(llama: Path, tmp_path: Path) -> None:
+    flags = ["--base_model", llama, "--notes", 5, "--rounds", 2, "--output", tmp_path / "predictor.json"]
+    benchmark("predictor").main(list(map(str, flags)))
+    found = json.loads((tmp_path / "predictor.json").read_text())
+    assert [row["mode"] for row in found["systems"]] == ["generate", "constrained", "likelihood"]
+    assert all(len(row["ratios"]) == 2 and row["ratio"] > 0 for row in found["systems"])

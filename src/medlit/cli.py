@@ -45,6 +45,7 @@ from medlit.errors import UserError
 from medlit.model.answering import F1_MACRO
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
+from medlit.model.precision import default_precision
 from medlit.parser import Parser
 from medlit.predictions.parts import find_parts
 from medlit.preflight import (
@@ -171,7 +172,7 @@ class MedlitCLI(LightningCLI):
         check_device(trainer.accelerator, trainer.devices)
         check_settings(config)
         if trainer.precision is None:
-            trainer.precision = _precision(trainer.accelerator)
+            trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":
             self._prepare_predict(config)
         self.run_folder = self._choose_run(config)
@@ -301,13 +302,6 @@ class MedlitCLI(LightningCLI):
 def _worth_keeping(folder: Path) -> bool:
     """Whether a run folder holds weights or answers that a verb can go on with."""
     return (folder / "checkpoints").exists() or bool(find_parts(folder / PREDICTIONS))
-
-
-def _precision(accelerator: Any) -> str:  # noqa: ANN401
-    """bfloat16 from Ampere on, float16 before, float32 on a CPU; the adapter itself stays in float32."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:

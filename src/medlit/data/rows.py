@@ -9,6 +9,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from medlit.data.batches import Batch, EvalBatch, Prompts, Row
 from medlit.data.samplers import MicroBatch
+from medlit.prompts import Prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +37,14 @@ def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[Row]:
     return [
         Row(row=row, id=i, text_hash=text, input_ids=ids, cut_tokens=cut, specialty=name)
         for row, i, text, ids, cut, name in zip(indices, *fields, strict=True)
+    ]
+
+
+def unnamed_rows(prompts: Sequence[Prompt]) -> list[Row]:
+    """Rows of notes that stand in no table: a row's name is its place."""
+    return [
+        Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None)
+        for i, one in enumerate(prompts)
     ]
 
 

@@ -18,6 +18,7 @@ from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
+from medlit.model.conditions import KEY, Conditions
 from medlit.model.memory import Recomputation
 from medlit.model.optimizer import check_groups, optimizer_for, schedule_for
 from medlit.model.resume import count_in_steps, last_step
@@ -184,6 +185,8 @@ class SpecialtyClassifier(AnsweringModule):
         """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""
         adapters.save_adapter(self._model, folder, self.backbone.base_model, self.backbone.revision)  # type: ignore[arg-type]
         self.tokenizer.save_pretrained(folder)
-        notes: Provenance | None = self.trainer.datamodule.provenance  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        notes: Provenance | None = data.provenance
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
+        content[KEY] = Conditions.of(self.backbone, data.response_tokens).to_dict()
         write_json(folder / LABELS_FILE, content)

@@ -10,6 +10,7 @@ from typing import Any
 
 from medlit.errors import UserError
 from medlit.labels import LabelSet
+from medlit.model.conditions import KEY
 from medlit.model.settings import Backbone, Lora
 from medlit.prompts import INSTRUCTION, KEEPS, PROMPT_VERSION, Keep
 
@@ -103,7 +104,9 @@ class Structure:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
-        values.pop("data", None)  # which notes it was trained on: of no weight here
+        # Which notes it was trained on, and under what limits: of no weight here.
+        values.pop("data", None)
+        values.pop(KEY, None)
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

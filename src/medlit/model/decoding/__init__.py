@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlit.data.batches import Collator, Prompts, Row
+from medlit.data.batches import Collator, Prompts
+from medlit.data.rows import unnamed_rows
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model.decoding.answers import Answers
@@ -65,11 +66,6 @@ def make_decoder(
 
 
 def _content_free(texts: list[str], prompt: AlpacaPrompt, device: torch.device) -> Prompts:
-    asked = prompt.prompts(texts)
-    rows = [
-        Row(row=i, id=text, text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None)
-        for i, (text, one) in enumerate(zip(texts, asked, strict=True))
-    ]
     pad_id: Any = prompt.tokenizer.pad_token_id
-    made = Collator(prompt.response, int(pad_id), "response").prompts(rows)
+    made = Collator(prompt.response, int(pad_id), "response").prompts(unnamed_rows(prompt.prompts(texts)))
     return made._replace(input_ids=made.input_ids.to(device), attention_mask=made.attention_mask.to(device))

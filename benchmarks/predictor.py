@@ -1,0 +1,178 @@
+"""What does `SpecialtyPredictor` cost beside the decoder that it calls?
+
+    python benchmarks/predictor.py                                   # the bundled 135M Llama, CPU or GPU
+    python benchmarks/predictor.py --adapter logs/llama31_8b/version_0 --notes 320
+
+The bare system has its batches of token ids on the device before the clock starts, and runs the decoder over them. The
+predictor starts from texts: it checks and tokenizes them, sorts and pads them into the same batches, carries these to
+the device, and makes a `Prediction` of every answer. The two take turns; what is told are medians over the rounds, and
+the median of the rounds' ratios. Without `--adapter` one is made, untrained, over the 13 specialties of the public data
+set: answers are then worth nothing and take as long. Writes `benchmarks/results/predictor.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medlit import SpecialtyPredictor
+    from medlit.data.batches import Prompts
+    from medlit.model.decoding import Answers
+
+RESULTS = Path(__file__).parent / "results" / "predictor.json"
+SPECIALTIES = (
+    "Cardiovascular / Pulmonary",
+    "ENT - Otolaryngology",
+    "Gastroenterology",
+    "Hematology - Oncology",
+    "Nephrology",
+    "Neurology",
+    "Neurosurgery",
+    "Obstetrics / Gynecology",
+    "Ophthalmology",
+    "Orthopedic",
+    "Pediatrics - Neonatal",
+    "Psychiatry / Psychology",
+    "Radiology",
+)
+
+
+def write_untrained(folder: Path, base_model: str) -> Path:
+    """Write an adapter that changes nothing."""
+    import torch
+
+    from medlit.labels import LabelSet
+    from medlit.model import backbone as language_model
+    from medlit.model.adapter import save_adapter
+    from medlit.model.conditions import KEY, Conditions
+    from medlit.model.settings import Backbone, Lora
+    from medlit.model.structure import LABELS_FILE, Structure
+    from medlit.runs import write_json
+
+    backbone, lora = Backbone(base_model), Lora()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    model: Any = language_model.load(backbone, lora, device)
+    save_adapter(model, folder, base_model, None)
+    structure = Structure.of(backbone, lora, LabelSet.from_names(SPECIALTIES)).to_dict()
+    write_json(folder / LABELS_FILE, structure | {KEY: Conditions.of(backbone, 32).to_dict()})
+    return folder
+
+
+def invented(notes: int) -> list[str]:
+    """Built-in notes; every third has three of them, so that lengths differ as those of real notes do."""
+    from medlit.data.builtin import builtin_notes
+
+    rows = builtin_notes(seed=3407, train=2 * notes, validation=1, test=1)["train"]
+    texts = [row["transcription"] for row in rows]
+    return ["\n\n".join(texts[place : place + (3 if place % 3 == 0 else 1)]) for place in range(notes)]
+
+
+def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object]:
+    """The predictor's decoder over the batches that the predictor makes of the notes, on the device already."""
+    import torch
+
+    from medlit.model.precision import at_default_precision
+
+    decoder, batches = predictor._decoder, []
+
+    def watching(prompts: Prompts) -> Answers:
+        batches.append(prompts)
+        return decoder(prompts)
+
+    predictor._decoder = watching
+    predictor.predict(notes)
+    predictor._decoder = decoder
+
+    def answer() -> None:
+        with torch.no_grad(), at_default_precision(predictor._device):
+            for batch in batches:
+                decoder(batch)
+
+    return answer
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time; a decoder ends with its answers on the host, so nothing is left to wait for."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def measure(adapter: Path, mode: str, texts: list[str], rounds: int) -> dict[str, Any]:
+    """Let both take turns, the first in turn too."""
+    from medlit import SpecialtyPredictor
+
+    predictor = SpecialtyPredictor.load(adapter, mode=mode)  # type: ignore[arg-type]
+    systems: dict[str, Callable[[], object]] = {
+        "decoder": bare(predictor, texts),
+        "predictor": lambda: predictor.predict(texts),
+    }
+    for work in systems.values():
+        work()
+    took: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in range(rounds):
+        for name in list(systems)[:: 1 if turn % 2 else -1]:
+            took[name].append(seconds(systems[name]))
+    ratios = [b / a for a, b in zip(took["decoder"], took["predictor"], strict=True)]
+    return {
+        "mode": mode,
+        "notes_per_second": {name: round(len(texts) / statistics.median(times), 3) for name, times in took.items()},
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every decoder and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--adapter", type=Path, default=None, help="an adapter or run folder, instead of an untrained one"
+    )
+    parser.add_argument("--base_model", default="builtin:smollm2-135m", help="of the untrained adapter")
+    parser.add_argument("--notes", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--modes", nargs="+", default=["generate", "constrained", "likelihood"])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    import torch
+
+    from medlit.runs import whole_file
+
+    texts = invented(options.notes)
+    on_gpu = torch.cuda.is_available()
+    results: dict[str, Any] = {
+        "hardware": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "notes": len(texts),
+        "systems": [],
+    }
+    print(f"{results['hardware']}, {len(texts)} notes")
+    print("| mode | decoder, notes/s | SpecialtyPredictor, notes/s | time of the latter |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = options.adapter or write_untrained(Path(folder), options.base_model)
+        for mode in options.modes:
+            row = measure(adapter, mode, texts, options.rounds)
+            results["systems"].append(row)
+            rates = row["notes_per_second"]
+            print(f"| {mode} | {rates['decoder']} | {rates['predictor']} | x {row['ratio']} |", flush=True)
+            with whole_file(options.output) as path:
+                path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""SpecialtyPredictor answers as `medlit predict` does, in the order it was asked, and says what it cannot answer."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fakes import notes, write_csv
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import medlit as package
+from medlit import Prediction, UserError
+from medlit.model.conditions import Conditions
+from medlit.predictions.columns import COLUMNS
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+    from medlit import SpecialtyPredictor
+
+MODES = ("generate", "constrained", "likelihood")
+# Short ones, one that is cut, one with a template and a control token in it, one with quotes and line ends.
+ROWS = [row for split in notes().values() for row in split][:20]
+TEXTS = [row["transcription"] for row in ROWS]
+Load = Callable[..., "SpecialtyPredictor"]
+
+
+@pytest.fixture(scope="module")
+def load(fitted: Path) -> Load:
+    """Load the tiny fit's adapter, once for the same settings."""
+    from medlit import SpecialtyPredictor
+
+    made: dict[str, SpecialtyPredictor] = {}
+
+    def of(**wanted: Any) -> SpecialtyPredictor:  # noqa: ANN401
+        key = repr(sorted(wanted.items()))
+        if key not in made:
+            made[key] = SpecialtyPredictor.load(fitted, device="cpu", **({"batch_size": 4} | wanted))
+        return made[key]
+
+    return of
+
+
+def plain(found: list[Prediction]) -> list[tuple[object, ...]]:
+    """Predictions without what a batch's rounding may touch."""
+    return [(one.specialty, one.answer, one.runner_up, one.abstained, one.cut_tokens) for one in found]
+
+
+def numbers(found: list[Prediction]) -> list[float | None]:
+    return [number for one in found for number in (one.probability, one.margin)]
+
+
+# --- as the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_answers_as_the_command_does(
+    medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path, load: Load, mode: str
+) -> None:
+    table = write_csv(
+        tmp_path / "new.csv", [{k: v for k, v in row.items() if k != "medical_specialty"} for row in ROWS]
+    )
+    flags = ["--model.adapter", fitted / "adapter", "--data.predict_source", table, "--data.token_budget", "8192"]
+    flags += ["--model.decoding.mode", mode, "--output", tmp_path / "out.jsonl"]
+    assert medlit("predict", "--config", tiny_config, *flags).code == 0
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = load(mode=mode, max_new_tokens=8, token_budget=8192).predict(TEXTS)
+    assert [asdict(one) for one in found] == [{k: v for k, v in row.items() if k != "id"} for row in told]
+    assert max(one.cut_tokens for one in found) > 0
+    assert all((one.probability is None) == (mode == "generate") for one in found)
+
+
+def test_it_uses_the_temperature_that_a_validation_found(
+    medlit: Medlit, run: Path, tiny_config: Path, load: Load
+) -> None:
+    from medlit import SpecialtyPredictor
+
+    flags = ["--config", tiny_config, "--model.adapter", run / "adapter", "--model.decoding.mode", "likelihood"]
+    assert medlit("validate", *flags).code == 0
+    temperature = next(iter(json.loads((run / "adapter" / "medlit.json").read_text())["temperatures"].values()))
+    assert temperature != 1
+    before, after = load().predict(TEXTS), SpecialtyPredictor.load(run, device="cpu", batch_size=4).predict(TEXTS)
+    assert plain(before) == plain(after)
+    assert numbers(before) != numbers(after)
+
+
+def test_a_prediction_is_a_row_of_the_table_without_its_name() -> None:
+    assert [field.name for field in fields(Prediction)] == [name for name in COLUMNS if name != "id"]
+
+
+def test_a_doubtful_answer_is_withheld(load: Load) -> None:
+    found = load(abstain_below=1.0).predict(TEXTS[3:6])
+    assert all(one.abstained and one.specialty is None and one.answer for one in found)
+
+
+# --- whatever the order and the batch ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_answers_as_one_by_one(load: Load, mode: str) -> None:
+    predictor = load(mode=mode, max_new_tokens=8)
+    together, alone = predictor.predict(TEXTS[:8]), [predictor.predict([text])[0] for text in TEXTS[:8]]
+    assert plain(together) == plain(alone)
+    assert numbers(together) == pytest.approx(numbers(alone), abs=1e-4)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(8)), batch_size=st.sampled_from([1, 3, 32]))
+def test_answers_come_in_the_order_of_the_notes(load: Load, order: list[int], batch_size: int) -> None:
+    wanted = load(batch_size=32).predict(TEXTS[:8])
+    assert len({one.probability for one in wanted}) > 4  # else any order would do; two of the texts are the same
+    found = load(batch_size=batch_size).predict([TEXTS[place] for place in order])
+    assert plain(found) == plain([wanted[place] for place in order])
+    assert numbers(found) == pytest.approx(numbers([wanted[place] for place in order]), abs=1e-4)
+
+
+def test_no_notes_have_no_answers(load: Load) -> None:
+    assert load().predict([]) == []
+    assert load().predict(iter(())) == []
+
+
+def test_a_progress_bar_counts_notes_when_asked(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    load().predict(TEXTS[:3])
+    assert capsys.readouterr() == ("", "")
+    load().predict(TEXTS[:3], progress=True)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "3/3" in told.err
+    assert "notes/s" in told.err
+
+
+# --- what it cannot answer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("Patient 30 years old.", "give a list of texts"),
+        (["a note", None], r"notes\[1\]: must be a text, not NoneType"),
+        ([float("nan")], r"notes\[0\]: must be a text, not float"),
+        (["a note", "a note", " \r\n\t"], r"notes\[2\]: the note is empty"),
+    ],
+)
+def test_what_is_no_note_is_named_by_its_place(load: Load, asked: Any, said: str) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=said) as caught:
+        load().predict(asked)
+    assert "a note" not in str(caught.value)
+    assert "Patient" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"mode": "guess"}, "mode: must be one of generate, constrained, likelihood"),
+        ({"mode": "generate", "abstain_below": 0.5}, "'generate' gives no probabilities"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"max_length": 0}, "max_length: must be at least 1"),
+        ({"max_length": 30}, "30 tokens leave no room for a note"),
+        ({"device": "quantum"}, "device: there is no 'quantum'"),
+        ({"device": "cuda:99"}, "device: medlit cannot compute on cuda:99"),
+    ],
+)
+def test_a_wrong_setting_is_named(fitted: Path, wanted: dict[str, Any], said: str) -> None:
+    from medlit import SpecialtyPredictor
+
+    with pytest.raises(UserError, match=said):
+        SpecialtyPredictor.load(fitted / "adapter", **wanted).predict(["a note"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda file: file.unlink(), "holds no medlit.json"),
+        (lambda file: edit(file, prompt="alpaca-0"), "trained with the prompt 'alpaca-0'"),
+        (lambda file: edit(file, lora={"rank": 16}), "is damaged"),
+        (lambda file: edit(file, conditions={"max_length": "long"}), "conditions in .* are damaged"),
+        (lambda file: edit(file, conditions=[1]), "conditions in .* are damaged"),
+        (lambda file: (file.parent / "adapter_config.json").unlink(), "holds no adapter_config.json"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused(run: Path, spoil: Callable[[Path], object], said: str) -> None:
+    from medlit import SpecialtyPredictor
+
+    spoil(run / "adapter" / "medlit.json")
+    with pytest.raises(UserError, match=said):
+        SpecialtyPredictor.load(run / "adapter")
+
+
+def edit(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+# --- what an adapter keeps --------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_keeps_the_limits_that_it_was_trained_under(run: Path) -> None:
+    assert Conditions.read(run / "adapter" / "medlit.json") == Conditions(112, 8, True, "auto")
+
+
+def test_an_older_adapter_is_asked_under_the_defaults_and_says_so(run: Path) -> None:
+    from medlit import SpecialtyPredictor
+
+    file = run / "adapter" / "medlit.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "conditions"}))
+    with pytest.warns(UserWarning, match="did not keep max_length.*taking 2048 tokens, 4-bit weights"):
+        found = SpecialtyPredictor.load(run).predict([max(TEXTS, key=len)])
+    assert found[0].cut_tokens == 0
+
+
+# --- as a library -----------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_documentation_is_true(run: Path) -> None:
+    from medlit import predictor
+
+    run.parent.rename(run.parent.with_name("quickstart"))
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(predictor.SpecialtyPredictor, "SpecialtyPredictor", globs={})
+    outcome = doctest.DocTestRunner().run(example)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_importing_medlit_is_light_and_the_predictor_brings_unsloth_before_transformers() -> None:
+    asked = (
+        "import sys, medlit\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'unsloth', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from medlit import Prediction, UserError\n"
+        "assert not heavy & set(sys.modules)\n"
+        "assert 'SpecialtyPredictor' in medlit.__all__ and not hasattr(medlit, 'Predictor')\n"
+        "import medlit.__main__ as entry\n"
+        "entry.import_unsloth = lambda: print('transformers' in sys.modules)\n"
+        "medlit.SpecialtyPredictor\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n"

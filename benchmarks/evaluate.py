@@ -1,6 +1,8 @@
 """How fast are notes answered, in how much memory, by each decoder and by the recipe's loop?
 
     LLAMA_TOKENIZER=folder python benchmarks/evaluate.py
+    LLAMA_TOKENIZER=folder python benchmarks/evaluate.py --only validation_in_fit --notes 370 --output FILE
+    python benchmarks/evaluate.py --tiny --output FILE        the same road on a CPU, in seconds
 
 On a GPU: an 8B Llama of the right shape with random weights (in NF4, with a fresh adapter) answers notes of real
 lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 specialties of the public data set.
@@ -23,8 +25,8 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,56 +54,15 @@ SPECIALTIES = (
     "Psychiatry / Psychology",
     "Radiology",
 )
-RESULTS = Path(__file__).parent / "results" / "evaluate.json"
-LONGEST, BATCH, BUDGET = 1800, 32, 8 * 2048
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "evaluate.json"
+PARTS = ("systems", "parity", "validation_in_fit")
+TINY = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
+BATCH, BUDGET = 32, 8 * 2048
 FIT_STEPS, VALIDATION = 60, 370
+WARM_UP = 2  # optimizer steps that are not timed: the first one compiles
 # A log-likelihood that a batch changes by less than this changed by rounding in bfloat16, in nats.
 TIE = 0.25
-
-
-def write_llama_8b(folder: Path) -> Path:
-    """Write random weights of Llama 3.1 8B's shape with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
-        bos_token="<|begin_of_text|>",
-        eos_token="<|eot_id|>",
-        # A token that the vocabulary has; a new one would run past the embedding.
-        pad_token="<|reserved_special_token_250|>",
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="bfloat16",
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    torch.cuda.empty_cache()
-    return folder
 
 
 class Bench:
@@ -117,6 +78,7 @@ class Bench:
     def __init__(self, base_model: Path, notes: int, recipe_notes: int, max_length: int) -> None:
         import numpy as np
         import torch
+        from shapes import CUT, MEDIAN, SIGMA
 
         from medlit.data.batches import Collator
         from medlit.model import backbone as language_model
@@ -138,7 +100,7 @@ class Bench:
         draw = np.random.default_rng(3407)
         plain = np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
         around = len(self.prompt.header) + len(self.prompt.footer)
-        lengths = np.minimum(draw.lognormal(np.log(683), 0.57, notes), min(LONGEST, max_length - 32)).astype(int)
+        lengths = np.minimum(draw.lognormal(MEDIAN, SIGMA, notes), min(CUT, max_length - 32)).astype(int)
         self.rows: list[Row] = [
             {
                 "row": row,
@@ -305,7 +267,7 @@ def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> di
 
 
 def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps: int) -> dict[str, Any]:
-    """Seconds of a validation with its loss, and of the recipe's optimizer steps around it."""
+    """Seconds of a validation with its loss, and of a fit's optimizer steps around it."""
     import torch
 
     from medlit.data.batches import Batch
@@ -330,32 +292,42 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
 
     language_model.train_mode(bench.model, bench.backbone)
     recomputation = language_model.recomputation(bench.model, bench.backbone, Lora())
-    seconds = []
-    for rows in step_rows(bench, steps + 1):
+    packed = language_model.packs(bench.model)
+    collate = bench.collator.packed if packed else bench.collator.train
+    seconds, tokens = [], 0
+    for rows in step_rows(bench, WARM_UP + steps, packed):
         begin = time.perf_counter()
         for part in rows:
-            batch = bench.collator.train(part, 1)
             with bench.autocast():
-                loss = language_model.loss_sum(bench.model, on_device(batch), recomputation)
+                loss = language_model.loss_sum(bench.model, on_device(collate(part, 1)), recomputation)
             loss.backward()
+            tokens += sum(map(bench.collator.length, part)) if len(seconds) >= WARM_UP else 0
         bench.model.zero_grad()
         bench.synchronise()
         seconds.append(time.perf_counter() - begin)
-    fitting = sum(seconds[1:]) / steps * FIT_STEPS
+    fitting = sum(seconds[WARM_UP:]) / steps * FIT_STEPS
     return {
         "validation_seconds": round(validating, 2),
         "fit_seconds": round(fitting, 2),
+        "fit_tokens_per_second": round(tokens / sum(seconds[WARM_UP:])),
         "share": round(validating / fitting, 4),
     }
 
 
-def step_rows(bench: Bench, steps: int) -> Iterator[list[list[Row]]]:
+def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Row]]]:
     """The micro-batches of some optimizer steps of 32 notes, as a fit deals them."""
     from medlit.data.samplers import StepSampler
 
-    lengths = [len(row["input_ids"]) + 8 for row in bench.rows]
-    per_step = min(32, len(lengths))
-    sampler = StepSampler(lengths, lengths, examples_per_step=per_step, batch_size=8, token_budget=BUDGET, seed=3407)
+    lengths = [bench.collator.length(row) for row in bench.rows]
+    sampler = StepSampler(
+        lengths,
+        lengths,
+        examples_per_step=min(32, len(lengths)),
+        batch_size=8,
+        token_budget=BUDGET,
+        packed=packed,
+        seed=3407,
+    )
     micro = [batch for epoch in range(steps) for batch in (sampler.set_epoch(epoch), *sampler)[1:]]
     for step in range(steps):
         part = micro[step * sampler.micro_batches : (step + 1) * sampler.micro_batches]
@@ -365,48 +337,69 @@ def step_rows(bench: Bench, steps: int) -> Iterator[list[list[Row]]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every system and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base_model", type=Path, default=None, help="a model's folder, instead of the 8B shape")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts and no others")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, and few notes")
     parser.add_argument("--notes", type=int, default=256)
     parser.add_argument("--recipe_notes", type=int, default=12)
     parser.add_argument("--parity_notes", type=int, default=32)
-    parser.add_argument("--fit_steps", type=int, default=3, help="optimizer steps to time")
+    parser.add_argument("--fit_steps", type=int, default=6, help="optimizer steps to time")
     parser.add_argument("--max_length", type=int, default=2048)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    if parser.parse_args(arguments).tiny:
+        parser.set_defaults(**TINY)
     options = parser.parse_args(arguments)
 
     from medlit.__main__ import import_unsloth
 
     import_unsloth()
-    from medlit.model.decoding.prefix import read_prompts
-
     with tempfile.TemporaryDirectory() as folder:
-        base_model = options.base_model or write_llama_8b(Path(folder))
-        bench = Bench(base_model, options.notes, options.recipe_notes, options.max_length)
+        bench = Bench(base_model(Path(folder), options.tiny), options.notes, options.recipe_notes, options.max_length)
+    print(f"{bench.results['hardware']}, {options.notes} notes of {bench.results['mean_prompt_tokens']} tokens")
+    measure(bench, options)
+
+
+def base_model(folder: Path, tiny: bool) -> Path:
+    """Write the model that is measured."""
+    if not tiny:
+        from shapes import write_llama_8b
+
+        return write_llama_8b(folder)
+    sys.path.append(str(HERE.parent / "tests"))
+    from fakes import write_llama
+
+    return write_llama(folder)
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """The parts that were asked for, and after each of them the file."""
+    from medlit.model.decoding.prefix import read_prompts
+    from medlit.runs import whole_file
 
     def keep() -> None:
-        from medlit.runs import whole_file
-
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(options.output) as path:
             path.write_text(json.dumps(bench.results, indent=2) + "\n", encoding="utf-8")
 
-    print(f"{bench.results['hardware']}, {options.notes} notes of {bench.results['mean_prompt_tokens']} tokens")
-    print("| system | notes/s | peak GiB |\n| --- | --- | --- |")
-    batches = bench.batches(bench.rows)
     found = decoders(bench)
-    for system, answer in found.items():
-        bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches)  # type: ignore[misc]
+    if "systems" in options.only:
+        print("| system | notes/s | peak GiB |\n| --- | --- | --- |")
+        batches = bench.batches(bench.rows)
+        for system, answer in found.items():
+            bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches)  # type: ignore[misc]
+            keep()
+        bench.measure("prompts_only", lambda rows: read_prompts(bench.model, bench.prompts(rows)), batches)
+        for tokens in (4, 32):
+            bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone])
+            keep()
+    if "parity" in options.only:
+        for system in ("constrained", "likelihood"):
+            bench.results.setdefault("parity", {})[system] = parity(bench, found[system], options.parity_notes)
+            keep()
+        print("batch beside alone:", json.dumps(bench.results["parity"], indent=2))
+    if "validation_in_fit" in options.only:
+        bench.results["validation_in_fit"] = validation_in_fit(bench, found["generate"], options.fit_steps)
         keep()
-    bench.measure("prompts_only", lambda rows: read_prompts(bench.model, bench.prompts(rows)), batches)
-    for tokens in (4, 32):
-        bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone])
-        keep()
-    for system in ("constrained", "likelihood"):
-        bench.results.setdefault("parity", {})[system] = parity(bench, found[system], options.parity_notes)
-        keep()
-    print("batch beside alone:", json.dumps(bench.results["parity"], indent=2))
-    bench.results["validation_in_fit"] = validation_in_fit(bench, found["generate"], options.fit_steps)
-    keep()
-    print("validation in fit:", json.dumps(bench.results["validation_in_fit"]))
+        print("validation in fit:", json.dumps(bench.results["validation_in_fit"]))
 
 
 if __name__ == "__main__":

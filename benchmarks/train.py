@@ -2,9 +2,10 @@
 
     LLAMA_TOKENIZER=folder python benchmarks/train.py --out benchmarks/results/train.json
     python benchmarks/train.py --table benchmarks/results/train.json      the result for README.md
+    python benchmarks/train.py --only levers --out FILE                   the levers alone, in four minutes
     python benchmarks/train.py --tiny --out FILE                          the same road on a CPU, in a minute
 
-Weights are random and of the 8B's shape (`train_setup.py`), notes as long as real ones; every system sees the same 32
+Weights are random and of the 8B's shape (`shapes.py`), notes as long as real ones; every system sees the same 32
 notes in the same optimizer step. Real tokens are counted: neither padding nor filler. medlit runs as `medlit fit` runs:
 its module and its data module under Lightning's Trainer, with clipping, logging and the throughput callback. The file
 is written anew after each system, so what is measured is kept if the time runs out. Also in it: estimated against
@@ -41,6 +42,7 @@ NOTES_A_STEP = 32
 # tokens the GPU waits for the host. But they leave room for fewer layers.
 MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
 PEERS = ("unsloth_trl", "peft_trl")
+PARTS = ("systems", "matmul", "loader", "parity", "levers")
 ORDER = ("peft_trl", "unsloth_trl", "medlit_10gib", "medlit_24gib", "medlit_80gib")
 
 
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--systems", nargs="+", default=[*MEDLIT, *PEERS], choices=[*MEDLIT, *PEERS])
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="these parts and no others")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
     parser.add_argument("--limit", type=float, default=470, help="seconds after which no lever is begun")
@@ -90,22 +93,25 @@ class Run:
         say("weights are there")
         self._describe()
         self._prepare()
+        only, systems = self.args.only, self.args.systems if "systems" in self.args.only else ()
         for system, (gib, batch_size) in MEDLIT.items():
-            if system in self.args.systems:
+            if system in systems:
                 self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
-        peers = {name: self._start(name) for name in PEERS if name in self.args.systems}
+        peers = {name: self._start(name) for name in PEERS if name in systems}
         try:
-            self.attempt("matmul", self.matmul)
-            self.attempt("loader", self.loader)
-            self.attempt("parity", self.parity)
+            for name, part in (("matmul", self.matmul), ("loader", self.loader), ("parity", self.parity)):
+                if name in only:
+                    self.attempt(name, part)
             for name, peer in peers.items():
                 self.attempt(name, lambda n=name, p=peer: self.peer(n, p))
         finally:
             for peer in peers.values():
                 peer.kill()
-        for lever in self.levers():
+        for name, lever in self.levers() if "levers" in only else ():
             if time.perf_counter() - BEGIN < self.args.limit:
-                self.attempt("lever", lever)
+                self.attempt(name, lever)
+            else:
+                self.result.setdefault("not_begun", []).append(name)
         self.result["seconds"] = round(time.perf_counter() - BEGIN)
         self.save()
         print(table(self.result))
@@ -141,7 +147,7 @@ class Run:
 
             return lambda: write_llama(folder)
         folder.mkdir()
-        writer = subprocess.Popen([sys.executable, str(HERE / "train_setup.py"), str(folder)])
+        writer = subprocess.Popen([sys.executable, str(HERE / "shapes.py"), str(folder)])
 
         def wait() -> Path:
             if writer.wait():
@@ -167,7 +173,7 @@ class Run:
 
     def _prepare(self) -> None:
         """Notes, and their tokens step by step."""
-        from train_setup import write_notes
+        from shapes import write_notes
 
         from medlit.weights import load_tokenizer
 
@@ -321,8 +327,8 @@ class Run:
             self.result["parity"] = train_parity.compare(self.lab.module.model, self.lab.module.backbone, data)
             say("parity", self.result["parity"])
 
-    def levers(self) -> Iterator[Callable[[], None]]:
-        """Each lever alone: what is lost without it, in a step or two of warm-up and four timed ones."""
+    def levers(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Each lever alone, by name: what is lost without it, in two steps of warm-up and four timed ones."""
         import medlit.data.batches as batches
 
         steps = min(6, self.args.warm_up + self.args.steps)
@@ -338,30 +344,37 @@ class Run:
                 "padding": round(1 - sum(self.tokens[:steps]) / sum(clock.cells), 4),
                 "peak_gib": round(clock.peak / GIB, 2),
                 "first_step_seconds": round(clock.seconds[0], 2),
+                "graphs_compiled": clock.graphs[-1],
             }
             self.result.setdefault("levers", []).append(row)
             say(row)
 
-        def odd() -> None:
+        def odd(name: str) -> None:
             batches.MULTIPLE, kept = 1, batches.MULTIPLE
             try:
-                measure("tokens not in multiples of 64", 80, 16)
+                measure(name, 80, 16)
             finally:
                 batches.MULTIPLE = kept
 
-        def eager() -> None:
+        def eager(name: str) -> None:
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"
             try:
-                measure("layers not compiled", 80, 16)
+                measure(name, 80, 16)
             finally:
                 os.environ["UNSLOTH_BLOCK_COMPILE"] = "1"
 
-        if not self.args.tiny:
-            yield lambda: measure("8 micro-batches instead of 4", 24, 4)
-            yield lambda: measure("6 micro-batches instead of 4", 24, 6)
-            yield odd
-            yield eager
-            yield lambda: measure("padded notes of like length, 4 micro-batches", 80, 8, packing=False)
+        def lever(name: str, part: Callable[..., None], *where: int, **settings: Any) -> tuple[str, Callable[[], None]]:  # noqa: ANN401
+            return name, lambda: part(name, *where, **settings)
+
+        # What follows is compared with the first two: the same steps, in the same run.
+        yield lever("as it is, 2 micro-batches a step", measure, 80, 16)
+        yield lever("as it is, 4 micro-batches a step", measure, 24, 8)
+        yield lever("4 micro-batches, with room for all layers", measure, 80, 8)
+        yield lever("8 micro-batches", measure, 24, 4)
+        yield lever("6 micro-batches", measure, 24, 6)
+        yield lever("2 micro-batches, layers not compiled", eager)
+        yield lever("2 micro-batches, tokens not in multiples of 64", odd)
+        yield lever("4 micro-batches of padded notes of like length", measure, 80, 8, packing=False)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -373,12 +386,15 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['hardware']}, {result['date']}: "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". One 8192 x 8192 x 8192 product: {matmul} TFLOP/s.",
-        "",
-        "| system | notes/s | tokens/s (slowest to fastest step) | x Unsloth + TRL | padding | peak GiB | TFLOP/s |"
-        " of a matrix product |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        + (f". One 8192 x 8192 x 8192 product: {matmul} TFLOP/s." if matmul else "."),
     ]
+    if systems:
+        lines += [
+            "",
+            "| system | notes/s | tokens/s (slowest to fastest step) | x Unsloth + TRL | padding | peak GiB | TFLOP/s |"
+            " of a matrix product |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
     for name in ORDER:
         if name in systems:
             row = systems[name]
@@ -399,10 +415,11 @@ def table(result: dict[str, Any]) -> str:
             for row in medlit
         ]
     if "levers" in result:
-        lines += ["", "| lever | within GiB | tokens/s | padding | peak GiB |", "| --- | --- | --- | --- | --- |"]
+        lines += ["", "| lever | within GiB | tokens/s | padding | peak GiB | first step, s |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
         lines += [
             f"| {row['lever']} | {row['gib']} | {row['tokens_per_second']:,} | {row['padding']:.1%} |"
-            f" {row['peak_gib']} |"
+            f" {row['peak_gib']} | {row['first_step_seconds']} |"
             for row in result["levers"]
         ]
     if "parity" in result:

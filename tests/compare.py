@@ -45,6 +45,18 @@ def curves(run: Path) -> dict[str, object]:
     return points
 
 
+def scalars(run: Path, tag: str) -> list[float]:
+    """One curve, in the order of its steps; of a step that was trained again the last point."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[int, float] = {}
+    for file in sorted(run.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        points |= {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
+    return [points[step] for step in sorted(points)]
+
+
 def _flat(value: object, name: str = "") -> dict[str, object]:
     """Every leaf by its path."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None

@@ -24,10 +24,7 @@ def benchmark(name: str) -> ModuleType:
 
 
 def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
-    module = benchmark("evaluate")
-    sizes = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
-    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    module.main(["--base_model", str(llama), "--output", str(tmp_path / "evaluate.json"), *flags])
+    benchmark("evaluate").main(["--tiny", "--output", str(tmp_path / "evaluate.json")])
     found = json.loads((tmp_path / "evaluate.json").read_text())
     assert {"hardware", "versions", "date", "systems", "parity", "validation_in_fit"} <= set(found)
     systems = {row["system"]: row for row in found["systems"]}
@@ -37,6 +34,26 @@ def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
     for parity in found["parity"].values():
         assert parity["same_label"] == parity["notes"] == 3
         assert parity["largest_change_of_a_log_likelihood"] < 1e-3
+
+
+def test_every_way_is_near_the_truth_of_stock_libraries_in_float32(llama: Path, tmp_path: Path) -> None:
+    benchmark("train_parity").main(["--tiny", "--output", str(tmp_path / "parity.json")])
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert found["notes"]["count"] == 16
+    assert {"plain", "plain, one note at a time", "packed and compiled"} <= {row["way"] for row in found["ways"]}
+    for row in found["ways"]:
+        assert abs(row["loss"]) < 1e-5
+        assert row["gradient"] < 1e-4
+
+
+def test_curves_of_packed_and_padded_notes_are_one(llama: Path, tmp_path: Path) -> None:
+    flags = f"--model.backbone.base_model {llama} --trainer.accelerator cpu --data.response_tokens 20"
+    benchmark("curve").main(["--steps", "3", "--output", str(tmp_path / "curve.json"), "--flags", flags])
+    found = json.loads((tmp_path / "curve.json").read_text())
+    assert {len(curve) for curve in found["curves"].values()} == {3}
+    gaps = {row["compared"]: row["largest_step"] for row in found["gaps"]}
+    assert gaps["packed beside padded, first seed"] < 1e-6 < gaps["padded, second seed beside first"]
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

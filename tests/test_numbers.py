@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -155,6 +155,24 @@ def test_a_full_gpu_is_told_in_a_sentence(
     said = outcome.err.splitlines()[-1]
     assert said.startswith(f"medlit: {says}"), outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_gpu_that_is_full_in_the_middle_of_a_fit_is_told_with_the_last_checkpoint(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SpecialtyClassifier.training_step
+
+    def full(self: SpecialtyClassifier, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+        if self.global_step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, *rest)
+
+    monkeypatch.setattr(SpecialtyClassifier, "training_step", full)
+    run = tmp_path / "version_0"
+    outcome = medlit("fit", "--config", tiny_config, "--run", run)
+    assert outcome.code == 2
+    assert outcome.err.endswith(f" The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}.\n")
+    assert last_checkpoint(run)["global_step"] == 4
 
 
 def test_the_advice_names_what_there_is_to_change() -> None:

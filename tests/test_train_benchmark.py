@@ -8,23 +8,24 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
 def test_a_tiny_run_measures_and_tells(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script puts its neighbours there
     monkeypatch.setenv("UNSLOTH_BLOCK_COMPILE", "1")  # the script turns it
     import train
 
     out = tmp_path / "results" / "train.json"
     train.main(["--tiny", "--systems", "medlit_24gib", "--steps", "2", "--warm_up", "1", "--out", str(out)])
+    levers = tmp_path / "levers.json"
+    train.main(["--tiny", "--only", "levers", "--limit", "0", "--out", str(levers)])
     result = json.loads(out.read_text())
     assert "failed" not in result
     assert result.keys() >= {"hardware", "versions", "date", "matmul_tflops"}
+    assert len({row["lever"] for row in result["levers"]}) == 8
+    assert len(json.loads(levers.read_text())["not_begun"]) == 8, "no time was given"
     (row,) = result["systems"]
     assert (row["system"], row["steps"], len(row["step_seconds"])) == ("medlit_24gib", 2, 3)
     assert row["spread"][0] <= row["tokens_per_second"] <= row["spread"][1]
@@ -35,4 +36,5 @@ def test_a_tiny_run_measures_and_tells(
     capsys.readouterr()
     train.main(["--table", str(out)])
     shown = capsys.readouterr().out
+    assert "| as it is, 2 micro-batches a step | 80 |" in shown
     assert f"| `medlit_24gib` | {row['notes_per_second']} | {row['tokens_per_second']:,} (" in shown

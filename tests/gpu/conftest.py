@@ -1,55 +1,52 @@
-"""An 8B Llama of the right shape with random weights, and the files it needs, on a machine with a GPU and no network.
+"""An 8B Llama of the right shape with random weights, and notes as long as real ones, on a machine with no network.
 
-`LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
+`LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json, `NOTES_TABLE` a table of notes to take instead.
 """
 
+from __future__ import annotations
+
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
+from shapes import CUT, MEDIAN, SIGMA, write_llama_8b
+
+CONFIG = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
+TOKENS_A_WORD = 1.4
 
 
 @pytest.fixture(scope="session")
 def llama_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    return write_llama_8b(tmp_path_factory.mktemp("llama-8b"))
 
-    folder = tmp_path_factory.mktemp("llama-8b")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
-        bos_token="<|begin_of_text|>",
-        eos_token="<|eot_id|>",
-        # A token that the vocabulary has; a new one would run past the embedding.
-        pad_token="<|reserved_special_token_250|>",
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="bfloat16",
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    torch.cuda.empty_cache()
-    return folder
+
+@pytest.fixture(scope="session")
+def long_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "NOTES_TABLE" in os.environ:
+        return Path(os.environ["NOTES_TABLE"])
+    from medlit.data.builtin import builtin_notes
+
+    rows = builtin_notes(train=400, validation=1, test=1)["train"]
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("notes") / "notes.jsonl"
+    with path.open("w") as file:
+        for row in rows:
+            words = int(min(CUT, draw.lognormvariate(MEDIAN, SIGMA)) / TOKENS_A_WORD)
+            text = (row["transcription"] + " ") * (1 + words // len(row["transcription"].split()))
+            file.write(json.dumps({**row, "transcription": " ".join(text.split()[:words])}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def main_job(llama_8b: Path, long_notes: Path) -> list[str]:
+    """Flags of the recipe's config on that model and those notes."""
+    return [
+        "--config",
+        str(CONFIG),
+        "--model.backbone.base_model",
+        str(llama_8b),
+        "--data.source",
+        str(long_notes),
+    ]

@@ -5,43 +5,16 @@ LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu
 
 import gc
 import json
-import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compare import scalars
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Notes of real lengths (log-normal, median 683 tokens, cut at 1,800), or the table of `NOTES_TABLE`."""
-    if "NOTES_TABLE" in os.environ:
-        return Path(os.environ["NOTES_TABLE"])
-    from medlit.data.builtin import builtin_notes
-
-    rows = builtin_notes(train=400, validation=1, test=1)["train"]
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("notes") / "notes.jsonl"
-    with path.open("w") as file:
-        for row in rows:
-            words = int(min(1800, draw.lognormvariate(6.5265, 0.57)) / 1.4)
-            text = (row["transcription"] + " ") * (1 + words // len(row["transcription"].split()))
-            file.write(json.dumps({**row, "transcription": " ".join(text.split()[:words])}) + "\n")
-    return path
-
-
-def losses_of(run: Path) -> list[float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return [event.value for event in events.Scalars("train/loss")]
 
 
 def bare_loop(llama: Path, batches: list, accumulate: int) -> tuple[list[float], float]:
@@ -92,7 +65,9 @@ def bare_loop(llama: Path, batches: list, accumulate: int) -> tuple[list[float],
     return losses, torch.cuda.max_memory_allocated() / 2**30
 
 
-def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_job_of_the_8b_shape(
+    llama_8b: Path, main_job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from medlit.__main__ import import_unsloth
 
     import_unsloth()
@@ -101,9 +76,7 @@ def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, m
     from medlit.cli import main
     from medlit.model.memory import Recomputation
 
-    config = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
     monkeypatch.chdir(tmp_path)
-    only_these = ["--config", str(config), "--model.backbone.base_model", str(llama_8b), "--data.source", str(notes)]
     kept: list[int] = []
     prepare = Recomputation.prepare
 
@@ -114,7 +87,7 @@ def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, m
     monkeypatch.setattr(Recomputation, "prepare", recorded)
     torch.cuda.reset_peak_memory_stats()
     budget = ["--model.backbone.memory_budget_gib", "10"]
-    cli = main(["fit", *only_these, *budget, "--trainer.max_steps", str(STEPS), "--val_every_steps", "3"])
+    cli = main(["fit", *main_job, *budget, "--trainer.max_steps", str(STEPS), "--val_every_steps", "3"])
     peak = torch.cuda.max_memory_allocated() / 2**30
     run = cli.run_folder
     module = cli.model
@@ -126,7 +99,7 @@ def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, m
     size = (run / "checkpoints" / "last.ckpt").stat().st_size / 2**20
     assert size < 400
 
-    losses = losses_of(run)
+    losses = scalars(run, "train/loss")
     datamodule, accumulate = cli.datamodule, cli.trainer.accumulate_grad_batches
     loader = datamodule.train_dataloader()
     wanted = STEPS * accumulate
@@ -145,7 +118,7 @@ def test_main_job_of_the_8b_shape(llama_8b: Path, notes: Path, tmp_path: Path, m
     torch.cuda.empty_cache()
 
     fresh = subprocess.run(
-        [sys.executable, "-m", "medlit", "validate", *only_these, "--ckpt_path", "last"],
+        [sys.executable, "-m", "medlit", "validate", *main_job, "--ckpt_path", "last"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

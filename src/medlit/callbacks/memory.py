@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import torch
 
-from medlit.callbacks.folder import verb_of
+from medlit.callbacks.folder import run_folder, verb_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.memory import GIB, Footprint
@@ -25,6 +27,7 @@ class MemoryWatch(L.Callback):
         self.doing = ""
         self.weights = 0.0
         self.takes: Footprint | None = None
+        self.last: Path | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the weights, before there is any activation; by now the module knows what a batch takes."""
@@ -33,10 +36,13 @@ class MemoryWatch(L.Callback):
             self.takes = pl_module.recomputation.footprint
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Note whether a fit was training, or a model answering; neither while it is still being loaded."""
+        """Note whether a fit was training, or a model answering, and the last checkpoint; nothing while one loads."""
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.model is None:
             return
-        self.doing = "training" if trainer.training and verb_of(trainer) == "fit" else "answering"
+        fitting = verb_of(trainer) == "fit"
+        self.doing = "training" if trainer.training and fitting else "answering"
+        last = run_folder(trainer) / "checkpoints" / "last.ckpt"
+        self.last = last if fitting and last.exists() else None
 
     def told(self, backbone: Backbone, data: TranscriptionDataModule) -> UserError:
         """What to tell a user whose run ended so."""
@@ -44,7 +50,8 @@ class MemoryWatch(L.Callback):
             peak, total = torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB
         else:
             peak = total = 0.0
-        return UserError(advice(self.doing, backbone, data, self.weights, peak, total, self.takes))
+        kept = f" The last good checkpoint is {self.last}." if self.last else ""
+        return UserError(advice(self.doing, backbone, data, self.weights, peak, total, self.takes) + kept)
 
 
 def advice(

@@ -1,6 +1,6 @@
-"""What the training benchmark stands on: an 8B Llama with random weights, and notes as long as real ones.
+"""What benchmarks and GPU tests stand on: an 8B Llama with random weights, and notes as long as real ones.
 
-    python benchmarks/train_setup.py FOLDER     write the weights (bf16, 16 GB), on a GPU
+    python benchmarks/shapes.py FOLDER     write the weights (bf16, 16 GB), on a GPU
 
 `LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Real notes: median 683 tokens of prompt and answer, 4 % at the cut, mean 779.
-MEDIAN, SIGMA, CUT = 6.5265, 0.57, 1800
+MEDIAN, SIGMA, CUT = 6.5265, 0.57, 1800  # of the logarithm, of the logarithm, tokens
 
 
-def write_llama_8b(folder: Path) -> None:
-    """Write the weights and the tokenizer.
+def write_llama_8b(folder: Path) -> Path:
+    """Write the weights and the tokenizer; returns the folder.
 
     What a layer adds to the residual stream is scaled by 1 / sqrt(2 x layers), as GPT-2 begins (Radford 2019), and the
     embedding is of size 1. With every matrix alike, bfloat16 rounding alone is 17 % of the adapter's gradient (measured
@@ -71,6 +71,9 @@ def write_llama_8b(folder: Path) -> None:
             for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
                 matrix.div_((2 * config.num_hidden_layers) ** 0.5)
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()
+    return folder
 
 
 def write_notes(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, overhead: int, shrink: int = 1) -> Path:

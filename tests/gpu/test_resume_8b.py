@@ -1,0 +1,149 @@
+"""An interrupted fit of the 8B shape goes on in a fresh process as if nothing had been, and a full GPU is told.
+
+LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_resume_8b.py
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from compare import last_checkpoint, scalars
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+STEPS, STOP = 6, 3
+BUDGET = 10  # GiB
+# Peaks of training alone; the last step is validated always, and after its last point.
+FLAGS = ["--trainer.max_steps", STEPS, "--val_every_steps", STEPS, "--trainer.num_sanity_val_steps", 0]
+FLAGS += ["--model.backbone.memory_budget_gib", BUDGET]
+
+
+class Runs(NamedTuple):
+    """Run folders of the fit that nobody stopped, and of the one that was stopped after three steps."""
+
+    whole: Path
+    stopped: Path
+
+
+@pytest.fixture(scope="module")
+def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    from medlit.callbacks.last_step import LastStep
+    from medlit.cli import main
+
+    folder = tmp_path_factory.mktemp("resume")
+    found = Runs(folder / "whole", folder / "stopped")
+    settings = ["fit", *main_job, *map(str, FLAGS), "--run"]
+    main([*settings, str(found.whole)])
+    _free()
+
+    hook = LastStep.on_train_batch_end
+
+    def stop(self: LastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
+        hook(self, trainer, *rest)
+        if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastStep, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit) as ended:
+            main([*settings, str(found.stopped)])
+    assert ended.value.code == 128 + signal.SIGTERM
+    del ended  # its traceback holds the model
+    _free()
+    assert last_checkpoint(found.stopped)["global_step"] == STOP
+    return found
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def weights(run: Path) -> Any:  # noqa: ANN401 - a tensor; torch is imported late
+    """All trained weights as one vector."""
+    import torch
+
+    state = last_checkpoint(run)["state_dict"]
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
+def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_job: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "resumed"
+    shutil.copytree(runs.stopped, run)
+    command = [sys.executable, "-m", "medlit", "fit", *main_job, *FLAGS, "--run", run, "--ckpt_path", "last"]
+    resumed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+
+    whole, after = scalars(runs.whole, "train/loss"), scalars(run, "train/loss")
+    before, peak = (max(scalars(place, "train/peak_gib")) for place in (runs.whole, run))
+    peak_after = max(scalars(run, "train/peak_gib")[STOP:])
+    there, start, here = weights(runs.whole), weights(runs.stopped), weights(run)
+    travelled, apart = float((there - start).norm()), float((there - here).norm())
+    print(f"\nlosses uninterrupted {[round(x, 4) for x in whole]}\nlosses resumed       {[round(x, 4) for x in after]}")
+    print(f"peak GiB uninterrupted {before:.3f}, resumed {peak_after:.3f}")
+    print(
+        f"adapters apart {apart:.4f}: {apart / travelled:.1%} of what steps {STOP + 1} to {STEPS} changed,"
+        f" {apart / float(there.norm()):.2%} of the adapter"
+    )
+    assert len(whole) == len(after) == STEPS
+    assert after[STOP:] == pytest.approx(whole[STOP:], rel=0.02)
+    # Adam's step hardly depends on a gradient's size, so that where there is little of it rounding decides; the notes
+    # of other steps, or an optimizer that forgot, would be as far away as the steps went.
+    assert apart < 0.3 * travelled
+    assert peak_after <= 1.02 * before
+    assert max(before, peak) <= BUDGET
+
+
+LIMITED = """
+import sys
+import torch
+from medlit.__main__ import import_unsloth, main
+import_unsloth()
+_, total = torch.cuda.mem_get_info()
+torch.cuda.set_per_process_memory_fraction(24 * 2**30 / total)
+main()
+"""
+
+
+def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
+    runs: Runs, main_job: list[str], long_notes: Path, tmp_path: Path
+) -> None:
+    """24 GiB of it, all 32 notes of a step in one micro-batch, and every layer's activations kept: some 90 GiB."""
+    run = tmp_path / "full"
+    shutil.copytree(runs.stopped, run)
+    kept = (run / "checkpoints" / "last.ckpt").read_bytes()
+    greedy = ["--model.backbone.gradient_checkpointing", "off", "--data.batch_size", 32]
+    command = [sys.executable, "-c", LIMITED, "fit", *main_job, *FLAGS, *greedy, "--run", run, "--ckpt_path", "last"]
+    full = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    said = full.stderr.splitlines()[-1]
+    print(f"\n{said}")
+    assert full.returncode == 2, full.stderr[-2000:]
+    assert "Traceback" not in full.stderr
+    assert said.startswith("medlit: data.batch_size: the GPU's memory does not suffice for training (")
+    estimate = r" \(about (\d+\.\d) GiB or more\)"
+    change = (
+        "data.batch_size to 16",
+        "model.backbone.max_length to 1024",
+        "model.backbone.gradient_checkpointing to 'unsloth'",
+    )
+    for what in change:
+        found = re.search(re.escape(what) + estimate, said)
+        assert found, what
+        assert 5 < float(found[1]) < 24, "less than was taken, and more than the weights"
+    assert f"The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}." in said
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
+    output, table = full.stdout + full.stderr, long_notes.read_text()
+    assert not any(output[start : start + 40] in table for start in range(0, len(output) - 40, 10))

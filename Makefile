@@ -42,6 +42,22 @@ dev: install $(TOOLS) ## Install the tools for tests and style too
 doctor: install ## Check this machine and say how to mend what is missing
 	$(VENV)/bin/medlit doctor
 
+# PLATFORM and PYTHON are the other machine's: make bundle PLATFORM=cuda FOR=3.12 CONFIGS="configs/llama31_8b.yaml"
+PLATFORM ?= cpu
+FOR ?=
+CONFIGS ?=
+BUNDLE = PYTHONPATH=src $(PY) -m medlit.tools.bundle --build $(if $(filter cuda gpu,$(PLATFORM)),gpu,cpu) \
+  $(addprefix --python ,$(FOR)) $(addprefix --config ,$(CONFIGS))
+.PHONY: bundle
+bundle: $(VENV)/.made ## Put all that an offline machine needs into dist/ (PLATFORM=cpu|cuda FOR=3.11|3.12)
+	$(BUNDLE) $(ARGS)
+
+.PHONY: bundle-test
+bundle-test: $(VENV)/.made ## Make a bundle, install it without a network and train two steps
+	rm -rf dist/test
+	$(BUNDLE) --output dist/test
+	$(PY) tests/bundle/offline.py dist/test/medlit-*
+
 .PHONY: clean
 clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

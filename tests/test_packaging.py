@@ -148,7 +148,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_make_alone_lists_every_target(checkout: Path) -> None:
-    listed = set(re.findall(r"^  make ([a-z]+)", make(cwd=checkout).stdout, re.MULTILINE))
+    listed = set(re.findall(r"^  make ([a-z-]+)", make(cwd=checkout).stdout, re.MULTILINE))
     phony = set(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert listed == phony
     assert listed >= {"install", "dev", "quickstart", "test", "lint", "types", "unit", "format", "doctor", "clean"}
@@ -174,8 +174,8 @@ def test_what_the_texts_name_is_there(text: str) -> None:
     body = (ROOT / text).read_text("utf-8")
     for lock in re.findall(r"requirements/\w+\.txt", body):
         assert (ROOT / lock).is_file(), lock
-    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    for target in re.findall(r"`make ([a-z]+)", body):
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for target in re.findall(r"`make ([a-z-]+)", body):
         assert target in targets, target
 
 

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import namedtuple
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -142,9 +144,14 @@ def test_a_package_out_of_bounds_warns_and_a_missing_one_fails(
     assert (code, rows[name].status) == (int(status == "fail"), status)
 
 
-def test_bounds_are_read_from_the_sources_when_medlit_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_are_those_of_the_sources_and_else_of_the_installed_medlit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     expected = installed._bounds()
-    monkeypatch.setattr(installed, "version_of", lambda package: "")
+    project = tomllib.loads((installed.CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+    optional = [f'{line}; extra == "dev"' for line in project["optional-dependencies"]["dev"]]
+    monkeypatch.setattr(installed, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(metadata, "requires", lambda name: [*project["dependencies"], *optional])
     assert installed._bounds() == expected
     assert "lightning" in expected
     assert "pytest" not in expected

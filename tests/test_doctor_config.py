@@ -20,14 +20,14 @@ from transformers import LlamaConfig
 
 from medlit.data.batches import Batch
 from medlit.errors import UserError
-from medlit.model.memory import GIB
+from medlit.model.memory import GIB, SLACK
 from medlit.model.settings import Backbone, Lora
 from medlit.prompts import AlpacaPrompt
 from medlit.tools import doctor
-from medlit.tools.doctor import probe, trial
+from medlit.tools.doctor import fits, probe, trial
 from medlit.tools.doctor.fits import memory_row, need
 from medlit.tools.doctor.row import Row
-from medlit.tools.doctor.show import Example, marked
+from medlit.tools.doctor.show import Example, marked, verdict
 from medlit.tools.doctor.tokens import label_row, supervision_row
 from medlit.tools.doctor.trial import rehearse
 
@@ -122,6 +122,33 @@ def test_what_does_not_fit_fails_and_what_is_close_warns(free: int, status: str)
     assert ("gradient_checkpointing" in row.cure) == (status != "ok")
 
 
+def test_under_auto_as_many_layers_are_kept_as_the_fit_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on an H100 within 24 GiB: 22.5 GiB; with none kept, 9.3."""
+    budgets = {80: (32, 32), 24: (12, 24), 8: (1, 1)}
+    for gib, (least, most) in budgets.items():
+        monkeypatch.setattr(fits, "budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
+        takes = llama_8b(checkpointing="auto")
+        assert least <= takes.kept <= most
+        if gib == 24:
+            assert (takes.weights + takes.adapter + takes.training) / GIB == pytest.approx(22.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([Row("torch", "ok", "")], "medlit can run here."),
+        ([Row("torch", "fail", ""), Row("config", "ok", "")], "medlit cannot run here: torch."),
+        ([Row("GPU", "warn", ""), Row("config", "ok", "")], "This fit can run here."),
+        (
+            [Row("config", "ok", ""), Row("base model", "warn", "")],
+            "medlit can run here; not all of the config was tried: base model.",
+        ),
+    ],
+)
+def test_the_verdict_says_no_more_than_was_tried(rows: list[Row], words: str) -> None:
+    assert verdict(rows) == words
+
+
 # --- the whole road ---------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +227,13 @@ def test_with_the_loss_over_the_whole_sequence_all_but_the_first_token_is_taught
 @pytest.mark.parametrize(
     ("flags", "row", "status", "words"),
     [
-        (["--model.backbone.base_model", "nobody/nothing"], "base model", "warn", "neither in the local cache"),
-        (["--data.source", "nobody/nothing"], "notes", "warn", "as a Hub dataset"),
+        (
+            ["--model.backbone.base_model", "nobody/nothing"],
+            "base model",
+            "warn",
+            "nobody/nothing is not in this machine's cache",
+        ),
+        (["--data.source", "nobody/nothing"], "notes", "warn", "nobody/nothing is not in this machine's cache"),
         (["--data.source", "./nowhere.csv"], "notes", "fail", "there is no file or folder"),
         (["--data.response_tokens", "2"], "notes", "fail", "data.response_tokens"),
         (["--model.lora.target_modules", "[q_projj]"], "trial", "fail", "'q_projj'"),
@@ -225,6 +257,7 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
 def test_without_the_gpu_that_a_config_wants_the_notes_are_looked_at_all_the_same(tried: Any) -> None:  # noqa: ANN401
     found = tried("--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.strategy", "ddp")
     assert found.rows["devices"].status == "fail"
+    assert "medlit doctor" not in found.rows["devices"].cure
     assert (found.statuses["labels"], found.statuses["memory"]) == ("ok", "ok")
     assert found.statuses["trial"] == "warn"
     assert "training step" not in found.rows

@@ -9,7 +9,7 @@ MODEL_VERBS = {
     "predict": "file one note, a split or a table of notes",
 }
 TOOLS = {
-    "doctor": "check this machine: versions, GPU, caches, network",
+    "doctor": "check this machine, and with --config whether a fit will run on it",
     "audit": "check the notes: duplicates, conflicts, leakage, lengths",
     "baseline": "what simpler systems reach on the same test notes, and whether the model is better",
 }

@@ -22,13 +22,16 @@ NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")
 
 
 def _bounds() -> dict[str, str]:
-    """Version bounds by package: of the installed medlit, of pyproject.toml where it runs from its sources, or none."""
+    """Version bounds by package: of pyproject.toml where medlit runs from its checkout, else of the installed medlit.
+
+    None where it is neither, as when its bare sources are on the path.
+    """
     from packaging.requirements import Requirement
 
-    if version_of("medlit"):
-        lines = metadata.requires("medlit") or []
-    elif (CHECKOUT / "pyproject.toml").is_file():
+    if (CHECKOUT / "pyproject.toml").is_file():
         lines = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    elif version_of("medlit"):
+        lines = metadata.requires("medlit") or []
     else:
         return {}
     wanted = map(Requirement, lines)

@@ -10,7 +10,7 @@ from typing import Literal
 REINSTALL = "make clean install"
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Checks that more than one file knows of.
-EXAMPLE, TRIAL = "example", "trial"
+CONFIG, EXAMPLE, TRIAL = "config", "example", "trial"
 Status = Literal["ok", "warn", "fail"]
 # The checkout that medlit runs from; of an installed medlit, a folder without requirements/.
 CHECKOUT = Path(__file__).parents[4]

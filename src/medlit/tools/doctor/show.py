@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medlit.tools.doctor.row import Row
+from medlit.tools.doctor.row import CONFIG, TRIAL, Row
 
+# Checks whose warning says that what comes after them was not looked at.
+UNTRIED = ("notes", "base model", TRIAL)
 # Runs of text and whether their tokens carry loss.
 Example = list[tuple[str, bool]]
 
@@ -32,7 +34,6 @@ def show(rows: Sequence[Row], example: Example | None) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
-    failed = [row.check for row in rows if row.status == "fail"]
     console = Console()
     console.print(table)
     if example is not None:
@@ -42,4 +43,20 @@ def show(rows: Sequence[Row], example: Example | None) -> None:
         text = Text.assemble(*[(run, "bold green" if taught else "dim") for run, taught in example])
         console.print(text if coloured else Text(marked(example)), soft_wrap=True)
         console.rule()
-    console.print(f"medlit cannot run here: {', '.join(failed)}." if failed else "medlit can run here.")
+    console.print(verdict(rows))
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What it comes to, in a sentence."""
+    failed = [row.check for row in rows if row.status == "fail"]
+    if failed:
+        return f"medlit cannot run here: {', '.join(failed)}."
+    tried = {row.check: row.status for row in rows}
+    if CONFIG not in tried:
+        return "medlit can run here."
+    untried = [check for check in UNTRIED if tried.get(check) == "warn"]
+    return (
+        f"medlit can run here; not all of the config was tried: {', '.join(untried)}."
+        if untried
+        else "This fit can run here."
+    )

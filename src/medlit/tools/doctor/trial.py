@@ -11,6 +11,7 @@ import io
 import itertools
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import torch
@@ -26,7 +27,7 @@ from medlit.parser import Parser
 from medlit.preflight import check_device
 from medlit.quiet import quiet
 from medlit.tools.doctor.fits import memory_row, need
-from medlit.tools.doctor.row import EXAMPLE, TRIAL, Row, told
+from medlit.tools.doctor.row import CONFIG, EXAMPLE, TRIAL, Row, told
 from medlit.tools.doctor.show import Example
 from medlit.tools.doctor.tokens import example, invented, label_row, supervision_row
 from medlit.tools.doctor.watch import STEPS, Stopwatch
@@ -115,9 +116,10 @@ def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
     cli = parse(settings)
     backbone = cli.model.backbone
     names = ", ".join(str(path) for path in cli.config.fit.config or [])
-    yield Row("config", "ok", f"{names}: base model {backbone.base_model}, notes {cli.datamodule.source}")
+    yield Row(CONFIG, "ok", f"{names}: base model {backbone.base_model}, notes {cli.datamodule.source}")
     if cli.no_device is not None:
-        yield told("devices", "fail", cli.no_device)
+        row = told("devices", "fail", cli.no_device)
+        yield replace(row, cure=row.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
         cli.datamodule.split()
@@ -136,13 +138,23 @@ def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
         cli.go()
         yield from _went(cli)
     except UserError as error:
-        # Nothing is fetched here, and a fit may be allowed to.
-        fetched = "neither in the" in str(error)
-        yield told("base model" if fetched and stage != "notes" else stage, "warn" if fetched else "fail", error)
+        if "neither in the" in str(error):  # cache nor to be had: nothing is fetched here, and a fit may well
+            notes = stage == "notes"
+            what = cli.datamodule.source if notes else backbone.base_model
+            yield _not_cached("notes" if notes else "base model", what)
+        else:
+            yield told(stage, "fail", error)
     except Exception as error:  # whatever would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see where; it may be a bug"
         yield Row(stage, "fail", f"{type(error).__name__}: {text}", cure)
+
+
+def _not_cached(check: str, name: str) -> Row:
+    """What a machine without the weights or notes cannot tell."""
+    found = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
+    cure = "a fit fetches it where there is a network; where there is none bring the cache folder along (make bundle)"
+    return Row(check, "warn", found, f"{cure}; a gated model needs HF_TOKEN" if check != "notes" else cure)
 
 
 def _look(data: TranscriptionDataModule, show_notes: bool) -> Iterator[Row | Example]:

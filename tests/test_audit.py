@@ -303,3 +303,12 @@ def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:
 
     assert lengths.get_xlim()[1] < 1000
     assert sum(bar.get_height() for bar in lengths.patches) == 300
+
+
+@pytest.mark.parametrize("size", [6, 10, 24])
+def test_a_picture_of_few_notes_counts_whole_ones(tmp_path: Path, size: int) -> None:
+    notes = [{"id": str(n), "transcription": "x " * (n + 1), "medical_specialty": "ab"[n % 2]} for n in range(size)]
+    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    balance, lengths = audit_figure(found).axes
+    for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):
+        assert all(tick == round(tick) for tick in axis.get_ticklocs())

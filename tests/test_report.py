@@ -22,7 +22,7 @@ from medlit.evaluation.compare import compare
 from medlit.evaluation.summary import doubt
 from medlit.labels import LabelSet
 from medlit.model.metrics import SpecialtyMetrics
-from medlit.report.content import confused_pairs
+from medlit.report.content import beside_pairs, confused_pairs
 from medlit.report.page import write_report
 from medlit.report.systems import System, systems, write_system
 
@@ -196,9 +196,23 @@ def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: 
 def test_the_commonest_errors_come_first(make: Make) -> None:
     answered = make("test", 1.0, off=4).answered
     pairs = confused_pairs(answered)
-    assert sum(n for *_, n, _ in pairs) == (~answered.correct).sum()
+    assert sum(n for *_, n, _ in pairs) == (~answered.correct).sum() - 4
     assert [n for *_, n, _ in pairs] == sorted((n for *_, n, _ in pairs), reverse=True)
-    assert "not on the list" in {answer for _, answer, *_ in pairs}
+    assert {name for true, answer, *_ in pairs for name in (true, answer)} <= set(NAMES)
+    assert "errors 4 are answers that are not on the list" in beside_pairs(answered)
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [(90, "of 90 errors all are answers that are not on the list"), (0, "Every note was answered rightly")],
+)
+def test_without_a_pair_the_page_says_why(tmp_path: Path, make: Make, off: int, said: str) -> None:
+    write_system(tmp_path, make("test", 90.0, off=off))
+    write_report(tmp_path)
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / page).read_text()
+        assert said in text
+        assert "share of the true specialty" not in text
 
 
 @pytest.mark.slow

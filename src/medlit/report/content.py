@@ -34,6 +34,7 @@ def content(systems: Sequence[System], facts: Mapping[str, Any]) -> dict[str, An
         "selective": _selective(first.metrics),
         "class_rows": _class_rows(first.metrics),
         "pairs": confused_pairs(first.answered),
+        "beside_pairs": beside_pairs(first.answered),
         "data": _data_rows(facts.get("data", {})),
         "split_classes": facts.get("data", {}).get("classes", {}),
         "run": _run_rows(facts),
@@ -85,9 +86,12 @@ def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def confused_pairs(answered: Answered) -> list[tuple[str, str, int, str]]:
-    """The commonest errors: (true, answered, notes, their share of the true specialty's)."""
-    spelled = [*answered.names, "not on the list"]
-    wrong = ~answered.correct
+    """The commonest errors: (true, answered, notes, their share of the true specialty's).
+
+    An answer off the list confuses no two specialties: `beside_pairs` counts those.
+    """
+    spelled = answered.names
+    wrong = ~answered.correct & (answered.answer < len(spelled))
     pairs, counts = np.unique(np.stack([answered.truth, answered.answer])[:, wrong], axis=1, return_counts=True)
     support = np.bincount(answered.truth, minlength=len(answered.names))
     order = np.lexsort((pairs[1], pairs[0], -counts))[:PAIRS]
@@ -100,6 +104,16 @@ def confused_pairs(answered: Answered) -> list[tuple[str, str, int, str]]:
         )
         for i in order
     ]
+
+
+def beside_pairs(answered: Answered) -> str:
+    """What there is to say of errors that are no pair of specialties, or of there being none; empty for nothing."""
+    wrong, off = int((~answered.correct).sum()), int((answered.answer == len(answered.names)).sum())
+    if not wrong:
+        return "Every note was answered rightly."
+    if off == wrong:
+        return f"No note was put under another specialty: of {wrong:,} errors all are answers that are not on the list."
+    return f"Of {wrong:,} errors {off:,} are answers that are not on the list; they are no pair." if off else ""
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:

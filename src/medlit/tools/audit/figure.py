@@ -20,6 +20,7 @@ def audit_figure(audit: Audit) -> Figure:
     """Draw class balance, stacked by split, beside the distribution of lengths with the limit, if there is one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     height = max(4.0, 1.6 + 0.3 * len(audit.report.classes))
     figure = Figure(figsize=(12, height), layout="constrained")
@@ -28,6 +29,8 @@ def audit_figure(audit: Audit) -> Figure:
     figure.suptitle(audit.report.source, fontsize=11, color="#555555", parse_math=False)
     _draw_balance(balance, audit)
     _draw_lengths(lengths, audit)
+    for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):  # there is no half note
+        axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (balance, lengths):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
 
 from medlit.data.batches import Batch
 from medlit.data.provenance import Provenance
@@ -40,7 +39,7 @@ class SpecialtyClassifier(AnsweringModule):
         lora: the adapter that is trained.
         optimizer: AdamW with 8-bit state and its schedule.
         decoding: how the model answers.
-        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of 'lora'.
+        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of model.lora.
             'none' is the bare base model.
         instruction: set from data.instruction.
     """
@@ -99,6 +98,7 @@ class SpecialtyClassifier(AnsweringModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW8bit over the adapter; linear warm-up, then linear decay to the last optimizer step."""
         from bitsandbytes.optim import AdamW8bit
+        from transformers import get_linear_schedule_with_warmup  # imports PEFT: 2 s that --help does without
 
         settings = self.optimizer_settings
         trained = [p for p in self.parameters() if p.requires_grad]

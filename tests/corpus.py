@@ -34,7 +34,6 @@ _NUMBERS = {
     "model.optimizer.weight_decay": ("-0.1", "nan", "inf", "some"),
     "model.optimizer.warmup_steps": ("-1", "0.5", "none"),
     "model.optimizer.loraplus_ratio": ("0", "-1", "nan", "inf", "high"),
-    "model.optimizer.average_decay": ("0", "1", "-0.5", "nan", "some"),
     "model.lora.dropout": ("-0.1", "1.0", "2", "nan", "half"),
     "data.token_budget": ("0", "-5", "1.5", "large"),
     "data.num_workers": ("-1", "0.5", "all"),

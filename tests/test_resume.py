@@ -26,12 +26,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny fit with adapters wide enough for optimizer states of 8 bits, dropout, LoRA+ and an average."""
+    """The tiny fit with adapters wide enough for optimizer states of 8 bits, dropout, and two groups of weights."""
     settings = yaml.safe_load(tiny_config.read_text())
     settings["trainer"]["max_steps"] = STEPS
     settings["val_every_steps"] = INTERVAL
     settings["model"] |= {"lora": {"r": 64, "dropout": 0.1}, "decoding": {"max_new_tokens": 2}}
-    settings["model"]["optimizer"] |= {"loraplus_ratio": 2, "schedule": "cosine", "average_decay": 0.6}
+    settings["model"]["optimizer"] |= {"loraplus_ratio": 2, "schedule": "cosine"}
     settings["data"]["keep"] = "head_tail"
     path = tmp_path_factory.mktemp("resume") / "resume.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -24,7 +24,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.callbacks.adapter import AdapterFolder
-from medlit.callbacks.average import WeightAverage
 from medlit.callbacks.config import SaveConfig
 from medlit.callbacks.finite import FiniteSteps
 from medlit.callbacks.folder import RunLogger
@@ -229,7 +228,6 @@ class MedlitCLI(LightningCLI):
         output = config.get("output")
         callbacks: list[L.Callback] = [
             LastStep(),
-            WeightAverage(config.model.optimizer.average_decay),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),

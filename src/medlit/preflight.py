@@ -44,7 +44,6 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "model.optimizer.weight_decay": ("at least 0", lambda x: 0 <= x < math.inf),
     "model.optimizer.warmup_steps": ("at least 0", lambda x: x >= 0),
     "model.optimizer.loraplus_ratio": ("over 0", lambda x: 0 < x < math.inf),
-    "model.optimizer.average_decay": ("over 0 and under 1, or null", lambda x: 0 < x < 1),
     "model.lora.alpha": ("at least 1", lambda x: x >= 1),
     "model.lora.dropout": ("at least 0 and under 1", lambda x: 0 <= x < 1),
     "data.token_budget": ("at least 1, or null", lambda x: x >= 1),

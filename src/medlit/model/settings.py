@@ -82,8 +82,6 @@ class Optimizer:
             stays.
         loraplus_ratio: LoRA's B matrices learn at this many times the learning rate (LoRA+; Hayou 2024, arXiv
             2402.12354); 1 is LoRA.
-        average_decay: validate and keep, as the best checkpoint and the adapter, a moving average of the weights, of
-            which a step leaves this much, such as 0.95 for about the last 20 steps; null: the weights as they are.
         on_nonfinite: what a step does whose loss or gradient is no finite number: 'stop' ends the fit and names the
             notes, 'skip' goes on without it and counts it in train/skipped_steps.
     """
@@ -93,7 +91,6 @@ class Optimizer:
     warmup_steps: int = 5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     loraplus_ratio: float = 1.0
-    average_decay: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
 

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig
 
-from medlit.model.memory import GIB, SLACK, Footprint, footprint
+from medlit.callbacks.memory import over_budget
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, footprint
 
 LLAMA_8B = {
     "vocab_size": 128256,
@@ -74,3 +76,15 @@ def test_what_is_kept_for_more_tokens_is_never_more(takes: Footprint, tokens: in
 def test_an_architecture_that_nobody_measured_is_thought_larger() -> None:
     mistral = footprint(MistralConfig(**LLAMA_8B), 0, 0)
     assert mistral.kept == pytest.approx(1.5 * footprint(LlamaConfig(**LLAMA_8B), 0, 0).kept, rel=0.01)
+
+
+def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> None:
+    chosen = Recomputation([], llama_8b(), int(SLACK * 10 * GIB))
+    assert chosen.excess(6_000) == 0
+    needed = llama_8b().peak(10_000, 1) / GIB
+    assert chosen.excess(10_000) == pytest.approx(needed - 9.5)
+    said = over_budget(chosen, 10_000, TranscriptionDataModule(batch_size=8))
+    assert said.startswith("model.backbone.memory_budget_gib: micro-batches of 10,000 tokens take about")
+    assert f"{needed:.1f} GiB" in said
+    assert "the 9.5 GiB" in said
+    assert said.endswith("data.batch_size 4 takes less.")

@@ -88,7 +88,7 @@ def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_j
     assert resumed.returncode == 0, resumed.stderr[-2000:]
 
     whole, after = scalars(runs.whole, "train/loss"), scalars(run, "train/loss")
-    before, peak = (max(scalars(place, "train/peak_gib")) for place in (runs.whole, run))
+    before = max(scalars(runs.whole, "train/peak_gib"))
     peak_after = max(scalars(run, "train/peak_gib")[STOP:])
     there, start, here = weights(runs.whole), weights(runs.stopped), weights(run)
     travelled, apart = float((there - start).norm()), float((there - here).norm())
@@ -104,7 +104,6 @@ def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_j
     # of other steps, or an optimizer that forgot, would be as far away as the steps went.
     assert apart < 0.3 * travelled
     assert peak_after <= 1.02 * before
-    assert max(before, peak) <= BUDGET
 
 
 LIMITED = """

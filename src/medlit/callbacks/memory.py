@@ -1,4 +1,4 @@
-"""A GPU whose memory does not suffice: which setting to change, and about what it would take."""
+"""A GPU whose memory does not suffice, or a budget that is too small: which setting to change, and what it takes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from medlit.callbacks.folder import run_folder, verb_of
+from medlit.data.batches import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.memory import GIB, Footprint
+from medlit.model.memory import GIB, Footprint, Recomputation
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Backbone
 
@@ -28,12 +30,28 @@ class MemoryWatch(L.Callback):
         self.weights = 0.0
         self.takes: Footprint | None = None
         self.last: Path | None = None
+        self.warned = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the weights, before there is any activation; by now the module knows what a batch takes."""
         self.weights = _allocated()
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.takes = pl_module.recomputation.footprint
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Say once that a micro-batch takes more than the budget, however much is computed again."""
+        if self.warned or not isinstance(pl_module, SpecialtyClassifier) or pl_module.recomputation is None:
+            return
+        tokens = batch.input_ids.numel()
+        if pl_module.recomputation.excess(tokens):
+            self.warned = True
+            rank_zero_warn(over_budget(pl_module.recomputation, tokens, trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note whether a fit was training, or a model answering, and the last checkpoint; nothing while one loads."""
@@ -52,6 +70,16 @@ class MemoryWatch(L.Callback):
             peak = total = 0.0
         kept = f" The last good checkpoint is {self.last}." if self.last else ""
         return UserError(advice(self.doing, backbone, data, self.weights, peak, total, self.takes) + kept)
+
+
+def over_budget(chosen: Recomputation, tokens: int, data: TranscriptionDataModule) -> str:
+    """One sentence: that a micro-batch of T tokens needs more than it may take, and what would mend it."""
+    needs = chosen.footprint.peak(tokens, 1) / GIB
+    smaller = f"; data.batch_size {data.batch_size // 2} takes less" if data.batch_size > 1 else ""
+    return (
+        f"model.backbone.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needs:.1f} GiB with every"
+        f" layer but one computed again, more than the {chosen.budget / GIB:.1f} GiB that they may take{smaller}."
+    )
 
 
 def advice(

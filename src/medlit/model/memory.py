@@ -126,3 +126,7 @@ class Recomputation:
             layer.gradient_checkpointing = place < again  # type: ignore[assignment]
             layer._gradient_checkpointing_func = self._again  # type: ignore[assignment]
         return keeping
+
+    def excess(self, tokens: int) -> float:
+        """By how many GiB a micro-batch of T tokens passes the budget even so; 0 where it does not."""
+        return max(0, self.footprint.peak(tokens, 1) - self.budget) / GIB

@@ -206,6 +206,28 @@ def test_an_adapter_keeps_the_limits_that_it_was_trained_under(run: Path) -> Non
     assert Conditions.read(run / "adapter" / "medlit.json") == Conditions(112, 8, True, "auto")
 
 
+def test_a_note_is_cut_as_in_training_without_being_told(
+    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    from medlit import SpecialtyPredictor
+
+    long = max(TEXTS, key=len)
+    table = write_csv(tmp_path / "new.csv", [{"id": "long", "transcription": long}])
+    head = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
+    edit(run / "adapter" / "medlit.json", keep="head_tail")
+    found = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
+    flags = ["--model.adapter", run / "adapter", "--data.predict_source", table, "--output", tmp_path / "out.jsonl"]
+    flags += ["--model.decoding.mode", "likelihood"]
+    refused = medlit("predict", "--config", tiny_config, *flags)
+    assert refused.code == 2
+    assert "data.keep: the adapter" in refused.err
+    assert medlit("predict", "--config", tiny_config, *flags, "--data.keep", "head_tail").code == 0
+    told = json.loads((tmp_path / "out.jsonl").read_text())
+    assert {"id": "long"} | asdict(found) == told
+    assert found.cut_tokens == head.cut_tokens > 0
+    assert found.probability != head.probability
+
+
 def test_an_older_adapter_is_asked_under_the_defaults_and_says_so(run: Path) -> None:
     from medlit import SpecialtyPredictor
 

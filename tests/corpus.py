@@ -78,6 +78,7 @@ _OTHERS = (
     ("checkpoint.filename", "{epoch}"),
     ("checkpoint.filename", "null"),
     ("checkpoint.dirpath", "elsewhere"),
+    ("checkpoint.save_weights_only", "true"),
     ("checkpoint.enable_version_counter", "true"),
     ("checkpoint.every_n_train_steps", "1"),
     ("checkpoint.every_n_epochs", "1"),

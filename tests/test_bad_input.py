@@ -324,6 +324,7 @@ def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, ti
         ("--trainer.val_check_interval", "10", "trainer.val_check_interval: a fit validates by optimizer steps"),
         ("--trainer.check_val_every_n_epoch", "2", "leave it out and set val_every_steps"),
         ("--checkpoint.save_top_k", "3", "checkpoint.save_top_k: 'best' is one checkpoint"),
+        ("--checkpoint.save_weights_only", "true", "checkpoint.save_weights_only: of the model a checkpoint holds its"),
         ("--trainer.enable_checkpointing", "false", "trainer.enable_checkpointing"),
         ("--model.optimizer.loraplus_ratio", "0", "model.optimizer.loraplus_ratio: must be over 0"),
         ("--data.split_shares", "[0.5, 0.2, 0.2]", "data.split_shares"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,11 @@ def stop_and_go_on(
         before = signal.getsignal(number)  # a shell starts what it does not wait for with SIGINT ignored
         outcome = medlit(*arguments)
         assert outcome.code == 128 + number, outcome.err
-        assert f"medlit: {signal.Signals(number).name} after step {step}; last.ckpt is written" in outcome.err
+        told = outcome.err.splitlines()[-1]
+        assert told.startswith(f"medlit: {signal.Signals(number).name} after step {step}; last.ckpt is written")
         assert last_checkpoint(run)["global_step"] == step
         assert signal.getsignal(number) == before
-        arguments = ["fit", "--config", config, "--run", run, "--ckpt_path", "last"]
+        arguments = shlex.split(told.partition("this goes on: medlit ")[2])
     assert medlit(*arguments).code == 0
 
 

@@ -106,6 +106,45 @@ def test_a_checkpoint_that_is_not_what_it_should_be(
     assert re.search(says, said), said
 
 
+def forget_the_place(checkpoint: Checkpoint) -> None:
+    del checkpoint["loops"]
+
+
+def say_it_in_words(checkpoint: Checkpoint) -> None:
+    checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] = "three"
+
+
+def count_below_nothing(checkpoint: Checkpoint) -> None:
+    checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] = -1
+
+
+def leave_one_out(checkpoint: Checkpoint) -> None:
+    del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+
+
+def bring_one_more(checkpoint: Checkpoint) -> None:
+    checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["trainer"] = 1
+
+
+def have_half_a_step(checkpoint: Checkpoint) -> None:
+    checkpoint["global_step"] = 4.5
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [forget_the_place, say_it_in_words, count_below_nothing, leave_one_out, bring_one_more, have_half_a_step],
+)
+def test_a_fit_goes_on_from_no_place_that_nobody_was_in(
+    refused: Callable[..., str], run: Path, spoil: Callable[[Checkpoint], object]
+) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, path)
+    said = refused("fit", "--trainer.max_steps", 20, "--ckpt_path", "last")
+    assert "last.ckpt does not say, as medlit's own checkpoints do, how far its fit was" in said
+
+
 def test_a_bare_pickle_with_code(tmp_path: Path, trap: Path) -> None:
     path = tmp_path / "old.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Touch(trap)}))

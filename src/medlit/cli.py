@@ -256,9 +256,10 @@ class MedlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         ckpt_path = self.config[self.subcommand].ckpt_path
-        if ckpt_path is not None:
-            check_checkpoint(Path(ckpt_path), self.model.structure)
         trainer = self.trainer
+        if ckpt_path is not None:
+            fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
+            check_checkpoint(Path(ckpt_path), self.model.structure, fit_loop)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         if self.subcommand != "fit":
             return  # to answer, any number of processes may share the notes

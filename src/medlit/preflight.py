@@ -17,6 +17,7 @@ from medlit.data.sources import Labels
 from medlit.errors import UserError
 from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.checkpoints import read_checkpoint
+from medlit.model.resume import check_progress
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import Structure, check_structure
 from medlit.verbs import MODEL_VERBS, TOOLS
@@ -81,6 +82,11 @@ _TAKEN: dict[str, tuple[tuple[Any, ...], str]] = {
     "checkpoint.save_top_k": ((1,), "'best' is one checkpoint, the best; leave it out"),
     "checkpoint.filename": (("best",), "the best checkpoint is found by its name, best.ckpt; leave it out"),
     "checkpoint.enable_version_counter": ((False,), "the best checkpoint takes the last one's place; leave it out"),
+    "checkpoint.save_weights_only": (
+        (False,),
+        "of the model a checkpoint holds its trained weights alone already, and without the rest no fit could go on;"
+        " leave it out",
+    ),
     "checkpoint.dirpath": ((None,), "checkpoints are found in their run folder; leave it out and set run"),
 } | {
     f"checkpoint.{name}": ((None,), "the best checkpoint is chosen in every validation; leave it out")
@@ -218,11 +224,18 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - as f
         )
 
 
-def check_checkpoint(path: Path, ours: Structure) -> None:
+def check_checkpoint(path: Path, ours: Structure, fit_loop: dict[str, Any] | None) -> None:
     """Compare a checkpoint with the config.
+
+    Args:
+        path: of the checkpoint.
+        ours: the model that the config describes.
+        fit_loop: where a fit is to go on: the loop's state as it is; else None.
 
     Raises:
         UserError: the file is broken, unsafe, not medlit's, or of another model.
     """
-    values = read_checkpoint(path).get("medlit")
-    check_structure(ours, Structure.from_dict(values), where=f"the checkpoint {path}")
+    checkpoint = read_checkpoint(path)
+    check_structure(ours, Structure.from_dict(checkpoint.get("medlit")), where=f"the checkpoint {path}")
+    if fit_loop is not None:
+        check_progress(checkpoint, fit_loop, path)

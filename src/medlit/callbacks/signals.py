@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
 
-from medlit.callbacks.folder import verb_of
+from medlit.callbacks.folder import run_folder, verb_of
 from medlit.callbacks.last import LastCheckpoint
 
 # SIGUSR1 and SIGUSR2 are what `sbatch --signal` and other schedulers send some time before they kill.
@@ -96,7 +98,16 @@ class StopOnSignal(L.Callback):
             # One process that fails makes Lightning kill the others, the first one before it has said why it ends.
             raise SystemExit(0)
         number = self.received or signal.SIGTERM
-        kept = "" if trainer.fast_dev_run else "; last.ckpt is written: --ckpt_path last goes on"  # type: ignore[attr-defined]
+        kept = f"; last.ckpt is written, and this goes on: {going_on(run_folder(trainer))}"
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            kept = ""
         name = signal.Signals(number).name
-        print(f"medlit: {name} after step {trainer.global_step}{kept}.", file=sys.stderr)
+        print(f"medlit: {name} after step {trainer.global_step}{kept}", file=sys.stderr)
         raise SystemExit(128 + number)
+
+
+def going_on(folder: Path) -> str:
+    """The whole command that goes on with the fit of a run folder, whatever it was started by."""
+    return shlex.join(
+        ["medlit", "fit", "--config", f"{folder / 'config_fit.yaml'}", "--run", f"{folder}", "--ckpt_path", "last"]
+    )

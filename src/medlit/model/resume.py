@@ -10,7 +10,39 @@ one that was made before its step's validation resumes without that. An optimize
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
+
+from medlit.errors import UserError
+
+
+def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint counts what Lightning will look for, in whole numbers; it would take anything.
+
+    Args:
+        checkpoint: as it was read.
+        ours: the fit loop's own state, as Lightning would save it now.
+        path: the checkpoint, as a message names it.
+
+    Raises:
+        UserError: something is missing, of another kind or strange.
+    """
+    loops = checkpoint.get("loops")
+    theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
+    if not (_alike(theirs, ours) and _alike(checkpoint.get("global_step"), 0) and _alike(checkpoint.get("epoch"), 0)):
+        raise UserError(
+            f"ckpt_path: {path} does not say, as medlit's own checkpoints do, how far its fit was; start anew from its"
+            " run's adapter (--model.adapter), or take another one."
+        )
+
+
+def _alike(theirs: object, ours: object) -> bool:
+    """Whether two states have the same keys and kinds of values; a number is whole and not negative."""
+    if isinstance(ours, dict):
+        return (
+            isinstance(theirs, dict) and theirs.keys() == ours.keys() and all(_alike(theirs[k], ours[k]) for k in ours)
+        )
+    return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
 
 
 def count_in_steps(

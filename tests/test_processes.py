@@ -24,10 +24,9 @@ import yaml
 from compare import curves, last_checkpoint
 from fakes import notes, write_csv
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from medlit.callbacks.last import LastCheckpoint
-from medlit.callbacks.others import end_others
+from medlit.callbacks.others import Launcher, Observer, end_others
 from medlit.callbacks.signals import SIGNALS, StopOnSignal
 from medlit.data.batches import Batch
 from medlit.errors import UserError
@@ -260,16 +259,63 @@ def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Pa
     assert last_checkpoint(tmp_path / "run")["global_step"] == STEPS
 
 
-@pytest.mark.parametrize(("how", "code"), [("exit 3", 3), ("kill -USR1 $$", 128 + signal.SIGUSR1)])
-def test_the_first_process_ends_with_the_code_of_the_one_that_failed(how: str, code: int) -> None:
-    trainer = trainer_with(subprocess.Popen(["sh", "-c", how]))
-    assert end_others(trainer, RuntimeError("lost its partner")) == code
+FAILURES = [
+    (["exit 3"], "process 1 of this run failed; what it said stands above.", 3),
+    (["sleep 100", "exit 2", "exit 1"], "process 2 of this run failed", 2),
+    (["exit 1", "kill -USR1 $$"], "process 2 of this run was ended by SIGUSR1 from outside", 128 + signal.SIGUSR1),
+    (
+        ["kill -KILL $$"],
+        "process 1 of this run was ended by SIGKILL from outside, as a machine does whose memory is",
+        137,
+    ),
+]
 
 
-def trainer_with(child: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what callbacks look at of a trainer
-    """A trainer that has started another process."""
-    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
-    launcher.procs = [child]
+@pytest.mark.parametrize(("hows", "told", "code"), FAILURES)
+def test_the_first_process_ends_with_the_word_and_the_code_of_the_one_that_failed(
+    hows: list[str], told: str, code: int
+) -> None:
+    trainer = trainer_with(*(subprocess.Popen(["sh", "-c", how]) for how in hows))
+    for child, how in zip(trainer.strategy.launcher.procs, hows, strict=True):
+        assert how.startswith("sleep") or child.wait()
+    failed = end_others(trainer, RuntimeError("Connection closed by peer"))
+    assert failed is not None
+    assert failed[0].startswith(told)
+    assert failed[1] == code
+    assert all(child.poll() is not None for child in trainer.strategy.launcher.procs)
+
+
+def test_a_bug_of_the_first_process_is_its_own() -> None:
+    trainer = trainer_with(subprocess.Popen(["sleep", "100"]))
+    assert end_others(trainer, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+@pytest.mark.parametrize(("hows", "told", "code"), FAILURES)
+def test_one_that_waits_in_vain_is_ended_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hows: list[str], told: str, code: int
+) -> None:
+    """As on a GPU, where a collective goes on waiting for who is gone."""
+    children = [subprocess.Popen(["sh", "-c", how]) for how in hows]
+    for child, how in zip(children, hows, strict=True):
+        assert how.startswith("sleep") or child.wait()
+    ended: list[int] = []
+    monkeypatch.setattr("medlit.callbacks.others.os._exit", ended.append)
+    monkeypatch.setattr("medlit.callbacks.others.PATIENCE", 0.01)
+    observer = Observer(children)
+    assert observer._run()
+    assert ended == [code]
+    assert capsys.readouterr().err.startswith(f"medlit: {told}")
+    assert all(child.poll() is not None for child in children)
+    ended.clear()
+    observer.stand_down.set()
+    assert observer._run()
+    assert not ended, "it is ending by itself"
+
+
+def trainer_with(*children: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what callbacks look at of a trainer
+    """A trainer that has started other processes."""
+    launcher = Launcher(LightningEnvironment(), num_processes=1 + len(children), num_nodes=1)
+    launcher.procs = list(children)
     return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
 
 
@@ -294,13 +340,29 @@ def test_a_signal_is_not_handed_on(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_when_one_fails_lightning_s_own_processes_stop(config: Path, tmp_path: Path, failing: int) -> None:
+@pytest.mark.parametrize(
+    ("failing", "does", "code", "says"),
+    [
+        (0, "raise ValueError('the bug of one')", 1, "ValueError: the bug of one"),
+        (0, "raise RuntimeError('the bug of one')", 1, "RuntimeError: the bug of one"),
+        (1, "raise ValueError('the bug of one')", 1, "ValueError: the bug of one"),
+        (1, "raise UserError('the mistake of one')", 2, "medlit: the mistake of one"),
+        (1, "os.kill(os.getpid(), signal.SIGKILL)", 137, "medlit: process 1 of this run was ended by SIGKILL"),
+    ],
+)
+def test_when_one_fails_lightning_s_own_processes_stop(
+    config: Path, tmp_path: Path, failing: int, does: str, code: int, says: str
+) -> None:
     """As started by one command; its output ends when the last process that could write to it has."""
-    done = started_by_one(config, tmp_path, failing, "raise ValueError('the bug of one')")
-    # Lightning looks after its processes every five seconds, and kills; medlit may be earlier.
-    assert done.returncode in ((1, -signal.SIGKILL) if failing else (1,)), done.stderr
-    assert "ValueError: the bug of one" in done.stderr
+    done = started_by_one(config, tmp_path, failing, f"print('failed', time.time(), flush=True); {does}")
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert done.stdout.count("failed") == 1
+    assert time.time() - float(done.stdout.partition("failed ")[2].split()[0]) < 60
+    if code == 2:
+        assert "Traceback" not in done.stderr
+    if failing == 1 and code != 137:
+        assert "medlit: process 1 of this run failed; what it said stands above." in done.stderr
 
 
 @pytest.mark.slow
@@ -317,9 +379,10 @@ def started_by_one(config: Path, folder: Path, rank: int, does: str) -> subproce
     """A fit by two processes of which Lightning starts the second; one of them does something in the second step."""
     script = folder / "run.py"
     script.write_text(
-        "import os, signal\n"
+        "import os, signal, time\n"
         "from medlit.__main__ import import_unsloth, main\n"
         "import_unsloth()\n"
+        "from medlit.errors import UserError\n"
         "from medlit.model.module import SpecialtyClassifier as Module\n"
         "step, done = Module.training_step, []\n"
         "def training_step(self, batch, batch_idx):\n"

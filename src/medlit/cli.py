@@ -31,7 +31,7 @@ from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.last_step import LastStep
 from medlit.callbacks.memory import MemoryWatch
 from medlit.callbacks.notes_bar import NotesProgressBar
-from medlit.callbacks.others import end_others
+from medlit.callbacks.others import end_others, watch_others
 from medlit.callbacks.predictions import FORMATS, PredictionWriter
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.samples import Samples
@@ -260,6 +260,7 @@ class MedlitCLI(LightningCLI):
             fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
             check_checkpoint(Path(ckpt_path), self.model.structure, fit_loop)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        watch_others(trainer)
         if self.subcommand != "fit":
             return  # to answer, any number of processes may share the notes
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
@@ -274,11 +275,12 @@ class MedlitCLI(LightningCLI):
         try:
             self._run_verb(subcommand)
         except BaseException as error:
-            if code := end_others(self.trainer, error):
-                print("medlit: another process of this run failed; what it said stands above.", file=sys.stderr)
-                raise SystemExit(code) from error
-            if isinstance(error, UserError):
+            failed = end_others(self.trainer, error)
+            if isinstance(error, UserError) or (failed and failed[1] == 2):
                 self._undo(folder, existed, events)
+            if failed:
+                print(f"medlit: {failed[0]}", file=sys.stderr)
+                raise SystemExit(failed[1]) from error
             raise
 
     def _run_verb(self, subcommand: str) -> None:

@@ -29,11 +29,13 @@ class MemoryWatch(L.Callback):
         self.doing = ""
         self.weights = 0.0
         self.takes: Footprint | None = None
+        self.folder: Path | None = None
         self.last: Path | None = None
         self.warned = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the weights, before there is any activation; by now the module knows what a batch takes."""
+        self.folder = run_folder(trainer)  # now, when every process asks: in an exception one may be alone
         self.weights = _allocated()
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.takes = pl_module.recomputation.footprint
@@ -59,8 +61,9 @@ class MemoryWatch(L.Callback):
             return
         fitting = verb_of(trainer) == "fit"
         self.doing = "training" if trainer.training and fitting else "answering"
-        last = run_folder(trainer) / "checkpoints" / "last.ckpt"
-        self.last = last if fitting and last.exists() else None
+        if fitting and self.folder is not None:
+            last = self.folder / "checkpoints" / "last.ckpt"
+            self.last = last if last.exists() else None
 
     def told(self, backbone: Backbone, data: TranscriptionDataModule) -> UserError:
         """What to tell a user whose run ended so."""

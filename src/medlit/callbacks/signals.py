@@ -94,11 +94,12 @@ class StopOnSignal(L.Callback):
             self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             # One process that fails makes Lightning kill the others, the first one before it has said why it ends.
             raise SystemExit(0)
         number = self.received or signal.SIGTERM
-        kept = f"; last.ckpt is written, and this goes on: {going_on(run_folder(trainer))}"
+        kept = f"; last.ckpt is written, and this goes on: {going_on(folder)}"
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             kept = ""
         name = signal.Signals(number).name

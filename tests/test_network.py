@@ -1,0 +1,118 @@
+"""With a network, medlit speaks to the Hub and to nobody else: neither to Unsloth's statistics nor to telemetry."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Refuses, and writes down, every connection and every look-up of a name but those of the Hub's stand-in; then runs
+# medlit once for each list of arguments. Installed before anything is imported.
+GUARDED = """
+import json, os, sys
+hub, runs, report = json.loads(sys.argv[1])
+others = []
+def guard(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        asked = arguments[1]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        asked = tuple(arguments[:2])
+    else:
+        return
+    if isinstance(asked, tuple) and list(asked[:2]) != hub:
+        others.append(repr(asked))
+        raise OSError("no network here")
+sys.addaudithook(guard)
+from medlit.__main__ import main
+codes = []
+for arguments in runs:
+    print("=== run", file=sys.stderr, flush=True)
+    try:
+        main(arguments)
+        codes.append(0)
+    except SystemExit as stop:
+        codes.append(stop.code)
+open(report, "w").write(json.dumps({"codes": codes, "others": others}))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows no repository."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, int, list[str]]]:
+    """Address of a Hub that has nothing, and the paths that it was asked for."""
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Asked", (Hub,), {"asked": asked}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield "127.0.0.1", server.server_address[1], asked
+    server.shutdown()
+
+
+def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Run medlit in a process that knows the Hub's stand-in alone; its report, and what each run said."""
+    host, port, _ = hub
+    # What the tests are given, and what Unsloth makes of it when it is imported.
+    kept_off = ("OFFLINE", "UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY")
+    environment = {name: value for name, value in os.environ.items() if not name.endswith(kept_off)}
+    environment |= {"HF_ENDPOINT": f"http://{host}:{port}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    argument = json.dumps([[host, port], runs, str(tmp_path / "report.json")])
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, argument], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "report.json").read_text()), done.stderr.split("=== run\n")[1:]
+
+
+def test_nobody_but_the_hub_is_asked_and_what_is_not_there_is_told(
+    hub: tuple[str, int, list[str]], tiny_config: Path, tmp_path: Path
+) -> None:
+    config = ["--config", str(tiny_config)]
+    report, said = guarded(
+        hub,
+        tmp_path,
+        ["fit", *config, "--model.backbone.base_model", "nobody/no-llama"],
+        ["fit", *config, "--data.source", "nobody/no-notes"],
+        ["fit", *config, "--trainer.max_steps", "1"],
+    )
+    assert report["others"] == []
+    assert report["codes"] == [2, 2, 0], said
+    for words, key, name in zip(said, ("model.backbone.base_model", "data.source"), ("llama", "notes"), strict=False):
+        told = [line for line in words.splitlines() if line.startswith("medlit: ")]
+        assert len(told) == 1, words
+        assert told[0].startswith(f"medlit: {key}: nobody/no-{name}")
+        assert "Traceback" not in words
+        assert any(f"nobody/no-{name}" in path for path in hub[2]), hub[2]
+
+
+def test_the_guard_guards(hub: tuple[str, int, list[str]], tmp_path: Path) -> None:
+    """Somebody else on the same machine is somebody else."""
+    ask = "import urllib.request as u\ntry:\n    u.urlopen('http://127.0.0.1:9')\nexcept OSError: pass\n"
+    host, port, _ = hub
+    script = GUARDED.replace("from medlit.__main__ import main\n", f"{ask}u.urlopen\nmain = None\n")
+    argument = json.dumps([[host, port], [], str(tmp_path / "report.json")])
+    subprocess.run([sys.executable, "-c", script, argument], check=True)
+    assert len(json.loads((tmp_path / "report.json").read_text())["others"]) == 1

@@ -80,6 +80,12 @@ def _usage() -> str:
             "",
             *rows,
             "",
+            "examples:",
+            "  medlit doctor",
+            "  medlit fit --config configs/quickstart.yaml",
+            "  medlit test --config configs/quickstart.yaml --ckpt_path best",
+            "  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.text 'CHIEF COMPLAINT: ...'",
+            "",
             "'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' shows every setting.",
         ]
     )

@@ -42,6 +42,7 @@ from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.manual_texts import ABOUT
 from medlit.model.answering import F1_MACRO
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
@@ -324,6 +325,7 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
             seed_everything_default=3407,
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
+            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
             args=list(sys.argv[1:] if args is None else args),
         )
     except UserError as error:

@@ -152,11 +152,10 @@ class SpecialtyPredictor:
         instruction = theirs.instruction or INSTRUCTION
         label_set = LabelSet(tuple(theirs.labels))
         # Of what its own file says an adapter can differ in the prompt alone, which is this medlit's.
-        check_structure(
-            Structure.of(backbone, lora, label_set, None, instruction), theirs, f"the adapter {file.parent}"
-        )
+        ours = Structure.of(backbone, lora, label_set, None, instruction, theirs.keep)
+        check_structure(ours, theirs, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(backbone.base_model, backbone.revision)
-        prompt = AlpacaPrompt(tokenizer, instruction, backbone.max_length, conditions.response_tokens)
+        prompt = AlpacaPrompt(tokenizer, instruction, backbone.max_length, conditions.response_tokens, theirs.keep)
         model = language_model.load(backbone, lora, where)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         return cls(

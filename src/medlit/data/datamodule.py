@@ -45,7 +45,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         labels: spelling of labels: aliases, labels to drop, fewest rows of a label.
         split: 'auto' (the source's own splits, or 'grouped' for a single table), 'official', 'official_clean'
             (official, less training rows whose text stands in validation or test), 'grouped' (made here, no text in two
-            splits, stratified by label), 'kfold'.
+            splits, stratified by label), 'kfold' (folds made in the same way: one is the test split, the next one
+            validation, the others train).
         split_shares: shares of train, validation and test for 'grouped'.
         split_seed: seed of 'grouped' and 'kfold'.
         folds: number of folds for 'kfold'.
@@ -57,19 +58,20 @@ class TranscriptionDataModule(L.LightningDataModule):
         instruction: what the model is told to do.
         keep: what stays of a transcription that is too long for max_length: 'head', its beginning, or 'head_tail', half
             of the room for its beginning and half for its end, where a note often says what it comes to.
-        loss_on: 'response' teaches the answer alone, 'whole' every token (the recipe).
+        loss_on: 'response' teaches the answer alone, 'whole' the prompt and the note as well.
         balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties more
             often and of frequent ones less: in proportion to the square root of a specialty's notes, or every
             specialty alike. An epoch stays as long.
         examples_per_step: notes of one optimizer step, over all devices.
-        batch_size: mean notes of a micro-batch on one device; accumulation follows from it.
+        batch_size: mean notes of a micro-batch on one device; as many micro-batches are accumulated as make up
+            examples_per_step.
         packing: lay the notes of a training micro-batch end to end, as many tokens in each, instead of padding notes of
             like length; null: where attention can be told where a note begins, which is a Llama's on a GPU from Ampere
             on.
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most padded tokens of a batch on one device; by default batch_size x max_length.
-        response_tokens: tokens of the limit that are kept for the answer.
-        num_workers: processes that collate.
+        response_tokens: tokens of model.backbone.max_length that are kept for the answer.
+        num_workers: worker processes that make batches ahead; 0: this process makes them itself.
         seed: seed of the training shuffle.
         text: predict: one note to file; '-' reads it from standard input.
         predict_source: predict: a split ('train', 'validation', 'test'), or any source as for 'source'; labels are not

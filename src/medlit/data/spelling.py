@@ -23,7 +23,7 @@ class Labels:
     """What is done to the labels of a table, in this order; two spellings compare as in `normalise_label`.
 
     Attributes:
-        aliases: label as it stands in the table -> label that it means.
+        aliases: label as it stands in the table -> label that it means, such as {"Neuro": "Neurology"}.
         drop: labels whose rows are left out.
         min_count: labels with fewer rows in the whole source are left out, with their rows.
     """

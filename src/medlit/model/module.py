@@ -40,7 +40,7 @@ class SpecialtyClassifier(AnsweringModule):
         lora: the adapter that is trained.
         optimizer: AdamW with 8-bit state and the course of its learning rate.
         decoding: how the model answers.
-        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of 'lora'.
+        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of model.lora.
             'none' is the bare base model.
         instruction: set from data.instruction.
         keep: set from data.keep.

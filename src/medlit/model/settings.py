@@ -18,13 +18,13 @@ class Backbone:
         base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama that comes along).
         revision: commit, tag or branch of a Hub model.
         max_length: most tokens of prompt and answer together, in training and in evaluation.
-        load_in_4bit: hold the frozen weights in bitsandbytes NF4.
+        load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps as many layers' activations as fit into the GPU's memory and computes the
             others' again in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the layers' inputs
             in host memory (least GPU memory), 'off' keeps all.
-        memory_budget_gib: 'auto' stays within so many GiB of GPU memory; null: within what is free.
+        memory_budget_gib: most GPU memory, in GiB, that gradient_checkpointing 'auto' fills; null: what is free.
     """
 
     base_model: str = BUILTIN
@@ -41,7 +41,7 @@ class Lora:
     """The trained adapter (Hu 2021, arXiv 2106.09685).
 
     Attributes:
-        r: rank.
+        r: rank of the update of each layer.
         alpha: the update is scaled by alpha / r.
         dropout: probability of dropping an input of the adapter; 0 is Unsloth's fast path.
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
@@ -49,7 +49,7 @@ class Lora:
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and weights not yet
             in 4-bit.
-        seed: of the adapter's random initialisation and of dropout.
+        seed: seed of the adapter's random initialisation and of dropout.
     """
 
     r: int = 16
@@ -75,7 +75,7 @@ class Optimizer:
     """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and the course of its learning rate.
 
     Attributes:
-        learning_rate: peak, reached after the warm-up.
+        learning_rate: the highest, reached after the warm-up.
         weight_decay: decoupled weight decay.
         warmup_steps: optimizer steps of linear warm-up.
         schedule: what the rate does after the warm-up: 'linear' and 'cosine' fall to 0 at the last step, 'constant'
@@ -110,10 +110,10 @@ class Decoding:
             the model's own end.
         length_normalise: 'likelihood': compare labels by the mean log-likelihood of their tokens instead of the sum.
         content_free: 'likelihood': notes that say nothing, such as 'N/A'; each label's probability is divided by what
-            it is for them (contextual calibration; Zhao 2021, arXiv 2102.09690). None: no calibration.
+            it is for them (contextual calibration; Zhao 2021, arXiv 2102.09690). Empty: no calibration.
         abstain_below: predict, for a table: leave a note's specialty empty, and say so in the column 'abstained', where
             the answer's probability is below this (0 to 1); what the model answered stays in 'answer'. Needs a mode
-            that gives probabilities. None: never abstain.
+            that gives probabilities. null: never abstain.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,15 @@ if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
     from medlit.prompts import AlpacaPrompt
 
+_ABOUT = "W" + __doc__.partition(": w")[2]
 PASSED = 3  # exit code when a limit is passed
 
 _USAGE = "medlit audit [--config FILE ...] [--data.KEY VALUE ...] [--output DIR] [--strict] [limits]"
+_EXAMPLES = """
+examples:
+  medlit audit --data.source notes.csv --data.label_column department --output audit
+  medlit audit --config configs/llama31_8b.yaml --strict --max_conflicts 0.02
+"""
 _SETTINGS = """\
 settings, the same as of 'medlit fit' (whose --help explains all of them):
   --config FILE         a config; several are layered, and only what it says of data and base model counts
@@ -60,7 +65,7 @@ def run(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="medlit audit",
         usage=_USAGE,
-        description=textwrap.dedent(__doc__),
+        description=_ABOUT + _EXAMPLES,
         epilog=_SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

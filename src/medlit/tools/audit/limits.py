@@ -80,7 +80,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     for limit in LIMITS:
         side = "least" if limit.flag.startswith("min") else "largest"
         default = "not checked" if limit.default is None else f"{limit.default:g}"
-        text = f"{side} value of: {limit.what} (default: {default})"
+        text = f"{side} {limit.what.removeprefix('the ').removeprefix('largest ')} (default: {default})"
         group.add_argument(f"--{limit.flag}", type=float, default=limit.default, metavar="SHARE", help=text)
 
 

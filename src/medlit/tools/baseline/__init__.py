@@ -18,18 +18,26 @@ from typing import TYPE_CHECKING, Any
 from medlit.errors import UserError
 from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import compare
-from medlit.preflight import check_writable
 from medlit.report.page import FILES, write_report
 from medlit.report.systems import MODEL, comparable, read_system, write_system
 from medlit.runs import next_version, run_name
-from medlit.tools.baseline.notes import TestedNotes, read_notes
 from medlit.tools.baseline.recorded import recorded_settings, system_beside
 from medlit.tools.baseline.show import show
-from medlit.tools.baseline.words import majority, tfidf
-from medlit.tools.settings import data_module, settings
 
 if TYPE_CHECKING:
     from medlit.report.systems import System
+    from medlit.tools.baseline.notes import TestedNotes
+
+_EXAMPLES = """
+examples:
+  medlit baseline --run logs/llama31_8b/version_0
+  medlit baseline --run logs/llama31_8b/version_0 --beside logs/llama31_8b/version_1
+  medlit baseline --config configs/llama31_8b.yaml --data.source notes.csv
+"""
+_SETTINGS = """\
+settings: --config and every --data setting of 'medlit fit', whose --help explains them. With --head those of
+model.backbone, model.lora and model.optimizer and the length of the fit count too.
+"""
 
 
 def run(args: Sequence[str]) -> int:
@@ -44,15 +52,34 @@ def run(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="medlit baseline",
         usage="medlit baseline [--run DIR] [--config FILE ...] [--data.KEY VALUE ...] [--head] [--beside DIR ...]",
-        description=__doc__.partition("\n\n")[2],
+        description=__doc__.partition("\n\n")[2] + _EXAMPLES,
+        epilog=_SETTINGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="run folder of a test; by default a new one")
-    parser.add_argument("--head", action="store_true", help="also train a classification head (wants a GPU)")
     parser.add_argument(
-        "--beside", type=Path, metavar="DIR", action="append", default=[], help="run folder of another test to add"
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="run folder of a test; without it only the baselines are scored, in a new run folder",
+    )
+    parser.add_argument(
+        "--head", action="store_true", help="also train a classification head, which takes as long as a fit: on a GPU"
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="run folder of another test to add; may be given several times",
     )
     options, rest = parser.parse_known_args(args)
+    # After --help: these imports take seconds.
+    from medlit.preflight import check_writable
+    from medlit.tools.baseline.notes import read_notes
+    from medlit.tools.settings import data_module, settings
+
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"run: there is no folder {options.run}; give the run folder of a test.")
     config = settings("baseline", [*([] if options.run is None else recorded_settings(options.run)), *rest])
@@ -73,6 +100,8 @@ def run(args: Sequence[str]) -> int:
 
 
 def _fitted(notes: TestedNotes, config: Any, head: bool) -> list[System]:  # noqa: ANN401 - jsonargparse's Namespace
+    from medlit.tools.baseline.words import majority, tfidf
+
     found = [majority(notes), tfidf(notes)]
     if head:
         from medlit.tools.baseline.head import classification_head

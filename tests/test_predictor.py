@@ -79,6 +79,23 @@ def test_it_answers_as_the_command_does(
     assert all((one.probability is None) == (mode == "generate") for one in found)
 
 
+def test_it_cuts_long_notes_as_the_adapter_was_taught(
+    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, load: Load
+) -> None:
+    from medlit import SpecialtyPredictor
+
+    edit(run / "adapter" / "medlit.json", keep="head_tail")
+    rows = [{"transcription": text} for text in TEXTS]
+    flags = ["--model.adapter", run / "adapter", "--data.predict_source", write_csv(tmp_path / "new.csv", rows)]
+    flags += ["--data.keep", "head_tail", "--model.decoding.mode", "likelihood", "--output", tmp_path / "out.jsonl"]
+    assert medlit("predict", "--config", tiny_config, *flags).code == 0
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = SpecialtyPredictor.load(run, device="cpu", batch_size=4).predict(TEXTS)
+    assert [one.probability for one in found] == [row["probability"] for row in told]
+    (cut,) = [place for place, one in enumerate(found) if one.cut_tokens]
+    assert found[cut].probability != load().predict([TEXTS[cut]])[0].probability
+
+
 def test_it_uses_the_temperature_that_a_validation_found(
     medlit: Medlit, run: Path, tiny_config: Path, load: Load
 ) -> None:

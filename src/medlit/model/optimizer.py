@@ -60,7 +60,7 @@ def check_groups(checkpoint: dict[str, Any], settings: Optimizer) -> None:
 
 def schedule_for(optimizer: TorchOptimizer, settings: Optimizer, steps: int) -> LRScheduler:
     """The learning rate's course over a fit: every group's share of its peak, optimizer step by optimizer step."""
-    from transformers import get_scheduler  # imports PEFT: 2 s that --help does without
+    from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
     schedule: LRScheduler = get_scheduler(
         _NAMES[settings.schedule], optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps

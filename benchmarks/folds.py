@@ -38,17 +38,13 @@ from medlit.evaluation.compare import compare
 from medlit.evaluation.summary import doubt
 
 RESULTS = Path(__file__).parent / "results" / "folds.json"
-CONFIG = Path(__file__).parents[1] / "configs" / "llama31_8b.yaml"
+CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
 DECODERS = ("generate", "constrained", "likelihood")
 BASELINES = ("tfidf", "majority")
-# The 8B recipe's config on the bundled 135M model; a variant's flags come after these.
+# On top of the small model's config; a variant's flags come after these.
 BASE = (
-    "--trainer.accelerator auto --trainer.enable_progress_bar false --trainer.enable_model_summary false"
-    " --trainer.max_steps 120 --trainer.num_sanity_val_steps 0 --val_every_steps 20"
-    " --model.backbone.base_model builtin:smollm2-135m --model.backbone.load_in_4bit false"
-    " --model.backbone.gradient_checkpointing off --model.optimizer.learning_rate 1e-3"
-    " --model.decoding.max_new_tokens 10 --data.response_tokens 10 --data.eval_batch_size 64"
-    " --data.token_budget 32768 --data.batch_size 16 --early_stopping.patience 1000"
+    "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"
+    " --early_stopping.patience 1000"
 )
 
 
@@ -71,7 +67,8 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
     place = options.folder / name / f"fold_{fold}"
     work = place / "fit"
     shutil.rmtree(place, ignore_errors=True)
-    settings = ["--config", str(CONFIG), *shlex.split(BASE), *fold_flags(options, fold), *shlex.split(flags)]
+    configs = [f"--config={path}" for path in CONFIGS]
+    settings = [*configs, *shlex.split(BASE), *fold_flags(options, fold), *shlex.split(flags)]
     began = time.monotonic()
     # Validations answer by likelihood: the temperature comes with the checkpoint, and they are the cheapest.
     medlit(["fit", "--model.decoding.mode", "likelihood", *settings, "--run", str(work)])
@@ -214,6 +211,7 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
         "folds": options.folds,
         "near_threshold": options.near_threshold,
         "base": BASE,
+        "configs": [path.name for path in CONFIGS],
         "variants": variants,
         "systems": rows,
         "comparisons": comparisons,

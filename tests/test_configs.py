@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RECIPE = CONFIGS / "llama31_8b.yaml"
+SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # medlit's own, with a rate and a length of its own
 LAYERS = sorted([*CONFIGS.glob("models/*.yaml"), *CONFIGS.glob("hardware/*.yaml"), *CONFIGS.glob("debug/*.yaml")])
 COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 
@@ -180,7 +181,7 @@ def test_a_layer_states_differences_only(recipe: Namespace, path: Path) -> None:
 
 
 def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
-    found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("models/*.yaml")}
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("models/*.yaml") if path != SMALL}
     assert {name: values["model"]["backbone"]["base_model"] for name, values in found.items()} == BASES
 
 
@@ -190,6 +191,13 @@ def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Name
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
     sizes = {"data.batch_size", "data.eval_batch_size"}
     assert changed - sizes == {"config", "model.backbone.base_model", "data.base_model"}
+
+
+def test_the_small_model_takes_the_recipes_notes_a_step_and_runs_without_a_gpu() -> None:
+    settings = parse((RECIPE, SMALL))
+    assert settings.trainer.accelerator == "auto"
+    assert settings.data.base_model == "builtin:smollm2-135m"
+    assert micro_batches_per_step(settings.data.examples_per_step, settings.data.batch_size, 1) == 2
 
 
 def test_the_base_model_and_its_limit_reach_the_data() -> None:

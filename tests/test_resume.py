@@ -137,6 +137,23 @@ def test_a_fit_that_is_of_lora_plus_does_not_go_on_without(medlit: Medlit, confi
     assert "model.optimizer.loraplus_ratio: a fit goes on with the learning rates" in outcome.err
 
 
+def test_a_flag_wins_over_the_rates_that_a_checkpoint_remembers(
+    medlit: Medlit, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "version_0"
+    signal_after(monkeypatch, 3, signal.SIGTERM, TRAINING)
+    assert medlit("fit", "--config", config, "--run", run).code == 143
+    before = last_checkpoint(run)
+    flags = ("--model.optimizer.learning_rate", 1e-3, "--model.optimizer.weight_decay", 0.5)
+    signal_after(monkeypatch, 4, signal.SIGTERM, TRAINING)
+    assert medlit("fit", "--config", config, "--run", run, "--ckpt_path", "last", *flags).code == 143
+    after = last_checkpoint(run)
+    groups = after["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5] * len(groups)
+    assert after["lr_schedulers"][0]["base_lrs"][0] == 1e-3
+    assert 0 < groups[0]["lr"] < 1e-3 < before["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
 def test_a_run_that_was_moved_still_knows_its_best(
     medlit: Medlit, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from medlit.model import backbone as language_model
 from medlit.model.answering import AnsweringModule
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.memory import Recomputation
-from medlit.model.optimizer import check_groups, optimizer_for, schedule_for
+from medlit.model.optimizer import check_groups, follow_settings, optimizer_for, schedule_for
 from medlit.model.resume import count_in_steps, last_step
 from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
 from medlit.model.structure import LABELS_FILE, Structure, check_structure
@@ -113,6 +113,11 @@ class SpecialtyClassifier(AnsweringModule):
         language_model.train_mode(self._model, self.backbone)
         self.recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
+
+    def on_train_start(self) -> None:
+        """A flag wins over what the checkpoint's optimizer and schedule remember."""
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        follow_settings(optimizer, schedule, self.optimizer_settings)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn.

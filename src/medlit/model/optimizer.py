@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from medlit.errors import UserError
 from medlit.model.settings import Optimizer
@@ -58,11 +58,25 @@ def check_groups(checkpoint: dict[str, Any], settings: Optimizer) -> None:
         )
 
 
-def schedule_for(optimizer: TorchOptimizer, settings: Optimizer, steps: int) -> LRScheduler:
+def schedule_for(optimizer: TorchOptimizer, settings: Optimizer, steps: int) -> LambdaLR:
     """The learning rate's course over a fit: every group's share of its peak, optimizer step by optimizer step."""
     from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
-    schedule: LRScheduler = get_scheduler(
+    schedule: LambdaLR = get_scheduler(
         _NAMES[settings.schedule], optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
     )
     return schedule
+
+
+def follow_settings(optimizer: TorchOptimizer, schedule: LambdaLR, settings: Optimizer) -> None:
+    """Give an optimizer that came from a checkpoint the rates and the decay that are set now.
+
+    Loading it brought those of the fit that wrote it, though a flag may say otherwise. Where none does nothing changes,
+    to the bit.
+    """
+    peaks = [settings.learning_rate, settings.learning_rate * settings.loraplus_ratio][: len(optimizer.param_groups)]
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        rate = group["lr"] * (peak / group["initial_lr"])
+        group |= {"initial_lr": peak, "lr": rate, "weight_decay": settings.weight_decay}
+    schedule.base_lrs = list(peaks)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]

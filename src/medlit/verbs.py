@@ -12,4 +12,5 @@ TOOLS = {
     "doctor": "check this machine, and with --config whether a fit will run on it",
     "audit": "check the notes: duplicates, conflicts, leakage, lengths",
     "baseline": "what simpler systems reach on the same test notes, and whether the model is better",
+    "export": "write an adapter, a merged model or GGUF files, proved to answer alike",
 }

@@ -1,0 +1,91 @@
+"""`medlit export`: a fine-tuned model as files that others load without medlit, checked before they are there.
+
+Takes a checkpoint, or an adapter folder (--model.adapter), and the settings that it was trained with: those of --config
+and flags, or, with --run alone, those of that run's fit. Writes a folder: 'adapter' for PEFT, 'merged' for transformers
+(16-bit safetensors), 'gguf' for llama.cpp, 'hub' the adapter folder and its model card for the Hugging Face Hub. Each
+has a model card, README.md, out of what the run folder holds.
+
+Then a process of its own loads what was written, with the plain loader, and weighs all specialties for 50 notes of the
+test split (without one: validation). Where that differs too much from what medlit's model says of the same notes, the
+export fails and leaves nothing; otherwise the comparison is verification.json, which names notes by their ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+TARGETS = ("adapter", "merged", "gguf", "hub")
+
+
+def run(args: Sequence[str]) -> int:
+    """Export, and prove it.
+
+    Args:
+        args: the arguments after `medlit export`.
+
+    Raises:
+        UserError: the settings, the weights or the notes cannot be used, or the export does not answer alike.
+    """
+    options, rest = parser().parse_known_args(args)
+    from medlit.__main__ import import_unsloth
+
+    import_unsloth()
+    from medlit.tools.export.job import export
+
+    return export(options, rest)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the verb's own."""
+    made = argparse.ArgumentParser(
+        prog="medlit export",
+        usage="medlit export [--config FILE ... | --run DIR | --model.adapter DIR] [--ckpt_path best|last|PATH]"
+        " --to adapter|merged|gguf|hub --output DIR [--KEY VALUE ...]",
+        description=__doc__.partition("\n\n")[2],
+        epilog="Settings as for 'medlit fit' may follow, such as --data.source; 'medlit fit --help' explains them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--to", choices=TARGETS, required=True, help="what to write")
+    add("--output", type=Path, metavar="DIR", required=True, help="the folder; new, or empty")
+    add("--ckpt_path", metavar="PATH", help="'best', 'last' or a checkpoint; 'best' unless --model.adapter is given")
+    add("--run", type=Path, metavar="DIR", help="run folder to look for the checkpoint in, and to take settings from")
+    add(
+        "--onto",
+        choices=("trained", "original"),
+        default="trained",
+        help="merged, gguf: which weights the adapter is added to. 'trained': those that it was trained beside, 4-bit"
+        " ones unpacked to 16 bits, which keeps the answers; 'original': the 16-bit weights before they were quantised,"
+        " beside which it answers otherwise",
+    )
+    add("--base", metavar="NAME", help="with --onto original: the 16-bit base model, a Hub id or a folder")
+    add(
+        "--gguf_types",
+        metavar="LIST",
+        default="f16,q8_0",
+        help="gguf: one file for each, of f16, q8_0 and q4_k_m; the last needs llama-cpp-python",
+    )
+    add("--notes", type=int, metavar="N", default=50, help="notes to compare on")
+    add(
+        "--max_changed",
+        type=float,
+        metavar="SHARE",
+        default=0.02,
+        help="most notes that may get another specialty (0 to 1): one of 50, since a note between two specialties may"
+        " fall either way",
+    )
+    add(
+        "--max_drift",
+        type=float,
+        metavar="NATS",
+        default=0.5,
+        help="most that the log-likelihood of any note's answer may move. Rounding to 16 bits moves it by 0.1, a wrong"
+        " layer by many",
+    )
+    add("--repo", metavar="OWNER/NAME", help="hub: the repository")
+    add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")
+    add("--public", action="store_true", help="hub: make a new repository public; by default it is private")
+    return made

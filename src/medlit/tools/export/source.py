@@ -1,0 +1,205 @@
+"""What is exported, and what medlit's own model says of the notes that the export is compared on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.provenance import Provenance
+from medlit.data.rows import BatchRows
+from medlit.data.tokens import tokenise
+from medlit.errors import UserError
+from medlit.evaluation.answered import FloatArray
+from medlit.labels import LabelSet
+from medlit.model import adapter as adapters
+from medlit.model import backbone as language_model
+from medlit.model.checkpoints import read_checkpoint
+from medlit.model.conditions import KEY, Conditions
+from medlit.model.decoding import LabelScorer, Likelihood
+from medlit.model.precision import at_default_precision
+from medlit.model.settings import Backbone, Lora
+from medlit.model.structure import LABELS_FILE, Structure, check_structure
+from medlit.model.temperature import measured_adapter
+from medlit.runs import resolve_checkpoint, run_name, run_of, write_json
+from medlit.trie import TokenTrie
+
+_BATCH = 8  # notes that medlit's model answers together
+_SECTIONS = ("seed_everything", "data", "model")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights on the disk, read and checked; no model is loaded yet.
+
+    Attributes:
+        backbone: the base model.
+        lora: the adapter's shape.
+        structure: what the weights say of themselves.
+        provenance: the notes that they were trained with, where they say so.
+        run: their run folder, where they lie in one.
+        name: as a message names them.
+        file: the checkpoint's or the folder's own name.
+        state: parameter -> value out of a checkpoint; None where they are an adapter folder.
+        conditions: under which they were trained.
+        folder: the adapter folder; None where they are a checkpoint.
+    """
+
+    backbone: Backbone
+    lora: Lora
+    structure: Structure
+    provenance: Provenance | None
+    run: Path | None
+    name: str
+    file: str
+    state: dict[str, torch.Tensor] | None
+    folder: Path | None
+    conditions: Conditions
+
+    def load(self, device: torch.device) -> nn.Module:
+        """The model as medlit's verbs have it, ready to answer.
+
+        Raises:
+            UserError: there is no such base model, or the weights do not fit it.
+        """
+        model = language_model.load(self.backbone, self.lora, device)
+        if self.folder is not None:
+            adapters.load_adapter(model, self.folder)  # type: ignore[arg-type]
+        if self.state is not None:
+            if self.state.keys() != language_model.trainable_names(model):
+                raise UserError(f"ckpt_path: the weights in {self.name} are not those that this config trains.")
+            model.load_state_dict(self.state, strict=False)
+        language_model.answer_mode(model)
+        return model
+
+    def describe(self, folder: Path) -> None:
+        """Write what medlit has to know of them; of a file's path the name alone."""
+        notes = None if self.provenance is None else self.provenance.to_dict()
+        if notes is not None:
+            notes["source"] = shown(notes["source"])
+        content = self.structure.to_dict() | {"data": notes, KEY: self.conditions.to_dict()}
+        write_json(folder / LABELS_FILE, content)
+
+
+def shown(source: str) -> str:
+    """A data source or model as others may see it: a Hub id, or the last part of a path."""
+    path = Path(source).expanduser()
+    local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or bool(path.suffix)
+    return path.name if local else source
+
+
+def recorded(run: Path) -> list[str]:
+    """The settings of a run's fit, as an argument to lay flags over.
+
+    Raises:
+        UserError: the run has none.
+    """
+    file = run / "config_fit.yaml"
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kept = {name: values[name] for name in _SECTIONS if name in values}
+        kept["model"].pop("adapter", None)  # what the fit started from
+        kept["trainer"] = {"accelerator": values["trainer"]["accelerator"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"run: {file} is missing or damaged; give the settings of the fit with --config.") from error
+    return ["--config", json.dumps(kept)]
+
+
+def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
+    """Read the weights that are to be exported.
+
+    Args:
+        config: settings of a verb.
+        ckpt_path: 'best', 'last', a path, or None.
+        run: where to look for them.
+
+    Raises:
+        UserError: there are none, or they are of another model than the config's.
+    """
+    backbone, lora = Backbone(**config.model.backbone.as_dict()), Lora(**config.model.lora.as_dict())
+    conditions = Conditions.of(backbone, config.data.response_tokens)
+    ours = Structure.of(backbone, lora, LabelSet(()), instruction=config.data.instruction, keep=config.data.keep)
+    if ckpt_path is None and config.model.adapter not in (None, "none"):
+        folder = adapters.adapter_folder(config.model.adapter)
+        file = folder / LABELS_FILE
+        if not file.is_file():
+            raise UserError(f"model.adapter: {folder} holds no {LABELS_FILE}; give an adapter that medlit trained.")
+        theirs, name = Structure.read(file), f"the adapter {folder}"
+        check_structure(ours, theirs, name)
+        beside = folder.parent if (folder.parent / "config_fit.yaml").is_file() else None
+        return Weights(
+            backbone, lora, theirs, Provenance.read(file), run or beside, name, folder.name, None, folder, conditions
+        )
+    root, named = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
+    path = resolve_checkpoint(ckpt_path or "best", root, named, run)
+    checkpoint = read_checkpoint(path)
+    theirs, name = Structure.from_dict(checkpoint.get("medlit")), f"the checkpoint {path}"
+    check_structure(ours, theirs, name)
+    if (kept := measured_adapter(path, None)) is not None:
+        theirs.temperatures.update(Structure.read(kept).temperatures)
+    notes = Provenance.from_dict(checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes"))
+    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    return Weights(backbone, lora, theirs, notes, run or run_of(path), name, path.name, state, None, conditions)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """N notes to answer, as tokens, and the K specialties.
+
+    Attributes:
+        split: the split that they are of.
+        ids: the notes' ids, N of them.
+        prompts: token ids, N of them.
+        answers: token ids of each specialty with their EOS, K of them.
+        texts: what an exported tokenizer must cut as the base model's does: the specialties and the instruction.
+        tokens: token ids of each text.
+        nats: medlit's log-likelihood of each answer, (N, K).
+    """
+
+    split: str
+    ids: list[str]
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    texts: list[str]
+    tokens: list[list[int]]
+    nats: FloatArray
+
+
+def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count: int) -> Questions:
+    """Let medlit's own model weigh the specialties for notes spread evenly over the test split, or validation.
+
+    Raises:
+        UserError: the notes cannot be read, or there are neither test nor validation notes.
+    """
+    notes = data.split().notes
+    split = next((name for name in ("test", "validation") if name in notes), None)
+    if split is None:
+        raise UserError(
+            f"data.source: {data.source} has neither test nor validation notes to compare the export on; name other"
+            " notes, such as 'builtin', or set data.split to 'grouped'."
+        )
+    chosen = np.unique(np.linspace(0, len(notes[split]) - 1, min(count, len(notes[split]))).astype(int))
+    rows = tokenise(notes[split].select(chosen), data.prompt, cached=False)
+    answers = [data.prompt.response(name) for name in labels]
+    decoder = Likelihood(LabelScorer(model, TokenTrie.of(answers)), labels)
+    batches = BatchRows(rows, data.collator.prompts)
+    device = language_model.causal_lm(model).device
+    nats = []
+    for start in range(0, len(rows), _BATCH):
+        made: Any = batches[list(range(start, min(start + _BATCH, len(rows))))]
+        prompts = made._replace(input_ids=made.input_ids.to(device), attention_mask=made.attention_mask.to(device))
+        with torch.no_grad(), at_default_precision(device):
+            told = decoder(prompts).label_nats
+        assert told is not None
+        nats.append(told.double().numpy())
+    texts = [*labels, data.instruction]
+    tokenizer = data.prompt.tokenizer
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return Questions(split, rows["id"][:], rows["input_ids"][:], answers, texts, tokens, np.concatenate(nats))

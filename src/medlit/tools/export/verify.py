@@ -1,0 +1,180 @@
+"""Whether an export answers as medlit's model does: a fresh process loads it, and its answers are compared.
+
+Two things are measured on N notes with K specialties. Labels: the likeliest specialty of each note, against medlit's
+own. Drift: how far the log-likelihood of each note's likeliest specialty moved, in nats; not relative to the other
+specialties, so that a model which has begun to answer off the list shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medlit.errors import UserError
+from medlit.evaluation.answered import FloatArray
+from medlit.tools.export.source import Questions
+
+FILE = "verification.json"
+_LARGE = 4 * 2**30  # bytes of weights from which on a CPU computes in 16 bits
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a fresh process is to load, in the terms of `reload.py`."""
+
+    loader: str
+    path: Path
+    base: str | None = None
+    revision: str | None = None
+    four_bit: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """N notes answered twice.
+
+    Attributes:
+        notes: N.
+        changed: notes whose likeliest specialty is another.
+        changed_ids: their ids.
+        drift_max: of the first one's likeliest specialty, nats, the largest of all notes.
+        drift_median: the same, the median.
+        all_max: of all K specialties, the largest.
+        all_median: the same, the median.
+    """
+
+    notes: int
+    changed: int
+    changed_ids: list[str]
+    drift_max: float
+    drift_median: float
+    all_max: float
+    all_median: float
+
+
+@dataclass
+class Verification:
+    """The comparisons of one export.
+
+    Attributes:
+        questions: the notes, and medlit's own answers.
+        max_changed: share of notes.
+        max_drift: nats.
+        rows: one for each file, as they stand in the report.
+    """
+
+    questions: Questions
+    max_changed: float
+    max_drift: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def check(self, what: str, request: Request, device: torch.device, beside: FloatArray | None = None) -> None:
+        """Reload an export and compare.
+
+        Args:
+            what: the export's name in the report.
+            request: how to load it.
+            device: where to compute.
+            beside: log-likelihoods of the same adapter on the same weights, (N, K), where medlit's own model has other
+                weights; drift is then measured against these.
+
+        Raises:
+            UserError: it answers otherwise, or cannot be loaded at all.
+        """
+        told = answer(request, self.questions, device)
+        theirs = np.array(told["nats"])
+        if theirs.shape != self.questions.nats.shape or not np.isfinite(theirs).all():
+            raise UserError(
+                f"to: {what} does not answer in finite numbers once it is loaded again; nothing is written."
+            )
+        own = compare(self.questions.nats, theirs, self.questions.ids)
+        fair = own if beside is None else compare(beside, theirs, self.questions.ids)
+        self.rows.append(
+            {"export": what, "reader": told["reader"], "against_medlit": asdict(own)}
+            | ({} if beside is None else {"against_adapter_on_these_weights": asdict(fair)})
+            | {"tokenizer": None if told["tokens"] is None else "the same"}
+        )
+        if told["tokens"] not in (None, self.questions.tokens):
+            raise UserError(
+                f"to: {what} cuts text into other tokens than the base model's tokenizer; nothing is written."
+            )
+        if own.changed > self.max_changed * own.notes:
+            raise UserError(
+                f"max_changed: {what} gives {own.changed} of {own.notes} notes another specialty than medlit's model"
+                f" ({self.max_changed:g} of them may be); nothing is written. --onto trained keeps the weights that the"
+                " adapter was trained beside, a finer quantisation helps, or allow more."
+            )
+        if fair.drift_max > self.max_drift:
+            raise UserError(
+                f"max_drift: {what} moves the log-likelihood of a note's specialty by {fair.drift_max:.3f} nats"
+                f" ({self.max_drift:g} are allowed); nothing is written. A finer quantisation helps, or allow more."
+            )
+
+    def report(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What `verification.json` says; notes by their ids, no text."""
+        notes = {"split": self.questions.split, "ids": self.questions.ids, "specialties": len(self.questions.answers)}
+        limits = {"max_changed": self.max_changed, "max_drift": self.max_drift}
+        return facts | {"notes": notes, "limits": limits, "exports": self.rows}
+
+
+def compare(ours: FloatArray, theirs: FloatArray, ids: list[str]) -> Comparison:
+    """Compare log-likelihoods, (N, K)."""
+    before, after = ours.argmax(axis=1), theirs.argmax(axis=1)
+    drift = np.abs(theirs - ours)
+    answered = drift[np.arange(len(ours)), before]
+    return Comparison(
+        notes=len(ours),
+        changed=int((before != after).sum()),
+        changed_ids=[ids[i] for i in np.flatnonzero(before != after)],
+        drift_max=float(answered.max()),
+        drift_median=float(np.median(answered)),
+        all_max=float(drift.max()),
+        all_median=float(np.median(drift)),
+    )
+
+
+def answer(request: Request, questions: Questions, device: torch.device) -> dict[str, Any]:
+    """Load an export in a fresh process and let it weigh the specialties; see `reload.py`.
+
+    Raises:
+        UserError: it does not load.
+    """
+    values = asdict(request) | {
+        "path": str(request.path),
+        "device": str(device),
+        "dtype": _dtype(request, device),
+        "prompts": questions.prompts,
+        "answers": questions.answers,
+        "texts": questions.texts,
+    }
+    # -P: the script's own folder holds modules called like packages.
+    done = subprocess.run(
+        [sys.executable, "-P", str(Path(__file__).with_name("reload.py"))],
+        input=json.dumps(values),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise UserError(
+            f"to: {request.path.name} does not load with {request.loader} ({said[-1]}); nothing is written."
+        )
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def _dtype(request: Request, device: torch.device) -> str:
+    """Half precision on a GPU, and on a CPU for weights too large to be in memory at 32 bits."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    files = [request.path] if request.path.is_file() else Path(request.base or request.path).glob("*.safetensors")
+    return "bfloat16" if sum(file.stat().st_size for file in files) > _LARGE else "float32"

@@ -184,10 +184,19 @@ def test_labels_and_drift_are_told_apart() -> None:
     from medlit.tools.export.verify import compare
 
     ours = np.array([[-1.0, -2.0], [-3.0, -1.0]])
-    found = compare(ours, ours - 5.0, ["a", "b"])
+    found = compare(ours, ours - 5.0, ["a", "b"], near=0.5)
     assert (found.changed, found.drift_max, found.all_median) == (0, 5.0, 5.0)
-    found = compare(ours, np.array([[-1.0, -0.5], [-3.0, -1.0]]), ["a", "b"])
+    found = compare(ours, np.array([[-1.0, -0.5], [-3.0, -1.0]]), ["a", "b"], near=0.5)
     assert (found.changed, found.changed_ids, found.drift_max, found.all_max) == (1, ["a"], 0.0, 1.5)
+    assert found.undecided == 0, "medlit's model held them 1 nat apart"
+
+
+def test_a_note_between_two_specialties_may_fall_either_way_and_is_told() -> None:
+    from medlit.tools.export.verify import compare
+
+    ours = np.array([[-1.0, -1.3], [-1.0, -1.6]])
+    found = compare(ours, ours[:, ::-1], ["a", "b"], near=0.5)
+    assert (found.changed, found.undecided, found.changed_ids) == (2, 1, ["a", "b"])
 
 
 # --- adapter and card -------------------------------------------------------------------------------------------------

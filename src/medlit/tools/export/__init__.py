@@ -74,16 +74,16 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SHARE",
         default=0.02,
-        help="most notes that may get another specialty (0 to 1): one of 50, since a note between two specialties may"
-        " fall either way",
+        help="most notes that may get another specialty (0 to 1); not counted are those that medlit's own model hardly"
+        " decides, the two specialties being closer than --max_drift",
     )
     add(
         "--max_drift",
         type=float,
         metavar="NATS",
         default=0.5,
-        help="most that the log-likelihood of any note's answer may move. Rounding to 16 bits moves it by 0.1, a wrong"
-        " layer by many",
+        help="most that the log-likelihood of any note's answer may move. Rounding to 16 bits moves it by 0.1, a GPU"
+        " that computes in bfloat16 by 0.3, a wrong layer by many",
     )
     add("--repo", metavar="OWNER/NAME", help="hub: the repository")
     add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")

@@ -67,6 +67,10 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _undecided(row: dict[str, Any]) -> str:
+    return f" ({row['undecided']} of the others lay between two)" if row["undecided"] else ""
+
+
 class _Job:
     """One export, from the loaded model on.
 
@@ -124,7 +128,8 @@ class _Job:
         for row in verification.rows:
             own = row["against_medlit"]
             _say(
-                f"{row['export']}: {own['notes'] - own['changed']} of {own['notes']} notes get the same specialty;"
+                f"{row['export']}: {own['notes'] - own['changed']} of {own['notes']} notes get the same specialty"
+                f"{_undecided(own)};"
                 f" log-likelihood of the answer moved by {own['drift_median']:.4f} nats in the median,"
                 f" {own['drift_max']:.4f} at most ({row['reader']})"
             )

@@ -45,6 +45,8 @@ class Comparison:
         notes: N.
         changed: notes whose likeliest specialty is another.
         changed_ids: their ids.
+        undecided: of them, those that medlit's own model hardly decides: the two specialties are closer than the
+            allowed drift, so that rounding may put either one first.
         drift_max: of the first one's likeliest specialty, nats, the largest of all notes.
         drift_median: the same, the median.
         all_max: of all K specialties, the largest.
@@ -54,6 +56,7 @@ class Comparison:
     notes: int
     changed: int
     changed_ids: list[str]
+    undecided: int
     drift_max: float
     drift_median: float
     all_max: float
@@ -95,8 +98,8 @@ class Verification:
             raise UserError(
                 f"to: {what} does not answer in finite numbers once it is loaded again; nothing is written."
             )
-        own = compare(self.questions.nats, theirs, self.questions.ids)
-        fair = own if beside is None else compare(beside, theirs, self.questions.ids)
+        own = compare(self.questions.nats, theirs, self.questions.ids, self.max_drift)
+        fair = own if beside is None else compare(beside, theirs, self.questions.ids, self.max_drift)
         self.rows.append(
             {"export": what, "reader": told["reader"], "against_medlit": asdict(own)}
             | ({} if beside is None else {"against_adapter_on_these_weights": asdict(fair)})
@@ -106,11 +109,11 @@ class Verification:
             raise UserError(
                 f"to: {what} cuts text into other tokens than the base model's tokenizer; nothing is written."
             )
-        if own.changed > self.max_changed * own.notes:
+        if own.changed - own.undecided > self.max_changed * own.notes:
             raise UserError(
-                f"max_changed: {what} gives {own.changed} of {own.notes} notes another specialty than medlit's model"
-                f" ({self.max_changed:g} of them may be); nothing is written. --onto trained keeps the weights that the"
-                " adapter was trained beside, a finer quantisation helps, or allow more."
+                f"max_changed: {what} gives {own.changed - own.undecided} of {own.notes} notes clearly another specialty"
+                f" than medlit's model ({self.max_changed:g} of them may be); nothing is written. --onto trained keeps"
+                " the weights that the adapter was trained beside, a finer quantisation helps, or allow more."
             )
         if fair.drift_max > self.max_drift:
             raise UserError(
@@ -125,15 +128,24 @@ class Verification:
         return facts | {"notes": notes, "limits": limits, "exports": self.rows}
 
 
-def compare(ours: FloatArray, theirs: FloatArray, ids: list[str]) -> Comparison:
-    """Compare log-likelihoods, (N, K)."""
+def compare(ours: FloatArray, theirs: FloatArray, ids: list[str], near: float) -> Comparison:
+    """Compare log-likelihoods, (N, K).
+
+    Args:
+        ours: medlit's.
+        theirs: the export's.
+        ids: of the notes.
+        near: nats within which two specialties are undecided.
+    """
     before, after = ours.argmax(axis=1), theirs.argmax(axis=1)
     drift = np.abs(theirs - ours)
-    answered = drift[np.arange(len(ours)), before]
+    rows = np.arange(len(ours))
+    answered, apart = drift[rows, before], ours[rows, before] - ours[rows, after]
     return Comparison(
         notes=len(ours),
         changed=int((before != after).sum()),
         changed_ids=[ids[i] for i in np.flatnonzero(before != after)],
+        undecided=int(((before != after) & (apart < near)).sum()),
         drift_max=float(answered.max()),
         drift_median=float(np.median(answered)),
         all_max=float(drift.max()),

@@ -112,8 +112,9 @@ class Verification:
         if own.changed - own.undecided > self.max_changed * own.notes:
             raise UserError(
                 f"max_changed: {what} gives {own.changed - own.undecided} of {own.notes} notes clearly another"
-                f" specialty than medlit's model ({self.max_changed:g} of them may be); nothing is written. --onto trained keeps"
-                " the weights that the adapter was trained beside, a finer quantisation helps, or allow more."
+                f" specialty than medlit's model ({self.max_changed:g} of them may be); nothing is written. --onto"
+                " trained keeps the weights that the adapter was trained beside, a finer quantisation helps, or allow"
+                " more."
             )
         if fair.drift_max > self.max_drift:
             raise UserError(

@@ -16,6 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+_EXAMPLES = """
+examples:
+  medlit export --run logs/llama31_8b/version_0 --to merged --output merged
+  medlit export --config configs/quickstart.yaml --ckpt_path last --to gguf --gguf_types f16,q8_0 --output gguf
+  medlit export --run logs/llama31_8b/version_0 --to hub --repo me/specialties --output card --push
+"""
 TARGETS = ("adapter", "merged", "gguf", "hub")
 
 
@@ -43,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
         prog="medlit export",
         usage="medlit export [--config FILE ... | --run DIR | --model.adapter DIR] [--ckpt_path best|last|PATH]"
         " --to adapter|merged|gguf|hub --output DIR [--KEY VALUE ...]",
-        description=__doc__.partition("\n\n")[2],
+        description=__doc__.partition("\n\n")[2] + _EXAMPLES,
         epilog="Settings as for 'medlit fit' may follow, such as --data.source; 'medlit fit --help' explains them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = made.add_argument
@@ -59,23 +65,23 @@ def parser() -> argparse.ArgumentParser:
         default="trained",
         help="merged, gguf: which weights the adapter is added to. 'trained': those that it was trained beside, 4-bit"
         " ones unpacked to 16 bits, which keeps the answers; 'original': the 16-bit weights before they were quantised,"
-        " beside which it answers otherwise",
+        " beside which it answers otherwise (default: %(default)s)",
     )
     add("--base", metavar="NAME", help="with --onto original: the 16-bit base model, a Hub id or a folder")
     add(
         "--gguf_types",
         metavar="LIST",
         default="f16,q8_0",
-        help="gguf: one file for each, of f16, q8_0 and q4_k_m; the last needs llama-cpp-python",
+        help="gguf: one file for each, of f16, q8_0 and q4_k_m; the last needs llama-cpp-python (default: %(default)s)",
     )
-    add("--notes", type=int, metavar="N", default=50, help="notes to compare on")
+    add("--notes", type=int, metavar="N", default=50, help="notes to compare on (default: %(default)s)")
     add(
         "--max_changed",
         type=float,
         metavar="SHARE",
         default=0.02,
         help="most notes that may get another specialty (0 to 1); not counted are those that medlit's own model hardly"
-        " decides, the two specialties being closer than --max_drift",
+        " decides, the two specialties being closer than --max_drift (default: %(default)s)",
     )
     add(
         "--max_drift",
@@ -83,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NATS",
         default=0.5,
         help="most that the log-likelihood of any note's answer may move. Rounding to 16 bits moves it by 0.1, a GPU"
-        " that computes in bfloat16 by 0.3, a wrong layer by many",
+        " that computes in bfloat16 by 0.3, a wrong layer by many (default: %(default)s)",
     )
     add("--repo", metavar="OWNER/NAME", help="hub: the repository")
     add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")

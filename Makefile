@@ -42,9 +42,10 @@ dev: install $(TOOLS) ## Install the tools for tests and style too
 doctor: install ## Check this machine and say how to mend what is missing
 	$(VENV)/bin/medlit doctor
 
-# PLATFORM and PYTHON are the other machine's: make bundle PLATFORM=cuda FOR=3.12 CONFIGS="configs/llama31_8b.yaml"
+# PLATFORM and FOR are the other machine's: make bundle PLATFORM=cuda FOR=3.12 CONFIGS="configs/llama31_8b.yaml"
 PLATFORM ?= cpu
 FOR ?=
+$(if $(filter-out cpu cuda gpu,$(PLATFORM)),$(error PLATFORM is cpu or cuda, not $(PLATFORM)))
 CONFIGS ?=
 BUNDLE = PYTHONPATH=src $(PY) -m medlit.tools.bundle --build $(if $(filter cuda gpu,$(PLATFORM)),gpu,cpu) \
   $(addprefix --python ,$(FOR)) $(addprefix --config ,$(CONFIGS))

@@ -390,6 +390,26 @@ def test_a_base_model_of_this_machine_is_not_for_the_hub(run: Path) -> None:
     assert left(run) == set()
 
 
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"),
+        ("unsloth/mistral-7b-v0.3-bnb-4bit", "unsloth/mistral-7b-v0.3-bnb-4bit"),
+        ("hpe-ai/medical-cases", "hpe-ai/medical-cases"),
+        ("builtin:smollm2-135m", "builtin:smollm2-135m"),
+        ("wards/notes.csv", "notes.csv"),
+        ("./llama", "llama"),
+        ("~/models/llama-3.1", "llama-3.1"),
+        ("/srv/wards/notes", "notes"),
+        ("a/b/*.parquet", "*.parquet"),
+    ],
+)
+def test_of_a_path_the_name_is_seen_and_of_the_hub_the_whole_id(source: str, seen: str) -> None:
+    from medlit.tools.export.source import shown
+
+    assert shown(source) == seen
+
+
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +421,7 @@ def test_a_base_model_of_this_machine_is_not_for_the_hub(run: Path) -> None:
         (["--notes", "0"], "notes: must be at least 1"),
         (["--gguf_types", "q3"], "gguf_types: q3 is not"),
         (["--base", "x/y"], "base: it is for --onto original"),
+        (["--push"], "to: --repo, --push and --public are for --to hub"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file"),
         (["--run", "nowhere"], "run: there is no folder"),
         (["--model.lora.r", "8"], r"model\.lora\.r"),
@@ -410,6 +431,25 @@ def test_a_mistake_is_told_before_anything_is_loaded(run: Path, flags: list[str]
     with pytest.raises(UserError, match=says):
         exported(run, "merged", *flags)
     assert left(run) == set()
+
+
+def test_an_adapter_is_added_to_nothing(run: Path) -> None:
+    with pytest.raises(UserError, match="onto: an adapter is added to nothing"):
+        exported(run, "adapter", "--onto", "original")
+
+
+def test_without_settings_there_is_nothing_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="ckpt_path: "):
+        export(["--to", "merged", "--output", "x"])
+
+
+def test_a_run_s_damaged_file_is_named(tmp_path: Path) -> None:
+    from medlit.tools.export.card import _json
+
+    (tmp_path / "test_metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"run: .*test_metrics\.json is damaged"):
+        _json(tmp_path / "test_metrics.json")
 
 
 def test_a_folder_that_holds_something_is_left_alone(run: Path) -> None:

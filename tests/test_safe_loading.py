@@ -130,9 +130,26 @@ def have_half_a_step(checkpoint: Checkpoint) -> None:
     checkpoint["global_step"] = 4.5
 
 
+def forget_the_optimizer(checkpoint: Checkpoint) -> None:
+    del checkpoint["optimizer_states"]
+
+
+def keep_no_rate(checkpoint: Checkpoint) -> None:
+    checkpoint["lr_schedulers"][0]["base_lrs"] = []
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [forget_the_place, say_it_in_words, count_below_nothing, leave_one_out, bring_one_more, have_half_a_step],
+    [
+        forget_the_place,
+        say_it_in_words,
+        count_below_nothing,
+        leave_one_out,
+        bring_one_more,
+        have_half_a_step,
+        forget_the_optimizer,
+        keep_no_rate,
+    ],
 )
 def test_a_fit_goes_on_from_no_place_that_nobody_was_in(
     refused: Callable[..., str], run: Path, spoil: Callable[[Checkpoint], object]

@@ -65,7 +65,7 @@ TITLES = {
     "model": "model: what answers",
     "model.backbone": "model.backbone: the frozen base model",
     "model.lora": "model.lora: the adapter that is trained (Hu 2021, arXiv 2106.09685)",
-    "model.optimizer": "model.optimizer: AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861), linear schedule",
+    "model.optimizer": "model.optimizer: AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861)",
     "model.decoding": "model.decoding: how the model answers",
     "data": "data: the notes, their splits and their batches",
     "data.labels": "data.labels: the spelling of labels",

@@ -27,13 +27,20 @@ def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path)
     Raises:
         UserError: something is missing, of another kind or strange.
     """
-    loops = checkpoint.get("loops")
+    loops, optimizers, schedules = (checkpoint.get(key) for key in ("loops", "optimizer_states", "lr_schedulers"))
     theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
-    if not (_alike(theirs, ours) and _alike(checkpoint.get("global_step"), 0) and _alike(checkpoint.get("epoch"), 0)):
+    counted = _alike(checkpoint.get("global_step"), 0) and _alike(checkpoint.get("epoch"), 0)
+    if not (_alike(theirs, ours) and counted and _one_state(optimizers, "param_groups") and _one_state(schedules)):
         raise UserError(
             f"ckpt_path: {path} does not say, as medlit's own checkpoints do, how far its fit was; start anew from its"
             " run's adapter (--model.adapter), or take another one."
         )
+
+
+def _one_state(states: object, key: str = "base_lrs") -> bool:
+    """Whether there is one state, of one optimizer or schedule, with a list of its groups."""
+    one = states[0] if isinstance(states, list) and len(states) == 1 else None
+    return isinstance(one, dict) and isinstance(one.get(key), list) and len(one[key]) > 0
 
 
 def _alike(theirs: object, ours: object) -> bool:

@@ -19,7 +19,7 @@ SUMS = "SHA256SUMS"
 _SOURCES = ("src", "pyproject.toml", "LICENSE", "README.md")
 _JUNK = shutil.ignore_patterns("__pycache__", "*.egg-info")
 # A Hub id where a config names a base model or a source of notes.
-_NAMED = re.compile(r"^\s*(base_model|source):\s*([\w.-]+/[\w.-]+)\s*$", re.MULTILINE)
+_NAMED = re.compile(r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

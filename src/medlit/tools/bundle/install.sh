@@ -49,7 +49,7 @@ for kind in hub datasets; do
     [ "$kind" = hub ] && to=${HF_HUB_CACHE:-$to} || to=${HF_DATASETS_CACHE:-$to}
     say "copying $(ls "$here/$kind" | tr '\n' ' ')to $to"
     mkdir -p "$to"
-    cp --archive --no-clobber "$here/$kind/." "$to/"
+    tar -C "$here/$kind" -cf - . | tar -C "$to" --skip-old-files -xf -
   fi
 done
 

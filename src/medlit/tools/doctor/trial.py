@@ -173,7 +173,7 @@ def _look(data: TranscriptionDataModule, show_notes: bool) -> Iterator[Row | Exa
         "notes",
         "ok",
         f"{counts}; the longest prompt has {longest:,} of at most {data.max_length:,} tokens; {share:.1%} of the notes"
-        " are cut at their end",
+        " are cut",
     )
     if data.label_set is not None:
         yield label_row(data.prompt, data.label_set.names)

@@ -11,19 +11,17 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from medlit import __version__
+from medlit.errors import UserError
 from medlit.report.content import number, percent, span
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
 from medlit.tools.export.licences import licence_of
-from medlit.tools.export.source import Weights, shown
-from medlit.weights import BUILTIN
+from medlit.tools.export.source import Weights, published, shown
 
 if TYPE_CHECKING:
     from medlit.tools.export.verify import Verification
 
 FIGURE = "confusion.png"
-# Where the bundled weights were published.
-_PUBLISHED = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 # What a run may have been measured by, the best evidence first.
 _MEASURED = ("test", "validate", "fit")
 _LIBRARIES = {"adapter": "peft", "hub": "peft", "merged": "transformers", "gguf": "llama.cpp"}
@@ -67,7 +65,7 @@ def write_card(folder: Path, weights: Weights, to: str, verification: Verificati
         "results": _results(weights.run, verb, metrics),
         "selective": metrics.get("accuracy_at_80"),
         "calibration": [
-            (name, number(metrics.get(name))) for name in ("ece", "log_loss", "brier") if metrics.get(name)
+            (title, number(metrics[name])) for name, title in _CALIBRATION if metrics.get(name) is not None
         ],
         "figure": FIGURE if (folder / FIGURE).is_file() else None,
         "verification": verification.rows,
@@ -134,7 +132,7 @@ def _metadata(weights: Weights, to: str, verb: str | None, metrics: dict[str, An
         if key in metrics
     ]
     return ModelCardData(
-        base_model=_PUBLISHED.get(base, shown(base)),
+        base_model=shown(published(base)),
         base_model_revision=weights.backbone.revision,
         datasets=named if on_hub else None,
         language="en",
@@ -160,10 +158,13 @@ def _recipe(weights: Weights) -> list[tuple[str, str]]:
     ]
     config = None if weights.run is None else weights.run / "config_fit.yaml"
     if config is not None and config.is_file():
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        rows += [(name.replace("_", " "), str(values["model"]["optimizer"][name])) for name in _OPTIMIZER]
-        rows += [(name.replace("_", " "), str(values["data"][name])) for name in _DATA]
-        rows.append(("most optimizer steps", str(values["trainer"]["max_steps"])))
+        try:
+            values = yaml.safe_load(config.read_text(encoding="utf-8"))
+            rows += [(name.replace("_", " "), str(values["model"]["optimizer"][name])) for name in _OPTIMIZER]
+            rows += [(name.replace("_", " "), str(values["data"][name])) for name in _DATA]
+            rows.append(("most optimizer steps", str(values["trainer"]["max_steps"])))
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise damaged(config) from error
     return rows
 
 
@@ -209,5 +210,13 @@ def _json(path: Path) -> dict[str, Any]:
     """A JSON file of the run folder, or nothing where there is none."""
     if not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path) from error
     return values
+
+
+def damaged(path: Path) -> UserError:
+    """That a file of the run folder cannot be read."""
+    return UserError(f"run: {path} is damaged, and the card is made from it; test again, or move it away.")

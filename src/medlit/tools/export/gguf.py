@@ -53,6 +53,10 @@ def check_convertible(model: Path, wanted: list[str]) -> None:
             f"to: GGUF is written of Llama models and this is {config.get('model_type')!r}; export it with --to merged"
             " and convert it with llama.cpp's convert_hf_to_gguf.py."
         )
+    if not (model / "tokenizer.json").is_file():
+        raise UserError(
+            f"to: {model} has no tokenizer.json, from which GGUF's vocabulary is made; export it as merged."
+        )
     _cut(_read(model / "tokenizer.json"))
     if "q4_k_m" in wanted and not has_llama_cpp():
         raise UserError(
@@ -199,7 +203,10 @@ def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndar
             for key in file.keys():
                 tensor = file.get_tensor(key).float().numpy()
                 of = turned.get(key.split(".")[-2])
-                yield str(names.get_name(key, (".weight", ".bias"))), tensor if of is None else _turned(tensor, of)
+                name = names.get_name(key, (".weight", ".bias"))
+                if name is None:
+                    raise UserError(f"to: GGUF has no name for the weight {key}; export it with --to merged.")
+                yield name, tensor if of is None else _turned(tensor, of)
     if (factors := _rope_factors(config)) is not None:
         yield "rope_freqs.weight", factors
 

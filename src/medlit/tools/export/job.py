@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from medlit.tools.export.card import write_card
 from medlit.tools.export.gguf import QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
 from medlit.tools.export.hub import Repository
 from medlit.tools.export.merged import model_folder, original_shards, trained_shards, write_merged
-from medlit.tools.export.source import Questions, Weights, ask, find_weights, recorded
+from medlit.tools.export.source import Questions, Weights, ask, find_weights, published, recorded
 from medlit.tools.export.verify import FILE, Request, Verification, answer
 from medlit.tools.settings import data_module, settings
 from medlit.weights import load_tokenizer, resolve
@@ -146,7 +147,8 @@ class _Job:
 
     def _write_adapter(self, folder: Path) -> None:
         backbone = self.weights.backbone
-        adapters.save_adapter(self.model, folder, backbone.base_model, backbone.revision)  # type: ignore[arg-type]
+        named = published(backbone.base_model) if self.options.to == "hub" else backbone.base_model
+        adapters.save_adapter(self.model, folder, named, backbone.revision)  # type: ignore[arg-type]
         load_tokenizer(backbone.base_model, backbone.revision).save_pretrained(folder)
         self.weights.describe(folder)
 
@@ -159,7 +161,7 @@ class _Job:
             source = model_folder(backbone.base_model, backbone.revision)
             write_merged(trained_shards(causal_lm(self.model)), source, adapter, folder)
         load_tokenizer(backbone.base_model, backbone.revision).save_pretrained(folder)
-        self.weights.describe(folder)
+        self.weights.describe(folder, whole=True)
 
     def _check_adapter(self, verification: Verification, adapter: Path) -> None:
         self._let_go()
@@ -189,12 +191,12 @@ class _Job:
             loader = "llama.cpp" if has_llama_cpp() else "transformers-gguf"
             _say(f"loading it again with {loader}")
             verification.check(path.name, Request(loader, path), torch.device("cpu"), beside)
-        self.weights.describe(folder)
+        self.weights.describe(folder, whole=True)
 
 
 def _run_beside(rest: Sequence[str]) -> Path | None:
     """The run folder around an adapter that flags name."""
-    for flag, value in zip(rest, [*rest[1:], ""], strict=True):
+    for flag, value in itertools.zip_longest(rest, rest[1:], fillvalue=""):
         name, _, given = flag.partition("=")
         folder = Path(given or value)
         if name == "--model.adapter" and (folder.parent / "config_fit.yaml").is_file():
@@ -213,6 +215,10 @@ def _check(options: argparse.Namespace) -> list[str]:
         raise UserError(f"max_changed: must be a share from 0 to 1, not {options.max_changed:g}.")
     if not options.max_drift > 0:
         raise UserError(f"max_drift: must be over 0 nats, not {options.max_drift:g}.")
+    if options.to != "hub" and (options.push or options.public or options.repo):
+        raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
+    if options.onto == "original" and options.to not in ("merged", "gguf"):
+        raise UserError("onto: an adapter is added to nothing; set --to merged or gguf, or leave --onto out.")
     if options.base is not None and options.onto != "original":
         raise UserError("base: it is for --onto original; add that, or leave --base out.")
     wanted = list(dict.fromkeys(filter(None, options.gguf_types.lower().split(","))))

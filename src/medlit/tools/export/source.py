@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ from medlit.model.structure import LABELS_FILE, Structure, check_structure
 from medlit.model.temperature import measured_adapter
 from medlit.runs import resolve_checkpoint, run_name, run_of, write_json
 from medlit.trie import TokenTrie
+from medlit.weights import BUILTIN
 
+# A repository of the Hub; what ends like a table is a file, wherever it may lie.
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# Where the bundled weights were published.
+_PUBLISHED = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _BATCH = 8  # notes that medlit's model answers together
 _SECTIONS = ("seed_everything", "data", "model")
 
@@ -79,20 +86,32 @@ class Weights:
         language_model.answer_mode(model)
         return model
 
-    def describe(self, folder: Path) -> None:
-        """Write what medlit has to know of them; of a file's path the name alone."""
+    def describe(self, folder: Path, *, whole: bool = False) -> None:
+        """Write what medlit has to know of them; of a file's path the name alone.
+
+        Args:
+            folder: of the export.
+            whole: whether the base model's weights lie in it too, so that nobody has to find them.
+        """
         notes = None if self.provenance is None else self.provenance.to_dict()
         if notes is not None:
             notes["source"] = shown(notes["source"])
         content = self.structure.to_dict() | {"data": notes, KEY: self.conditions.to_dict()}
+        if whole:
+            content["base_model"] = shown(content["base_model"])
         write_json(folder / LABELS_FILE, content)
 
 
 def shown(source: str) -> str:
     """A data source or model as others may see it: a Hub id, or the last part of a path."""
     path = Path(source).expanduser()
-    local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or bool(path.suffix)
-    return path.name if local else source
+    on_hub = _HUB_ID.fullmatch(source) and not path.exists() and not source.lower().endswith(_TABLES)
+    return source if on_hub else path.name
+
+
+def published(base_model: str) -> str:
+    """The name under which others can have a base model."""
+    return _PUBLISHED.get(base_model, base_model)
 
 
 def recorded(run: Path) -> list[str]:

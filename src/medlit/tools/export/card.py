@@ -173,7 +173,8 @@ def _data(weights: Weights) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if weights.provenance is not None:
         given = weights.provenance
-        rows.append(("source", shown(given.source) + (f" at {given.revision}" if given.revision else "")))
+        kind = " (invented notes, of no patient)" if given.source == "builtin" else ""
+        rows.append(("source", shown(given.source) + (f" at {given.revision}" if given.revision else "") + kind))
     facts = _json(weights.run / FACTS).get("data", {}) if weights.run is not None else {}
     if facts:
         rows.append(("split", f"{facts['split']}, seed {facts['seed']}"))

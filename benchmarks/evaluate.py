@@ -33,27 +33,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
+
 if TYPE_CHECKING:
     import torch
 
     from medlit.data.batches import Collator, Prompts, Row
     from medlit.model.decoding import Answers
 
-SPECIALTIES = (
-    "Cardiovascular / Pulmonary",
-    "ENT - Otolaryngology",
-    "Gastroenterology",
-    "Hematology - Oncology",
-    "Nephrology",
-    "Neurology",
-    "Neurosurgery",
-    "Obstetrics / Gynecology",
-    "Ophthalmology",
-    "Orthopedic",
-    "Pediatrics - Neonatal",
-    "Psychiatry / Psychology",
-    "Radiology",
-)
+SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evaluate.json"
 PARTS = ("systems", "parity", "validation_in_fit")

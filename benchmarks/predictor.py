@@ -25,27 +25,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
+
 if TYPE_CHECKING:
     from medlit import SpecialtyPredictor
     from medlit.data.batches import Prompts
     from medlit.model.decoding import Answers
 
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
-SPECIALTIES = (
-    "Cardiovascular / Pulmonary",
-    "ENT - Otolaryngology",
-    "Gastroenterology",
-    "Hematology - Oncology",
-    "Nephrology",
-    "Neurology",
-    "Neurosurgery",
-    "Obstetrics / Gynecology",
-    "Ophthalmology",
-    "Orthopedic",
-    "Pediatrics - Neonatal",
-    "Psychiatry / Psychology",
-    "Radiology",
-)
+SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
 
 
 def write_untrained(folder: Path, base_model: str) -> Path:

@@ -75,6 +75,14 @@ TRAINER_DEFAULTS = {
     # Tensors made under inference mode must not enter a later backward pass through a cache.
     "inference_mode": False,
 }
+# What every command line of settings is made of, whatever is then done with them.
+PARTS: dict[str, Any] = {
+    "model_class": SpecialtyClassifier,
+    "datamodule_class": TranscriptionDataModule,
+    "parser_class": Parser,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "auto_configure_optimizers": False,
+}
 
 
 class MedlitCLI(LightningCLI):
@@ -319,13 +327,9 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     quiet()
     try:
         return MedlitCLI(
-            SpecialtyClassifier,
-            TranscriptionDataModule,
+            **PARTS,
             save_config_callback=SaveConfig,
-            parser_class=Parser,
             seed_everything_default=3407,
-            trainer_defaults=TRAINER_DEFAULTS,
-            auto_configure_optimizers=False,
             parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
             args=list(sys.argv[1:] if args is None else args),
         )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from medlit.errors import UserError
 
+# Variables that an access token may come from, the first one first.
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
 
 def cache_dir() -> Path:
     """The folder of medlit's cache, made on first use.
@@ -29,6 +32,11 @@ def cache_dir() -> Path:
             " that you may write."
         ) from error
     return folder
+
+
+def hub_home() -> Path:
+    """The folder of the Hub's libraries: their caches, and a saved login."""
+    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
 def hub_is_offline() -> bool:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from medlit.errors import UserError
 
@@ -120,6 +121,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def write_json(path: Path, values: object) -> None:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medlit.errors import UserError
+from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     return tokenizer
 
 
-def missing(base_model: str, revision: str | None) -> UserError:
+def missing(base_model: str, revision: str | None) -> NotCachedError:
     """What to tell someone whose base model cannot be loaded."""
     at = f" at revision {revision}" if revision else ""
-    return UserError(
+    return NotCachedError(
         f"model.backbone.base_model: {base_model}{at} is neither in the local cache nor to be had from the Hub; check"
         f" the name, set HF_TOKEN if it is a gated model, or download it where there is a network"
         f" ('hf download {base_model}') and bring the cache folder along."

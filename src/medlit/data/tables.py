@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlit.data.readers import Columns, read_file
-from medlit.errors import UserError
+from medlit.errors import NotCachedError, UserError
 from medlit.paths import hub_is_offline
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
         at = f" at revision {revision}" if revision else ""
         option = f" --data.revision {revision}" if revision else ""
         reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
-        raise UserError(
+        raise NotCachedError(
             f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had "
             f"({reason}); correct the name, or fill the cache on a machine with a network by "
             f"`HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."

@@ -27,20 +27,16 @@ def optimizer_for(model: nn.Module, settings: Optimizer) -> AdamW8bit:
     from bitsandbytes.optim import AdamW8bit
 
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [weight for _, weight in trained]}]
-    if _groups(settings) == 2:
-        groups = [
-            {"params": [weight for name, weight in trained if "lora_B" not in name]},
-            {
-                "params": [weight for name, weight in trained if "lora_B" in name],
-                "lr": settings.learning_rate * settings.loraplus_ratio,
-            },
-        ]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": peak} for peak in _peaks(settings)]
+    for name, weight in trained:
+        groups[-1 if "lora_B" in name else 0]["params"].append(weight)  # of one group both are the same
     return AdamW8bit(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def _groups(settings: Optimizer) -> int:
-    return 1 if settings.loraplus_ratio == 1 else 2
+def _peaks(settings: Optimizer) -> list[float]:
+    """The highest learning rate of each group of weights: all of them, or under LoRA+ the B matrices in a second."""
+    slow, fast = settings.learning_rate, settings.learning_rate * settings.loraplus_ratio
+    return [slow] if settings.loraplus_ratio == 1 else [slow, fast]
 
 
 def check_groups(checkpoint: dict[str, Any], settings: Optimizer) -> None:
@@ -50,7 +46,7 @@ def check_groups(checkpoint: dict[str, Any], settings: Optimizer) -> None:
         UserError: one of the two fits is of LoRA+ and the other is not.
     """
     theirs = len(checkpoint["optimizer_states"][0]["param_groups"])
-    if theirs != _groups(settings):
+    if theirs != len(_peaks(settings)):
         wanted = "1" if theirs == 1 else "what it was then"
         raise UserError(
             f"model.optimizer.loraplus_ratio: a fit goes on with the learning rates that it began with; set it to"
@@ -74,7 +70,7 @@ def follow_settings(optimizer: TorchOptimizer, schedule: LambdaLR, settings: Opt
     Loading it brought those of the fit that wrote it, though a flag may say otherwise. Where none does nothing changes,
     to the bit.
     """
-    peaks = [settings.learning_rate, settings.learning_rate * settings.loraplus_ratio][: len(optimizer.param_groups)]
+    peaks = _peaks(settings)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         rate = group["lr"] * (peak / group["initial_lr"])
         group |= {"initial_lr": peak, "lr": rate, "weight_decay": settings.weight_decay}

@@ -7,11 +7,9 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.cli import TRAINER_DEFAULTS, MedlitCLI
+from medlit.cli import PARTS, MedlitCLI
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import Labels
-from medlit.model.module import SpecialtyClassifier
-from medlit.parser import Parser
 from medlit.preflight import ENV_PREFIX, check_environment
 
 
@@ -52,12 +50,8 @@ def settings(tool: str, args: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargpa
         UserError: a variable of the environment is for this tool and names no setting.
     """
     parsed = _Settings(
-        SpecialtyClassifier,
-        TranscriptionDataModule,
+        **PARTS,
         save_config_callback=None,
-        parser_class=Parser,
-        trainer_defaults=TRAINER_DEFAULTS,
-        auto_configure_optimizers=False,
         parser_kwargs={"prog": f"medlit {tool}"},
         run=False,
         args=list(args),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlit import __version__
+from medlit.paths import hub_home
 from medlit.runs import whole_folder
 from medlit.tools.bundle.pip import commands, own_wheel, run
 
@@ -59,7 +60,7 @@ def cached(name: str) -> list[Path]:
         name: as `named` gives it.
     """
     kind, owner, repo = name.split("/")
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    home = hub_home()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
     places = [hub / f"{kind}--{owner}--{repo}"]

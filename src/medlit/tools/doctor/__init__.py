@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medlit.errors import UserError
+from medlit.paths import HUB_TOKENS
 from medlit.tools.doctor import installed, machine
 from medlit.tools.doctor.machine import Facts
-from medlit.tools.doctor.row import EXAMPLE, TOKENS, TRIAL, Row
+from medlit.tools.doctor.row import EXAMPLE, TRIAL, Row
 from medlit.tools.doctor.show import Example, marked, show
 
 PROBE_SECONDS = 180  # a first import of Unsloth on a cold disk takes a minute
@@ -152,7 +153,7 @@ def examine(settings: Sequence[str] = (), *, show_notes: bool = False) -> tuple[
 def start(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
     """Start the process of `medlit.tools.doctor.probe`."""
     # The child gets no token and no network: it can neither tell the one nor use the other.
-    environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
+    environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
     command = [sys.executable, "-m", "medlit.tools.doctor.probe", *["--show_notes"] * show_notes, *settings]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 from medlit.errors import UserError
-from medlit.paths import cache_dir, hub_is_offline
+from medlit.paths import HUB_TOKENS, cache_dir, hub_home, hub_is_offline
 from medlit.tools.doctor.machine import Facts
-from medlit.tools.doctor.row import CHECKOUT, REINSTALL, TOKENS, Row, version_of
+from medlit.tools.doctor.row import CHECKOUT, REINSTALL, Row, version_of
 
 FREE_GIB = 10.0
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -113,7 +113,7 @@ def cache() -> Row:
 
 def hub_cache() -> Row:
     """The same of the cache that base models and notes from the Hub go to."""
-    folder = _hub_home()
+    folder = hub_home()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     return _disk("Hub cache", folder, "set HF_HOME to a folder that you may write", there)
 
@@ -141,10 +141,6 @@ def _disk(check: str, folder: Path, cure: str, there: Path | None = None) -> Row
     return Row(check, "ok", found)
 
 
-def _hub_home() -> Path:
-    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-
-
 def hub() -> Row:
     """Whether the Hub may be asked for models and notes; nothing is asked here."""
     found = "online: what is not cached is fetched when a run needs it"
@@ -155,6 +151,6 @@ def hub() -> Row:
 
 def token() -> Row:
     """Whether an access token is there: never what it is, and a saved one is not opened."""
-    saved = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token")
-    where = [name for name in TOKENS if os.environ.get(name)] + ["a saved login"] * saved.is_file()
+    saved = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token")
+    where = [name for name in HUB_TOKENS if os.environ.get(name)] + ["a saved login"] * saved.is_file()
     return Row("access token", "ok", f"present: {', '.join(where)}" if where else "none (needed for gated models only)")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 REINSTALL = "make clean install"
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Checks that more than one file knows of.
 CONFIG, EXAMPLE, TRIAL = "config", "example", "trial"
 Status = Literal["ok", "warn", "fail"]

@@ -10,20 +10,19 @@ import contextlib
 import io
 import itertools
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import psutil
 import torch
 
-from medlit.cli import TRAINER_DEFAULTS, MedlitCLI
+from medlit.cli import PARTS, MedlitCLI
 from medlit.data.batches import Batch
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.errors import UserError
+from medlit.errors import NotCachedError, UserError
 from medlit.model.backbone import dtype_for
 from medlit.model.memory import GIB
-from medlit.model.module import TRAIN_LOSS, SpecialtyClassifier
-from medlit.parser import Parser
+from medlit.model.module import TRAIN_LOSS
 from medlit.preflight import check_device
 from medlit.quiet import quiet
 from medlit.tools.doctor.fits import memory_row, need
@@ -89,13 +88,9 @@ def parse(settings: list[str]) -> Trial:
     try:
         with contextlib.redirect_stderr(said):
             return Trial(
-                SpecialtyClassifier,
-                TranscriptionDataModule,
+                **PARTS,
                 save_config_callback=None,
-                parser_class=Parser,
                 seed_everything_default=3407,
-                trainer_defaults=TRAINER_DEFAULTS,
-                auto_configure_optimizers=False,
                 args=["fit", *settings],
             )
     except SystemExit as stop:
@@ -126,9 +121,9 @@ def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
         stage = "base model"
         load_tokenizer(backbone.base_model, backbone.revision)
         stage = "notes"
-        yield from _look(cli.datamodule, show_notes)
+        largest = yield from _look(cli.datamodule, show_notes)
         stage = "memory"
-        fits = _memory(cli)
+        fits = _memory(cli, largest)
         yield fits
         if fits.status == "fail" or cli.no_device is not None:
             why = "no training step was tried, since the fit cannot run here as it is set"
@@ -137,13 +132,11 @@ def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
         stage = TRIAL
         cli.go()
         yield from _went(cli)
+    except NotCachedError:  # nothing is fetched here, and a fit may well
+        notes = stage == "notes"
+        yield _not_cached("notes" if notes else "base model", cli.datamodule.source if notes else backbone.base_model)
     except UserError as error:
-        if "neither in the" in str(error):  # cache nor to be had: nothing is fetched here, and a fit may well
-            notes = stage == "notes"
-            what = cli.datamodule.source if notes else backbone.base_model
-            yield _not_cached("notes" if notes else "base model", what)
-        else:
-            yield told(stage, "fail", error)
+        yield told(stage, "fail", error)
     except Exception as error:  # whatever would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see where; it may be a bug"
@@ -157,8 +150,11 @@ def _not_cached(check: str, name: str) -> Row:
     return Row(check, "warn", found, f"{cure}; a gated model needs HF_TOKEN" if check != "notes" else cure)
 
 
-def _look(data: TranscriptionDataModule, show_notes: bool) -> Iterator[Row | Example]:
+def _look(data: TranscriptionDataModule, show_notes: bool) -> Generator[Row | Example, None, int]:
     """The notes as the model will see them.
+
+    Returns:
+        Tokens of the largest micro-batch that was looked through, padding included.
 
     Raises:
         UserError: they cannot be used as they are.
@@ -184,7 +180,9 @@ def _look(data: TranscriptionDataModule, show_notes: bool) -> Iterator[Row | Exa
     supervised = sum(place < shown.padded().input_ids.shape[1] for place in shown.padded().places.tolist())
     yield Row(EXAMPLE, "ok", f"{whose}, {shown.lengths[0]} tokens of which {supervised} are taught")
     yield runs
-    yield supervision_row(batches[:MOST_BATCHES], whole=len(batches) <= MOST_BATCHES)
+    looked = batches[:MOST_BATCHES]
+    yield supervision_row(looked, whole=len(batches) <= MOST_BATCHES)
+    return max(batch.input_ids.numel() for batch in looked)
 
 
 def _micro_batches(data: TranscriptionDataModule) -> Iterator[Batch]:
@@ -193,8 +191,12 @@ def _micro_batches(data: TranscriptionDataModule) -> Iterator[Batch]:
     return (loader.dataset[batch] for batch in loader.sampler)
 
 
-def _memory(cli: Trial) -> Row:
+def _memory(cli: Trial, tokens: int) -> Row:
     """Whether it will fit.
+
+    Args:
+        cli: the fit.
+        tokens: of its largest micro-batch.
 
     Raises:
         UserError: the base model's configuration is not to be had.
@@ -209,8 +211,6 @@ def _memory(cli: Trial) -> Row:
         )
     except (OSError, ValueError) as error:
         raise missing(backbone.base_model, backbone.revision) from error
-    batches = itertools.islice(_micro_batches(data), MOST_BATCHES)
-    tokens = max(batch.input_ids.numel() for batch in batches)
     lengths = data.rows("validation")["length"][:]
     room = cli.model.decoding.max_new_tokens
     answering = max(len(rows) * (max(lengths[row] for row in rows) + room) for rows in data.val_dataloader().sampler)

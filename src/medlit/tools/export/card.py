@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from medlit.errors import UserError
 from medlit.report.content import number, percent, span
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
+from medlit.runs import read_json
 from medlit.tools.export.licences import licence_of
 from medlit.tools.export.source import Weights, published, shown
 
@@ -212,10 +212,9 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise damaged(path) from error
-    return values
 
 
 def damaged(path: Path) -> UserError:

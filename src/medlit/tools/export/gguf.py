@@ -11,7 +11,6 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medlit.errors import UserError
+from medlit.runs import read_json
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
@@ -47,7 +47,7 @@ def check_convertible(model: Path, wanted: list[str]) -> None:
     Raises:
         UserError: it cannot.
     """
-    config = _read(model / "config.json")
+    config = read_json(model / "config.json")
     if config.get("model_type") != "llama":
         raise UserError(
             f"to: GGUF is written of Llama models and this is {config.get('model_type')!r}; export it with --to merged"
@@ -57,7 +57,7 @@ def check_convertible(model: Path, wanted: list[str]) -> None:
         raise UserError(
             f"to: {model} has no tokenizer.json, from which GGUF's vocabulary is made; export it as merged."
         )
-    _cut(_read(model / "tokenizer.json"))
+    _cut(read_json(model / "tokenizer.json"))
     if "q4_k_m" in wanted and not has_llama_cpp():
         raise UserError(
             "gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run 'pip install --no-deps diskcache"
@@ -86,7 +86,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         return
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 
-    config = _read(model / "config.json")
+    config = read_json(model / "config.json")
     writer = GGUFWriter(path, "llama")
     _add_shape(writer, config)
     _add_tokenizer(writer, model, config)
@@ -149,7 +149,7 @@ def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:  #
     from gguf import TokenType
     from transformers import AutoTokenizer
 
-    file = _read(model / "tokenizer.json")
+    file = read_json(model / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(model)
     special = {entry["id"] for entry in file["added_tokens"] if entry["special"]}
     added = {entry["id"] for entry in file["added_tokens"]}
@@ -227,8 +227,3 @@ def _rope_factors(config: dict[str, Any]) -> np.ndarray | None:
     smooth = (rope["original_max_position_embeddings"] / waves - low) / (high - low)
     factors: np.ndarray = 1 / ((1 - smooth.clip(0, 1)) / factor + smooth.clip(0, 1))
     return factors.astype(np.float32)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medlit.errors import UserError
-from medlit.paths import hub_is_offline
+from medlit.paths import HUB_TOKENS, hub_is_offline
 from medlit.tools.export.verify import FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Repository:
         """
         if not _NAME.fullmatch(options.repo or ""):
             raise UserError(f"repo: {options.repo!r} is not the name of a repository; give owner/name.")
-        token = next((os.environ[name] for name in _TOKENS if os.environ.get(name)), None)
+        token = next((os.environ[name] for name in HUB_TOKENS if os.environ.get(name)), None)
         if options.push and token is None:
             raise UserError("push: set HF_TOKEN to a token that may write to the repository.")
         if options.push and hub_is_offline():

@@ -11,7 +11,6 @@ shard: 2 GB when unpacked, as large as the publisher's own otherwise.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from medlit.errors import UserError
+from medlit.runs import read_json, write_json
 from medlit.weights import missing, resolve
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def original_shards(folder: Path) -> Iterator[Named]:
     """
     from safetensors import safe_open
 
-    if "quantization_config" in _read(folder / "config.json"):
+    if "quantization_config" in read_json(folder / "config.json"):
         raise UserError(
             "onto: the base model's own weights are quantised; name 16-bit ones with --base, or leave --onto out."
         )
@@ -128,22 +128,13 @@ def write_merged(shards: Iterable[Named], model: Path, adapter: Path, folder: Pa
         file.rename(folder / name)
         index |= dict.fromkeys(keys, name)
     if files[1:]:
-        _write(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     if (model / "generation_config.json").is_file():
         shutil.copyfile(model / "generation_config.json", folder / "generation_config.json")
-    config = _read(model / "config.json")
+    config = read_json(model / "config.json")
     for name in ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path"):
         config.pop(name, None)
-    _write(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
-
-
-def _read(path: Path) -> dict[str, object]:
-    values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return values
-
-
-def _write(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 class Updates:

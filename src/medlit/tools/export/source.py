@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from medlit.data.datamodule import TranscriptionDataModule
@@ -213,7 +214,7 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
     nats = []
     for start in range(0, len(rows), _BATCH):
         made: Any = batches[list(range(start, min(start + _BATCH, len(rows))))]
-        prompts = made._replace(input_ids=made.input_ids.to(device), attention_mask=made.attention_mask.to(device))
+        prompts = move_data_to_device(made, device)
         with torch.no_grad(), at_default_precision(device):
             told = decoder(prompts).label_nats
         assert told is not None

@@ -1,6 +1,6 @@
-"""What benchmarks and GPU tests stand on: an 8B Llama with random weights, and notes as long as real ones.
+"""What benchmarks and GPU tests stand on: Llamas of the right shapes with random weights, notes as long as real ones.
 
-    python benchmarks/shapes.py FOLDER     write the weights (bf16, 16 GB), on a GPU
+    python benchmarks/shapes.py FOLDER     write the 8B's weights (bf16, 16 GB), on a GPU
 
 `LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
 """
@@ -15,36 +15,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Real notes: median 683 tokens of prompt and answer, 4 % at the cut, mean 779.
 MEDIAN, SIGMA, CUT = 6.5265, 0.57, 1800  # of the logarithm, of the logarithm, tokens
 
 
-def write_llama_8b(folder: Path) -> Path:
-    """Write the weights and the tokenizer; returns the folder.
+# Llama 3.1's: width, MLP's width, layers, heads.
+LLAMAS = {"8B": (4096, 14336, 32, 32), "70B": (8192, 28672, 80, 64), "405B": (16384, 53248, 126, 128)}
+# As repositories of 4-bit weights say so.
+NF4 = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+}
+PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
 
-    What a layer adds to the residual stream is scaled by 1 / sqrt(2 x layers), as GPT-2 begins (Radford 2019), and the
-    embedding is of size 1. With every matrix alike, bfloat16 rounding alone is 17 % of the adapter's gradient (measured
-    on a narrow model of 32 layers against float32), and no two ways of computing it could be compared; so it is 3 %.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 3.1's."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
         tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
         # A token that the vocabulary has; a new one would run past the embedding.
         pad_token="<|reserved_special_token_250|>",
     )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
+
+
+def llama_config(size: str) -> LlamaConfig:
+    """The configuration of a Llama 3.1: '8B', '70B' or '405B'."""
+    from transformers import LlamaConfig
+
+    hidden, inner, layers, heads = LLAMAS[size]
+    return LlamaConfig(
         vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=8,
         head_dim=128,
         max_position_embeddings=131072,
@@ -57,11 +75,25 @@ def write_llama_8b(folder: Path) -> Path:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=128000,
+        eos_token_id=128009,
+        pad_token_id=128255,
         dtype="bfloat16",
     )
+
+
+def write_llama_8b(folder: Path) -> Path:
+    """Write the 8B's weights and the tokenizer; returns the folder.
+
+    What a layer adds to the residual stream is scaled by 1 / sqrt(2 x layers), as GPT-2 begins (Radford 2019), and the
+    embedding is of size 1. With every matrix alike, bfloat16 rounding alone is 17 % of the adapter's gradient (measured
+    on a narrow model of 32 layers against float32), and no two ways of computing it could be compared; so it is 3 %.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    llama_tokenizer().save_pretrained(folder)
+    config = llama_config("8B")
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -73,6 +105,67 @@ def write_llama_8b(folder: Path) -> Path:
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()
+    return folder
+
+
+def write_llama_4bit(folder: Path, config: LlamaConfig, device: str) -> Path:
+    """Write random weights in NF4, a layer at a time, as a repository of 4-bit weights holds them; returns the folder.
+
+    A 70B would take 140 GB before it is quantised; so no more than one of its matrices ever stands there. Sizes of the
+    numbers are those of `write_llama_8b`.
+
+    Args:
+        folder: where to; exists, with or without a tokenizer.
+        config: the model's.
+        device: that draws and quantises.
+    """
+    import torch
+    from bitsandbytes.functional import quantize_4bit
+    from safetensors.torch import save_file
+
+    draw = torch.Generator(device).manual_seed(0)
+    where: dict[str, str] = {}
+
+    def matrix(rows: int, columns: int, std: float) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=draw, device=device, dtype=torch.bfloat16) * std
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        # Parts of one tensor may share memory, which the format does not allow.
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / name, {"format": "pt"})
+        where.update(dict.fromkeys(tensors, name))
+
+    hidden, std = config.hidden_size, config.initializer_range
+    queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    shapes = {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_proj": (config.intermediate_size, hidden),
+        "up_proj": (config.intermediate_size, hidden),
+        "down_proj": (hidden, config.intermediate_size),
+    }
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    for layer in range(config.num_hidden_layers):
+        begin = f"model.layers.{layer}"
+        tensors = {f"{begin}.{norm}.weight": ones for norm in ("input_layernorm", "post_attention_layernorm")}
+        tensors = {name: value.clone() for name, value in tensors.items()}
+        for block, names in PROJECTIONS.items():
+            for name in names:
+                scale = std / (2 * config.num_hidden_layers) ** 0.5 if name in ("o_proj", "down_proj") else std
+                packed, state = quantize_4bit(
+                    matrix(*shapes[name], scale), blocksize=64, compress_statistics=True, quant_type="nf4"
+                )
+                key = f"{begin}.{block}.{name}.weight"
+                tensors[key] = packed
+                tensors |= {f"{key}.{part}": value for part, value in state.as_dict(packed=True).items()}
+        save(f"layer-{layer}.safetensors", tensors)
+    rest = {"model.norm.weight": ones, "model.embed_tokens.weight": matrix(config.vocab_size, hidden, 1.0)}
+    save("rest.safetensors", rest | {"lm_head.weight": matrix(config.vocab_size, hidden, std)})
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    settings = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "quantization_config": NF4}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,21 @@ def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert f"model.backbone.base_model: {folder}" in fit("--model.backbone.base_model", folder)
+
+
+def test_a_model_that_no_memory_of_this_machine_holds_is_told_before_it_is_read(
+    fit: Refused, llama: Path, tmp_path: Path
+) -> None:
+    """The 405B's shape; the weights themselves are still the tiny model's and would not fit it."""
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
+    config |= {"num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}
+    config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    said = fit("--model.backbone.base_model", folder)
+    assert f"model.backbone.base_model: the weights of {folder} take about 202 GiB in 4 bit, and this machine" in said
+    assert "choose a smaller base model or a device with more memory" in said
 
 
 def test_layers_that_the_model_does_not_have(fit: Refused) -> None:

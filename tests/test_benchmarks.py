@@ -105,3 +105,32 @@ def test_the_predictor_is_measured_beside_its_decoder(llama: Path, tmp_path: Pat
     found = json.loads((tmp_path / "predictor.json").read_text())
     assert [row["mode"] for row in found["systems"]] == ["generate", "constrained", "likelihood"]
     assert all(len(row["ratios"]) == 2 and row["ratio"] > 0 for row in found["systems"])
+
+
+@pytest.mark.slow
+def test_several_processes_are_measured_beside_one(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    benchmark("scaling").main(["--tiny", "--steps", "2", "--curve", "4", "--output", str(out)])
+    found = json.loads(out.read_text())
+    systems = {row["system"]: row for row in found["systems"]}
+    assert list(systems) == ["strong_1", "strong_2", "weak_2"]
+    assert [row["notes_a_step"] for row in found["systems"]] == [32, 32, 64]
+    assert 0 < systems["weak_2"]["all_reduce"] <= systems["weak_2"]["exchange_and_waiting"] < 1
+    (same,) = found["same"]
+    assert same["gradient"] < 1e-5
+    assert same["loss_largest"] < 1e-3
+    assert [len(curve) for curve in found["curves"].values()] == [4, 4]
+    assert out.with_suffix(".png").is_file()
+    assert "| 2 | 64 |" in benchmark("scaling").table(found)
+
+
+@pytest.mark.slow
+def test_a_model_written_in_4_bit_is_trained_and_estimated(tmp_path: Path) -> None:
+    out = tmp_path / "large.json"
+    benchmark("large").main(["--tiny", "--folder", str(tmp_path), "--output", str(out)])
+    found = json.loads(out.read_text())
+    assert len(found["trained"]["seconds"]) == 3
+    # The weights alone: 70.6 and 405.9 thousand million numbers.
+    assert [found["estimates"][size]["weights"] for size in ("70B", "405B")] == pytest.approx([36.8, 200.8], abs=0.1)
+    assert "| 405B |" in benchmark("large").table(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["large.json"], "the weights are gone"

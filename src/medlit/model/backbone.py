@@ -58,6 +58,7 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
         raise UserError("model.backbone.dtype: float16 does not train on a CPU; set it to 'auto'.")
     chatter = io.StringIO()
     try:
+        _check_room(backbone, device)
         # Unsloth prints a banner to standard output, where a prediction may be expected.
         with contextlib.redirect_stdout(chatter):
             model, _ = FastLanguageModel.from_pretrained(
@@ -103,6 +104,31 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
     if device.type == "cuda":
         _let_pack(model, backbone.max_length)
     return model  # type: ignore[no-any-return]
+
+
+def _check_room(backbone: Backbone, device: torch.device) -> None:
+    """A model that is far too large would be read for minutes, 40 GB and more, before it fails.
+
+    Raises:
+        UserError: its weights alone are more than there is room for.
+        OSError: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        resolve(backbone.base_model), revision=backbone.revision, trust_remote_code=False
+    )
+    in_4bit = backbone.load_in_4bit or hasattr(config, "quantization_config")
+    needs = memory.loaded(config.get_text_config(), in_4bit, dtype_for(device, backbone.dtype).itemsize)
+    free = memory.free_on(device)
+    if needs <= free:
+        return
+    where = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
+    raise UserError(
+        f"model.backbone.base_model: the weights of {backbone.base_model} take about {needs / memory.GIB:,.0f} GiB"
+        f"{' in 4 bit' if in_4bit else ''}, and {where} {free / memory.GIB:,.1f} GiB free; every process holds the"
+        " whole model, so choose a smaller base model or a device with more memory."
+    )
 
 
 def _checkpointing(backbone: Backbone) -> str | bool:

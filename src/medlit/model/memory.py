@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,8 @@ from medlit.model.shape import shape_of
 GIB = 2**30
 # Bytes of an activation in bfloat16 or float16.
 _HALF = 2
+# Bytes a weight in NF4: half, one a block of 64, and for every 256 of those four (QLoRA, arXiv 2305.14314).
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Layers of other architectures run other kernels, which keep more; nobody has measured them for medlit.
 _UNMEASURED = 1.5
 # What the allocator cannot use: gaps between blocks. Measured: 2 to 4 %.
@@ -92,10 +95,29 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
     )
 
 
+def loaded(config: Any, in_4bit: bool, itemsize: int) -> int:  # noqa: ANN401 - as for `shape_of`
+    """Bytes of a base model's weights as they are loaded: projections in NF4 or not, embedding and head never.
+
+    Args:
+        config: the base model's, of transformers.
+        in_4bit: whether the projections are.
+        itemsize: bytes of a number that is not.
+    """
+    of = shape_of(config)
+    tables = of.table if config.tie_word_embeddings else 2 * of.table
+    return int(of.linear * (_NF4 if in_4bit else itemsize)) + tables * itemsize
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that this process can still take where it computes: on a GPU, or of this machine's memory and swap."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
+
+
 def budget_on(device: torch.device, gib: float | None) -> int:
     """Bytes that training may take on a GPU: the setting, but never more than the card has left for this process."""
-    free, _ = torch.cuda.mem_get_info(device)
-    available = free + torch.cuda.memory_reserved(device)
+    available = free_on(device)
     return int(SLACK * (available if gib is None else min(available, gib * GIB)))
 
 

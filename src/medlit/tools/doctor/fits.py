@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint
+from medlit.model.memory import loaded as bytes_loaded
 from medlit.model.settings import Backbone, Lora
 from medlit.model.shape import shape_of
 from medlit.tools.doctor.row import Row
 
-# Bytes a weight in NF4: half, one a block of 64, and for every 256 of those four (QLoRA, arXiv 2305.14314).
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Several projections in one; Unsloth gives each of them an adapter.
 _FUSED = ("qkv_proj", "gate_up_proj")
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than Unsloth's kernels do, in
@@ -76,9 +75,8 @@ def need(
         dtype: of what is not quantised.
     """
     half = dtype.itemsize
-    linear, other, trained = _weights(config, lora)
-    quantised = linear * (_NF4 if backbone.load_in_4bit else half)
-    loaded = int(quantised + other * half)
+    trained = _trained(config, lora)
+    loaded = bytes_loaded(config, backbone.load_in_4bit, half)
     takes = footprint(config, 0, trained)
     kept = _kept(takes, backbone, loaded + trained * 4, tokens, device)
     training = takes.peak(tokens, kept) - trained * (4 + 2)
@@ -90,21 +88,18 @@ def need(
     return Need(loaded, trained * (4 + 4 + 2), training, answered, of.layers, kept)
 
 
-def _weights(config: Any, lora: Lora) -> tuple[int, int, int]:  # noqa: ANN401
-    """Weights in layers that 4 bits are for, all others, and those of the adapter; nothing is allocated."""
+def _trained(config: Any, lora: Lora) -> int:  # noqa: ANN401 - as for `shape_of`
+    """Weights of the adapter; nothing is allocated."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head}
-    quantised = sum(part.weight.numel() for part in linear.values())
-    trained = sum(
+    targets = (*lora.target_modules, *_FUSED)
+    return sum(
         lora.r * (part.in_features + part.out_features)
-        for name, part in linear.items()
-        if name.rpartition(".")[2] in (*lora.target_modules, *_FUSED)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets
     )
-    return quantised, sum(p.numel() for p in model.parameters()) - quantised, trained
 
 
 def _kept(takes: Footprint, backbone: Backbone, loaded: int, tokens: int, device: torch.device) -> int:

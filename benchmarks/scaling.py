@@ -1,0 +1,253 @@
+"""The same YAML on one GPU and on several: speed, memory, and whether both learn the same.
+
+    LLAMA_TOKENIZER=folder python benchmarks/scaling.py --gpus 1 2          one host, some four minutes
+    python benchmarks/scaling.py --table benchmarks/results/scaling.json    the result for README.md
+    python benchmarks/scaling.py --tiny --output FILE.json                  two processes on a CPU, two minutes
+
+Every row is `medlit fit --config configs/llama31_8b.yaml --config configs/hardware/ddp.yaml` on an 8B Llama with random
+weights (`shapes.py`) and notes as long as real ones: started, launched and validated as a user's would be, with a clock
+beside it (`fit_clock.py`). Strong scaling shares the same 32 notes a step among more GPUs, weak scaling gives each GPU
+32. The fits of strong scaling take 30 steps, of which every one is on the same notes: their loss curves and the first
+step's gradients are compared, and drawn beside the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
+CONFIGS = HERE.parent / "configs"
+GIB = 2**30
+NOTES = 32  # a step, or a GPU's share of one
+WARM_UP, PROFILED = 3, 2
+BEGIN = time.perf_counter()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, or show what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "scaling.json")
+    parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2], help="numbers of GPUs, the first one being 1")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of weak scaling, after 3 of warm-up")
+    parser.add_argument("--curve", type=int, default=30, help="steps of strong scaling")
+    parser.add_argument("--weights", type=Path, help="the 8B's, if they are written already (python shapes.py FOLDER)")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, one process for each 'GPU'")
+    options = parser.parse_args(argv)
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(options, Path(scratch))
+    print(table(result))
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """All rows; what is measured is written after each."""
+    weights = options.weights or scratch / "llama"
+    if options.tiny:
+        from fakes import write_llama
+
+        write_llama(weights)
+    elif options.weights is None:
+        weights.mkdir()
+        subprocess.run([sys.executable, str(HERE / "shapes.py"), str(weights)], check=True)
+    say("weights are there")
+    from shapes import write_notes
+
+    from medlit.weights import load_tokenizer
+
+    most = max(options.gpus)
+    count = NOTES * max(options.curve + PROFILED, most * (WARM_UP + options.steps + PROFILED))
+    shrink = 8 if options.tiny else 1
+    # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
+    notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), count, 66 // shrink, shrink)
+    result = describe(options) | {"systems": []}
+    for kind, gpus in [("strong", n) for n in options.gpus] + [("weak", n) for n in options.gpus if n > 1]:
+        steps = options.curve if kind == "strong" else WARM_UP + options.steps
+        asked = NOTES * (gpus if kind == "weak" else 1)
+        folder = scratch / f"{kind}_{gpus}"
+        fit(folder, weights, notes, gpus, asked, steps + PROFILED, options.tiny)
+        result["systems"].append(row(kind, gpus, asked, steps, folder))
+        say(json.dumps(result["systems"][-1]))
+        if kind == "strong":
+            result.setdefault("curves", {})[str(gpus)] = losses(folder / "run")[:steps]
+            if gpus > 1:
+                result.setdefault("same", []).append(compare(result["curves"], gpus, scratch))
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw(result["curves"], options.output.with_suffix(".png"))
+    return result
+
+
+def say(*words: object) -> None:
+    """Tell the time and what is going on."""
+    print(f"[{time.perf_counter() - BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """Machine, versions and date; this process takes no GPU."""
+    import torch
+
+    names = ("torch", "lightning", "unsloth", "transformers", "peft", "bitsandbytes")
+    versions = {name: importlib.metadata.version(name) for name in names} | {"torch": torch.__version__}
+    hardware = "CPU" if options.tiny else f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return {"hardware": hardware, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
+
+
+def fit(folder: Path, weights: Path, notes: Path, gpus: int, asked: int, steps: int, tiny: bool) -> None:
+    """Run `medlit fit` as Lightning launches it; what each process measured is in the folder."""
+    folder.mkdir()
+    clock = {"folder": str(folder), "profiled": PROFILED, "gradient": True}
+    settings: dict[str, Any] = {
+        "trainer": {
+            "devices": gpus,
+            "max_steps": steps,
+            "logger": True,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 1,
+            "callbacks": [{"class_path": "fit_clock.FitClock", "init_args": clock}],
+        },
+        # Once, at the end: what a validation takes is another benchmark's question.
+        "val_every_steps": steps,
+        "run": str(folder / "run"),
+        "model": {"backbone": {"base_model": str(weights)}},
+        "data": {"source": str(notes), "split": "official", "examples_per_step": asked},
+    }
+    if tiny:
+        settings["trainer"] |= {"accelerator": "cpu"}
+        settings["model"]["backbone"]["max_length"] = 512
+    (folder / "row.json").write_text(json.dumps(settings))
+    configs = [CONFIGS / "llama31_8b.yaml", CONFIGS / "hardware" / "ddp.yaml", folder / "row.json"]
+    command = [sys.executable, "-m", "medlit", "fit"]
+    command += [part for config in configs for part in ("--config", str(config))]
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
+
+
+def row(kind: str, gpus: int, asked: int, steps: int, folder: Path) -> dict[str, Any]:
+    """What a fit's processes measured, in one."""
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(gpus)]
+    timed = range(WARM_UP, steps)
+    tokens = np.array([rank["tokens"] for rank in ranks])  # (ranks, steps)
+    seconds = np.max([rank["seconds"] for rank in ranks], axis=0)
+    rates = [tokens[:, step].sum() / seconds[step] for step in timed]
+    found: dict[str, Any] = {
+        "system": f"{kind}_{gpus}",
+        "gpus": gpus,
+        "notes_a_step": asked,
+        "notes_per_second": round(statistics.median(asked / seconds[step] for step in timed), 3),
+        "tokens_per_second": round(statistics.median(rates)),
+        "spread": [round(min(rates)), round(max(rates))],
+        "steps": len(rates),
+        # What the slowest process has to do more than the mean one.
+        "imbalance": round(float(np.mean(1 - tokens.mean(0) / tokens.max(0))), 4),
+        # The process that waits least has its partners' gradients at hand: the sum alone.
+        "all_reduce": round(min(rank["all_reduce_share"] for rank in ranks), 4),
+        "exchange_and_waiting": round(max(rank["exchange_share"] for rank in ranks), 4),
+        "weights_on": [rank["weights_on"] for rank in ranks],
+        "layers_kept": [rank["layers_kept"] for rank in ranks],
+        "first_step_seconds": round(float(seconds[0]), 1),
+    }
+    if "peak_bytes" in ranks[0]:
+        found["peak_gib"] = [round(rank["peak_bytes"] / GIB, 2) for rank in ranks]
+        found["estimated_gib"] = [round(rank["estimated_bytes"] / GIB, 2) for rank in ranks]
+    return found
+
+
+def losses(run: Path) -> list[float]:
+    """Training loss of each step, as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def compare(curves: dict[str, list[float]], gpus: int, scratch: Path) -> dict[str, Any]:
+    """How far several GPUs' losses and first gradient are from one's, relative to these."""
+    import torch
+    from fit_clock import GRADIENT
+
+    one, several = (torch.load(scratch / f"strong_{n}" / GRADIENT, weights_only=True, mmap=True) for n in (1, gpus))
+    if one.keys() != several.keys():
+        raise SystemExit("the two fits train other weights")
+    error = sum(float((several[name] - value).square().sum()) for name, value in one.items())
+    apart = np.abs(np.array(curves[str(gpus)]) / np.array(curves["1"]) - 1)
+    return {
+        "gpus": gpus,
+        "gradient": (error / sum(float(value.square().sum()) for value in one.values())) ** 0.5,
+        "loss_first": float(apart[0]),
+        "loss_mean": float(apart.mean()),
+        "loss_largest": float(apart.max()),
+    }
+
+
+def draw(curves: dict[str, list[float]], path: Path) -> None:
+    """The loss curves, one over the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for place, (gpus, curve) in enumerate(curves.items()):
+        label = f"{gpus} GPU{'s' if gpus != '1' else ''}"
+        axes.plot(range(1, len(curve) + 1), curve, "-" if not place else "--", label=label, linewidth=2 - 0.5 * place)
+    axes.set(xlabel="optimizer step of 32 notes", ylabel="training loss, nats a token", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result as Markdown."""
+    systems = {row["system"]: row for row in result["systems"]}
+    alone = systems["strong_1"]["tokens_per_second"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"{result['hardware']}, {result['date']}: {versions}.",
+        "",
+        "| GPUs | notes a step | notes/s | tokens/s (slowest to fastest step) | x one GPU | efficiency | imbalance |"
+        " all-reduce (all exchange, with waiting) | peak GiB of each (estimated) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in result["systems"]:
+        low, high = found["spread"]
+        faster = found["tokens_per_second"] / alone
+        several = found["gpus"] > 1
+        reduced = f"{found['all_reduce']:.1%} ({found['exchange_and_waiting']:.1%})" if several else ""
+        peaks = [f"{p} ({e})" for p, e in zip(found.get("peak_gib", []), found.get("estimated_gib", []), strict=True)]
+        lines.append(
+            f"| {found['gpus']} | {found['notes_a_step']} | {found['notes_per_second']} |"
+            f" {found['tokens_per_second']:,} ({low:,} to {high:,}) | {faster:.2f} | {faster / found['gpus']:.1%} |"
+            f" {format(found['imbalance'], '.1%') if several else ''} | {reduced} | {', '.join(peaks)} |"
+        )
+    if "same" in result:
+        lines += ["", "| GPUs beside one | first gradient | first loss | loss, mean of all steps | largest |"]
+        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {same['gpus']} | {same['gradient']:.2%} | {same['loss_first']:.3%} | {same['loss_mean']:.3%} |"
+            f" {same['loss_largest']:.3%} |"
+            for same in result["same"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

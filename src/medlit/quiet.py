@@ -18,6 +18,10 @@ def quiet() -> None:
         # The data module knows where a fit goes on, and the files of a run that goes on are its own.
         "You're resuming from a checkpoint that ended before the epoch ended",
         "Checkpoint directory .* exists and is not empty",
+        # Every process has counted everybody's answers by then: a mean over them would change nothing.
+        r"It is recommended to use `self.log\('(val|test)/\w+', ..., sync_dist=True\)`",
+        # Its replacement would still send the buffers once; the warning itself says to keep the old name for that.
+        "`broadcast_buffers` is deprecated",
         # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     ):

@@ -9,7 +9,7 @@ trains alike on 1 or 8 GPUs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +107,40 @@ def pack(lengths: Sequence[int], groups: int) -> list[list[int]]:
     return dealt
 
 
+def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal as many things to each rank so that they cost about the same: all ranks wait for the slowest.
+
+    In rounds of one thing a rank, whoever has the least so far getting the round's costliest; then the rank with the
+    most swaps with another as long as a swap brings the two closer together.
+
+    Args:
+        costs: n costs, the greatest first; n is a multiple of the ranks.
+        ranks: number of ranks R.
+
+    Returns:
+        R lists of n / R places in `costs`.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    totals = [0] * ranks
+    for start in range(0, len(costs), ranks):
+        for place, rank in enumerate(sorted(range(ranks), key=totals.__getitem__), start):
+            dealt[rank].append(place)
+        totals = [sum(costs[place] for place in mine) for mine in dealt]
+    while True:
+        most = totals.index(max(totals))
+        gain, rank, ours, theirs = 0, most, 0, 0
+        for other in range(ranks):
+            gap = totals[most] - totals[other]
+            for i, j in product(range(len(dealt[most])), range(len(dealt[other]))):
+                moved = costs[dealt[most][i]] - costs[dealt[other][j]]
+                if min(moved, gap - moved) > gain:
+                    gain, rank, ours, theirs = min(moved, gap - moved), other, i, j
+        if not gain:
+            return dealt
+        dealt[most][ours], dealt[rank][theirs] = dealt[rank][theirs], dealt[most][ours]
+        totals = [sum(costs[place] for place in mine) for mine in dealt]
+
+
 class StepSampler(Sampler[MicroBatch]):
     """Deals every optimizer step's notes to this rank's micro-batches.
 
@@ -193,29 +227,30 @@ class StepSampler(Sampler[MicroBatch]):
         for step in range(first, self.steps):
             notes = self._sorted(order, step)
             step_tokens = int(self.supervised[notes].sum())
-            mine = self._deal(notes)
-            for group in self._groups(self.lengths[mine].tolist()):
-                yield MicroBatch(mine[group].tolist(), step_tokens)
+            lengths = self.lengths[notes]
+            # The shares go round, so that over some steps each rank counts as many notes and tokens as another.
+            share = (self.rank + step) % self.world_size
+            for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
+                yield MicroBatch(notes[group].tolist(), step_tokens)
 
-    def _groups(self, lengths: list[int]) -> list[list[int]]:
-        if self.packed:
-            return pack(lengths, self.micro_batches)
-        ends = np.cumsum(partition(lengths, self.micro_batches, self.token_budget)).tolist()
-        return [list(range(start, end)) for start, end in pairwise([0, *ends])]
+    def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
+        """Places of one rank's micro-batches: as many notes a rank, and about as many tokens."""
+        mine = sorted(share_out(lengths.tolist(), self.world_size)[share])
+        return [[mine[place] for place in group] for group in pack(lengths[mine].tolist(), self.micro_batches)]
 
-    def _deal(self, notes: np.ndarray) -> np.ndarray:
-        """This rank's share of a step, longest first.
+    def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
+        """Places of one rank's micro-batches: notes of like length, and about as many padded tokens a rank.
 
-        In rounds of one note a rank: whoever has the fewest tokens so far gets the round's longest: all ranks wait for
-        the slowest.
+        One rank cuts for the least padding within the budget. Several cut the whole step, not each its own mixture of
+        lengths, so that the largest group is as small as can be: all wait for who has it.
         """
-        mine = []
-        tokens = np.zeros(self.world_size, dtype=np.int64)
-        for dealt in notes.reshape(-1, self.world_size):
-            order = np.argsort(tokens, kind="stable")
-            tokens[order] += self.lengths[dealt]
-            mine.append(dealt[order == self.rank])
-        return np.concatenate(mine)
+        budget = self.token_budget if self.world_size == 1 else 0
+        ends = np.cumsum([0, *partition(lengths.tolist(), self.world_size * self.micro_batches, budget)])
+        groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
+        cells = [int(lengths[group[0]]) * len(group) for group in groups]
+        largest = sorted(range(len(groups)), key=lambda g: -cells[g])
+        mine = share_out([cells[g] for g in largest], self.world_size)[share]
+        return [groups[g] for g in sorted(largest[place] for place in mine)]
 
 
 class LengthSortedSampler(Sampler[list[int]]):

@@ -129,7 +129,7 @@ def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     while True:
         most = totals.index(max(totals))
         gain, rank, ours, theirs = 0, most, 0, 0
-        for other in range(ranks):
+        for other in set(range(ranks)) - {most}:
             gap = totals[most] - totals[other]
             for i, j in product(range(len(dealt[most])), range(len(dealt[other]))):
                 moved = costs[dealt[most][i]] - costs[dealt[other][j]]

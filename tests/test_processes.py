@@ -6,13 +6,10 @@ The processes are forks of this one, which has imported everything, and find one
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,10 +17,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 import torch
-import yaml
 from compare import curves, last_checkpoint
-from fakes import notes, write_csv
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from processes import (
+    DDP,
+    SLURM_CONFIG,
+    STEPS,
+    Ranks,
+    environment,
+    far,
+    keep_first_gradient,
+    seconds_since_failure,
+    write_config,
+    write_forty,
+    write_runner,
+)
 
 from medlit.callbacks.last import LastCheckpoint
 from medlit.callbacks.others import Launcher, Observer, end_others
@@ -35,126 +43,11 @@ from medlit.model.module import SpecialtyClassifier
 if TYPE_CHECKING:
     from conftest import Medlit
 
-Weights = dict[str, torch.Tensor]
-DDP = ["--trainer.strategy", "ddp", "--trainer.devices"]
-PATIENCE = 100.0  # seconds
-STEPS = 3
-
 
 @pytest.fixture(scope="module")
-def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All forty notes to train on, and 7 and 5 of them, which neither 2 nor 3 divides, to validate and test."""
-    folder = tmp_path_factory.mktemp("forty")
-    rows = [row for split in notes().values() for row in split]
-    for split, part in (("train", rows), ("validation", rows[5:12]), ("test", rows[20:25])):
-        write_csv(folder / f"{split}.csv", [row | {"id": f"{split} {i}"} for i, row in enumerate(part)])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(tiny_config: Path, forty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = yaml.safe_load(tiny_config.read_text())
-    settings["trainer"]["max_steps"] = settings["val_every_steps"] = STEPS
-    settings["data"] |= {"source": str(forty), "split": "official", "batch_size": 8, "examples_per_step": 32}
-    path = tmp_path_factory.mktemp("processes") / "processes.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-class Ranks:
-    """Runs one command in several processes.
-
-    Args:
-        folder: for what each of them leaves: output, exit code, first gradient, and the files that it wrote.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(
-        self, size: int, *arguments: object, prepare: Callable[[int], object] = lambda rank: None
-    ) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [str(argument) for argument in [*arguments, *DDP, size]]
-        children = {rank: self._start(rank, size, port, command, prepare) for rank in range(size)}
-        codes, end = dict.fromkeys(children), time.monotonic() + PATIENCE
-        while None in codes.values() and time.monotonic() < end:
-            for rank, child in children.items():
-                if codes[rank] is None and (done := os.waitpid(child, os.WNOHANG))[0]:
-                    codes[rank] = os.waitstatus_to_exitcode(done[1])
-            time.sleep(0.02)
-        hung = [rank for rank, code in codes.items() if code is None]
-        for rank in hung:
-            os.kill(children[rank], signal.SIGKILL)
-            os.waitpid(children[rank], 0)
-        assert not hung, f"ranks {hung} hang"
-        return [int(code or 0) for code in codes.values()]
-
-    def _start(self, rank: int, size: int, port: int, command: list[str], prepare: Callable[[int], object]) -> int:
-        child = os.fork()
-        if child:
-            return child
-        code = 1
-        try:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "LOCAL_RANK": rank}
-            os.environ |= {name: str(value) for name, value in (place | {"WORLD_SIZE": size}).items()}
-            with (self.folder / f"log{rank}").open("w") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-            written = watch_files()
-            keep_first_gradient(self.folder / f"gradient{rank}.pt")
-            prepare(rank)
-            from medlit.cli import main
-
-            main(command)
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            (self.folder / f"written{rank}.json").write_text(json.dumps(sorted(written)))
-            sys.stderr.flush()
-            os._exit(code)
-
-    def log(self, rank: int) -> str:
-        return (self.folder / f"log{rank}").read_text()
-
-    def gradient(self, rank: int = 0) -> Weights:
-        return torch.load(self.folder / f"gradient{rank}.pt", weights_only=True)
-
-    def written(self, rank: int, under: Path) -> set[str]:
-        paths = json.loads((self.folder / f"written{rank}.json").read_text())
-        return {path for path in paths if Path(path).is_relative_to(under)}
-
-
-def watch_files() -> set[str]:
-    """Every path that this process opens to write, or that a file of its takes the place of."""
-    written: set[str] = set()
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            written.add(os.path.abspath(arguments[0]))
-        if event == "os.rename":
-            written.add(os.path.abspath(arguments[1]))
-
-    sys.addaudithook(hook)
-    return written
-
-
-def keep_first_gradient(path: Path) -> None:
-    """Save the first optimizer step's gradient, of all processes and before it is clipped."""
-    hook = SpecialtyClassifier.on_before_optimizer_step
-
-    def keep(self: SpecialtyClassifier, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step == 0:
-            torch.save({name: p.grad for name, p in self.named_parameters() if p.grad is not None}, path)
-        hook(self, optimizer)
-
-    SpecialtyClassifier.on_before_optimizer_step = keep  # type: ignore[method-assign]
+def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    return write_config(folder / "processes.yaml", tiny_config, write_forty(folder))
 
 
 @pytest.fixture
@@ -162,16 +55,23 @@ def ranks(tmp_path: Path) -> Ranks:
     return Ranks(tmp_path)
 
 
-def far(ours: Weights, theirs: Weights) -> float:
-    """Distance of two gradients, relative to their length."""
-    assert ours.keys() == theirs.keys()
-    length = torch.cat([value.flatten() for value in theirs.values()]).norm()
-    return float(torch.cat([(ours[name] - theirs[name]).flatten() for name in ours]).norm() / length)
+# Two hosts of two processes each, and of the config for them only what a GPU is needed for set otherwise.
+SLURM = ["--config", SLURM_CONFIG, "--trainer.accelerator", "cpu", "--trainer.devices", 2]
 
 
-@pytest.mark.parametrize(("size", "step"), [(2, 32), (3, 24)])
+@pytest.mark.parametrize(
+    ("size", "step", "nodes", "cluster"), [(2, 32, None, []), (3, 24, None, []), (4, 32, 2, SLURM)]
+)
 def test_several_train_test_and_file_as_one_does(
-    medlit: Medlit, ranks: Ranks, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, step: int
+    medlit: Medlit,
+    ranks: Ranks,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    step: int,
+    nodes: int | None,
+    cluster: list[object],
 ) -> None:
     run, alone = tmp_path / "several", tmp_path / "alone"
     settings = ["--config", config, "--data.examples_per_step", step]
@@ -180,7 +80,7 @@ def test_several_train_test_and_file_as_one_does(
         keep_first_gradient(tmp_path / "gradient.pt")
         assert medlit("fit", *settings, "--run", alone).code == 0
 
-    assert ranks(size, "fit", *settings, "--run", run) == [0] * size, ranks.log(0)
+    assert ranks(size, "fit", *settings, *cluster, "--run", run, nodes=nodes) == [0] * size, ranks.log(0)
     one = torch.load(tmp_path / "gradient.pt", weights_only=True)
     assert all(far(ranks.gradient(rank), one) < 1e-5 for rank in range(size))
     points, theirs = curves(run), curves(alone)
@@ -193,14 +93,15 @@ def test_several_train_test_and_file_as_one_does(
     # From one checkpoint, so that nothing is left to rounding in training.
     saved = ["--config", config, "--ckpt_path", alone / "checkpoints" / "best.ckpt", "--run"]
     assert medlit("test", *saved, alone).code == 0
-    assert ranks(size, "test", *saved, run) == [0] * size, ranks.log(0)
+    assert ranks(size, "test", *saved, run, *cluster, nodes=nodes) == [0] * size, ranks.log(0)
     ours, theirs_ = (json.loads((place / "test_metrics.json").read_text()) for place in (run, alone))
     assert ours.pop("loss") == pytest.approx(theirs_.pop("loss"), abs=1e-5)
     assert ours == theirs_
     assert ours["n"] == 5
 
     assert medlit("predict", *saved, alone, "--data.predict_source", "validation").code == 0
-    assert ranks(size, "predict", *saved, run, "--data.predict_source", "validation") == [0] * size, ranks.log(0)
+    asked = [*saved, run, "--data.predict_source", "validation", *cluster]
+    assert ranks(size, "predict", *asked, nodes=nodes) == [0] * size, ranks.log(0)
     assert (run / "predictions.csv").read_bytes() == (alone / "predictions.csv").read_bytes()
     assert list(pd.read_csv(run / "predictions.csv")["id"]) == [f"validation {i}" for i in range(7)]
     parts = [ranks.written(rank, run) for rank in range(size)]
@@ -354,11 +255,10 @@ def test_when_one_fails_lightning_s_own_processes_stop(
     config: Path, tmp_path: Path, failing: int, does: str, code: int, says: str
 ) -> None:
     """As started by one command; its output ends when the last process that could write to it has."""
-    done = started_by_one(config, tmp_path, failing, f"print('failed', time.time(), flush=True); {does}")
+    done = started_by_one(config, tmp_path, failing, does)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
-    assert done.stdout.count("failed") == 1
-    assert time.time() - float(done.stdout.partition("failed ")[2].split()[0]) < 60
+    assert seconds_since_failure(done.stdout) < 60
     if code == 2:
         assert "Traceback" not in done.stderr
     if failing == 1 and code != 137:
@@ -377,24 +277,8 @@ def test_ctrl_c_saves_and_stops_lightning_s_own_processes(config: Path, tmp_path
 
 def started_by_one(config: Path, folder: Path, rank: int, does: str) -> subprocess.CompletedProcess[str]:
     """A fit by two processes of which Lightning starts the second; one of them does something in the second step."""
-    script = folder / "run.py"
-    script.write_text(
-        "import os, signal, time\n"
-        "from medlit.__main__ import import_unsloth, main\n"
-        "import_unsloth()\n"
-        "from medlit.errors import UserError\n"
-        "from medlit.model.module import SpecialtyClassifier as Module\n"
-        "step, done = Module.training_step, []\n"
-        "def training_step(self, batch, batch_idx):\n"
-        f"    if self.trainer.global_rank == {rank} and self.global_step == 1 and not done:\n"
-        "        done.append(True)\n"
-        f"        {does}\n"
-        "    return step(self, batch, batch_idx)\n"
-        "Module.training_step = training_step\n"
-        "main()\n"
-    )
+    script = write_runner(folder / "run.py", rank, does)
     command = [sys.executable, script, "fit", "--config", config, "--run", folder / "run", *DDP, "2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=200, start_new_session=True
+        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=200, start_new_session=True
     )

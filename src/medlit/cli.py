@@ -55,6 +55,7 @@ from medlit.preflight import (
     check_device,
     check_environment,
     check_settings,
+    check_slurm,
     check_writable,
 )
 from medlit.quiet import quiet
@@ -183,6 +184,7 @@ class MedlitCLI(LightningCLI):
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":
             self._prepare_predict(config)
+        check_slurm(trainer.plugins)
         self.run_folder = self._choose_run(config)
         check_writable("run" if config.run else "trainer.default_root_dir", self.run_folder / "checkpoints")
 

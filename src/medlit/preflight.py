@@ -26,6 +26,8 @@ ENV_PREFIX = "MEDLIT"
 # Names with the prefix that are no settings of a verb.
 ENV_OTHERS = ("MEDLIT_CACHE",)
 MONITORS = tuple(f"val/{name}" for name in (LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE))
+# What tells a process of srun its place.
+_SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 # Settings of which there is at least one.
 _COUNTS = (
     "val_every_steps",
@@ -125,6 +127,27 @@ def check_environment(parsers: Mapping[str, LightningArgumentParser]) -> None:
                 f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
             )
+
+
+def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, several or none, as jsonargparse parsed them
+    """Check that `srun` started this process, where a config counts on it, and said how many there are on each machine.
+
+    Raises:
+        UserError: it did not.
+    """
+    wanted = plugins if isinstance(plugins, list) else [plugins]
+    if not any(isinstance(each, Namespace) and str(each.class_path).endswith(".SLURMEnvironment") for each in wanted):
+        return
+    if missing := [name for name in _SLURM if name not in os.environ]:
+        raise UserError(
+            f"trainer.plugins: SLURMEnvironment wants processes that srun starts, and ${missing[0]} is not set; put"
+            " srun before the command, in a job of sbatch, or leave configs/hardware/slurm.yaml out."
+        )
+    if int(os.environ["SLURM_NTASKS"]) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(
+            "trainer.plugins: SLURMEnvironment must know how many processes a machine has; give sbatch"
+            " --ntasks-per-node instead of --ntasks."
+        )
 
 
 def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace

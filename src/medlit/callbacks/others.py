@@ -17,6 +17,8 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
+from medlit.errors import UserError
+
 PATIENCE = 10.0  # seconds in which a process that failed has told why and gone
 # How gloo and NCCL say that another process has gone.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "gloo", "NCCL", "Socket")
@@ -32,8 +34,15 @@ class Launcher(_SubprocessScriptLauncher):
     observer: Observer | None = None
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Start the others, then do what is to be done."""
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        """Start the others, then do what is to be done.
+
+        Raises:
+            UserError: what started this process started another number of them than the config wants.
+        """
+        try:
+            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        except ValueError as error:
+            raise UserError(f"trainer.devices: {error}") from error
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             self.observer = Observer(self.procs)

@@ -52,6 +52,7 @@ class PredictionWriter(L.Callback):
         """
         if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
             return
+        self.path = trainer.strategy.broadcast(self.path)  # to another host the next run's number may be another one
         data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         self._origin = _origin(trainer, pl_module, data, self.checkpoint)
         if not self.resume:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+Weights = dict[str, torch.Tensor]
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "TranscriptionDataModule", "global_step", "epoch")
 # How fast a run was, by means over the last steps of this process, is no part of how it ended.
 CLOCKED = {"train/tokens_per_second", "train/notes_per_second", "train/padding"}
@@ -69,3 +70,10 @@ def _unequal(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:
         return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other  # type: ignore[arg-type]
 
     return sorted(name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name)))
+
+
+def far(ours: Weights, theirs: Weights) -> float:
+    """Distance of two gradients, relative to their length."""
+    assert ours.keys() == theirs.keys()
+    length = torch.cat([value.flatten() for value in theirs.values()]).norm()
+    return float(torch.cat([(ours[name] - theirs[name]).flatten() for name in ours]).norm() / length)

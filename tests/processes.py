@@ -1,4 +1,4 @@
-"""Runs of several processes on one machine: forks of this one that find one another, and commands of their own.
+"""Runs of several processes on one machine: forks of this one that find one another.
 
 A fork has imported everything, so that four cost little more than one.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import yaml
+from compare import Weights
 from fakes import notes, write_csv
 
 from medlit.model.module import SpecialtyClassifier
 
-Weights = dict[str, torch.Tensor]
 Place = dict[str, str]
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices"]
 SLURM_CONFIG = Path(__file__).parents[1] / "configs" / "hardware" / "slurm.yaml"
@@ -187,45 +187,3 @@ def keep_first_gradient(path: Path) -> None:
         hook(self, optimizer)
 
     SpecialtyClassifier.on_before_optimizer_step = keep  # type: ignore[method-assign]
-
-
-def far(ours: Weights, theirs: Weights) -> float:
-    """Distance of two gradients, relative to their length."""
-    assert ours.keys() == theirs.keys()
-    length = torch.cat([value.flatten() for value in theirs.values()]).norm()
-    return float(torch.cat([(ours[name] - theirs[name]).flatten() for name in ours]).norm() / length)
-
-
-RUNNER = """
-import os, signal, time
-from medlit.__main__ import import_unsloth, main
-import_unsloth()
-from medlit.errors import UserError
-from medlit.model.module import SpecialtyClassifier as Module
-step, done = Module.training_step, []
-def training_step(self, batch, batch_idx):
-    if self.trainer.global_rank == {rank} and self.global_step == 1 and not done:
-        done.append(True)
-        print('failed', time.time(), flush=True)
-        {does}
-    return step(self, batch, batch_idx)
-Module.training_step = training_step
-main()
-"""
-
-
-def write_runner(path: Path, rank: int, does: str) -> Path:
-    """A program that is `medlit`, but in the second step one of its processes says so and does something."""
-    path.write_text(RUNNER.format(rank=rank, does=does))
-    return path
-
-
-def seconds_since_failure(output: str) -> float:
-    """How long ago a process of that program did it; exactly one has."""
-    assert output.count("failed") == 1, output
-    return time.time() - float(output.partition("failed ")[2].split()[0])
-
-
-def environment() -> dict[str, str]:
-    """Variables for a command of its own that imports what this process does."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

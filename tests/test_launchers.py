@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commands import environment, seconds_since_failure, write_runner
 from compare import curves
 from processes import (
     SLURM_CONFIG,
     Ranks,
     by_srun,
-    environment,
-    seconds_since_failure,
     write_config,
     write_forty,
-    write_runner,
 )
 
 from medlit.data.batches import Batch
@@ -30,7 +28,7 @@ from medlit.model.module import SpecialtyClassifier
 if TYPE_CHECKING:
     from conftest import Medlit
 
-# Without the two dashes torchrun takes --run as short for an option of its own.
+# Two dashes come after it: without them torchrun takes --run as short for an option of its own.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 # Of the config for two hosts of 8 GPUs only what a GPU is needed for is set otherwise.

@@ -5,6 +5,7 @@ The processes are forks of this one, which has imported everything, and find one
 
 from __future__ import annotations
 
+import atexit
 import json
 import signal
 import subprocess
@@ -17,20 +18,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 import torch
-from compare import curves, last_checkpoint
+from commands import environment, seconds_since_failure, write_runner
+from compare import curves, far, last_checkpoint
+from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from processes import (
     DDP,
     SLURM_CONFIG,
     STEPS,
     Ranks,
-    environment,
-    far,
     keep_first_gradient,
-    seconds_since_failure,
     write_config,
     write_forty,
-    write_runner,
 )
 
 from medlit.callbacks.last import LastCheckpoint
@@ -189,6 +188,14 @@ def test_the_first_process_ends_with_the_word_and_the_code_of_the_one_that_faile
 def test_a_bug_of_the_first_process_is_its_own() -> None:
     trainer = trainer_with(subprocess.Popen(["sleep", "100"]))
     assert end_others(trainer, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_one_that_fails_does_not_take_leave_of_the_others() -> None:
+    """NCCL's leave-taking waits until all of them do; there is none in a test without GPUs, so it is looked for."""
+    before = atexit._ncallbacks()
+    atexit.register(_destroy_dist_connection)
+    assert end_others(SimpleNamespace(strategy=SimpleNamespace(launcher=None)), RuntimeError("a bug")) is None  # type: ignore[arg-type]
+    assert atexit._ncallbacks() == before
 
 
 @pytest.mark.parametrize(("hows", "told", "code"), FAILURES)

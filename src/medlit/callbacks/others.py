@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.fabric.utilities.distributed import _destroy_dist_connection, _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
@@ -93,6 +94,9 @@ def end_others(trainer: L.Trainer, error: BaseException) -> tuple[str, int] | No
     Returns:
         Of a process that failed before this one did, and so is why this one ends: what to say of it, and its exit code.
     """
+    # At the end of a process Lightning takes leave of the others, which with NCCL all have to do at the same time: one
+    # that fails would hang, and whoever watches it (`srun`, `torchrun`, the observer) would not see that it has ended.
+    atexit.unregister(_destroy_dist_connection)
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, Launcher) or not launcher.procs:
         return None

@@ -1,0 +1,42 @@
+"""Commands of their own that are `medlit` with one of its processes made to fail; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+RUNNER = """
+import os, signal, time
+from medlit.__main__ import import_unsloth, main
+import_unsloth()
+from medlit.errors import UserError
+from medlit.model.module import SpecialtyClassifier as Module
+step, done = Module.training_step, []
+def training_step(self, batch, batch_idx):
+    if self.trainer.global_rank == {rank} and self.global_step == 1 and not done:
+        done.append(True)
+        print('failed', time.time(), flush=True)
+        {does}
+    return step(self, batch, batch_idx)
+Module.training_step = training_step
+main()
+"""
+
+
+def write_runner(path: Path, rank: int, does: str) -> Path:
+    """A program that is `medlit`, but in the second step one of its processes says so and does something."""
+    path.write_text(RUNNER.format(rank=rank, does=does))
+    return path
+
+
+def seconds_since_failure(output: str) -> float:
+    """How long ago a process of that program did it; exactly one has."""
+    assert output.count("failed") == 1, output
+    return time.time() - float(output.partition("failed ")[2].split()[0])
+
+
+def environment() -> dict[str, str]:
+    """Variables for a command of its own that imports what this process does."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -33,7 +33,7 @@ class Throughput(L.Callback):
     """Tokens and notes a second of all processes, padding, peak GPU memory, share of the GPU's arithmetic (MFU).
 
     Rates are means over the last optimizer steps, without validations and, once there is another, without the first
-    step, which compiles. Each process counts its own share, and shares are nearly equal. The clock is the host's: a
+    step, which compiles. Each process counts its own share, equal over some steps. The clock is the host's: a
     GPU works behind it, but never by more than the step that the next log line waits for.
 
     Real tokens count, padding does not. MFU (Chowdhery 2022, arXiv 2204.02311) is against the maker's figure for dense

@@ -148,7 +148,13 @@ def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
     window = max(map(len, prompts)) + max(map(len, answers))
     threads = len(os.sched_getaffinity(0))
     model = llama_cpp.Llama(
-        request["path"], n_ctx=window, n_threads=threads, n_gpu_layers=0, logits_all=True, verbose=False
+        request["path"],
+        n_ctx=window,
+        n_threads=threads,
+        n_threads_batch=threads,  # otherwise all of the machine's, whatever part of it this process may use
+        n_gpu_layers=0,
+        logits_all=True,
+        verbose=False,
     )
     nats = []
     for prompt in _shown(request):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,6 +180,25 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=says):
         exported(run, "merged")
     assert left(run) == set()
+
+
+def test_an_export_that_is_ended_by_its_job_manager_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import job
+
+    before = signal.getsignal(signal.SIGTERM)
+    half: list[set[str]] = []
+
+    def ended(*_: object) -> None:
+        half.append(left(run))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(job, "write_merged", ended)
+    with pytest.raises(SystemExit) as stop:
+        exported(run, "merged")
+    assert stop.value.code == 143
+    assert len(half[0]) == 2, "it was in the middle of writing"
+    assert left(run) == set()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.usefixtures("fresh")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -115,16 +117,24 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
 
 def _quantise(full: Path, path: Path) -> None:
     import ctypes
-    import logging
 
     import llama_cpp
 
-    # It tells of each tensor otherwise.
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    if llama_cpp.llama_model_quantize(bytes(full), bytes(path), ctypes.byref(how)) != 0:
-        raise UserError("gguf_types: llama.cpp could not quantise this model to q4_k_m; leave it out.")
+    with tempfile.TemporaryFile() as said:
+        # llama.cpp tells of each tensor, some of it past its own log.
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            failed = llama_cpp.llama_model_quantize(bytes(full), bytes(path), ctypes.byref(how)) != 0
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        last = (said.read().decode(errors="replace").strip().splitlines() or ["it does not say why"])[-1]
+    if failed:
+        raise UserError(f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({last}); leave it out.")
 
 
 def _add_shape(writer: Any, config: dict[str, Any]) -> None:  # noqa: ANN401 - gguf is imported late

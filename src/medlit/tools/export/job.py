@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     job.model = weights.load(job.device)
     _say("weighing the specialties with medlit's model")
     questions = ask(job.model, data_module(config), LabelSet(tuple(weights.structure.labels)), options.notes)
-    job.write(questions, quantisations, repository)
+    with _cleared_away():
+        job.write(questions, quantisations, repository)
     return 0
 
 
@@ -247,6 +250,20 @@ def _own(weights: Weights, device: torch.device) -> str:
 def _made(folder: Path) -> Path:
     folder.mkdir(mode=0o700)
     return folder
+
+
+@contextmanager
+def _cleared_away() -> Iterator[None]:
+    """Let a job manager's SIGTERM end the export as Ctrl-C does, with what is half written removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

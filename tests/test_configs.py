@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +54,20 @@ def parse(configs: tuple[Path, ...], verb: str = "fit", *flags: str) -> Namespac
     """The settings of a verb after all layers; nothing is built."""
     layers = [argument for path in configs for argument in ("--config", str(path))]
     return parser().parse_args([verb, *layers, *flags])[verb]
+
+
+@cache
+def unsloths_names() -> ModuleType:
+    """Unsloth's tables of repositories, without Unsloth, whose import takes ten seconds."""
+    package = importlib.util.find_spec("unsloth")
+    assert package is not None
+    assert package.origin is not None
+    spec = importlib.util.spec_from_file_location("names", Path(package.origin).with_name("models") / "mapper.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def layered(path: Path) -> tuple[Path, ...]:
@@ -119,8 +135,8 @@ BASES = {
     "mistral_nemo_instruct": "unsloth/Mistral-Nemo-Instruct-2407-bnb-4bit",
     "mistral_7b": "unsloth/mistral-7b-v0.3-bnb-4bit",
     "mistral_7b_instruct": "unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
-    "phi35_mini": "unsloth/Phi-3.5-mini-instruct",
-    "phi3_medium": "unsloth/Phi-3-medium-4k-instruct",
+    "phi35_mini": "unsloth/Phi-3.5-mini-instruct-bnb-4bit",
+    "phi3_medium": "unsloth/Phi-3-medium-4k-instruct-bnb-4bit",
     "gemma2_9b": "unsloth/gemma-2-9b-bnb-4bit",
     "gemma2_27b": "unsloth/gemma-2-27b-bnb-4bit",
 }
@@ -183,6 +199,19 @@ def test_a_layer_states_differences_only(recipe: Namespace, path: Path) -> None:
 def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
     found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("models/*.yaml") if path != SMALL}
     assert {name: values["model"]["backbone"]["base_model"] for name, values in found.items()} == BASES
+
+
+@pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", RECIPE, *LAYERS], ids=lambda path: path.stem)
+def test_a_base_in_four_bits_is_named_as_it_is_stored(path: Path) -> None:
+    """The mapper would take another name for it otherwise, and a reader of the YAML would expect that one."""
+    backbone = parse(layered(path)).model.backbone
+    if path in (SMALL, CONFIGS / "quickstart.yaml"):
+        assert backbone.base_model == "builtin:smollm2-135m"  # no repository
+        return
+    assert backbone.load_in_4bit
+    assert backbone.base_model.endswith("-bnb-4bit")
+    tables = unsloths_names()
+    assert backbone.base_model in tables.INT_TO_FLOAT_MAPPER.keys() | tables.FLOAT_TO_INT_MAPPER.keys()
 
 
 @pytest.mark.parametrize("name", BASES)

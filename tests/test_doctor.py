@@ -301,6 +301,15 @@ def test_an_unusable_cache_fails_and_a_full_disk_warns(
     assert "MEDLIT_CACHE" in rows["cache"].cure
 
 
+def test_the_hub_s_cache_is_looked_for_where_the_hub_s_libraries_have_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/home/hub, ")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "weights"))
+    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/weights, ")
+
+
 def test_a_cache_that_takes_no_file_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

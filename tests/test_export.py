@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +134,21 @@ def test_several_shards_are_one_model(llama: Path, run: Path, tmp_path: Path, mo
     assert all(torch.equal(one[name], several[name]) for name in one)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_of_the_original_weights_those_are_read_that_transformers_loads(
+    llama: Path, tmp_path: Path, shards: int
+) -> None:
+    """Mistral's repositories hold all weights a second time, in a file of other names."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama)
+    model.save_pretrained(tmp_path, max_shard_size="100KB" if shards > 1 else "1GB")
+    assert len(list(tmp_path.glob("*.safetensors"))) >= shards
+    shutil.copy(llama / "model.safetensors", tmp_path / "consolidated.safetensors")
+    names = [name for shard in original_shards(tmp_path) for name, _ in shard]
+    assert len(names) == len(set(names)) == len(model.state_dict())
+
+
 def test_an_adapter_of_another_model_is_refused(llama: Path, run: Path, tmp_path: Path) -> None:
     shards = [[(name.replace("layers.1.", "layers.7."), value) for name, value in next(original_shards(llama))]]
     with pytest.raises(UserError, match=r"adapter's weights, such as model\.layers\.1\..*no place"):
@@ -164,6 +182,25 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(
     assert left(run) == set()
 
 
+def test_an_export_that_is_ended_by_its_job_manager_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import job
+
+    before = signal.getsignal(signal.SIGTERM)
+    half: list[set[str]] = []
+
+    def ended(*_: object) -> None:
+        half.append(left(run))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(job, "write_merged", ended)
+    with pytest.raises(SystemExit) as stop:
+        exported(run, "merged")
+    assert stop.value.code == 143
+    assert len(half[0]) == 2, "it was in the middle of writing"
+    assert left(run) == set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.usefixtures("fresh")
 def test_a_tokenizer_that_cuts_otherwise_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from medlit.tools.export import reload
@@ -189,6 +226,46 @@ def test_labels_and_drift_are_told_apart() -> None:
     found = compare(ours, np.array([[-1.0, -0.5], [-3.0, -1.0]]), ["a", "b"], near=0.5)
     assert (found.changed, found.changed_ids, found.drift_max, found.all_max) == (1, ["a"], 0.0, 1.5)
     assert found.undecided == 0, "medlit's model held them 1 nat apart"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "limit", "moved", "passes"),
+    [
+        (None, None, 0.6, False),
+        ("q8_0", None, 0.6, False),
+        ("q4_k_m", None, 0.6, True),
+        ("q4_k_m", None, 5.0, False),
+        ("q4_k_m", 0.5, 0.6, False),
+        ("f16", 1.0, 0.6, True),
+    ],
+)
+def test_how_far_answers_may_move_goes_by_the_number_format_unless_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, quantisation: str | None, limit: float | None, moved: float, passes: bool
+) -> None:
+    from medlit.tools.export import verify
+    from medlit.tools.export.source import Questions
+
+    nats = np.array([[-1.0, -9.0], [-9.0, -1.0]])
+    told = {"nats": (nats - moved).tolist(), "tokens": None, "reader": "a test"}
+    monkeypatch.setattr(verify, "answer", lambda *_: told)
+    verification = verify.Verification(Questions("test", ["a", "b"], [], [[1], [2]], [], [], nats), 0.0, limit)
+    request = verify.Request("llama.cpp", Path("model.gguf"))
+    refused = nullcontext() if passes else pytest.raises(UserError, match="max_drift: the file moves")
+    with refused:
+        verification.check("the file", request, torch.device("cpu"), quantisation=quantisation)
+    assert verification.rows[0]["against_medlit"]["changed"] == 0
+
+
+def test_notes_clearly_told_apart_count_whatever_drift_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import verify
+    from medlit.tools.export.source import Questions
+
+    nats = np.array([[-1.0, -2.0]])
+    told = {"nats": nats[:, ::-1].tolist(), "tokens": None, "reader": "a test"}
+    monkeypatch.setattr(verify, "answer", lambda *_: told)
+    verification = verify.Verification(Questions("test", ["a"], [], [[1], [2]], [], [], nats), 0.02, 9.0)
+    with pytest.raises(UserError, match="1 of 1 notes clearly another"):
+        verification.check("the file", verify.Request("llama.cpp", Path("m.gguf")), torch.device("cpu"))
 
 
 def test_a_note_between_two_specialties_may_fall_either_way_and_is_told() -> None:
@@ -301,9 +378,16 @@ def test_what_gguf_is_not_written_of_is_told(llama: Path, tmp_path: Path, file: 
 def test_a_quantiser_that_is_missing_is_told(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from medlit.tools.export import gguf
 
-    monkeypatch.setattr(gguf, "has_llama_cpp", lambda: False)
-    with pytest.raises(UserError, match="pip install --no-deps diskcache llama-cpp-python"):
-        gguf.check_convertible(llama, ["q4_k_m"])
+    found = importlib.util.find_spec
+    for absent in ("llama_cpp", "diskcache"):  # the second one is all that the first asks for and medlit does not
+        monkeypatch.setattr(
+            gguf.importlib.util,
+            "find_spec",
+            lambda name, absent=absent: None if name == absent else found("json" if name == "llama_cpp" else name),
+        )
+        with pytest.raises(UserError, match=r"pip install --no-deps \"llama-cpp-python>=0\.3\.30,<0\.4\" diskcache"):
+            gguf.check_convertible(llama, ["q4_k_m"])
+        gguf.check_convertible(llama, ["f16", "q8_0"])
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def hub_home() -> Path:
     return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
+def hub_cache_dir() -> Path:
+    """The folder that base models and data sets of the Hub are downloaded to."""
+    return Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
+
+
 def hub_is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` keeps the Hub's libraries to what is cached, as they read it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

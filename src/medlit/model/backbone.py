@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,9 @@ from medlit.errors import UserError
 from medlit.model import attention, memory
 from medlit.model.settings import Backbone, Lora
 from medlit.weights import PACKED, missing, resolve
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Where Unsloth's own attention call is kept while medlit's stands in its place.
@@ -50,20 +53,27 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
         device: where this process computes.
 
     Raises:
-        UserError: there is no such model, or the machine cannot hold it as asked.
+        UserError: there is no such model, or it or the machine cannot hold it as asked.
     """
-    from unsloth import FastLanguageModel
+    from unsloth import FastLanguageModel  # isort: skip - before transformers
+    from transformers import AutoConfig
 
     if device.type == "cpu" and lora is not None and backbone.dtype == "float16":
         raise UserError("model.backbone.dtype: float16 does not train on a CPU; set it to 'auto'.")
     chatter = io.StringIO()
+    where = resolve(backbone.base_model)
     try:
-        _check_room(backbone, device)
+        config = AutoConfig.from_pretrained(where, revision=backbone.revision, trust_remote_code=False)
+        check_stored(backbone, config)
+        _check_room(backbone, config, device)
         # Unsloth prints a banner to standard output, where a prediction may be expected.
         with contextlib.redirect_stdout(chatter):
             model, _ = FastLanguageModel.from_pretrained(
-                resolve(backbone.base_model),
+                where,
                 revision=backbone.revision,
+                # Otherwise Unsloth takes another repository for many a name ('-bnb-4bit' added for 4 bits, cut off for
+                # 16) and drops the revision; and for a name that it does not know it asks GitHub for a newer list.
+                use_exact_model_name=True,
                 max_seq_length=backbone.max_length,
                 dtype=dtype_for(device, backbone.dtype),
                 load_in_4bit=backbone.load_in_4bit,
@@ -71,6 +81,7 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                 use_gradient_checkpointing=_checkpointing(backbone),
                 trust_remote_code=False,
             )
+            _check_held(model, backbone)
             if lora is not None:
                 _check_targets(model, lora.target_modules)
                 if lora.loftq:
@@ -106,18 +117,12 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
     return model  # type: ignore[no-any-return]
 
 
-def _check_room(backbone: Backbone, device: torch.device) -> None:
+def _check_room(backbone: Backbone, config: PretrainedConfig, device: torch.device) -> None:
     """A model that is far too large would be read for minutes, 40 GB and more, before it fails.
 
     Raises:
         UserError: its weights alone are more than there is room for.
-        OSError: there is no such model.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        resolve(backbone.base_model), revision=backbone.revision, trust_remote_code=False
-    )
     in_4bit = backbone.load_in_4bit or hasattr(config, "quantization_config")
     needs = memory.loaded(config.get_text_config(), in_4bit, dtype_for(device, backbone.dtype).itemsize)
     free = memory.free_on(device)
@@ -129,6 +134,40 @@ def _check_room(backbone: Backbone, device: torch.device) -> None:
         f"{' in 4 bit' if in_4bit else ''}, and {where} {free / memory.GIB:,.1f} GiB free; every process holds the"
         " whole model, so choose a smaller base model or a device with more memory."
     )
+
+
+def check_stored(backbone: Backbone, config: PretrainedConfig) -> None:
+    """Weights that are stored in 4 bits load in 4 bits, whatever is asked for; say so before they are fetched.
+
+    Args:
+        backbone: what to load.
+        config: the base model's own.
+
+    Raises:
+        UserError: 16 bits are asked for.
+    """
+    stored = getattr(config, "quantization_config", None) or {}
+    if stored.get("load_in_4bit") and not backbone.load_in_4bit:
+        raise UserError(
+            f"model.backbone.load_in_4bit: {backbone.base_model} is stored in 4-bit; set it to true, or name a base"
+            " model with 16-bit weights."
+        )
+
+
+def _check_held(model: nn.Module, backbone: Backbone) -> None:
+    """Unsloth falls back to 16 bits without an error.
+
+    Raises:
+        UserError: 4 bits are asked for.
+    """
+    from bitsandbytes.nn import Params4bit
+
+    if backbone.load_in_4bit and not any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
+        raise UserError(
+            f"model.backbone.load_in_4bit: {backbone.base_model} did not load in 4-bit: Unsloth keeps a repository"
+            " named '-bf16' in 16 bits, and all of them where bitsandbytes does not work ('medlit doctor' tells); set"
+            " it to false, or name another base model."
+        )
 
 
 def _checkpointing(backbone: Backbone) -> str | bool:

@@ -15,7 +15,8 @@ class Backbone:
     """The frozen base model.
 
     Attributes:
-        base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama that comes along).
+        base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama that comes along). The
+            very repository that is named is loaded; a name with '-bnb-4bit' is a smaller download for load_in_4bit.
         revision: commit, tag or branch of a Hub model.
         max_length: most tokens of prompt and answer together, in training and in evaluation.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).

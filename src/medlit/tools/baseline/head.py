@@ -19,7 +19,7 @@ from torch.nn import functional
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
-from medlit.model.backbone import dtype_for
+from medlit.model.backbone import check_stored, dtype_for
 from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.resume import last_step
 from medlit.model.settings import Backbone, Lora, Optimizer
@@ -77,7 +77,8 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
         device: where to compute.
 
     Raises:
-        UserError: there is no such model, or it is neither cached nor within reach.
+        UserError: there is no such model, it is neither cached nor within reach, or it is stored in 4 bits against what
+            is asked for.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
@@ -88,6 +89,7 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
         settings = AutoConfig.from_pretrained(where, revision=backbone.revision, num_labels=k, pad_token_id=pad)
     except (OSError, ValueError) as error:
         raise missing(backbone.base_model, backbone.revision) from error
+    check_stored(backbone, settings)
     if given := getattr(settings, "quantization_config", None):
         # Quantised by its publisher, who knew of no head.
         given["llm_int8_skip_modules"] = [*(given.get("llm_int8_skip_modules") or []), HEAD]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlit import __version__
-from medlit.paths import hub_home
+from medlit.paths import hub_cache_dir, hub_home
 from medlit.runs import whole_folder
 from medlit.tools.bundle.pip import commands, own_wheel, run
 
@@ -60,10 +60,8 @@ def cached(name: str) -> list[Path]:
         name: as `named` gives it.
     """
     kind, owner, repo = name.split("/")
-    home = hub_home()
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
-    places = [hub / f"{kind}--{owner}--{repo}"]
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or hub_home() / "datasets")
+    places = [hub_cache_dir() / f"{kind}--{owner}--{repo}"]
     if kind == "datasets":
         places.append(prepared / f"{owner}___{repo}".lower())
     return [place for place in places if place.is_dir()]

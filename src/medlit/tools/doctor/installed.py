@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from medlit.errors import UserError
-from medlit.paths import HUB_TOKENS, cache_dir, hub_home, hub_is_offline
+from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
 from medlit.tools.doctor.machine import Facts
 from medlit.tools.doctor.row import CHECKOUT, REINSTALL, Row, version_of
 
@@ -113,9 +113,10 @@ def cache() -> Row:
 
 def hub_cache() -> Row:
     """The same of the cache that base models and notes from the Hub go to."""
-    folder = hub_home()
+    folder = hub_cache_dir()
+    name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    return _disk("Hub cache", folder, "set HF_HOME to a folder that you may write", there)
+    return _disk("Hub cache", folder, f"set {name} to a folder that you may write", there)
 
 
 def _disk(check: str, folder: Path, cure: str, there: Path | None = None) -> Row:

@@ -81,15 +81,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         default=0.02,
         help="most notes that may get another specialty (0 to 1); not counted are those that medlit's own model hardly"
-        " decides, the two specialties being closer than --max_drift (default: %(default)s)",
+        " decides, the two specialties being closer than 0.5 nats or --max_drift, whichever is less (default:"
+        " %(default)s)",
     )
     add(
         "--max_drift",
         type=float,
         metavar="NATS",
-        default=0.5,
-        help="most that the log-likelihood of any note's answer may move. Rounding to 16 bits moves it by 0.1, a GPU"
-        " that computes in bfloat16 by 0.3, a wrong layer by many (default: %(default)s)",
+        help="most that the log-likelihood of any note's answer may move. Rounding to 16 or 8 bits moves it by 0.1, a"
+        " GPU that computes in bfloat16 by 0.3, rounding to 4 bits by 1.6, a wrong layer by many (default: 0.5; for"
+        " q4_k_m 3)",
     )
     add("--repo", metavar="OWNER/NAME", help="hub: the repository")
     add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,10 @@ from medlit.runs import read_json
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
+INSTALL = (
+    "'pip install --no-deps \"llama-cpp-python>=0.3.30,<0.4\" diskcache' (where there is no wheel it compiles for some"
+    " ten minutes and wants cmake and a C++ compiler)"
+)
 # How a tokenizer cuts text before its merges, by the first pattern in its file; the names are llama.cpp's.
 _CUTS = {
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
@@ -33,8 +39,8 @@ _CUTS = {
 
 
 def has_llama_cpp() -> bool:
-    """Whether llama-cpp-python is installed."""
-    return importlib.util.find_spec("llama_cpp") is not None
+    """Whether llama-cpp-python is installed, with the one requirement that nothing else here has."""
+    return all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "diskcache"))
 
 
 def check_convertible(model: Path, wanted: list[str]) -> None:
@@ -60,8 +66,7 @@ def check_convertible(model: Path, wanted: list[str]) -> None:
     _cut(read_json(model / "tokenizer.json"))
     if "q4_k_m" in wanted and not has_llama_cpp():
         raise UserError(
-            "gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run 'pip install --no-deps diskcache"
-            " llama-cpp-python' (it compiles for some minutes and wants cmake and a C++ compiler), or leave it out."
+            f"gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run {INSTALL}, or leave it out."
         )
 
 
@@ -117,8 +122,19 @@ def _quantise(full: Path, path: Path) -> None:
 
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    if llama_cpp.llama_model_quantize(bytes(full), bytes(path), ctypes.byref(how)) != 0:
-        raise UserError("gguf_types: llama.cpp could not quantise this model to q4_k_m; leave it out.")
+    with tempfile.TemporaryFile() as said:
+        # llama.cpp tells of each tensor, some of it past its own log.
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            failed = llama_cpp.llama_model_quantize(bytes(full), bytes(path), ctypes.byref(how)) != 0
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        last = (said.read().decode(errors="replace").strip().splitlines() or ["it does not say why"])[-1]
+    if failed:
+        raise UserError(f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({last}); leave it out.")
 
 
 def _add_shape(writer: Any, config: dict[str, Any]) -> None:  # noqa: ANN401 - gguf is imported late

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -24,7 +28,7 @@ from medlit.preflight import check_device, check_settings, check_writable
 from medlit.quiet import quiet
 from medlit.runs import whole_folder, write_json
 from medlit.tools.export.card import write_card
-from medlit.tools.export.gguf import QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
+from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
 from medlit.tools.export.hub import Repository
 from medlit.tools.export.merged import model_folder, original_shards, trained_shards, write_merged
 from medlit.tools.export.source import Questions, Weights, ask, find_weights, published, recorded
@@ -61,10 +65,16 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     job = _Job(options, weights, _device(config.trainer.accelerator))
     if options.to == "gguf":
         check_convertible(model_folder(job.onto, weights.backbone.revision), quantisations)
+        if not has_llama_cpp():
+            _say(
+                f"llama.cpp is not installed, so the files are read again with transformers; to have it, run {INSTALL}"
+            )
     _say(f"loading {weights.backbone.base_model} and {weights.name}")
     job.model = weights.load(job.device)
+    _say("weighing the specialties with medlit's model")
     questions = ask(job.model, data_module(config), LabelSet(tuple(weights.structure.labels)), options.notes)
-    job.write(questions, quantisations, repository)
+    with _cleared_away():
+        job.write(questions, quantisations, repository)
     return 0
 
 
@@ -188,9 +198,10 @@ class _Job:
             path = folder / f"model-{one}.gguf"
             _say(f"writing {path.name}")
             write_gguf(merged, path, one)
-            loader = "llama.cpp" if has_llama_cpp() else "transformers-gguf"
-            _say(f"loading it again with {loader}")
-            verification.check(path.name, Request(loader, path), torch.device("cpu"), beside)
+            with_llama_cpp = has_llama_cpp()
+            _say(f"loading it again with {'llama.cpp' if with_llama_cpp else 'transformers'}")
+            request = Request("llama.cpp" if with_llama_cpp else "transformers-gguf", path)
+            verification.check(path.name, request, torch.device("cpu"), beside, one)
         self.weights.describe(folder, whole=True)
 
 
@@ -213,7 +224,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         raise UserError(f"notes: must be at least 1, not {options.notes}.")
     if not 0 <= options.max_changed <= 1:
         raise UserError(f"max_changed: must be a share from 0 to 1, not {options.max_changed:g}.")
-    if not options.max_drift > 0:
+    if options.max_drift is not None and not options.max_drift > 0:
         raise UserError(f"max_drift: must be over 0 nats, not {options.max_drift:g}.")
     if options.to != "hub" and (options.push or options.public or options.repo):
         raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
@@ -242,6 +253,20 @@ def _made(folder: Path) -> Path:
 
 
 @contextmanager
+def _cleared_away() -> Iterator[None]:
+    """Let a job manager's SIGTERM end the export as Ctrl-C does, with what is half written removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
     """A folder beside the export, on the disk that must take it anyway, for what is only a step on the way."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-step-", dir=output.parent) as name:
@@ -249,4 +274,6 @@ def _scratch(output: Path) -> Iterator[Path]:
 
 
 def _say(text: str) -> None:
-    print(f"medlit: {text}", file=sys.stderr)
+    """Tell a step, with the minutes and seconds since the command was given."""
+    minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
+    print(f"medlit: {minutes}:{seconds:02} {text}", file=sys.stderr, flush=True)

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of PEFT's names before the model's own
 _INDEX = "model.safetensors.index.json"
+_FILES = ["*.json", "*.safetensors"]
+_TWICE = [
+    "consolidated*.safetensors",
+    "original/*",
+]  # the same weights again, named as their publisher's own code has it
 _SHARD = 2 * 10**9  # bytes
 Named = Iterable[tuple[str, Tensor]]
 
@@ -47,7 +52,7 @@ def model_folder(base_model: str, revision: str | None) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(where, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+            folder = Path(snapshot_download(where, revision=revision, allow_patterns=_FILES, ignore_patterns=_TWICE))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise missing(base_model, revision) from error
     if not list(folder.glob("*.safetensors")):
@@ -67,9 +72,17 @@ def original_shards(folder: Path) -> Iterator[Named]:
         raise UserError(
             "onto: the base model's own weights are quantised; name 16-bit ones with --base, or leave --onto out."
         )
-    for shard in sorted(folder.glob("*.safetensors")):
+    for shard in _shards(folder):
         with safe_open(shard, framework="pt") as file:
             yield [(name, file.get_tensor(name)) for name in file.keys()]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that transformers loads; others beside them may hold the same weights by other names."""
+    if (folder / _INDEX).is_file():
+        return sorted({folder / name for name in read_json(folder / _INDEX)["weight_map"].values()})
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def trained_shards(inner: nn.Module) -> Iterator[Named]:

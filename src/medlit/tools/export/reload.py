@@ -3,7 +3,8 @@
 One JSON object comes in by standard input and one goes out by standard output. Prompts come as token ids through the
 pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
 
-    in    loader   "transformers" | "peft" | "llama.cpp" | "transformers-gguf"
+    in    bar      an open file descriptor that takes a progress bar
+          loader   "transformers" | "peft" | "llama.cpp" | "transformers-gguf"
           path     the export: a folder, or a GGUF file
           base     peft: the base model, a folder or a Hub id, with its revision; four_bit: hold it in NF4
           dtype    "float32", "bfloat16" or "float16"; device: as PyTorch names it
@@ -19,6 +20,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
 
     model, reader = _load(request)
     model.eval()
-    nats = _score(model, request["prompts"], request["answers"])
+    nats = _score(model, _shown(request), request["answers"])
     path = Path(request["path"])
     if request["loader"] == "transformers-gguf":
         tokens = None  # what transformers makes of a GGUF file's tokenizer is its own conversion
@@ -52,6 +54,14 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]]
     return {"nats": nats, "tokens": tokens, "reader": f"{reader}, torch {torch.__version__} on {request['device']}"}
+
+
+def _shown(request: dict[str, Any]) -> Iterator[list[int]]:
+    """Yield the prompts, and show how far it is."""
+    from tqdm import tqdm
+
+    with os.fdopen(os.dup(request["bar"]), "w") as file:
+        yield from tqdm(request["prompts"], "Weighing again", unit=" notes", leave=False, file=file)
 
 
 def _load(request: dict[str, Any]) -> tuple[Any, str]:
@@ -92,7 +102,7 @@ def _nf4(dtype: Any) -> Any:  # noqa: ANN401 - torch and transformers come late
     )
 
 
-def _score(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
+def _score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
     """Log-likelihood of each answer after each prompt, in nats, (N, K): the prompt is computed once."""
     import torch
 
@@ -138,10 +148,16 @@ def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
     window = max(map(len, prompts)) + max(map(len, answers))
     threads = len(os.sched_getaffinity(0))
     model = llama_cpp.Llama(
-        request["path"], n_ctx=window, n_threads=threads, n_gpu_layers=0, logits_all=True, verbose=False
+        request["path"],
+        n_ctx=window,
+        n_threads=threads,
+        n_threads_batch=threads,  # otherwise all of the machine's, whatever part of it this process may use
+        n_gpu_layers=0,
+        logits_all=True,
+        verbose=False,
     )
     nats = []
-    for prompt in prompts:
+    for prompt in _shown(request):
         model.reset()
         model.eval(prompt)
         found = []

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.data.datamodule import TranscriptionDataModule
@@ -212,13 +213,16 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
     batches = BatchRows(rows, data.collator.prompts)
     device = language_model.causal_lm(model).device
     nats = []
-    for start in range(0, len(rows), _BATCH):
-        made: Any = batches[list(range(start, min(start + _BATCH, len(rows))))]
-        prompts = move_data_to_device(made, device)
-        with torch.no_grad(), at_default_precision(device):
-            told = decoder(prompts).label_nats
-        assert told is not None
-        nats.append(told.double().numpy())
+    with Tqdm(desc="Weighing", total=len(rows), unit=" notes", leave=False) as bar:
+        for start in range(0, len(rows), _BATCH):
+            places = list(range(start, min(start + _BATCH, len(rows))))
+            made: Any = batches[places]
+            prompts = move_data_to_device(made, device)
+            with torch.no_grad(), at_default_precision(device):
+                told = decoder(prompts).label_nats
+            assert told is not None
+            nats.append(told.double().numpy())
+            bar.update(len(places))
     texts = [*labels, data.instruction]
     tokenizer = data.prompt.tokenizer
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -1,6 +1,7 @@
 """The same YAML on one GPU and on several: speed, memory, and whether both learn the same.
 
-    LLAMA_TOKENIZER=folder python benchmarks/scaling.py --gpus 1 2          one host, some four minutes
+    LLAMA_TOKENIZER=folder python benchmarks/scaling.py --gpus 1 2          one host, some ten minutes
+    python benchmarks/scaling.py --gpus 1 2 --kinds weak --curve 13         weak scaling alone, five
     python benchmarks/scaling.py --table benchmarks/results/scaling.json    the result for README.md
     python benchmarks/scaling.py --tiny --output FILE.json                  two processes on a CPU, two minutes
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2], help="numbers of GPUs, the first one being 1")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of weak scaling, after 3 of warm-up")
     parser.add_argument("--curve", type=int, default=30, help="steps of strong scaling")
+    parser.add_argument("--kinds", nargs="+", choices=("strong", "weak"), default=("strong", "weak"))
     parser.add_argument("--weights", type=Path, help="the 8B's, if they are written already (python shapes.py FOLDER)")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, one process for each 'GPU'")
     options = parser.parse_args(argv)
@@ -77,7 +79,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
     notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), count, 66 // shrink, shrink)
     result = describe(options) | {"systems": []}
-    for kind, gpus in [("strong", n) for n in options.gpus] + [("weak", n) for n in options.gpus if n > 1]:
+    # One GPU with 32 notes a step is what both kinds are compared with.
+    rows = [("strong", n) for n in options.gpus if n == 1 or "strong" in options.kinds]
+    rows += [("weak", n) for n in options.gpus if n > 1 and "weak" in options.kinds]
+    for kind, gpus in rows:
         steps = options.curve if kind == "strong" else WARM_UP + options.steps
         asked = NOTES * (gpus if kind == "weak" else 1)
         folder = scratch / f"{kind}_{gpus}"

@@ -4,10 +4,10 @@
 
 Each variant is a name and flags of `medlit fit`, one a line of the file (`name: --model.optimizer.learning_rate 1e-3`)
 or of `--variant`. For each fold of a k-fold split by text group, the model is fitted on the other folds (one of them
-picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes share the machine and take one
-(variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds' answers put
-together are one answer to each note: scores, intervals and comparisons are of those. A (variant, fold) whose answers
-are in the folder is not run again.
+picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes, each on one of the machine's
+GPUs, take one (variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds'
+answers put together are one answer to each note: scores, intervals and comparisons are of those. A (variant, fold)
+whose answers are in the folder is not run again.
 
 Writes `benchmarks/results/folds.json`: scores only. The folder holds ids and labels, no text and no weights.
 """
@@ -101,12 +101,23 @@ def work(options: argparse.Namespace) -> None:
         print("done", file=replies, flush=True)
 
 
-def hand_out(options: argparse.Namespace, tasks: queue.SimpleQueue[tuple[str, str, int]]) -> None:
-    """Keep one working process busy until no task is left; one that ended by a mistake is replaced."""
+def hand_out(options: argparse.Namespace, tasks: queue.SimpleQueue[tuple[str, str, int]], place: int) -> None:
+    """Keep one working process busy until no task is left; one that ended by a mistake is replaced.
+
+    Args:
+        options: of the command line.
+        tasks: (variant, flags, fold).
+        place: of this process among the `--jobs`, which take the GPUs in turn.
+    """
+    import torch
+
     command = [sys.executable, __file__, "--work", "--source", options.source, "--folder", str(options.folder)]
     command += ["--folds", str(options.folds), f"--data={options.data}", "--decoders", *options.decoders]
     command += ["--near_threshold", str(options.near_threshold)]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), **os.environ}
+    every = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
+    environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     pipe = subprocess.PIPE
     worker: subprocess.Popen[str] | None = None
     while not tasks.empty():
@@ -134,7 +145,7 @@ def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
             if not (options.folder / name / f"fold_{fold}" / "seconds.json").is_file():
                 tasks.put((name, flags, fold))
     with ThreadPoolExecutor(options.jobs) as pool:
-        for job in [pool.submit(hand_out, options, tasks) for _ in range(options.jobs)]:
+        for job in [pool.submit(hand_out, options, tasks, place) for place in range(options.jobs)]:
             job.result()
 
 

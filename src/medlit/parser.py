@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.manual import Manual
+
+# How a flag and a key of a YAML that are not there are told.
+_UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)")
 
 
 class Parser(LightningArgumentParser):
@@ -25,5 +31,18 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         said = " ".join(message.split()).rstrip(".")
-        print(f"medlit: {said}; '--help' after the verb explains every setting.", file=sys.stderr)
+        if (unknown := _UNKNOWN.search(said)) and (near := difflib.get_close_matches(unknown[1], set(names(self)), 1)):
+            said += f"; did you mean {near[0]}?"
+        else:
+            said += ";"
+        print(f"medlit: {said} '--help' after the verb explains every setting.", file=sys.stderr)
         raise SystemExit(2) from ex
+
+
+def names(parser: LightningArgumentParser) -> Iterator[str]:
+    """Every setting of a parser and of its verbs, in dots: 'model.lora.r'."""
+    for action in parser._actions:
+        yield from (option.removeprefix("--") for option in action.option_strings)
+        if isinstance(action.choices, dict):
+            for verb in action.choices.values():
+                yield from names(verb)

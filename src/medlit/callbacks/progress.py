@@ -28,6 +28,7 @@ class StepProgressBar(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What is logged, and the tokens a second."""
         metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the last four characters of the run folder's name
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rates is not None and trainer.training:
                 metrics["tokens/s"] = round(callback.rates[TOKENS_PER_SECOND])

@@ -70,6 +70,7 @@ class Bench:
 
         from medlit.data.batches import Collator
         from medlit.model import backbone as language_model
+        from medlit.model import loading
         from medlit.model.decoding import LabelScorer
         from medlit.model.settings import Backbone, Lora
         from medlit.prompts import AlpacaPrompt
@@ -78,7 +79,7 @@ class Bench:
 
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.backbone = Backbone(str(base_model), max_length=max_length)
-        self.model: Any = language_model.load(self.backbone, Lora(), self.device)
+        self.model: Any = loading.load(self.backbone, Lora(), self.device)
         language_model.answer_mode(self.model)
         self.tokenizer: Any = load_tokenizer(str(base_model))
         self.prompt = AlpacaPrompt(self.tokenizer, max_length=max_length)

@@ -41,7 +41,7 @@ def write_untrained(folder: Path, base_model: str) -> Path:
     import torch
 
     from medlit.labels import LabelSet
-    from medlit.model import backbone as language_model
+    from medlit.model import loading
     from medlit.model.adapter import save_adapter
     from medlit.model.conditions import KEY, Conditions
     from medlit.model.settings import Backbone, Lora
@@ -50,7 +50,7 @@ def write_untrained(folder: Path, base_model: str) -> Path:
 
     backbone, lora = Backbone(base_model), Lora()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    model: Any = language_model.load(backbone, lora, device)
+    model: Any = loading.load(backbone, lora, device)
     save_adapter(model, folder, base_model, None)
     structure = Structure.of(backbone, lora, LabelSet.from_names(SPECIALTIES)).to_dict()
     write_json(folder / LABELS_FILE, structure | {KEY: Conditions.of(backbone, 32).to_dict()})

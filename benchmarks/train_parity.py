@@ -162,7 +162,8 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     import torch
 
     from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.model import backbone as language_model
+    from medlit.model import loading
+    from medlit.model.precision import dtype_for
     from medlit.model.settings import Backbone, Lora
     from medlit.weights import resolve
 
@@ -180,14 +181,14 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     exact = Gradient(**torch.load(scratch / "truth.pt", map_location=device, weights_only=True))
 
-    model = language_model.load(backbone, Lora(), device)
+    model = loading.load(backbone, Lora(), device)
     found = ways(model, backbone, data, TRUTH_NOTES)
     lengths = [len(note["ids"]) for note in asked]
     return {
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "unsloth")},
         "date": datetime.now(UTC).date().isoformat(),
-        "number": str(language_model.dtype_for(device)).removeprefix("torch."),
+        "number": str(dtype_for(device)).removeprefix("torch."),
         "notes": {"count": len(lengths), "tokens": sum(lengths)},
         "ways": [
             {

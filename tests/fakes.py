@@ -1,4 +1,4 @@
-"""Tiny stand-ins, written by hand: a two-layer Llama with random weights, its tokenizer, and forty invented notes.
+"""Tiny stand-ins, written by hand: a two-layer Llama with random weights, its tokenizer, forty notes, and lengths.
 
 The model is a folder that `save_pretrained` wrote, so a test takes the real road: Unsloth loads it in NF4 on the CPU,
 PEFT adapts it, Lightning trains it.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+
+import numpy as np
 
 HEART, BRAIN, BONE = "Cardiovascular / Pulmonary", "Neurology", "Orthopedic"
 SPECIALTIES = (HEART, BRAIN, BONE)
@@ -51,6 +53,12 @@ def notes() -> dict[str, list[dict[str, str]]]:
     train[2]["transcription"] = 'He said: "my bone",\nand then, again,\n"a bone".'
     train[4] |= {"transcription": train[3]["transcription"], "medical_specialty": HEART}
     return rows
+
+
+def log_normal(size: int, seed: int = 0) -> list[int]:
+    """Lengths like the real notes': median 683 tokens, sigma 0.57, cut at 1800."""
+    draws = np.random.default_rng(seed).lognormal(np.log(683), 0.57, size)
+    return np.clip(draws, 1, 1800).astype(int).tolist()
 
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:

@@ -16,6 +16,7 @@ from medlit.data.batches import Batch, Collator, Row
 from medlit.errors import UserError
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
+from medlit.model import loading
 from medlit.model.backbone import causal_lm, loss_sum
 from medlit.model.memory import Footprint, Recomputation
 from medlit.model.settings import Backbone, Lora
@@ -30,7 +31,7 @@ def settings(llama: Path) -> Backbone:
 
 @pytest.fixture(scope="module")
 def loaded(settings: Backbone) -> nn.Module:
-    return language_model.load(settings, Lora(), CPU)
+    return loading.load(settings, Lora(), CPU)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], rel: float = 1e-4)
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_only_the_adapter_gets_gradient_and_it_is_float32(llama: Path, dtype: str) -> None:
     settings = Backbone(str(llama), max_length=256, dtype=dtype)  # type: ignore[arg-type]
-    model = language_model.load(settings, Lora(r=4, target_modules=["q_proj", "up_proj"]), CPU)
+    model = loading.load(settings, Lora(r=4, target_modules=["q_proj", "up_proj"]), CPU)
     stir(model)
     language_model.train_mode(model, settings)
     trained = gradients(model, loss_sum(model, batch()))
@@ -108,9 +109,7 @@ def test_the_frozen_weights_are_four_bit_numbers(model: nn.Module) -> None:
 
 
 def test_a_fresh_adapter_is_seeded_and_changes_nothing(settings: Backbone) -> None:
-    first, again, other, bare = (
-        language_model.load(settings, lora, CPU) for lora in (Lora(), Lora(), Lora(seed=1), None)
-    )
+    first, again, other, bare = (loading.load(settings, lora, CPU) for lora in (Lora(), Lora(), Lora(seed=1), None))
     names = language_model.trainable_names(first)
     assert names == language_model.trainable_names(again)
     for name in names:
@@ -173,7 +172,7 @@ def test_packed_notes_have_the_loss_and_the_gradient_of_padded_ones(model: nn.Mo
 
 def test_computing_activations_again_changes_no_gradient(model: nn.Module, settings: Backbone) -> None:
     kept = replace(settings, gradient_checkpointing="auto")
-    other = language_model.load(kept, Lora(), CPU)
+    other = loading.load(kept, Lora(), CPU)
     stir(other)
     language_model.train_mode(other, kept)
     assert checkpointing(model)
@@ -242,7 +241,7 @@ def test_peft_alone_loads_the_adapter_to_the_same_logits(model: nn.Module, setti
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "v1")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    read = PeftModel.from_pretrained(language_model.load(settings, None, CPU), tmp_path)
+    read = PeftModel.from_pretrained(loading.load(settings, None, CPU), tmp_path)
     language_model.answer_mode(model)
     assert torch.allclose(logits(model), logits(read), atol=1e-6)
     assert model.peft_config["default"].base_model_name_or_path == settings.base_model, "as it was"
@@ -252,7 +251,7 @@ def test_an_adapter_that_was_saved_is_the_same_when_loaded(
     model: nn.Module, settings: Backbone, tmp_path: Path
 ) -> None:
     adapters.save_adapter(model, tmp_path, "owner/name", None)
-    fresh = language_model.load(settings, Lora(seed=9), CPU)
+    fresh = loading.load(settings, Lora(seed=9), CPU)
     adapters.load_adapter(fresh, tmp_path)
     for name in language_model.trainable_names(model):
         assert torch.equal(fresh.get_parameter(name), model.get_parameter(name))
@@ -264,14 +263,14 @@ def test_an_adapter_that_was_saved_is_the_same_when_loaded(
 def test_an_adapter_of_another_shape_is_refused(
     model: nn.Module, settings: Backbone, tmp_path: Path, lora: Lora
 ) -> None:
-    adapters.save_adapter(language_model.load(settings, lora, CPU), tmp_path, "owner/name", None)
+    adapters.save_adapter(loading.load(settings, lora, CPU), tmp_path, "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: .*fit"):
         adapters.load_adapter(model, tmp_path)
 
 
 def test_an_adapter_of_a_wider_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
     wide = Backbone(str(write_llama(tmp_path / "wide", hidden=128)), max_length=256)
-    adapters.save_adapter(language_model.load(wide, Lora(), CPU), tmp_path / "adapter", "owner/name", None)
+    adapters.save_adapter(loading.load(wide, Lora(), CPU), tmp_path / "adapter", "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: the weights in .* do not fit"):
         adapters.load_adapter(model, tmp_path / "adapter")
 
@@ -294,56 +293,3 @@ def test_an_adapter_is_looked_for_in_a_folder_and_on_the_hub(tmp_path: Path) -> 
         adapters.adapter_folder("owner/no-such-adapter")
     (tmp_path / "adapter_config.json").touch()
     assert adapters.adapter_folder(str(tmp_path)) == tmp_path
-
-
-# --- what cannot be loaded --------------------------------------------------------------------------------------------
-
-
-def test_a_model_that_is_not_there_is_refused(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model: owner/no-such-model is neither"):
-        language_model.load(Backbone("owner/no-such-model"), Lora(), CPU)
-    bare = shutil.copytree(llama, tmp_path / "bare")
-    (bare / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model"):
-        language_model.load(Backbone(str(bare)), Lora(), CPU)
-
-
-def test_the_very_repository_that_is_named_is_loaded(settings: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unsloth has another one for many a name, without the revision, unless it is told to take this."""
-    from unsloth import FastLanguageModel
-
-    asked: dict[str, object] = {}
-    stock = FastLanguageModel.from_pretrained
-
-    def from_pretrained(name: str, **arguments: object) -> object:
-        asked.update(arguments, name=name)
-        return stock(name, **arguments)
-
-    monkeypatch.setattr(FastLanguageModel, "from_pretrained", staticmethod(from_pretrained))
-    language_model.load(replace(settings, revision="v1.0"), None, CPU)
-    assert (asked["name"], asked["revision"]) == (settings.base_model, "v1.0")
-    assert asked["use_exact_model_name"] is True
-
-
-def test_weights_stored_in_four_bits_are_not_called_sixteen(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "llama"
-    shutil.copytree(llama, folder)
-    config = json.loads((folder / "config.json").read_text())
-    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
-    (folder / "model.safetensors").unlink()  # it is told before the weights are read
-    with pytest.raises(UserError, match=r"model\.backbone\.load_in_4bit: .*llama is stored in 4-bit"):
-        language_model.load(Backbone(str(folder), load_in_4bit=False), Lora(), CPU)
-    monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
-    with pytest.raises(UserError, match=r"model\.backbone\.load_in_4bit: .* did not load in 4-bit"):
-        language_model.load(Backbone(str(llama)), Lora(), CPU)
-
-
-def test_what_a_cpu_cannot_do_is_refused(settings: Backbone) -> None:
-    half = Backbone(settings.base_model, dtype="float16")
-    with pytest.raises(UserError, match=r"model\.backbone\.dtype: float16 does not train on a CPU"):
-        language_model.load(half, Lora(), CPU)
-    with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
-        language_model.load(settings, Lora(loftq=True), CPU)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from medlit.data.samplers import micro_batches_per_step
+from medlit.data.dealing import micro_batches_per_step
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser

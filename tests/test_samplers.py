@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import time
-from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
+from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import (
-    LengthSortedSampler,
-    MicroBatch,
-    StepSampler,
-    micro_batches_per_step,
-    pack,
-    partition,
-    share_out,
-)
+from medlit.data.dealing import micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
 from medlit.errors import UserError
-
-LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
 
 
 def steps(lengths: list[int], world_size: int = 1, epoch: int = 0, **settings: int) -> list[list[list[MicroBatch]]]:
@@ -40,12 +31,6 @@ def steps(lengths: list[int], world_size: int = 1, epoch: int = 0, **settings: i
 
 def notes(step: list[list[MicroBatch]]) -> list[int]:
     return sorted(index for rank in step for batch in rank for index in batch.indices)
-
-
-def log_normal(size: int, seed: int = 0) -> list[int]:
-    """Lengths like the real notes': median 683 tokens, sigma 0.57, cut at 1800."""
-    draws = np.random.default_rng(seed).lognormal(np.log(683), 0.57, size)
-    return np.clip(draws, 1, 1800).astype(int).tolist()
 
 
 # --- the optimizer step -----------------------------------------------------------------------------------------------
@@ -159,21 +144,6 @@ def test_several_ranks_pad_no_more_than_one_would() -> None:
     assert max(counted) < 1.1 * min(counted), "any rank's count, times 8, tells the speed of all"
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.data())
-def test_sharing_out_gives_each_as_many_and_no_swap_would_help(ranks: int, each: int, data: st.DataObject) -> None:
-    costs = data.draw(st.lists(st.integers(1, 2048), min_size=ranks * each, max_size=ranks * each))
-    costs.sort(reverse=True)
-    dealt = share_out(costs, ranks)
-    assert sorted(place for mine in dealt for place in mine) == list(range(ranks * each))
-    assert {len(mine) for mine in dealt} == {each}
-    totals = [sum(costs[place] for place in mine) for mine in dealt]
-    most = totals.index(max(totals))
-    for mine, total in zip(dealt, totals, strict=True):
-        for ours, theirs in product(dealt[most], mine):
-            moved = costs[ours] - costs[theirs]
-            assert not 0 < moved < max(totals) - total, "the two would come closer together"
-
-
 def test_resuming_gives_the_rest_of_the_epoch_and_the_next_epoch_whole() -> None:
     lengths = log_normal(100)
     sampler = StepSampler(lengths, lengths, examples_per_step=16, batch_size=4, token_budget=10**9, seed=0)
@@ -192,48 +162,7 @@ def test_a_step_larger_than_the_table_and_ranks_that_do_not_divide_it_are_refuse
         steps([1] * 16, world_size=3)
 
 
-@pytest.mark.parametrize(
-    ("examples", "batch", "world", "wanted"),
-    [(32, 8, 1, 4), (32, 8, 8, 1), (32, 5, 1, 7), (32, 64, 1, 1), (32, 1, 4, 8)],
-)
-def test_accumulation_follows_from_the_step(examples: int, batch: int, world: int, wanted: int) -> None:
-    assert micro_batches_per_step(examples, batch, world) == wanted
-
-
 # --- groups of like length --------------------------------------------------------------------------------------------
-
-
-def padded(lengths: list[int], sizes: tuple[int, ...] | list[int]) -> list[int]:
-    """Padded tokens of each group."""
-    starts = np.cumsum([0, *sizes])
-    return [lengths[start] * (end - start) for start, end in pairwise(starts.tolist())]
-
-
-def every_cut(n: int, groups: int) -> list[list[int]]:
-    return [[b - a for a, b in pairwise([0, *cut, n])] for cut in combinations(range(1, n), groups - 1)]
-
-
-@given(LENGTHS, st.data())
-def test_groups_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
-    groups = data.draw(st.integers(1, len(lengths)))
-    budget = data.draw(st.integers(1, 3 * max(lengths)))
-    sizes = partition(lengths, groups, budget)
-    assert len(sizes) == groups
-    assert min(sizes) >= 1
-    assert sum(sizes) == len(lengths)
-    cuts = [padded(lengths, cut) for cut in every_cut(len(lengths), groups)]
-    peak = max(budget, min(map(max, cuts)))  # the budget, or the nearest to it that there is
-    assert max(padded(lengths, sizes)) <= peak
-    assert sum(padded(lengths, sizes)) == min(sum(cut) for cut in cuts if max(cut) <= peak)
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 10**6), st.sampled_from([(32, 4), (32, 8), (32, 1), (16, 7)]))
-def test_the_budget_holds_where_equal_groups_of_the_longest_notes_would_hold(seed: int, shape: tuple[int, int]) -> None:
-    n, groups = shape
-    lengths = sorted(log_normal(n, seed), reverse=True)
-    budget = -(-n // groups) * 1800
-    assert max(padded(lengths, partition(lengths, groups, budget))) <= budget
 
 
 def padding(lengths: np.ndarray, groups: list[list[int]]) -> float:
@@ -258,17 +187,6 @@ def test_padding_of_four_groups_of_eight() -> None:
     found = [padding(lengths, np.array(indices).reshape(4, 8).tolist()) for indices in whole]
     assert len(found) == 1000
     assert 0.145 < np.mean(found) <= 0.2, "the best sizes save padding, and equal ones are already far from 46 %"
-
-
-@given(LENGTHS, st.data())
-def test_packing_deals_each_note_once_and_nearly_as_evenly_as_can_be(lengths: list[int], data: st.DataObject) -> None:
-    groups = data.draw(st.integers(1, len(lengths)))
-    dealt = pack(lengths, groups)
-    assert sorted(place for group in dealt for place in group) == list(range(len(lengths)))
-    assert len(dealt) == groups
-    assert all(dealt)
-    best = max(max(lengths), sum(lengths) / groups)  # no deal has a smaller largest group
-    assert max(sum(lengths[place] for place in group) for group in dealt) <= 2 * best
 
 
 @pytest.mark.parametrize(("batch_size", "share"), [(16, 1.01), (8, 1.02), (4, 1.05)])

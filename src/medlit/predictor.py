@@ -23,6 +23,7 @@ from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model import backbone as language_model
+from medlit.model import loading
 from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.conditions import Conditions
 from medlit.model.decoding import make_decoder
@@ -156,7 +157,7 @@ class SpecialtyPredictor:
         check_structure(ours, theirs, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(backbone.base_model, backbone.revision)
         prompt = AlpacaPrompt(tokenizer, instruction, backbone.max_length, conditions.response_tokens, theirs.keep)
-        model = language_model.load(backbone, lora, where)
+        model = loading.load(backbone, lora, where)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         return cls(
             model,

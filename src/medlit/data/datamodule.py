@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from medlit.data.assign import Conflicts, Split, SplitSettings
 from medlit.data.balance import Balance
 from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
+from medlit.data.dealing import micro_batches_per_step
 from medlit.data.provenance import Provenance
 from medlit.data.rows import BatchRows, as_it_is
-from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.sources import Columns, Labels, clean_note, load_source
 from medlit.data.splits import Partition, partition
 from medlit.data.tables import commit_of

@@ -17,6 +17,7 @@ from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
+from medlit.model import loading
 from medlit.model.answering import AnsweringModule
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.memory import Recomputation
@@ -95,7 +96,7 @@ class SpecialtyClassifier(AnsweringModule):
         if self.model is not None:
             return
         self.tokenizer = load_tokenizer(self.backbone.base_model, self.backbone.revision)
-        self.model = language_model.load(self.backbone, self.lora, self.trainer.strategy.root_device)
+        self.model = loading.load(self.backbone, self.lora, self.trainer.strategy.root_device)
         if self.adapter is not None:
             adapters.load_adapter(self.model, adapters.adapter_folder(self.adapter))  # type: ignore[arg-type]
 

@@ -19,8 +19,9 @@ from torch.nn import functional
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.tokens import tokenise
 from medlit.errors import UserError
-from medlit.model.backbone import check_stored, dtype_for
+from medlit.model.checks import check_stored
 from medlit.model.optimizer import optimizer_for, schedule_for
+from medlit.model.precision import dtype_for
 from medlit.model.resume import last_step
 from medlit.model.settings import Backbone, Lora, Optimizer
 from medlit.report.systems import System

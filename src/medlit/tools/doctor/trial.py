@@ -20,9 +20,9 @@ from medlit.cli import PARTS, MedlitCLI
 from medlit.data.batches import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import NotCachedError, UserError
-from medlit.model.backbone import dtype_for
 from medlit.model.memory import GIB
 from medlit.model.module import TRAIN_LOSS
+from medlit.model.precision import dtype_for
 from medlit.preflight import check_device
 from medlit.quiet import quiet
 from medlit.tools.doctor.fits import memory_row, need

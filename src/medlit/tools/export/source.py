@@ -24,6 +24,7 @@ from medlit.evaluation.answered import FloatArray
 from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model import backbone as language_model
+from medlit.model import loading
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.decoding import LabelScorer, Likelihood
@@ -78,7 +79,7 @@ class Weights:
         Raises:
             UserError: there is no such base model, or the weights do not fit it.
         """
-        model = language_model.load(self.backbone, self.lora, device)
+        model = loading.load(self.backbone, self.lora, device)
         if self.folder is not None:
             adapters.load_adapter(model, self.folder)  # type: ignore[arg-type]
         if self.state is not None:

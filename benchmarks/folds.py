@@ -4,8 +4,8 @@
 
 Each variant is a name and flags of `medlit fit`, one a line of the file (`name: --model.optimizer.learning_rate 1e-3`)
 or of `--variant`. For each fold of a k-fold split by text group, the model is fitted on the other folds (one of them
-picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes, each on one of the machine's
-GPUs, take one (variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds'
+picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes, each on one of the GPUs if any,
+take one (variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds'
 answers put together are one answer to each note: scores, intervals and comparisons are of those. A (variant, fold)
 whose answers are in the folder is not run again.
 

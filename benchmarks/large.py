@@ -6,36 +6,33 @@
 
 A Llama of the 70B's shape is written with random weights, a layer at a time and in 4 bits, as its repository on the Hub
 holds it. `medlit fit` with `configs/models/llama31_70b.yaml` then trains it for three steps of 32 notes as long as real
-ones, with a clock beside it. Two estimates are held against the measured peak: the doctor's, from the configuration
-alone, and the one by which the fit chooses how many layers are computed again. The last rows are estimates only.
+ones, with a clock beside it; the estimate by which the fit chooses how many layers are computed again is held against
+the measured peak. The table at the end is the doctor's estimates, from the configurations alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
-CONFIGS = HERE.parent / "configs"
+
+from clocked_fit import describe, fit, say  # noqa: E402
+
 GIB = 2**30
 STEPS, NOTES = 3, 32
-BEGIN = time.perf_counter()
-# Notes of a micro-batch in training and in an evaluation, as the two configs have them, and a packed micro-batch's
-# tokens: those of the notes of `shapes.py`, 779 each.
-BATCHES = {"8B": (8, 32), "70B": (4, 16), "405B": (1, 4)}
-MEAN_TOKENS, BUDGET = 779, 2048
+# Notes of a micro-batch, as the two configs have them; a packed one has as many times the mean tokens of `shapes.py`.
+# An evaluation's batch is bounded by its token budget, which is as many times the longest note.
+BATCHES = {"8B": 8, "70B": 4, "405B": 1}
+MEAN_TOKENS, LONGEST = 779, 2048
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,21 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     print(table(result))
 
 
-def say(*words: object) -> None:
-    """Tell the time and what is going on."""
-    print(f"[{time.perf_counter() - BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
-
-
 def measure(scratch: Path, tiny: bool) -> dict[str, Any]:
     """Write the model, train it, and set the estimates beside it."""
     import torch
 
-    names = ("torch", "lightning", "unsloth", "transformers", "peft", "bitsandbytes")
-    result: dict[str, Any] = {
-        "hardware": "CPU" if tiny else torch.cuda.get_device_name(),
-        "versions": {name: importlib.metadata.version(name) for name in names} | {"torch": torch.__version__},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    result = describe("CPU" if tiny else torch.cuda.get_device_name())
     weights = scratch / "llama"
     # In a process of its own, whose GPU memory is free again afterwards.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
@@ -109,31 +96,9 @@ def train(scratch: Path, weights: Path, tiny: bool) -> dict[str, Any]:
 
     shrink = 8 if tiny else 1
     notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), STEPS * NOTES, 66 // shrink, shrink)
-    settings: dict[str, Any] = {
-        "trainer": {
-            "max_steps": STEPS,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "limit_val_batches": 1,
-            "callbacks": [{"class_path": "fit_clock.FitClock", "init_args": {"folder": str(scratch)}}],
-        },
-        "val_every_steps": STEPS,
-        "run": str(scratch / "run"),
-        "model": {"backbone": {"base_model": str(weights)}},
-        "data": {"source": str(notes), "split": "official"},
-    }
-    if tiny:
-        settings["trainer"] |= {"accelerator": "cpu"}
-        settings["model"]["backbone"]["max_length"] = 512
-    (scratch / "fit.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "medlit", "fit"]
-    for config in (CONFIGS / "llama31_8b.yaml", CONFIGS / "models" / "llama31_70b.yaml", scratch / "fit.json"):
-        command += ["--config", str(config)]
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
     begin = time.perf_counter()
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
-    clock = json.loads((scratch / "rank0.json").read_text())
+    trainer = {"max_steps": STEPS, "logger": False}
+    (clock,) = fit(scratch, ["models/llama31_70b.yaml"], weights, notes, trainer, tiny=tiny)
     found = {
         "seconds": [round(second, 2) for second in clock["seconds"]],
         "tokens": clock["tokens"],
@@ -155,20 +120,18 @@ def estimate(size: str) -> dict[str, float]:
     from medlit.model.settings import Backbone, Lora
     from medlit.tools.doctor.fits import need
 
-    notes, answered = BATCHES[size]
-    backbone = Backbone(gradient_checkpointing="unsloth")
+    notes = BATCHES[size]
     takes = need(
         llama_config(size),
-        backbone,
+        Backbone(gradient_checkpointing="unsloth"),
         Lora(),
         notes * MEAN_TOKENS,
-        # As many padded tokens as the evaluation's budget lets through.
-        min(answered, notes) * BUDGET,
+        notes * LONGEST,
         torch.device("cuda"),
         torch.bfloat16,
     )
-    parts = {"weights": takes.weights, "adapter": takes.adapter, "training": takes.training}
-    return {name: round(value / GIB, 2) for name, value in (parts | {"total": takes.total}).items()}
+    parts = {name: getattr(takes, name) for name in ("weights", "adapter", "training", "evaluation", "total")}
+    return {name: round(value / GIB, 2) for name, value in parts.items()}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -189,10 +152,13 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"Peak {trained['peak_gib']} GiB, estimated by the fit {trained['estimated_gib']} GiB ({off:+.1%}).",
         ]
-    lines += ["", "| Llama 3.1 | 4-bit weights | adapter and optimizer | training, at the least | in all, GiB |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| {size} | {row['weights']} | {row['adapter']} | {row['training']} | {row['total']} |"
+        "",
+        "| Llama 3.1 | 4-bit weights | adapter, optimizer | training, at the least | or answering | in all, GiB |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {size} | {row['weights']} | {row['adapter']} | {row['training']} | {row['evaluation']} | {row['total']} |"
         for size, row in result["estimates"].items()
     ]
     return "\n".join(lines)

@@ -1,29 +1,25 @@
 """The same YAML on one GPU and on several: speed, memory, and whether both learn the same.
 
     LLAMA_TOKENIZER=folder python benchmarks/scaling.py --gpus 1 2          one host, some ten minutes
-    python benchmarks/scaling.py --gpus 1 2 --kinds weak --curve 13         weak scaling alone, five
+    python benchmarks/scaling.py --kinds weak --curve 13 --output FILE.json  weak scaling alone, six
     python benchmarks/scaling.py --table benchmarks/results/scaling.json    the result for README.md
     python benchmarks/scaling.py --tiny --output FILE.json                  two processes on a CPU, two minutes
 
 Every row is `medlit fit --config configs/llama31_8b.yaml --config configs/hardware/ddp.yaml` on an 8B Llama with random
-weights (`shapes.py`) and notes as long as real ones: started, launched and validated as a user's would be, with a clock
-beside it (`fit_clock.py`). Strong scaling shares the same 32 notes a step among more GPUs, weak scaling gives each GPU
-32. The fits of strong scaling take 30 steps, of which every one is on the same notes: their loss curves and the first
-step's gradients are compared, and drawn beside the result.
+weights (`shapes.py`) and notes as long as real ones: started and launched as a user's would be, with a clock beside it
+(`fit_clock.py`), which waits for the GPU once a step. Strong scaling shares the same 32 notes a step among more GPUs,
+weak scaling gives each GPU 32. The fits of strong scaling take 30 steps, every one of them on the same notes: their
+loss curves and the first step's gradients are compared, and drawn beside the result.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +27,12 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
-CONFIGS = HERE.parent / "configs"
+
+from clocked_fit import describe, fit, say  # noqa: E402
+
 GIB = 2**30
 NOTES = 32  # a step, or a GPU's share of one
 WARM_UP, PROFILED = 3, 2
-BEGIN = time.perf_counter()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +75,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     shrink = 8 if options.tiny else 1
     # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
     notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), count, 66 // shrink, shrink)
-    result = describe(options) | {"systems": []}
+    import torch
+
+    hardware = "CPU" if options.tiny else f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    result = describe(hardware) | {"systems": []}
     # One GPU with 32 notes a step is what both kinds are compared with.
     rows = [("strong", n) for n in options.gpus if n == 1 or "strong" in options.kinds]
     rows += [("weak", n) for n in options.gpus if n > 1 and "weak" in options.kinds]
@@ -86,8 +86,11 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         steps = options.curve if kind == "strong" else WARM_UP + options.steps
         asked = NOTES * (gpus if kind == "weak" else 1)
         folder = scratch / f"{kind}_{gpus}"
-        fit(folder, weights, notes, gpus, asked, steps + PROFILED, options.tiny)
-        result["systems"].append(row(kind, gpus, asked, steps, folder))
+        folder.mkdir()
+        trainer = {"devices": gpus, "max_steps": steps + PROFILED, "logger": True}
+        more = {"examples_per_step": asked, "profiled": PROFILED, "gradient": True, "tiny": options.tiny}
+        ranks = fit(folder, ["hardware/ddp.yaml"], weights, notes, trainer, **more)
+        result["systems"].append(row(kind, asked, steps, ranks))
         say(json.dumps(result["systems"][-1]))
         if kind == "strong":
             result.setdefault("curves", {})[str(gpus)] = losses(folder / "run")[:steps]
@@ -99,55 +102,9 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return result
 
 
-def say(*words: object) -> None:
-    """Tell the time and what is going on."""
-    print(f"[{time.perf_counter() - BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
-
-
-def describe(options: argparse.Namespace) -> dict[str, Any]:
-    """Machine, versions and date; this process takes no GPU."""
-    import torch
-
-    names = ("torch", "lightning", "unsloth", "transformers", "peft", "bitsandbytes")
-    versions = {name: importlib.metadata.version(name) for name in names} | {"torch": torch.__version__}
-    hardware = "CPU" if options.tiny else f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return {"hardware": hardware, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
-
-
-def fit(folder: Path, weights: Path, notes: Path, gpus: int, asked: int, steps: int, tiny: bool) -> None:
-    """Run `medlit fit` as Lightning launches it; what each process measured is in the folder."""
-    folder.mkdir()
-    clock = {"folder": str(folder), "profiled": PROFILED, "gradient": True}
-    settings: dict[str, Any] = {
-        "trainer": {
-            "devices": gpus,
-            "max_steps": steps,
-            "logger": True,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "limit_val_batches": 1,
-            "callbacks": [{"class_path": "fit_clock.FitClock", "init_args": clock}],
-        },
-        # Once, at the end: what a validation takes is another benchmark's question.
-        "val_every_steps": steps,
-        "run": str(folder / "run"),
-        "model": {"backbone": {"base_model": str(weights)}},
-        "data": {"source": str(notes), "split": "official", "examples_per_step": asked},
-    }
-    if tiny:
-        settings["trainer"] |= {"accelerator": "cpu"}
-        settings["model"]["backbone"]["max_length"] = 512
-    (folder / "row.json").write_text(json.dumps(settings))
-    configs = [CONFIGS / "llama31_8b.yaml", CONFIGS / "hardware" / "ddp.yaml", folder / "row.json"]
-    command = [sys.executable, "-m", "medlit", "fit"]
-    command += [part for config in configs for part in ("--config", str(config))]
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
-
-
-def row(kind: str, gpus: int, asked: int, steps: int, folder: Path) -> dict[str, Any]:
+def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """What a fit's processes measured, in one."""
-    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(gpus)]
+    gpus = len(ranks)
     timed = range(WARM_UP, steps)
     tokens = np.array([rank["tokens"] for rank in ranks])  # (ranks, steps)
     seconds = np.max([rank["seconds"] for rank in ranks], axis=0)
@@ -162,7 +119,7 @@ def row(kind: str, gpus: int, asked: int, steps: int, folder: Path) -> dict[str,
         "steps": len(rates),
         # What the slowest process has to do more than the mean one.
         "imbalance": round(float(np.mean(1 - tokens.mean(0) / tokens.max(0))), 4),
-        # The process that waits least has its partners' gradients at hand: the sum alone.
+        # Both with waiting: who gets the most tokens goes round, so that in these steps each may wait for another.
         "all_reduce": round(min(rank["all_reduce_share"] for rank in ranks), 4),
         "exchange_and_waiting": round(max(rank["exchange_share"] for rank in ranks), 4),
         "weights_on": [rank["weights_on"] for rank in ranks],
@@ -229,7 +186,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['hardware']}, {result['date']}: {versions}.",
         "",
         "| GPUs | notes a step | notes/s | tokens/s (slowest to fastest step) | x one GPU | efficiency | imbalance |"
-        " all-reduce (all exchange, with waiting) | peak GiB of each (estimated) |",
+        " all-reduce (all exchange), waiting included | peak GiB of each (estimated) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in result["systems"]:

@@ -201,7 +201,7 @@ def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path
 
 
 def test_a_model_that_no_memory_of_this_machine_holds_is_told_before_it_is_read(
-    fit: Refused, llama: Path, tmp_path: Path
+    fit: Refused, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The 405B's shape; the weights are still the tiny model's. Embedding and head are in float32, on a CPU."""
     folder = shutil.copytree(llama, tmp_path / "llama")
@@ -210,8 +210,9 @@ def test_a_model_that_no_memory_of_this_machine_holds_is_told_before_it_is_read(
     config |= {"num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}
     config["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("medlit.model.memory.free_on", lambda device: 24 * 2**30)
     said = fit("--model.backbone.base_model", folder)
-    assert f"model.backbone.base_model: the weights of {folder} take about 209 GiB in 4 bit, and this machine" in said
+    assert f"the weights of {folder} take about 209 GiB in 4 bit, and this machine has 24.0 GiB free" in said
     assert "choose a smaller base model or a device with more memory" in said
 
 

@@ -159,8 +159,14 @@ def test_the_first_process_chooses_the_run_folder_for_all(
 WRONG = [
     ({}, "trainer.plugins: SLURMEnvironment wants processes that srun starts, and $SLURM_NTASKS is not set"),
     ({"SLURM_NTASKS_PER_NODE": None}, "give sbatch --ntasks-per-node instead of --ntasks."),
-    ({"SLURM_NTASKS_PER_NODE": "4"}, "trainer.devices: You set `devices=2` in Lightning, but the number of tasks per"),
-    ({"SLURM_NNODES": "1"}, "trainer.devices: You set `num_nodes=2` in Lightning, but the number of nodes configured"),
+    (
+        {"SLURM_NTASKS_PER_NODE": "4"},
+        "trainer.devices, trainer.num_nodes: You set `devices=2` in Lightning, but the number of tasks per",
+    ),
+    (
+        {"SLURM_NNODES": "1"},
+        "trainer.devices, trainer.num_nodes: You set `num_nodes=2` in Lightning, but the number of nodes configured",
+    ),
 ]
 
 

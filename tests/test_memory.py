@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, MistralConfig
+from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
 from medlit.callbacks.memory import over_budget
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, footprint
+from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, footprint, loaded, skeleton
 
 LLAMA_8B = {
     "vocab_size": 128256,
@@ -49,6 +49,20 @@ def llama_8b() -> Footprint:
 )
 def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, keeping: int, measured: float) -> None:
     assert llama_8b().peak(tokens, keeping) / GIB == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "gib"),
+    [
+        (LlamaConfig(**LLAMA_8B), 5.31),
+        # 46.7e9 numbers, of which those of the experts are no linear layers; they stay in 16 bits.
+        (MixtralConfig(), 85.1),
+        # 124e6 numbers, in layers that are not called linear.
+        (GPT2Config(), 0.232),
+    ],
+)
+def test_weights_are_counted_whatever_the_layers_are(config: PretrainedConfig, gib: float) -> None:
+    assert loaded(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
 
 
 def test_a_card_of_80_gib_keeps_everything_one_of_24_half_and_one_of_10_next_to_nothing() -> None:

@@ -134,7 +134,7 @@ def cells(lengths: np.ndarray, packed: bool) -> int:
     return int(lengths.sum() if packed else lengths.max() * len(lengths))
 
 
-def test_several_ranks_pad_no_more_than_one_would() -> None:
+def test_padded_notes_of_several_ranks_are_cut_from_the_whole_step() -> None:
     """A rank's own mixture of 4 lengths would more than double the tokens of the slowest of 8."""
     lengths = np.array(log_normal(32 * 64))
     dealt = steps(lengths.tolist(), 8, examples_per_step=32, batch_size=8, token_budget=8 * 2048)

@@ -19,8 +19,10 @@ def quiet() -> None:
         "You're resuming from a checkpoint that ended before the epoch ended",
         "Checkpoint directory .* exists and is not empty",
         # Every process has counted everybody's answers by then: a mean over them would change nothing.
+        # https://github.com/Lightning-AI/pytorch-lightning/issues/20153
         r"It is recommended to use `self.log\('(val|test)/\w+', ..., sync_dist=True\)`",
-        # Its replacement would still send the buffers once; the warning itself says to keep the old name for that.
+        # Its replacement still sends the buffers once; until there is one that does not, the old name is to be kept.
+        # https://github.com/pytorch/pytorch/pull/178054
         "`broadcast_buffers` is deprecated",
         # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",

@@ -152,6 +152,7 @@ def fits(folder: Path) -> dict[str, Done]:
 @pytest.fixture(scope="module")
 def others(folder: Path, fits: dict[str, Done]) -> dict[str, Done]:
     """Everything else, some of it at once."""
+    assert fits["two"].code == 0, fits["two"].err[-4000:]
     checkpoint = folder / "two" / "checkpoints" / "last.ckpt"
     wanted: dict[str, tuple[list[object], dict[str, str]]] = {}
     for verb, mode in EVALUATIONS:

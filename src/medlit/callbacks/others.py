@@ -43,7 +43,7 @@ class Launcher(_SubprocessScriptLauncher):
         try:
             self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         except ValueError as error:
-            raise UserError(f"trainer.devices: {error}") from error
+            raise UserError(f"trainer.devices, trainer.num_nodes: {error}") from error
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             self.observer = Observer(self.procs)
@@ -85,10 +85,10 @@ def watch_others(trainer: L.Trainer) -> None:
 def end_others(trainer: L.Trainer, error: BaseException) -> tuple[str, int] | None:
     """End the processes that this one started, which would wait for it; Lightning (2.6.6) leaves them to themselves.
 
-    What started this process (`srun`, `torchrun`) does so for the rest.
+    What started this process (`srun`, `torchrun`) does so for the rest, as soon as it has ended: without taking leave.
 
     Args:
-        trainer: of the first process of this machine; of another, nothing is done.
+        trainer: of the first process of this machine, which alone has started others.
         error: why this process ends.
 
     Returns:

@@ -24,14 +24,14 @@ def micro_batches_per_step(examples_per_step: int, batch_size: int, world_size: 
     return -(-(examples_per_step // world_size) // batch_size)
 
 
-def partition(lengths: Sequence[int], groups: int, budget: int) -> list[int]:
+def partition(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
     """Cut a sorted run of notes into groups so that padding is least.
 
     Args:
         lengths: n lengths in tokens, longest first.
         groups: number of groups G, at most n; none is empty.
-        budget: most padded tokens (notes x longest) of one group; where no cut meets it, the largest group is made as
-            small as it can be.
+        budget: most padded tokens (notes x longest) of one group; where no cut meets it, and for None, the largest
+            group is made as small as it can be.
 
     Returns:
         G group sizes that add up to n.
@@ -40,7 +40,7 @@ def partition(lengths: Sequence[int], groups: int, budget: int) -> list[int]:
     longest = np.asarray(lengths, dtype=np.int64)
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
     cost = longest[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
-    for limit in (budget, None):
+    for limit in (None,) if budget is None else (budget, None):
         if limit is None:
             limit = _smallest_peak(cost, n, groups)
         best = np.full((groups + 1, n + 1), np.inf)

@@ -37,7 +37,7 @@ class StepSampler(Sampler[MicroBatch]):
         supervised: tokens of each note that carry loss.
         examples_per_step: notes of one optimizer step over all ranks.
         batch_size: mean notes of a micro-batch.
-        token_budget: most padded tokens of a micro-batch.
+        token_budget: most padded tokens of a micro-batch; several ranks make the largest as small as can be instead.
         packed: micro-batches are not padded: they get about as many tokens each instead of notes of like length.
         seed: of the shuffle; epoch e uses (seed, e).
         labels: label id of each note; needed for `balance`.
@@ -130,7 +130,7 @@ class StepSampler(Sampler[MicroBatch]):
         One rank cuts for the least padding within the budget. Several cut the whole step, not each its own mixture of
         lengths, so that the largest group is as small as can be: all wait for who has it.
         """
-        budget = self.token_budget if self.world_size == 1 else 0
+        budget = self.token_budget if self.world_size == 1 else None
         ends = np.cumsum([0, *partition(lengths.tolist(), self.world_size * self.micro_batches, budget)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
         cells = [int(lengths[group[0]]) * len(group) for group in groups]

@@ -37,19 +37,31 @@ def check_stored(backbone: Backbone, config: PretrainedConfig) -> None:
 def check_room(backbone: Backbone, config: PretrainedConfig, device: torch.device) -> None:
     """A model that is far too large would be read for minutes, 40 GB and more, before it fails.
 
+    Args:
+        backbone: what to load.
+        config: the base model's own; of a kind that cannot be counted, or stored in another form than 16 or 4 bits,
+            nothing is said.
+        device: where to.
+
     Raises:
         UserError: its weights alone are more than there is room for.
     """
-    in_4bit = backbone.load_in_4bit or hasattr(config, "quantization_config")
-    needs = memory.loaded(config.get_text_config(), in_4bit, dtype_for(device, backbone.dtype).itemsize)
+    stored = getattr(config, "quantization_config", None)
+    if stored and not stored.get("load_in_4bit"):
+        return
+    try:
+        model = memory.skeleton(config.get_text_config())
+    except ValueError:
+        return
+    needs = memory.loaded(model, backbone.load_in_4bit, dtype_for(device, backbone.dtype).itemsize)
     free = memory.free_on(device)
     if needs <= free:
         return
     where = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
     raise UserError(
         f"model.backbone.base_model: the weights of {backbone.base_model} take about {needs / memory.GIB:,.0f} GiB"
-        f"{' in 4 bit' if in_4bit else ''}, and {where} {free / memory.GIB:,.1f} GiB free; every process holds the"
-        " whole model, so choose a smaller base model or a device with more memory."
+        f"{' in 4 bit' if backbone.load_in_4bit else ''}, and {where} {free / memory.GIB:,.1f} GiB free; every process"
+        " holds the whole model, so choose a smaller base model or a device with more memory."
     )
 
 
@@ -64,8 +76,8 @@ def check_held(model: nn.Module, backbone: Backbone) -> None:
     if backbone.load_in_4bit and not any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
         raise UserError(
             f"model.backbone.load_in_4bit: {backbone.base_model} did not load in 4-bit: Unsloth keeps a repository"
-            " named '-bf16' in 16 bits, and all of them where bitsandbytes does not work ('medlit doctor' tells); set"
-            " it to false, or name another base model."
+            " named '-bf16' in 16 bits and one that is quantised otherwise (GPTQ, AWQ, fp8) as it is, and all of them"
+            " where bitsandbytes does not work ('medlit doctor' tells); set it to false, or name another base model."
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -22,6 +22,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from medlit.model.shape import shape_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 GIB = 2**30
 # Bytes of an activation in bfloat16 or float16.
@@ -95,29 +98,47 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
     )
 
 
-def loaded(config: Any, in_4bit: bool, itemsize: int) -> int:  # noqa: ANN401 - as for `shape_of`
-    """Bytes of a base model's weights as they are loaded: projections in NF4 or not, embedding and head never.
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """A base model without its weights: nothing is allocated or read.
+
+    Raises:
+        ValueError: transformers knows no causal language model of this configuration's kind.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def loaded(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
+    """Bytes of a base model's weights as they are loaded, counted layer by layer.
 
     Args:
-        config: the base model's, of transformers.
-        in_4bit: whether the projections are.
+        skeleton: the model without its weights.
+        in_4bit: whether linear layers are in NF4; the head never is.
         itemsize: bytes of a number that is not.
     """
-    of = shape_of(config)
-    tables = of.table if config.tie_word_embeddings else 2 * of.table
-    return int(of.linear * (_NF4 if in_4bit else itemsize)) + tables * itemsize
+    numbers = sum(p.numel() for p in skeleton.parameters())
+    if not in_4bit:
+        return numbers * itemsize
+    head = skeleton.get_output_embeddings()
+    linear = [part for part in skeleton.modules() if isinstance(part, nn.Linear) and part is not head]
+    quantised = sum(part.weight.numel() for part in linear)
+    return int(quantised * _NF4) + (numbers - quantised) * itemsize
 
 
 def free_on(device: torch.device) -> int:
     """Bytes that this process can still take where it computes: on a GPU, or of this machine's memory and swap."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
 def budget_on(device: torch.device, gib: float | None) -> int:
     """Bytes that training may take on a GPU: the setting, but never more than the card has left for this process."""
-    available = free_on(device)
+    available = free_on(device) + torch.cuda.memory_allocated(device)
     return int(SLACK * (available if gib is None else min(available, gib * GIB)))
 
 

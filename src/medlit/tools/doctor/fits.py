@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint
+from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint, skeleton
 from medlit.model.memory import loaded as bytes_loaded
 from medlit.model.settings import Backbone, Lora
 from medlit.model.shape import shape_of
@@ -75,8 +75,9 @@ def need(
         dtype: of what is not quantised.
     """
     half = dtype.itemsize
-    trained = _trained(config, lora)
-    loaded = bytes_loaded(config, backbone.load_in_4bit, half)
+    model = skeleton(config)
+    trained = _trained(model, lora)
+    loaded = bytes_loaded(model, backbone.load_in_4bit, half)
     takes = footprint(config, 0, trained)
     kept = _kept(takes, backbone, loaded + trained * 4, tokens, device)
     training = takes.peak(tokens, kept) - trained * (4 + 2)
@@ -88,12 +89,8 @@ def need(
     return Need(loaded, trained * (4 + 4 + 2), training, answered, of.layers, kept)
 
 
-def _trained(config: Any, lora: Lora) -> int:  # noqa: ANN401 - as for `shape_of`
-    """Weights of the adapter; nothing is allocated."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+def _trained(model: nn.Module, lora: Lora) -> int:
+    """Weights of the adapter."""
     targets = (*lora.target_modules, *_FUSED)
     return sum(
         lora.r * (part.in_features + part.out_features)

@@ -1,0 +1,78 @@
+"""`medlit fit` as a user starts it, with a clock beside it: the part that `scaling.py` and `large.py` share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parent / "configs"
+_BEGIN = time.perf_counter()
+_PACKAGES = ("lightning", "unsloth", "transformers", "peft", "bitsandbytes")
+
+
+def say(*words: object) -> None:
+    """Tell the time and what is going on."""
+    print(f"[{time.perf_counter() - _BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
+
+
+def describe(hardware: str) -> dict[str, Any]:
+    """What a result was measured on, and when."""
+    import torch
+
+    versions = {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"hardware": hardware, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
+
+
+def fit(
+    folder: Path,
+    configs: list[str],
+    weights: Path,
+    notes: Path,
+    trainer: dict[str, Any],
+    *,
+    examples_per_step: int = 32,
+    profiled: int = 0,
+    gradient: bool = False,
+    tiny: bool = False,
+) -> list[dict[str, Any]]:
+    """Run the verb, launched by Lightning; one batch is validated, after the last step.
+
+    Args:
+        folder: an existing one, for the run and what the clock leaves.
+        configs: names in configs/, beside llama31_8b.yaml.
+        weights: of the base model.
+        notes: folder with a file for each split.
+        trainer: settings of the trainer, with max_steps.
+        examples_per_step: notes of an optimizer step.
+        profiled: as of `fit_clock.FitClock`.
+        gradient: likewise.
+        tiny: on the CPU.
+
+    Returns:
+        What each process measured, by rank.
+    """
+    clock = {"folder": str(folder), "profiled": profiled, "gradient": gradient}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
+    callbacks = [{"class_path": "fit_clock.FitClock", "init_args": clock}]
+    settings: dict[str, Any] = {
+        "trainer": quiet | trainer | {"callbacks": callbacks} | ({"accelerator": "cpu"} if tiny else {}),
+        "val_every_steps": trainer["max_steps"],
+        "run": str(folder / "run"),
+        "model": {"backbone": {"base_model": str(weights)} | ({"max_length": 512} if tiny else {})},
+        "data": {"source": str(notes), "split": "official", "examples_per_step": examples_per_step},
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    files = [*(CONFIGS / name for name in ("llama31_8b.yaml", *configs)), folder / "settings.json"]
+    command = [sys.executable, "-m", "medlit", "fit", *(part for file in files for part in ("--config", str(file)))]
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=sys.stderr)
+    ranks = [json.loads(file.read_text()) for file in folder.glob("rank*.json")]
+    return sorted(ranks, key=lambda rank: rank["rank"])

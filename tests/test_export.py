@@ -149,6 +149,32 @@ def test_of_the_original_weights_those_are_read_that_transformers_loads(
     assert len(names) == len(set(names)) == len(model.state_dict())
 
 
+def test_of_a_whole_file_and_shards_the_whole_one_is_read_as_transformers_does(llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(7)
+    model.save_pretrained(tmp_path / "whole")
+    shutil.move(tmp_path / "whole" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    ours = {name: value for shard in original_shards(tmp_path) for name, value in shard}
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path).lm_head.weight
+    assert torch.equal(ours["lm_head.weight"], theirs)
+    assert float(theirs.mean()) == 7
+
+
+def test_a_shard_that_is_missing_is_told(llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    LlamaForCausalLM.from_pretrained(llama).save_pretrained(tmp_path, max_shard_size="100KB")
+    gone = min(tmp_path.glob("*.safetensors"))
+    gone.unlink()
+    with pytest.raises(UserError, match=rf"base: 1 of the \d+ files .*{gone.name}; download or copy"):
+        list(original_shards(tmp_path))
+
+
 def test_an_adapter_of_another_model_is_refused(llama: Path, run: Path, tmp_path: Path) -> None:
     shards = [[(name.replace("layers.1.", "layers.7."), value) for name, value in next(original_shards(llama))]]
     with pytest.raises(UserError, match=r"adapter's weights, such as model\.layers\.1\..*no place"):

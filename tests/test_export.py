@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload in this process what is reloaded in a fresh one, which takes ten seconds to start."""
     from medlit.tools.export import reload, verify
 
-    def run(command: list[str], input: str, **_: object) -> SimpleNamespace:
-        assert Path(command[-1]) == Path(reload.__file__)
-        told = reload._transformers(json.loads(input))
-        return SimpleNamespace(returncode=0, stdout=json.dumps(told), stderr="")
+    def own_process(script: str, request: dict[str, Any]) -> str:
+        assert script == "reload.py"
+        return json.dumps(reload._transformers(json.loads(json.dumps(request | {"bar": 2}))))
 
-    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(verify, "own_process", own_process)
 
 
 @pytest.fixture
@@ -414,6 +414,80 @@ def test_a_quantiser_that_is_missing_is_told(llama: Path, monkeypatch: pytest.Mo
         with pytest.raises(UserError, match=r"pip install --no-deps \"llama-cpp-python>=0\.3\.30,<0\.4\" diskcache"):
             gguf.check_convertible(llama, ["q4_k_m"])
         gguf.check_convertible(llama, ["f16", "q8_0"])
+
+
+LLAMA_CPP = """
+import ctypes, os, pathlib, time
+LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
+class How(ctypes.Structure):
+    _fields_ = [("ftype", ctypes.c_int)]
+llama_model_quantize_default_params = How
+def llama_model_quantize(full, path, how):
+    pathlib.Path(os.fsdecode(path)).write_bytes(b"half")
+    {ends}
+"""
+
+
+@pytest.fixture
+def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
+    from medlit.tools.export import gguf, job
+
+    def install(ends: str) -> Path:
+        site = tmp_path_factory.mktemp("site")
+        (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        for module in (gguf, job):
+            monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
+        return site
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        (
+            "os.write(2, b'tensor 7\\nGGML_ASSERT(n == 256) failed\\n'); os.abort()",
+            r"\(GGML_ASSERT\(n == 256\) failed\)",
+        ),
+        ("os.write(2, b'tensor 7\\ndata is corrupted\\n'); return 1", r"\(data is corrupted\)"),
+        ("os.abort()", r"\(it ended with -6\)"),
+    ],
+    ids=["an assertion", "an error", "in silence"],
+)
+def test_a_quantiser_that_fails_is_told_and_leaves_nothing(
+    run: Path, quantiser: Callable[[str], Path], ends: str, says: str
+) -> None:
+    quantiser(ends)
+    with pytest.raises(UserError, match=f"gguf_types: llama.cpp could not quantise this model to q4_k_m {says}"):
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert left(run) == set()
+
+
+def test_a_quantiser_ends_with_its_export(run: Path, quantiser: Callable[[str], Path]) -> None:
+    told = (
+        quantiser("pathlib.Path(__file__).with_name('process').write_text(str(os.getpid())); time.sleep(60)")
+        / "process"
+    )
+    half: list[set[str]] = []
+
+    def end() -> None:
+        while not told.is_file() or not told.read_text():
+            time.sleep(0.05)
+        half.append(left(run))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert stop.value.code == 143
+    assert time.monotonic() - begun < 50, "it did not wait for llama.cpp"
+    assert half[0] > left(run) == set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------

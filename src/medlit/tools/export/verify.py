@@ -8,9 +8,6 @@ specialties, so that a model which has begun to answer off the list shows.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 
 from medlit.errors import UserError
 from medlit.evaluation.answered import FloatArray
+from medlit.tools.export.process import ProcessFailed, own_process
 from medlit.tools.export.source import Questions
 
 FILE = "verification.json"
@@ -181,25 +179,12 @@ def answer(request: Request, questions: Questions, device: torch.device) -> dict
         "answers": questions.answers,
         "texts": questions.texts,
     }
-    bar = os.dup(2)  # what the process says on its own standard error is kept, for the message
-    # -P: the script's own folder holds modules called like packages.
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(Path(__file__).with_name("reload.py"))],
-            input=json.dumps(values | {"bar": bar}),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            pass_fds=(bar,),
-        )
-    finally:
-        os.close(bar)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        told: dict[str, Any] = json.loads(own_process("reload.py", values))
+    except ProcessFailed as error:
         raise UserError(
-            f"to: {request.path.name} does not load with {request.loader} ({said[-1]}); nothing is written."
-        )
-    told: dict[str, Any] = json.loads(done.stdout)
+            f"to: {request.path.name} does not load with {request.loader} ({error}); nothing is written."
+        ) from error
     return told
 
 

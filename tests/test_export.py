@@ -243,6 +243,15 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(run: Path, monkeypatch: pyte
     assert left(run) == set()
 
 
+@pytest.mark.usefixtures("fresh")
+def test_a_log_file_gets_the_steps_and_no_progress_bars(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exported(run, "merged")
+    said = capfd.readouterr().err
+    assert "medlit: " in said
+    assert "weighing the specialties" in said
+    assert "notes/s" not in said
+
+
 def test_labels_and_drift_are_told_apart() -> None:
     from medlit.tools.export.verify import compare
 

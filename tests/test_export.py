@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -420,9 +421,17 @@ def test_a_quantiser_that_is_missing_is_told(llama: Path, monkeypatch: pytest.Mo
             "find_spec",
             lambda name, absent=absent: None if name == absent else found("json" if name == "llama_cpp" else name),
         )
-        with pytest.raises(UserError, match=r"pip install --no-deps \"llama-cpp-python>=0\.3\.30,<0\.4\" diskcache"):
+        with pytest.raises(UserError, match=r"llama\.cpp, which is not installed; run 'pip install --no-deps "):
             gguf.check_convertible(llama, ["q4_k_m"])
         gguf.check_convertible(llama, ["f16", "q8_0"])
+
+
+def test_what_is_to_be_installed_is_what_the_extra_asks_for() -> None:
+    from medlit.tools.export.gguf import INSTALL
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    wanted = " ".join(f'"{one}"' for one in project["project"]["optional-dependencies"]["gguf"])
+    assert f"'pip install --no-deps {wanted}'" in INSTALL
 
 
 LLAMA_CPP = """
@@ -662,6 +671,16 @@ def test_the_manual_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         f"--{name}" in said for name in ("to", "output", "ckpt_path", "onto", "max_changed", "max_drift", "push")
     )
+
+
+def test_the_manual_names_the_bounds_that_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import bounds
+
+    for name, value in (("MAX_CHANGED", 0.07), ("PLAIN_DRIFT", 0.75), ("DRIFT", {"q2_k": 9.5})):
+        monkeypatch.setattr(bounds, name, value)
+    said = " ".join(parser().format_help().split())
+    for wanted in ("(default: 0.07)", "closer than 0.75 nats", "(default: 0.75; for q2_k 9.5)", "were not 4-bit"):
+        assert wanted in said
 
 
 def test_every_base_model_with_a_config_has_a_licence() -> None:

@@ -24,9 +24,10 @@ from medlit.tools.export.process import ProcessFailed, own_process
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
+# The requirements of the extra `gguf`.
 INSTALL = (
-    "'pip install --no-deps \"llama-cpp-python>=0.3.30,<0.4\" diskcache' (where there is no wheel it compiles for some"
-    " ten minutes and wants cmake and a C++ compiler)"
+    '\'pip install --no-deps "llama-cpp-python>=0.3.30,<0.4" "diskcache>=5.6,<6"\' (where there is no wheel it compiles'
+    " for minutes and wants cmake and a C++ compiler)"
 )
 # How a tokenizer cuts text before its merges, by the first pattern in its file; the names are llama.cpp's.
 _CUTS = {

@@ -17,14 +17,11 @@ import torch
 
 from medlit.errors import UserError
 from medlit.evaluation.answered import FloatArray
+from medlit.tools.export.bounds import DRIFT, PLAIN_DRIFT
 from medlit.tools.export.process import ProcessFailed, own_process
 from medlit.tools.export.source import Questions
 
 FILE = "verification.json"
-# Most that the log-likelihood of any note's answer may move, in nats. Rounding to 16 or 8 bits moves it by 0.1, a GPU
-# that computes in bfloat16 by 0.3, to 4 bits by 1.6, a wrong layer by many.
-DRIFT = {"q4_k_m": 3.0}
-PLAIN_DRIFT = 0.5
 _LARGE = 4 * 2**30  # bytes of weights from which on a CPU computes in 16 bits
 
 

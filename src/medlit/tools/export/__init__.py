@@ -40,7 +40,7 @@ def run(args: Sequence[str]) -> int:
     from medlit.__main__ import import_unsloth
 
     import_unsloth()
-    from medlit.tools.export.job import export
+    from medlit.tools.export.command import export
 
     return export(options, rest)
 

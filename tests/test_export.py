@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import tomllib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,12 +38,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload in this process what is reloaded in a fresh one, which takes ten seconds to start."""
     from medlit.tools.export import reload, verify
 
-    def run(command: list[str], input: str, **_: object) -> SimpleNamespace:
-        assert Path(command[-1]) == Path(reload.__file__)
-        told = reload._transformers(json.loads(input))
-        return SimpleNamespace(returncode=0, stdout=json.dumps(told), stderr="")
+    def own_process(script: str, request: dict[str, Any]) -> str:
+        assert script == "reload.py"
+        return json.dumps(reload._transformers(json.loads(json.dumps(request | {"bar": 2}))))
 
-    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(verify, "own_process", own_process)
 
 
 @pytest.fixture
@@ -149,6 +150,32 @@ def test_of_the_original_weights_those_are_read_that_transformers_loads(
     assert len(names) == len(set(names)) == len(model.state_dict())
 
 
+def test_of_a_whole_file_and_shards_the_whole_one_is_read_as_transformers_does(llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(7)
+    model.save_pretrained(tmp_path / "whole")
+    shutil.move(tmp_path / "whole" / "model.safetensors", tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    ours = {name: value for shard in original_shards(tmp_path) for name, value in shard}
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path).lm_head.weight
+    assert torch.equal(ours["lm_head.weight"], theirs)
+    assert float(theirs.mean()) == 7
+
+
+def test_a_shard_that_is_missing_is_told(llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    LlamaForCausalLM.from_pretrained(llama).save_pretrained(tmp_path, max_shard_size="100KB")
+    gone = min(tmp_path.glob("*.safetensors"))
+    gone.unlink()
+    with pytest.raises(UserError, match=rf"base: 1 of the \d+ files .*{gone.name}; download or copy"):
+        list(original_shards(tmp_path))
+
+
 def test_an_adapter_of_another_model_is_refused(llama: Path, run: Path, tmp_path: Path) -> None:
     shards = [[(name.replace("layers.1.", "layers.7."), value) for name, value in next(original_shards(llama))]]
     with pytest.raises(UserError, match=r"adapter's weights, such as model\.layers\.1\..*no place"):
@@ -215,6 +242,15 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(run: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="cuts text into other tokens"):
         exported(run, "adapter")
     assert left(run) == set()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_log_file_gets_the_steps_and_no_progress_bars(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exported(run, "merged")
+    said = capfd.readouterr().err
+    assert "medlit: " in said
+    assert "weighing the specialties" in said
+    assert "notes/s" not in said
 
 
 def test_labels_and_drift_are_told_apart() -> None:
@@ -385,9 +421,91 @@ def test_a_quantiser_that_is_missing_is_told(llama: Path, monkeypatch: pytest.Mo
             "find_spec",
             lambda name, absent=absent: None if name == absent else found("json" if name == "llama_cpp" else name),
         )
-        with pytest.raises(UserError, match=r"pip install --no-deps \"llama-cpp-python>=0\.3\.30,<0\.4\" diskcache"):
+        with pytest.raises(UserError, match=r"llama\.cpp, which is not installed; run 'pip install --no-deps "):
             gguf.check_convertible(llama, ["q4_k_m"])
         gguf.check_convertible(llama, ["f16", "q8_0"])
+
+
+def test_what_is_to_be_installed_is_what_the_extra_asks_for() -> None:
+    from medlit.tools.export.gguf import INSTALL
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    wanted = " ".join(f'"{one}"' for one in project["project"]["optional-dependencies"]["gguf"])
+    assert f"'pip install --no-deps {wanted}'" in INSTALL
+
+
+LLAMA_CPP = """
+import ctypes, os, pathlib, time
+LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
+class How(ctypes.Structure):
+    _fields_ = [("ftype", ctypes.c_int)]
+llama_model_quantize_default_params = How
+def llama_model_quantize(full, path, how):
+    pathlib.Path(os.fsdecode(path)).write_bytes(b"half")
+    {ends}
+"""
+
+
+@pytest.fixture
+def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
+    from medlit.tools.export import gguf, job
+
+    def install(ends: str) -> Path:
+        site = tmp_path_factory.mktemp("site")
+        (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        for module in (gguf, job):
+            monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
+        return site
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        (
+            "os.write(2, b'tensor 7\\nGGML_ASSERT(n == 256) failed\\n'); os.abort()",
+            r"\(GGML_ASSERT\(n == 256\) failed\)",
+        ),
+        ("os.write(2, b'tensor 7\\ndata is corrupted\\n'); return 1", r"\(data is corrupted\)"),
+        ("os.abort()", r"\(it ended with -6\)"),
+    ],
+    ids=["an assertion", "an error", "in silence"],
+)
+def test_a_quantiser_that_fails_is_told_and_leaves_nothing(
+    run: Path, quantiser: Callable[[str], Path], ends: str, says: str
+) -> None:
+    quantiser(ends)
+    with pytest.raises(UserError, match=f"gguf_types: llama.cpp could not quantise this model to q4_k_m {says}"):
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert left(run) == set()
+
+
+def test_a_quantiser_ends_with_its_export(run: Path, quantiser: Callable[[str], Path]) -> None:
+    told = (
+        quantiser("pathlib.Path(__file__).with_name('process').write_text(str(os.getpid())); time.sleep(60)")
+        / "process"
+    )
+    half: list[set[str]] = []
+
+    def end() -> None:
+        while not told.is_file() or not told.read_text():
+            time.sleep(0.05)
+        half.append(left(run))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert stop.value.code == 143
+    assert time.monotonic() - begun < 50, "it did not wait for llama.cpp"
+    assert half[0] > left(run) == set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------
@@ -553,6 +671,16 @@ def test_the_manual_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         f"--{name}" in said for name in ("to", "output", "ckpt_path", "onto", "max_changed", "max_drift", "push")
     )
+
+
+def test_the_manual_names_the_bounds_that_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import bounds
+
+    for name, value in (("MAX_CHANGED", 0.07), ("PLAIN_DRIFT", 0.75), ("DRIFT", {"q2_k": 9.5})):
+        monkeypatch.setattr(bounds, name, value)
+    said = " ".join(parser().format_help().split())
+    for wanted in ("(default: 0.07)", "closer than 0.75 nats", "(default: 0.75; for q2_k 9.5)", "were not 4-bit"):
+        assert wanted in said
 
 
 def test_every_base_model_with_a_config_has_a_licence() -> None:

@@ -16,6 +16,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from medlit.tools.export import bounds
+
 _EXAMPLES = """
 examples:
   medlit export --run logs/llama31_8b/version_0 --to merged --output merged
@@ -38,7 +40,7 @@ def run(args: Sequence[str]) -> int:
     from medlit.__main__ import import_unsloth
 
     import_unsloth()
-    from medlit.tools.export.job import export
+    from medlit.tools.export.command import export
 
     return export(options, rest)
 
@@ -79,18 +81,18 @@ def parser() -> argparse.ArgumentParser:
         "--max_changed",
         type=float,
         metavar="SHARE",
-        default=0.02,
+        default=bounds.MAX_CHANGED,
         help="most notes that may get another specialty (0 to 1); not counted are those that medlit's own model hardly"
-        " decides, the two specialties being closer than 0.5 nats or --max_drift, whichever is less (default:"
-        " %(default)s)",
+        f" decides, the two specialties being closer than {bounds.PLAIN_DRIFT:g} nats or --max_drift, whichever is less"
+        " (default: %(default)s)",
     )
+    formats = "".join(f"; for {name} {nats:g}" for name, nats in bounds.DRIFT.items())
     add(
         "--max_drift",
         type=float,
         metavar="NATS",
-        help="most that the log-likelihood of any note's answer may move. Rounding to 16 or 8 bits moves it by 0.1, a"
-        " GPU that computes in bfloat16 by 0.3, rounding to 4 bits by 1.6, a wrong layer by many (default: 0.5; for"
-        " q4_k_m 3)",
+        help=f"most that the log-likelihood of any note's answer may move. {bounds.MEASURED} (default:"
+        f" {bounds.PLAIN_DRIFT:g}{formats})",
     )
     add("--repo", metavar="OWNER/NAME", help="hub: the repository")
     add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +20,14 @@ import numpy as np
 
 from medlit.errors import UserError
 from medlit.runs import read_json
+from medlit.tools.export.process import ProcessFailed, own_process
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
+# The requirements of the extra `gguf`.
 INSTALL = (
-    "'pip install --no-deps \"llama-cpp-python>=0.3.30,<0.4\" diskcache' (where there is no wheel it compiles for some"
-    " ten minutes and wants cmake and a C++ compiler)"
+    '\'pip install --no-deps "llama-cpp-python>=0.3.30,<0.4" "diskcache>=5.6,<6"\' (where there is no wheel it compiles'
+    " for minutes and wants cmake and a C++ compiler)"
 )
 # How a tokenizer cuts text before its merges, by the first pattern in its file; the names are llama.cpp's.
 _CUTS = {
@@ -116,25 +116,12 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
 
 
 def _quantise(full: Path, path: Path) -> None:
-    import ctypes
-
-    import llama_cpp
-
-    how = llama_cpp.llama_model_quantize_default_params()
-    how.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    with tempfile.TemporaryFile() as said:
-        # llama.cpp tells of each tensor, some of it past its own log.
-        stderr = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            failed = llama_cpp.llama_model_quantize(bytes(full), bytes(path), ctypes.byref(how)) != 0
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        said.seek(0)
-        last = (said.read().decode(errors="replace").strip().splitlines() or ["it does not say why"])[-1]
-    if failed:
-        raise UserError(f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({last}); leave it out.")
+    try:
+        own_process("quantise.py", {"full": str(full), "path": str(path)})
+    except ProcessFailed as error:
+        raise UserError(
+            f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
+        ) from error
 
 
 def _add_shape(writer: Any, config: dict[str, Any]) -> None:  # noqa: ANN401 - gguf is imported late

@@ -31,10 +31,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of PEFT's names before the model's own
 _INDEX = "model.safetensors.index.json"
 _FILES = ["*.json", "*.safetensors"]
-_TWICE = [
-    "consolidated*.safetensors",
-    "original/*",
-]  # the same weights again, named as their publisher's own code has it
+# The same weights again, named as their publisher's own code has it.
+_TWICE = ["consolidated*.safetensors", "original/*"]
 _SHARD = 2 * 10**9  # bytes
 Named = Iterable[tuple[str, Tensor]]
 
@@ -64,7 +62,7 @@ def original_shards(folder: Path) -> Iterator[Named]:
     """Yield the weights of each file of a model folder.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: the weights are quantised, or some are not there.
     """
     from safetensors import safe_open
 
@@ -78,11 +76,24 @@ def original_shards(folder: Path) -> Iterator[Named]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files that transformers loads; others beside them may hold the same weights by other names."""
-    if (folder / _INDEX).is_file():
-        return sorted({folder / name for name in read_json(folder / _INDEX)["weight_map"].values()})
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    """The files that transformers loads; others beside them may hold the same weights by other names.
+
+    Raises:
+        UserError: one is not there.
+    """
+    whole, index = folder / "model.safetensors", folder / _INDEX
+    if whole.is_file():  # transformers asks for it before the index
+        return [whole]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    named = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    absent = [path.name for path in named if not path.is_file()]
+    if absent:
+        raise UserError(
+            f"base: {len(absent)} of the {len(named)} files of weights that {index} names are not there, such as"
+            f" {absent[0]}; download or copy that model anew."
+        )
+    return named
 
 
 def trained_shards(inner: nn.Module) -> Iterator[Named]:

@@ -57,11 +57,11 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(request: dict[str, Any]) -> Iterator[list[int]]:
-    """Yield the prompts, and show how far it is."""
+    """Yield the prompts, and show how far it is where that is a terminal."""
     from tqdm import tqdm
 
     with os.fdopen(os.dup(request["bar"]), "w") as file:
-        yield from tqdm(request["prompts"], "Weighing again", unit=" notes", leave=False, file=file)
+        yield from tqdm(request["prompts"], "Weighing again", unit=" notes", leave=False, file=file, disable=None)
 
 
 def _load(request: dict[str, Any]) -> tuple[Any, str]:

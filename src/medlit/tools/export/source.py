@@ -214,7 +214,7 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
     batches = BatchRows(rows, data.collator.prompts)
     device = language_model.causal_lm(model).device
     nats = []
-    with Tqdm(desc="Weighing", total=len(rows), unit=" notes", leave=False) as bar:
+    with Tqdm(desc="Weighing", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
         for start in range(0, len(rows), _BATCH):
             places = list(range(start, min(start + _BATCH, len(rows))))
             made: Any = batches[places]

@@ -8,9 +8,6 @@ specialties, so that a model which has begun to answer off the list shows.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +17,11 @@ import torch
 
 from medlit.errors import UserError
 from medlit.evaluation.answered import FloatArray
+from medlit.tools.export.bounds import DRIFT, PLAIN_DRIFT
+from medlit.tools.export.process import ProcessFailed, own_process
 from medlit.tools.export.source import Questions
 
 FILE = "verification.json"
-# Most that the log-likelihood of any note's answer may move, in nats. Rounding to 16 or 8 bits moves it by 0.1, a GPU
-# that computes in bfloat16 by 0.3, to 4 bits by 1.6, a wrong layer by many.
-DRIFT = {"q4_k_m": 3.0}
-PLAIN_DRIFT = 0.5
 _LARGE = 4 * 2**30  # bytes of weights from which on a CPU computes in 16 bits
 
 
@@ -181,25 +176,12 @@ def answer(request: Request, questions: Questions, device: torch.device) -> dict
         "answers": questions.answers,
         "texts": questions.texts,
     }
-    bar = os.dup(2)  # what the process says on its own standard error is kept, for the message
-    # -P: the script's own folder holds modules called like packages.
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(Path(__file__).with_name("reload.py"))],
-            input=json.dumps(values | {"bar": bar}),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            pass_fds=(bar,),
-        )
-    finally:
-        os.close(bar)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        told: dict[str, Any] = json.loads(own_process("reload.py", values))
+    except ProcessFailed as error:
         raise UserError(
-            f"to: {request.path.name} does not load with {request.loader} ({said[-1]}); nothing is written."
-        )
-    told: dict[str, Any] = json.loads(done.stdout)
+            f"to: {request.path.name} does not load with {request.loader} ({error}); nothing is written."
+        ) from error
     return told
 
 

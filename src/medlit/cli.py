@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit import arguments, predicting
+from medlit.bounds import check_settings
 from medlit.callbacks.adapter import AdapterFolder
 from medlit.callbacks.config import SaveConfig
 from medlit.callbacks.finite import FiniteSteps
@@ -47,7 +48,6 @@ from medlit.preflight import (
     check_checkpoint,
     check_device,
     check_environment,
-    check_settings,
     check_slurm,
     check_writable,
 )

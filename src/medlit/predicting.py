@@ -7,9 +7,10 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from medlit.bounds import check_decoding
 from medlit.callbacks.predictions import FORMATS
 from medlit.errors import UserError
-from medlit.preflight import check_decoding, check_writable
+from medlit.preflight import check_writable
 
 PREDICTIONS = "predictions.csv"
 ONE_NOTE_TOKENS = 64

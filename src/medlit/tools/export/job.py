@@ -20,11 +20,12 @@ import psutil
 import torch
 from torch import nn
 
+from medlit.bounds import check_settings
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
 from medlit.model.backbone import causal_lm
-from medlit.preflight import check_device, check_settings, check_writable
+from medlit.preflight import check_device, check_writable
 from medlit.quiet import quiet
 from medlit.runs import whole_folder, write_json
 from medlit.tools.export.card import write_card

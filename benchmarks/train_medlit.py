@@ -15,9 +15,9 @@ import torch
 import torch._dynamo.utils
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from medlit.arguments import TRAINER_DEFAULTS
 from medlit.callbacks.finite import FiniteSteps
 from medlit.callbacks.throughput import Throughput
-from medlit.cli import TRAINER_DEFAULTS
 from medlit.data.batches import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.module import SpecialtyClassifier

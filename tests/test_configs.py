@@ -29,7 +29,8 @@ COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 @cache
 def parser() -> LightningArgumentParser:
     """The parser of all verbs, made as `medlit` makes it."""
-    from medlit.cli import TRAINER_DEFAULTS, MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
+    from medlit.arguments import TRAINER_DEFAULTS
+    from medlit.cli import MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
 
     class ParserOnly(MedlitCLI):
         def _set_seed(self) -> None: ...

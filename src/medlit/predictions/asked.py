@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import torch
 
+from medlit.bounds import check_decoding
 from medlit.data.sources import clean_note
 from medlit.errors import UserError
 from medlit.model.settings import Decoding
-from medlit.preflight import check_decoding
 
 Mode = Literal["generate", "constrained", "likelihood"]
 
@@ -35,7 +35,7 @@ def texts_of(notes: Iterable[str]) -> list[str]:
 
 
 def check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:
-    """Check what the command line's types and `medlit.preflight` do.
+    """Check what the command line's types and `medlit.bounds` do.
 
     Raises:
         UserError: naming the setting.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from medlit.bounds import check_settings
 from medlit.errors import UserError
 from medlit.labels import LabelSet
-from medlit.preflight import check_device, check_settings, check_writable
+from medlit.preflight import check_device, check_writable
 from medlit.quiet import quiet
 from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp
 from medlit.tools.export.hub import Repository

@@ -239,7 +239,7 @@ def test_second_start_reads_the_cache_and_a_changed_file_does_not(
     path = write_csv(tmp_path / "n.csv", NOTES)
     first = load(path)["all"]
     with monkeypatch.context() as patched:
-        patched.setattr("medlit.data.readers._csv_rows", _never)
+        patched.setattr("medlit.data.readers.csv_rows", _never)
         patched.setattr("medlit.data.sources._canonical_batch", _never)
         again = load(path)["all"]
     assert again._fingerprint == first._fingerprint

@@ -16,7 +16,7 @@ def cache_dir() -> Path:
 
     `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. A folder that medlit makes is readable by
     its owner alone; one that is there already keeps the mode its owner gave it. Notes have a folder of their own, in
-    the cache of `datasets`: see `medlit.data.readers.cache_folder`.
+    the cache of `datasets`: see `medlit.data.cache.cache_folder`.
 
     Raises:
         UserError: the folder cannot be made.

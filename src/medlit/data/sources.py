@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from medlit.data.cache import cache_folder, fingerprint
 from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
-from medlit.data.readers import Columns, cache_folder, fingerprint
+from medlit.data.readers import Columns
 from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
 from medlit.data.stream import each_text
 from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables

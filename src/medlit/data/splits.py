@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medlit.data.assign import Assignment, Conflicts, Split, SplitSettings, assign
+from medlit.data.cache import cache_folder, fingerprint
 from medlit.data.groups import exact_groups, near_groups
-from medlit.data.readers import cache_folder, fingerprint
 from medlit.data.tables import SPLITS
 from medlit.runs import whole_file
 

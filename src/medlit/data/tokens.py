@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from medlit.data.readers import cache_folder, fingerprint
+from medlit.data.cache import cache_folder, fingerprint
 from medlit.prompts import PROMPT_VERSION, AlpacaPrompt
 
 if TYPE_CHECKING:

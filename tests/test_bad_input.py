@@ -162,6 +162,11 @@ def test_one_note_to_go_on_with(refused: Refused, tiny_config: Path) -> None:
     assert "resume: one note has nothing to go on with" in said
 
 
+def test_one_note_into_a_table(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.text", "A knee.", "--output", tmp_path / "filed.csv")
+    assert "output: the answer to one note is printed" in said
+
+
 def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) -> None:
     said = refused("predict", "--config", tiny_config, "--data.predict_source", "incoming.csv")
     assert "predict_source" in said

@@ -56,6 +56,8 @@ def prepare(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
     check_decoding(config.model.decoding)
     if config.data.text is None:
         return
+    if config.output is not None:
+        raise UserError("output: the answer to one note is printed; leave out --output or --data.text.")
     if config.resume:
         raise UserError("resume: one note has nothing to go on with; leave out --resume or --data.text.")
     # Standard output belongs to the answer alone.

@@ -38,8 +38,6 @@ FLAGS = (
 
 def fit(run: Path, options: argparse.Namespace, *, packed: bool, seed: int) -> list[float]:
     """Fine-tune; the loss of each optimizer step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     from medlit.cli import main as medlit
 
     settings = ["--config", str(options.config), *FLAGS.split(), *options.flags.split()]
@@ -47,6 +45,13 @@ def fit(run: Path, options: argparse.Namespace, *, packed: bool, seed: int) -> l
     settings += ["--data.packing", str(packed).lower(), "--model.lora.seed", str(seed), "--run", str(run)]
     medlit(["fit", *settings])
     gc.collect()  # the next model is not to stand beside this one
+    return losses(run)
+
+
+def losses(run: Path) -> list[float]:
+    """Training loss of each step, as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(run))
     events.Reload()
     return [event.value for event in events.Scalars("train/loss")]

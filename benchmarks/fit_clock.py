@@ -23,7 +23,7 @@ GRADIENT = "gradient.pt"
 
 
 class FitClock(StepClock):
-    """Writes `rank<r>.json`: seconds, real tokens and cells of each step, memory, and time in exchanges.
+    """Writes `rank<r>.json`: seconds and real tokens of each step, memory, and time in exchanges.
 
     Args:
         folder: where to.
@@ -73,20 +73,17 @@ class FitClock(StepClock):
             self.tokens.append(0)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        device = pl_module.device
         found: dict[str, Any] = {
             "rank": trainer.global_rank,
-            "device": str(device),
             "weights_on": sorted({str(p.device) for p in pl_module.parameters()}),
             "seconds": self.seconds,
             "tokens": self.tokens,
-            "cells": self.cells,
             "largest": self.largest,
             "layers_kept": [min(self.kept), max(self.kept)] if self.kept else None,
             "estimated_bytes": self.estimate,
         }
-        if device.type == "cuda":
-            found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        if pl_module.device.type == "cuda":
+            found["peak_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
         if self.profiler is not None:
             self.profiler.stop()
             seconds = sum(self.seconds[-self.profiled :])

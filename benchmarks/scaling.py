@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
 from clocked_fit import describe, fit, say  # noqa: E402
+from curve import losses  # noqa: E402
+from train_parity import Gradient  # noqa: E402
 
 GIB = 2**30
 NOTES = 32  # a step, or a GPU's share of one
@@ -132,28 +134,19 @@ def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[
     return found
 
 
-def losses(run: Path) -> list[float]:
-    """Training loss of each step, as TensorBoard shows it."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return [event.value for event in events.Scalars("train/loss")]
-
-
 def compare(curves: dict[str, list[float]], gpus: int, scratch: Path) -> dict[str, Any]:
     """How far several GPUs' losses and first gradient are from one's, relative to these."""
     import torch
     from fit_clock import GRADIENT
 
-    one, several = (torch.load(scratch / f"strong_{n}" / GRADIENT, weights_only=True, mmap=True) for n in (1, gpus))
-    if one.keys() != several.keys():
-        raise SystemExit("the two fits train other weights")
-    error = sum(float((several[name] - value).square().sum()) for name, value in one.items())
+    one, several = (
+        Gradient(curves[str(n)][0], torch.load(scratch / f"strong_{n}" / GRADIENT, weights_only=True, mmap=True))
+        for n in (1, gpus)
+    )
     apart = np.abs(np.array(curves[str(gpus)]) / np.array(curves["1"]) - 1)
     return {
         "gpus": gpus,
-        "gradient": (error / sum(float(value.square().sum()) for value in one.values())) ** 0.5,
+        "gradient": several.far(one),
         "loss_first": float(apart[0]),
         "loss_mean": float(apart.mean()),
         "loss_largest": float(apart.max()),

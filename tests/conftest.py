@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import yaml
@@ -36,6 +36,9 @@ os.environ |= {
 from fakes import write_llama, write_notes  # noqa: E402
 
 from medlit.__main__ import import_unsloth  # noqa: E402
+
+if TYPE_CHECKING:
+    from processes import Ranks
 
 
 class Outcome(NamedTuple):
@@ -129,3 +132,11 @@ def run(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(fitted, folder)
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Ranks:
+    """Runs one command in several processes."""
+    from processes import Ranks
+
+    return Ranks(tmp_path)

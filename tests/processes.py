@@ -24,7 +24,9 @@ from medlit.model.module import SpecialtyClassifier
 
 Place = dict[str, str]
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices"]
+# The config for two hosts of 8 GPUs, and of it only what a GPU is needed for set otherwise: two processes each.
 SLURM_CONFIG = Path(__file__).parents[1] / "configs" / "hardware" / "slurm.yaml"
+SLURM = ["--config", SLURM_CONFIG, "--trainer.accelerator", "cpu", "--trainer.devices", 2]
 PATIENCE = 100.0  # seconds
 STEPS = 3
 

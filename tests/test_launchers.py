@@ -15,7 +15,7 @@ import pytest
 from commands import environment, seconds_since_failure, write_runner
 from compare import curves
 from processes import (
-    SLURM_CONFIG,
+    SLURM,
     Ranks,
     by_srun,
     write_config,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 # Two dashes come after it: without them torchrun takes --run as short for an option of its own.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
-# Of the config for two hosts of 8 GPUs only what a GPU is needed for is set otherwise.
-SLURM = ["--config", SLURM_CONFIG, "--trainer.accelerator", "cpu", "--trainer.devices"]
 LIMIT = 200.0  # seconds
 
 
@@ -40,11 +38,6 @@ LIMIT = 200.0  # seconds
 def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launchers")
     return write_config(folder / "launchers.yaml", tiny_config, write_forty(folder))
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Ranks:
-    return Ranks(tmp_path)
 
 
 def run_folders(root: Path) -> list[str]:
@@ -94,7 +87,7 @@ def test_torchrun_ends_when_one_fails(config: Path, tmp_path: Path, failing: int
 
 @pytest.mark.slow
 def test_srun_starts_a_fit(medlit: Medlit, config: Path, tmp_path: Path) -> None:
-    where = ["--config", config, "--trainer.default_root_dir", tmp_path, *SLURM, 2, "--trainer.num_nodes", 1]
+    where = ["--config", config, "--trainer.default_root_dir", tmp_path, *SLURM, "--trainer.num_nodes", 1]
     command = [sys.executable, "-m", "medlit", "fit", *where]
     started = [
         subprocess.Popen(list(map(str, command)), env=environment() | place, stderr=subprocess.PIPE, text=True)
@@ -131,7 +124,7 @@ def test_one_that_fails_on_the_second_of_two_hosts_ends_all(
     ranks: Ranks, config: Path, tmp_path: Path, reason: int | Exception, code: int
 ) -> None:
     """Without what `srun --kill-on-bad-exit` does; the run folder is one."""
-    where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs", *SLURM, 2]
+    where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs", *SLURM]
     codes = ranks(4, "fit", *where, nodes=2, prepare=dies(reason, failing=3))
     assert codes[3] == code
     assert all(codes), "nobody takes it for a success"
@@ -178,7 +171,7 @@ def test_what_srun_and_the_config_do_not_agree_on_is_told(
     for name, value in place.items():
         if value is not None:
             monkeypatch.setenv(name, value)
-    done = medlit("fit", "--config", config, *SLURM, 2, "--trainer.default_root_dir", tmp_path / "logs")
+    done = medlit("fit", "--config", config, *SLURM, "--trainer.default_root_dir", tmp_path / "logs")
     assert done.code == 2
     assert says in done.err
     assert not (tmp_path / "logs").exists()

@@ -24,7 +24,7 @@ from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from processes import (
     DDP,
-    SLURM_CONFIG,
+    SLURM,
     STEPS,
     Ranks,
     keep_first_gradient,
@@ -47,15 +47,6 @@ if TYPE_CHECKING:
 def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     return write_config(folder / "processes.yaml", tiny_config, write_forty(folder))
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Ranks:
-    return Ranks(tmp_path)
-
-
-# Two hosts of two processes each, and of the config for them only what a GPU is needed for set otherwise.
-SLURM = ["--config", SLURM_CONFIG, "--trainer.accelerator", "cpu", "--trainer.devices", 2]
 
 
 @pytest.mark.parametrize(

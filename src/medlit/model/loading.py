@@ -72,12 +72,7 @@ def load(backbone: Backbone, lora: Lora | None, device: torch.device) -> nn.Modu
                     check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
                     model,
-                    r=lora.r,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    bias=lora.bias,
-                    target_modules=list(lora.target_modules),
-                    use_rslora=lora.rslora,
+                    **lora.as_peft(),
                     init_lora_weights="loftq" if lora.loftq else True,
                     loftq_config={"loftq_bits": 4, "loftq_iter": 1} if lora.loftq else None,
                     use_gradient_checkpointing=checkpointing(backbone),

@@ -62,6 +62,17 @@ class Lora:
     loftq: bool = False
     seed: int = 3407
 
+    def as_peft(self) -> dict[str, Any]:
+        """The adapter as PEFT calls its parts, but for how its weights begin."""
+        return {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": self.bias,
+            "target_modules": list(self.target_modules),
+            "use_rslora": self.rslora,
+        }
+
     def structure(self) -> dict[str, Any]:
         """The settings that decide which weights there are and what they mean; seed and dropout do not.
 

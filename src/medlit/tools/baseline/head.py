@@ -116,16 +116,7 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
     if backbone.gradient_checkpointing != "off":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    shape = LoraConfig(
-        task_type="SEQ_CLS",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias=lora.bias,
-        target_modules=list(lora.target_modules),
-        use_rslora=lora.rslora,
-        modules_to_save=[HEAD],
-    )
+    shape = LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft())
     adapted: nn.Module = get_peft_model(model, shape)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -41,11 +41,20 @@ RESULTS = Path(__file__).parent / "results" / "folds.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
 DECODERS = ("generate", "constrained", "likelihood")
 BASELINES = ("tfidf", "majority")
+# Of a variant's fold, when it has answered: on which hardware, and how long it took.
+FINISHED = "finished.json"
 # On top of the small model's config; a variant's flags come after these.
 BASE = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"
     " --early_stopping.patience 1000"
 )
+
+
+def hardware() -> str:
+    """What this process fits on."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
 
 
 def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
@@ -77,12 +86,13 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
         gc.collect()  # or the model before stays beside the next one
         best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run", str(place / mode)]
         medlit(["test", *settings, *best, "--model.decoding.mode", mode])
-    spent = {"fit": fitted - began, "tests": time.monotonic() - fitted}
+    told: dict[str, str | float] = {"hardware": hardware()}
+    told |= {"fit_seconds": fitted - began, "tests_seconds": time.monotonic() - fitted}
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
     shutil.rmtree(work)
     gc.collect()
-    spent["gib_left_allocated"] = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
-    (place / "seconds.json").write_text(json.dumps(spent))
+    told["gib_left_allocated"] = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
+    (place / FINISHED).write_text(json.dumps(told))
 
 
 def work(options: argparse.Namespace) -> None:
@@ -142,7 +152,7 @@ def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
     tasks: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
     for name, flags in variants.items():
         for fold in range(options.folds):
-            if not (options.folder / name / f"fold_{fold}" / "seconds.json").is_file():
+            if not (options.folder / name / f"fold_{fold}" / FINISHED).is_file():
                 tasks.put((name, flags, fold))
     with ThreadPoolExecutor(options.jobs) as pool:
         for job in [pool.submit(hand_out, options, tasks, place) for place in range(options.jobs)]:
@@ -194,8 +204,6 @@ def row(variant: str, system: str, answered: Answered, per_fold: list[float]) ->
 
 def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, Any]:
     """Score and compare whatever has been run."""
-    import torch
-
     folds = range(options.folds)
     found: dict[tuple[str, str], Answered] = {}
     rows = []
@@ -215,9 +223,11 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
                 told = compare(answered, found[other])
                 names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
                 comparisons.append({**names, **told.as_dict(), "words": told.words(" ".join(map(str, other)))})
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    # The answers may come from other machines than this one.
+    finished = [file for name in variants for file in (options.folder / name).glob(f"fold_*/{FINISHED}")]
+    devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in finished}
     return {
-        "hardware": device,
+        "hardware": ", ".join(sorted(devices)),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "folds": options.folds,
         "near_threshold": options.near_threshold,

@@ -7,7 +7,7 @@ or of `--variant`. For each fold of a k-fold split by text group, the model is f
 picks the best checkpoint), then answers the fold with the decoders; `--jobs` processes, each on one of the GPUs if any,
 take one (variant, fold) after another. TF-IDF and the majority class are fitted on the same notes. The folds'
 answers put together are one answer to each note: scores, intervals and comparisons are of those. A (variant, fold)
-whose answers are in the folder is not run again.
+that has finished, as its `finished.json` says, is not run again; what else lies in its place is removed first.
 
 Writes `benchmarks/results/folds.json`: scores only. The folder holds ids and labels, no text and no weights.
 """
@@ -86,13 +86,12 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
         gc.collect()  # or the model before stays beside the next one
         best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run", str(place / mode)]
         medlit(["test", *settings, *best, "--model.decoding.mode", mode])
-    told: dict[str, str | float] = {"hardware": hardware()}
-    told |= {"fit_seconds": fitted - began, "tests_seconds": time.monotonic() - fitted}
+    seconds = {"fit_seconds": fitted - began, "tests_seconds": time.monotonic() - fitted}
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
     shutil.rmtree(work)
     gc.collect()
-    told["gib_left_allocated"] = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
-    (place / FINISHED).write_text(json.dumps(told))
+    left = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
+    (place / FINISHED).write_text(json.dumps({"hardware": hardware(), **seconds, "gib_left_allocated": left}))
 
 
 def work(options: argparse.Namespace) -> None:
@@ -224,14 +223,15 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
                 names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
                 comparisons.append({**names, **told.as_dict(), "words": told.words(" ".join(map(str, other)))})
     # The answers may come from other machines than this one.
-    finished = [file for name in variants for file in (options.folder / name).glob(f"fold_*/{FINISHED}")]
-    devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in finished}
+    places = [options.folder / name / f"fold_{fold}" / FINISHED for name in variants for fold in folds]
+    devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in places if file.is_file()}
     return {
-        "hardware": ", ".join(sorted(devices)),
+        "hardware": ", ".join(sorted(devices)) or hardware(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "folds": options.folds,
         "near_threshold": options.near_threshold,
         "base": BASE,
+        "data": options.data,
         "configs": [path.name for path in CONFIGS],
         "variants": variants,
         "systems": rows,
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where answers and logs go; kept between runs")
     parser.add_argument("--variants", type=Path, help="file of lines 'name: flags'")
     parser.add_argument("--variant", action="append", default=[], help="'name: flags'; several")
-    parser.add_argument("--data", default="", help="further data flags for all, such as '--data.text_column note'")
+    parser.add_argument("--data", default="", help="further flags for all, such as '--data.text_column note'")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--near_threshold", type=float, default=0.8)
     parser.add_argument("--jobs", type=int, default=5, help="processes at a time")

@@ -172,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "hardware": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "adapter": options.adapter.name if options.adapter else f"untrained, of {Path(options.base_model).name}",
         "date": datetime.date.today().isoformat(),
         "notes": len(texts),
         "systems": [],

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from medlit.data.batches import Prompts
     from medlit.model.decoding import Answers
 
+MODES = ("generate", "constrained", "likelihood")
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
 
@@ -90,7 +91,7 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
     return answer
 
 
-def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int) -> float:
+def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int, on_gpu: bool) -> float:
     """Seconds of everything but the decoder, which gives the answers that it gave before."""
     decoder, given = predictor._decoder, []
 
@@ -104,7 +105,7 @@ def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int) -> floa
     for _ in range(rounds):
         again = iter(given)
         predictor._decoder = lambda prompts, again=again: next(again)  # type: ignore[misc]
-        took.append(seconds(lambda: predictor.predict(notes), on_gpu=False))
+        took.append(seconds(lambda: predictor.predict(notes), on_gpu))
     predictor._decoder = decoder
     return statistics.median(took)
 
@@ -134,7 +135,7 @@ def measure(adapter: Path, mode: str, texts: list[str], rounds: int) -> dict[str
     for turn in range(rounds):
         for name in list(systems)[:: 1 if turn % 2 else -1]:
             took[name].append(seconds(systems[name], on_gpu))
-    rest = beside(predictor, texts, rounds)
+    rest = beside(predictor, texts, rounds, on_gpu)
     ratios = [b / a for a, b in zip(took["decoder"], took["predictor"], strict=True)]
     return {
         "mode": mode,
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base_model", default="builtin:smollm2-135m", help="of the untrained adapter")
     parser.add_argument("--notes", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--modes", nargs="+", default=["generate", "constrained", "likelihood"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
 

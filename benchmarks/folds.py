@@ -41,8 +41,6 @@ RESULTS = Path(__file__).parent / "results" / "folds.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
 DECODERS = ("generate", "constrained", "likelihood")
 BASELINES = ("tfidf", "majority")
-# Of a variant's fold, when it has answered: on which hardware, and how long it took.
-FINISHED = "finished.json"
 # On top of the small model's config; a variant's flags come after these.
 BASE = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"
@@ -55,6 +53,12 @@ def hardware() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+
+
+def finished(options: argparse.Namespace, name: str, fold: int) -> Path:
+    """The file that a variant's fold leaves when it has answered: on which hardware, and how long it took."""
+    folder: Path = options.folder
+    return folder / name / f"fold_{fold}" / "finished.json"
 
 
 def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
@@ -73,7 +77,7 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
 
     from medlit.cli import main as medlit
 
-    place = options.folder / name / f"fold_{fold}"
+    place = finished(options, name, fold).parent
     work = place / "fit"
     shutil.rmtree(place, ignore_errors=True)
     configs = [f"--config={path}" for path in CONFIGS]
@@ -91,7 +95,8 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
     shutil.rmtree(work)
     gc.collect()
     left = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
-    (place / FINISHED).write_text(json.dumps({"hardware": hardware(), **seconds, "gib_left_allocated": left}))
+    told = {"hardware": hardware(), **seconds, "gib_left_allocated": left}
+    finished(options, name, fold).write_text(json.dumps(told))
 
 
 def work(options: argparse.Namespace) -> None:
@@ -151,7 +156,7 @@ def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
     tasks: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
     for name, flags in variants.items():
         for fold in range(options.folds):
-            if not (options.folder / name / f"fold_{fold}" / FINISHED).is_file():
+            if not finished(options, name, fold).is_file():
                 tasks.put((name, flags, fold))
     with ThreadPoolExecutor(options.jobs) as pool:
         for job in [pool.submit(hand_out, options, tasks, place) for place in range(options.jobs)]:
@@ -223,8 +228,8 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
                 names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
                 comparisons.append({**names, **told.as_dict(), "words": told.words(" ".join(map(str, other)))})
     # The answers may come from other machines than this one.
-    places = [options.folder / name / f"fold_{fold}" / FINISHED for name in variants for fold in folds]
-    devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in places if file.is_file()}
+    left = [finished(options, name, fold) for name in variants for fold in folds]
+    devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in left if file.is_file()}
     return {
         "hardware": ", ".join(sorted(devices)) or hardware(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
 
 from medlit.data.batches import MULTIPLE, Batch, Collator, Row
 
@@ -113,6 +114,14 @@ def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[Row]) -> 
     assert prompts.rows == [note["row"] for note in rows]
     assert prompts.ids == [note["id"] for note in rows]
     assert prompts.cut_tokens == [note["cut_tokens"] for note in rows]
+
+
+def test_lightning_moves_prompts_by_their_own_method() -> None:
+    evaluated = response.evaluate([row([1, 2, 3]), row([1, 4])])
+    moved = move_data_to_device(evaluated, torch.device("meta"))
+    assert {moved.loss.input_ids.device.type, *(x.device.type for x in moved.prompts[:2])} == {"meta"}
+    assert moved.prompts[2:] == evaluated.prompts[2:]
+    assert moved.prompts.ids is evaluated.prompts.ids
 
 
 @given(ROWS)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medlit.__main__ import import_unsloth
 from medlit.errors import UserError
 from medlit.labels import LabelSet
-from medlit.prompts import AlpacaPrompt, whole_characters
+from medlit.prompts import TOKENIZERS_PARALLELISM, AlpacaPrompt, whole_characters
 
 # The recipe's prompt, letter by letter.
 RECIPE = """Below is an instruction that describes a task, paired with an input that provides further context. \
@@ -164,6 +169,58 @@ def test_many_notes_are_asked_as_each_alone(tokenizer: object) -> None:
     texts = ["short", "a rather longer note", "", "\n\nstarts with line breaks", " starts with a space"]
     assert asked.prompts(texts) == [asked.prompt(text) for text in texts]
     assert asked.prompts([]) == []
+
+
+@pytest.mark.parametrize(("chosen", "meanwhile"), [("", "true"), ("false", "false"), ("true", "true"), (None, None)])
+def test_notes_are_tokenized_on_all_cores_unless_somebody_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, meanwhile: str | None
+) -> None:
+    if chosen is None:
+        monkeypatch.delenv(TOKENIZERS_PARALLELISM, raising=False)
+    else:
+        monkeypatch.setenv(TOKENIZERS_PARALLELISM, chosen)
+    told: list[str | None] = []
+    rows = AlpacaPrompt._rows
+
+    def watched(self: AlpacaPrompt, texts: list[str]) -> list[list[int]]:
+        told.append(os.environ.get(TOKENIZERS_PARALLELISM))
+        return rows(self, texts)
+
+    monkeypatch.setattr(AlpacaPrompt, "_rows", watched)
+    asked = AlpacaPrompt(byte_tokenizer())
+    asked.response("Neurology")
+    assert set(told) == {chosen}
+    told.clear()
+    asked.prompts(["one note", "another"])
+    assert meanwhile in told
+    assert os.environ.get(TOKENIZERS_PARALLELISM) == chosen
+
+
+def test_unsloth_s_choice_is_not_taken_for_somebody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKENIZERS_PARALLELISM)
+    import_unsloth()
+    assert os.environ[TOKENIZERS_PARALLELISM] == ""
+
+
+FORKED = """
+import multiprocessing
+from fake_tokenizers import byte_tokenizer
+from medlit.prompts import AlpacaPrompt
+
+asked, notes = AlpacaPrompt(byte_tokenizer()), ["a note"] * 100
+asked.prompts(notes)
+child = multiprocessing.get_context("fork").Process(target=lambda: asked.prompts(notes))
+child.start()
+child.join(20)
+print(child.exitcode)
+child.kill()
+"""
+
+
+def test_a_process_that_was_forked_off_does_not_wait_for_its_parent_s_threads() -> None:
+    environment = os.environ | {TOKENIZERS_PARALLELISM: "", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_limit_without_room_for_a_note_is_refused() -> None:

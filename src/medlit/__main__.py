@@ -59,11 +59,14 @@ def main(args: list[str] | None = None) -> None:
 def import_unsloth() -> None:
     """Import Unsloth before transformers, with its statistics off and its compiled code in medlit's cache."""
     from medlit.paths import cache_dir
+    from medlit.prompts import TOKENIZERS_PARALLELISM
 
     # Statistics would be sent over the network; the compile cache would be written into the working folder.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Off, as Unsloth would have it, but told apart from somebody's choice: see `medlit.prompts`.
+    os.environ.setdefault(TOKENIZERS_PARALLELISM, "")
     # Standard output is for answers: Unsloth greets there.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
@@ -196,7 +195,7 @@ class SpecialtyPredictor:
             at_default_precision(self._device),
         ):
             for batch in batches:
-                made = move_data_to_device(self._collator.prompts([asked[place] for place in batch]), self._device)
+                made = self._collator.prompts([asked[place] for place in batch]).to(self._device)
                 answers = tempered(self._decoder(made), self._temperature)
                 for row in rows(made, answers, self._label_set, self._decoding.abstain_below):
                     found[row["row"]] = Prediction(**{name: row[name] for name in Prediction.__slots__})

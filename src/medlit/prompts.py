@@ -8,9 +8,12 @@ one limit, so the model is asked exactly what it was taught.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Literal, get_args
 
 from medlit.errors import UserError
@@ -23,6 +26,8 @@ INSTRUCTION = "Classify the following medical transcription into the correct med
 
 Keep = Literal["head", "head_tail"]
 KEEPS = get_args(Keep)
+
+TOKENIZERS_PARALLELISM = "TOKENIZERS_PARALLELISM"  # '': off, because nobody has chosen
 
 _HEADER = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
@@ -42,6 +47,23 @@ def whole_characters(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+@contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Have tokenizers use every core, unless somebody has chosen otherwise.
+
+    Only for as long as this lasts, and not in a process that was forked off: a tokenizer would wait there for ever, for
+    threads that only the parent has.
+    """
+    if os.environ.get(TOKENIZERS_PARALLELISM) != "" or parent_process() is not None:
+        yield
+        return
+    os.environ[TOKENIZERS_PARALLELISM] = "true"
+    try:
+        yield
+    finally:
+        os.environ[TOKENIZERS_PARALLELISM] = ""
 
 
 @dataclass(frozen=True)
@@ -137,9 +159,11 @@ class AlpacaPrompt:
         """Ask about several notes, in their order."""
         if not transcriptions:
             return []
+        with _on_all_cores():
+            inside = self._inside(transcriptions)
         return [
             Prompt([*self.header, *self._kept(ids), *self.footer], cut_tokens=max(0, len(ids) - self.room))
-            for ids in self._inside(transcriptions)
+            for ids in inside
         ]
 
     def _kept(self, ids: list[int]) -> list[int]:

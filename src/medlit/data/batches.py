@@ -20,7 +20,7 @@ back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
@@ -100,6 +100,10 @@ class Prompts(NamedTuple):
     ids: list[str]
     cut_tokens: list[int]
 
+    def to(self, device: torch.device) -> Prompts:
+        """The same on a device; Lightning, which would try to move every id and number, calls it too."""
+        return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
+
 
 class EvalBatch(NamedTuple):
     """The same labelled notes twice: to measure the loss, and to be answered.
@@ -117,13 +121,15 @@ class EvalBatch(NamedTuple):
     text_hashes: list[str]
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
-    width = max(map(len, rows))
-    out = torch.full((len(rows), width), value, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        out[i, place] = torch.tensor(row, dtype=torch.long)
-    return out
+def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    """Rows of one width, and which of its numbers are real, (B, T) int64 and bool."""
+    lengths = np.array([len(row) for row in rows])
+    columns = np.arange(lengths.max())
+    real = columns >= lengths.max() - lengths[:, None] if side == "left" else columns < lengths[:, None]
+    out = np.full(real.shape, value, dtype=np.int64)
+    # All at once: a tensor out of each row's list would take as long as the rest of answering short notes on a GPU.
+    out[real] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
+    return torch.from_numpy(out), torch.from_numpy(real)
 
 
 def supervised_tokens(length: Tokens, answer: Tokens, loss_on: LossOn) -> Tokens:
@@ -182,7 +188,7 @@ class Collator:
 
     def train(self, rows: Sequence[Row], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B rows."""
-        input_ids = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
+        input_ids, _ = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
@@ -209,9 +215,10 @@ class Collator:
 
     def prompts(self, rows: Sequence[Row]) -> Prompts:
         """Left-pad the prompts of B rows."""
+        input_ids, real = _pad([row["input_ids"] for row in rows], self.pad_id, "left")
         return Prompts(
-            input_ids=_pad([row["input_ids"] for row in rows], self.pad_id, "left"),
-            attention_mask=_pad([[1] * len(row["input_ids"]) for row in rows], 0, "left"),
+            input_ids=input_ids,
+            attention_mask=real.long(),
             rows=[row["row"] for row in rows],
             ids=[row["id"] for row in rows],
             cut_tokens=[row["cut_tokens"] for row in rows],

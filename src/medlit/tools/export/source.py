@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
@@ -218,9 +217,8 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
         for start in range(0, len(rows), _BATCH):
             places = list(range(start, min(start + _BATCH, len(rows))))
             made: Any = batches[places]
-            prompts = move_data_to_device(made, device)
             with torch.no_grad(), at_default_precision(device):
-                told = decoder(prompts).label_nats
+                told = decoder(made.to(device)).label_nats
             assert told is not None
             nats.append(told.double().numpy())
             bar.update(len(places))

@@ -116,12 +116,11 @@ def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[Row]) -> 
     assert prompts.cut_tokens == [note["cut_tokens"] for note in rows]
 
 
-def test_lightning_moves_prompts_by_their_own_method() -> None:
-    evaluated = response.evaluate([row([1, 2, 3]), row([1, 4])])
-    moved = move_data_to_device(evaluated, torch.device("meta"))
-    assert {moved.loss.input_ids.device.type, *(x.device.type for x in moved.prompts[:2])} == {"meta"}
-    assert moved.prompts[2:] == evaluated.prompts[2:]
-    assert moved.prompts.ids is evaluated.prompts.ids
+def test_prompts_lie_on_a_device_as_lightning_would_have_them() -> None:
+    prompts, device = response.prompts([row([1, 2, 3]), row([1, 4])]), torch.device("meta")
+    moved, theirs = prompts.on(device), move_data_to_device(prompts, device)
+    assert [tensor.device for tensor in moved[:2]] == [tensor.device for tensor in theirs[:2]] == [device, device]
+    assert moved[2:] == theirs[2:] == prompts[2:]
 
 
 @given(ROWS)

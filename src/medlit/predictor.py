@@ -195,7 +195,7 @@ class SpecialtyPredictor:
             at_default_precision(self._device),
         ):
             for batch in batches:
-                made = self._collator.prompts([asked[place] for place in batch]).to(self._device)
+                made = self._collator.prompts([asked[place] for place in batch]).on(self._device)
                 answers = tempered(self._decoder(made), self._temperature)
                 for row in rows(made, answers, self._label_set, self._decoding.abstain_below):
                     found[row["row"]] = Prediction(**{name: row[name] for name in Prediction.__slots__})

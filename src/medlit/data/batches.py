@@ -100,8 +100,8 @@ class Prompts(NamedTuple):
     ids: list[str]
     cut_tokens: list[int]
 
-    def to(self, device: torch.device) -> Prompts:
-        """The same on a device; Lightning, which would try to move every id and number, calls it too."""
+    def on(self, device: torch.device) -> Prompts:
+        """The same on a device, for who has no loop of Lightning's: it tries to move every id and number too."""
         return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 

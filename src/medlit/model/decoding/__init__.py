@@ -67,4 +67,4 @@ def make_decoder(
 
 def _content_free(texts: list[str], prompt: AlpacaPrompt, device: torch.device) -> Prompts:
     pad_id: Any = prompt.tokenizer.pad_token_id
-    return Collator(prompt.response, int(pad_id), "response").prompts(unnamed_rows(prompt.prompts(texts))).to(device)
+    return Collator(prompt.response, int(pad_id), "response").prompts(unnamed_rows(prompt.prompts(texts))).on(device)

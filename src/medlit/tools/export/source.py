@@ -218,7 +218,7 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
             places = list(range(start, min(start + _BATCH, len(rows))))
             made: Any = batches[places]
             with torch.no_grad(), at_default_precision(device):
-                told = decoder(made.to(device)).label_nats
+                told = decoder(made.on(device)).label_nats
             assert told is not None
             nats.append(told.double().numpy())
             bar.update(len(places))

@@ -109,6 +109,18 @@ def test_the_predictor_is_measured_beside_its_decoder(llama: Path, tmp_path: Pat
     assert all(len(row["ratios"]) == 2 and row["ratio"] > 0 for row in found["systems"])
 
 
+def test_tokenizing_is_measured_on_one_core_and_on_all(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # what it sets itself is undone
+    flags = ["--base_model", llama, "--notes", 50, "--rounds", 2, "--output", tmp_path / "tokens.json"]
+    benchmark("tokens").main(list(map(str, flags)))
+    found = json.loads((tmp_path / "tokens.json").read_text())
+    assert found["notes"] == 50
+    assert list(found["milliseconds_a_note"]) == ["one core", "all cores"]
+    assert len(found["ratios"]) == 2
+
+
 @pytest.mark.slow
 def test_several_processes_are_measured_beside_one(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"

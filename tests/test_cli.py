@@ -311,7 +311,9 @@ def test_a_trial_run_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     trial = ["--trainer.fast_dev_run", "true", "--log_samples", "2"]
-    assert medlit("fit", "--config", tiny_config, *trial).code == 0
+    outcome = medlit("fit", "--config", tiny_config, *trial)
+    assert outcome.code == 0
+    assert "written" not in outcome.err
     assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
@@ -320,7 +322,9 @@ def test_fit_goes_on_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit,
 
     best = max(value for _, value in curve(run, "val/f1_macro"))
     arguments = ["--config", tiny_config, "--ckpt_path", "last", "--trainer.max_steps", "14"]
-    assert medlit("fit", *arguments).code == 0
+    outcome = medlit("fit", *arguments)
+    assert outcome.code == 0
+    assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_0")
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 14
     steps = [step for step, _ in curve(run, "train/loss")]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -258,6 +259,7 @@ def test_a_killed_run_goes_on_and_neither_repeats_nor_loses_a_note(
     outcome = predict("--resume")
     assert outcome.code == 0
     assert f"{kept} of 8 notes were answered before" in outcome.err
+    assert outcome.err.rstrip().endswith("medlit: written: out.csv")
     assert Path("out.csv").read_bytes() == whole
     everyone = {note["id"] for note in notes()["test"]}
     assert len(before) == kept
@@ -406,11 +408,19 @@ def test_two_processes_go_on_with_what_one_left(predict: Predict, whole: bytes, 
 
 
 @pytest.mark.parametrize("mode", ["constrained", "likelihood"])
-def test_one_note_prints_the_answer_and_nothing_else(medlit: Medlit, run: Path, tiny_config: Path, mode: str) -> None:
+def test_one_note_prints_the_answer_and_beside_it_how_sure_it_is(
+    medlit: Medlit, run: Path, tiny_config: Path, mode: str
+) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.decoding.mode", mode]
     arguments += ["--model.decoding.abstain_below", "1", "--data.text", "Patient 30 years old: heart pain."]
     outcome = medlit("predict", *arguments)
     assert outcome.out.removesuffix("\n") in SPECIALTIES
+    told = re.search(
+        r"medlit: probability (0\.\d{3}), -?0\.\d{3} over (.+); model\.decoding\.abstain_below would withhold it\n",
+        outcome.err,
+    )
+    assert told is not None
+    assert told[2] in SPECIALTIES
 
 
 def test_the_doubtful_are_abstained_from(predict: Predict) -> None:

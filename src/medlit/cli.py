@@ -132,8 +132,8 @@ class MedlitCLI(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         self.memory = MemoryWatch()
         self.save_config_kwargs = {"save_to_log_dir": False}
-        one_note = self.subcommand == "predict" and config.data.text is not None
-        if one_note:
+        self.one_note = self.subcommand == "predict" and config.data.text is not None
+        if self.one_note:
             self.save_config_callback = None
         output = config.get("output")
         callbacks: list[L.Callback] = [
@@ -149,7 +149,7 @@ class MedlitCLI(LightningCLI):
             Throughput(),
             PredictionWriter(
                 Path(output) if output else folder / predicting.PREDICTIONS,
-                one_note,
+                self.one_note,
                 bool(config.get("resume")),
                 config.ckpt_path,
             ),
@@ -191,6 +191,9 @@ class MedlitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
             raise self.memory.told(self.model.backbone, self.datamodule) from error
+        config = self.config[subcommand]
+        if self.trainer.is_global_zero and not self.one_note and not config.trainer.fast_dev_run:
+            print(f"medlit: written: {config.get('output') or self.run_folder}", file=sys.stderr)
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:

@@ -15,7 +15,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.module import SpecialtyClassifier
-from medlit.predictions.columns import rows
+from medlit.predictions.columns import Row, rows
 from medlit.predictions.origin import Origin, hash_notes, hash_weights, settings_of
 from medlit.predictions.parts import PartFile, answered, find_parts, part_path, read_part
 from medlit.predictions.write import FORMATS, write_table
@@ -29,7 +29,7 @@ class PredictionWriter(L.Callback):
 
     Args:
         path: the table; its suffix chooses CSV, JSONL or Parquet.
-        to_stdout: print the raw answers instead and write nothing.
+        to_stdout: print the raw answers instead, how sure they are on standard error, and write nothing.
         resume: keep what an interrupted run has left beside the table and ask about the other notes only.
         checkpoint: the weights, which the trainer itself does not know of until it loads them.
     """
@@ -97,11 +97,13 @@ class PredictionWriter(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a batch's answers down; stop here if somebody asked for it, which Lightning overlooks."""
-        if self.to_stdout:
-            for text in outputs.texts:
-                print(text.strip())
-        elif self._file is not None and isinstance(pl_module, SpecialtyClassifier):
-            self._file.add(rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below))
+        if isinstance(pl_module, SpecialtyClassifier):
+            found = rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
+            if self.to_stdout:
+                for row in found:
+                    _print(row)
+            elif self._file is not None:
+                self._file.add(found)
         if trainer.received_sigterm:
             raise SIGTERMException
 
@@ -137,6 +139,14 @@ class PredictionWriter(L.Callback):
             self._file.path.unlink(missing_ok=True)
         if trainer.is_global_zero and find_parts(self.path):
             print("medlit: what was answered so far is kept; the same command with --resume goes on.", file=sys.stderr)
+
+
+def _print(row: Row) -> None:
+    print(row["answer"].strip())
+    if row["probability"] is not None:
+        withheld = "; model.decoding.abstain_below would withhold it" if row["abstained"] else ""
+        told = f"probability {row['probability']:.3f}, {row['margin']:.3f} over {row['runner_up']}{withheld}"
+        print(f"medlit: {told}", file=sys.stderr)
 
 
 def _origin(

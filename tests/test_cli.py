@@ -317,6 +317,18 @@ def test_a_trial_run_leaves_nothing(
     assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
+def test_what_was_written_is_said_where_another_logger_puts_it(
+    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere", "--trainer.max_steps", "1"]
+    outcome = medlit("fit", "--config", tiny_config, *other)
+    assert outcome.code == 0
+    written = Path(outcome.err.strip().rpartition("medlit: written: ")[2])
+    assert written.parts[0] == "elsewhere"
+    assert (written / "fit_metrics.json").is_file()
+
+
 def test_fit_goes_on_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     import torch
 

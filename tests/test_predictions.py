@@ -416,11 +416,11 @@ def test_one_note_prints_the_answer_and_beside_it_how_sure_it_is(
     outcome = medlit("predict", *arguments)
     assert outcome.out.removesuffix("\n") in SPECIALTIES
     told = re.search(
-        r"medlit: probability (0\.\d{3}), -?0\.\d{3} over (.+); model\.decoding\.abstain_below would withhold it\n",
+        r"medlit: probability 0\.\d{3}, margin -?0\.\d{3}, runner-up (.+); model\.decoding\.abstain_below would",
         outcome.err,
     )
     assert told is not None
-    assert told[2] in SPECIALTIES
+    assert told[1] in SPECIALTIES
 
 
 def test_the_doubtful_are_abstained_from(predict: Predict) -> None:

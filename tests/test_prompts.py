@@ -13,7 +13,6 @@ from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.__main__ import import_unsloth
 from medlit.errors import UserError
 from medlit.labels import LabelSet
 from medlit.prompts import TOKENIZERS_PARALLELISM, AlpacaPrompt, whole_characters
@@ -171,7 +170,9 @@ def test_many_notes_are_asked_as_each_alone(tokenizer: object) -> None:
     assert asked.prompts([]) == []
 
 
-@pytest.mark.parametrize(("chosen", "meanwhile"), [("", "true"), ("false", "false"), ("true", "true"), (None, None)])
+@pytest.mark.parametrize(
+    ("chosen", "meanwhile"), [("", "for a while"), ("false", "false"), ("true", "true"), (None, None)]
+)
 def test_notes_are_tokenized_on_all_cores_unless_somebody_chose_otherwise(
     monkeypatch: pytest.MonkeyPatch, chosen: str | None, meanwhile: str | None
 ) -> None:
@@ -196,31 +197,40 @@ def test_notes_are_tokenized_on_all_cores_unless_somebody_chose_otherwise(
     assert os.environ.get(TOKENIZERS_PARALLELISM) == chosen
 
 
-def test_unsloth_s_choice_is_not_taken_for_somebody_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKENIZERS_PARALLELISM)
-    import_unsloth()
-    assert os.environ[TOKENIZERS_PARALLELISM] == ""
+def said(code: str, chosen: dict[str, str]) -> str:
+    """What a process of its own prints, in which nobody has chosen but for this."""
+    others = {name: value for name, value in os.environ.items() if name != TOKENIZERS_PARALLELISM}
+    environment = others | chosen | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_unsloth_s_choice_is_not_taken_for_somebody_s() -> None:
+    code = "from medlit.__main__ import import_unsloth as i; i(); import os; print(repr(os.environ['{}']))"
+    assert said(code.format(TOKENIZERS_PARALLELISM), {}) == "''"
 
 
 FORKED = """
-import multiprocessing
+import os, signal
+from contextlib import nullcontext
 from fake_tokenizers import byte_tokenizer
-from medlit.prompts import AlpacaPrompt
+from medlit.prompts import AlpacaPrompt, _on_all_cores
 
 asked, notes = AlpacaPrompt(byte_tokenizer()), ["a note"] * 100
 asked.prompts(notes)
-child = multiprocessing.get_context("fork").Process(target=lambda: asked.prompts(notes))
-child.start()
-child.join(20)
-print(child.exitcode)
-child.kill()
+for meanwhile in (nullcontext(), _on_all_cores()):
+    with meanwhile:
+        child = os.fork()
+    if not child:
+        signal.alarm(20)
+        asked.prompts(notes)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
 """
 
 
 def test_a_process_that_was_forked_off_does_not_wait_for_its_parent_s_threads() -> None:
-    environment = os.environ | {TOKENIZERS_PARALLELISM: "", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "0"
+    assert said(FORKED, {TOKENIZERS_PARALLELISM: ""}).split() == ["0", "0"]
 
 
 def test_a_limit_without_room_for_a_note_is_refused() -> None:

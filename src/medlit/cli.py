@@ -131,11 +131,18 @@ class MedlitCLI(LightningCLI):
             )
         kwargs["default_root_dir"] = str(folder)
         self.memory = MemoryWatch()
+        self.report = RunReport()
         self.save_config_kwargs = {"save_to_log_dir": False}
-        self.one_note = self.subcommand == "predict" and config.data.text is not None
-        if self.one_note:
+        one_note = self.subcommand == "predict" and config.data.text is not None
+        if one_note:
             self.save_config_callback = None
         output = config.get("output")
+        self.predictions = PredictionWriter(
+            Path(output) if output else folder / predicting.PREDICTIONS,
+            one_note,
+            bool(config.get("resume")),
+            config.ckpt_path,
+        )
         callbacks: list[L.Callback] = [
             LastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
@@ -143,16 +150,11 @@ class MedlitCLI(LightningCLI):
             StopOnSignal(last),
             FiniteSteps(config.model.optimizer.on_nonfinite),
             self.memory,
-            RunReport(),
+            self.report,
             AdapterTemperature(),
             SplitRecord(),
             Throughput(),
-            PredictionWriter(
-                Path(output) if output else folder / predicting.PREDICTIONS,
-                self.one_note,
-                bool(config.get("resume")),
-                config.ckpt_path,
-            ),
+            self.predictions,
         ]
         if config.log_samples:
             callbacks.append(Samples(config.log_samples))
@@ -191,9 +193,8 @@ class MedlitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
             raise self.memory.told(self.model.backbone, self.datamodule) from error
-        config = self.config[subcommand]
-        if self.trainer.is_global_zero and not self.one_note and not config.trainer.fast_dev_run:
-            print(f"medlit: written: {config.get('output') or self.run_folder}", file=sys.stderr)
+        if (written := self.predictions.written or self.report.written) is not None:
+            print(f"medlit: written: {written}", file=sys.stderr)
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:

@@ -48,7 +48,8 @@ examples:
 """
     + _OTHERS.format(verb="TEST"),
     "predict": """\
-File one note, a split or a table of notes. The answers to a table go to --output, one note goes to standard output.
+File one note, a split or a table of notes. The answers to a table go to --output, one note goes to standard output,
+with its probability, margin and runner-up, where the decoder gives them, on standard error.
 
 examples:
   medlit predict --config configs/llama31_8b.yaml --ckpt_path best --data.text 'CHIEF COMPLAINT: Blurred vision ...'

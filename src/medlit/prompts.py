@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Literal, get_args
 
 from medlit.errors import UserError
@@ -28,6 +27,7 @@ Keep = Literal["head", "head_tail"]
 KEEPS = get_args(Keep)
 
 TOKENIZERS_PARALLELISM = "TOKENIZERS_PARALLELISM"  # '': off, because nobody has chosen
+_LENT = "for a while"  # on, as everything is that tokenizers does not read as off, and not somebody's choice either
 
 _HEADER = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
@@ -51,19 +51,25 @@ def whole_characters(text: str) -> str:
 
 @contextmanager
 def _on_all_cores() -> Iterator[None]:
-    """Have tokenizers use every core, unless somebody has chosen otherwise.
-
-    Only for as long as this lasts, and not in a process that was forked off: a tokenizer would wait there for ever, for
-    threads that only the parent has.
-    """
-    if os.environ.get(TOKENIZERS_PARALLELISM) != "" or parent_process() is not None:
+    """Have tokenizers use every core for as long as this lasts, unless somebody has chosen otherwise."""
+    if os.environ.get(TOKENIZERS_PARALLELISM) != "":
         yield
         return
-    os.environ[TOKENIZERS_PARALLELISM] = "true"
+    os.environ[TOKENIZERS_PARALLELISM] = _LENT
     try:
         yield
     finally:
-        os.environ[TOKENIZERS_PARALLELISM] = ""
+        if os.environ.get(TOKENIZERS_PARALLELISM) == _LENT:  # no choice was made meanwhile, as a fork does
+            os.environ[TOKENIZERS_PARALLELISM] = ""
+
+
+def _stay_on_one_core() -> None:
+    """Choose for a process that was forked off, where a tokenizer would wait for threads that only the parent has."""
+    if os.environ.get(TOKENIZERS_PARALLELISM) in ("", _LENT):
+        os.environ[TOKENIZERS_PARALLELISM] = "false"
+
+
+os.register_at_fork(after_in_child=_stay_on_one_core)
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class AlpacaPrompt:
         """Ask about several notes, in their order."""
         if not transcriptions:
             return []
-        with _on_all_cores():
+        with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
             inside = self._inside(transcriptions)
         return [
             Prompt([*self.header, *self._kept(ids), *self.footer], cut_tokens=max(0, len(ids) - self.room))

@@ -32,6 +32,9 @@ class PredictionWriter(L.Callback):
         to_stdout: print the raw answers instead, how sure they are on standard error, and write nothing.
         resume: keep what an interrupted run has left beside the table and ask about the other notes only.
         checkpoint: the weights, which the trainer itself does not know of until it loads them.
+
+    Attributes:
+        written: the table, on the first process; None until it is there.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class PredictionWriter(L.Callback):
         self.to_stdout = to_stdout
         self.resume = resume
         self.checkpoint = checkpoint
+        self.written: Path | None = None
         self._kept: dict[Path, int] = {}  # part -> bytes of it that count
         self._file: PartFile | None = None
 
@@ -126,6 +130,7 @@ class PredictionWriter(L.Callback):
                     " looks for all of them; several machines need a folder that they share."
                 )
             write_table(parts, self._origin.notes, self.path)
+            self.written = self.path
             for part in parts:
                 part.path.unlink()
 
@@ -145,8 +150,8 @@ def _print(row: Row) -> None:
     print(row["answer"].strip())
     if row["probability"] is not None:
         withheld = "; model.decoding.abstain_below would withhold it" if row["abstained"] else ""
-        told = f"probability {row['probability']:.3f}, {row['margin']:.3f} over {row['runner_up']}{withheld}"
-        print(f"medlit: {told}", file=sys.stderr)
+        sure = f"probability {row['probability']:.3f}, margin {row['margin']:.3f}, runner-up {row['runner_up']}"
+        print(f"medlit: {sure}{withheld}", file=sys.stderr)
 
 
 def _origin(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -27,7 +28,13 @@ class RunReport(L.Callback):
 
     During `fit` every validation replaces `fit_metrics.json`, `fit_answers.parquet` and `confusion_fit.png`, so they
     end as the last one's.
+
+    Attributes:
+        written: the folder that they are in, on the first process; None before, and in a trial run.
     """
+
+    def __init__(self) -> None:
+        self.written: Path | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the settings down, whatever becomes of the fit."""
@@ -67,6 +74,7 @@ class RunReport(L.Callback):
             figures = {**write_report(folder), **figures}
             self._show_settings(trainer, pl_module)
         _show(trainer, pl_module.stage, figures)
+        self.written = folder
 
     def _show_settings(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SpecialtyClassifier):

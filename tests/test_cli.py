@@ -456,6 +456,17 @@ def test_a_word_without_a_checkpoint_exits_2_before_lightning(
     assert files(tmp_path) == set()
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_run_is_not_answered_for_by_untrained_weights(
+    medlit: Medlit, run: Path, tiny_config: Path, verb: str
+) -> None:
+    before = files(run)
+    outcome = medlit(verb, "--config", tiny_config, "--run", run)
+    assert outcome.code == 2
+    assert "no weights are named; add --ckpt_path best" in outcome.err
+    assert files(run) == before
+
+
 def test_the_words_mean_the_newest_run_or_the_one_that_is_named(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     newer = run.with_name("version_1")
     shutil.copytree(run, newer)

@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from commands import environment
 from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,9 +199,8 @@ def test_notes_are_tokenized_on_all_cores_unless_somebody_chose_otherwise(
 
 def said(code: str, chosen: dict[str, str]) -> str:
     """What a process of its own prints, in which nobody has chosen but for this."""
-    others = {name: value for name, value in os.environ.items() if name != TOKENIZERS_PARALLELISM}
-    environment = others | chosen | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    others = {name: value for name, value in environment().items() if name != TOKENIZERS_PARALLELISM}
+    done = subprocess.run([sys.executable, "-c", code], env=others | chosen, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

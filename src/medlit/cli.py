@@ -49,6 +49,7 @@ from medlit.preflight import (
     check_device,
     check_environment,
     check_slurm,
+    check_weights_named,
     check_writable,
 )
 from medlit.quiet import quiet
@@ -117,12 +118,8 @@ class MedlitCLI(LightningCLI):
             path = resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
             run = run or run_of(path)
-        elif self.subcommand != "fit" and run is not None and config.model.adapter is None:
-            if (run / "checkpoints" / "best.ckpt").is_file():
-                raise UserError(
-                    f"run: {run} holds a trained model, and no weights are named; add --ckpt_path best to answer with"
-                    " it, or --model.adapter none to answer with the base model as it comes."
-                )
+        elif self.subcommand != "fit" and run is not None:
+            check_weights_named(run, config.model.adapter)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
             run = next((run for run in versions(root, name) if find_parts(run / predicting.PREDICTIONS)), None)
         return run or next_version(root, name)

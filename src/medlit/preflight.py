@@ -122,3 +122,20 @@ def check_checkpoint(path: Path, ours: Structure, fit_loop: dict[str, Any] | Non
     check_structure(ours, Structure.from_dict(checkpoint.get("medlit")), where=f"the checkpoint {path}")
     if fit_loop is not None:
         check_progress(checkpoint, fit_loop, path)
+
+
+def check_weights_named(run: Path, adapter: str | None) -> None:
+    """Check that a verb which answers, with no checkpoint, is not meant to answer with the run that it names.
+
+    Args:
+        run: the run folder that the verb's files go to.
+        adapter: the setting `model.adapter`.
+
+    Raises:
+        UserError: the run holds trained weights, and none are named.
+    """
+    if adapter is None and (run / "checkpoints" / "best.ckpt").is_file():
+        raise UserError(
+            f"run: {run} holds a trained model, and no weights are named; add --ckpt_path best to answer with it, or"
+            " --model.adapter none to answer with the base model as it comes."
+        )

@@ -127,8 +127,9 @@ class EvalBatch(NamedTuple):
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
     """Rows of one width, and 1 where a number is a row's own, both (B, T) int64."""
     lengths = np.array([len(row) for row in rows])
-    columns = np.arange(lengths.max())
-    real = columns >= lengths.max() - lengths[:, None] if side == "left" else columns < lengths[:, None]
+    width = lengths.max()
+    columns = np.arange(width)
+    real = columns >= width - lengths[:, None] if side == "left" else columns < lengths[:, None]
     out = np.full(real.shape, value, dtype=np.int64)
     # All at once: row by row it took a tenth of a millisecond a note, beside 4 in which a GPU answers a short one.
     out[real] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())

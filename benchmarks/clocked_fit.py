@@ -38,7 +38,7 @@ def fit(
     notes: Path,
     trainer: dict[str, Any],
     *,
-    examples_per_step: int = 32,
+    global_batch_size: int = 32,
     profiled: int = 0,
     gradient: bool = False,
     tiny: bool = False,
@@ -51,7 +51,7 @@ def fit(
         weights: of the base model.
         notes: folder with a file for each split.
         trainer: settings of the trainer, with max_steps.
-        examples_per_step: notes of an optimizer step.
+        global_batch_size: notes of an optimizer step.
         profiled: as of `fit_clock.FitClock`.
         gradient: likewise.
         tiny: on the CPU.
@@ -66,8 +66,8 @@ def fit(
         "trainer": quiet | trainer | {"callbacks": callbacks} | ({"accelerator": "cpu"} if tiny else {}),
         "val_every_steps": trainer["max_steps"],
         "run": str(folder / "run"),
-        "model": {"backbone": {"base_model": str(weights)} | ({"max_length": 512} if tiny else {})},
-        "data": {"source": str(notes), "split": "official", "examples_per_step": examples_per_step},
+        "model": {"language_model": {"base_model": str(weights)} | ({"max_length": 512} if tiny else {})},
+        "data": {"source": str(notes), "split": "official", "global_batch_size": global_batch_size},
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     files = [*(CONFIGS / name for name in ("llama31_8b.yaml", *configs)), folder / "settings.json"]

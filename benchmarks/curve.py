@@ -31,18 +31,18 @@ WINDOW = 5  # steps that a smoothed point is the mean of
 # The recipe's steps of 32 notes in 4 micro-batches; one batch of validation, which the last step always has.
 FLAGS = (
     "--trainer.logger true --trainer.enable_progress_bar false --trainer.enable_model_summary false"
-    " --trainer.limit_val_batches 1 --data.examples_per_step 32 --data.batch_size 8"
+    " --trainer.limit_val_batches 1 --data.batching.global_batch_size 32 --data.batching.micro_batch_size 8"
     " --model.optimizer.learning_rate 5e-4"
 )
 
 
 def fit(run: Path, options: argparse.Namespace, *, packed: bool, seed: int) -> list[float]:
     """Fine-tune; the loss of each optimizer step."""
-    from medlit.cli import main as medlit
+    from medlit.cli.cli import main as medlit
 
     settings = ["--config", str(options.config), *FLAGS.split(), *options.flags.split()]
     settings += ["--trainer.max_steps", str(options.steps), "--val_every_steps", str(options.steps)]
-    settings += ["--data.packing", str(packed).lower(), "--model.lora.seed", str(seed), "--run", str(run)]
+    settings += ["--data.batching.packing", str(packed).lower(), "--model.lora.seed", str(seed), "--run_dir", str(run)]
     medlit(["fit", *settings])
     gc.collect()  # the next model is not to stand beside this one
     return losses(run)
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--flags", default="", help="more flags of medlit fit")
     options = parser.parse_args(arguments)
 
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     import torch

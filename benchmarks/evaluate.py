@@ -38,7 +38,7 @@ from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
 if TYPE_CHECKING:
     import torch
 
-    from medlit.data.batches import Collator, Prompts, Row
+    from medlit.data.collate import Collator, Prompts, Row
     from medlit.model.decoding import Answers
 
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
@@ -68,18 +68,18 @@ class Bench:
         import torch
         from shapes import CUT, MEDIAN, SIGMA
 
-        from medlit.data.batches import Collator
-        from medlit.model import backbone as language_model
+        from medlit.base_model import load_tokenizer
+        from medlit.data.collate import Collator
+        from medlit.data.prompt import AlpacaPrompt
+        from medlit.model import language_model as language_model
         from medlit.model import loading
         from medlit.model.decoding import LabelScorer
-        from medlit.model.settings import Backbone, Lora
-        from medlit.prompts import AlpacaPrompt
-        from medlit.trie import TokenTrie
-        from medlit.weights import load_tokenizer
+        from medlit.model.decoding.trie import TokenTrie
+        from medlit.model.settings import LanguageModel, Lora
 
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        self.backbone = Backbone(str(base_model), max_length=max_length)
-        self.model: Any = loading.load(self.backbone, Lora(), self.device)
+        self.language_model = LanguageModel(str(base_model), max_length=max_length)
+        self.model: Any = loading.load(self.language_model, Lora(), self.device)
         language_model.answer_mode(self.model)
         self.tokenizer: Any = load_tokenizer(str(base_model))
         self.prompt = AlpacaPrompt(self.tokenizer, max_length=max_length)
@@ -191,9 +191,9 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
     """Free generation that is made to give labels of at least four tokens, one after another by the note's place."""
     import torch
 
-    from medlit.labels import LabelSet
+    from medlit.data.labels import LabelSet
     from medlit.model.decoding import Generate, LabelScorer
-    from medlit.trie import TokenTrie
+    from medlit.model.decoding.trie import TokenTrie
 
     long = [ids for ids in map(bench.prompt.response, SPECIALTIES) if len(ids) >= 4]
 
@@ -218,7 +218,7 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
 
 def decoders(bench: Bench) -> dict[str, Callable[[Prompts], Answers]]:
     """System -> decoder."""
-    from medlit.labels import LabelSet
+    from medlit.data.labels import LabelSet
     from medlit.model.decoding import Constrained, Likelihood
 
     labels = LabelSet(SPECIALTIES)
@@ -259,8 +259,8 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     """Seconds of a validation with its loss, and of a fit's optimizer steps around it."""
     import torch
 
-    from medlit.data.batches import Batch
-    from medlit.model import backbone as language_model
+    from medlit.data.collate import Batch
+    from medlit.model import language_model as language_model
     from medlit.model.settings import Lora
 
     def validate() -> None:
@@ -279,8 +279,8 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
         bench.synchronise()
     validating = (time.perf_counter() - begin) * VALIDATION / len(bench.rows)
 
-    language_model.train_mode(bench.model, bench.backbone)
-    recomputation = language_model.recomputation(bench.model, bench.backbone, Lora())
+    language_model.train_mode(bench.model, bench.language_model)
+    recomputation = language_model.recomputation(bench.model, bench.language_model, Lora())
     packed = language_model.packs(bench.model)
     collate = bench.collator.packed if packed else bench.collator.train
     seconds, tokens = [], 0
@@ -311,7 +311,7 @@ def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Row]
     sampler = StepSampler(
         lengths,
         lengths,
-        examples_per_step=min(32, len(lengths)),
+        global_batch_size=min(32, len(lengths)),
         batch_size=8,
         token_budget=BUDGET,
         packed=packed,
@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.set_defaults(**TINY)
     options = parser.parse_args(arguments)
 
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     with tempfile.TemporaryDirectory() as folder:
@@ -361,12 +361,12 @@ def base_model(folder: Path, tiny: bool) -> Path:
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
     """The parts that were asked for, and after each of them the file."""
-    from medlit.model.decoding.prefix import read_prompts
-    from medlit.runs import whole_file
+    from medlit.atomic_io import atomic_write
+    from medlit.model.decoding.kv_cache import read_prompts
 
     def keep() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(options.output) as path:
+        with atomic_write(options.output) as path:
             path.write_text(json.dumps(bench.results, indent=2) + "\n", encoding="utf-8")
 
     found = decoders(bench)

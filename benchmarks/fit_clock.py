@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from train_medlit import StepClock
 
-from medlit.data.batches import Batch
+from medlit.data.collate import Batch
 
 # What sums up gradients, and whatever else processes exchange: NCCL's kernels, and gloo's calls.
 ALL_REDUCE = ("ncclDevKernel_AllReduce", "gloo:all_reduce")

@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import compare
-from medlit.evaluation.summary import doubt
+from medlit.evaluation.results import Results
+from medlit.evaluation.uncertainty import doubt
 
 RESULTS = Path(__file__).parent / "results" / "folds.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
@@ -63,19 +63,19 @@ def finished(options: argparse.Namespace, name: str, fold: int) -> Path:
 
 def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
     """The settings of the notes and of one fold."""
-    flags = ["--data.source", options.source, "--data.split", "kfold", "--data.folds", str(options.folds)]
-    flags += ["--data.fold", str(fold), "--data.near_threshold", str(options.near_threshold)]
+    flags = ["--data.source", options.source, "--data.split", "kfold", "--data.split.folds", str(options.folds)]
+    flags += ["--data.split.fold", str(fold), "--data.split.near_threshold", str(options.near_threshold)]
     return [*flags, *shlex.split(options.data)]
 
 
 def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int) -> None:
     """One variant on one fold, in this process."""
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     import torch
 
-    from medlit.cli import main as medlit
+    from medlit.cli.cli import main as medlit
 
     place = finished(options, name, fold).parent
     work = place / "fit"
@@ -84,11 +84,11 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
     settings = [*configs, *shlex.split(BASE), *fold_flags(options, fold), *shlex.split(flags)]
     began = time.monotonic()
     # Validations answer by likelihood: the temperature comes with the checkpoint, and they are the cheapest.
-    medlit(["fit", "--model.decoding.mode", "likelihood", *settings, "--run", str(work)])
+    medlit(["fit", "--model.decoding.mode", "likelihood", *settings, "--run_dir", str(work)])
     fitted = time.monotonic()
     for mode in options.decoders:
         gc.collect()  # or the model before stays beside the next one
-        best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run", str(place / mode)]
+        best = ["--ckpt_path", str(work / "checkpoints" / "best.ckpt"), "--run_dir", str(place / mode)]
         medlit(["test", *settings, *best, "--model.decoding.mode", mode])
     seconds = {"fit_seconds": fitted - began, "tests_seconds": time.monotonic() - fitted}
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
@@ -172,24 +172,24 @@ def fit_baselines(options: argparse.Namespace) -> None:
         if not (folder / "report.md").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config_test.yaml").write_text("{}")
-            baseline(["--run", str(folder), *fold_flags(options, fold)])
+            baseline(["--run_dir", str(folder), *fold_flags(options, fold)])
 
 
-def put_together(files: Sequence[Path]) -> tuple[Answered, list[float]] | None:
+def put_together(files: Sequence[Path]) -> tuple[Results, list[float]] | None:
     """The folds' answers as one record, and each fold's accuracy; None where a fold is missing."""
     if not all(file.is_file() for file in files):
         return None
-    parts = [Answered.read(file) for file in files]
+    parts = [Results.read(file) for file in files]
     starts = np.cumsum([0, *map(len, parts)])
     joined = [replace(part, rows=part.rows + begin) for part, begin in zip(parts, starts, strict=False)]
-    return Answered.join(joined), [float(part.correct.mean()) for part in parts]
+    return Results.join(joined), [float(part.correct.mean()) for part in parts]
 
 
-def row(variant: str, system: str, answered: Answered, per_fold: list[float]) -> dict[str, Any]:
+def row(variant: str, system: str, answered: Results, per_fold: list[float]) -> dict[str, Any]:
     """The numbers of one system."""
     import torch
 
-    from medlit.labels import LabelSet
+    from medlit.data.labels import LabelSet
     from medlit.model.metrics import SpecialtyMetrics
 
     counted = SpecialtyMetrics(LabelSet(answered.names))
@@ -209,7 +209,7 @@ def row(variant: str, system: str, answered: Answered, per_fold: list[float]) ->
 def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, Any]:
     """Score and compare whatever has been run."""
     folds = range(options.folds)
-    found: dict[tuple[str, str], Answered] = {}
+    found: dict[tuple[str, str], Results] = {}
     rows = []
     for variant, systems in (("baselines", BASELINES), *((name, DECODERS) for name in variants)):
         for system in systems:
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where answers and logs go; kept between runs")
     parser.add_argument("--variants", type=Path, help="file of lines 'name: flags'")
     parser.add_argument("--variant", action="append", default=[], help="'name: flags'; several")
-    parser.add_argument("--data", default="", help="further flags for all, such as '--data.text_column note'")
+    parser.add_argument("--data", default="", help="further flags for all, such as '--data.columns.text note'")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--near_threshold", type=float, default=0.8)
     parser.add_argument("--jobs", type=int, default=5, help="processes at a time")

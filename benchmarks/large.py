@@ -92,7 +92,7 @@ def train(scratch: Path, weights: Path, tiny: bool) -> dict[str, Any]:
     """Three steps of `medlit fit`; what its clock said."""
     from shapes import write_notes
 
-    from medlit.weights import load_tokenizer
+    from medlit.base_model import load_tokenizer
 
     shrink = 8 if tiny else 1
     notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), STEPS * NOTES, 66 // shrink, shrink)
@@ -117,13 +117,13 @@ def estimate(size: str) -> dict[str, float]:
     import torch
     from shapes import llama_config
 
-    from medlit.model.settings import Backbone, Lora
-    from medlit.tools.doctor.fits import need
+    from medlit.model.settings import LanguageModel, Lora
+    from medlit.tools.doctor.memory_fit import need
 
     notes = BATCHES[size]
     takes = need(
         llama_config(size),
-        Backbone(gradient_checkpointing="unsloth"),
+        LanguageModel(gradient_checkpointing="unsloth"),
         Lora(),
         notes * MEAN_TOKENS,
         notes * LONGEST,

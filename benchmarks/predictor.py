@@ -29,7 +29,7 @@ from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
 
 if TYPE_CHECKING:
     from medlit import SpecialtyPredictor
-    from medlit.data.batches import Prompts
+    from medlit.data.collate import Prompts
     from medlit.model.decoding import Answers
 
 # Not asked of medlit: what knows them imports transformers, and Unsloth has to come first.
@@ -42,20 +42,20 @@ def write_untrained(folder: Path, base_model: str) -> Path:
     """Write an adapter that changes nothing."""
     import torch
 
-    from medlit.labels import LabelSet
+    from medlit.atomic_io import write_json
+    from medlit.data.labels import LabelSet
     from medlit.model import loading
     from medlit.model.adapter import save_adapter
+    from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
     from medlit.model.conditions import KEY, Conditions
-    from medlit.model.settings import Backbone, Lora
-    from medlit.model.structure import LABELS_FILE, Structure
-    from medlit.runs import write_json
+    from medlit.model.settings import LanguageModel, Lora
 
-    backbone, lora = Backbone(base_model), Lora()
+    language_model, lora = LanguageModel(base_model), Lora()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    model: Any = loading.load(backbone, lora, device)
+    model: Any = loading.load(language_model, lora, device)
     save_adapter(model, folder, base_model, None)
-    structure = Structure.of(backbone, lora, LabelSet.from_names(SPECIALTIES)).to_dict()
-    write_json(folder / LABELS_FILE, structure | {KEY: Conditions.of(backbone, 32).to_dict()})
+    structure = AdapterMetadata.of(language_model, lora, LabelSet.from_names(SPECIALTIES)).to_dict()
+    write_json(folder / LABELS_FILE, structure | {KEY: Conditions.of(language_model, 32).to_dict()})
     return folder
 
 
@@ -161,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
 
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     import torch
 
-    from medlit.runs import whole_file
+    from medlit.atomic_io import atomic_write
 
     texts = invented(options.notes)
     on_gpu = torch.cuda.is_available()
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rates = row["notes_per_second"]
             rest = f"{row['milliseconds_beside_the_decoder']} ms a note, {row['share_beside_the_decoder']:.2%}"
             print(f"| {mode} | {rates['decoder']} | {rates['predictor']} | x {row['ratio']} | {rest} |", flush=True)
-            with whole_file(options.output) as path:
+            with atomic_write(options.output) as path:
                 path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

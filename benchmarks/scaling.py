@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     say("weights are there")
     from shapes import write_notes
 
-    from medlit.weights import load_tokenizer
+    from medlit.base_model import load_tokenizer
 
     most = max(options.gpus)
     count = NOTES * max(options.curve + PROFILED, most * (WARM_UP + options.steps + PROFILED))
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         folder = scratch / f"{kind}_{gpus}"
         folder.mkdir()
         trainer = {"devices": gpus, "max_steps": steps + PROFILED, "logger": True}
-        more = {"examples_per_step": asked, "profiled": PROFILED, "gradient": True, "tiny": options.tiny}
+        more = {"global_batch_size": asked, "profiled": PROFILED, "gradient": True, "tiny": options.tiny}
         ranks = fit(folder, ["hardware/ddp.yaml"], weights, notes, trainer, **more)
         result["systems"].append(row(kind, asked, steps, ranks))
         say(json.dumps(result["systems"][-1]))

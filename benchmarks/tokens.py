@@ -23,7 +23,7 @@ from typing import Any
 from shapes import write_notes
 
 RESULTS = Path(__file__).parent / "results" / "tokens.json"
-SYSTEMS = {"one core": "false", "all cores": ""}  # TOKENIZERS_PARALLELISM, as medlit.prompts reads it
+SYSTEMS = {"one core": "false", "all cores": ""}  # TOKENIZERS_PARALLELISM, as medlit.data.prompt reads it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from datasets import Dataset
 
-    from medlit.data.tokens import tokenise
-    from medlit.prompts import TOKENIZERS_PARALLELISM, AlpacaPrompt
-    from medlit.runs import write_json
-    from medlit.weights import load_tokenizer
+    from medlit.atomic_io import write_json
+    from medlit.base_model import load_tokenizer
+    from medlit.data.prompt import TOKENIZERS_PARALLELISM, AlpacaPrompt
+    from medlit.data.tokenise import tokenise
 
     prompt = AlpacaPrompt(load_tokenizer(options.base_model, None))
     with tempfile.TemporaryDirectory() as folder:

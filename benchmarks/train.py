@@ -39,7 +39,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
 GIB = 2**30
 NOTES_A_STEP = 32
-# GiB and data.batch_size. Few and large micro-batches are fast: each unpacks all weights anew, and below some 5,000
+# GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each unpacks all weights anew, and
+# below some 5,000
 # tokens the GPU waits for the host. But they leave room for fewer layers.
 MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
 PEERS = ("unsloth_trl", "peft_trl")
@@ -91,7 +92,7 @@ class Run:
     def run(self) -> None:
         """Everything, the most wanted first."""
         llama = self._weights()
-        from medlit.__main__ import import_unsloth
+        from medlit.unsloth_first import import_unsloth
 
         import_unsloth()
         import torch
@@ -183,7 +184,7 @@ class Run:
         """Notes, and their tokens step by step."""
         from shapes import write_notes
 
-        from medlit.weights import load_tokenizer
+        from medlit.base_model import load_tokenizer
 
         # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
         count, overhead = (self.args.warm_up + self.args.steps) * NOTES_A_STEP, 66
@@ -215,7 +216,7 @@ class Run:
             source=str(self.source),
             split="official",
             base_model=str(self.llama),
-            examples_per_step=NOTES_A_STEP,
+            global_batch_size=NOTES_A_STEP,
             batch_size=batch_size,
             max_length=2048 if self.cuda else 512,
             **settings,
@@ -272,9 +273,9 @@ class Run:
         """Useful operations a token: 30 GFLOP for the 8B."""
         from transformers import AutoConfig
 
-        from medlit.model.shape import flops_per_token, shape_of
+        from medlit.model.dimensions import flops_per_token, model_dimensions
 
-        return flops_per_token(shape_of(AutoConfig.from_pretrained(self.llama)))
+        return flops_per_token(model_dimensions(AutoConfig.from_pretrained(self.llama)))
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -332,12 +333,12 @@ class Run:
         if self.lab is not None:
             data = self.datamodule(8)
             data.setup("fit")
-            self.result["parity"] = train_parity.compare(self.lab.module.model, self.lab.module.backbone, data)
+            self.result["parity"] = train_parity.compare(self.lab.module.model, self.lab.module.language_model, data)
             say("parity", self.result["parity"])
 
     def levers(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Each lever alone, by name: what is lost without it, in two steps of warm-up and four timed ones."""
-        import medlit.data.batches as batches
+        import medlit.data.collate as batches
 
         steps = min(6, self.args.warm_up + self.args.steps)
 

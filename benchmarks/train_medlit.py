@@ -15,13 +15,13 @@ import torch
 import torch._dynamo.utils
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medlit.arguments import TRAINER_DEFAULTS
-from medlit.callbacks.finite import FiniteSteps
+from medlit.callbacks.nonfinite import FiniteSteps
 from medlit.callbacks.throughput import Throughput
-from medlit.data.batches import Batch
+from medlit.cli.arguments import TRAINER_DEFAULTS
+from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import Backbone
+from medlit.model.settings import LanguageModel
 
 
 class Resident(SpecialtyClassifier):
@@ -89,12 +89,12 @@ class Lab:
     """One model for all of medlit's rows: it is loaded and compiled once, and goes on from where its adapter is."""
 
     def __init__(self, llama: Path, scratch: Path, cuda: bool) -> None:
-        self.module = Resident(Backbone(str(llama), max_length=2048 if cuda else 512))
+        self.module = Resident(LanguageModel(str(llama), max_length=2048 if cuda else 512))
         self.scratch, self.cuda = scratch, cuda
 
     def fit(self, data: TranscriptionDataModule, steps: int, gib: int) -> StepClock:
         """Train for some optimizer steps within so many GiB."""
-        self.module.backbone = dataclasses.replace(self.module.backbone, memory_budget_gib=gib)
+        self.module.language_model = dataclasses.replace(self.module.language_model, memory_budget_gib=gib)
         clock = StepClock()
         settings: dict[str, Any] = TRAINER_DEFAULTS | {
             "default_root_dir": str(self.scratch),

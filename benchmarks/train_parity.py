@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.model.settings import Backbone
+    from medlit.model.settings import LanguageModel
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "parity.json"
@@ -63,12 +63,14 @@ def fill(trained: dict[str, nn.Parameter]) -> None:
         p.data.copy_(std * torch.randn(p.shape, generator=draw))
 
 
-def ways(model: nn.Module, backbone: Backbone, data: TranscriptionDataModule, notes: int) -> dict[str, Gradient]:
+def ways(
+    model: nn.Module, language_model: LanguageModel, data: TranscriptionDataModule, notes: int
+) -> dict[str, Gradient]:
     """Loss and gradient of the first notes, in each way; the model is left as it was."""
     import torch
     from torch import Tensor
 
-    from medlit.model import backbone as language_model
+    from medlit.model import language_model as language_model
     from medlit.model.memory import Recomputation, footprint
 
     rows = [dict(data.rows("train")[i], row=i) for i in range(notes)]
@@ -79,7 +81,7 @@ def ways(model: nn.Module, backbone: Backbone, data: TranscriptionDataModule, no
     inner = language_model.causal_lm(model)
     takes = footprint(inner.config, 0, 0)
     fill(trained)
-    language_model.train_mode(model, backbone)
+    language_model.train_mode(model, language_model)
 
     def run(parts: list[list[Any]], *, packed: bool, again: bool = False) -> Gradient:
         os.environ[SWITCH] = "1" if packed else "0"
@@ -113,9 +115,9 @@ def ways(model: nn.Module, backbone: Backbone, data: TranscriptionDataModule, no
     return found
 
 
-def compare(model: nn.Module, backbone: Backbone, data: TranscriptionDataModule) -> list[dict[str, Any]]:
+def compare(model: nn.Module, language_model: LanguageModel, data: TranscriptionDataModule) -> list[dict[str, Any]]:
     """Relative differences from the plain way, of the loss and of all gradients together (by their norm)."""
-    found = ways(model, backbone, data, NOTES)
+    found = ways(model, language_model, data, NOTES)
     plain = found.pop(PLAIN)
     return [{"way": way, "loss": one.loss / plain.loss - 1, "gradient": one.far(plain)} for way, one in found.items()]
 
@@ -161,13 +163,13 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     """How far each way is from the truth, and from the plain one."""
     import torch
 
+    from medlit.base_model import resolve
     from medlit.data.datamodule import TranscriptionDataModule
     from medlit.model import loading
     from medlit.model.precision import dtype_for
-    from medlit.model.settings import Backbone, Lora
-    from medlit.weights import resolve
+    from medlit.model.settings import LanguageModel, Lora
 
-    backbone = Backbone(llama, max_length=max_length)
+    language_model = LanguageModel(llama, max_length=max_length)
     data = TranscriptionDataModule(str(notes), split="official", base_model=llama, max_length=max_length)
     data.setup("fit")
     rows = [dict(data.rows("train")[i], row=i) for i in range(TRUTH_NOTES)]
@@ -181,8 +183,8 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     exact = Gradient(**torch.load(scratch / "truth.pt", map_location=device, weights_only=True))
 
-    model = loading.load(backbone, Lora(), device)
-    found = ways(model, backbone, data, TRUTH_NOTES)
+    model = loading.load(language_model, Lora(), device)
+    found = ways(model, language_model, data, TRUTH_NOTES)
     lengths = [len(note["ids"]) for note in asked]
     return {
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
@@ -231,10 +233,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
     from shapes import write_notes
 
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    from medlit.weights import BUILTIN, load_tokenizer
+    from medlit.base_model import BUILTIN, load_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         scratch, llama = Path(name), BUILTIN

@@ -9,7 +9,7 @@ from pathlib import Path
 
 RUNNER = """
 import os, signal, time
-from medlit.__main__ import import_unsloth, main
+from medlit.unsloth_first import import_unsloth, main
 import_unsloth()
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier as Module

@@ -35,7 +35,7 @@ os.environ |= {
 
 from fakes import write_llama, write_notes  # noqa: E402
 
-from medlit.__main__ import import_unsloth  # noqa: E402
+from medlit.unsloth_first import import_unsloth  # noqa: E402
 
 if TYPE_CHECKING:
     from processes import Ranks
@@ -55,7 +55,7 @@ Medlit = Callable[..., Outcome]
 @pytest.fixture
 def medlit(capsys: pytest.CaptureFixture[str]) -> Medlit:
     """Run a verb in this process; whatever is not a user's mistake is raised."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -98,14 +98,14 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes_fol
                 },
                 "val_every_steps": 4,
                 "model": {
-                    "backbone": {"base_model": str(llama), "max_length": 112, "gradient_checkpointing": "off"},
+                    "language_model": {"base_model": str(llama), "max_length": 112, "gradient_checkpointing": "off"},
                     "optimizer": {"learning_rate": 2e-2, "warmup_steps": 0},
                     "decoding": {"max_new_tokens": 8},
                 },
                 "data": {
                     "source": str(notes_folder),
-                    "response_tokens": 8,
-                    "examples_per_step": 8,
+                    "max_response_tokens": 8,
+                    "global_batch_size": 8,
                     "batch_size": 4,
                     "eval_batch_size": 4,
                 },
@@ -118,7 +118,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes_fol
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     """The run folder of one tiny fit, for tests that only read it."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     root = tmp_path_factory.mktemp("fitted")
     main(["fit", "--config", str(tiny_config), "--trainer.default_root_dir", str(root)])

@@ -6,27 +6,27 @@ import json
 
 _INTEGERS = (
     "val_every_steps",
-    "model.backbone.max_length",
+    "model.language_model.max_length",
     "model.lora.r",
     "model.lora.alpha",
     "model.decoding.max_new_tokens",
-    "data.examples_per_step",
-    "data.batch_size",
-    "data.eval_batch_size",
-    "data.response_tokens",
+    "data.batching.global_batch_size",
+    "data.batching.micro_batch_size",
+    "data.batching.eval_batch_size",
+    "data.max_response_tokens",
 )
 _NO_INTEGERS = ("-1", "0", "1.5", "many", "null", "[1]", "{a: 1}", "1e400")
 _CHOICES = (
-    "model.backbone.dtype",
-    "model.backbone.gradient_checkpointing",
+    "model.language_model.dtype",
+    "model.language_model.gradient_checkpointing",
     "model.lora.bias",
     "model.decoding.mode",
     "model.optimizer.on_nonfinite",
     "model.optimizer.schedule",
     "data.keep",
     "data.split",
-    "data.conflicts",
-    "data.loss_on",
+    "data.label_conflicts",
+    "data.mask_prompt",
 )
 _NO_CHOICES = ("", "Auto", "[]", "3")
 _NUMBERS = {
@@ -35,14 +35,14 @@ _NUMBERS = {
     "model.optimizer.warmup_steps": ("-1", "0.5", "none"),
     "model.optimizer.loraplus_ratio": ("0", "-1", "nan", "inf", "high"),
     "model.lora.dropout": ("-0.1", "1.0", "2", "nan", "half"),
-    "data.token_budget": ("0", "-5", "1.5", "large"),
-    "data.num_workers": ("-1", "0.5", "all"),
-    "data.near_threshold": ("0", "-0.5", "1.5", "nan", "near"),
-    "data.folds": ("1", "0", "-3"),
-    "data.fold": ("5", "-1", "1.5"),
-    "data.seed": ("-1", "x"),
-    "data.split_seed": ("-1", "x"),
-    "data.split_shares": ("[0.5, 0.5]", "[0.5, 0.5, 0.5]", "[-1, 1, 1]", "[nan, 0.5, 0.5]", "all"),
+    "data.batching.token_budget": ("0", "-5", "1.5", "large"),
+    "data.batching.num_workers": ("-1", "0.5", "all"),
+    "data.split.near_threshold": ("0", "-0.5", "1.5", "nan", "near"),
+    "data.split.folds": ("1", "0", "-3"),
+    "data.split.fold": ("5", "-1", "1.5"),
+    "data.batching.seed": ("-1", "x"),
+    "data.split.seed": ("-1", "x"),
+    "data.split.shares": ("[0.5, 0.5]", "[0.5, 0.5, 0.5]", "[-1, 1, 1]", "[nan, 0.5, 0.5]", "all"),
     "log_samples": ("-1", "0.5", "some"),
 }
 _TRAINER = {
@@ -98,7 +98,7 @@ _OTHERS = (
     ("model", "3"),
     ("model.lora", "[16, 16]"),
     ("data.labels", "[a, b]"),
-    ("model.backbone.trust_remote_code", "true"),
+    ("model.language_model.trust_remote_code", "true"),
 )
 
 

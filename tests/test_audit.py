@@ -18,7 +18,7 @@ import medlit as package
 from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
-from medlit.data.sources import Columns, Labels
+from medlit.data.notes import Columns, Labels
 from medlit.tools.audit import PASSED, run
 from medlit.tools.audit.figure import audit_figure
 
@@ -145,8 +145,8 @@ def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
 
 
 def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medlit.data.findings._TOKENISED", 4)
-    monkeypatch.setattr("medlit.data.findings._BATCH", 3)
+    monkeypatch.setattr("medlit.data.audit_stats._TOKENISED", 4)
+    monkeypatch.setattr("medlit.data.audit_stats._BATCH", 3)
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
     lengths = audit(
@@ -187,7 +187,7 @@ def test_verb_writes_counts_and_a_picture_and_no_note(tmp_path: Path, capsys: py
 
 
 def _flags(source: Path | str) -> list[str]:
-    return [f"--data.source={source}", f"--model.backbone.base_model={Path(__file__).parent}"]
+    return [f"--data.source={source}", f"--model.language_model.base_model={Path(__file__).parent}"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
         (["--data.sorce", "notes.csv"], "sorce"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--data.source", "nowhere.csv"], "medlit: data.source: there is no file or folder nowhere.csv"),
-        (["--data.near_threshold", "2"], "medlit: data.near_threshold"),
+        (["--data.split.near_threshold", "2"], "medlit: data.split.near_threshold"),
         (["--max_cut", "some"], "--max_cut"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_table_too_large_to_compare_says_so(
     monkeypatch.setattr("medlit.data.audit.NEAR_ROWS", 50)
     source = write(tmp_path / "notes", planted())
     assert verb(*_flags(source)) == 0
-    assert "set --data.near_threshold" in capsys.readouterr().out
+    assert "set --data.split.near_threshold" in capsys.readouterr().out
     assert report_of(source, near_threshold=0.8).near_duplicates is not None
 
 

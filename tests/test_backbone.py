@@ -12,30 +12,30 @@ import torch
 from fakes import write_llama
 from torch import Tensor, nn
 
-from medlit.data.batches import Batch, Collator, Row
+from medlit.data.collate import Batch, Collator, Row
 from medlit.errors import UserError
 from medlit.model import adapter as adapters
-from medlit.model import backbone as language_model
+from medlit.model import language_model as language_model
 from medlit.model import loading
-from medlit.model.backbone import causal_lm, loss_sum
+from medlit.model.language_model import causal_lm, loss_sum
 from medlit.model.memory import Footprint, Recomputation
-from medlit.model.settings import Backbone, Lora
+from medlit.model.settings import LanguageModel, Lora
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def settings(llama: Path) -> Backbone:
-    return Backbone(str(llama), max_length=256, gradient_checkpointing="unsloth")
+def settings(llama: Path) -> LanguageModel:
+    return LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth")
 
 
 @pytest.fixture(scope="module")
-def loaded(settings: Backbone) -> nn.Module:
+def loaded(settings: LanguageModel) -> nn.Module:
     return loading.load(settings, Lora(), CPU)
 
 
 @pytest.fixture
-def model(loaded: nn.Module, settings: Backbone) -> nn.Module:
+def model(loaded: nn.Module, settings: LanguageModel) -> nn.Module:
     """The tiny model, ready to train, its adapter no longer the identity that a fresh one is."""
     stir(loaded)
     language_model.train_mode(loaded, settings)
@@ -85,7 +85,7 @@ def agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], rel: float = 1e-4)
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_only_the_adapter_gets_gradient_and_it_is_float32(llama: Path, dtype: str) -> None:
-    settings = Backbone(str(llama), max_length=256, dtype=dtype)  # type: ignore[arg-type]
+    settings = LanguageModel(str(llama), max_length=256, dtype=dtype)  # type: ignore[arg-type]
     model = loading.load(settings, Lora(r=4, target_modules=["q_proj", "up_proj"]), CPU)
     stir(model)
     language_model.train_mode(model, settings)
@@ -108,7 +108,7 @@ def test_the_frozen_weights_are_four_bit_numbers(model: nn.Module) -> None:
     assert all(isinstance(p, Params4bit) and p.dtype == torch.uint8 for p in linear.values())
 
 
-def test_a_fresh_adapter_is_seeded_and_changes_nothing(settings: Backbone) -> None:
+def test_a_fresh_adapter_is_seeded_and_changes_nothing(settings: LanguageModel) -> None:
     first, again, other, bare = (loading.load(settings, lora, CPU) for lora in (Lora(), Lora(), Lora(seed=1), None))
     names = language_model.trainable_names(first)
     assert names == language_model.trainable_names(again)
@@ -170,7 +170,7 @@ def test_packed_notes_have_the_loss_and_the_gradient_of_padded_ones(model: nn.Mo
     agree(gradients(model, packed), theirs, rel=1e-5)
 
 
-def test_computing_activations_again_changes_no_gradient(model: nn.Module, settings: Backbone) -> None:
+def test_computing_activations_again_changes_no_gradient(model: nn.Module, settings: LanguageModel) -> None:
     kept = replace(settings, gradient_checkpointing="auto")
     other = loading.load(kept, Lora(), CPU)
     stir(other)
@@ -183,7 +183,7 @@ def test_computing_activations_again_changes_no_gradient(model: nn.Module, setti
 
 
 @pytest.mark.parametrize("keeping", [1, 2])
-def test_any_layers_can_be_computed_again(model: nn.Module, settings: Backbone, keeping: int) -> None:
+def test_any_layers_can_be_computed_again(model: nn.Module, settings: LanguageModel, keeping: int) -> None:
     theirs = gradients(model, loss_sum(model, batch()))
     language_model.train_mode(model, replace(settings, gradient_checkpointing="auto"))
     layers = causal_lm(model).model.layers
@@ -213,7 +213,7 @@ def checkpointing(model: nn.Module) -> bool:
     return states.pop()
 
 
-def test_checkpointing_is_on_again_after_an_answer(model: nn.Module, settings: Backbone) -> None:
+def test_checkpointing_is_on_again_after_an_answer(model: nn.Module, settings: LanguageModel) -> None:
     notes = batch()
     before = gradients(model, loss_sum(model, notes))
     language_model.answer_mode(model)
@@ -234,7 +234,9 @@ def logits(model: nn.Module) -> Tensor:
         return causal_lm(model)(input_ids=batch().input_ids).logits
 
 
-def test_peft_alone_loads_the_adapter_to_the_same_logits(model: nn.Module, settings: Backbone, tmp_path: Path) -> None:
+def test_peft_alone_loads_the_adapter_to_the_same_logits(
+    model: nn.Module, settings: LanguageModel, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     adapters.save_adapter(model, tmp_path, "owner/name", "v1")
@@ -248,7 +250,7 @@ def test_peft_alone_loads_the_adapter_to_the_same_logits(model: nn.Module, setti
 
 
 def test_an_adapter_that_was_saved_is_the_same_when_loaded(
-    model: nn.Module, settings: Backbone, tmp_path: Path
+    model: nn.Module, settings: LanguageModel, tmp_path: Path
 ) -> None:
     adapters.save_adapter(model, tmp_path, "owner/name", None)
     fresh = loading.load(settings, Lora(seed=9), CPU)
@@ -261,7 +263,7 @@ def test_an_adapter_that_was_saved_is_the_same_when_loaded(
     "lora", [Lora(r=8), Lora(target_modules=["q_proj"]), Lora(target_modules=["o_proj", "q_proj"])]
 )
 def test_an_adapter_of_another_shape_is_refused(
-    model: nn.Module, settings: Backbone, tmp_path: Path, lora: Lora
+    model: nn.Module, settings: LanguageModel, tmp_path: Path, lora: Lora
 ) -> None:
     adapters.save_adapter(loading.load(settings, lora, CPU), tmp_path, "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: .*fit"):
@@ -269,7 +271,7 @@ def test_an_adapter_of_another_shape_is_refused(
 
 
 def test_an_adapter_of_a_wider_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
-    wide = Backbone(str(write_llama(tmp_path / "wide", hidden=128)), max_length=256)
+    wide = LanguageModel(str(write_llama(tmp_path / "wide", hidden=128)), max_length=256)
     adapters.save_adapter(loading.load(wide, Lora(), CPU), tmp_path / "adapter", "owner/name", None)
     with pytest.raises(UserError, match=r"model\.adapter: the weights in .* do not fit"):
         adapters.load_adapter(model, tmp_path / "adapter")

@@ -88,7 +88,7 @@ def test_an_empty_table(fit: Refused, tmp_path: Path, text: str, what: str) -> N
 def test_a_label_column_with_one_class(fit: Refused, tmp_path: Path) -> None:
     source = table(tmp_path / "notes.csv", lambda rows: [row | {"medical_specialty": HEART} for row in rows])
     said = fit("--data.source", source)
-    assert "data.label_column: a classifier needs at least two labels and the table has only" in said
+    assert "data.columns.label: a classifier needs at least two labels and the table has only" in said
     assert HEART in said
 
 
@@ -125,18 +125,22 @@ def test_a_split_that_the_source_lacks(refused: Refused, tiny_config: Path, tmp_
 
 
 def test_fewer_notes_than_a_step_needs(fit: Refused) -> None:
-    assert "data.examples_per_step: the training split has 24 notes" in fit("--data.examples_per_step", "25")
+    assert "data.batching.global_batch_size: the training split has 24 notes" in fit(
+        "--data.batching.global_batch_size", "25"
+    )
 
 
 def test_a_limit_without_room_for_a_note(fit: Refused) -> None:
-    said = fit("--model.backbone.max_length", "50")
-    assert "model.backbone.max_length: 50 tokens leave no room for a note" in said
+    said = fit("--model.language_model.max_length", "50")
+    assert "model.language_model.max_length: 50 tokens leave no room for a note" in said
     assert "set it to at least" in said
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_no_note_at_all(refused: Refused, tiny_config: Path, text: str) -> None:
-    assert "data.text: the note is empty" in refused("predict", "--config", tiny_config, "--data.text", text)
+    assert "data.predict.text: the note is empty" in refused(
+        "predict", "--config", tiny_config, "--data.predict.text", text
+    )
 
 
 def test_predictions_to_a_file_of_no_known_kind(refused: Refused, tiny_config: Path) -> None:
@@ -158,17 +162,19 @@ def test_abstaining_where_that_means_nothing(
 
 
 def test_one_note_to_go_on_with(refused: Refused, tiny_config: Path) -> None:
-    said = refused("predict", "--config", tiny_config, "--data.text", "A knee.", "--resume")
+    said = refused("predict", "--config", tiny_config, "--data.predict.text", "A knee.", "--resume")
     assert "resume: one note has nothing to go on with" in said
 
 
 def test_one_note_into_a_table(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
-    said = refused("predict", "--config", tiny_config, "--data.text", "A knee.", "--output", tmp_path / "filed.csv")
+    said = refused(
+        "predict", "--config", tiny_config, "--data.predict.text", "A knee.", "--output", tmp_path / "filed.csv"
+    )
     assert "output: the answer to one note is printed" in said
 
 
 def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) -> None:
-    said = refused("predict", "--config", tiny_config, "--data.predict_source", "incoming.csv")
+    said = refused("predict", "--config", tiny_config, "--data.predict.source", "incoming.csv")
     assert "predict_source" in said
     assert "incoming.csv" in said
 
@@ -177,32 +183,35 @@ def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) ->
 
 
 def test_a_model_folder_that_is_not_there(fit: Refused, tmp_path: Path) -> None:
-    said = fit("--model.backbone.base_model", tmp_path / "llama")
-    assert f"model.backbone.base_model: {tmp_path / 'llama'} is not a folder with a model" in said
+    said = fit("--model.language_model.base_model", tmp_path / "llama")
+    assert f"model.language_model.base_model: {tmp_path / 'llama'} is not a folder with a model" in said
 
 
 def test_a_folder_that_holds_no_model(fit: Refused, tmp_path: Path) -> None:
     (tmp_path / "llama").mkdir()
-    assert "holds no config.json" in fit("--model.backbone.base_model", tmp_path / "llama")
+    assert "holds no config.json" in fit("--model.language_model.base_model", tmp_path / "llama")
 
 
 def test_a_model_that_is_neither_cached_nor_within_reach(fit: Refused) -> None:
-    said = fit("--model.backbone.base_model", "nobody/no-llama")
-    assert "model.backbone.base_model: nobody/no-llama is neither in the local cache nor to be had from the Hub" in said
+    said = fit("--model.language_model.base_model", "nobody/no-llama")
+    assert (
+        "model.language_model.base_model: nobody/no-llama is neither in the local cache nor to be had from the Hub"
+        in said
+    )
     assert "hf download nobody/no-llama" in said
 
 
 def test_a_model_folder_without_its_weights(fit: Refused, llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
     (folder / "model.safetensors").unlink()
-    assert f"model.backbone.base_model: {folder}" in fit("--model.backbone.base_model", folder)
+    assert f"model.language_model.base_model: {folder}" in fit("--model.language_model.base_model", folder)
 
 
 def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert f"model.backbone.base_model: {folder}" in fit("--model.backbone.base_model", folder)
+    assert f"model.language_model.base_model: {folder}" in fit("--model.language_model.base_model", folder)
 
 
 def test_a_model_that_no_memory_of_this_machine_holds_is_told_before_it_is_read(
@@ -216,7 +225,7 @@ def test_a_model_that_no_memory_of_this_machine_holds_is_told_before_it_is_read(
     config["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("medlit.model.memory.free_on", lambda device: 24 * 2**30)
-    said = fit("--model.backbone.base_model", folder)
+    said = fit("--model.language_model.base_model", folder)
     assert f"the weights of {folder} take about 209 GiB in 4 bit, and this machine has 24.0 GiB free" in said
     assert "choose a smaller base model or a device with more memory" in said
 
@@ -242,7 +251,7 @@ def test_more_gpus_than_there_are(fit: Refused, monkeypatch: pytest.MonkeyPatch)
 
 def test_processes_that_do_not_divide_a_step(fit: Refused) -> None:
     said = fit("--trainer.devices", "3")
-    assert "data.examples_per_step: 8 notes an optimizer step cannot be shared evenly by 3 processes" in said
+    assert "data.batching.global_batch_size: 8 notes an optimizer step cannot be shared evenly by 3 processes" in said
 
 
 # --- checkpoints and adapters -----------------------------------------------------------------------------------------
@@ -253,9 +262,9 @@ def test_a_checkpoint_of_another_base_model(
     refused: Refused, run: Path, tiny_config: Path, llama: Path, tmp_path: Path, verb: str
 ) -> None:
     other = write_llama(tmp_path / "other")
-    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.backbone.base_model", other]
+    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.language_model.base_model", other]
     said = refused(verb, *arguments)
-    assert f"model.backbone.base_model: the checkpoint {run.relative_to(tmp_path)}/checkpoints/best.ckpt" in said
+    assert f"model.language_model.base_model: the checkpoint {run.relative_to(tmp_path)}/checkpoints/best.ckpt" in said
     assert f"set it to '{llama}'" in said
 
 
@@ -297,7 +306,7 @@ def test_labels_that_a_checkpoint_never_learned(refused: Refused, run: Path, tin
         changed = [row | {"medical_specialty": renamed.get(row["medical_specialty"], HEART)} for row in rows]
         write_csv(source / f"{split}.csv", changed)
     said = refused("test", "--config", tiny_config, "--ckpt_path", "best", "--data.source", source)
-    assert "data.label_column: the data has the label 'Radiology', which" in said
+    assert "data.columns.label: the data has the label 'Radiology', which" in said
 
 
 def test_a_folder_without_an_adapter(fit: Refused, tmp_path: Path) -> None:
@@ -318,8 +327,15 @@ def test_an_adapter_whose_weights_are_cut_short(refused: Refused, run: Path, tin
 
 def test_an_adapter_of_another_base_model(refused: Refused, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     other = write_llama(tmp_path / "other")
-    arguments = ["--config", tiny_config, "--model.adapter", run / "adapter", "--model.backbone.base_model", other]
-    assert "model.backbone.base_model: the adapter" in refused("test", *arguments)
+    arguments = [
+        "--config",
+        tiny_config,
+        "--model.adapter",
+        run / "adapter",
+        "--model.language_model.base_model",
+        other,
+    ]
+    assert "model.language_model.base_model: the adapter" in refused("test", *arguments)
 
 
 def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, tiny_config: Path) -> None:
@@ -336,10 +352,14 @@ def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, ti
     [
         ("--val_every_steps", "0", "val_every_steps: must be at least 1"),
         ("--model.lora.r", "0", "model.lora.r"),
-        ("--model.backbone.memory_budget_gib", "0", "model.backbone.memory_budget_gib: must be more than 0"),
-        ("--data.batch_size", "0", "data.batch_size"),
-        ("--data.examples_per_step", "0", "data.examples_per_step"),
-        ("--data.eval_batch_size", "0", "data.eval_batch_size"),
+        (
+            "--model.language_model.memory_budget_gib",
+            "0",
+            "model.language_model.memory_budget_gib: must be more than 0",
+        ),
+        ("--data.batching.micro_batch_size", "0", "data.batching.micro_batch_size"),
+        ("--data.batching.global_batch_size", "0", "data.batching.global_batch_size"),
+        ("--data.batching.eval_batch_size", "0", "data.batching.eval_batch_size"),
         ("--model.decoding.max_new_tokens", "0", "model.decoding.max_new_tokens"),
         ("--trainer.overfit_batches", "2", "trainer.overfit_batches"),
         ("--trainer.limit_train_batches", "3", "trainer.limit_train_batches: it would cut optimizer steps in two"),
@@ -349,7 +369,7 @@ def test_an_adapter_whose_description_is_damaged(refused: Refused, run: Path, ti
         ("--checkpoint.save_weights_only", "true", "checkpoint.save_weights_only: of the model a checkpoint holds its"),
         ("--trainer.enable_checkpointing", "false", "trainer.enable_checkpointing"),
         ("--model.optimizer.loraplus_ratio", "0", "model.optimizer.loraplus_ratio: must be over 0"),
-        ("--data.split_shares", "[0.5, 0.2, 0.2]", "data.split_shares"),
+        ("--data.split.shares", "[0.5, 0.2, 0.2]", "data.split.shares"),
     ],
 )
 def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: str) -> None:
@@ -357,7 +377,7 @@ def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: 
 
 
 @pytest.mark.parametrize(
-    ("flag", "key"), [("--trainer.default_root_dir", "trainer.default_root_dir"), ("--run", "run")]
+    ("flag", "key"), [("--trainer.default_root_dir", "trainer.default_root_dir"), ("--run_dir", "run")]
 )
 def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: str, key: str) -> None:
     (tmp_path / "runs").write_text("a file")
@@ -394,7 +414,7 @@ def test_the_messages_are_for_users_and_a_bug_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("medlit.cli.MedlitCLI.after_instantiate_classes", broken)
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI.after_instantiate_classes", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         medlit("fit", "--config", tiny_config)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.balance import Balance, epoch_order, shares
+from medlit.data.class_balance import Balance, epoch_order, shares
 from medlit.data.samplers import MicroBatch, StepSampler
 
 KINDS = get_args(Balance)
@@ -79,7 +79,7 @@ def sampler(labels: np.ndarray, balance: Balance, batch_size: int = 16, rank: in
     return StepSampler(
         lengths,
         lengths,
-        examples_per_step=16,
+        global_batch_size=16,
         batch_size=batch_size,
         token_budget=10**9,
         seed=7,

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered
+from medlit.evaluation.results import Results
 from medlit.tools.baseline import run as baseline
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ def metrics(folder: Path, name: str) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def tested(fitted: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny fit with its test."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     folder = tmp_path_factory.mktemp("tested") / "tiny" / "version_0"
     shutil.copytree(fitted, folder)
     best = str(folder / "checkpoints" / "best.ckpt")
-    main(["test", "--config", str(tiny_config), "--ckpt_path", best, "--run", str(folder)])
+    main(["test", "--config", str(tiny_config), "--ckpt_path", best, "--run_dir", str(folder)])
     return folder
 
 
@@ -45,7 +45,7 @@ def test_without_a_model_the_baselines_are_a_run_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # A base model that is nowhere: no weights and no tokenizer are needed.
-    assert baseline(["--data.source", str(notes_folder), "--model.backbone.base_model", "./nowhere"]) == 0
+    assert baseline(["--data.source", str(notes_folder), "--model.language_model.base_model", "./nowhere"]) == 0
     folder = tmp_path / "logs" / "medlit" / "version_0"
     written = {"metrics.json", "answers.parquet"}
     assert {path.name for path in folder.iterdir()} == {
@@ -76,7 +76,7 @@ def test_a_run_s_baselines_answer_its_notes_and_are_compared_in_its_report(teste
     folder = tmp_path / "version_0"
     shutil.copytree(tested, folder)
     before = (folder / "test_metrics.json").read_bytes()
-    assert baseline(["--run", str(folder)]) == 0
+    assert baseline(["--run_dir", str(folder)]) == 0
     model, words = (pd.read_parquet(folder / f"{name}_answers.parquet") for name in ("test", "baseline_tfidf"))
     for column in ("id", "text_hash", "truth", "tokens", "cut_tokens"):
         assert model[column].tolist() == words[column].tolist(), column
@@ -95,7 +95,7 @@ def test_another_run_stands_beside_it(tested: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((bare / "config_test.yaml").read_text())
     config["model"]["adapter"], config["ckpt_path"] = "none", None
     (bare / "config_test.yaml").write_text(yaml.safe_dump(config))
-    assert baseline(["--run", str(folder), "--beside", str(bare), "--beside", str(other)]) == 0
+    assert baseline(["--run_dir", str(folder), "--beside", str(bare), "--beside", str(other)]) == 0
     report = (folder / "report.md").read_text()
     assert "Against zero-shot: +0.0 points" in report
     assert f"Against {tmp_path.name}-version_2: +0.0 points" in report
@@ -105,10 +105,10 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
     folder, other = tmp_path / "version_0", tmp_path / "version_1"
     for copy in (folder, other):
         shutil.copytree(tested, copy)
-    record = Answered.read(other / "test_answers.parquet")
+    record = Results.read(other / "test_answers.parquet")
     replace(record, ids=[*record.ids[1:], "another"]).write(other / "test_answers.parquet")
     with pytest.raises(UserError, match="not tested on the same notes"):
-        baseline(["--run", str(folder), "--beside", str(other)])
+        baseline(["--run_dir", str(folder), "--beside", str(other)])
     assert not list(folder.glob("baseline_*"))
 
 
@@ -127,7 +127,7 @@ def test_a_run_that_is_none_is_refused(tested: Path, tmp_path: Path, spoil: obje
     shutil.copytree(tested, folder)
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(UserError, match=says):
-        baseline(["--run", str(folder)])
+        baseline(["--run_dir", str(folder)])
     assert not list(folder.glob("baseline_*"))
 
 
@@ -138,9 +138,9 @@ def test_other_notes_than_the_model_s_are_refused(tested: Path, tmp_path: Path) 
         edited = [{**row, "transcription": row["transcription"] + " Edited."} for row in rows]
         write_csv(tmp_path / f"{split}.csv", edited)
     with pytest.raises(UserError, match="other texts than when the model was tested"):
-        baseline(["--run", str(folder), "--data.source", str(tmp_path)])
+        baseline(["--run_dir", str(folder), "--data.source", str(tmp_path)])
     with pytest.raises(UserError, match="not tested on this test split"):
-        baseline(["--run", str(folder), "--data.split", "grouped", "--data.split_seed", "1"])
+        baseline(["--run_dir", str(folder), "--data.split", "grouped", "--data.split.seed", "1"])
 
 
 def test_a_setting_that_is_none_exits_2(medlit: Medlit) -> None:
@@ -152,7 +152,7 @@ def test_a_setting_that_is_none_exits_2(medlit: Medlit) -> None:
 def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(tested, folder)
-    assert baseline(["--run", str(folder), "--head", "--trainer.max_steps", "24"]) == 0
+    assert baseline(["--run_dir", str(folder), "--head", "--trainer.max_steps", "24"]) == 0
     found = metrics(folder, "baseline_head")
     assert found["accuracy"] > metrics(folder, "baseline_majority")["accuracy"] + 0.2  # type: ignore[operator]
     assert found["log_loss"] < metrics(folder, "baseline_majority")["log_loss"]  # type: ignore[operator]
@@ -162,7 +162,10 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model.backbone.dtype", "float16"], "model.backbone.dtype: the classification head is not trained in"),
+        (
+            ["--model.language_model.dtype", "float16"],
+            "model.language_model.dtype: the classification head is not trained in",
+        ),
         (["--trainer.max_steps", "-1"], "trainer.max_steps: the classification head needs a last step"),
     ],
 )
@@ -177,18 +180,18 @@ def test_a_head_that_cannot_be_trained_as_asked_is_refused(
 def test_a_head_s_base_model_whose_weights_are_not_there_is_told(llama: Path, tmp_path: Path) -> None:
     import torch
 
-    from medlit.model.settings import Backbone, Lora
+    from medlit.model.settings import LanguageModel, Lora
     from medlit.tools.baseline.head import load_head
 
     folder = shutil.copytree(llama, tmp_path / "llama")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model"):
-        load_head(Backbone(str(folder)), Lora(), 3, 0, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
+        load_head(LanguageModel(str(folder)), Lora(), 3, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("settings", "rare", "steps"),
-    [({"data.balance": "inverse"}, 12, 3), ({"trainer.max_steps": -1, "trainer.max_epochs": 2}, 6, 6)],
+    [({"data.batching.class_balance": "inverse"}, 12, 3), ({"trainer.max_steps": -1, "trainer.max_epochs": 2}, 6, 6)],
     ids=["balance", "epochs"],
 )
 def test_the_head_trains_on_the_notes_that_the_run_does(
@@ -226,10 +229,10 @@ def test_the_head_trains_on_the_notes_that_the_run_does(
 def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(llama: Path) -> None:
     import torch
 
-    from medlit.model.settings import Backbone, Lora
+    from medlit.model.settings import LanguageModel, Lora
     from medlit.tools.baseline.head import load_head
 
-    model = load_head(Backbone(str(llama)), Lora(), 3, 0, torch.device("cpu")).eval()
+    model = load_head(LanguageModel(str(llama)), Lora(), 3, 0, torch.device("cpu")).eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or ".score." in name for name in trained)
     assert any(".score." in name for name in trained)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
-from medlit.data.batches import MULTIPLE, Batch, Collator, Row
+from medlit.data.collate import MULTIPLE, Batch, Collator, Row
 
 PAD = 0
 ANSWERS = {"Neurology": [9, 2], "Radiology": [8, 7, 6, 2]}

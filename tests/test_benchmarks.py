@@ -49,7 +49,7 @@ def test_every_way_is_near_the_truth_of_stock_libraries_in_float32(llama: Path, 
 
 
 def test_curves_of_packed_and_padded_notes_are_one(llama: Path, tmp_path: Path) -> None:
-    flags = f"--model.backbone.base_model {llama} --trainer.accelerator cpu --data.response_tokens 20"
+    flags = f"--model.language_model.base_model {llama} --trainer.accelerator cpu --data.max_response_tokens 20"
     benchmark("curve").main(["--steps", "3", "--output", str(tmp_path / "curve.json"), "--flags", flags])
     found = json.loads((tmp_path / "curve.json").read_text())
     assert {len(curve) for curve in found["curves"].values()} == {3}
@@ -64,8 +64,8 @@ def test_folds_answer_every_note_once_and_are_compared(
 ) -> None:
     module = benchmark("folds")
     rows = [row for split in notes().values() for row in split]
-    tiny = f"--model.backbone.base_model {llama} --model.backbone.max_length 112 --trainer.max_steps 6"
-    tiny += " --trainer.accelerator cpu --data.examples_per_step 8 --data.batch_size 4"
+    tiny = f"--model.language_model.base_model {llama} --model.language_model.max_length 112 --trainer.max_steps 6"
+    tiny += " --trainer.accelerator cpu --data.batching.global_batch_size 8 --data.batching.micro_batch_size 4"
     tiny += " --model.optimizer.learning_rate 2e-2"
     variants = {"first": tiny, "broken": f"{tiny} --model.lora.r 0", "second": f"{tiny} --model.lora.r 8"}
     shared = {"source": str(write_csv(tmp_path / "notes.csv", rows)), "folder": tmp_path / "folds", "folds": 3}

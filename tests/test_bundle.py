@@ -141,7 +141,7 @@ def made(caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(contents, "run", fetch)
     config = tmp_path / "a.yaml"
-    config.write_text("model:\n  backbone:\n    base_model: owner/model-4bit\ndata:\n  source: Owner/Notes\n")
+    config.write_text("model:\n  language_model:\n    base_model: owner/model-4bit\ndata:\n  source: Owner/Notes\n")
     assert bundle.main(["--output", str(tmp_path / "a dist"), "--config", str(config)]) == 0
     (folder,) = (tmp_path / "a dist").iterdir()
     return folder

@@ -87,9 +87,9 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
 
 
 def test_print_config_loads_no_weights_and_not_unsloth(tmp_path: Path) -> None:
-    arguments = ["fit", "--model.backbone.base_model", "./nowhere", "--print_config"]
+    arguments = ["fit", "--model.language_model.base_model", "./nowhere", "--print_config"]
     done = command(*arguments, cwd=tmp_path, code="print('#', 'unsloth' in sys.modules)")
-    assert yaml.safe_load(done.stdout)["model"]["backbone"]["base_model"] == "./nowhere"
+    assert yaml.safe_load(done.stdout)["model"]["language_model"]["base_model"] == "./nowhere"
     assert done.stdout.splitlines()[-1] == "# False"
     assert files(tmp_path) == set()
 
@@ -206,7 +206,7 @@ def test_accumulation_is_not_for_the_user_to_set(medlit: Medlit, tmp_path: Path,
     arguments = ["--config", path] if how == "config" else ["--trainer.accumulate_grad_batches", "4"]
     outcome = medlit("fit", *arguments, "--trainer.default_root_dir", tmp_path / "logs")
     assert outcome.code == 2
-    assert "trainer.accumulate_grad_batches: it follows from data.examples_per_step" in outcome.err
+    assert "trainer.accumulate_grad_batches: it follows from data.batching.global_batch_size" in outcome.err
     assert files(tmp_path) == {"accumulate.yaml"}
 
 
@@ -390,7 +390,7 @@ def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: P
 def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     arguments = ["test", "--config", tiny_config]
     assert medlit(*arguments, "--ckpt_path", "best").code == 0
-    assert medlit(*arguments, "--model.adapter", run / "adapter", "--run", run.with_name("adapted")).code == 0
+    assert medlit(*arguments, "--model.adapter", run / "adapter", "--run_dir", run.with_name("adapted")).code == 0
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
@@ -424,14 +424,14 @@ def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    from medlit.prompts import AlpacaPrompt
+    from medlit.data.prompt import AlpacaPrompt
 
     assert medlit("predict", "--config", tiny_config, "--ckpt_path", "best").code == 0
     quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     base = AutoModelForCausalLM.from_pretrained(llama, quantization_config=quantised, device_map={"": "cpu"})
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
-    prompt = AlpacaPrompt(tokenizer, max_length=112, response_tokens=8)
+    prompt = AlpacaPrompt(tokenizer, max_length=112, max_response_tokens=8)
     answers = []
     for note in notes()["test"]:
         ids = torch.tensor([prompt.prompt(note["transcription"]).input_ids])
@@ -448,7 +448,7 @@ def test_a_word_without_a_checkpoint_exits_2_before_lightning(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the trainer was made")
 
-    monkeypatch.setattr("medlit.cli.MedlitCLI.instantiate_trainer", never)
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI.instantiate_trainer", never)
     monkeypatch.chdir(tmp_path)
     outcome = medlit(verb, "--ckpt_path", word)
     assert outcome.code == 2
@@ -461,7 +461,7 @@ def test_a_run_is_not_answered_for_by_untrained_weights(
     medlit: Medlit, run: Path, tiny_config: Path, verb: str
 ) -> None:
     before = files(run)
-    outcome = medlit(verb, "--config", tiny_config, "--run", run)
+    outcome = medlit(verb, "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert "no weights are named; add --ckpt_path best" in outcome.err
     assert files(run) == before
@@ -473,7 +473,7 @@ def test_the_words_mean_the_newest_run_or_the_one_that_is_named(medlit: Medlit, 
     arguments = ["validate", "--config", tiny_config, "--ckpt_path", "best"]
     assert medlit(*arguments).code == 0
     assert "validate_metrics.json" in files(newer) - files(run)
-    assert medlit(*arguments, "--run", run).code == 0
+    assert medlit(*arguments, "--run_dir", run).code == 0
     assert "validate_metrics.json" in files(run)
 
 
@@ -531,7 +531,7 @@ def test_an_answer_off_the_list_has_no_specialty(
 def test_a_table_without_labels_is_filed(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     rows = [{"id": f"00{i}", "transcription": note["transcription"]} for i, note in enumerate(notes()["train"])]
     table = write_csv(tmp_path / "unlabelled.csv", rows)
-    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.predict_source", table]
+    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.predict.source", table]
     assert medlit("predict", *arguments).code == 0
     with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
@@ -546,7 +546,7 @@ def test_one_note_prints_its_answer_and_writes_nothing(
 ) -> None:
     before = files(tmp_path)
     several = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]  # a config that trains on more than one
-    arguments = ["predict", "--config", tiny_config, *several, "--ckpt_path", "best", "--data.text"]
+    arguments = ["predict", "--config", tiny_config, *several, "--ckpt_path", "best", "--data.predict.text"]
     outcome = medlit(*arguments, "Patient 30 years old, since Monday: heart pain.")
     assert outcome.code == 0
     assert outcome.out.strip()
@@ -558,7 +558,7 @@ def test_one_note_from_standard_input_in_a_fresh_process(
     medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = "Patient 30 years old, since Monday:\nheart pain."
-    arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.text"]
+    arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.predict.text"]
     monkeypatch.setattr(sys, "stdin", io.StringIO(note))
     here = medlit(*arguments, "-").out
     before = files(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from medlit.data.dealing import micro_batches_per_step
+from medlit.data.balance_ranks import micro_batches_per_step
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -29,8 +29,8 @@ COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 @cache
 def parser() -> LightningArgumentParser:
     """The parser of all verbs, made as `medlit` makes it."""
-    from medlit.arguments import TRAINER_DEFAULTS
-    from medlit.cli import MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
+    from medlit.cli.arguments import TRAINER_DEFAULTS
+    from medlit.cli.cli import MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
 
     class ParserOnly(MedlitCLI):
         def _set_seed(self) -> None: ...
@@ -94,10 +94,10 @@ RECIPE_VALUES = {
     "trainer.max_steps": 60,
     "trainer.gradient_clip_val": 1.0,
     "trainer.log_every_n_steps": 1,
-    "model.backbone.base_model": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
-    "model.backbone.max_length": 2048,
-    "model.backbone.dtype": "auto",
-    "model.backbone.load_in_4bit": True,
+    "model.language_model.base_model": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
+    "model.language_model.max_length": 2048,
+    "model.language_model.dtype": "auto",
+    "model.language_model.load_in_4bit": True,
     "model.lora.r": 16,
     "model.lora.alpha": 16,
     "model.lora.dropout": 0.0,
@@ -111,18 +111,18 @@ RECIPE_VALUES = {
     "model.optimizer.warmup_steps": 5,
     "model.decoding.max_new_tokens": 32,
     "data.source": "hpe-ai/medical-cases-classification-tutorial",
-    "data.text_column": "transcription",
-    "data.label_column": "medical_specialty",
+    "data.columns.text": "transcription",
+    "data.columns.label": "medical_specialty",
     "data.instruction": "Classify the following medical transcription into the correct medical specialty.",
-    "data.examples_per_step": 32,
-    "data.batch_size": 8,
-    "data.seed": 3407,
+    "data.batching.global_batch_size": 32,
+    "data.batching.micro_batch_size": 8,
+    "data.batching.seed": 3407,
 }
 MENDS = {
-    "data.loss_on": "response",
+    "data.mask_prompt": "response",
     "data.split": "auto",
-    "data.eval_batch_size": 32,
-    "model.backbone.gradient_checkpointing": "auto",
+    "data.batching.eval_batch_size": 32,
+    "model.language_model.gradient_checkpointing": "auto",
     "data.max_length": 2048,
     "val_every_steps": 20,
     "checkpoint.monitor": "val/f1_macro",
@@ -199,39 +199,41 @@ def test_a_layer_states_differences_only(recipe: Namespace, path: Path) -> None:
 
 def test_there_is_a_config_for_every_base_of_the_recipe() -> None:
     found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("models/*.yaml") if path != SMALL}
-    assert {name: values["model"]["backbone"]["base_model"] for name, values in found.items()} == BASES
+    assert {name: values["model"]["language_model"]["base_model"] for name, values in found.items()} == BASES
 
 
 @pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", RECIPE, *LAYERS], ids=lambda path: path.stem)
 def test_a_base_in_four_bits_is_named_as_it_is_stored(path: Path) -> None:
     """The mapper would take another name for it otherwise, and a reader of the YAML would expect that one."""
-    backbone = parse(layered(path)).model.backbone
+    language_model = parse(layered(path)).model.language_model
     if path in (SMALL, CONFIGS / "quickstart.yaml"):
-        assert backbone.base_model == "builtin:smollm2-135m"  # no repository
+        assert language_model.base_model == "builtin:smollm2-135m"  # no repository
         return
-    assert backbone.load_in_4bit
-    assert backbone.base_model.endswith("-bnb-4bit")
+    assert language_model.load_in_4bit
+    assert language_model.base_model.endswith("-bnb-4bit")
     tables = unsloths_names()
-    assert backbone.base_model in tables.INT_TO_FLOAT_MAPPER.keys() | tables.FLOAT_TO_INT_MAPPER.keys()
+    assert language_model.base_model in tables.INT_TO_FLOAT_MAPPER.keys() | tables.FLOAT_TO_INT_MAPPER.keys()
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batch_size", "data.eval_batch_size"}
-    assert changed - sizes == {"config", "model.backbone.base_model", "data.base_model"}
+    sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size"}
+    assert changed - sizes == {"config", "model.language_model.base_model", "data.base_model"}
 
 
 def test_the_small_model_takes_the_recipes_notes_a_step_and_runs_without_a_gpu() -> None:
     settings = parse((RECIPE, SMALL))
     assert settings.trainer.accelerator == "auto"
     assert settings.data.base_model == "builtin:smollm2-135m"
-    assert micro_batches_per_step(settings.data.examples_per_step, settings.data.batch_size, 1) == 2
+    assert micro_batches_per_step(settings.data.global_batch_size, settings.data.batch_size, 1) == 2
 
 
 def test_the_base_model_and_its_limit_reach_the_data() -> None:
-    settings = parse((RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.backbone.max_length", "512")
+    settings = parse(
+        (RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.language_model.max_length", "512"
+    )
     assert settings.data.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
     assert settings.data.max_length == 512
 
@@ -239,23 +241,23 @@ def test_the_base_model_and_its_limit_reach_the_data() -> None:
 def test_verbatim_is_the_recipe_where_medlit_is_not() -> None:
     settings = parse((RECIPE, CONFIGS / "debug" / "recipe_verbatim.yaml"))
     assert (settings.data.loss_on, settings.data.eval_batch_size) == ("whole", 1)
-    assert settings.model.backbone.gradient_checkpointing == "unsloth"
+    assert settings.model.language_model.gradient_checkpointing == "unsloth"
 
 
 def test_a_t4_computes_in_float16() -> None:
     settings = parse((RECIPE, CONFIGS / "hardware" / "t4_16gb.yaml"))
-    assert (settings.trainer.precision, settings.model.backbone.dtype) == ("16-mixed", "float16")
-    assert settings.data.examples_per_step == 32
+    assert (settings.trainer.precision, settings.model.language_model.dtype) == ("16-mixed", "float16")
+    assert settings.data.global_batch_size == 32
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("hardware/*.yaml")), ids=lambda path: path.stem)
 def test_memory_decides_what_is_computed_again_on_every_card(path: Path) -> None:
-    assert parse((RECIPE, path)).model.backbone.gradient_checkpointing == "auto"
+    assert parse((RECIPE, path)).model.language_model.gradient_checkpointing == "auto"
 
 
 def test_a_large_gpu_takes_a_step_in_two() -> None:
     settings = parse((RECIPE, CONFIGS / "hardware" / "gpu_80gb.yaml"))
-    assert micro_batches_per_step(settings.data.examples_per_step, settings.data.batch_size, 1) == 2
+    assert micro_batches_per_step(settings.data.global_batch_size, settings.data.batch_size, 1) == 2
 
 
 @pytest.mark.parametrize(("name", "processes"), [("ddp", None), ("slurm", 16)])
@@ -267,7 +269,7 @@ def test_several_gpus_suit_reentrant_checkpointing(name: str, processes: int | N
     assert strategy.init_args.broadcast_buffers is False
     if processes is not None:
         assert settings.trainer.num_nodes * settings.trainer.devices == processes
-        assert settings.data.examples_per_step % processes == 0
+        assert settings.data.global_batch_size % processes == 0
 
 
 def test_no_config_holds_a_token() -> None:

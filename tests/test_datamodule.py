@@ -16,8 +16,8 @@ import pytest
 import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
 
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.provenance import Provenance
 from medlit.errors import UserError
 from medlit.report.facts import data_facts
 
@@ -34,8 +34,8 @@ def make(llama: Path, notes_folder: Path) -> Make:
             "source": str(notes_folder),
             "base_model": str(llama),
             "max_length": 256,
-            "response_tokens": 16,
-            "examples_per_step": 8,
+            "max_response_tokens": 16,
+            "global_batch_size": 8,
             "batch_size": 4,
             "eval_batch_size": 4,
         }
@@ -159,7 +159,7 @@ def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path)
     assert data_facts(data) == {}
     data.split()
     assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
-    data.provenance = Provenance("clinic/notes", "a" * 40, data.partition.hashes)  # type: ignore[union-attr]
+    data.data_fingerprint = DataFingerprint("clinic/notes", "a" * 40, data.partition.hashes)  # type: ignore[union-attr]
     assert data_facts(data)["revision"] == "a" * 40
     one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
     one_table.split()
@@ -218,7 +218,7 @@ def test_a_label_that_training_never_had_is_refused_by_split_and_note(make: Make
         if split == "test":
             rows[5]["medical_specialty"] = "Urology"
         write_csv(tmp_path / f"{split}.csv", rows)
-    wanted = "data.label_column: the test split has the label 'Urology' (first in note 'test-05')"
+    wanted = "data.columns.label: the test split has the label 'Urology' (first in note 'test-05')"
     with pytest.raises(UserError, match=re.escape(wanted)):
         make(source=str(tmp_path)).setup("fit")
 

@@ -10,7 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.dealing import micro_batches_per_step, pack, partition, share_out
+from medlit.data.balance_ranks import balance_ranks, micro_batches_per_step, pack, partition
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -27,7 +27,7 @@ def test_accumulation_follows_from_the_step(examples: int, batch: int, world: in
 def test_sharing_out_gives_each_as_many_and_no_swap_would_help(ranks: int, each: int, data: st.DataObject) -> None:
     costs = data.draw(st.lists(st.integers(1, 2048), min_size=ranks * each, max_size=ranks * each))
     costs.sort(reverse=True)
-    dealt = share_out(costs, ranks)
+    dealt = balance_ranks(costs, ranks)
     assert sorted(place for mine in dealt for place in mine) == list(range(ranks * each))
     assert {len(mine) for mine in dealt} == {each}
     totals = [sum(costs[place] for place in mine) for mine in dealt]

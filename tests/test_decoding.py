@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokens
 
-from medlit.data.batches import Collator, Prompts, Row
+from medlit.base_model import load_tokenizer
+from medlit.data.collate import Collator, Prompts, Row
+from medlit.data.labels import LabelSet
+from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
-from medlit.labels import LabelSet
-from medlit.model import backbone as language_model
+from medlit.model import language_model as language_model
 from medlit.model import loading
 from medlit.model.decoding import Answers, Decoder, Generate, LabelScorer, eos_ids, make_decoder
-from medlit.model.settings import Backbone, Decoding, Lora
-from medlit.prompts import AlpacaPrompt
-from medlit.trie import TokenTrie
-from medlit.weights import load_tokenizer
+from medlit.model.decoding.trie import TokenTrie
+from medlit.model.settings import Decoding, LanguageModel, Lora
 
 LABELS = LabelSet.from_names([*SPECIALTIES, "Neurosurgery", "Neurology - Pediatric", "Bone"])
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def prompt(tokenizer: Tokens) -> AlpacaPrompt:
 @pytest.fixture(scope="module")
 def model(llama: Path) -> nn.Module:
     """The tiny model ready to answer, with an adapter that does something."""
-    model = loading.load(Backbone(str(llama), max_length=512), Lora(), CPU)
+    model = loading.load(LanguageModel(str(llama), max_length=512), Lora(), CPU)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -149,7 +149,7 @@ def test_a_label_that_is_likelier_than_not_is_everybody_s_answer(llama: Path, pr
 
 def taught(llama: Path, prompt: AlpacaPrompt) -> nn.Module:
     """The tiny model after some steps on the training notes."""
-    model = loading.load(Backbone(str(llama), max_length=512), Lora(), CPU)
+    model = loading.load(LanguageModel(str(llama), max_length=512), Lora(), CPU)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     rows = [
         Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=0, specialty=note["medical_specialty"])

@@ -17,7 +17,7 @@ import pytest
 
 from medlit.tools import doctor
 from medlit.tools.doctor import Probed, installed, machine, probe, quantised
-from medlit.tools.doctor.row import Row
+from medlit.tools.doctor.check_result import Row
 
 CPU = {
     "torch": {"version": "2.13.0+cpu", "cuda": None, "gpus": []},

@@ -18,18 +18,18 @@ from fake_tokenizers import EOS, byte_tokenizer
 from test_memory import LLAMA_8B, LOADED, TRAINED
 from transformers import LlamaConfig
 
-from medlit.data.batches import Batch
+from medlit.data.collate import Batch
+from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
 from medlit.model.memory import GIB, SLACK
-from medlit.model.settings import Backbone, Lora
-from medlit.prompts import AlpacaPrompt
+from medlit.model.settings import LanguageModel, Lora
 from medlit.tools import doctor
-from medlit.tools.doctor import fits, probe, trial
-from medlit.tools.doctor.fits import memory_row, need
-from medlit.tools.doctor.row import Row
+from medlit.tools.doctor import dry_run, memory_fit, probe
+from medlit.tools.doctor.check_result import Row
+from medlit.tools.doctor.dry_run import rehearse
+from medlit.tools.doctor.memory_fit import memory_row, need
 from medlit.tools.doctor.show import Example, marked, verdict
 from medlit.tools.doctor.tokens import label_row, supervision_row
-from medlit.tools.doctor.trial import rehearse
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -80,8 +80,8 @@ def test_a_batch_without_supervised_tokens_fails() -> None:
 
 
 def llama_8b(tokens: int = 7_424, checkpointing: Any = "off", device: torch.device = GPU) -> Any:  # noqa: ANN401
-    backbone = Backbone(gradient_checkpointing=checkpointing)
-    return need(LlamaConfig(**LLAMA_8B), backbone, Lora(), tokens, 4_096, device, torch.bfloat16)
+    language_model = LanguageModel(gradient_checkpointing=checkpointing)
+    return need(LlamaConfig(**LLAMA_8B), language_model, Lora(), tokens, 4_096, device, torch.bfloat16)
 
 
 def test_weights_and_adapter_are_what_was_measured() -> None:
@@ -109,8 +109,8 @@ def test_the_quickstart_is_estimated_near_what_it_took() -> None:
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    backbone = Backbone(gradient_checkpointing="off")
-    takes = need(config, backbone, Lora(), 692, 39 * 178, CPU, torch.float32)
+    language_model = LanguageModel(gradient_checkpointing="off")
+    takes = need(config, language_model, Lora(), 692, 39 * 178, CPU, torch.float32)
     assert takes.total / GIB == pytest.approx(2.6, rel=0.2)
 
 
@@ -126,7 +126,7 @@ def test_under_auto_as_many_layers_are_kept_as_the_fit_will_keep(monkeypatch: py
     """Measured on an H100 within 24 GiB: 22.5 GiB; with none kept, 9.3."""
     budgets = {80: (32, 32), 24: (12, 24), 8: (1, 1)}
     for gib, (least, most) in budgets.items():
-        monkeypatch.setattr(fits, "budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
+        monkeypatch.setattr(memory_fit, "budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
         takes = llama_8b(checkpointing="auto")
         assert least <= takes.kept <= most
         if gib == 24:
@@ -219,7 +219,7 @@ def test_the_example_is_invented_unless_the_user_wants_his_own(tried: Any, notes
 
 
 def test_with_the_loss_over_the_whole_sequence_all_but_the_first_token_is_taught(tried: Any) -> None:  # noqa: ANN401
-    found = tried("--data.loss_on", "whole")
+    found = tried("--data.mask_prompt", "whole")
     assert [supervised for _, supervised in found.example] == [False, True]
     assert found.example[0] == ("<s>", False)
 
@@ -228,14 +228,14 @@ def test_with_the_loss_over_the_whole_sequence_all_but_the_first_token_is_taught
     ("flags", "row", "status", "words"),
     [
         (
-            ["--model.backbone.base_model", "nobody/nothing"],
+            ["--model.language_model.base_model", "nobody/nothing"],
             "base model",
             "warn",
             "nobody/nothing is not in this machine's cache",
         ),
         (["--data.source", "nobody/nothing"], "notes", "warn", "nobody/nothing is not in this machine's cache"),
         (["--data.source", "./nowhere.csv"], "notes", "fail", "there is no file or folder"),
-        (["--data.response_tokens", "2"], "notes", "fail", "data.response_tokens"),
+        (["--data.max_response_tokens", "2"], "notes", "fail", "data.max_response_tokens"),
         (["--model.lora.target_modules", "[q_projj]"], "trial", "fail", "'q_projj'"),
     ],
 )
@@ -265,18 +265,18 @@ def test_without_the_gpu_that_a_config_wants_the_notes_are_looked_at_all_the_sam
 
 def test_what_does_not_fit_is_not_tried(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
     little = SimpleNamespace(available=0)
-    monkeypatch.setattr(trial.psutil, "virtual_memory", lambda: little)
+    monkeypatch.setattr(dry_run.psutil, "virtual_memory", lambda: little)
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=GIB))
-    monkeypatch.setattr(trial.psutil, "Process", lambda: process)
+    monkeypatch.setattr(dry_run.psutil, "Process", lambda: process)
     found = tried()
     assert (found.statuses["memory"], found.statuses["trial"]) == ("fail", "warn")
 
 
 def test_an_unforeseen_end_is_a_row(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
-    def broken(self: trial.Trial) -> None:
+    def broken(self: dry_run.Trial) -> None:
         raise ZeroDivisionError("no\nmore")
 
-    monkeypatch.setattr(trial.Trial, "go", broken)
+    monkeypatch.setattr(dry_run.Trial, "go", broken)
     row = tried().rows["trial"]
     assert (row.status, row.found) == ("fail", "ZeroDivisionError: no")
 
@@ -305,11 +305,14 @@ def test_settings_go_to_the_trial_and_flags_of_the_doctor_do_not(monkeypatch: py
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", child)
-    for arguments in (["--json"], ["--config", "a.yaml", "--json", "--show_notes", "--data.text=x", "--config", "b"]):
+    for arguments in (
+        ["--json"],
+        ["--config", "a.yaml", "--json", "--show_notes", "--data.predict.text=x", "--config", "b"],
+    ):
         with pytest.raises(KeyboardInterrupt):
             doctor.run(arguments)
     assert commands[0][3:] == []
-    assert commands[1][3:] == ["--show_notes", "--config", "a.yaml", "--data.text=x", "--config", "b"]
+    assert commands[1][3:] == ["--show_notes", "--config", "a.yaml", "--data.predict.text=x", "--config", "b"]
 
 
 def test_the_probe_hands_the_trial_on_line_by_line(
@@ -320,7 +323,7 @@ def test_the_probe_hands_the_trial_on_line_by_line(
         yield [("Response:", False), (f"Neurology{EOS}", True)]
         raise UserError("trainer: no.")
 
-    monkeypatch.setattr(trial, "rehearse", found)
+    monkeypatch.setattr(dry_run, "rehearse", found)
     for name in ("_torch", "_bitsandbytes", "_four_bit", "_optimizer", "_triton", "_unsloth"):
         monkeypatch.setattr(probe, name, dict)
     monkeypatch.setattr(sys, "stdout", sys.stdout)

@@ -14,11 +14,11 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from medlit.errors import UserError
-from medlit.evaluation import calibration, coverage
-from medlit.evaluation.answered import Answered
+from medlit.evaluation import calibration, selective
 from medlit.evaluation.compare import compare
 from medlit.evaluation.intervals import Resamples, interval, wilson
-from medlit.evaluation.summary import doubt
+from medlit.evaluation.results import Results
+from medlit.evaluation.uncertainty import doubt
 
 NAMES = ("Bones", "Heart", "Nerves")
 
@@ -29,9 +29,9 @@ def answered(
     probabilities: list[list[float]] | None = None,
     texts: list[str] | None = None,
     names: tuple[str, ...] = NAMES,
-) -> Answered:
+) -> Results:
     n = len(truth)
-    return Answered(
+    return Results(
         names=names,
         rows=np.arange(n),
         ids=[f"note-{i}" for i in range(n)],
@@ -44,7 +44,7 @@ def answered(
     )
 
 
-def drawn(n: int = 200, k: int = 5, seed: int = 0, signal: float = 2.0) -> Answered:
+def drawn(n: int = 200, k: int = 5, seed: int = 0, signal: float = 2.0) -> Results:
     """Answers of a made-up system, some notes having one text."""
     draw = np.random.default_rng(seed)
     truth = draw.integers(0, k, n)
@@ -178,18 +178,18 @@ def test_risk_and_coverage_do_not_depend_on_the_order(notes: list[tuple[float, b
     shuffled = list(notes)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     (p, right), (q, other) = (map(np.array, zip(*some, strict=True)) for some in (notes, shuffled))
-    assert coverage.risks(p, right) == pytest.approx(coverage.risks(q, other))
-    assert coverage.risks(p, right)[-1] == pytest.approx(1 - right.mean())
-    assert coverage.aurc(p, right) == pytest.approx(coverage.risks(p, right).mean())
-    assert coverage.curve(p, right)[-1] == (1.0, pytest.approx(1 - right.mean()))
+    assert selective.risks(p, right) == pytest.approx(selective.risks(q, other))
+    assert selective.risks(p, right)[-1] == pytest.approx(1 - right.mean())
+    assert selective.aurc(p, right) == pytest.approx(selective.risks(p, right).mean())
+    assert selective.curve(p, right)[-1] == (1.0, pytest.approx(1 - right.mean()))
 
 
 def test_risk_and_coverage_by_hand() -> None:
     """Right, wrong, and two equally sure of which one is right: risks 0, 1/2, 1/2, 1/2."""
     confidence, right = np.array([0.9, 0.8, 0.5, 0.5]), np.array([True, False, True, False])
-    assert coverage.risks(confidence, right) == pytest.approx([0, 1 / 2, 1.5 / 3, 2 / 4])
-    assert coverage.accuracy_at(0.25, confidence, right) == 1
-    assert coverage.accuracy_at(0.9, confidence, right) == pytest.approx(0.5)
+    assert selective.risks(confidence, right) == pytest.approx([0, 1 / 2, 1.5 / 3, 2 / 4])
+    assert selective.accuracy_at(0.25, confidence, right) == 1
+    assert selective.accuracy_at(0.9, confidence, right) == pytest.approx(0.5)
 
 
 def test_without_probabilities_their_numbers_are_null() -> None:
@@ -264,7 +264,7 @@ def test_other_notes_cannot_be_compared() -> None:
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path, with_probabilities: bool) -> None:
     one = answered([0, 1, 2], [0, 3, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0, 0, 1]] if with_probabilities else None)
     one.write(tmp_path / "test_answers.parquet")
-    again = Answered.read(tmp_path / "test_answers.parquet")
+    again = Results.read(tmp_path / "test_answers.parquet")
     for name, value in vars(one).items():
         assert np.array_equal(getattr(again, name), value), name
     assert [path.name for path in tmp_path.iterdir()] == ["test_answers.parquet"]
@@ -287,18 +287,18 @@ def test_parts_are_joined_in_the_order_of_the_table_and_repeats_once() -> None:
         )
         for rows in picks
     ]
-    joined = Answered.join(parts)
+    joined = Results.join(parts)
     assert joined.ids == one.ids
     assert joined.text_hashes == one.text_hashes
     assert np.array_equal(joined.probabilities, one.probabilities)  # type: ignore[arg-type]
     parts[1] = replace(parts[1], probabilities=None)
-    assert Answered.join(parts).probabilities is None
+    assert Results.join(parts).probabilities is None
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "test_answers.parquet"
     with pytest.raises(UserError, match=r"test_answers\.parquet is missing or damaged"):
-        Answered.read(path)
+        Results.read(path)
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"test_answers\.parquet is missing or damaged"):
-        Answered.read(path)
+        Results.read(path)

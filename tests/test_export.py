@@ -23,7 +23,7 @@ import torch
 from fakes import SPECIALTIES, notes
 
 from medlit.errors import UserError
-from medlit.tools.export import parser
+from medlit.tools.export import exporter, parser, reload_worker, tolerances
 from medlit.tools.export import run as export
 from medlit.tools.export.hub import Repository
 from medlit.tools.export.merged import Updates, original_shards, trained_shards, write_merged
@@ -36,11 +36,11 @@ MODEL = TOKENIZER | TOLD | {"config.json", "generation_config.json", "model.safe
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload in this process what is reloaded in a fresh one, which takes ten seconds to start."""
-    from medlit.tools.export import reload, verify
+    from medlit.tools.export import verify
 
     def own_process(script: str, request: dict[str, Any]) -> str:
         assert script == "reload.py"
-        return json.dumps(reload._transformers(json.loads(json.dumps(request | {"bar": 2}))))
+        return json.dumps(reload_worker._transformers(json.loads(json.dumps(request | {"bar": 2}))))
 
     monkeypatch.setattr(verify, "own_process", own_process)
 
@@ -48,14 +48,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tested(run: Path, medlit: Any) -> Path:  # noqa: ANN401 - a callable of conftest's
     """A run that was tested too."""
-    config = ["--config", run / "config_fit.yaml", "--run", run]
+    config = ["--config", run / "config_fit.yaml", "--run_dir", run]
     assert medlit("test", *config, "--ckpt_path", "best").code == 0
     return run
 
 
 def exported(run: Path, to: str, *flags: str) -> Path:
     output = run.parents[2] / "export"
-    assert export(["--run", str(run), "--to", to, "--output", str(output), "--notes", "6", *flags]) == 0
+    assert export(["--run_dir", str(run), "--to", to, "--output", str(output), "--notes", "6", *flags]) == 0
     return output
 
 
@@ -210,7 +210,6 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(
 
 
 def test_an_export_that_is_ended_by_its_job_manager_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import job
 
     before = signal.getsignal(signal.SIGTERM)
     half: list[set[str]] = []
@@ -219,7 +218,7 @@ def test_an_export_that_is_ended_by_its_job_manager_leaves_nothing(run: Path, mo
         half.append(left(run))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(job, "write_merged", ended)
+    monkeypatch.setattr(exporter, "write_merged", ended)
     with pytest.raises(SystemExit) as stop:
         exported(run, "merged")
     assert stop.value.code == 143
@@ -230,15 +229,14 @@ def test_an_export_that_is_ended_by_its_job_manager_leaves_nothing(run: Path, mo
 
 @pytest.mark.usefixtures("fresh")
 def test_a_tokenizer_that_cuts_otherwise_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import reload
 
-    sound = reload._transformers
+    sound = reload_worker._transformers
 
     def other(request: dict[str, Any]) -> dict[str, Any]:
         told = sound(request)
         return told | {"tokens": [tokens[:-1] for tokens in told["tokens"]]}
 
-    monkeypatch.setattr(reload, "_transformers", other)
+    monkeypatch.setattr(reload_worker, "_transformers", other)
     with pytest.raises(UserError, match="cuts text into other tokens"):
         exported(run, "adapter")
     assert left(run) == set()
@@ -367,9 +365,8 @@ def test_an_adapter_folder_is_exported_with_the_settings_of_its_run(run: Path) -
 
 @pytest.mark.usefixtures("fresh")
 def test_gguf_files_answer_alike_read_by_transformers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import job
 
-    monkeypatch.setattr(job, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr(exporter, "has_llama_cpp", lambda: False)
     folder = exported(run, "gguf", "--max_drift", "2", "--max_changed", "0.2")
     assert files(folder) == TOLD | {"model-f16.gguf", "model-q8_0.gguf"}
     full, eight = report(folder)["exports"]
@@ -437,7 +434,7 @@ def test_what_is_to_be_installed_is_what_the_extra_asks_for() -> None:
 LLAMA_CPP = """
 import ctypes, os, pathlib, time
 LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
-class How(ctypes.Structure):
+class How(ctypes.AdapterMetadata):
     _fields_ = [("ftype", ctypes.c_int)]
 llama_model_quantize_default_params = How
 def llama_model_quantize(full, path, how):
@@ -449,13 +446,13 @@ def llama_model_quantize(full, path, how):
 @pytest.fixture
 def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
-    from medlit.tools.export import gguf, job
+    from medlit.tools.export import gguf
 
     def install(ends: str) -> Path:
         site = tmp_path_factory.mktemp("site")
         (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
         monkeypatch.setenv("PYTHONPATH", str(site))
-        for module in (gguf, job):
+        for module in (gguf, exporter):
             monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
         return site
 
@@ -625,7 +622,7 @@ def test_of_a_path_the_name_is_seen_and_of_the_hub_the_whole_id(source: str, see
         (["--base", "x/y"], "base: it is for --onto original"),
         (["--push"], "to: --repo, --push and --public are for --to hub"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file"),
-        (["--run", "nowhere"], "run: there is no folder"),
+        (["--run_dir", "nowhere"], "run: there is no folder"),
         (["--model.lora.r", "8"], r"model\.lora\.r"),
     ],
 )
@@ -674,10 +671,9 @@ def test_the_manual_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_manual_names_the_bounds_that_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import bounds
 
     for name, value in (("MAX_CHANGED", 0.07), ("PLAIN_DRIFT", 0.75), ("DRIFT", {"q2_k": 9.5})):
-        monkeypatch.setattr(bounds, name, value)
+        monkeypatch.setattr(tolerances, name, value)
     said = " ".join(parser().format_help().split())
     for wanted in ("(default: 0.07)", "closer than 0.75 nats", "(default: 0.75; for q2_k 9.5)", "were not 4-bit"):
         assert wanted in said
@@ -690,10 +686,11 @@ def test_every_base_model_with_a_config_has_a_licence() -> None:
 
     configs = Path(__file__).parents[1] / "configs"
     named = [
-        yaml.safe_load(path.read_text())["model"]["backbone"]["base_model"] for path in configs.glob("models/*.yaml")
+        yaml.safe_load(path.read_text())["model"]["language_model"]["base_model"]
+        for path in configs.glob("models/*.yaml")
     ]
     named += [
-        yaml.safe_load((configs / name).read_text())["model"]["backbone"]["base_model"]
+        yaml.safe_load((configs / name).read_text())["model"]["language_model"]["base_model"]
         for name in ("llama31_8b.yaml", "quickstart.yaml")
     ]
     assert len(named) > 10
@@ -708,7 +705,7 @@ def test_every_base_model_with_a_config_has_a_licence() -> None:
 def test_a_process_of_its_own_loads_what_was_written(run: Path, to: str) -> None:
     """The whole road, as its user takes it."""
     output = run.parents[2] / "export"
-    flags = ["--run", str(run), "--to", to, "--output", str(output), "--max_drift", "2", "--max_changed", "0.1"]
+    flags = ["--run_dir", str(run), "--to", to, "--output", str(output), "--max_drift", "2", "--max_changed", "0.1"]
     done = subprocess.run(
         [sys.executable, "-m", "medlit", "export", *flags], capture_output=True, text=True, env=dict(os.environ)
     )

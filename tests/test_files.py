@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from medlit import runs
+from medlit import atomic_io
+from medlit.atomic_io import atomic_dir, atomic_write, remove_partial
 from medlit.errors import UserError
-from medlit.runs import remove_halves, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from conftest import Medlit
 
 
 def write(path: Path, size: int) -> None:
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(b"x" * size)
 
 
 def fill(folder: Path, *names: str, text: str) -> None:
-    with whole_folder(folder) as beside:
+    with atomic_dir(folder) as beside:
         for name in names:
             (beside / name).parent.mkdir(exist_ok=True)
             (beside / name).write_text(text)
@@ -59,14 +59,14 @@ def test_a_process_killed_in_the_middle_leaves_what_was_there_before(tmp_path: P
     write(path, 10)
 
     def half() -> None:
-        with whole_file(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_bytes(b"y" * 5)
             kill()
 
     killed(half)
     assert path.read_bytes() == b"x" * 10
     assert len(list(tmp_path.iterdir())) == 2
-    remove_halves(path)
+    remove_partial(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -90,17 +90,17 @@ def test_a_folder_killed_between_two_files_has_every_file_whole(
 ) -> None:
     folder = tmp_path / "adapter"
     fill(folder, "a", "b", text="old")
-    move = runs.replace
+    move = atomic_io.replace
 
     def killing(new: Path, old: Path) -> None:
         move(new, old)
         kill()
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "replace", killing)
+        patch.setattr(atomic_io, "replace", killing)
         killed(lambda: fill(folder, "a", "b", text="new"))
     assert content(folder) == {"a": "new", "b": "old"}
-    remove_halves(folder)
+    remove_partial(folder)
     assert list(tmp_path.iterdir()) == [folder]
     fill(folder, "a", "b", text="new")
     assert content(folder) == {"a": "new", "b": "new"}
@@ -165,7 +165,7 @@ def test_every_way_to_refuse_a_write_is_told(tmp_path: Path, monkeypatch: pytest
 
 
 def test_another_error_is_not_the_user_s(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a"):
         (tmp_path / "nowhere").read_text()
 
 
@@ -176,7 +176,7 @@ def test_a_fit_on_a_disk_that_fills_up_keeps_its_checkpoint(
     import torch
 
     run = small_disk / "version_0"
-    short = ["fit", "--config", tiny_config, "--run", run, "--trainer.max_steps"]
+    short = ["fit", "--config", tiny_config, "--run_dir", run, "--trainer.max_steps"]
     assert medlit(*short, 2).code == 0
     free = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8192))
@@ -199,16 +199,16 @@ def test_a_fit_in_a_read_only_folder_keeps_its_checkpoint(
     import torch
 
     run = tmp_path / "version_0"
-    short = ["fit", "--config", tiny_config, "--run", run, "--trainer.max_steps"]
+    short = ["fit", "--config", tiny_config, "--run_dir", run, "--trainer.max_steps"]
     assert medlit(*short, 2).code == 0
-    make = runs.tempfile.mkstemp
+    make = atomic_io.tempfile.mkstemp
 
     def closed(**where: Any) -> object:  # noqa: ANN401 - root may write anywhere, so the system's answer is played
         if "checkpoints" in str(where["dir"]):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return make(**where)
 
-    monkeypatch.setattr(runs.tempfile, "mkstemp", closed)
+    monkeypatch.setattr(atomic_io.tempfile, "mkstemp", closed)
     outcome = medlit(*short, 4, "--ckpt_path", "last")
     assert outcome.code == 2
     assert "last.ckpt cannot be written (Read-only file system)" in outcome.err

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from lightning.pytorch.cli import LightningCLI
 
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.sources import Columns, Labels, load_source
+from medlit.data.labels import LabelSet
+from medlit.data.notes import Columns, Labels, load_source
 from medlit.errors import UserError
-from medlit.labels import LabelSet
 
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome
@@ -35,7 +35,7 @@ class Accepted(Exception):
 @pytest.fixture(scope="module")
 def built() -> dict[str, object]:
     """The command line's parser, which takes half a second to build."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     kept: dict[str, object] = {}
     setup = LightningCLI.setup_parser
@@ -61,7 +61,7 @@ def command(
         raise Accepted
 
     monkeypatch.setattr(LightningCLI, "setup_parser", lambda self, *_, **__: vars(self).update(built))
-    monkeypatch.setattr("medlit.cli.MedlitCLI._run_verb", accept)
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI._run_verb", accept)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: medlit("fit", *arguments)
 
@@ -110,9 +110,9 @@ def _plain(value: str) -> object:
 
 def read(source: Path) -> LabelSet:
     """As a fit begins: read, split, and learn the labels."""
-    from medlit.data.assign import SplitSettings
     from medlit.data.datamodule import _label_set
     from medlit.data.splits import partition
+    from medlit.data.stratified_split import SplitSettings
 
     found = load_source(str(source), columns=Columns(), labels=Labels(), require_labels=True)
     return _label_set(partition(found, SplitSettings()), str(source))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medlit.data.groups import bands, exact_groups, jaccard, near_groups, shingles
-from medlit.data.sources import hash_text
+from medlit.data.notes import hash_text
 
 WORDS = [f"word{number}" for number in range(400)]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medlit.data.labels import LabelSet, normalise_label, normalise_text
 from medlit.errors import UserError
-from medlit.labels import LabelSet, normalise_label, normalise_text
 
 NAMES = [
     "Cardiovascular / Pulmonary",

@@ -22,13 +22,13 @@ from processes import (
     write_forty,
 )
 
-from medlit.data.batches import Batch
+from medlit.data.collate import Batch
 from medlit.model.module import SpecialtyClassifier
 
 if TYPE_CHECKING:
     from conftest import Medlit
 
-# Two dashes come after it: without them torchrun takes --run as short for an option of its own.
+# Two dashes come after it: without them torchrun takes --run_dir as short for an option of its own.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 LIMIT = 200.0  # seconds
@@ -47,7 +47,7 @@ def run_folders(root: Path) -> list[str]:
 def assert_as_one(medlit: Medlit, config: Path, root: Path) -> None:
     """There is one run folder, and in it the curves that one process draws."""
     assert run_folders(root) == ["version_0"]
-    assert medlit("fit", "--config", config, "--run", root / "alone").code == 0
+    assert medlit("fit", "--config", config, "--run_dir", root / "alone").code == 0
     ours, theirs = curves(root / "launchers" / "version_0"), curves(root / "alone")
     assert ours.keys() == theirs.keys()
     assert all(ours[name] == pytest.approx(theirs[name], abs=1e-3) for name in ours)
@@ -79,7 +79,7 @@ def test_torchrun_starts_a_fit(medlit: Medlit, config: Path, tmp_path: Path) -> 
 def test_torchrun_ends_when_one_fails(config: Path, tmp_path: Path, failing: int, does: str, says: str) -> None:
     """Its output ends when the last process that could write to it has."""
     script = write_runner(tmp_path / "run.py", failing, does)
-    done = run([*TORCHRUN, "--", script, "fit", "--config", config, "--run", tmp_path / "run", *TWO])
+    done = run([*TORCHRUN, "--", script, "fit", "--config", config, "--run_dir", tmp_path / "run", *TWO])
     assert done.returncode == 1, done.stderr
     assert says in done.stderr
     assert seconds_since_failure(done.stdout) < 60
@@ -139,12 +139,12 @@ def test_the_first_process_chooses_the_run_folder_for_all(
     """A host may not see yet what another has made: to it the next number is another one."""
 
     def prepare(rank: int) -> None:
-        from medlit import cli
+        from medlit.cli.cli import cli
 
         if rank == 1:
             cli.next_version = lambda root, name: root / name / "version_7"
 
-    where = ["--config", config, "--trainer.default_root_dir", tmp_path, "--data.predict_source", "validation"]
+    where = ["--config", config, "--trainer.default_root_dir", tmp_path, "--data.predict.source", "validation"]
     assert ranks(2, verb, *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)
     assert run_folders(tmp_path) == ["version_0"]
 

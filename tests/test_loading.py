@@ -12,26 +12,26 @@ import torch
 
 from medlit.errors import UserError
 from medlit.model import loading
-from medlit.model.settings import Backbone, Lora
+from medlit.model.settings import LanguageModel, Lora
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def settings(llama: Path) -> Backbone:
-    return Backbone(str(llama), max_length=256, gradient_checkpointing="unsloth")
+def settings(llama: Path) -> LanguageModel:
+    return LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth")
 
 
 def test_a_model_that_is_not_there_is_refused(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model: owner/no-such-model is neither"):
-        loading.load(Backbone("owner/no-such-model"), Lora(), CPU)
+    with pytest.raises(UserError, match=r"model\.language_model\.base_model: owner/no-such-model is neither"):
+        loading.load(LanguageModel("owner/no-such-model"), Lora(), CPU)
     bare = shutil.copytree(llama, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model"):
-        loading.load(Backbone(str(bare)), Lora(), CPU)
+    with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
+        loading.load(LanguageModel(str(bare)), Lora(), CPU)
 
 
-def test_the_very_repository_that_is_named_is_loaded(settings: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_very_repository_that_is_named_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unsloth has another one for many a name, without the revision, unless it is told to take this."""
     from unsloth import FastLanguageModel
 
@@ -57,16 +57,16 @@ def test_weights_stored_in_four_bits_are_not_called_sixteen(
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
     (folder / "model.safetensors").unlink()  # it is told before the weights are read
-    with pytest.raises(UserError, match=r"model\.backbone\.load_in_4bit: .*llama is stored in 4-bit"):
-        loading.load(Backbone(str(folder), load_in_4bit=False), Lora(), CPU)
+    with pytest.raises(UserError, match=r"model\.language_model\.load_in_4bit: .*llama is stored in 4-bit"):
+        loading.load(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
     monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
-    with pytest.raises(UserError, match=r"model\.backbone\.load_in_4bit: .* did not load in 4-bit"):
-        loading.load(Backbone(str(llama)), Lora(), CPU)
+    with pytest.raises(UserError, match=r"model\.language_model\.load_in_4bit: .* did not load in 4-bit"):
+        loading.load(LanguageModel(str(llama)), Lora(), CPU)
 
 
-def test_what_a_cpu_cannot_do_is_refused(settings: Backbone) -> None:
-    half = Backbone(settings.base_model, dtype="float16")
-    with pytest.raises(UserError, match=r"model\.backbone\.dtype: float16 does not train on a CPU"):
+def test_what_a_cpu_cannot_do_is_refused(settings: LanguageModel) -> None:
+    half = LanguageModel(settings.base_model, dtype="float16")
+    with pytest.raises(UserError, match=r"model\.language_model\.dtype: float16 does not train on a CPU"):
         loading.load(half, Lora(), CPU)
     with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
         loading.load(settings, Lora(loftq=True), CPU)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from medlit.__main__ import main as entry
-from medlit.manual_texts import ABOUT, FIT_ALONE, TITLES, TOLD, UNTOLD, VERBS
-from medlit.verbs import MODEL_VERBS, TOOLS
+from medlit.cli.commands import MODEL_VERBS, TOOLS
+from medlit.cli.help_texts import ABOUT, FIT_ALONE, TITLES, TOLD, UNTOLD, VERBS
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -26,7 +26,7 @@ def manuals() -> dict[str, str]:
     import contextlib
     import io
 
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:

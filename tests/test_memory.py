@@ -98,7 +98,7 @@ def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> N
     needed = llama_8b().peak(10_000, 1) / GIB
     assert chosen.excess(10_000) == pytest.approx(needed - 9.5)
     said = over_budget(chosen, 10_000, TranscriptionDataModule(batch_size=8))
-    assert said.startswith("model.backbone.memory_budget_gib: micro-batches of 10,000 tokens take about")
+    assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
     assert f"{needed:.1f} GiB" in said
     assert "the 9.5 GiB" in said
-    assert said.endswith("data.batch_size 4 takes less.")
+    assert said.endswith("data.batching.micro_batch_size 4 takes less.")

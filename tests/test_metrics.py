@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from medlit.labels import LabelSet
+from medlit.data.labels import LabelSet
 from medlit.model.metrics import Scores, SpecialtyMetrics
 
 

@@ -17,20 +17,20 @@ from fakes import BONE, BRAIN, notes, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter import write_adapter
+from medlit.callbacks.adapter_folder import write_adapter
 from medlit.callbacks.temperature import AdapterTemperature
-from medlit.data.batches import Prompts
+from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
-from medlit.model import backbone
-from medlit.model.backbone import causal_lm
+from medlit.model import language_model
+from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
 from medlit.model.decoding import Answers
+from medlit.model.language_model import causal_lm
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.optimizer import optimizer_for, schedule_for
-from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
-from medlit.model.structure import LABELS_FILE, Structure
-from medlit.model.temperature import way_of_answering
+from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
+from medlit.model.temperature import decoding_key
 
 Weights = dict[str, Tensor]
 
@@ -80,13 +80,15 @@ def parts(llama: Path, notes_folder: Path) -> Callable[..., tuple[SpecialtyClass
     def parts(**given: Any) -> tuple[SpecialtyClassifier, TranscriptionDataModule]:  # noqa: ANN401
         ours = {name: given.pop(name) for name in ("lora", "adapter", "optimizer", "decoding") if name in given}
         model: dict[str, Any] = {"optimizer": Optimizer(2e-2), "decoding": Decoding(max_new_tokens=12), **ours}
-        module = SpecialtyClassifier(Backbone(str(llama), max_length=256, gradient_checkpointing="unsloth"), **model)
+        module = SpecialtyClassifier(
+            LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth"), **model
+        )
         data: dict[str, Any] = {
             "source": str(notes_folder),
             "base_model": str(llama),
             "max_length": 256,
-            "response_tokens": 16,
-            "examples_per_step": 8,
+            "max_response_tokens": 16,
+            "global_batch_size": 8,
             "batch_size": 4,
             "eval_batch_size": 4,
         }
@@ -153,7 +155,7 @@ def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, loss_on
         module, data = parts(
             source=forty,
             split="official",
-            examples_per_step=32,
+            global_batch_size=32,
             batch_size=batch_size,
             packing=packing,
             loss_on=loss_on,
@@ -176,7 +178,7 @@ def test_two_ranks_make_the_step_of_one(parts: Parts, forty: str) -> None:
     for world_size in (1, 2, 4):
         module.zero_grad()
         for rank in range(world_size):
-            _, data = parts(source=forty, split="official", examples_per_step=32, batch_size=8)
+            _, data = parts(source=forty, split="official", global_batch_size=32, batch_size=8)
             strategy = SimpleNamespace(root_device=torch.device("cpu"))
             micro_batches = data.micro_batches_per_step(world_size)
             data.trainer = module.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -332,7 +334,7 @@ def test_the_loss_comes_with_the_answers(
     module, data = parts(decoding=Decoding(mode))  # type: ignore[arg-type]
     run = trainer(data)
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "loss_sum", lambda *_: pytest.fail("a second pass"))
+        patch.setattr(language_model, "loss_sum", lambda *_: pytest.fail("a second pass"))
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
@@ -340,7 +342,7 @@ def test_the_loss_comes_with_the_answers(
 def second_pass(module: SpecialtyClassifier, data: TranscriptionDataModule) -> float:
     """The validation's loss, read from the notes with their answers as the table spells them."""
     with torch.no_grad():
-        nats = [(backbone.loss_sum(module.model, b.loss), b.loss.step_tokens) for b in data.val_dataloader()]  # type: ignore[arg-type]
+        nats = [(language_model.loss_sum(module.model, b.loss), b.loss.step_tokens) for b in data.val_dataloader()]  # type: ignore[arg-type]
     return float(sum(loss for loss, _ in nats)) / sum(tokens for _, tokens in nats)
 
 
@@ -350,7 +352,7 @@ def test_the_loss_is_of_the_table_s_spelling(parts: Parts, fitted: Fitted, tmp_p
     checkpoint = torch.load(fitted[0], weights_only=True)
     checkpoint["medlit"]["labels"] = [name.upper() for name in checkpoint["medlit"]["labels"]]
     torch.save(checkpoint, tmp_path / "upper.ckpt")
-    module, data = parts(decoding=Decoding(mode), response_tokens=32)  # type: ignore[arg-type]
+    module, data = parts(decoding=Decoding(mode), max_response_tokens=32)  # type: ignore[arg-type]
     run = trainer(data)
     run.validate(module, data, ckpt_path=str(tmp_path / "upper.ckpt"), weights_only=True, verbose=False)
     assert module.label_set.names != data.label_set.names  # type: ignore[union-attr]
@@ -472,8 +474,8 @@ def test_validate_adds_the_temperature_to_the_adapter_that_it_measured(parts: Pa
     folder = measured
     again, data = parts(adapter=str(folder))
     trainer(data, AdapterTemperature()).validate(again, data, verbose=False)
-    kept = Structure.read(folder / LABELS_FILE).temperatures
-    assert kept == {"another way": 1.5, way_of_answering(again.decoding): pytest.approx(again.temperature)}
+    kept = AdapterMetadata.read(folder / LABELS_FILE).temperatures
+    assert kept == {"another way": 1.5, decoding_key(again.decoding): pytest.approx(again.temperature)}
     assert (folder / LABELS_FILE).stat().st_mode & 0o777 == 0o644
     tested, data = parts(adapter=str(folder))
     trainer(data).test(tested, data, verbose=False)
@@ -506,9 +508,9 @@ def rename_a_weight(checkpoint: dict[str, Any]) -> None:
     [
         (drop_a_weight, r"ckpt_path: the checkpoint's \d+ weights are not this model's"),
         (rename_a_weight, r"ckpt_path: the checkpoint's \d+ weights are not this model's"),
-        (lambda c: c["medlit"].update(base_model="owner/other"), "model.backbone.base_model: .* 'owner/other'"),
+        (lambda c: c["medlit"].update(base_model="owner/other"), "model.language_model.base_model: .* 'owner/other'"),
         (lambda c: c["medlit"]["lora"].update(r=8), "model.lora.r: .* trained with 8"),
-        (lambda c: c["medlit"].update(labels=[BRAIN, BONE]), "data.label_column: .*'Cardiovascular / Pulmonary'"),
+        (lambda c: c["medlit"].update(labels=[BRAIN, BONE]), "data.columns.label: .*'Cardiovascular / Pulmonary'"),
         (lambda c: c["medlit"].update(prompt="alpaca-0"), "prompt 'alpaca-0'"),
         (lambda c: c.pop("medlit"), "ckpt_path: the file was not written by medlit"),
     ],

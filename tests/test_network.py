@@ -94,13 +94,15 @@ def test_nobody_but_the_hub_is_asked_and_what_is_not_there_is_told(
     report, said = guarded(
         hub,
         tmp_path,
-        ["fit", *config, "--model.backbone.base_model", "nobody/no-llama"],
+        ["fit", *config, "--model.language_model.base_model", "nobody/no-llama"],
         ["fit", *config, "--data.source", "nobody/no-notes"],
         ["fit", *config, "--trainer.max_steps", "1"],
     )
     assert report["others"] == []
     assert report["codes"] == [2, 2, 0], said
-    for words, key, name in zip(said, ("model.backbone.base_model", "data.source"), ("llama", "notes"), strict=False):
+    for words, key, name in zip(
+        said, ("model.language_model.base_model", "data.source"), ("llama", "notes"), strict=False
+    ):
         told = [line for line in words.splitlines() if line.startswith("medlit: ")]
         assert len(told) == 1, words
         assert told[0].startswith(f"medlit: {key}: nobody/no-{name}")

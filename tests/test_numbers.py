@@ -13,13 +13,13 @@ from compare import curves, last_checkpoint
 from fakes import notes
 from lightning.pytorch.plugins.precision import Precision
 
-from medlit.callbacks.finite import MOST_IN_A_ROW, SKIPPED_STEPS
 from medlit.callbacks.memory import advice
-from medlit.data.batches import Batch
+from medlit.callbacks.nonfinite import MOST_IN_A_ROW, SKIPPED_STEPS
+from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.memory import GIB, Footprint
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import Backbone
+from medlit.model.settings import LanguageModel
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -57,7 +57,7 @@ def test_a_step_that_is_no_number_stops_the_fit(
 ) -> None:
     spoil(value, range(6, 7))
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run", run)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     said = outcome.err.splitlines()[-1]
     assert said.startswith("medlit: model.optimizer.on_nonfinite: step 6 (notes train-")
@@ -71,7 +71,7 @@ def test_a_step_that_is_no_number_stops_the_fit(
 
 def test_before_any_checkpoint_it_says_so(medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path) -> None:
     spoil(float("nan"), range(1, 2))
-    outcome = medlit("fit", "--config", tiny_config, "--run", tmp_path / "version_0")
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
     assert outcome.code == 2
     assert "step 1 (notes " in outcome.err
     assert "there is no checkpoint yet" in outcome.err
@@ -81,7 +81,7 @@ def test_or_is_skipped_and_counted(medlit: Medlit, spoil: Spoil, tiny_config: Pa
     seen = spoil(float("nan"), range(3, 5))
     run = tmp_path / "version_0"
     skip = ["--model.optimizer.on_nonfinite", "skip"]
-    assert medlit("fit", "--config", tiny_config, "--run", run, *skip).code == 0
+    assert medlit("fit", "--config", tiny_config, "--run_dir", run, *skip).code == 0
     assert [bool(torch.equal(seen[i], seen[i + 1])) for i in range(6)] == [False, False, True, True, False, False]
     assert last_checkpoint(run)["global_step"] == 11
     counted = {name: value for name, value in curves(run).items() if name.startswith(SKIPPED_STEPS)}
@@ -92,7 +92,7 @@ def test_or_is_skipped_and_counted(medlit: Medlit, spoil: Spoil, tiny_config: Pa
 def test_a_fit_that_skips_everything_ends(medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path) -> None:
     spoil(float("nan"), range(1, 100))
     skip = ["--model.optimizer.on_nonfinite", "skip", "--trainer.max_steps", "60", "--val_every_steps", "60"]
-    outcome = medlit("fit", "--config", tiny_config, "--run", tmp_path / "version_0", *skip)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0", *skip)
     assert outcome.code == 2
     assert f"step {MOST_IN_A_ROW + 1} (notes " in outcome.err
     assert f"as for the {MOST_IN_A_ROW} steps before it" in outcome.err
@@ -109,7 +109,7 @@ def test_an_overflow_of_a_scaled_loss_is_no_fault(
     monkeypatch.setattr(Precision, "scaler", object(), raising=False)
     spoil(float("inf"), range(2, 3))
     run = tmp_path / "version_0"
-    assert medlit("fit", "--config", tiny_config, "--run", run).code == 0
+    assert medlit("fit", "--config", tiny_config, "--run_dir", run).code == 0
     assert curves(run)[f"{SKIPPED_STEPS}/1"] == 1.0
 
 
@@ -125,7 +125,7 @@ def test_weights_that_are_no_numbers_are_not_written(
 
     monkeypatch.setattr(SpecialtyClassifier, "on_validation_epoch_end", broken)
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run", run)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert "is not written, since 1 weights after step 8" in outcome.err
     assert last_checkpoint(run)["global_step"] == 8, "as it was before the validation"
@@ -138,9 +138,13 @@ def test_weights_that_are_no_numbers_are_not_written(
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("training_step", "data.batch_size: the GPU's memory does not suffice for training; set data.batch_size to 2"),
-        ("validation_step", "data.eval_batch_size: the GPU's memory does not suffice for answering; set"),
-        ("configure_model", "model.backbone.base_model: "),
+        (
+            "training_step",
+            "data.batching.micro_batch_size: the GPU's memory does not suffice for training; set"
+            " data.batching.micro_batch_size to 2",
+        ),
+        ("validation_step", "data.batching.eval_batch_size: the GPU's memory does not suffice for answering; set"),
+        ("configure_model", "model.language_model.base_model: "),
     ],
 )
 def test_a_full_gpu_is_told_in_a_sentence(
@@ -150,7 +154,7 @@ def test_a_full_gpu_is_told_in_a_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(SpecialtyClassifier, method, full)
-    outcome = medlit("fit", "--config", tiny_config, "--run", tmp_path / "version_0")
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
     assert outcome.code == 2
     said = outcome.err.splitlines()[-1]
     assert said.startswith(f"medlit: {says}"), outcome.err
@@ -169,7 +173,7 @@ def test_a_gpu_that_is_full_in_the_middle_of_a_fit_is_told_with_the_last_checkpo
 
     monkeypatch.setattr(SpecialtyClassifier, "training_step", full)
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run", run)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert outcome.err.endswith(f" The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}.\n")
     assert last_checkpoint(run)["global_step"] == 4
@@ -177,19 +181,22 @@ def test_a_gpu_that_is_full_in_the_middle_of_a_fit_is_told_with_the_last_checkpo
 
 def test_the_advice_names_what_there_is_to_change() -> None:
     data = TranscriptionDataModule(batch_size=8, eval_batch_size=1)
-    kept = advice("training", Backbone(gradient_checkpointing="off"), data, weights=6, peak=78, total=80)
+    kept = advice("training", LanguageModel(gradient_checkpointing="off"), data, weights=6, peak=78, total=80)
     assert "78.0 of 80.0 GiB" in kept
-    assert "data.batch_size to 4 (about 42.0 GiB or more)" in kept
-    assert "model.backbone.max_length to 1024 (about 42.0 GiB or more)" in kept
-    assert "model.backbone.gradient_checkpointing to 'unsloth' (about 11.0 GiB or more)" in kept
+    assert "data.batching.micro_batch_size to 4 (about 42.0 GiB or more)" in kept
+    assert "model.language_model.max_length to 1024 (about 42.0 GiB or more)" in kept
+    assert "model.language_model.gradient_checkpointing to 'unsloth' (about 11.0 GiB or more)" in kept
     takes = Footprint(layers=32, fixed=6 * GIB, kept=108 * 1024, entry=8192, work=114_688)  # an 8B Llama's
-    auto = advice("training", Backbone(), data, 6, 78, 80, takes)
-    assert "set model.backbone.memory_budget_gib to 70.2, or data.batch_size to 4 (about 9.7 GiB or more)" in auto
-    crowded = advice("training", Backbone(), data, 6, 12, 80, takes)
+    auto = advice("training", LanguageModel(), data, 6, 78, 80, takes)
+    assert (
+        "set model.language_model.memory_budget_gib to 70.2, or data.batching.micro_batch_size to 4 (about 9.7 GiB"
+        " or more)" in auto
+    )
+    crowded = advice("training", LanguageModel(), data, 6, 12, 80, takes)
     assert "memory_budget_gib" not in crowded, "one layer alone takes more"
-    assert "memory_budget_gib" not in advice("answering", Backbone(), data, 6, 78, 80, takes)
-    least = Backbone(gradient_checkpointing="unsloth")
+    assert "memory_budget_gib" not in advice("answering", LanguageModel(), data, 6, 78, 80, takes)
+    least = LanguageModel(gradient_checkpointing="unsloth")
     assert "gradient_checkpointing" not in advice("training", least, data, 6, 78, 80)
-    single = advice("answering", Backbone(), data, 6, 78, 80)
-    assert "data.eval_batch_size to" not in single
-    assert "set model.backbone.max_length to 1024" in single
+    single = advice("answering", LanguageModel(), data, 6, 78, 80)
+    assert "data.batching.eval_batch_size to" not in single
+    assert "set model.language_model.max_length to 1024" in single

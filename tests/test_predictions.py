@@ -25,14 +25,14 @@ import torch
 from fakes import HEART, SPECIALTIES, notes
 
 import medlit as package
-from medlit.data.batches import Prompts
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.labels import LabelSet
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.columns import rows
-from medlit.predictions.origin import Origin
-from medlit.predictions.parts import PartFile, answered, find_parts, part_path, read_part
+from medlit.predictions.resume_key import Origin
+from medlit.predictions.shards import PartFile, answered, find_parts, part_path, read_part
 from medlit.predictions.write import FORMATS, write_table
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def test_memory_grows_by_where_an_answer_stands_and_not_by_what_it_says(tmp_path
 @pytest.fixture
 def predict(medlit: Medlit, run: Path, tiny_config: Path) -> Predict:
     """File the eight test notes, one a batch, into out.csv."""
-    weighed = ["--model.decoding.mode", "likelihood", "--data.eval_batch_size", "1", "--output", "out.csv"]
+    weighed = ["--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1", "--output", "out.csv"]
     return lambda *arguments: medlit("predict", "--config", tiny_config, "--ckpt_path", "best", *weighed, *arguments)
 
 
@@ -231,7 +231,7 @@ def killed(predict: Predict, target: str, calls: int) -> Path:
     return part
 
 
-ADD = "medlit.predictions.parts.PartFile.add"  # first the origin, then batch by batch
+ADD = "medlit.predictions.shards.PartFile.add"  # first the origin, then batch by batch
 JOIN = "medlit.callbacks.predictions.write_table"
 
 
@@ -301,7 +301,7 @@ def test_what_another_number_of_processes_left_counts(predict: Predict, whole: b
     [
         (["--model.decoding.mode", "constrained"], 'model.decoding.mode was "likelihood" and is "constrained"'),
         (["--model.decoding.abstain_below", "0.5"], "model.decoding.abstain_below was null and is 0.5"),
-        (["--data.predict_source", "validation"], "the notes are others"),
+        (["--data.predict.source", "validation"], "the notes are others"),
         (["--ckpt_path", "other.ckpt"], "the weights or their temperature are others"),
     ],
 )
@@ -324,7 +324,7 @@ def test_an_interrupted_run_that_asked_otherwise_is_not_gone_on_with(
 
 def test_the_batch_size_may_change_on_the_way(predict: Predict, whole: bytes, asked: list[str]) -> None:
     killed(predict, ADD, 3)
-    assert predict("--resume", "--data.eval_batch_size", "4").code == 0
+    assert predict("--resume", "--data.batching.eval_batch_size", "4").code == 0
     assert len(asked) == 6
     assert [row["answer"] for row in read(Path("out.csv"))] == [
         row["answer"] for row in csv.DictReader(io.StringIO(whole.decode()))
@@ -394,8 +394,8 @@ def test_two_processes_go_on_with_what_one_left(predict: Predict, whole: bytes, 
     killed(predict, ADD, 4)
     ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
     two = ["--config", ddp, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--output", "out.csv"]
-    weighed = ["--model.decoding.mode", "likelihood", "--data.eval_batch_size", "1", "--ckpt_path", "best"]
-    best = ["--run", "logs/tiny/version_0"]
+    weighed = ["--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1", "--ckpt_path", "best"]
+    best = ["--run_dir", "logs/tiny/version_0"]
     command = [sys.executable, "-m", "medlit", "predict", "--config", tiny_config, *two, *weighed, *best, "--resume"]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=True)
@@ -412,7 +412,7 @@ def test_one_note_prints_the_answer_and_beside_it_how_sure_it_is(
     medlit: Medlit, run: Path, tiny_config: Path, mode: str
 ) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.decoding.mode", mode]
-    arguments += ["--model.decoding.abstain_below", "1", "--data.text", "Patient 30 years old: heart pain."]
+    arguments += ["--model.decoding.abstain_below", "1", "--data.predict.text", "Patient 30 years old: heart pain."]
     outcome = medlit("predict", *arguments)
     assert outcome.out.removesuffix("\n") in SPECIALTIES
     told = re.search(

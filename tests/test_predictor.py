@@ -69,7 +69,14 @@ def test_it_answers_as_the_command_does(
     table = write_csv(
         tmp_path / "new.csv", [{k: v for k, v in row.items() if k != "medical_specialty"} for row in ROWS]
     )
-    flags = ["--model.adapter", fitted / "adapter", "--data.predict_source", table, "--data.token_budget", "8192"]
+    flags = [
+        "--model.adapter",
+        fitted / "adapter",
+        "--data.predict.source",
+        table,
+        "--data.batching.token_budget",
+        "8192",
+    ]
     flags += ["--model.decoding.mode", mode, "--output", tmp_path / "out.jsonl"]
     assert medlit("predict", "--config", tiny_config, *flags).code == 0
     told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -86,7 +93,7 @@ def test_it_cuts_long_notes_as_the_adapter_was_taught(
 
     edit(run / "adapter" / "medlit.json", keep="head_tail")
     rows = [{"transcription": text} for text in TEXTS]
-    flags = ["--model.adapter", run / "adapter", "--data.predict_source", write_csv(tmp_path / "new.csv", rows)]
+    flags = ["--model.adapter", run / "adapter", "--data.predict.source", write_csv(tmp_path / "new.csv", rows)]
     flags += ["--data.keep", "head_tail", "--model.decoding.mode", "likelihood", "--output", tmp_path / "out.jsonl"]
     assert medlit("predict", "--config", tiny_config, *flags).code == 0
     told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -233,7 +240,7 @@ def test_a_note_is_cut_as_in_training_without_being_told(
     head = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
     edit(run / "adapter" / "medlit.json", keep="head_tail")
     found = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
-    flags = ["--model.adapter", run / "adapter", "--data.predict_source", table, "--output", tmp_path / "out.jsonl"]
+    flags = ["--model.adapter", run / "adapter", "--data.predict.source", table, "--output", tmp_path / "out.jsonl"]
     flags += ["--model.decoding.mode", "likelihood"]
     refused = medlit("predict", "--config", tiny_config, *flags)
     assert refused.code == 2

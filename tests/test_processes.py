@@ -32,10 +32,10 @@ from processes import (
     write_forty,
 )
 
-from medlit.callbacks.last import LastCheckpoint
-from medlit.callbacks.others import Launcher, Observer, end_others
+from medlit.callbacks.distributed import Launcher, Observer, end_others
+from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.signals import SIGNALS, StopOnSignal
-from medlit.data.batches import Batch
+from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
 
@@ -64,13 +64,13 @@ def test_several_train_test_and_file_as_one_does(
     cluster: list[object],
 ) -> None:
     run, alone = tmp_path / "several", tmp_path / "alone"
-    settings = ["--config", config, "--data.examples_per_step", step]
+    settings = ["--config", config, "--data.batching.global_batch_size", step]
     with monkeypatch.context() as patch:
         patch.setattr(SpecialtyClassifier, "on_before_optimizer_step", SpecialtyClassifier.on_before_optimizer_step)
         keep_first_gradient(tmp_path / "gradient.pt")
-        assert medlit("fit", *settings, "--run", alone).code == 0
+        assert medlit("fit", *settings, "--run_dir", alone).code == 0
 
-    assert ranks(size, "fit", *settings, *cluster, "--run", run, nodes=nodes) == [0] * size, ranks.log(0)
+    assert ranks(size, "fit", *settings, *cluster, "--run_dir", run, nodes=nodes) == [0] * size, ranks.log(0)
     one = torch.load(tmp_path / "gradient.pt", weights_only=True)
     assert all(far(ranks.gradient(rank), one) < 1e-5 for rank in range(size))
     points, theirs = curves(run), curves(alone)
@@ -81,7 +81,7 @@ def test_several_train_test_and_file_as_one_does(
     assert not any(hands[1:]), "the first process writes, and no other"
 
     # From one checkpoint, so that nothing is left to rounding in training.
-    saved = ["--config", config, "--ckpt_path", alone / "checkpoints" / "best.ckpt", "--run"]
+    saved = ["--config", config, "--ckpt_path", alone / "checkpoints" / "best.ckpt", "--run_dir"]
     assert medlit("test", *saved, alone).code == 0
     assert ranks(size, "test", *saved, run, *cluster, nodes=nodes) == [0] * size, ranks.log(0)
     ours, theirs_ = (json.loads((place / "test_metrics.json").read_text()) for place in (run, alone))
@@ -89,8 +89,8 @@ def test_several_train_test_and_file_as_one_does(
     assert ours == theirs_
     assert ours["n"] == 5
 
-    assert medlit("predict", *saved, alone, "--data.predict_source", "validation").code == 0
-    asked = [*saved, run, "--data.predict_source", "validation", *cluster]
+    assert medlit("predict", *saved, alone, "--data.predict.source", "validation").code == 0
+    asked = [*saved, run, "--data.predict.source", "validation", *cluster]
     assert ranks(size, "predict", *asked, nodes=nodes) == [0] * size, ranks.log(0)
     assert (run / "predictions.csv").read_bytes() == (alone / "predictions.csv").read_bytes()
     assert list(pd.read_csv(run / "predictions.csv")["id"]) == [f"validation {i}" for i in range(7)]
@@ -100,8 +100,11 @@ def test_several_train_test_and_file_as_one_does(
 
 
 def test_a_number_of_processes_that_does_not_divide_a_step_is_told(ranks: Ranks, config: Path, tmp_path: Path) -> None:
-    assert ranks(3, "fit", "--config", config, "--run", tmp_path / "run") == [2, 2, 2]
-    assert "data.examples_per_step: 32 notes an optimizer step cannot be shared evenly by 3 processes" in ranks.log(0)
+    assert ranks(3, "fit", "--config", config, "--run_dir", tmp_path / "run") == [2, 2, 2]
+    assert (
+        "data.batching.global_batch_size: 32 notes an optimizer step cannot be shared evenly by 3 processes"
+        in ranks.log(0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_when_one_fails_the_others_stop(
         SpecialtyClassifier.training_step = training_step  # type: ignore[method-assign]
 
     began = time.monotonic()
-    codes = ranks(2, "fit", "--config", config, "--run", tmp_path / "run", prepare=prepare)
+    codes = ranks(2, "fit", "--config", config, "--run_dir", tmp_path / "run", prepare=prepare)
     assert time.monotonic() - began < 60
     assert codes[failing] == (2 if isinstance(error, UserError) else 1)
     assert str(error) in ranks.log(failing)
@@ -140,7 +143,7 @@ def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Pa
 
         SpecialtyClassifier.on_before_optimizer_step = tell  # type: ignore[method-assign]
 
-    arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
+    arguments = ["fit", "--config", config, "--run_dir", tmp_path / "run"]
     codes = ranks(2, *arguments, prepare=prepare)
     assert codes[1] == 0
     assert codes[0] in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
@@ -199,8 +202,8 @@ def test_one_that_waits_in_vain_is_ended_with_it(
     for child, how in zip(children, hows, strict=True):
         assert how.startswith("sleep") or child.wait()
     ended: list[int] = []
-    monkeypatch.setattr("medlit.callbacks.others.os._exit", ended.append)
-    monkeypatch.setattr("medlit.callbacks.others.PATIENCE", 0.01)
+    monkeypatch.setattr("medlit.callbacks.distributed.os._exit", ended.append)
+    monkeypatch.setattr("medlit.callbacks.distributed.PATIENCE", 0.01)
     observer = Observer(children)
     assert observer._run()
     assert ended == [code]
@@ -277,7 +280,7 @@ def test_ctrl_c_saves_and_stops_lightning_s_own_processes(config: Path, tmp_path
 def started_by_one(config: Path, folder: Path, rank: int, does: str) -> subprocess.CompletedProcess[str]:
     """A fit by two processes of which Lightning starts the second; one of them does something in the second step."""
     script = write_runner(folder / "run.py", rank, does)
-    command = [sys.executable, script, "fit", "--config", config, "--run", folder / "run", *DDP, "2"]
+    command = [sys.executable, script, "fit", "--config", config, "--run_dir", folder / "run", *DDP, "2"]
     return subprocess.run(
         list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=200, start_new_session=True
     )

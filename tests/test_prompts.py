@@ -13,9 +13,9 @@ from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medlit.data.labels import LabelSet
+from medlit.data.prompt import TOKENIZERS_PARALLELISM, AlpacaPrompt, whole_characters
 from medlit.errors import UserError
-from medlit.labels import LabelSet
-from medlit.prompts import TOKENIZERS_PARALLELISM, AlpacaPrompt, whole_characters
 
 # The recipe's prompt, letter by letter.
 RECIPE = """Below is an instruction that describes a task, paired with an input that provides further context. \
@@ -54,10 +54,10 @@ TEXT = st.lists(st.text(max_size=12) | st.text(ODD, max_size=6) | EVIL, max_size
 each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 
 
-def with_room(tokenizer: object, room: int, response_tokens: int = 24) -> AlpacaPrompt:
+def with_room(tokenizer: object, room: int, max_response_tokens: int = 24) -> AlpacaPrompt:
     """A prompt whose limit leaves so many tokens for the note."""
-    plenty = AlpacaPrompt(tokenizer, max_length=4096, response_tokens=response_tokens)  # type: ignore[arg-type]
-    return AlpacaPrompt(tokenizer, max_length=4096 - plenty.room + room, response_tokens=response_tokens)  # type: ignore[arg-type]
+    plenty = AlpacaPrompt(tokenizer, max_length=4096, max_response_tokens=max_response_tokens)  # type: ignore[arg-type]
+    return AlpacaPrompt(tokenizer, max_length=4096 - plenty.room + room, max_response_tokens=max_response_tokens)  # type: ignore[arg-type]
 
 
 @each_tokenizer
@@ -96,7 +96,7 @@ def test_exactly_the_transcription_is_cut(tokenizer: object, text: str, room: in
     assert prompt.input_ids[-footer:] == whole.footer
     assert prompt.input_ids[header:-footer] == note[:room]
     assert prompt.cut_tokens == max(0, len(note) - room)
-    assert len(prompt.input_ids) + limited.response_tokens <= limited.max_length
+    assert len(prompt.input_ids) + limited.max_response_tokens <= limited.max_length
     assert len(prompt.input_ids) + len(limited.response("Neurology")) <= limited.max_length
 
 
@@ -205,7 +205,7 @@ def said(code: str, chosen: dict[str, str]) -> str:
 
 
 def test_unsloth_s_choice_is_not_taken_for_somebody_s() -> None:
-    code = "from medlit.__main__ import import_unsloth as i; i(); import os; print(repr(os.environ['{}']))"
+    code = "from medlit.unsloth_first import import_unsloth as i; i(); import os; print(repr(os.environ['{}']))"
     assert said(code.format(TOKENIZERS_PARALLELISM), {}) == "''"
 
 
@@ -213,7 +213,7 @@ FORKED = """
 import os, signal
 from contextlib import nullcontext
 from fake_tokenizers import byte_tokenizer
-from medlit.prompts import AlpacaPrompt, _on_all_cores
+from medlit.data.prompt import AlpacaPrompt, _on_all_cores
 
 asked, notes = AlpacaPrompt(byte_tokenizer()), ["a note"] * 100
 asked.prompts(notes)
@@ -235,12 +235,14 @@ def test_a_process_that_was_forked_off_does_not_wait_for_its_parent_s_threads() 
 def test_a_limit_without_room_for_a_note_is_refused() -> None:
     smallest = with_room(TOKENIZERS["bytes, BOS"], room=1)
     assert smallest.room == 1
-    with pytest.raises(UserError, match=r"model\.backbone\.max_length: \d+ tokens leave no room"):
+    with pytest.raises(UserError, match=r"model\.language_model\.max_length: \d+ tokens leave no room"):
         _ = with_room(TOKENIZERS["bytes, BOS"], room=0).room
 
 
 def test_a_label_longer_than_the_room_for_answers_is_refused() -> None:
-    asked = with_room(TOKENIZERS["bytes, BOS"], room=9, response_tokens=10)
+    asked = with_room(TOKENIZERS["bytes, BOS"], room=9, max_response_tokens=10)
     assert len(asked.response("Neurology")) == 10
-    with pytest.raises(UserError, match=r"data\.response_tokens: the label 'Nephrology' has 11 tokens and 10 are kept"):
+    with pytest.raises(
+        UserError, match=r"data\.max_response_tokens: the label 'Nephrology' has 11 tokens and 10 are kept"
+    ):
         asked.response("Nephrology")

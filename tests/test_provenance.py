@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from medlit.data.provenance import Provenance
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.errors import UserError
 
-THEN = Provenance("clinic/notes", "a" * 40, {"train": "11", "validation": "22", "test": "33"})
+THEN = DataFingerprint("clinic/notes", "a" * 40, {"train": "11", "validation": "22", "test": "33"})
 
 
 def test_it_survives_a_checkpoint_and_an_adapter(tmp_path: Path) -> None:
-    assert Provenance.from_dict(THEN.to_dict()) == THEN
+    assert DataFingerprint.from_dict(THEN.to_dict()) == THEN
     (tmp_path / "medlit.json").write_text(json.dumps({"labels": [], "data": THEN.to_dict()}))
-    assert Provenance.read(tmp_path / "medlit.json") == THEN
+    assert DataFingerprint.read(tmp_path / "medlit.json") == THEN
 
 
 @pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
 def test_weights_from_elsewhere_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
-    assert Provenance.from_dict(values) is None
+    assert DataFingerprint.from_dict(values) is None
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_weights_from_elsewhere_have_none(values: Any) -> None:  # noqa: ANN401 
 )
 def test_a_damaged_record_is_refused_in_a_sentence(damage: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="what the weights say of their notes is damaged"):
-        Provenance.from_dict(THEN.to_dict() | damage)
+        DataFingerprint.from_dict(THEN.to_dict() | damage)
 
 
 def test_the_same_notes_from_another_place_are_the_same() -> None:
@@ -57,7 +57,7 @@ def test_the_splits_that_differ_are_named(hashes: dict[str, str], said: str) -> 
 
 
 def test_a_split_that_is_no_longer_there_differs_and_another_source_is_named() -> None:
-    now = Provenance("notes.csv", None, {"train": "11", "validation": "22"})
+    now = DataFingerprint("notes.csv", None, {"train": "11", "validation": "22"})
     difference = now.difference(THEN, "it")
     assert difference is not None
     assert "the test split is" in difference

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from medlit.evaluation.answered import Answered
+from medlit.data.labels import LabelSet
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.compare import compare
-from medlit.evaluation.summary import doubt
-from medlit.labels import LabelSet
+from medlit.evaluation.results import Results
+from medlit.evaluation.uncertainty import doubt
 from medlit.model.metrics import SpecialtyMetrics
 from medlit.report.content import beside_pairs, confused_pairs
 from medlit.report.page import write_report
@@ -46,7 +46,7 @@ def make() -> Make:
         ids = [f"note-{i}" for i in range(90)]
         cut = np.where(tokens > 800, 5, 0)
         given = p if probabilities else None
-        answered = Answered(NAMES, np.arange(90), ids, texts, truth, answer, given, tokens, cut)
+        answered = Results(NAMES, np.arange(90), ids, texts, truth, answer, given, tokens, cut)
         counted = SpecialtyMetrics(LabelSet(NAMES))
         counted.update(torch.tensor(answer), torch.tensor(truth))
         return System(name, {**counted.scores(), **doubt(answered), "loss": 0.5}, answered)
@@ -157,7 +157,7 @@ def test_a_test_without_an_error_or_without_a_right_answer_is_reported(
 ) -> None:
     answered = make("test", 1).answered
     answer = (answered.truth + (0 if right else 1)) % 3
-    first = Answered(
+    first = Results(
         NAMES,
         answered.rows[:n],
         answered.ids[:n],

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from compare import differences, last_checkpoint
 
-from medlit.callbacks.last_step import LastStep
+from medlit.callbacks.validate_last_step import LastStep
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -41,10 +41,10 @@ def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupts."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     run = tmp_path_factory.mktemp("whole") / "version_0"
-    main(["fit", "--config", str(config), "--run", str(run)])
+    main(["fit", "--config", str(config), "--run_dir", str(run)])
     return run
 
 
@@ -68,7 +68,7 @@ def signal_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int, during
 def stop_and_go_on(
     medlit: Medlit, config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, stops: list[tuple[int, int, str]]
 ) -> None:
-    arguments = ["fit", "--config", config, "--run", run]
+    arguments = ["fit", "--config", config, "--run_dir", run]
     for step, number, during in stops:
         signal_after(monkeypatch, step, number, during)
         before = signal.getsignal(number)  # a shell starts what it does not wait for with SIGINT ignored
@@ -123,7 +123,7 @@ def test_stopped_at_every_step_is_never_stopped(
 
 
 def test_a_fit_that_is_complete_says_so(medlit: Medlit, config: Path, whole: Path) -> None:
-    outcome = medlit("fit", "--config", config, "--run", whole, "--ckpt_path", "last")
+    outcome = medlit("fit", "--config", config, "--run_dir", whole, "--ckpt_path", "last")
     assert outcome.code == 2
     assert f"trainer.max_steps: the checkpoint has been trained for {STEPS} steps" in outcome.err
 
@@ -131,7 +131,7 @@ def test_a_fit_that_is_complete_says_so(medlit: Medlit, config: Path, whole: Pat
 def test_a_fit_that_is_of_lora_plus_does_not_go_on_without(medlit: Medlit, config: Path, whole: Path) -> None:
     ratio = ("--model.optimizer.loraplus_ratio", 1)
     outcome = medlit(
-        "fit", "--config", config, "--run", whole, "--ckpt_path", "last", "--trainer.max_steps", 12, *ratio
+        "fit", "--config", config, "--run_dir", whole, "--ckpt_path", "last", "--trainer.max_steps", 12, *ratio
     )
     assert outcome.code == 2
     assert "model.optimizer.loraplus_ratio: a fit goes on with the learning rates" in outcome.err
@@ -142,11 +142,11 @@ def test_a_flag_wins_over_the_rates_that_a_checkpoint_remembers(
 ) -> None:
     run = tmp_path / "version_0"
     signal_after(monkeypatch, 3, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run", run).code == 143
+    assert medlit("fit", "--config", config, "--run_dir", run).code == 143
     before = last_checkpoint(run)
     flags = ("--model.optimizer.learning_rate", 1e-3, "--model.optimizer.weight_decay", 0.5)
     signal_after(monkeypatch, 4, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run", run, "--ckpt_path", "last", *flags).code == 143
+    assert medlit("fit", "--config", config, "--run_dir", run, "--ckpt_path", "last", *flags).code == 143
     after = last_checkpoint(run)
     groups = after["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5] * len(groups)
@@ -160,13 +160,13 @@ def test_a_run_that_was_moved_still_knows_its_best(
     """And nothing worse takes the best one's place."""
     run = tmp_path / "version_0"
     signal_after(monkeypatch, 9, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run", run).code == 143
+    assert medlit("fit", "--config", config, "--run_dir", run).code == 143
     run = run.rename(tmp_path / "moved")
-    monkeypatch.setattr("medlit.callbacks.adapter.AdapterFolder.on_validation_end", lambda *_: None)
+    monkeypatch.setattr("medlit.callbacks.adapter_folder.AdapterFolder.on_validation_end", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     best = (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     monkeypatch.setattr("medlit.model.metrics.SpecialtyMetrics.scores", _no_better)
-    assert medlit("fit", "--config", config, "--run", "moved", "--ckpt_path", "last").code == 0
+    assert medlit("fit", "--config", config, "--run_dir", "moved", "--ckpt_path", "last").code == 0
     assert (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns == best
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from medlit.atomic_io import atomic_write
 from medlit.errors import UserError
-from medlit.runs import next_version, resolve_checkpoint, run_name, run_of, versions, whole_file
+from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
 
 def checkpoint(root: Path, run: str, name: str) -> Path:
@@ -78,11 +79,11 @@ def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
 
 def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.json"
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("first")
         assert not path.exists()
         assert beside.suffix == ".json"
-    writing = whole_file(path)
+    writing = atomic_write(path)
     writing.__enter__().write_text("half of the sec")
     assert not writing.__exit__(KeyError, KeyError(), None)
     assert path.read_text() == "first"

@@ -90,7 +90,7 @@ def learn_other_labels(checkpoint: Checkpoint, trap: Path) -> None:
         (blow_up_a_weight, "1 weights in .* are not finite numbers"),
         (rename_the_weights, "the checkpoint's .* weights are not this model's"),
         (hold_the_whole_model, "the checkpoint's .* weights are not this model's"),
-        (learn_other_labels, "data.label_column: the data has the label 'Cardiovascular / Pulmonary'"),
+        (learn_other_labels, "data.columns.label: the data has the label 'Cardiovascular / Pulmonary'"),
         (lambda checkpoint, trap: checkpoint.pop("medlit"), "was not written by medlit"),
         (lambda checkpoint, trap: checkpoint.pop("state_dict"), "cut short, damaged or not a checkpoint"),
     ],
@@ -215,7 +215,7 @@ def test_an_adapter_of_other_labels(refused: Callable[..., str], run: Path) -> N
     file = run / "adapter" / "medlit.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"labels": ["Radiology", *SPECIALTIES[1:]]}))
-    assert "data.label_column: the data has the label" in refused("test", "--model.adapter", run / "adapter")
+    assert "data.columns.label: the data has the label" in refused("test", "--model.adapter", run / "adapter")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
@@ -230,8 +230,8 @@ def test_a_base_model_that_brings_code(
     else:
         values |= {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}}
     (folder / file).write_text(json.dumps(values))
-    said = refused("fit", "--model.backbone.base_model", folder)
-    assert f"model.backbone.base_model: {folder}" in said
+    said = refused("fit", "--model.language_model.base_model", folder)
+    assert f"model.language_model.base_model: {folder}" in said
     assert "wants to run code of its own" in said
 
 
@@ -239,7 +239,7 @@ def test_a_base_model_that_is_a_pickle(refused: Callable[..., str], llama: Path,
     folder = shutil.copytree(llama, tmp_path / "llama")
     (folder / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Touch(trap)}, folder / "pytorch_model.bin")
-    assert f"model.backbone.base_model: {folder}" in refused("fit", "--model.backbone.base_model", folder)
+    assert f"model.language_model.base_model: {folder}" in refused("fit", "--model.language_model.base_model", folder)
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_base_model_that_is_a_pickle(refused: Callable[..., str], llama: Path,
     [
         {"model": {"class_path": "os.system", "init_args": {"command": "touch sprung"}}},
         {"data": {"class_path": "medlit.data.datamodule.TranscriptionDataModule"}},
-        {"model": {"backbone": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
+        {"model": {"language_model": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
         {"trainer": {"callbacks": [{"class_path": "os.system", "init_args": {"command": "touch sprung"}}]}},
         {"trainer": {"logger": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
         {"trainer": {"strategy": {"class_path": "builtins.eval", "init_args": {"source": "1"}}}},
@@ -278,4 +278,4 @@ def test_a_config_is_plain_yaml(medlit: Medlit, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_flag_of_that_name_is_unknown(medlit: Medlit) -> None:
-    assert medlit("fit", "--model.backbone.trust_remote_code", "true").code == 2
+    assert medlit("fit", "--model.language_model.trust_remote_code", "true").code == 2

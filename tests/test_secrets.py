@@ -98,7 +98,7 @@ def test_every_verb_keeps_both_to_itself(
         said += run(medlit, verb, tiny_config, source, *checkpoint)
     said += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
     run_folder = work / "logs" / "tiny" / "version_0"
-    said += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run", run_folder)
+    said += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
     said.append(caplog.text)
     names = {path.name for path in work.rglob("*")}
     assert {
@@ -171,7 +171,7 @@ def test_a_run_folder_keeps_the_mode_that_its_owner_gave_it(medlit: Medlit, tiny
     folder = work / "shared"
     folder.mkdir()
     folder.chmod(0o750)
-    assert medlit("fit", "--config", tiny_config, "--run", folder, "--trainer.max_steps", "1").code == 0
+    assert medlit("fit", "--config", tiny_config, "--run_dir", folder, "--trainer.max_steps", "1").code == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
@@ -231,13 +231,13 @@ def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     for verb in ("fit", "validate", "test", "predict"):
         run(medlit, verb, tiny_config, source, *([] if verb == "fit" else ["--ckpt_path", "last"]))
-    adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run", work / "other"]
+    adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run_dir", work / "other"]
     run(medlit, "test", tiny_config, source, *adapter)
-    run(medlit, "predict", tiny_config, source, "--data.text", "a heart murmur")
+    run(medlit, "predict", tiny_config, source, "--data.predict.text", "a heart murmur")
     for verb in ("audit", "baseline"):
         tool(capsys, verb, "--config", tiny_config, "--data.source", source)
     run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
-    run(medlit, "fit", tiny_config, source, "--model.backbone.base_model", "nobody/no-llama", code=2)
+    run(medlit, "fit", tiny_config, source, "--model.language_model.base_model", "nobody/no-llama", code=2)
     run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
     assert guarded == []
 

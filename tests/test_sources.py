@@ -19,12 +19,12 @@ from fake_tokenizers import byte_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medlit.data.sources import CANONICAL, Columns, Labels, hash_text, load_source
-from medlit.data.stream import each_text
-from medlit.data.tables import commit_of
-from medlit.data.tokens import tokenise
+from medlit.data.iter_column import iter_column
+from medlit.data.notes import CANONICAL, Columns, Labels, hash_text, load_source
+from medlit.data.prompt import AlpacaPrompt, whole_characters
+from medlit.data.sources import commit_of
+from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.prompts import AlpacaPrompt, whole_characters
 
 NOTES = [
     {"id": "n1", "transcription": 'Seen today, "doing well".\nPlan: rest.', "medical_specialty": "Neurology"},
@@ -240,7 +240,7 @@ def test_second_start_reads_the_cache_and_a_changed_file_does_not(
     first = load(path)["all"]
     with monkeypatch.context() as patched:
         patched.setattr("medlit.data.readers.csv_rows", _never)
-        patched.setattr("medlit.data.sources._canonical_batch", _never)
+        patched.setattr("medlit.data.notes._canonical_batch", _never)
         again = load(path)["all"]
     assert again._fingerprint == first._fingerprint
     assert str(cache) in again.cache_files[0]["filename"]
@@ -281,10 +281,10 @@ def test_texts_read_past_the_mapping_are_those_of_the_column(tmp_path: Path, mon
         few.rename_column("transcription", "note").rename_column("specialty", "transcription"),
     ]
     for table in [*wholes, *parts]:
-        assert list(each_text(table, "transcription")) == table["transcription"][:]
+        assert list(iter_column(table, "transcription")) == table["transcription"][:]
     monkeypatch.setattr(datasets.Dataset, "iter", _never)
     for table in wholes:
-        assert len(list(each_text(table, "transcription"))) == len(table)
+        assert len(list(iter_column(table, "transcription"))) == len(table)
 
 
 @settings(max_examples=40, **BAD_SETTINGS)
@@ -408,9 +408,9 @@ def test_parquet_columns_of_wrong_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        (Columns(text="note"), "data.text_column"),
-        (Columns(label="field"), "data.label_column"),
-        (Columns(id="key"), "data.id_column"),
+        (Columns(text="note"), "data.columns.text"),
+        (Columns(label="field"), "data.columns.label"),
+        (Columns(id="key"), "data.columns.id"),
     ],
 )
 def test_unknown_column_lists_those_that_exist(columns: Columns, said: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fakes import notes, write_csv, write_notes
 
-from medlit.data.sources import hash_text
+from medlit.data.notes import hash_text
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -84,8 +84,8 @@ def test_other_notes_than_an_adapter_s_are_told_and_the_new_run_s_split_is_recor
 def test_a_note_or_a_table_of_its_own_is_no_split(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     table = write_csv(tmp_path / "new.csv", [{"transcription": "A knee."}])
     best = run / "checkpoints" / "best.ckpt"
-    arguments = ["predict", "--config", tiny_config, "--ckpt_path", best, "--run", tmp_path / "new"]
-    for what in (["--data.text", "A knee."], ["--data.predict_source", table]):
+    arguments = ["predict", "--config", tiny_config, "--ckpt_path", best, "--run_dir", tmp_path / "new"]
+    for what in (["--data.predict.text", "A knee."], ["--data.predict.source", table]):
         outcome = medlit(*arguments, *what)
         assert outcome.code == 0
         assert TOLD not in outcome.err

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.assign import CONFLICT, DUPLICATE, LEAKED, Assignment, SplitSettings, assign, deal
-from medlit.data.sources import CANONICAL, hash_text
+from medlit.data.notes import CANONICAL, hash_text
 from medlit.data.splits import partition
+from medlit.data.stratified_split import CONFLICT, DUPLICATE, LEAKED, Assignment, SplitSettings, assign, deal
 from medlit.errors import UserError
 
 PINNED = "tr tr va tr tr te tr tr tr tr tr tr tr tr te tr tr tr tr va"
@@ -198,13 +198,13 @@ def test_conflicts_of_an_official_split(conflicts: str, splits: list[str], label
 @pytest.mark.parametrize(
     ("chosen", "key"),
     [
-        ({"shares": (0.8, 0.1)}, "data.split_shares"),
-        ({"shares": (0.8, 0.3, 0.1)}, "data.split_shares"),
-        ({"shares": (0.0, 0.5, 0.5)}, "data.split_shares"),
-        ({"folds": 2}, "data.fold"),
-        ({"fold": 5}, "data.fold"),
-        ({"near_threshold": 0.0}, "data.near_threshold"),
-        ({"near_threshold": 80.0}, "data.near_threshold"),
+        ({"shares": (0.8, 0.1)}, "data.split.shares"),
+        ({"shares": (0.8, 0.3, 0.1)}, "data.split.shares"),
+        ({"shares": (0.0, 0.5, 0.5)}, "data.split.shares"),
+        ({"folds": 2}, "data.split.fold"),
+        ({"fold": 5}, "data.split.fold"),
+        ({"near_threshold": 0.0}, "data.split.near_threshold"),
+        ({"near_threshold": 80.0}, "data.split.near_threshold"),
     ],
 )
 def test_settings_that_make_no_sense(chosen: dict[str, object], key: str) -> None:

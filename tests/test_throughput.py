@@ -10,7 +10,7 @@ import torch
 
 from medlit.callbacks import throughput
 from medlit.callbacks.throughput import NOTES_PER_SECOND, PADDING, TOKENS_PER_SECOND, Throughput
-from medlit.data.batches import Batch
+from medlit.data.collate import Batch
 
 
 class Clock:

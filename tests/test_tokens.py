@@ -10,8 +10,8 @@ import datasets
 import pytest
 from fake_tokenizers import byte_tokenizer
 
-from medlit.data.tokens import tokenise
-from medlit.prompts import AlpacaPrompt, Prompt
+from medlit.data.prompt import AlpacaPrompt, Prompt
+from medlit.data.tokenise import tokenise
 
 PROMPT = AlpacaPrompt(byte_tokenizer(), max_length=512)
 
@@ -69,7 +69,7 @@ def test_the_second_start_tokenizes_nothing(asked: list[str]) -> None:
         replace(PROMPT, tokenizer=byte_tokenizer(bos=False)),
         replace(PROMPT, instruction="Which specialty?"),
         replace(PROMPT, max_length=511),
-        replace(PROMPT, response_tokens=31),
+        replace(PROMPT, max_response_tokens=31),
         replace(PROMPT, keep="head_tail"),
     ],
     ids=["tokenizer", "instruction", "limit", "room for the answer", "what is cut"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.trie import ROOT, TokenTrie
+from medlit.model.decoding.trie import ROOT, TokenTrie
 
 EOS = 9
 ANSWERS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(lambda ids: [*ids, EOS]), max_size=6)

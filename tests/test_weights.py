@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from medlit import weights
+from medlit import base_model
+from medlit.base_model import BUILTIN, load_tokenizer, missing, resolve
 from medlit.errors import UserError
-from medlit.weights import BUILTIN, load_tokenizer, missing, resolve
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_a_folder_with_a_model_is_that_folder(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "~/no-such-model", "no-such-model", "a/b/c"])
 def test_what_is_neither_is_refused(name: str) -> None:
     with pytest.raises(
-        UserError, match=rf"model\.backbone\.base_model: {re.escape(name)} is not a folder with a model"
+        UserError, match=rf"model\.language_model\.base_model: {re.escape(name)} is not a folder with a model"
     ):
         resolve(name)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.backbone\.base_model: .* holds no config\.json"):
+    with pytest.raises(UserError, match=r"model\.language_model\.base_model: .* holds no config\.json"):
         resolve(str(tmp_path))
 
 
@@ -66,7 +66,7 @@ def test_it_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read.append(gguf)
         (folder / "config.json").touch()
 
-    monkeypatch.setattr(weights, "_convert", convert)
+    monkeypatch.setattr(base_model, "_convert", convert)
     folder = cache / "smollm2-135m"
     assert resolve(BUILTIN) == resolve(BUILTIN) == str(folder)
     assert read == [cache.parent / "package" / "SmolLM2-135M-Instruct.Q4_1.gguf"]
@@ -78,7 +78,7 @@ def test_a_conversion_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest
         (folder / "config.json").touch()
         raise MemoryError
 
-    monkeypatch.setattr(weights, "_convert", convert)
+    monkeypatch.setattr(base_model, "_convert", convert)
     with pytest.raises(MemoryError):
         resolve(BUILTIN)
     assert list(cache.iterdir()) == []
@@ -90,7 +90,7 @@ def test_of_two_conversions_at_once_the_first_to_end_stays(cache: Path, monkeypa
         (cache / "smollm2-135m").mkdir()
         (cache / "smollm2-135m" / "config.json").write_text("the other's")
 
-    monkeypatch.setattr(weights, "_convert", convert)
+    monkeypatch.setattr(base_model, "_convert", convert)
     folder = Path(resolve(BUILTIN))
     assert (folder / "config.json").read_text() == "the other's"
     assert list(cache.iterdir()) == [folder]
@@ -146,7 +146,7 @@ def test_the_bundled_weights_know_the_capital_of_france(tmp_path: Path, monkeypa
     from test_prompts import RECIPE
     from transformers import AutoModelForCausalLM
 
-    from medlit.prompts import AlpacaPrompt
+    from medlit.data.prompt import AlpacaPrompt
 
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path))
     folder = resolve(BUILTIN)

@@ -10,25 +10,25 @@ before transformers, and takes some seconds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from medlit.errors import UserError
-from medlit.predictions.prediction import Prediction
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medlit.errors import UserError
+    from medlit.predictions.prediction import Prediction
     from medlit.predictor import SpecialtyPredictor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Prediction", "SpecialtyPredictor", "UserError", "__version__"]
 
+_MODULES = {"Prediction": "predictions.prediction", "SpecialtyPredictor": "predictor", "UserError": "errors"}
 
-def __getattr__(name: str) -> type[SpecialtyPredictor]:
-    """The predictor, when somebody asks for it."""
-    if name != "SpecialtyPredictor":
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is of
+    """Import a public name on first use."""
+    from importlib import import_module
+
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from medlit.__main__ import import_unsloth
-
-    import_unsloth()
-    from medlit.predictor import SpecialtyPredictor
-
-    return SpecialtyPredictor
+    if name == "SpecialtyPredictor":
+        import_module("medlit.unsloth_first").import_unsloth()
+    return getattr(import_module(f"medlit.{_MODULES[name]}"), name)

@@ -6,14 +6,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import os
 import sys
-import warnings
 
-from medlit.verbs import MODEL_VERBS, TOOLS
+from medlit.cli.commands import MODEL_VERBS, TOOLS
 
 
 def main(args: list[str] | None = None) -> None:
@@ -50,27 +47,12 @@ def main(args: list[str] | None = None) -> None:
         print(f"medlit: there is no verb {verb!r}; the verbs are {known}.", file=sys.stderr)
         raise SystemExit(2)
     if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
+        from medlit.unsloth_first import import_unsloth
+
         import_unsloth()
-    from medlit.cli import main as run
+    from medlit.cli.cli import main as run
 
     run(arguments)
-
-
-def import_unsloth() -> None:
-    """Import Unsloth before transformers, with its statistics off and its compiled code in medlit's cache."""
-    from medlit.paths import cache_dir
-    from medlit.prompts import TOKENIZERS_PARALLELISM
-
-    # Statistics would be sent over the network; the compile cache would be written into the working folder.
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Off, as Unsloth would have it, but told apart from somebody's choice: see `medlit.prompts`.
-    os.environ.setdefault(TOKENIZERS_PARALLELISM, "")
-    # Standard output is for answers: Unsloth greets there.
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("unsloth")
 
 
 def _usage() -> str:
@@ -87,7 +69,8 @@ def _usage() -> str:
             "  medlit doctor",
             "  medlit fit --config configs/quickstart.yaml",
             "  medlit test --config configs/quickstart.yaml --ckpt_path best",
-            "  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.text 'CHIEF COMPLAINT: ...'",
+            "  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.predict.text 'CHIEF"
+            " COMPLAINT: ...'",
             "",
             "'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' shows every setting.",
         ]

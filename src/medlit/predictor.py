@@ -3,7 +3,7 @@
 Prompt, truncation, batches, decoders, temperature and number format are the command's own code; only the trainer and
 the table are left out. For the same notes, settings and device the two give the same answers.
 
-    from medlit import SpecialtyPredictor       # imports Unsloth, before transformers
+    from medlit import SpecialtyPredictor  # imports Unsloth, before transformers
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
-from medlit.data.batches import Collator
-from medlit.data.rows import unnamed_rows
+from medlit.base_model import load_tokenizer
+from medlit.data.batch_dataset import unnamed_rows
+from medlit.data.collate import Collator
+from medlit.data.labels import LabelSet
+from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
-from medlit.labels import LabelSet
-from medlit.model import backbone as language_model
+from medlit.model import language_model as language_model
 from medlit.model import loading
 from medlit.model.adapter import adapter_folder, load_adapter
+from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
 from medlit.model.conditions import Conditions
 from medlit.model.decoding import make_decoder
 from medlit.model.precision import at_default_precision
-from medlit.model.records import tempered
-from medlit.model.settings import Backbone, Decoding, Lora
-from medlit.model.structure import LABELS_FILE, Structure, check_structure
-from medlit.model.temperature import way_of_answering
+from medlit.model.records import apply_temperature
+from medlit.model.settings import Decoding, LanguageModel, Lora
+from medlit.model.temperature import decoding_key
 from medlit.predictions.asked import Mode, check_settings, device_of, texts_of
 from medlit.predictions.columns import rows
 from medlit.predictions.prediction import Prediction
-from medlit.prompts import INSTRUCTION, AlpacaPrompt
-from medlit.weights import load_tokenizer
 
 
 class SpecialtyPredictor:
@@ -136,9 +136,9 @@ class SpecialtyPredictor:
                 f"adapter: {file.parent} holds no {LABELS_FILE}, which names the labels; give an adapter that medlit"
                 " wrote."
             )
-        theirs = Structure.read(file)
+        theirs = AdapterMetadata.read(file)
         conditions = Conditions.read(file) or _unkept(file)
-        backbone = Backbone(
+        language_model = LanguageModel(
             theirs.base_model,
             theirs.revision,
             max_length or conditions.max_length,
@@ -152,20 +152,22 @@ class SpecialtyPredictor:
         instruction = theirs.instruction or INSTRUCTION
         label_set = LabelSet(tuple(theirs.labels))
         # Of what its own file says an adapter can differ in the prompt alone, which is this medlit's.
-        ours = Structure.of(backbone, lora, label_set, None, instruction, theirs.keep)
-        check_structure(ours, theirs, f"the adapter {file.parent}")
-        tokenizer = load_tokenizer(backbone.base_model, backbone.revision)
-        prompt = AlpacaPrompt(tokenizer, instruction, backbone.max_length, conditions.response_tokens, theirs.keep)
-        model = loading.load(backbone, lora, where)
+        ours = AdapterMetadata.of(language_model, lora, label_set, None, instruction, theirs.keep)
+        check_metadata(ours, theirs, f"the adapter {file.parent}")
+        tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
+        prompt = AlpacaPrompt(
+            tokenizer, instruction, language_model.max_length, conditions.max_response_tokens, theirs.keep
+        )
+        model = loading.load(language_model, lora, where)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         return cls(
             model,
             prompt,
             label_set,
             decoding,
-            temperature=theirs.temperatures.get(way_of_answering(decoding)),
+            temperature=theirs.temperatures.get(decoding_key(decoding)),
             batch_size=batch_size,
-            token_budget=token_budget or 8 * backbone.max_length,
+            token_budget=token_budget or 8 * language_model.max_length,
             device=where,
         )
 
@@ -196,7 +198,7 @@ class SpecialtyPredictor:
         ):
             for batch in batches:
                 made = self._collator.prompts([asked[place] for place in batch]).on(self._device)
-                answers = tempered(self._decoder(made), self._temperature)
+                answers = apply_temperature(self._decoder(made), self._temperature)
                 for row in rows(made, answers, self._label_set, self._decoding.abstain_below):
                     found[row["row"]] = Prediction(**{name: row[name] for name in Prediction.__slots__})
                 bar.update(len(batch))
@@ -210,7 +212,7 @@ def _best_adapter(adapter: str | Path) -> Path:
 
 
 def _unkept(file: Path) -> Conditions:
-    taken = Conditions.of(Backbone(), response_tokens=32)
+    taken = Conditions.of(LanguageModel(), max_response_tokens=32)
     warnings.warn(
         f"{file} is of a version of medlit that did not keep max_length, load_in_4bit and dtype; taking"
         f" {taken.max_length} tokens, {'4-bit weights' if taken.load_in_4bit else 'weights as they are'} and"

@@ -32,16 +32,16 @@ _FIT = {
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",
     "val_every_steps": 3,
-    "model.backbone.max_length": 112,
-    "model.backbone.gradient_checkpointing": "off",
+    "model.language_model.max_length": 112,
+    "model.language_model.gradient_checkpointing": "off",
     "model.lora.r": 64,
     "model.lora.dropout": 0.1,
     "model.optimizer.learning_rate": 2e-2,
     "model.decoding.max_new_tokens": 2,
-    "data.response_tokens": 8,
-    "data.examples_per_step": 8,
-    "data.batch_size": 4,
-    "data.eval_batch_size": 4,
+    "data.max_response_tokens": 8,
+    "data.batching.global_batch_size": 8,
+    "data.batching.micro_batch_size": 4,
+    "data.batching.eval_batch_size": 4,
 }
 
 
@@ -56,7 +56,7 @@ class Harness:
     """
 
     def __init__(self, folder: Path, llama: Path, notes: Path, seed: int = 0) -> None:
-        settings = _FIT | {"model.backbone.base_model": llama, "data.source": notes}
+        settings = _FIT | {"model.language_model.base_model": llama, "data.source": notes}
         self.arguments = ["fit", *(part for key, value in settings.items() for part in (f"--{key}", str(value)))]
         self.folder = folder
         self.draw = random.Random(seed)
@@ -106,7 +106,7 @@ class Harness:
 
     def _attempt(self, run: Path, prepare: Callable[[], None], delay: float | None) -> int:
         """Run the fit, or what is left of it, in a fork; returns its exit code, negative for a signal."""
-        arguments = [*self.arguments, "--run", str(run)]
+        arguments = [*self.arguments, "--run_dir", str(run)]
         if (run / "checkpoints" / "last.ckpt").exists():
             arguments += ["--ckpt_path", "last"]
         self._log(run).parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class Harness:
 
 def _fit(arguments: list[str], prepare: Callable[[], None], log: Path) -> None:
     """The child: fit, leave a word that the end was reached, and go without a farewell."""
-    from medlit.cli import main
+    from medlit.cli.cli import main
 
     code = 1
     try:
@@ -204,7 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="medlit-faults-") as name:
         folder = Path(name)
         os.environ |= {variable: str(folder / variable) for variable in ("MEDLIT_CACHE", "HF_HOME")}
-        from medlit.__main__ import import_unsloth
+        from medlit.unsloth_first import import_unsloth
 
         import_unsloth()
         from fakes import write_llama, write_notes

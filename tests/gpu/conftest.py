@@ -45,7 +45,7 @@ def main_job(llama_8b: Path, long_notes: Path) -> list[str]:
     return [
         "--config",
         str(CONFIG),
-        "--model.backbone.base_model",
+        "--model.language_model.base_model",
         str(llama_8b),
         "--data.source",
         str(long_notes),

@@ -68,12 +68,12 @@ def bare_loop(llama: Path, batches: list, accumulate: int) -> tuple[list[float],
 def test_main_job_of_the_8b_shape(
     llama_8b: Path, main_job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     import torch
 
-    from medlit.cli import main
+    from medlit.cli.cli import main
     from medlit.model.memory import Recomputation
 
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_main_job_of_the_8b_shape(
 
     monkeypatch.setattr(Recomputation, "prepare", recorded)
     torch.cuda.reset_peak_memory_stats()
-    budget = ["--model.backbone.memory_budget_gib", "10"]
+    budget = ["--model.language_model.memory_budget_gib", "10"]
     cli = main(["fit", *main_job, *budget, "--trainer.max_steps", str(STEPS), "--val_every_steps", "3"])
     peak = torch.cuda.max_memory_allocated() / 2**30
     run = cli.run_folder

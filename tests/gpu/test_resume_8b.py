@@ -23,7 +23,7 @@ STEPS, STOP = 6, 3
 BUDGET = 10  # GiB
 # Peaks of training alone; the last step is validated always, and after its last point.
 FLAGS = ["--trainer.max_steps", STEPS, "--val_every_steps", STEPS, "--trainer.num_sanity_val_steps", 0]
-FLAGS += ["--model.backbone.memory_budget_gib", BUDGET]
+FLAGS += ["--model.language_model.memory_budget_gib", BUDGET]
 
 
 class Runs(NamedTuple):
@@ -35,15 +35,15 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    from medlit.callbacks.last_step import LastStep
-    from medlit.cli import main
+    from medlit.callbacks.validate_last_step import LastStep
+    from medlit.cli.cli import main
 
     folder = tmp_path_factory.mktemp("resume")
     found = Runs(folder / "whole", folder / "stopped")
-    settings = ["fit", *main_job, *map(str, FLAGS), "--run"]
+    settings = ["fit", *main_job, *map(str, FLAGS), "--run_dir"]
     main([*settings, str(found.whole)])
     _free()
 
@@ -83,7 +83,7 @@ def weights(run: Path) -> Any:  # noqa: ANN401 - a tensor; torch is imported lat
 def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_job: list[str], tmp_path: Path) -> None:
     run = tmp_path / "resumed"
     shutil.copytree(runs.stopped, run)
-    command = [sys.executable, "-m", "medlit", "fit", *main_job, *FLAGS, "--run", run, "--ckpt_path", "last"]
+    command = [sys.executable, "-m", "medlit", "fit", *main_job, *FLAGS, "--run_dir", run, "--ckpt_path", "last"]
     resumed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
 
@@ -109,7 +109,7 @@ def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_j
 LIMITED = """
 import sys
 import torch
-from medlit.__main__ import import_unsloth, main
+from medlit.unsloth_first import import_unsloth, main
 import_unsloth()
 _, total = torch.cuda.mem_get_info()
 torch.cuda.set_per_process_memory_fraction(24 * 2**30 / total)
@@ -124,19 +124,31 @@ def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
     run = tmp_path / "full"
     shutil.copytree(runs.stopped, run)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
-    greedy = ["--model.backbone.gradient_checkpointing", "off", "--data.batch_size", 32]
-    command = [sys.executable, "-c", LIMITED, "fit", *main_job, *FLAGS, *greedy, "--run", run, "--ckpt_path", "last"]
+    greedy = ["--model.language_model.gradient_checkpointing", "off", "--data.batching.micro_batch_size", 32]
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        "fit",
+        *main_job,
+        *FLAGS,
+        *greedy,
+        "--run_dir",
+        run,
+        "--ckpt_path",
+        "last",
+    ]
     full = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     said = full.stderr.splitlines()[-1]
     print(f"\n{said}")
     assert full.returncode == 2, full.stderr[-2000:]
     assert "Traceback" not in full.stderr
-    assert said.startswith("medlit: data.batch_size: the GPU's memory does not suffice for training (")
+    assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory does not suffice for training (")
     estimate = r" \(about (\d+\.\d) GiB or more\)"
     change = (
-        "data.batch_size to 16",
-        "model.backbone.max_length to 1024",
-        "model.backbone.gradient_checkpointing to 'unsloth'",
+        "data.batching.micro_batch_size to 16",
+        "model.language_model.max_length to 1024",
+        "model.language_model.gradient_checkpointing to 'unsloth'",
     )
     for what in change:
         found = re.search(re.escape(what) + estimate, said)

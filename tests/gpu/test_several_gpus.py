@@ -29,7 +29,7 @@ from commands import environment, seconds_since_failure, write_runner
 from compare import far, scalars
 
 from medlit.data.builtin import builtin_notes
-from medlit.evaluation.answered import Answered
+from medlit.evaluation.results import Results
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,10 +47,10 @@ ONE = ["--trainer.accelerator", "gpu", "--trainer.devices", 1]
 TWO = ["--config", CONFIGS / "hardware" / "ddp.yaml", "--trainer.devices", 2]
 # Twice a validation of 39 notes, and Unsloth's checkpointing, which is reentrant, in every step.
 SETTINGS = [
-    *("--model.backbone.base_model", os.environ.get("SMOLLM2", "builtin:smollm2-135m")),
-    *("--model.backbone.gradient_checkpointing", "unsloth"),
+    *("--model.language_model.base_model", os.environ.get("SMOLLM2", "builtin:smollm2-135m")),
+    *("--model.language_model.gradient_checkpointing", "unsloth"),
     *("--model.optimizer.learning_rate", 5e-4),
-    *("--data.examples_per_step", NOTES, "--data.batch_size", 8),
+    *("--data.batching.global_batch_size", NOTES, "--data.batching.micro_batch_size", 8),
     *("--trainer.max_steps", STEPS, "--val_every_steps", STEPS // 2),
 ]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--", "medlit"]
@@ -61,7 +61,7 @@ AT_ONCE = 6  # commands: a 135M leaves room on a card for many
 WATCHED = """
 import json
 from pathlib import Path
-from medlit.__main__ import import_unsloth, main
+from medlit.unsloth_first import import_unsloth, main
 import_unsloth()
 import torch
 from medlit.model.module import SpecialtyClassifier as Module
@@ -130,7 +130,7 @@ def session(leader: int) -> Iterator[int]:
 
 def command(start: list[object], verb: str, devices: list[object], run_folder: Path, *more: object) -> list[object]:
     quickstart = ["--config", CONFIGS / "quickstart.yaml"]
-    return [*start, verb, *quickstart, *devices, *SETTINGS, "--run", run_folder, *more]
+    return [*start, verb, *quickstart, *devices, *SETTINGS, "--run_dir", run_folder, *more]
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_two_gpus_measure_what_one_does(others: dict[str, Done], folder: Path, v
     names = [f"{verb} {mode} {count}" for count in ("two", "one")]
     for name in names:
         assert others[name].code == 0, others[name].err[-4000:]
-    two, one = (Answered.read(folder / name / f"{verb}_answers.parquet") for name in names)
+    two, one = (Results.read(folder / name / f"{verb}_answers.parquet") for name in names)
     ids = ids_of("validation" if verb == "validate" else "test")
     assert two.ids == one.ids == ids
     changed = [ids[i] for i in np.flatnonzero(two.answer != one.answer)]

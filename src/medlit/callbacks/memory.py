@@ -8,13 +8,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from medlit.callbacks.folder import run_folder, verb_of
-from medlit.data.batches import Batch
+from medlit.callbacks.run_folder import run_folder, verb_of
+from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.memory import GIB, Footprint, Recomputation
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import Backbone
+from medlit.model.settings import LanguageModel
 
 # Activations kept by "unsloth" checkpointing as a share of all of them, 8B: (9.6 - 6) of (60.3 - 6) GiB.
 CHECKPOINTED = 0.07
@@ -65,29 +65,34 @@ class MemoryWatch(L.Callback):
             last = self.folder / "checkpoints" / "last.ckpt"
             self.last = last if last.exists() else None
 
-    def told(self, backbone: Backbone, data: TranscriptionDataModule) -> UserError:
+    def told(self, language_model: LanguageModel, data: TranscriptionDataModule) -> UserError:
         """What to tell a user whose run ended so."""
         if torch.cuda.is_available():
             peak, total = torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB
         else:
             peak = total = 0.0
         kept = f" The last good checkpoint is {self.last}." if self.last else ""
-        return UserError(advice(self.doing, backbone, data, self.weights, peak, total, self.takes) + kept)
+        return UserError(advice(self.doing, language_model, data, self.weights, peak, total, self.takes) + kept)
 
 
 def over_budget(chosen: Recomputation, tokens: int, data: TranscriptionDataModule) -> str:
     """One sentence: that a micro-batch of T tokens needs more than it may take, and what would mend it."""
     needs = chosen.footprint.peak(tokens, 1) / GIB
-    smaller = f"; data.batch_size {data.batch_size // 2} takes less" if data.batch_size > 1 else ""
+    smaller = (
+        f"; data.batching.micro_batch_size {data.batching.micro_batch_size // 2} takes less"
+        if data.batch_size > 1
+        else ""
+    )
     return (
-        f"model.backbone.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needs:.1f} GiB with every"
+        f"model.language_model.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needs:.1f} GiB with"
+        f" every"
         f" layer but one computed again, more than the {chosen.budget / GIB:.1f} GiB that they may take{smaller}."
     )
 
 
 def advice(
     doing: str,
-    backbone: Backbone,
+    language_model: LanguageModel,
     data: TranscriptionDataModule,
     weights: float,
     peak: float,
@@ -103,7 +108,7 @@ def advice(
 
     Args:
         doing: 'training', 'answering', or '' before either.
-        backbone: the model's settings.
+        language_model: the model's settings.
         data: the data's settings.
         weights: GiB before the first step.
         peak: most GiB that were taken.
@@ -113,8 +118,8 @@ def advice(
     of = f" ({peak:.1f} of {total:.1f} GiB were taken)" if total else ""
     if not doing:
         return (
-            f"model.backbone.base_model: {backbone.base_model} does not fit into this GPU's memory{of}; set"
-            " model.backbone.load_in_4bit to true, choose a smaller model or free the GPU."
+            f"model.language_model.base_model: {language_model.base_model} does not fit into this GPU's memory{of}; set"
+            " model.language_model.load_in_4bit to true, choose a smaller model or free the GPU."
         )
 
     chosen = takes if doing == "training" else None
@@ -125,17 +130,17 @@ def advice(
             least = chosen.peak(int(share * data.token_budget), 1) / GIB
         return f" (about {least:.1f} GiB or more)" if total else ""
 
-    batch = "data.batch_size" if doing == "training" else "data.eval_batch_size"
+    batch = "data.batching.micro_batch_size" if doing == "training" else "data.batching.eval_batch_size"
     size = data.batch_size if doing == "training" else data.eval_batch_size
     choices = []
     if chosen is not None and chosen.peak(data.token_budget, 1) / GIB < CALMER * peak:
         # More was kept than there turned out to be room for, as when another process came to the GPU.
-        choices.append(f"model.backbone.memory_budget_gib to {CALMER * peak:.1f}")
+        choices.append(f"model.language_model.memory_budget_gib to {CALMER * peak:.1f}")
     choices += [f"{batch} to {size // 2}{about(0.5)}"] if size > 1 else []
-    choices.append(f"model.backbone.max_length to {backbone.max_length // 2}{about(0.5)}")
-    if doing == "training" and backbone.gradient_checkpointing != "unsloth":
+    choices.append(f"model.language_model.max_length to {language_model.max_length // 2}{about(0.5)}")
+    if doing == "training" and language_model.gradient_checkpointing != "unsloth":
         spared = about(CHECKPOINTED) if chosen is None else ""
-        choices.append(f"model.backbone.gradient_checkpointing to 'unsloth'{spared}")
+        choices.append(f"model.language_model.gradient_checkpointing to 'unsloth'{spared}")
     return f"{batch}: the GPU's memory does not suffice for {doing}{of}; set {', or '.join(choices)}."
 
 

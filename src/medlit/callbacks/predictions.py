@@ -11,15 +11,15 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from medlit.atomic_io import remove_partial
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.columns import Row, rows
-from medlit.predictions.origin import Origin, hash_notes, hash_weights, settings_of
-from medlit.predictions.parts import PartFile, answered, find_parts, part_path, read_part
+from medlit.predictions.resume_key import Origin, hash_notes, hash_weights, settings_of
+from medlit.predictions.shards import PartFile, answered, find_parts, part_path, read_part
 from medlit.predictions.write import FORMATS, write_table
-from medlit.runs import remove_halves
 
 __all__ = ["FORMATS", "PredictionWriter"]
 
@@ -83,7 +83,7 @@ class PredictionWriter(L.Callback):
             return
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if trainer.is_global_zero:
-            remove_halves(self.path)
+            remove_partial(self.path)
             for path in find_parts(self.path):
                 if path not in self._kept:
                     path.unlink()
@@ -162,7 +162,7 @@ def _origin(
     others = {
         "data.instruction": data.instruction,
         "data.keep": data.keep,
-        "data.response_tokens": data.response_tokens,
+        "data.max_response_tokens": data.max_response_tokens,
         "trainer.precision": str(trainer.precision),
         "labels": None if data.label_set is None else list(data.label_set.names),
     }
@@ -170,7 +170,7 @@ def _origin(
         notes=len(notes),
         notes_hash=hash_notes(notes),
         weights_hash=hash_weights(checkpoint, adapter, module.decoding),
-        settings=settings_of(module.backbone, module.lora, module.decoding, others),
+        settings=settings_of(module.language_model, module.lora, module.decoding, others),
     )
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medlit.callbacks.folder import run_folder, verb_of
-from medlit.evaluation.summary import doubt
+from medlit.atomic_io import atomic_write, write_json
+from medlit.callbacks.run_folder import run_folder, verb_of
+from medlit.evaluation.uncertainty import doubt
 from medlit.model.answering import ACCURACY, F1_MACRO
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.temperature import way_of_answering
+from medlit.model.temperature import decoding_key
 from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions
 from medlit.report.page import FACTS, write_report
-from medlit.runs import whole_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ class RunReport(L.Callback):
         pl_module.answered.write(folder / f"{verb}_answers.parquet")
         write_json(folder / f"{verb}_metrics.json", metrics)
         figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
-        with whole_file(folder / f"confusion_{verb}.png") as path:
+        with atomic_write(folder / f"confusion_{verb}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
         if verb == "test":
             write_json(folder / FACTS, _facts(trainer, pl_module))
@@ -99,10 +99,10 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
     return {
         "data": data_facts(trainer.datamodule),  # type: ignore[attr-defined]
         "run": {
-            "base model": module.backbone.base_model,
-            "revision": module.backbone.revision,
+            "base model": module.language_model.base_model,
+            "revision": module.language_model.revision,
             "weights": trainer.ckpt_path or module.adapter or "the bare base model",
-            "way of answering": way_of_answering(module.decoding),
+            "way of answering": decoding_key(module.decoding),
             "temperature": module.temperature,
             "precision": str(trainer.precision),
             "devices": trainer.world_size,

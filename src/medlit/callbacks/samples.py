@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from medlit.callbacks.folder import run_folder, verb_of
+from medlit.callbacks.run_folder import run_folder, verb_of
 from medlit.model.module import SpecialtyClassifier
 
 SAMPLES_FILE = "samples.jsonl"

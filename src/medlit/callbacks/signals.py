@@ -11,8 +11,8 @@ from typing import Any
 
 import lightning as L
 
-from medlit.callbacks.folder import run_folder, verb_of
-from medlit.callbacks.last import LastCheckpoint
+from medlit.callbacks.last_checkpoint import LastCheckpoint
+from medlit.callbacks.run_folder import run_folder, verb_of
 
 # SIGUSR1 and SIGUSR2 are what `sbatch --signal` and other schedulers send some time before they kill.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -110,5 +110,5 @@ class StopOnSignal(L.Callback):
 def going_on(folder: Path) -> str:
     """The whole command that goes on with the fit of a run folder, whatever it was started by."""
     return shlex.join(
-        ["medlit", "fit", "--config", f"{folder / 'config_fit.yaml'}", "--run", f"{folder}", "--ckpt_path", "last"]
+        ["medlit", "fit", "--config", f"{folder / 'config_fit.yaml'}", "--run_dir", f"{folder}", "--ckpt_path", "last"]
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import lightning as L
 
-from medlit.callbacks.folder import verb_of
+from medlit.callbacks.run_folder import verb_of
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.provenance import Provenance
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.temperature import keep_temperatures, measured_adapter
+from medlit.model.temperature import keep_temperatures, metadata_of_weights
 
 
 class AdapterTemperature(L.Callback):
@@ -28,7 +28,7 @@ class AdapterTemperature(L.Callback):
             return
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.temperature is None:
             return
-        file = measured_adapter(trainer.ckpt_path, pl_module.adapter)
+        file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
         if file is None:
             return
         reason = _against(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
@@ -43,10 +43,10 @@ class AdapterTemperature(L.Callback):
 
 def _against(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> str | None:
     """Why a validation says too little about an adapter's temperature, or None where it says enough."""
-    theirs = Provenance.read(file)
-    if data.provenance is None or theirs is None:
+    theirs = DataFingerprint.read(file)
+    if data.data_fingerprint is None or theirs is None:
         return f"{file} does not say which notes it comes from."
-    if data.provenance.hashes.get("validation") != theirs.hashes.get("validation"):
+    if data.data_fingerprint.hashes.get("validation") != theirs.hashes.get("validation"):
         return f"{file} comes from other validation notes."
     if module.answered is None or len(module.answered) < len(data.rows("validation")):
         return "only a part of the validation split was answered."

@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from medlit.data.batches import Batch
-from medlit.model.backbone import causal_lm
+from medlit.data.collate import Batch
+from medlit.model.dimensions import flops_per_token, model_dimensions
+from medlit.model.language_model import causal_lm
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.shape import flops_per_token, shape_of
 
 TOKENS_PER_SECOND = "train/tokens_per_second"
 NOTES_PER_SECOND = "train/notes_per_second"
@@ -61,7 +61,7 @@ class Throughput(L.Callback):
             number = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float16
             could = get_available_flops(device, number)
             if could:
-                self._flops = flops_per_token(shape_of(causal_lm(pl_module.model).config)) / could
+                self._flops = flops_per_token(model_dimensions(causal_lm(pl_module.model).config)) / could
 
     def _forget_step(self) -> None:
         self._clock = None

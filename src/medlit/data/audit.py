@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medlit.data.findings import (
+from medlit.data.audit_stats import (
     CountTokens,
     Votes,
     by_count,
@@ -23,9 +23,9 @@ from medlit.data.findings import (
     summary,
 )
 from medlit.data.groups import IntArray, exact_groups, near_groups
-from medlit.data.leaks import label_leaks
-from medlit.data.sources import Columns, Labels, canonical_tables, read_tables
-from medlit.data.stream import each_text
+from medlit.data.iter_column import iter_column
+from medlit.data.label_leakage import label_leaks
+from medlit.data.notes import Columns, Labels, canonical_tables, read_tables
 
 NEAR_THRESHOLD = 0.8  # where none is declared: the usual one (Lee et al., 2021, arXiv:2107.06499)
 NEAR_ROWS = 50_000  # more notes than that are compared with each other only where a threshold is declared
@@ -131,7 +131,7 @@ def audit(
     pool = concatenate_datasets(list(tables.values()))
     ids, specialties = pool["id"], pool["specialty"][:]
     texts = exact_groups(pool["text_hash"][:])
-    notes = (note or "" for rows in tables.values() for note in each_text(rows, "transcription"))
+    notes = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
     lengths = note_lengths(notes, len(pool), count_tokens)
 
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)

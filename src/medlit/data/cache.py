@@ -9,7 +9,7 @@ from pathlib import Path
 from medlit.errors import UserError
 
 
-def fingerprint(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
     """Key of a cached table: 32 hexadecimal digits of everything that it depends on."""
     return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
 

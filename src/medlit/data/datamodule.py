@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from medlit.data.assign import Conflicts, Split, SplitSettings
-from medlit.data.balance import Balance
-from medlit.data.batches import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
-from medlit.data.dealing import micro_batches_per_step
-from medlit.data.provenance import Provenance
-from medlit.data.rows import BatchRows, as_it_is
+from medlit.base_model import BUILTIN, load_tokenizer, packs
+from medlit.data.balance_ranks import micro_batches_per_step
+from medlit.data.batch_dataset import BatchDataset, identity
+from medlit.data.class_balance import Balance
+from medlit.data.collate import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
+from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.labels import LabelSet
+from medlit.data.notes import Columns, Labels, clean_note, load_source
+from medlit.data.prompt import INSTRUCTION, AlpacaPrompt, Keep
 from medlit.data.samplers import LengthSortedSampler, StepSampler
-from medlit.data.sources import Columns, Labels, clean_note, load_source
+from medlit.data.sources import commit_of
 from medlit.data.splits import Partition, partition
-from medlit.data.tables import commit_of
-from medlit.data.tokens import tokenise
+from medlit.data.stratified_split import Conflicts, Split, SplitSettings
+from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.labels import LabelSet
-from medlit.prompts import INSTRUCTION, AlpacaPrompt, Keep
-from medlit.weights import BUILTIN, load_tokenizer, packs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,23 +63,23 @@ class TranscriptionDataModule(L.LightningDataModule):
         balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties more
             often and of frequent ones less: in proportion to the square root of a specialty's notes, or every
             specialty alike. An epoch stays as long.
-        examples_per_step: notes of one optimizer step, over all devices.
+        global_batch_size: notes of one optimizer step, over all devices.
         batch_size: mean notes of a micro-batch on one device; as many micro-batches are accumulated as make up
-            examples_per_step.
+            global_batch_size.
         packing: lay the notes of a training micro-batch end to end, as many tokens in each, instead of padding notes of
             like length; null: where attention can be told where a note begins, which is a Llama's on a GPU from Ampere
             on.
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most padded tokens of a batch on one device; by default batch_size x max_length.
-        response_tokens: tokens of model.backbone.max_length that are kept for the answer.
+        max_response_tokens: tokens of model.language_model.max_length that are kept for the answer.
         num_workers: worker processes that make batches ahead; 0: this process makes them itself.
         seed: seed of the training shuffle.
         text: predict: one note to file; '-' reads it from standard input.
         predict_source: predict: a split ('train', 'validation', 'test'), or any source as for 'source'; labels are not
             needed.
-        base_model: set from model.backbone.base_model.
-        base_revision: set from model.backbone.revision.
-        max_length: set from model.backbone.max_length.
+        base_model: set from model.language_model.base_model.
+        base_revision: set from model.language_model.revision.
+        max_length: set from model.language_model.max_length.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class TranscriptionDataModule(L.LightningDataModule):
         keep: Keep = "head",
         loss_on: LossOn = "response",
         balance: Balance = "none",
-        examples_per_step: int = 32,
+        global_batch_size: int = 32,
         batch_size: int = 8,
         packing: bool | None = None,
         eval_batch_size: int = 32,
         token_budget: int | None = None,
-        response_tokens: int = 32,
+        max_response_tokens: int = 32,
         num_workers: int = 0,
         seed: int = 3407,
         text: str | None = None,
@@ -125,12 +125,12 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.keep: Keep = keep
         self.loss_on = loss_on
         self.balance: Balance = balance
-        self.examples_per_step = examples_per_step
+        self.global_batch_size = global_batch_size
         self.batch_size = batch_size
         self.packing = packing
         self.eval_batch_size = eval_batch_size
         self.token_budget = token_budget or batch_size * max_length
-        self.response_tokens = response_tokens
+        self.max_response_tokens = max_response_tokens
         self.num_workers = num_workers
         self.seed = seed
         self.text = text
@@ -140,7 +140,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.max_length = max_length
         self.label_set: LabelSet | None = None
         self.partition: Partition | None = None
-        self.provenance: Provenance | None = None
+        self.data_fingerprint: DataFingerprint | None = None
         self._splits: dict[str, Dataset] = {}
         self._predict: Dataset | None = None
         self._left_out: np.ndarray | None = None
@@ -152,13 +152,13 @@ class TranscriptionDataModule(L.LightningDataModule):
     def prompt(self) -> AlpacaPrompt:
         """The prompt, with the base model's tokenizer; the first use loads that."""
         tokenizer = load_tokenizer(self.base_model, self.base_revision)
-        return AlpacaPrompt(tokenizer, self.instruction, self.max_length, self.response_tokens, self.keep)
+        return AlpacaPrompt(tokenizer, self.instruction, self.max_length, self.max_response_tokens, self.keep)
 
     @cached_property
     def collator(self) -> Collator:
         """Pads or packs, and supervises."""
         pad_id = int(self.prompt.tokenizer.pad_token_id)
-        return Collator(self.prompt.response, pad_id, self.loss_on, most_notes=self.examples_per_step)
+        return Collator(self.prompt.response, pad_id, self.loss_on, most_notes=self.global_batch_size)
 
     def prepare_data(self) -> None:
         """Fill the caches, on one process of each machine."""
@@ -191,7 +191,7 @@ class TranscriptionDataModule(L.LightningDataModule):
             found = partition(tables, self.split_settings)
             self.label_set = _label_set(found, self.source)
             revision = commit_of(tables.values()) or self.revision
-            self.provenance = Provenance(self.source, revision, found.hashes)
+            self.data_fingerprint = DataFingerprint(self.source, revision, found.hashes)
             self.partition = found
         return self.partition
 
@@ -201,12 +201,14 @@ class TranscriptionDataModule(L.LightningDataModule):
         if self.text is not None:
             text = clean_note(_read_stdin() if self.text == "-" else self.text)
             if not text:
-                raise UserError("data.text: the note is empty; give its text, or '-' and the text on standard input.")
+                raise UserError(
+                    "data.predict.text: the note is empty; give its text, or '-' and the text on standard input."
+                )
             return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
         try:
             tables = load_source(self.predict_source, columns=self.columns, labels=self.labels, require_labels=False)
         except UserError as error:
-            raise UserError(str(error).replace("data.source", "data.predict_source", 1)) from error
+            raise UserError(str(error).replace("data.source", "data.predict.source", 1)) from error
         return datasets.concatenate_datasets(list(tables.values()))
 
     def rows(self, split: str) -> Dataset:
@@ -226,12 +228,12 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def micro_batches_per_step(self, world_size: int) -> int:
         """Micro-batches that each process accumulates in one optimizer step."""
-        return micro_batches_per_step(self.examples_per_step, self.batch_size, world_size)
+        return micro_batches_per_step(self.global_batch_size, self.batch_size, world_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, the same on any number of processes; at least 1."""
-        return max(1, len(self.rows("train")) // self.examples_per_step)
+        return max(1, len(self.rows("train")) // self.global_batch_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, an optimizer step's after another's."""
@@ -245,7 +247,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         sampler = StepSampler(
             length.tolist(),
             supervised_tokens(length, answer, self.loss_on).tolist(),
-            examples_per_step=self.examples_per_step,
+            global_batch_size=self.global_batch_size,
             batch_size=self.batch_size,
             token_budget=self.token_budget,
             packed=packed,
@@ -259,7 +261,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
         self._trained_steps = 0
-        return self._loader(BatchRows(rows, self.collator.packed if packed else self.collator.train), sampler)
+        return self._loader(BatchDataset(rows, self.collator.packed if packed else self.collator.train), sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """The validation split, each note once.
@@ -300,7 +302,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         left = np.arange(len(rows)) if self._left_out is None else np.flatnonzero(~self._left_out)
         if len(left) < self._world_size:
             left = np.resize(left if len(left) else np.arange(1), self._world_size)
-        return self._loader(BatchRows(rows, self.collator.prompts), self._by_length(rows, left))
+        return self._loader(BatchDataset(rows, self.collator.prompts), self._by_length(rows, left))
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows = self.rows(split)
@@ -309,20 +311,20 @@ class TranscriptionDataModule(L.LightningDataModule):
                 f"trainer.devices: the {split} split has {len(rows)} notes, too few to share among"
                 f" {self._world_size} processes; use at most {len(rows)}, or a larger split."
             )
-        return self._loader(BatchRows(rows, self.collator.evaluate), self._by_length(rows))
+        return self._loader(BatchDataset(rows, self.collator.evaluate), self._by_length(rows))
 
     def _by_length(self, rows: Dataset, wanted: np.ndarray | None = None) -> LengthSortedSampler:
         return LengthSortedSampler(
             rows["length"][:], self.eval_batch_size, self.token_budget, self._rank, self._world_size, wanted
         )
 
-    def _loader(self, rows: BatchRows, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
+    def _loader(self, rows: BatchDataset, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
         # The sampler names whole batches, so automatic batching is off (batch_size=None) and Lightning leaves it alone.
         return DataLoader(
             rows,
             batch_size=None,
             sampler=sampler,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
@@ -348,23 +350,23 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer steps trained so far (what was fetched ahead and not trained on does not count); which notes."""
-        notes = None if self.provenance is None else self.provenance.to_dict()
+        notes = None if self.data_fingerprint is None else self.data_fingerprint.to_dict()
         return {"optimizer_steps": self.trainer.global_step if self.trainer else 0, "notes": notes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the last step that was trained, in the middle of an epoch too; every verb that loads comes by."""
         self._trained_steps = int(state_dict["optimizer_steps"])
-        self.compare_notes(Provenance.from_dict(state_dict.get("notes")), "the checkpoint")
+        self.compare_notes(DataFingerprint.from_dict(state_dict.get("notes")), "the checkpoint")
 
-    def compare_notes(self, theirs: Provenance | None, where: str) -> None:
+    def compare_notes(self, theirs: DataFingerprint | None, where: str) -> None:
         """Say so, once, when the splits are not those that some weights come from; notes of no split have none.
 
         Args:
             theirs: the notes that the weights come from; None where nobody knows.
             where: the weights, as a sentence names them.
         """
-        if theirs is not None and self.provenance is not None and self._rank == 0:
-            difference = self.provenance.difference(theirs, where)
+        if theirs is not None and self.data_fingerprint is not None and self._rank == 0:
+            difference = self.data_fingerprint.difference(theirs, where)
             if difference is not None:
                 print(f"medlit: {difference}", file=sys.stderr)
 
@@ -374,7 +376,8 @@ def _read_stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data.text: the standard input is not {error.encoding.upper()}; convert it, for example with iconv."
+            f"data.predict.text: the standard input is not {error.encoding.upper()}; convert it, for example with"
+            f" iconv."
         ) from None
 
 
@@ -396,7 +399,7 @@ def _label_set(partition: Partition, source: str) -> LabelSet:
         if foreign:
             first = next(i for i, name in zip(rows["id"][:], rows["specialty"][:], strict=True) if name == foreign[0])
             raise UserError(
-                f"data.label_column: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which"
+                f"data.columns.label: the {split} split has the label {foreign[0]!r} (first in note {first!r}), which"
                 " the training split never had; map it with data.labels.aliases, leave it out with data.labels.drop, or"
                 " set data.split to 'grouped'."
             )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medlit.data.encoding import open_utf8
+from medlit.data.prompt import whole_characters
 from medlit.errors import UserError
-from medlit.prompts import whole_characters
 
 if TYPE_CHECKING:
     from medlit.data.readers import Columns

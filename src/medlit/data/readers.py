@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medlit.data.cache import cache_folder, fingerprint
+from medlit.data.cache import cache_folder, cache_key
 from medlit.data.csv_files import csv_header, csv_rows
 from medlit.data.encoding import not_utf8
 from medlit.data.json_files import json_columns, json_rows
@@ -88,7 +88,7 @@ def _cached(
             features=Features({name: Value("string") for name in names}),
             cache_dir=str(cache_folder()),
             gen_kwargs={"path": str(path), **settings},
-            fingerprint=fingerprint(VERSION, stamp, sorted(settings.items())),
+            fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),
         )
     except DatasetGenerationError as error:
         cause = error.__cause__

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from medlit.data.balance import Balance, epoch_order
-from medlit.data.dealing import micro_batches_per_step, pack, partition, share_out
+from medlit.data.balance_ranks import balance_ranks, micro_batches_per_step, pack, partition
+from medlit.data.class_balance import Balance, epoch_order
 from medlit.errors import UserError
 
 
@@ -35,14 +35,14 @@ class StepSampler(Sampler[MicroBatch]):
     Args:
         lengths: tokens of each of the N notes, prompt and response.
         supervised: tokens of each note that carry loss.
-        examples_per_step: notes of one optimizer step over all ranks.
+        global_batch_size: notes of one optimizer step over all ranks.
         batch_size: mean notes of a micro-batch.
         token_budget: most padded tokens of a micro-batch; several ranks make the largest as small as can be instead.
         packed: micro-batches are not padded: they get about as many tokens each instead of notes of like length.
         seed: of the shuffle; epoch e uses (seed, e).
         labels: label id of each note; needed for `balance`.
         balance: `none` draws every note once an epoch; `sqrt` and `inverse` draw notes of rare labels more often, as in
-            `medlit.data.balance`. The epoch stays as long.
+            `medlit.data.class_balance`. The epoch stays as long.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
 
@@ -55,7 +55,7 @@ class StepSampler(Sampler[MicroBatch]):
         lengths: Sequence[int],
         supervised: Sequence[int],
         *,
-        examples_per_step: int,
+        global_batch_size: int,
         batch_size: int,
         token_budget: int,
         packed: bool = False,
@@ -65,15 +65,16 @@ class StepSampler(Sampler[MicroBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.micro_batches = micro_batches_per_step(examples_per_step, batch_size, world_size)
-        if len(lengths) < examples_per_step:
+        self.micro_batches = micro_batches_per_step(global_batch_size, batch_size, world_size)
+        if len(lengths) < global_batch_size:
             raise UserError(
-                f"data.examples_per_step: the training split has {len(lengths)} notes, fewer than the"
-                f" {examples_per_step} of one optimizer step; set data.examples_per_step to {len(lengths)} or less."
+                f"data.batching.global_batch_size: the training split has {len(lengths)} notes, fewer than the"
+                f" {global_batch_size} of one optimizer step; set data.batching.global_batch_size to {len(lengths)}"
+                f" or less."
             )
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.supervised = np.asarray(supervised, dtype=np.int64)
-        self.examples_per_step = examples_per_step
+        self.global_batch_size = global_batch_size
         self.token_budget = token_budget
         self.packed = packed
         self.seed = seed
@@ -87,7 +88,7 @@ class StepSampler(Sampler[MicroBatch]):
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.lengths) // self.examples_per_step
+        return len(self.lengths) // self.global_batch_size
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -104,7 +105,7 @@ class StepSampler(Sampler[MicroBatch]):
         return epoch_order(self.labels, self.balance, self.seed, self.epoch)
 
     def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
-        notes = order[step * self.examples_per_step : (step + 1) * self.examples_per_step]
+        notes = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -121,7 +122,7 @@ class StepSampler(Sampler[MicroBatch]):
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """Places of one rank's micro-batches: as many notes a rank, and about as many tokens."""
-        mine = sorted(share_out(lengths.tolist(), self.world_size)[share])
+        mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
         return [[mine[place] for place in group] for group in pack(lengths[mine].tolist(), self.micro_batches)]
 
     def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
@@ -135,7 +136,7 @@ class StepSampler(Sampler[MicroBatch]):
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
         cells = [int(lengths[group[0]]) * len(group) for group in groups]
         largest = sorted(range(len(groups)), key=lambda g: -cells[g])
-        mine = share_out([cells[g] for g in largest], self.world_size)[share]
+        mine = balance_ranks([cells[g] for g in largest], self.world_size)[share]
         return [groups[g] for g in sorted(largest[place] for place in mine)]
 
 

@@ -1,236 +1,215 @@
-"""From whatever `data.source` names to the four columns that everything else works with.
+"""Where notes come from: one key, `data.source`, names them all.
 
-    id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
-    transcription  text    the note; line ends are line feeds, outer white space is gone, the rest is untouched
-    specialty      text    one spelling for each label (aliases applied, the commonest spelling wins); null: no label
-    text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
-
-No other column gets past this file: what else a table holds, the public dataset's `keywords` for one, ends here. Two
-notes with one `text_hash` are the same text. A row's number in an error counts from 1, header not included.
+`builtin`, a CSV, TSV, JSON, JSONL or Parquet file, a folder with one file per split, a folder that `datasets` saved to
+disk, a glob, or a dataset id of the Hugging Face Hub. Whatever it is becomes a dictionary from split name (`train`,
+`validation`, `test`, or `all` for a table that has no splits) to its tables, with all their columns.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from typing import TYPE_CHECKING
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from medlit.data.cache import cache_folder, fingerprint
-from medlit.data.checks import check_columns, check_ids, check_labels, check_notes, id_column
-from medlit.data.readers import Columns
-from medlit.data.spelling import DROPPED, Labels, Spelling, check_label_column
-from medlit.data.stream import each_text
-from medlit.data.tables import ALL, SPLITS, RawTable, as_text, read_tables
-from medlit.errors import UserError
-from medlit.labels import normalise_text
-from medlit.prompts import whole_characters
+from medlit.data.readers import Columns, read_file
+from medlit.errors import NotCachedError, UserError
+from medlit.paths import hub_is_offline
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-__all__ = [
-    "ALL",
-    "CANONICAL",
-    "SPLITS",
-    "Columns",
-    "Labels",
-    "canonical_tables",
-    "clean_note",
-    "hash_text",
-    "load_source",
-    "read_tables",
-]
+ALL = "all"
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
-VERSION = 1  # part of the cache's key: raise it when the same table would become other rows
-CANONICAL = ("id", "transcription", "specialty", "text_hash")
-
-_ID_DIGITS = 16
+_ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")  # train-00000-of-00002.parquet
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def load_source(
-    source: str,
-    *,
-    revision: str | None = None,
-    columns: Columns,
-    labels: Labels,
-    require_labels: bool = True,
-) -> dict[str, Dataset]:
-    """Read a source into canonical columns, cached: the second start maps the same files into memory.
+@dataclass(frozen=True)
+class RawTable:
+    """One table with all its columns, as read.
 
-    Args:
-        source: `builtin`, a file, a folder, a glob or a Hub dataset id.
-        revision: commit, tag or branch of a Hub dataset.
-        columns: names of the source's columns.
-        labels: aliases, labels to drop, and the fewest rows that a label must have (over the whole source).
-        require_labels: False takes rows without a label, or a table without the label column, as they are (null), and
-            drops no row.
+    Attributes:
+        name: what an error calls it: the file's path, or the dataset and its split.
+        rows: the table, memory-mapped.
+    """
 
-    Returns:
-        Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
+    name: str
+    rows: Dataset
+
+    def classes(self, column: str) -> list[str] | None:
+        """Names behind the numbers of a `ClassLabel` column, as Hub datasets have; None for any other column."""
+        from datasets import ClassLabel
+
+        feature = self.rows.features[column]
+        return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
+    """Values of a column as text: their class names where they are numbers of classes; a negative one is none."""
+    if classes is not None:
+        return [classes[value] if value is not None and value >= 0 else None for value in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
+    """Read a source as it is: split name -> its tables, one for each file.
 
     Raises:
-        UserError: the source cannot be read, or a row of it cannot be used.
+        UserError: the source is missing, of an unknown kind, or cannot be read.
     """
-    return canonical_tables(read_tables(source, revision, columns), columns, labels, require_labels=require_labels)
+    if source == "builtin":
+        return _builtin()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            return _saved(path)
+        return _folder(path, columns)
+    if path.exists():
+        return {ALL: [_file(path, columns)]}
+    if any(mark in source for mark in "*?["):
+        return _glob(path, columns)
+    if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise UserError(f"data.source: there is no file or folder {source} (looked from {Path.cwd()}).")
+    return _hub(source, revision)
 
 
-def canonical_tables(
-    tables: Mapping[str, list[RawTable]],
-    columns: Columns,
-    labels: Labels,
-    *,
-    require_labels: bool = True,
-    check_rows: bool = True,
-) -> dict[str, Dataset]:
-    """The second half of `load_source`, for a caller that also needs the tables as they were read.
-
-    Args:
-        tables: what `read_tables` gave.
-        columns: as for `load_source`.
-        labels: as for `load_source`.
-        require_labels: as for `load_source`.
-        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
-
-    Raises:
-        UserError: a column is missing or of a wrong type, a note is empty, a label is missing, or an id stands twice.
-    """
-    from datasets import concatenate_datasets
-
-    flat = [table for parts in tables.values() for table in parts]
-    counts = Counter[str]()
-    for table in flat:
-        check_columns(table, columns, require_labels=require_labels)
-        counts.update(_label_counts(table, columns.label))
-    spelling = Spelling.of(counts, labels if require_labels else Labels(aliases=labels.aliases))
-    names = {name for name in spelling.names.values() if name}
-
-    result: dict[str, Dataset] = {}
-    for split, parts in tables.items():
-        canonical = [_canonical(table, columns, spelling) for table in parts]
-        check_ids(split, parts, canonical, columns)
-        for table, rows in zip(parts, canonical, strict=True):
-            if check_rows:
-                check_notes(table, rows, columns)
-            if check_rows and require_labels:
-                check_labels(table, rows, columns, names)
-        result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
-        if len(result[split]) == 0:
-            raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
-    return _with_ids(result)
+def split_of(name: str) -> str | None:
+    """Canonical split of a file's stem or a split's name: `train`, `validation`, `test`, or None for any other."""
+    name = _SHARD.sub("", name.lower())
+    name = _ALIASES.get(name, name)
+    return name if name in SPLITS else None
 
 
-def hash_text(text: str) -> str:
-    """32 hexadecimal digits that two notes share when they differ in white space only."""
-    return hashlib.blake2b(normalise_text(text).encode(), digest_size=16).hexdigest()
+def _file(path: Path, columns: Columns) -> RawTable:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"data.source: {path} is of no kind that is read; use one of {', '.join(SUFFIXES)}.")
+    try:
+        return RawTable(str(path), read_file(path, columns))
+    except PermissionError:
+        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
 
 
-def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
-    """Rows of each label as it is written in the table."""
-    import pyarrow.compute as pc
-
-    counts = Counter[str]()
-    if label is None or label not in table.rows.column_names:
-        return counts
-    classes = table.classes(label)
-    for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
-        for item in pc.value_counts(batch.column(0)).to_pylist():
-            for name in as_text([item["values"]], classes):
-                counts[name or ""] += item["counts"]
-        check_label_column(counts, f"data.label_column: column {label!r} of {table.name}")
-    return counts
+def _by_split(paths: list[Path], columns: Columns) -> dict[str, list[RawTable]]:
+    """Read files whose names are the splits' names."""
+    chosen: dict[str, list[Path]] = {}
+    for path in paths:
+        chosen.setdefault(split_of(path.stem) or ALL, []).append(path)
+    for split, files in chosen.items():
+        if len(files) > 1 and not all(_SHARD.search(path.stem) for path in files):
+            raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
+    return {split: [_file(path, columns) for path in chosen[split]] for split in SPLITS if split in chosen}
 
 
-def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset:
-    """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
+def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise UserError(f"data.source: the folder {path} holds no {', '.join(SUFFIXES)} file.")
+    strange = [file.name for file in files if split_of(file.stem) is None]
+    if strange:
+        raise UserError(
+            f"data.source: in the folder {path} the file {strange[0]} names no split; call the files train, validation "
+            "and test, or give one file or a glob instead of the folder."
+        )
+    return _by_split(files, columns)
+
+
+def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
+    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    if not files:
+        raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}).")
+    named = [split_of(file.stem) is not None for file in files]
+    if all(named):
+        return _by_split(files, columns)
+    if any(named):
+        raise UserError(
+            f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not; "
+            "choose a glob that matches only split files or none."
+        )
+    return {ALL: [_file(file, columns) for file in files]}
+
+
+def _saved(path: Path) -> dict[str, list[RawTable]]:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     import datasets
 
-    rows = table.rows
-    label = columns.label if columns.label in rows.column_names else None
-    identity = id_column(table, columns)
-    key = fingerprint(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
-    chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
-    as_arrow = rows.select_columns(chosen).with_format("arrow")
     try:
-        mapped = as_arrow.map(
-            _canonical_batch,
-            batched=True,
-            fn_kwargs={
-                "notes": each_text(rows, columns.text),
-                "label": label,
-                "identity": identity,
-                "classes": None if label is None else table.classes(label),
-                "spelling": spelling.names,
-            },
-            remove_columns=chosen,
-            features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
-            # Named by us: a table that was saved to disk may lie in a folder that only others may write to.
-            cache_file_name=str(cache_folder() / f"{key}.arrow"),
-            new_fingerprint=key,
-            desc="Reading notes",
-        )
-    except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # a half-copied folder fails in pyarrow, json or os, each with its own class
         raise UserError(
-            f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
-        ) from None
-    return mapped.with_format(None)
+            f"data.source: the saved dataset in {path} cannot be read ({type(error).__name__}); save or copy it again."
+        ) from error
+    return _named_splits(loaded, str(path))
 
 
-def _canonical_batch(
-    batch: pa.Table,
-    notes: Iterator[str | None],
-    label: str | None,
-    identity: str | None,
-    classes: list[str] | None,
-    spelling: dict[str, str | None],
-) -> pa.Table:
-    """Canonical rows of a batch; its notes are the next of `notes`, so that the batch's own stay unread on disk."""
-    import pyarrow as pa
+def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
+    """A dataset of the Hugging Face Hub, from the cache when the machine is offline."""
+    import datasets
 
-    cleaned = [clean_note(note) for note in islice(notes, len(batch))]
-    ids: list[str | None] = [None] * len(batch)
-    specialties: list[str | None] = [None] * len(batch)
-    if identity is not None:
-        ids = as_text(batch.column(identity).to_pylist(), None)
-    if label is not None:
-        specialties = [spelling[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
-    hashes = [hash_text(note) for note in cleaned]
-    return pa.table(
-        dict(zip(CANONICAL, (ids, cleaned, specialties, hashes), strict=True)),
-        schema=pa.schema([(name, pa.string()) for name in CANONICAL]),
-    )
+    try:
+        loaded = datasets.load_dataset(source, revision=revision)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise UserError(f"data.source: the files of the Hub dataset {source} cannot be read as one table.") from error
+    except Exception as error:  # the Hub's clients raise a dozen unrelated classes for "not there" and "not reachable"
+        at = f" at revision {revision}" if revision else ""
+        option = f" --data.revision {revision}" if revision else ""
+        reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
+        raise NotCachedError(
+            f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had "
+            f"({reason}); correct the name, or fill the cache on a machine with a network by "
+            f"`HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
+        ) from error
+    _check_revision(loaded, source, revision)
+    return _named_splits(loaded, f"the Hub dataset {source}")
 
 
-def clean_note(note: str | None) -> str:
-    """A note as every later step sees it: whole characters, line feeds for line ends, no outer white space."""
-    return "" if note is None else whole_characters(note).replace("\r\n", "\n").replace("\r", "\n").strip()
+def commit_of(tables: Iterable[Dataset]) -> str | None:
+    """The commit that tables of a Hub dataset were read at; None for tables from elsewhere."""
+    urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
+    return next((found for url in sorted(urls) for found in _COMMIT.findall(url)), None)
 
 
-def _without_dropped(rows: Dataset) -> Dataset:
-    import numpy as np
-    import pyarrow.compute as pc
+def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> None:
+    """Offline, `datasets` takes the newest cached revision whatever was asked for: refuse another commit than that."""
+    commit = commit_of(loaded.values())
+    if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
+        raise UserError(
+            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision "
+            f"with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
+        )
 
-    kept = pc.fill_null(pc.not_equal(rows.data.column("specialty"), DROPPED), True).to_numpy()
-    return rows if kept.all() else rows.select(np.flatnonzero(kept))
+
+def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa: ANN401 - Dataset or DatasetDict
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
+        return {ALL: [RawTable(name, loaded)]}
+    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
+        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
+    tables: dict[str, list[RawTable]] = {}
+    for given, rows in loaded.items():
+        split = split_of(str(given))
+        if split is None or split in tables:
+            raise UserError(
+                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; "
+                "medlit knows one train, one validation and one test split."
+            )
+        tables[split] = [RawTable(f"{name}, split {given}", rows)]
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
-def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Name the notes of tables without an id column by their text; the running number spans the splits."""
-    seen = Counter[str]()
-    result: dict[str, Dataset] = {}
-    for split, rows in tables.items():
-        given = rows.data.column("id") if rows._indices is None else rows.with_format("arrow")[:]["id"]
-        if given.null_count == 0:
-            result[split] = rows
-            continue
-        ids = []
-        for identity, text_hash in zip(rows["id"][:], rows["text_hash"][:], strict=True):
-            stem = identity or text_hash[:_ID_DIGITS]
-            if identity is None:
-                seen[stem] += 1
-            ids.append(stem if identity or seen[stem] == 1 else f"{stem}-{seen[stem]}")
-        key = fingerprint(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
-        result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
-    return result
+def _builtin() -> dict[str, list[RawTable]]:
+    from datasets import Dataset
+
+    from medlit.data.builtin import builtin_notes
+
+    return {
+        split: [RawTable(f"builtin, split {split}", Dataset.from_list([dict(note) for note in notes]))]
+        for split, notes in builtin_notes(validation=39, test=130).items()
+    }

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medlit.data.assign import Assignment, Conflicts, Split, SplitSettings, assign
-from medlit.data.cache import cache_folder, fingerprint
+from medlit.atomic_io import atomic_write
+from medlit.data.cache import cache_folder, cache_key
 from medlit.data.groups import exact_groups, near_groups
-from medlit.data.tables import SPLITS
-from medlit.runs import whole_file
+from medlit.data.sources import SPLITS
+from medlit.data.stratified_split import Assignment, Conflicts, Split, SplitSettings, assign
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +72,7 @@ class Partition:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
         import pyarrow.parquet as pq
 
-        with whole_file(path) as beside:
+        with atomic_write(path) as beside:
             pq.write_table(self.record, beside)
 
 
@@ -91,7 +91,7 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
     result = _assignment(pool, given, settings)
     specialties = pool["specialty"][:]
     if result.specialty != specialties:
-        key = fingerprint("specialty", pool._fingerprint, result.specialty)
+        key = cache_key("specialty", pool._fingerprint, result.specialty)
         named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
         pool = named.select_columns(pool.column_names)
     where = np.asarray(result.split)
@@ -105,7 +105,7 @@ def _assignment(pool: Dataset, given: list[str], settings: SplitSettings) -> Ass
     import pyarrow.parquet as pq
 
     sizes = sorted(Counter(given).items())
-    path = cache_folder() / f"{fingerprint('split', VERSION, pool._fingerprint, sizes, settings)}.parquet"
+    path = cache_folder() / f"{cache_key('split', VERSION, pool._fingerprint, sizes, settings)}.parquet"
     if path.exists():
         known = pq.read_table(path)
         return Assignment(known["split"].to_pylist(), known["specialty"].to_pylist())
@@ -115,7 +115,7 @@ def _assignment(pool: Dataset, given: list[str], settings: SplitSettings) -> Ass
     if kind != "official" and settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
     result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings)
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         columns = {"split": pa.array(result.split, pa.string()), "specialty": pa.array(result.specialty, pa.string())}
         pq.write_table(pa.table(columns), beside)
     return result
@@ -138,11 +138,11 @@ def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
 
 
 def _key(rows: Dataset, split: str) -> str:
-    return fingerprint("id", rows._fingerprint, split)
+    return cache_key("id", rows._fingerprint, split)
 
 
 def _take(pool: Dataset, rows: np.ndarray, split: str) -> Dataset:
-    key = fingerprint("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
+    key = cache_key("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
     return pool.select(rows, new_fingerprint=key)
 
 

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from medlit.evaluation.answered import FloatArray, IntArray
+from medlit.evaluation.results import FloatArray, IntArray
 
 BINS = 10
 # A probability that was rounded to 0 would cost infinitely many nats.

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered
 from medlit.evaluation.intervals import Interval, Resamples, interval
+from medlit.evaluation.results import Results
 
 SIGNIFICANCE = 0.05
 
@@ -68,7 +68,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def compare(a: Answered, b: Answered) -> Comparison:
+def compare(a: Results, b: Results) -> Comparison:
     """Compare two records of the same notes.
 
     Raises:
@@ -96,7 +96,7 @@ def compare(a: Answered, b: Answered) -> Comparison:
     )
 
 
-def same_notes(a: Answered, b: Answered) -> bool:
+def same_notes(a: Results, b: Results) -> bool:
     """Whether two records are of the same notes, in whatever order, with the same labels."""
     if a.names != b.names or sorted(a.ids) != sorted(b.ids):
         return False
@@ -104,7 +104,7 @@ def same_notes(a: Answered, b: Answered) -> bool:
     return np.array_equal(a.truth, b.truth[order]) and a.text_hashes == [b.text_hashes[i] for i in order]
 
 
-def _order(a: Answered, b: Answered) -> np.ndarray:
+def _order(a: Results, b: Results) -> np.ndarray:
     """Where each of A's notes stands in B."""
     place = {note: i for i, note in enumerate(b.ids)}
     return np.array([place[note] for note in a.ids], dtype=np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from medlit.evaluation.answered import FloatArray, IntArray
+from medlit.evaluation.results import FloatArray, IntArray
 
 RESAMPLES = 10_000
 LEVEL = 0.95

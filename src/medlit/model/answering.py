@@ -6,17 +6,17 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from medlit.data.batches import EvalBatch, Prompts
-from medlit.evaluation.answered import Answered
+from medlit.data.collate import EvalBatch, Prompts
+from medlit.data.labels import LabelSet
 from medlit.evaluation.calibration import fit_temperature
-from medlit.labels import LabelSet
-from medlit.model import backbone as language_model
+from medlit.evaluation.results import Results
+from medlit.model import language_model as language_model
 from medlit.model.decoding import Answers, Decoder, make_decoder
 from medlit.model.metrics import Scores
-from medlit.model.records import tempered
-from medlit.model.settings import Backbone, Decoding
+from medlit.model.records import apply_temperature
+from medlit.model.settings import Decoding, LanguageModel
 from medlit.model.tally import Tally
-from medlit.model.temperature import way_of_answering
+from medlit.model.temperature import decoding_key
 
 # Metric tags, `stage/name`, with the stages `val` and `test`.
 LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE = "loss", "accuracy", "f1_macro", "f1_weighted", "invalid_rate"
@@ -26,7 +26,7 @@ class AnsweringModule(L.LightningModule):
     """Lets a language model answer notes and counts what it really answers; validate and test share one step.
 
     Args:
-        backbone: the frozen base model.
+        language_model: the frozen base model.
         decoding: how the model answers.
 
     Attributes:
@@ -37,14 +37,14 @@ class AnsweringModule(L.LightningModule):
         temperatures: way of answering -> what the probabilities' logarithms are divided by.
     """
 
-    def __init__(self, backbone: Backbone, decoding: Decoding) -> None:
+    def __init__(self, language_model: LanguageModel, decoding: Decoding) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.language_model = language_model
         self.decoding = decoding
         self.model: nn.Module | None = None
         self.label_set = LabelSet(())
         self.scores: Scores | None = None
-        self.answered: Answered | None = None
+        self.answered: Results | None = None
         self.temperatures: dict[str, float] = {}
         self._decoder: Decoder | None = None
 
@@ -57,7 +57,7 @@ class AnsweringModule(L.LightningModule):
         answers = self._answer(batch.prompts)
         nats = self._nats(batch, answers)
         if self.trainer.testing:
-            answers = tempered(answers, self.temperature)
+            answers = apply_temperature(answers, self.temperature)
         self._tally.add(batch, answers, nats)
         return {"answers": answers}
 
@@ -83,7 +83,7 @@ class AnsweringModule(L.LightningModule):
         probabilities = self.answered.probabilities
         if probabilities is not None and not (self.trainer.testing or self.trainer.sanity_checking):
             found = fit_temperature(probabilities, self.answered.truth)
-            self.temperatures[way_of_answering(self.decoding)] = found
+            self.temperatures[decoding_key(self.decoding)] = found
         shown = (ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE)
         numbers = {LOSS: loss, **{name: float(self.scores[name]) for name in shown}}  # type: ignore[literal-required]
         # Already of all processes together: every process logs the same.
@@ -92,7 +92,7 @@ class AnsweringModule(L.LightningModule):
     @property
     def temperature(self) -> float | None:
         """What a validation found for this way of answering; test and predict divide log-probabilities by it."""
-        return self.temperatures.get(way_of_answering(self.decoding))
+        return self.temperatures.get(decoding_key(self.decoding))
 
     @property
     def stage(self) -> str:
@@ -105,7 +105,7 @@ class AnsweringModule(L.LightningModule):
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Answers:
         """Answer B notes."""
-        return tempered(self._answer(batch), self.temperature)
+        return apply_temperature(self._answer(batch), self.temperature)
 
     def _answer(self, prompts: Prompts) -> Answers:
         if self._decoder is None:
@@ -123,7 +123,7 @@ class AnsweringModule(L.LightningModule):
 
     def on_validation_model_train(self) -> None:
         """Ready to train again, gradient checkpointing included."""
-        language_model.train_mode(self._model, self.backbone)
+        language_model.train_mode(self._model, self.language_model)
 
     on_test_model_eval = on_validation_model_eval
     on_predict_model_eval = on_validation_model_eval

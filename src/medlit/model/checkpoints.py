@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from medlit.atomic_io import atomic_write
 from medlit.errors import UserError
-from medlit.runs import whole_file
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -41,7 +41,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         # PyTorch's own writer hides what the disk answered.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with whole_file(Path(path)) as beside:
+        with atomic_write(Path(path)) as beside:
             beside.write_bytes(content.getbuffer())
 
     def load_checkpoint(

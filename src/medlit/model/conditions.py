@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from medlit.errors import UserError
-from medlit.model.settings import Backbone
+from medlit.model.settings import LanguageModel
 
 KEY = "conditions"
-_DTYPES = get_args(get_type_hints(Backbone)["dtype"])
+_DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class Conditions:
 
     Attributes:
         max_length: most tokens of prompt and answer together.
-        response_tokens: of these, tokens that are kept for the answer.
+        max_response_tokens: of these, tokens that are kept for the answer.
         load_in_4bit: whether the frozen weights are held in bitsandbytes NF4.
         dtype: number format of the frozen computation.
     """
 
     max_length: int
-    response_tokens: int
+    max_response_tokens: int
     load_in_4bit: bool
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
 
     @classmethod
-    def of(cls, backbone: Backbone, response_tokens: int) -> Conditions:
+    def of(cls, language_model: LanguageModel, max_response_tokens: int) -> Conditions:
         """The conditions of a run."""
-        return cls(backbone.max_length, response_tokens, backbone.load_in_4bit, backbone.dtype)
+        return cls(language_model.max_length, max_response_tokens, language_model.load_in_4bit, language_model.dtype)
 
     @classmethod
     def read(cls, file: Path) -> Conditions | None:
@@ -53,7 +53,7 @@ class Conditions:
             read = cls(**values)
         except TypeError as error:
             raise _damaged(file) from error
-        counts = (read.max_length, read.response_tokens)
+        counts = (read.max_length, read.max_response_tokens)
         typed = all(type(count) is int and count > 0 for count in counts) and type(read.load_in_4bit) is bool
         if not typed or read.dtype not in _DTYPES:
             raise _damaged(file)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.model.shape import shape_of
+from medlit.model.dimensions import model_dimensions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -77,7 +77,7 @@ class Footprint:
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
 
 
-def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: ANN401 - as for `shape_of`
+def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: ANN401 - as for `model_dimensions`
     """The footprint of a 4-bit model with an adapter.
 
     Args:
@@ -85,7 +85,7 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
         weights: bytes of the loaded model with its adapter.
         trained: numbers in the adapter; each has a gradient in float32 and two states of one byte.
     """
-    of = shape_of(config)
+    of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
     # One matrix at a time is unpacked from 4 bit.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary

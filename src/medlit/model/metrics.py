@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from medlit.labels import LabelSet
+from medlit.data.labels import LabelSet
 
 
 class ClassScores(TypedDict):

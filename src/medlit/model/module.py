@@ -11,24 +11,24 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from medlit.data.batches import Batch
-from medlit.data.provenance import Provenance
+from medlit.atomic_io import write_json
+from medlit.base_model import load_tokenizer
+from medlit.data.collate import Batch
+from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.labels import LabelSet
+from medlit.data.prompt import INSTRUCTION, Keep
 from medlit.errors import UserError
-from medlit.labels import LabelSet
 from medlit.model import adapter as adapters
-from medlit.model import backbone as language_model
+from medlit.model import language_model as language_model
 from medlit.model import loading
+from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
 from medlit.model.answering import AnsweringModule
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.memory import Recomputation
 from medlit.model.optimizer import check_groups, follow_settings, optimizer_for, schedule_for
-from medlit.model.resume import count_in_steps, last_step
-from medlit.model.settings import Backbone, Decoding, Lora, Optimizer
-from medlit.model.structure import LABELS_FILE, Structure, check_structure
-from medlit.model.temperature import measured_adapter
-from medlit.prompts import INSTRUCTION, Keep
-from medlit.runs import write_json
-from medlit.weights import load_tokenizer
+from medlit.model.resume import last_step, repair_progress
+from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
+from medlit.model.temperature import metadata_of_weights
 
 TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
 
@@ -37,7 +37,7 @@ class SpecialtyClassifier(AnsweringModule):
     """Teaches a 4-bit language model to answer with a note's specialty, and counts what it really answers.
 
     Args:
-        backbone: the frozen base model.
+        language_model: the frozen base model.
         lora: the adapter that is trained.
         optimizer: AdamW with 8-bit state and the course of its learning rate.
         decoding: how the model answers.
@@ -49,7 +49,7 @@ class SpecialtyClassifier(AnsweringModule):
 
     def __init__(
         self,
-        backbone: Backbone = Backbone(),  # noqa: B008 - defaults that the command line can show
+        language_model: LanguageModel = LanguageModel(),  # noqa: B008 - defaults that the command line can show
         lora: Lora = Lora(),  # noqa: B008
         optimizer: Optimizer = Optimizer(),  # noqa: B008
         decoding: Decoding = Decoding(),  # noqa: B008
@@ -57,7 +57,7 @@ class SpecialtyClassifier(AnsweringModule):
         instruction: str = INSTRUCTION,
         keep: Keep = "head",
     ) -> None:
-        super().__init__(backbone, decoding)
+        super().__init__(language_model, decoding)
         self.lora = lora
         self.optimizer_settings = optimizer
         self.adapter = None if adapter == "none" else adapter
@@ -69,7 +69,7 @@ class SpecialtyClassifier(AnsweringModule):
     def plain_settings(self) -> dict[str, Any]:
         """The settings as plain types, for a table of hyperparameters."""
         return {
-            "backbone": asdict(self.backbone),
+            "language_model": asdict(self.language_model),
             "lora": asdict(self.lora),
             "optimizer": asdict(self.optimizer_settings),
             "decoding": asdict(self.decoding),
@@ -87,16 +87,16 @@ class SpecialtyClassifier(AnsweringModule):
             folder = adapters.adapter_folder(self.adapter)
             file = folder / LABELS_FILE
             if file.is_file():
-                self._adopt(Structure.read(file), f"the adapter {folder}")
+                self._adopt(AdapterMetadata.read(file), f"the adapter {folder}")
                 if stage != "fit":  # an adapter may well be trained on with other notes
-                    self.trainer.datamodule.compare_notes(Provenance.read(file), f"the adapter {folder}")  # type: ignore[attr-defined]
+                    self.trainer.datamodule.compare_notes(DataFingerprint.read(file), f"the adapter {folder}")  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before a checkpoint is read."""
         if self.model is not None:
             return
-        self.tokenizer = load_tokenizer(self.backbone.base_model, self.backbone.revision)
-        self.model = loading.load(self.backbone, self.lora, self.trainer.strategy.root_device)
+        self.tokenizer = load_tokenizer(self.language_model.base_model, self.language_model.revision)
+        self.model = loading.load(self.language_model, self.lora, self.trainer.strategy.root_device)
         if self.adapter is not None:
             adapters.load_adapter(self.model, adapters.adapter_folder(self.adapter))  # type: ignore[arg-type]
 
@@ -111,8 +111,8 @@ class SpecialtyClassifier(AnsweringModule):
     def on_fit_start(self) -> None:
         """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
         self.temperatures = {}
-        language_model.train_mode(self._model, self.backbone)
-        self.recomputation = language_model.recomputation(self._model, self.backbone, self.lora)
+        language_model.train_mode(self._model, self.language_model)
+        self.recomputation = language_model.recomputation(self._model, self.language_model, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_start(self) -> None:
@@ -146,9 +146,11 @@ class SpecialtyClassifier(AnsweringModule):
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> AdapterMetadata:
         """What a checkpoint or an adapter of this model must agree with."""
-        return Structure.of(self.backbone, self.lora, self.label_set, self.temperatures, self.instruction, self.keep)
+        return AdapterMetadata.of(
+            self.language_model, self.lora, self.label_set, self.temperatures, self.instruction, self.keep
+        )
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in language_model.trainable_names(self._model)}
@@ -165,9 +167,9 @@ class SpecialtyClassifier(AnsweringModule):
         Raises:
             UserError: base model, adapter or labels are not the checkpoint's.
         """
-        self._adopt(Structure.from_dict(checkpoint.get("medlit")), "the checkpoint")
-        if (file := measured_adapter(self.trainer.ckpt_path, None)) is not None:
-            self.temperatures |= Structure.read(file).temperatures
+        self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
+        if (file := metadata_of_weights(self.trainer.ckpt_path, None)) is not None:
+            self.temperatures |= AdapterMetadata.read(file).temperatures
         keys = set(checkpoint["state_dict"])
         if keys != self._trained():
             raise UserError(
@@ -180,19 +182,19 @@ class SpecialtyClassifier(AnsweringModule):
             micro_batches = trainer.accumulate_grad_batches
             validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
             last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
-            count_in_steps(checkpoint, steps_per_epoch, micro_batches, validate_every, last)
+            repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, last)
 
-    def _adopt(self, theirs: Structure, where: str) -> None:
-        check_structure(ours=self.structure, theirs=theirs, where=where)
+    def _adopt(self, theirs: AdapterMetadata, where: str) -> None:
+        check_metadata(ours=self.structure, theirs=theirs, where=where)
         self.label_set = LabelSet(tuple(theirs.labels))
         self.temperatures = dict(theirs.temperatures)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""
-        adapters.save_adapter(self._model, folder, self.backbone.base_model, self.backbone.revision)  # type: ignore[arg-type]
+        adapters.save_adapter(self._model, folder, self.language_model.base_model, self.language_model.revision)  # type: ignore[arg-type]
         self.tokenizer.save_pretrained(folder)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        notes: Provenance | None = data.provenance
+        notes: DataFingerprint | None = data.data_fingerprint
         content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
-        content[KEY] = Conditions.of(self.backbone, data.response_tokens).to_dict()
+        content[KEY] = Conditions.of(self.language_model, data.max_response_tokens).to_dict()
         write_json(folder / LABELS_FILE, content)

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import distributed
 
-from medlit.data.batches import EvalBatch
-from medlit.evaluation.answered import Answered
+from medlit.data.collate import EvalBatch
+from medlit.data.labels import LabelSet
 from medlit.evaluation.calibration import at_temperature
-from medlit.labels import LabelSet
+from medlit.evaluation.results import Results
 from medlit.model.decoding import Answers
 
 
-def record(batch: EvalBatch, answers: Answers, label_set: LabelSet) -> Answered:
+def record(batch: EvalBatch, answers: Answers, label_set: LabelSet) -> Results:
     """One batch's answers, without the notes' text and without the raw answers."""
     prompts = batch.prompts
     given = answers.probabilities
-    return Answered(
+    return Results(
         names=label_set.names,
         rows=np.array(prompts.rows),
         ids=list(prompts.ids),
@@ -38,16 +38,16 @@ def _normalised(probabilities: np.ndarray) -> np.ndarray:
     return out
 
 
-def gather(parts: Sequence[Answered]) -> Answered:
+def gather(parts: Sequence[Results]) -> Results:
     """The records of all batches and all processes, in the order of the table, on every process."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return Answered.join(parts)
-    everybody: list[list[Answered]] = [[] for _ in range(distributed.get_world_size())]
+        return Results.join(parts)
+    everybody: list[list[Results]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(everybody, list(parts))
-    return Answered.join([part for theirs in everybody for part in theirs])
+    return Results.join([part for theirs in everybody for part in theirs])
 
 
-def tempered(answers: Answers, temperature: float | None) -> Answers:
+def apply_temperature(answers: Answers, temperature: float | None) -> Answers:
     """The same answers with their probabilities at a temperature."""
     if temperature is None or answers.probabilities is None:
         return answers

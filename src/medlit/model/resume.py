@@ -1,7 +1,8 @@
 """Where a fit goes on: Lightning's progress, worked out anew from the optimizer steps that a checkpoint has seen.
 
 Lightning counts micro-batches, and three things come of that (2.6.6). A checkpoint of another number of devices or of
-another `data.batch_size` has counted micro-batches of another size, so its epoch would end too early or too late. A
+another `data.batching.micro_batch_size` has counted micro-batches of another size, so its epoch would end too early or
+too late. A
 checkpoint that a validation made at an epoch's last step resumes with one stray micro-batch of the finished epoch,
 unless that step is a multiple of the validation interval: the epoch loop believes that it still has to validate. And
 one that was made before its step's validation resumes without that. An optimizer step is the same in every case.
@@ -52,7 +53,7 @@ def _alike(theirs: object, ours: object) -> bool:
     return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
 
 
-def count_in_steps(
+def repair_progress(
     checkpoint: dict[str, Any], steps_per_epoch: int, micro_batches: int, validate_every: int, last: int
 ) -> None:
     """Rewrite a checkpoint's progress in place.
@@ -88,7 +89,7 @@ def count_in_steps(
 
 
 def validation_due(checkpoint: dict[str, Any]) -> bool:
-    """Whether the validation of a checkpoint's step is still to be done, after `count_in_steps`."""
+    """Whether the validation of a checkpoint's step is still to be done, after `repair_progress`."""
     total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
     return bool(total["processed"] < total["started"])
 

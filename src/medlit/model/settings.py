@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from medlit.weights import BUILTIN
+from medlit.base_model import BUILTIN
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
-class Backbone:
+class LanguageModel:
     """The frozen base model.
 
     Attributes:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medlit.data.batches import EvalBatch
-from medlit.evaluation.answered import Answered
-from medlit.labels import LabelSet
+from medlit.data.collate import EvalBatch
+from medlit.data.labels import LabelSet
+from medlit.evaluation.results import Results
 from medlit.model.decoding import Answers
 from medlit.model.metrics import Scores, SpecialtyMetrics
 from medlit.model.records import gather, record
@@ -26,7 +26,7 @@ class Result(NamedTuple):
     """
 
     scores: Scores
-    answered: Answered
+    answered: Results
     loss: float
 
 
@@ -42,7 +42,7 @@ class Tally:
         self.label_set = label_set
         self._metrics = SpecialtyMetrics(label_set).to(device)
         self._loss = torch.zeros(2, device=device, dtype=torch.float64)  # summed nats, supervised tokens
-        self._records: list[Answered] = []
+        self._records: list[Results] = []
 
     def add(self, batch: EvalBatch, answers: Answers, nats: Tensor) -> None:
         """Count a batch.

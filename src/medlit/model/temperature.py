@@ -13,20 +13,21 @@ import stat
 from dataclasses import asdict
 from pathlib import Path
 
+from medlit.atomic_io import write_json
+from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
 from medlit.model.settings import Decoding
-from medlit.model.structure import LABELS_FILE, Structure
-from medlit.runs import run_of, write_json
+from medlit.run_folder import run_of
 
 # Settings that change no probability.
 _ASIDE = ("max_new_tokens", "stop_early", "abstain_below")
 
 
-def way_of_answering(decoding: Decoding) -> str:
+def decoding_key(decoding: Decoding) -> str:
     """The decoding settings that a temperature belongs to, as a key."""
     return ", ".join(f"{name}={value}" for name, value in asdict(decoding).items() if name not in _ASIDE)
 
 
-def measured_adapter(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
+def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
     """`medlit.json` of the adapter folder whose weights a verb uses, or None when they lie in a checkpoint alone."""
     folder = None if adapter is None else Path(adapter).expanduser()
     if checkpoint is not None:
@@ -42,7 +43,7 @@ def keep_temperatures(file: Path, temperatures: dict[str, float]) -> None:
     Raises:
         UserError: the file is damaged, or its folder is full or closed.
     """
-    Structure.read(file)  # it is medlit's, or this is where it is said
+    AdapterMetadata.read(file)  # it is medlit's, or this is where it is said
     values = json.loads(file.read_text(encoding="utf-8"))
     values["temperatures"] = values.get("temperatures", {}) | temperatures
     mode = stat.S_IMODE(file.stat().st_mode)

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from medlit.bounds import check_decoding
-from medlit.data.sources import clean_note
+from medlit.cli.validation import check_decoding
+from medlit.data.notes import clean_note
 from medlit.errors import UserError
 from medlit.model.settings import Decoding
 
@@ -35,7 +35,7 @@ def texts_of(notes: Iterable[str]) -> list[str]:
 
 
 def check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:
-    """Check what the command line's types and `medlit.bounds` do.
+    """Check what the command line's types and `medlit.cli.validation` do.
 
     Raises:
         UserError: naming the setting.

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medlit.data.batches import Prompts
-from medlit.labels import LabelSet
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
 from medlit.model.decoding import Answers
 
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from medlit.atomic_io import atomic_write
 from medlit.predictions.columns import COLUMNS, Row
-from medlit.predictions.parts import Part
-from medlit.runs import whole_file
+from medlit.predictions.shards import Part
 
 _CHUNK = 10_000  # rows that are in memory at a time
 # What a spreadsheet takes for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
@@ -34,7 +34,7 @@ def write_table(parts: Sequence[Part], notes: int, path: Path) -> None:
         notes: how many the source has; those that no part answers are left out.
         path: the table; its suffix, one of `FORMATS`, says how it is written.
     """
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         FORMATS[path.suffix](beside, in_order(parts, notes))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import compare
+from medlit.evaluation.results import Results
 from medlit.report.systems import System
 
 PAIRS = 10
@@ -85,7 +85,7 @@ def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def confused_pairs(answered: Answered) -> list[tuple[str, str, int, str]]:
+def confused_pairs(answered: Results) -> list[tuple[str, str, int, str]]:
     """The commonest errors: (true, answered, notes, their share of the true specialty's).
 
     An answer off the list confuses no two specialties: `beside_pairs` counts those.
@@ -106,7 +106,7 @@ def confused_pairs(answered: Answered) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def beside_pairs(answered: Answered) -> str:
+def beside_pairs(answered: Results) -> str:
     """What there is to say of errors that are no pair of specialties, or of there being none; empty for nothing."""
     wrong, off = int((~answered.correct).sum()), int((answered.answer == len(answered.names)).sum())
     if not wrong:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medlit import __version__
-from medlit.data.tables import SPLITS
+from medlit.data.sources import SPLITS
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
@@ -42,7 +42,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     settings = data.split_settings
     return {
         "source": data.source,
-        "revision": None if data.provenance is None else data.provenance.revision,
+        "revision": None if data.data_fingerprint is None else data.data_fingerprint.revision,
         "split": partition.kind,
         "seed": settings.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,

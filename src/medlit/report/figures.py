@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from medlit.evaluation import calibration, coverage
+from medlit.evaluation import calibration, selective
 from medlit.evaluation.intervals import wilson
 from medlit.report.confusion import confusion_figure
 from medlit.report.style import ACCENT, INK, WARN, colour, sheet
@@ -102,7 +102,7 @@ def reliability_figure(system: System) -> Figure:
 
 
 def coverage_figure(systems: Sequence[System]) -> Figure:
-    """Risk against coverage, a line for each system with probabilities and a point for each without."""
+    """Risk against selective, a line for each system with probabilities and a point for each without."""
     figure, axes = sheet(6.4, 4.6)
     # Room for the first system and twice its errors: a system that is wrong most of the time would flatten all others.
     top = min(1.0, 2 * float(1 - systems[0].answered.correct.mean()) + 0.05)
@@ -114,7 +114,7 @@ def coverage_figure(systems: Sequence[System]) -> Figure:
             title = f"{system.title}, {wrong:.0%} wrong" + (" (higher up)" if wrong > top else "")
             axes.plot([1], [wrong], "D", color=paint, label=title, clip_on=wrong > top, zorder=3)
         else:
-            risk = coverage.risks(confidence, correct)
+            risk = selective.risks(confidence, correct)
             share = np.arange(1, len(risk) + 1) / len(risk)
             title = f"{system.title}, area {risk.mean():.3f}"
             axes.plot(share, risk, color=paint, linewidth=2, label=title, drawstyle="steps-pre")

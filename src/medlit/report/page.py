@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlit.atomic_io import atomic_write
 from medlit.report.content import content
 from medlit.report.figures import CAPTIONS, figures
 from medlit.report.systems import MODEL, comparable
-from medlit.runs import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def write_report(folder: Path) -> dict[str, Figure]:
         "config": config.read_text(encoding="utf-8").rstrip() if config.is_file() else None,
     }
     for name in FILES:
-        with whole_file(folder / name) as path:
+        with atomic_write(folder / name) as path:
             path.write_text(_render(name, values), encoding="utf-8")
     return drawn
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medlit.atomic_io import write_json
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import same_notes
-from medlit.runs import write_json
+from medlit.evaluation.results import Results
 
 MODEL = "test"
 # The order of the table, and the words in it.
@@ -42,7 +42,7 @@ class System:
 
     name: str
     metrics: Mapping[str, Any]
-    answered: Answered
+    answered: Results
 
     @property
     def title(self) -> str:
@@ -72,7 +72,7 @@ def read_system(folder: Path, name: str) -> System:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"run: {path} is missing or damaged; run 'medlit test' for that folder again.") from error
-    return System(name, metrics, Answered.read(folder / f"{stem(name)}_answers.parquet"))
+    return System(name, metrics, Results.read(folder / f"{stem(name)}_answers.parquet"))
 
 
 def systems(folder: Path) -> list[System]:

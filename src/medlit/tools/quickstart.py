@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medlit.__main__ import import_unsloth
+from medlit.unsloth_first import import_unsloth
 
 CONFIG = ["--config", "configs/quickstart.yaml"]
 ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
@@ -27,13 +27,13 @@ def main() -> None:
     import_unsloth()
     before = _run(console, "1/5  test the model as it comes", ["test", *CONFIG, *ZERO_SHOT])
     run = _run(console, "2/5  fine-tune it", ["fit", *CONFIG])
-    trained = ["--ckpt_path", "best", "--run", str(run)]
+    trained = ["--ckpt_path", "best", "--run_dir", str(run)]
     _run(console, "3/5  test it again", ["test", *CONFIG, *trained])
     _run(console, "4/5  file the test notes", ["predict", *CONFIG, *trained])
     console.rule("5/5  beside simpler systems", align="left")
     from medlit.tools.baseline import run as baseline
 
-    baseline(["--run", str(run), "--beside", str(before)])
+    baseline(["--run_dir", str(run), "--beside", str(before)])
 
     for what, where in (
         ("report", run / "report.html"),
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _run(console: Console, title: str, arguments: list[str]) -> Path:
     """Run a verb; returns its run folder."""
-    from medlit.cli import main as run
+    from medlit.cli.cli import main as run
 
     console.rule(title, align="left")
     folder = run(arguments).run_folder

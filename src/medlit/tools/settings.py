@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.cli import PARTS, MedlitCLI
+from medlit.cli.cli import PARTS, MedlitCLI
+from medlit.cli.environment import ENV_PREFIX, check_environment
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.sources import Labels
-from medlit.preflight import ENV_PREFIX, check_environment
+from medlit.data.notes import Labels
 
 
 class _Settings(MedlitCLI):

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlit.data.batches import Collator, Prompts
-from medlit.data.rows import unnamed_rows
+from medlit.data.batch_dataset import unnamed_rows
+from medlit.data.collate import Collator, Prompts
+from medlit.data.labels import LabelSet
+from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
-from medlit.labels import LabelSet
 from medlit.model.decoding.answers import Answers
 from medlit.model.decoding.constrained import Constrained
 from medlit.model.decoding.generate import Generate, eos_ids
+from medlit.model.decoding.label_scorer import LabelScorer
 from medlit.model.decoding.likelihood import Likelihood
-from medlit.model.decoding.scoring import LabelScorer
+from medlit.model.decoding.trie import TokenTrie
 from medlit.model.settings import Decoding
-from medlit.prompts import AlpacaPrompt
-from medlit.trie import TokenTrie
 
 __all__ = ["Answers", "Constrained", "Decoder", "Generate", "LabelScorer", "Likelihood", "eos_ids", "make_decoder"]
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medlit.data.batches import Prompts
-from medlit.labels import LabelSet
-from medlit.model.backbone import causal_lm
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.prefix import Prefix, logits, read_on, read_prompts
-from medlit.model.decoding.scoring import LabelScorer
-from medlit.trie import ROOT, TokenTrie
+from medlit.model.decoding.kv_cache import Prefix, logits, read_on, read_prompts
+from medlit.model.decoding.label_scorer import LabelScorer
+from medlit.model.decoding.trie import ROOT, TokenTrie
+from medlit.model.language_model import causal_lm
 
 
 def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers' tokenizers are untyped

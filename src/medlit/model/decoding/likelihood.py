@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medlit.data.batches import Prompts
-from medlit.labels import LabelSet
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.prefix import read_prompts
-from medlit.model.decoding.scoring import LabelScorer
+from medlit.model.decoding.kv_cache import read_prompts
+from medlit.model.decoding.label_scorer import LabelScorer
 
 
 class Likelihood:

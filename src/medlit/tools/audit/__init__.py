@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import audit
 from medlit.errors import UserError
-from medlit.runs import whole_file, write_json
 from medlit.tools.audit.figure import audit_figure
 from medlit.tools.audit.limits import add_limits, passed_limits
 from medlit.tools.audit.show import show
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.prompts import AlpacaPrompt
+    from medlit.data.prompt import AlpacaPrompt
 
 _ABOUT = "W" + __doc__.partition(": w")[2]
 PASSED = 3  # exit code when a limit is passed
@@ -31,19 +31,19 @@ PASSED = 3  # exit code when a limit is passed
 _USAGE = "medlit audit [--config FILE ...] [--data.KEY VALUE ...] [--output DIR] [--strict] [limits]"
 _EXAMPLES = """
 examples:
-  medlit audit --data.source notes.csv --data.label_column department --output audit
+  medlit audit --data.source notes.csv --data.columns.label department --output audit
   medlit audit --config configs/llama31_8b.yaml --strict --max_conflicts 0.02
 """
 _SETTINGS = """\
 settings, the same as of 'medlit fit' (whose --help explains all of them):
   --config FILE         a config; several are layered, and only what it says of data and base model counts
   --data.source SOURCE  'builtin', a file, a folder, a glob or a Hub dataset id
-  --data.text_column NAME, --data.label_column NAME, --data.id_column NAME
+  --data.columns.text NAME, --data.columns.label NAME, --data.columns.id NAME
                         the columns that hold note, specialty and id
-  --data.near_threshold SHARE
+  --data.split.near_threshold SHARE
                         from which Jaccard similarity on notes count as nearly the same (0.8 if left out, and then of at
                         most 50,000 notes: comparing takes a minute for every 40,000)
-  --model.backbone.base_model MODEL
+  --model.language_model.base_model MODEL
                         whose tokenizer counts tokens; lengths are in words alone where it is not to be had
 
 exit code: 0; 3 when --strict is given and a limit is passed; 2 after a mistake in the settings or the notes.
@@ -75,7 +75,7 @@ def run(args: Sequence[str]) -> int:
     add_limits(parser)
     options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
-    from medlit.preflight import check_writable
+    from medlit.cli.environment import check_writable
     from medlit.tools.settings import data_module, settings
 
     if options.output is not None:
@@ -97,7 +97,7 @@ def run(args: Sequence[str]) -> int:
         print(f"over a limit: {text}")
     if options.output is not None:
         write_json(options.output / "audit.json", found.report.as_dict() | {"over_limits": passed})
-        with whole_file(options.output / "audit.png") as path:
+        with atomic_write(options.output / "audit.png") as path:
             audit_figure(found).savefig(path, dpi=110)
         print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return PASSED if passed and options.strict else 0

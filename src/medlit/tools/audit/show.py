@@ -67,7 +67,9 @@ def _lines(report: AuditReport) -> Iterator[Line]:
     yield Line("notes that have their text in common", *_groups(report.duplicates, report.rows))
     near = report.near_duplicates
     if near is None:
-        yield Line("notes that are nearly alike", "?", f"not compared: over {NEAR_ROWS:,}; set --data.near_threshold")
+        yield Line(
+            "notes that are nearly alike", "?", f"not compared: over {NEAR_ROWS:,}; set --data.split.near_threshold"
+        )
     else:
         what = f"notes that are nearly alike (Jaccard {report.near_threshold} or more)"
         yield Line(what, *_groups(near, report.rows))

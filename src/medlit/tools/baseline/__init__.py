@@ -1,7 +1,7 @@
 """`medlit baseline`: what simpler systems reach on the same notes, and whether the model can be told from them.
 
 Fits the majority class and TF-IDF with logistic regression on the training split of any config and scores them on its
-test split. `--run DIR` takes the settings of a test run in that folder, writes `baseline_<name>_metrics.json` and
+test split. `--run_dir DIR` takes the settings of a test run in that folder, writes `baseline_<name>_metrics.json` and
 `baseline_<name>_answers.parquet` beside the model's, and writes the folder's report anew, with comparisons. `--head`
 also trains the same base model with LoRA and a classification head in place of written answers. `--beside DIR` adds
 another test run of the same notes to the report: the bare base model's (a run with `--model.adapter none`), or any
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered
 from medlit.evaluation.compare import compare
+from medlit.evaluation.results import Results
 from medlit.report.page import FILES, write_report
 from medlit.report.systems import MODEL, comparable, read_system, write_system
-from medlit.runs import next_version, run_name
-from medlit.tools.baseline.recorded import recorded_settings, system_beside
+from medlit.run_folder import next_version, run_name
+from medlit.tools.baseline.run_settings import recorded_settings, system_beside
 from medlit.tools.baseline.show import show
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """
 examples:
-  medlit baseline --run logs/llama31_8b/version_0
-  medlit baseline --run logs/llama31_8b/version_0 --beside logs/llama31_8b/version_1
+  medlit baseline --run_dir logs/llama31_8b/version_0
+  medlit baseline --run_dir logs/llama31_8b/version_0 --beside logs/llama31_8b/version_1
   medlit baseline --config configs/llama31_8b.yaml --data.source notes.csv
 """
 _SETTINGS = """\
 settings: --config and every --data setting of 'medlit fit', whose --help explains them. With --head those of
-model.backbone, model.lora and model.optimizer and the length of the fit count too.
+model.language_model, model.lora and model.optimizer and the length of the fit count too.
 """
 
 
@@ -51,14 +51,14 @@ def run(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="medlit baseline",
-        usage="medlit baseline [--run DIR] [--config FILE ...] [--data.KEY VALUE ...] [--head] [--beside DIR ...]",
+        usage="medlit baseline [--run_dir DIR] [--config FILE ...] [--data.KEY VALUE ...] [--head] [--beside DIR ...]",
         description=__doc__.partition("\n\n")[2] + _EXAMPLES,
         epilog=_SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--run",
+        "--run_dir",
         type=Path,
         metavar="DIR",
         help="run folder of a test; without it only the baselines are scored, in a new run folder",
@@ -76,7 +76,7 @@ def run(args: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
-    from medlit.preflight import check_writable
+    from medlit.cli.environment import check_writable
     from medlit.tools.baseline.notes import read_notes
     from medlit.tools.settings import data_module, settings
 
@@ -100,7 +100,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _fitted(notes: TestedNotes, config: Any, head: bool) -> list[System]:  # noqa: ANN401 - jsonargparse's Namespace
-    from medlit.tools.baseline.words import majority, tfidf
+    from medlit.tools.baseline.sklearn_baselines import majority, tfidf
 
     found = [majority(notes), tfidf(notes)]
     if head:
@@ -114,6 +114,6 @@ def _new_folder(config: Any) -> Path:  # noqa: ANN401
     return next_version(Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []]))
 
 
-def _record(folder: Path) -> Answered | None:
+def _record(folder: Path) -> Results | None:
     """What the model of a run folder was tested on."""
     return read_system(folder, MODEL).answered if (folder / f"{MODEL}_metrics.json").is_file() else None

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medlit.base_model import missing, resolve
 from medlit.data.samplers import LengthSortedSampler, StepSampler
-from medlit.data.tokens import tokenise
+from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.model.checks import check_stored
 from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.precision import dtype_for
 from medlit.model.resume import last_step
-from medlit.model.settings import Backbone, Lora, Optimizer
+from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.report.systems import System
 from medlit.tools.baseline.notes import TestedNotes
-from medlit.weights import missing, resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,13 +45,14 @@ def classification_head(notes: TestedNotes, config: Any) -> System:  # noqa: ANN
         UserError: the base model cannot be loaded or would train in float16, the training split is smaller than a step,
             or the settings name no last step.
     """
-    backbone = Backbone(**config.model.backbone.as_dict())
+    language_model = LanguageModel(**config.model.language_model.as_dict())
     cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if cpu else "cuda")
-    dtype = dtype_for(device, backbone.dtype)
+    dtype = dtype_for(device, language_model.dtype)
     if dtype == torch.float16:
         raise UserError(
-            "model.backbone.dtype: the classification head is not trained in float16, which 'auto' is on a GPU before"
+            "model.language_model.dtype: the classification head is not trained in float16, which 'auto' is on a GPU"
+            " before"
             " Ampere; set it to 'float32' or leave out --head."
         )
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
@@ -61,17 +62,17 @@ def classification_head(notes: TestedNotes, config: Any) -> System:  # noqa: ANN
     steps = last_step(config.trainer.max_steps, config.trainer.max_epochs, sampler.steps)
     if steps == sys.maxsize:
         raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
-    model = load_head(backbone, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad, device)
+    model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad, device)
     settings = Optimizer(**config.model.optimizer.as_dict())
     _fit(model, notes, train, sampler, settings, steps, config.trainer.gradient_clip_val, dtype)
     return notes.system("head", _probabilities(model, notes, test, dtype))
 
 
-def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.device) -> nn.Module:
+def load_head(language_model: LanguageModel, lora: Lora, k: int, pad: int, device: torch.device) -> nn.Module:
     """The base model with K outputs and a fresh adapter, frozen but for adapter and head.
 
     Args:
-        backbone: what to load.
+        language_model: what to load.
         lora: the adapter's shape.
         k: labels.
         pad: token id that fills; the head reads the last token that is another one.
@@ -84,17 +85,17 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    where, dtype = resolve(backbone.base_model), dtype_for(device, backbone.dtype)
+    where, dtype = resolve(language_model.base_model), dtype_for(device, language_model.dtype)
     quantisation = None
     try:
-        settings = AutoConfig.from_pretrained(where, revision=backbone.revision, num_labels=k, pad_token_id=pad)
+        settings = AutoConfig.from_pretrained(where, revision=language_model.revision, num_labels=k, pad_token_id=pad)
     except (OSError, ValueError) as error:
-        raise missing(backbone.base_model, backbone.revision) from error
-    check_stored(backbone, settings)
+        raise missing(language_model.base_model, language_model.revision) from error
+    check_stored(language_model, settings)
     if given := getattr(settings, "quantization_config", None):
         # Quantised by its publisher, who knew of no head.
         given["llm_int8_skip_modules"] = [*(given.get("llm_int8_skip_modules") or []), HEAD]
-    elif backbone.load_in_4bit:
+    elif language_model.load_in_4bit:
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -105,15 +106,15 @@ def load_head(backbone: Backbone, lora: Lora, k: int, pad: int, device: torch.de
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             where,
-            revision=backbone.revision,
+            revision=language_model.revision,
             config=settings,
             dtype=dtype,
             quantization_config=quantisation,
             device_map={"": str(device)},
         )
     except OSError as error:
-        raise missing(backbone.base_model, backbone.revision) from error
-    if backbone.gradient_checkpointing != "off":
+        raise missing(language_model.base_model, language_model.revision) from error
+    if language_model.gradient_checkpointing != "off":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     shape = LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft())
@@ -129,7 +130,7 @@ def _sampler(notes: TestedNotes, train: Dataset) -> StepSampler:
     return StepSampler(
         train["length"][:],
         [1] * len(train),  # a step's notes weigh alike
-        examples_per_step=data.examples_per_step,
+        global_batch_size=data.global_batch_size,
         batch_size=data.batch_size,
         token_budget=data.token_budget,
         seed=data.seed,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.evaluation.answered import Answered, FloatArray, IntArray
-from medlit.evaluation.summary import doubt
-from medlit.labels import LabelSet
+from medlit.evaluation.results import FloatArray, IntArray, Results
+from medlit.evaluation.uncertainty import doubt
 from medlit.report.systems import System
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TestedNotes:
 
         from medlit.model.metrics import SpecialtyMetrics
 
-        answered = Answered(
+        answered = Results(
             names=self.label_set.names,
             rows=np.arange(len(self.test)),
             ids=self.test["id"][:],
@@ -65,7 +65,7 @@ class TestedNotes:
         return System(name, {**counted.scores(), **doubt(answered), "loss": loss}, answered)
 
 
-def read_notes(data: TranscriptionDataModule, tested: Answered | None) -> TestedNotes:
+def read_notes(data: TranscriptionDataModule, tested: Results | None) -> TestedNotes:
     """Read and split as the model's verbs do.
 
     Args:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlit import __version__
+from medlit.atomic_io import atomic_dir
 from medlit.paths import hub_cache_dir, hub_home
-from medlit.runs import whole_folder
 from medlit.tools.bundle.pip import commands, own_wheel, run
 
 SUMS = "SHA256SUMS"
@@ -79,7 +79,7 @@ def collect(root: Path, folder: Path, target: Target, caches: Sequence[Path]) ->
     Raises:
         UserError: a package is not to be had, or the folder cannot be written.
     """
-    with whole_folder(folder) as beside:
+    with atomic_dir(folder) as beside:
         wheels = beside / "wheels"
         wheels.mkdir()
         for command in commands(root, wheels, target.build, target.python, target.machine):

@@ -23,8 +23,8 @@ from typing import Any
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS
 from medlit.tools.doctor import installed, machine
+from medlit.tools.doctor.check_result import EXAMPLE, TRIAL, Row
 from medlit.tools.doctor.machine import Facts
-from medlit.tools.doctor.row import EXAMPLE, TRIAL, Row
 from medlit.tools.doctor.show import Example, marked, show
 
 PROBE_SECONDS = 180  # a first import of Unsloth on a cold disk takes a minute

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
+from medlit.tools.doctor.check_result import CHECKOUT, REINSTALL, Row, version_of
 from medlit.tools.doctor.machine import Facts
-from medlit.tools.doctor.row import CHECKOUT, REINSTALL, Row, version_of
 
 FREE_GIB = 10.0
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}

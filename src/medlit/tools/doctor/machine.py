@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from medlit.tools.doctor.row import REINSTALL, Row, version_of
+from medlit.tools.doctor.check_result import REINSTALL, Row, version_of
 
 Facts = dict[str, dict[str, Any]]
 

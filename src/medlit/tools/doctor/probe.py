@@ -57,8 +57,8 @@ def main(args: list[str] | None = None) -> None:
 
 def _try(settings: list[str], show_notes: bool, tell: Callable[[Facts], None]) -> None:
     from medlit.errors import UserError
-    from medlit.tools.doctor.row import Row
-    from medlit.tools.doctor.trial import rehearse
+    from medlit.tools.doctor.check_result import Row
+    from medlit.tools.doctor.dry_run import rehearse
 
     try:
         for finding in rehearse(settings, show_notes):
@@ -127,7 +127,7 @@ def _triton() -> Facts:
 
 
 def _unsloth() -> Facts:
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     return {"version": sys.modules["unsloth"].__version__}

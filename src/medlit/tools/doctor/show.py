@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medlit.tools.doctor.row import CONFIG, TRIAL, Row
+from medlit.tools.doctor.check_result import CONFIG, TRIAL, Row
 
 # Checks whose warning says that what comes after them was not looked at.
 UNTRIED = ("notes", "base model", TRIAL)

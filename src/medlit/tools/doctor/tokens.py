@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from medlit.data.batches import Batch
-from medlit.data.batches import Row as Tokenised
 from medlit.data.builtin import builtin_notes
+from medlit.data.collate import Batch
+from medlit.data.collate import Row as Tokenised
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.prompts import AlpacaPrompt
-from medlit.tools.doctor.row import Row
+from medlit.data.prompt import AlpacaPrompt
+from medlit.tools.doctor.check_result import Row
 from medlit.tools.doctor.show import Example
 
 _NAMED = 3
@@ -86,7 +86,7 @@ def supervision_row(batches: Iterable[Batch], whole: bool) -> Row:
     empty = sum(supervised == 0 for supervised in taught)
     which = f"{len(counts)} micro-batches of an epoch" if whole else f"the first {len(counts)} micro-batches"
     if empty:
-        cure = "look at data.loss_on, data.response_tokens and the labels: nothing is learned from such a batch"
+        cure = "look at data.mask_prompt, data.max_response_tokens and the labels: nothing is learned from such a batch"
         return Row("supervised tokens", "fail", f"none in {empty} of {which}", cure)
     share = sum(taught) / sum(tokens for _, tokens in counts)
     found = f"{min(taught)} to {max(taught)} in each of {which}, {share:.1%} of all tokens"

@@ -1,7 +1,8 @@
 """`medlit export`: a fine-tuned model as files that others load without medlit, checked before they are there.
 
 Takes a checkpoint, or an adapter folder (--model.adapter), and the settings that it was trained with: those of --config
-and flags, or, with --run alone, those of that run's fit. Writes a folder: 'adapter' for PEFT, 'merged' for transformers
+and flags, or, with --run_dir alone, those of that run's fit. Writes a folder: 'adapter' for PEFT, 'merged' for
+transformers
 (16-bit safetensors), 'gguf' for llama.cpp, 'hub' the adapter folder and its model card for the Hugging Face Hub. Each
 has a model card, README.md, out of what the run folder holds.
 
@@ -16,13 +17,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medlit.tools.export import bounds
+from medlit.tools.export import tolerances
 
 _EXAMPLES = """
 examples:
-  medlit export --run logs/llama31_8b/version_0 --to merged --output merged
+  medlit export --run_dir logs/llama31_8b/version_0 --to merged --output merged
   medlit export --config configs/quickstart.yaml --ckpt_path last --to gguf --gguf_types f16,q8_0 --output gguf
-  medlit export --run logs/llama31_8b/version_0 --to hub --repo me/specialties --output card --push
+  medlit export --run_dir logs/llama31_8b/version_0 --to hub --repo me/specialties --output card --push
 """
 TARGETS = ("adapter", "merged", "gguf", "hub")
 
@@ -37,7 +38,7 @@ def run(args: Sequence[str]) -> int:
         UserError: the settings, the weights or the notes cannot be used, or the export does not answer alike.
     """
     options, rest = parser().parse_known_args(args)
-    from medlit.__main__ import import_unsloth
+    from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     from medlit.tools.export.command import export
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the verb's own."""
     made = argparse.ArgumentParser(
         prog="medlit export",
-        usage="medlit export [--config FILE ... | --run DIR | --model.adapter DIR] [--ckpt_path best|last|PATH]"
+        usage="medlit export [--config FILE ... | --run_dir DIR | --model.adapter DIR] [--ckpt_path best|last|PATH]"
         " --to adapter|merged|gguf|hub --output DIR [--KEY VALUE ...]",
         description=__doc__.partition("\n\n")[2] + _EXAMPLES,
         epilog="Settings as for 'medlit fit' may follow, such as --data.source; 'medlit fit --help' explains them.",
@@ -60,7 +61,12 @@ def parser() -> argparse.ArgumentParser:
     add("--to", choices=TARGETS, required=True, help="what to write")
     add("--output", type=Path, metavar="DIR", required=True, help="the folder; new, or empty")
     add("--ckpt_path", metavar="PATH", help="'best', 'last' or a checkpoint; 'best' unless --model.adapter is given")
-    add("--run", type=Path, metavar="DIR", help="run folder to look for the checkpoint in, and to take settings from")
+    add(
+        "--run_dir",
+        type=Path,
+        metavar="DIR",
+        help="run folder to look for the checkpoint in, and to take settings from",
+    )
     add(
         "--onto",
         choices=("trained", "original"),
@@ -81,18 +87,19 @@ def parser() -> argparse.ArgumentParser:
         "--max_changed",
         type=float,
         metavar="SHARE",
-        default=bounds.MAX_CHANGED,
+        default=tolerances.MAX_CHANGED,
         help="most notes that may get another specialty (0 to 1); not counted are those that medlit's own model hardly"
-        f" decides, the two specialties being closer than {bounds.PLAIN_DRIFT:g} nats or --max_drift, whichever is less"
+        f" decides, the two specialties being closer than {tolerances.PLAIN_DRIFT:g} nats or --max_drift, whichever"
+        f" is less"
         " (default: %(default)s)",
     )
-    formats = "".join(f"; for {name} {nats:g}" for name, nats in bounds.DRIFT.items())
+    formats = "".join(f"; for {name} {nats:g}" for name, nats in tolerances.DRIFT.items())
     add(
         "--max_drift",
         type=float,
         metavar="NATS",
-        help=f"most that the log-likelihood of any note's answer may move. {bounds.MEASURED} (default:"
-        f" {bounds.PLAIN_DRIFT:g}{formats})",
+        help=f"most that the log-likelihood of any note's answer may move. {tolerances.MEASURED} (default:"
+        f" {tolerances.PLAIN_DRIFT:g}{formats})",
     )
     add("--repo", metavar="OWNER/NAME", help="hub: the repository")
     add("--push", action="store_true", help="hub: really upload, with HF_TOKEN; without it only say what would be sent")

@@ -10,11 +10,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from medlit import __version__
+from medlit.atomic_io import read_json
 from medlit.errors import UserError
 from medlit.report.content import number, percent, span
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
-from medlit.runs import read_json
 from medlit.tools.export.licences import licence_of
 from medlit.tools.export.source import Weights, published, shown
 
@@ -31,7 +31,7 @@ _CALIBRATION = (
     ("brier", "Brier score (0 to 2)"),
 )
 _OPTIMIZER = ("learning_rate", "weight_decay", "warmup_steps")
-_DATA = ("examples_per_step", "loss_on", "balance", "response_tokens", "seed")
+_DATA = ("global_batch_size", "loss_on", "balance", "max_response_tokens", "seed")
 
 
 def write_card(folder: Path, weights: Weights, to: str, verification: Verification, facts: dict[str, Any]) -> None:
@@ -56,9 +56,9 @@ def write_card(folder: Path, weights: Weights, to: str, verification: Verificati
         "title": _title(weights),
         "to": to,
         "version": __version__,
-        "base": shown(weights.backbone.base_model),
+        "base": shown(weights.language_model.base_model),
         "structure": weights.structure,
-        "licence": licence_of(weights.backbone.base_model),
+        "licence": licence_of(weights.language_model.base_model),
         "recipe": _recipe(weights),
         "data": data,
         "notes": _TOLD.get(verb or "", ""),
@@ -70,7 +70,7 @@ def write_card(folder: Path, weights: Weights, to: str, verification: Verificati
         "figure": FIGURE if (folder / FIGURE).is_file() else None,
         "verification": verification.rows,
         "added_to": facts.get("added_to"),
-        "four_bit": weights.backbone.load_in_4bit,
+        "four_bit": weights.language_model.load_in_4bit,
         "files": sorted(path.name for path in folder.glob("*.gguf")),
     }
     metadata = _metadata(weights, to, verb, metrics)
@@ -106,13 +106,13 @@ def _measured(run: Path | None) -> str | None:
 
 
 def _title(weights: Weights) -> str:
-    return f"Medical specialty of a transcription: {shown(weights.backbone.base_model).removeprefix('builtin:')}"
+    return f"Medical specialty of a transcription: {shown(weights.language_model.base_model).removeprefix('builtin:')}"
 
 
 def _metadata(weights: Weights, to: str, verb: str | None, metrics: dict[str, Any]) -> ModelCardData:
-    base = weights.backbone.base_model
+    base = weights.language_model.base_model
     licence = licence_of(base)
-    source = None if weights.provenance is None else weights.provenance.source
+    source = None if weights.data_fingerprint is None else weights.data_fingerprint.source
     named = None if source is None else shown(source)
     on_hub = source is not None and source == named and source.count("/") == 1
     split = "test" if verb == "test" else "validation"
@@ -123,7 +123,7 @@ def _metadata(weights: Weights, to: str, verb: str | None, metrics: dict[str, An
             dataset_type=named if on_hub and named else "private",
             dataset_name=named or "unknown",
             dataset_split=split,
-            dataset_revision=weights.provenance.revision if on_hub and weights.provenance else None,
+            dataset_revision=weights.data_fingerprint.revision if on_hub and weights.data_fingerprint else None,
             metric_type=kind,
             metric_name=title,
             metric_value=round(float(metrics[key]), 4),
@@ -133,7 +133,7 @@ def _metadata(weights: Weights, to: str, verb: str | None, metrics: dict[str, An
     ]
     return ModelCardData(
         base_model=shown(published(base)),
-        base_model_revision=weights.backbone.revision,
+        base_model_revision=weights.language_model.revision,
         datasets=named if on_hub else None,
         language="en",
         library_name=_LIBRARIES[to],
@@ -149,11 +149,11 @@ def _metadata(weights: Weights, to: str, verb: str | None, metrics: dict[str, An
 
 def _recipe(weights: Weights) -> list[tuple[str, str]]:
     """(what, value) of how it was trained; the fit's own settings where the run folder has them."""
-    lora, backbone = weights.structure.lora, weights.backbone
+    lora, language_model = weights.structure.lora, weights.language_model
     rows = [
         ("LoRA", f"r {lora['r']}, alpha {lora['alpha']}, on {', '.join(lora['target_modules'])}"),
-        ("base weights", "4-bit NF4" if backbone.load_in_4bit else "16 bits"),
-        ("longest prompt and answer", f"{backbone.max_length} tokens; only the transcription is ever cut"),
+        ("base weights", "4-bit NF4" if language_model.load_in_4bit else "16 bits"),
+        ("longest prompt and answer", f"{language_model.max_length} tokens; only the transcription is ever cut"),
         ("prompt", f"{weights.structure.prompt}: {weights.structure.instruction}"),
     ]
     config = None if weights.run is None else weights.run / "config_fit.yaml"
@@ -171,8 +171,8 @@ def _recipe(weights: Weights) -> list[tuple[str, str]]:
 def _data(weights: Weights) -> list[tuple[str, str]]:
     """(what, found) of the notes: where they come from, how they were split, what each split's rows hash to."""
     rows: list[tuple[str, str]] = []
-    if weights.provenance is not None:
-        given = weights.provenance
+    if weights.data_fingerprint is not None:
+        given = weights.data_fingerprint
         kind = " (invented notes, of no patient)" if given.source == "builtin" else ""
         rows.append(("source", shown(given.source) + (f" at {given.revision}" if given.revision else "") + kind))
     facts = _json(weights.run / FACTS).get("data", {}) if weights.run is not None else {}
@@ -181,8 +181,8 @@ def _data(weights: Weights) -> list[tuple[str, str]]:
         rows += [(name, f"{n:,} notes, {facts['texts'][name]:,} different texts") for name, n in facts["rows"].items()]
         rows.append(("test notes whose text is in train", f"{facts['test_texts_in_train']:,}"))
         rows.append(("most that the test notes allow to get right", percent(facts["test_ceiling"])))
-    if weights.provenance is not None:
-        rows += [(f"hash of {name}", digits) for name, digits in weights.provenance.hashes.items()]
+    if weights.data_fingerprint is not None:
+        rows += [(f"hash of {name}", digits) for name, digits in weights.data_fingerprint.hashes.items()]
     return rows
 
 

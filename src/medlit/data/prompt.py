@@ -1,0 +1,199 @@
+"""The Alpaca prompt: one note -> token ids, cutting nothing but the transcription.
+
+A prompt is three runs of token ids, made apart and joined as ids: the header up to `### Input:`, the transcription,
+and the footer `### Response:`. Because they are joined as ids, a note cannot run into the template, whatever it says,
+and cutting a long note leaves the header, the footer and the answer whole. Training and evaluation share this code and
+one limit, so the model is asked exactly what it was taught.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+from medlit.errors import UserError
+from medlit.unsloth_first import TOKENIZERS_PARALLELISM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_VERSION = "alpaca-1"
+INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
+
+Keep = Literal["head", "head_tail"]
+KEEPS = get_args(Keep)
+
+_LENT = "for a while"  # on, as everything is that tokenizers does not read as off, and not somebody's choice either
+
+_HEADER = (
+    "Below is an instruction that describes a task, paired with an input that provides further context."
+    " Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n"
+)
+_FOOTER = "\n\n### Response:\n"
+
+
+def whole_characters(text: str) -> str:
+    """Put U+FFFD where text holds half of a character (a lone surrogate), which UTF-8 and tokenizers cannot write.
+
+    JSON may spell one out, and the bytes of a command line that is not UTF-8 turn into them.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+@contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Have tokenizers use every core for as long as this lasts, unless somebody has chosen otherwise."""
+    if os.environ.get(TOKENIZERS_PARALLELISM) != "":
+        yield
+        return
+    os.environ[TOKENIZERS_PARALLELISM] = _LENT
+    try:
+        yield
+    finally:
+        if os.environ.get(TOKENIZERS_PARALLELISM) == _LENT:  # no choice was made meanwhile, as a fork does
+            os.environ[TOKENIZERS_PARALLELISM] = ""
+
+
+def _stay_on_one_core() -> None:
+    """Choose for a process that was forked off, where a tokenizer would wait for threads that only the parent has."""
+    if os.environ.get(TOKENIZERS_PARALLELISM) in ("", _LENT):
+        os.environ[TOKENIZERS_PARALLELISM] = "false"
+
+
+os.register_at_fork(after_in_child=_stay_on_one_core)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one prompt.
+
+    Attributes:
+        input_ids: header, transcription and footer, 1 to `max_length - max_response_tokens` ids.
+        cut_tokens: tokens of the transcription that did not fit and were left out.
+    """
+
+    input_ids: list[int]
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
+class AlpacaPrompt:
+    """Builds prompts and responses for one tokenizer.
+
+    Args:
+        tokenizer: the base model's tokenizer.
+        instruction: what the model is told to do.
+        max_length: most tokens that prompt and response may have together.
+        max_response_tokens: tokens of `max_length` that are kept free for the response.
+        keep: what stays of a transcription that is too long: its 'head', or 'head_tail': as much of its beginning as of
+            its end, the odd token at the beginning (Sun 2019, arXiv 1905.05583).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    instruction: str = INSTRUCTION
+    max_length: int = 2048
+    max_response_tokens: int = 32
+    keep: Keep = "head"
+
+    def _rows(self, texts: list[str]) -> list[list[int]]:
+        whole = [whole_characters(text) for text in texts]
+        # Text of a note must never become a control token, even where it spells one out.
+        rows: list[list[int]] = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return rows
+
+    def _ids(self, text: str) -> list[int]:
+        return self._rows([text])[0]
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        """Ids of a line break, for tokenizers that put a space before a lone text's first word (Llama 2's kind)."""
+        line_break, joint = self._ids("\n"), self._ids("\nx")
+        size = len(line_break)
+        return line_break if joint[:size] == line_break and joint[size:] != self._ids("x") else []
+
+    def _inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts in the middle of a prompt: tokenized behind a line break where that keeps a space out."""
+        lead = self._line_break
+        rows = self._rows(["\n" * bool(lead) + text for text in texts])
+        return [
+            ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(text)
+            for ids, text in zip(rows, texts, strict=True)
+        ]
+
+    @cached_property
+    def header(self) -> list[int]:
+        """Ids before the transcription, with one BOS where the tokenizer's models are trained with one."""
+        ids = self._ids(_HEADER.format(instruction=self.instruction))
+        starts_with_bos = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return [self.tokenizer.bos_token_id, *ids] if starts_with_bos else ids
+
+    @cached_property
+    def footer(self) -> list[int]:
+        """Ids after the transcription."""
+        return self._inside([_FOOTER])[0]
+
+    @cached_property
+    def room(self) -> int:
+        """Most tokens of a transcription that fit.
+
+        Raises:
+            UserError: the limit leaves no room for a transcription.
+        """
+        room = self.max_length - self.max_response_tokens - len(self.header) - len(self.footer)
+        if room < 1:
+            raise UserError(
+                f"model.language_model.max_length: {self.max_length} tokens leave no room for a note beside the"
+                f" prompt's"
+                f" {len(self.header) + len(self.footer)} and the answer's {self.max_response_tokens}; set it to at"
+                f" least"
+                f" {self.max_length - room + 64}."
+            )
+        return room
+
+    def prompt(self, transcription: str) -> Prompt:
+        """Ask about one note; what does not fit is cut from the transcription's end or, with 'head_tail', middle."""
+        return self.prompts([transcription])[0]
+
+    def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
+        """Ask about several notes, in their order."""
+        if not transcriptions:
+            return []
+        with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
+            inside = self._inside(transcriptions)
+        return [
+            Prompt([*self.header, *self._kept(ids), *self.footer], cut_tokens=max(0, len(ids) - self.room))
+            for ids in inside
+        ]
+
+    def _kept(self, ids: list[int]) -> list[int]:
+        tail = self.room // 2 if self.keep == "head_tail" and len(ids) > self.room else 0
+        return ids[: self.room - tail] + ids[len(ids) - tail :]
+
+    def response(self, specialty: str) -> list[int]:
+        """Ids of the answer, the tokenizer's EOS last.
+
+        The answer is tokenized in its place after the footer: generation goes on from there.
+
+        Raises:
+            UserError: the answer is longer than `max_response_tokens`.
+        """
+        joint, alone = self._inside([_FOOTER + specialty, specialty])
+        size = len(self.footer)
+        answer = joint[size:] if joint[:size] == self.footer else alone
+        ids = [*answer, self.tokenizer.eos_token_id]
+        if len(ids) > self.max_response_tokens:
+            raise UserError(
+                f"data.max_response_tokens: the label {specialty!r} has {len(ids)} tokens and"
+                f" {self.max_response_tokens} are"
+                f" kept for an answer; set data.max_response_tokens to at least {len(ids)}."
+            )
+        return ids

@@ -1,0 +1,74 @@
+"""Run folders: how a run is named and which file the words `best` and `last` mean.
+
+logs/<config>/version_N/
+    config_<verb>.yaml   <verb>_metrics.json   confusion_<verb>.png   events.out.tfevents.*
+    <verb>_answers.parquet   checkpoints/best.ckpt   checkpoints/last.ckpt   adapter/   predictions.csv
+    report.html   report.md   test_facts.json   baseline_<name>_metrics.json   baseline_<name>_answers.parquet
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medlit.errors import UserError
+
+DEFAULT_NAME = "medlit"
+WORDS = ("best", "last")
+_VERSION = re.compile(r"version_(\d+)")
+
+
+def run_name(configs: Sequence[str | Path]) -> str:
+    """The name of a run: its configs' names joined, less those of a `hardware` folder: a machine is no experiment.
+
+    >>> run_name(["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"])
+    'llama31_8b'
+    """
+    stems = [path.stem for path in map(Path, configs) if path.parent.name != "hardware"]
+    return "-".join(stems) or DEFAULT_NAME
+
+
+def versions(root: Path, name: str) -> list[Path]:
+    """Run folders of one name, newest first."""
+    found = [
+        (int(match[1]), path) for path in (root / name).glob("version_*") if (match := _VERSION.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def next_version(root: Path, name: str) -> Path:
+    """The folder that the next run gets."""
+    taken = [int(path.name.removeprefix("version_")) for path in versions(root, name)]
+    return root / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:
+    """Find the file behind `--ckpt_path`.
+
+    Args:
+        wanted: 'best', 'last' or a path.
+        root: where run folders are, `logs` by default.
+        name: of the runs to look through, newest first.
+        run: look in this run folder alone.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if wanted not in WORDS:
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise UserError(f"ckpt_path: there is no file {path}; give 'best', 'last' or the path of a checkpoint.")
+        return path
+    places = [run] if run is not None else versions(root, name)
+    for place in places:
+        path = place / "checkpoints" / f"{wanted}.ckpt"
+        if path.is_file():
+            return path
+    where = str(run) if run is not None else f"any run in {root / name}"
+    raise UserError(f"ckpt_path: there is no {wanted} checkpoint in {where}; run 'medlit fit' first or name a file.")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, or None when it lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None

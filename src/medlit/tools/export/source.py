@@ -22,12 +22,12 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.model import loading
 from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, metadata_of_weights
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.decoding import make_decoder
-from medlit.model.language_model import answer_mode, causal_lm, trainable_names
+from medlit.model.language_model import causal_lm, inference_mode, trainable_names
+from medlit.model.loading import load_model
 from medlit.model.precision import at_default_precision
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
@@ -74,12 +74,12 @@ class Weights:
         return f"the weights that it was trained on ({self.base_bits}{dequantised})"
 
     def load(self, device: torch.device) -> nn.Module:
-        """Load the model in answer mode, as medlit's commands do.
+        """Load the model in inference mode, as medlit's commands do.
 
         Raises:
             UserError: there is no such base model, or the weights do not fit it.
         """
-        model = loading.load(self.language_model, self.lora, device)
+        model = load_model(self.language_model, self.lora, device)
         if self.state is None:
             load_adapter(model, self.path)  # type: ignore[arg-type]
         else:
@@ -89,7 +89,7 @@ class Weights:
                     " their fit."
                 )
             model.load_state_dict(self.state, strict=False)
-        answer_mode(model)
+        inference_mode(model)
         return model
 
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
@@ -186,7 +186,7 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
     """Score the labels with medlit's own model, for notes spread evenly over the test split (else validation).
 
     Args:
-        model: in answer mode.
+        model: in inference mode.
         data: the notes.
         labels: the K labels of the weights.
         count: most notes.

@@ -51,8 +51,8 @@ from medlit.cli.warnings import quiet
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import AtomicCheckpointIO
-from medlit.model.module import SpecialtyClassifier
 from medlit.model.language_model import default_precision
+from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.shards import find_parts
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 

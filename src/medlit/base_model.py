@@ -91,8 +91,8 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.language_model.base_model: {base_model} needs code from its repository, which medlit never runs;"
-                " choose a model that transformers knows."
+                f"model.language_model.base_model: {base_model} needs code from its repository, which medlit never"
+                " runs; choose a model that transformers knows."
             ) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:

@@ -185,7 +185,6 @@ def test_a_local_base_model_is_not_for_the_hub(run: Path) -> None:
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file"),
         (["--run_dir", "nowhere"], "run_dir: there is no folder"),
         (["--model.lora.r", "8"], r"model\.lora\.r"),
-        (["--model.lora", "null"], r"model\.lora"),
     ],
 )
 def test_a_mistake_is_reported_before_anything_is_loaded(run: Path, flags: list[str], message: str) -> None:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from medlit import __version__
+from medlit._version import __version__
 from medlit.atomic_io import read_json
 from medlit.errors import UserError
 from medlit.report.content import number, percent, span

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -75,14 +76,16 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.output.rmdir()  # it is empty
     with _exit_on_sigterm(), atomic_dir(options.output) as folder, _scratch_folder(options.output) as scratch:
         model_folder = scratch if options.to == "gguf" else folder
+        tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
-            name = hub_id(base.base_model) if options.to == "hub" else base.base_model
-            save_adapter(model, model_folder, name, base.revision)  # type: ignore[arg-type]
+            published = hub_id(base.base_model) if options.to == "hub" else base.base_model
+            metadata = replace(weights.metadata, base_model=published)
+            save_adapter(model, tokenizer, metadata, model_folder)  # type: ignore[arg-type]
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
             write_merged(merged_weights(model), config_folder(base.base_model, base.revision), model_folder)
-        load_tokenizer(base.base_model, base.revision).save_pretrained(model_folder)
+            tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
         if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medlit.atomic_io import read_json, write_json
 from medlit.base_model import missing, resolve
-from medlit.model.language_model import causal_lm
+from medlit.model.families import causal_lm
 
 _SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 

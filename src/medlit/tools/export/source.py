@@ -26,9 +26,9 @@ from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, metadata_of_weights
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.decoding import make_decoder
-from medlit.model.language_model import causal_lm, inference_mode, trainable_names
+from medlit.model.families import causal_lm
+from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
-from medlit.model.precision import at_default_precision
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
 from medlit.tools.export.verify import Reference

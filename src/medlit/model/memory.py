@@ -41,7 +41,7 @@ _HEAD_ROWS = 256
 # Fused projections; Unsloth gives each of them one adapter.
 _FUSED = ("qkv_proj", "gate_up_proj")
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
-# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
+# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/test_memory.py.
 _LIBRARIES = int(1.1 * GIB)
 _UNFUSED = 4.0
 
@@ -211,7 +211,7 @@ class FitMemory:
 def fit_memory(
     config: Any,  # noqa: ANN401 - as for `model_dimensions`
     language_model: LanguageModel,
-    lora: Lora,
+    lora: Lora | None,
     tokens: int,
     eval_tokens: int,
     device: torch.device,
@@ -229,12 +229,7 @@ def fit_memory(
         dtype: number format of what is not quantised.
     """
     model = skeleton(config)
-    targets = (*lora.target_modules, *_FUSED)
-    trained = sum(
-        lora.r * (part.in_features + part.out_features)
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets
-    )
+    trained = 0 if lora is None else _adapter_size(model, lora)
     weights = loaded(model, language_model.load_in_4bit, dtype.itemsize)
     batch = footprint(config, 0, trained)
     kept = batch.layers
@@ -250,3 +245,12 @@ def fit_memory(
         weights += _LIBRARIES
         training = int(_UNFUSED * training)
     return FitMemory(weights, trained * (4 + 4 + 2), training, evaluation, batch.layers, kept)
+
+
+def _adapter_size(model: nn.Module, lora: Lora) -> int:
+    targets = (*lora.target_modules, *_FUSED)
+    return sum(
+        lora.r * (part.in_features + part.out_features)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets
+    )

@@ -23,12 +23,11 @@ from medlit.cli.cli import PARTS, MedlitCLI
 from medlit.cli.environment import check_device
 from medlit.cli.warnings import quiet
 from medlit.data.builtin import builtin_notes
-from medlit.data.collate import Batch, EvalBatch, Row
+from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.model.module import TRAIN_LOSS
 from medlit.model.precision import dtype_for
 from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult, Example
 
@@ -84,7 +83,7 @@ class StepTimer(L.Callback):
     ) -> None:
         """Start."""
         self._start = time.perf_counter()
-        self.validation_notes = len(batch.specialties)
+        self.validation_notes = len(batch.label_ids)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop."""
@@ -158,7 +157,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult | Exa
         yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
-        data.split()
+        data.read_splits()
         stage = "base model"
         load_tokenizer(language_model.base_model, language_model.revision)
         stage = "notes"
@@ -204,12 +203,13 @@ def _parse(settings: list[str]) -> DryRunCLI:
 def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult | Example, None, int]:
     """The notes as the model sees them; returns the padded tokens of the largest micro-batch."""
     data.setup("fit")
-    tables = {name: data.rows(name) for name in data.split().notes}
+    tables = {name: data.rows(name) for name in data.read_splits().notes}
     longest = max(max(table["length"][:]) for table in tables.values())
     cut = sum(tokens > 0 for table in tables.values() for tokens in table["cut_tokens"][:])
     share = cut / sum(map(len, tables.values()))
     counts = ", ".join(f"{name} {len(table):,}" for name, table in tables.items())
-    found = f"{counts}; the longest prompt has {longest:,} of at most {data.max_length:,} tokens; {share:.1%} are cut"
+    limit = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
+    found = f"{counts}; the longest prompt has {limit}; {share:.1%} of the notes are cut"
     yield CheckResult("notes", "ok", found)
     if data.label_set is not None:
         yield check_labels(data.prompt, data.label_set.names)
@@ -253,15 +253,8 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _invented_batch(data: TranscriptionDataModule) -> Batch:
     (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
-    prompt = data.prompt.prompt(note["transcription"])
-    row = Row(
-        row=0,
-        id=note["id"],
-        text_hash="",
-        input_ids=prompt.input_ids,
-        cut_tokens=prompt.cut_tokens,
-        specialty=note["medical_specialty"],
-    )
+    (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
+    row["specialty"] = note["medical_specialty"]
     return data.collator.train([row], data.collator.supervised(row))
 
 
@@ -334,7 +327,7 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     timer = cli.timer
     first, *later = timer.steps
-    loss = float(cli.trainer.callback_metrics[TRAIN_LOSS])
+    loss = float(cli.trainer.callback_metrics["train/loss"])
     seconds = f"{later[-1]:.2f} s, after a first of {first:.1f} s" if later else f"{first:.1f} s, the first"
     found = (
         f"{seconds}: {timer.notes} notes, {timer.tokens / timer.steps[-1]:,.0f} tokens/s, loss {loss:.3f} nats per"

@@ -90,7 +90,7 @@ def _four_bit() -> Fact:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
     x = torch.nn.Parameter(torch.ones(32, 128, device=device))  # of fewer than 4,096 numbers the state has 32 bits
-    optimizer = AdamW8bit([x], lr=1e-2)
+    optimizer = AdamW8bit([x], lr=1e-2, weight_decay=0.0)
     layer(x).sum().backward()
     optimizer.step()
     if not x.isfinite().all() or x.eq(1).all():

@@ -1,4 +1,4 @@
-"""`medlit doctor --config`: a fit is tried on its own road, everything that would end it is a row, nothing stays."""
+"""`medlit doctor --config`: the fit itself is tried, all that would end it is a row, and no file stays."""
 
 from __future__ import annotations
 
@@ -15,37 +15,27 @@ import pytest
 import torch
 import yaml
 from fake_tokenizers import EOS, byte_tokenizer
-from test_memory import LLAMA_8B, LOADED, TRAINED
-from transformers import LlamaConfig
 
-from medlit.data.collate import Batch
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
-from medlit.model.memory import GIB, SLACK
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.memory import GIB, FitMemory
 from medlit.tools import doctor
-from medlit.tools.doctor import dry_run, memory_fit, probe
-from medlit.tools.doctor.check_result import Row
-from medlit.tools.doctor.dry_run import rehearse
-from medlit.tools.doctor.memory_fit import memory_row, need
-from medlit.tools.doctor.show import Example, marked, verdict
-from medlit.tools.doctor.tokens import label_row, supervision_row
-
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
+from medlit.tools.doctor import dry_run, marked, probe, verdict
+from medlit.tools.doctor.checks import CheckResult, Example
+from medlit.tools.doctor.dry_run import DryRunCLI, check_labels, memory_result
 
 # --- labels and tokens ------------------------------------------------------------------------------------------------
 
 
-class Spelled(AlpacaPrompt):
-    """A prompt whose tokenizer lacks everything but letters: an accent is lost."""
+class AsciiPrompt(AlpacaPrompt):
+    """A prompt whose tokenizer loses accents."""
 
     def response(self, specialty: str) -> list[int]:
         return super().response(specialty.encode("ascii", "ignore").decode())
 
 
-def test_labels_that_are_the_same_tokens_fail() -> None:
-    row = label_row(Spelled(byte_tokenizer()), ["Neurologie", "Néurologie", "Nurologie", "Onkologie"])
+def test_labels_of_the_same_tokens_fail() -> None:
+    row = check_labels(AsciiPrompt(byte_tokenizer()), ["Neurologie", "Néurologie", "Nurologie", "Onkologie"])
     assert row.status == "fail"
     assert "'Nurologie' and 'Néurologie'" in row.found
     assert "Onkologie" not in row.found
@@ -53,113 +43,60 @@ def test_labels_that_are_the_same_tokens_fail() -> None:
 
 
 def test_a_label_that_begins_another_is_a_warning() -> None:
-    row = label_row(AlpacaPrompt(byte_tokenizer()), ["Neurology", "Neuro", "Orthopedic"])
+    row = check_labels(AlpacaPrompt(byte_tokenizer()), ["Neurology", "Neuro", "Orthopedic"])
     assert (row.status, "'Neuro' and 'Neurology'" in row.found) == ("warn", True)
 
 
-def test_labels_that_share_a_first_token_are_well() -> None:
-    row = label_row(AlpacaPrompt(byte_tokenizer()), ["Neurology", "Neurosurgery", "Orthopedic"])
+def test_labels_may_share_their_first_token() -> None:
+    row = check_labels(AlpacaPrompt(byte_tokenizer()), ["Neurology", "Neurosurgery", "Orthopedic"])
     assert (row.status, row.cure) == ("ok", "")
-    assert row.found.startswith("3 of 10 to 13 tokens with the end, 2 different first tokens")
-
-
-def batch(supervised: int) -> Batch:
-    places = torch.arange(supervised)
-    return Batch(torch.zeros(1, 8, dtype=torch.long), places, places, [8], supervised, ["a"])
-
-
-def test_a_batch_without_supervised_tokens_fails() -> None:
-    assert supervision_row([batch(2), batch(6)], whole=True) == Row(
-        "supervised tokens", "ok", "2 to 6 in each of 2 micro-batches of an epoch, 50.0% of all tokens"
-    )
-    row = supervision_row([batch(2), batch(0)], whole=False)
-    assert (row.status, row.found) == ("fail", "none in 1 of the first 2 micro-batches")
+    assert row.found.startswith("3 of 10 to 13 tokens with EOS, 2 different first tokens")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def llama_8b(tokens: int = 7_424, checkpointing: Any = "off", device: torch.device = GPU) -> Any:  # noqa: ANN401
-    language_model = LanguageModel(gradient_checkpointing=checkpointing)
-    return need(LlamaConfig(**LLAMA_8B), language_model, Lora(), tokens, 4_096, device, torch.bfloat16)
-
-
-def test_weights_and_adapter_are_what_was_measured() -> None:
-    takes = llama_8b()
-    assert takes.adapter == 10 * TRAINED
-    assert takes.weights + 4 * TRAINED == pytest.approx(LOADED, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "checkpointing", "measured"), [(7_424, "off", 31.32), (3_843, "off", 19.09), (7_424, "unsloth", 9.34)]
-)
-def test_training_is_what_was_measured_on_an_h100(tokens: int, checkpointing: str, measured: float) -> None:
-    takes = llama_8b(tokens, checkpointing)
-    assert (takes.weights + takes.adapter + takes.training) / GIB == pytest.approx(measured, rel=0.04)
-
-
-def test_the_quickstart_is_estimated_near_what_it_took() -> None:
-    """Two steps of configs/quickstart.yaml on two cores: ru_maxrss 2.6 GiB, 24 November 2026."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    language_model = LanguageModel(gradient_checkpointing="off")
-    takes = need(config, language_model, Lora(), 692, 39 * 178, CPU, torch.float32)
-    assert takes.total / GIB == pytest.approx(2.6, rel=0.2)
-
-
 @pytest.mark.parametrize(("free", "status"), [(80, "ok"), (33.5, "warn"), (24, "fail")])
 def test_what_does_not_fit_fails_and_what_is_close_warns(free: int, status: str) -> None:
-    row = memory_row(llama_8b(), int(free * GIB), "the GPU", 7_424)
+    needed = FitMemory(int(5.4 * GIB), GIB // 2, 25 * GIB, GIB, layers=32, layers_kept=32)
+    row = memory_result(needed, int(free * GIB), "the GPU", 7_424)
     assert row.status == status
     assert "7,424 tokens" in row.found
     assert ("gradient_checkpointing" in row.cure) == (status != "ok")
 
 
-def test_under_auto_as_many_layers_are_kept_as_the_fit_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured on an H100 within 24 GiB: 22.5 GiB; with none kept, 9.3."""
-    budgets = {80: (32, 32), 24: (12, 24), 8: (1, 1)}
-    for gib, (least, most) in budgets.items():
-        monkeypatch.setattr(memory_fit, "budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
-        takes = llama_8b(checkpointing="auto")
-        assert least <= takes.kept <= most
-        if gib == 24:
-            assert (takes.weights + takes.adapter + takes.training) / GIB == pytest.approx(22.5, rel=0.05)
+def test_the_cure_names_the_larger_batch() -> None:
+    needed = FitMemory(weights=0, adapter=0, training=1, evaluation=2, layers=32, layers_kept=32)
+    assert memory_result(needed, 1, "the GPU", 1).cure.startswith("set data.batching.eval_batch_size")
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([Row("torch", "ok", "")], "medlit can run here."),
-        ([Row("torch", "fail", ""), Row("config", "ok", "")], "medlit cannot run here: torch."),
-        ([Row("GPU", "warn", ""), Row("config", "ok", "")], "This fit can run here."),
+        ([CheckResult("torch", "ok", "")], "medlit can run here."),
+        ([CheckResult("torch", "fail", ""), CheckResult("config", "ok", "")], "medlit cannot run here: torch."),
+        ([CheckResult("GPU", "warn", ""), CheckResult("config", "ok", "")], "This fit can run here."),
         (
-            [Row("config", "ok", ""), Row("base model", "warn", "")],
+            [CheckResult("config", "ok", ""), CheckResult("base model", "warn", "")],
             "medlit can run here; not all of the config was tried: base model.",
         ),
     ],
 )
-def test_the_verdict_says_no_more_than_was_tried(rows: list[Row], words: str) -> None:
+def test_the_verdict_is_only_about_what_was_tried(rows: list[CheckResult], words: str) -> None:
     assert verdict(rows) == words
 
 
-# --- the whole road ---------------------------------------------------------------------------------------------------
+# --- the whole dry run ------------------------------------------------------------------------------------------------
 
 
-class Tried:
-    """What a trial told."""
+class DryRun:
+    """The results of a dry run."""
 
-    def __init__(self, findings: Iterator[Row | Example]) -> None:
-        self.rows: dict[str, Row] = {}
+    def __init__(self, findings: Iterator[CheckResult | Example]) -> None:
+        self.rows: dict[str, CheckResult] = {}
         self.example: Example = []
         for finding in findings:
-            if isinstance(finding, Row):
+            if isinstance(finding, CheckResult):
                 self.rows[finding.check] = finding
             else:
                 self.example = finding
@@ -176,13 +113,13 @@ def tried(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder.mkdir()
     monkeypatch.chdir(folder)
 
-    def run(*flags: object, show_notes: bool = False) -> Tried:
-        return Tried(rehearse(["--config", str(tiny_config), *map(str, flags)], show_notes))
+    def run(*flags: object, show_notes: bool = False) -> DryRun:
+        return DryRun(dry_run.dry_run(["--config", str(tiny_config), *map(str, flags)], show_notes))
 
     return run
 
 
-def test_a_fit_is_tried_and_leaves_nothing(tried: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:  # noqa: ANN401
     found = tried()
     assert found.statuses == dict.fromkeys(
         [
@@ -190,7 +127,6 @@ def test_a_fit_is_tried_and_leaves_nothing(tried: Any, tmp_path: Path) -> None: 
             "notes",
             "labels",
             "example",
-            "supervised tokens",
             "memory",
             "training step",
             "validation step",
@@ -205,7 +141,7 @@ def test_a_fit_is_tried_and_leaves_nothing(tried: Any, tmp_path: Path) -> None: 
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_the_example_is_invented_unless_the_user_wants_his_own(tried: Any, notes_folder: Path) -> None:  # noqa: ANN401
+def test_the_example_is_invented_unless_own_notes_are_requested(tried: Any, notes_folder: Path) -> None:  # noqa: ANN401
     invented = tried("--trainer.max_steps", 1)
     taught = [text for text, supervised in invented.example if supervised]
     assert len(taught) == 1
@@ -218,8 +154,8 @@ def test_the_example_is_invented_unless_the_user_wants_his_own(tried: Any, notes
     assert "Patient 3" not in words
 
 
-def test_with_the_loss_over_the_whole_sequence_all_but_the_first_token_is_taught(tried: Any) -> None:  # noqa: ANN401
-    found = tried("--data.mask_prompt", "whole")
+def test_without_the_prompt_mask_all_but_the_first_token_is_supervised(tried: Any) -> None:  # noqa: ANN401
+    found = tried("--data.mask_prompt", "false")
     assert [supervised for _, supervised in found.example] == [False, True]
     assert found.example[0] == ("<s>", False)
 
@@ -253,8 +189,8 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
     assert "training step" not in found.rows
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
-def test_without_the_gpu_that_a_config_wants_the_notes_are_looked_at_all_the_same(tried: Any) -> None:  # noqa: ANN401
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_notes_are_checked_without_the_gpu_of_the_config(tried: Any) -> None:  # noqa: ANN401
     found = tried("--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.strategy", "ddp")
     assert found.rows["devices"].status == "fail"
     assert "medlit doctor" not in found.rows["devices"].cure
@@ -272,17 +208,17 @@ def test_what_does_not_fit_is_not_tried(tried: Any, monkeypatch: pytest.MonkeyPa
     assert (found.statuses["memory"], found.statuses["trial"]) == ("fail", "warn")
 
 
-def test_an_unforeseen_end_is_a_row(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
-    def broken(self: dry_run.Trial) -> None:
+def test_an_unexpected_error_is_a_row(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    def broken(self: DryRunCLI) -> None:
         raise ZeroDivisionError("no\nmore")
 
-    monkeypatch.setattr(dry_run.Trial, "go", broken)
+    monkeypatch.setattr(DryRunCLI, "start", broken)
     row = tried().rows["trial"]
     assert (row.status, row.found) == ("fail", "ZeroDivisionError: no")
 
 
 @pytest.mark.parametrize("flag", ["--data.sauce=x", "--trainer.max_steps=none", "--val_every_steps=0"])
-def test_a_setting_that_is_none_is_a_mistake(tried: Any, flag: str) -> None:  # noqa: ANN401
+def test_an_invalid_setting_is_a_mistake(tried: Any, flag: str) -> None:  # noqa: ANN401
     with pytest.raises(UserError) as told:
         tried(flag)
     assert flag[2:].partition("=")[0] in str(told.value)
@@ -294,10 +230,10 @@ def test_a_mistake_in_the_settings_ends_the_doctor(monkeypatch: pytest.MonkeyPat
 
     child = Child(json.dumps({"mistake": "data.sauce: there is no such key."}))
     with pytest.raises(UserError, match=r"data\.sauce"):
-        doctor.gather(child, patient=True)
+        doctor.read_probe(child, has_config=True)
 
 
-def test_settings_go_to_the_trial_and_flags_of_the_doctor_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_gets_the_settings_without_the_flags_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
     def child(command: list[str], **_: object) -> None:
@@ -315,36 +251,36 @@ def test_settings_go_to_the_trial_and_flags_of_the_doctor_do_not(monkeypatch: py
     assert commands[1][3:] == ["--show_notes", "--config", "a.yaml", "--data.predict.text=x", "--config", "b"]
 
 
-def test_the_probe_hands_the_trial_on_line_by_line(
+def test_the_probe_prints_the_dry_run_line_by_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
-        yield Row("notes", "ok", f"{settings} {show_notes}")
+    def found(settings: list[str], show_notes: bool) -> Iterator[CheckResult | Example]:
+        yield CheckResult("notes", "ok", f"{settings} {show_notes}")
         yield [("Response:", False), (f"Neurology{EOS}", True)]
         raise UserError("trainer: no.")
 
-    monkeypatch.setattr(dry_run, "rehearse", found)
-    for name in ("_torch", "_bitsandbytes", "_four_bit", "_optimizer", "_triton", "_unsloth"):
-        monkeypatch.setattr(probe, name, dict)
+    monkeypatch.setattr(dry_run, "dry_run", found)
+    for name in probe.PROBES:
+        monkeypatch.setitem(probe.PROBES, name, dict)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     probe.main(["--show_notes", "--config", "a"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[6:] == [
-        {"row": {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""}},
+    assert lines[len(probe.PROBES) :] == [
+        {"result": {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""}},
         {"example": [["Response:", False], [f"Neurology{EOS}", True]]},
         {"mistake": "trainer: no."},
     ]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_the_example_is_shown_with_what_is_taught_between_brackets(
+def test_the_supervised_part_of_the_example_is_in_brackets(
     as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from test_doctor import Child
 
-    facts = [{"row": {"check": "example", "status": "ok", "found": "a note", "cure": ""}}]
+    facts = [{"result": {"check": "example", "status": "ok", "found": "a note", "cure": ""}}]
     facts += [{"example": [["[red]Response: ", False], ["Neurology", True]]}]
-    monkeypatch.setattr(doctor, "start", lambda settings, show_notes: Child("\n".join(map(json.dumps, facts))))
+    monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: Child("\n".join(map(json.dumps, facts))))
     doctor.run(["--config", "a", *["--json"] * as_json])
     out = capsys.readouterr().out
     assert "[red]Response: [[Neurology]]" in out

@@ -9,30 +9,27 @@ import subprocess
 import sys
 import tempfile
 from collections import namedtuple
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from medlit.tools import doctor
-from medlit.tools.doctor import Probed, checks, probe
+from medlit.tools.doctor import checks, probe
 from medlit.tools.doctor.checks import CheckResult
 
-CPU = {
-    "torch": {"version": "2.13.0+cpu", "cuda": None, "gpus": []},
-    "bitsandbytes": {"version": "0.50.2"},
-    "4-bit": {"device": "cpu"},
-    "unsloth": {"version": "2026.10.9"},
+LIBRARIES = {
+    name: CheckResult(name, "ok", "imports") for name in ("torch", "bitsandbytes", "4-bit training", "unsloth")
 }
-CUDA = {"version": "2.11.0+cu130", "cuda": "13.0", "gpus": []}
 SECRET = "hf_thisisnotarealtokenatall"
 
 
 @pytest.fixture(autouse=True)
 def a_quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A CPU machine where everything imports, with its own cache and home."""
-    probed(monkeypatch, CPU)
-    monkeypatch.setattr(checks, "command_output", lambda *command: "")
+    monkeypatch.setattr(probe, "command_output", lambda *command: "")
+    probed(monkeypatch, *LIBRARIES.values())
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
@@ -54,9 +51,14 @@ class Child:
         self.hangs = False
 
 
-def probed(monkeypatch: pytest.MonkeyPatch, facts: dict[str, dict]) -> None:
-    """Fake the findings of the child process."""
-    child = Child(f"noise\n{json.dumps(facts)}")
+def lines(*results: CheckResult) -> str:
+    return "\n".join(json.dumps(asdict(result)) for result in results)
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, *results: CheckResult) -> None:
+    """Fake the child process of a machine without a GPU."""
+    machine = [*probe.gpus([], cuda=""), probe.driver(cuda=""), probe.triton(has_gpu=False)]
+    child = Child(f"noise\n{lines(*results, *machine)}")
     monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: child)
 
 
@@ -75,7 +77,7 @@ def test_a_cpu_machine_can_run_with_a_warning(capsys: pytest.CaptureFixture[str]
 def test_the_table_ends_with_the_verdict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.run([]) == 0
     assert capsys.readouterr().out.strip().endswith("medlit can run here.")
-    probed(monkeypatch, CPU | {"unsloth": {"error": "ImportError: no [such] thing"}})
+    probed(monkeypatch, CheckResult("unsloth", "fail", "ImportError: no [such] thing", "install it"))
     assert doctor.run([]) == 1
     assert capsys.readouterr().out.strip().endswith("medlit cannot run here: unsloth.")
 
@@ -102,10 +104,10 @@ def test_the_probing_process_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> N
 
     def child(command: list[str], env: dict[str, str], **_: object) -> Child:
         seen.update(env)
-        return Child(f"noise\n{json.dumps(CPU)}\n")
+        return Child(f"noise\n{lines(LIBRARIES['torch'])}\n")
 
     monkeypatch.setattr(subprocess, "Popen", child)
-    assert doctor.read_probe(doctor.start_probe([], show_notes=False)) == Probed(CPU, [])
+    assert doctor.read_probe(doctor.start_probe([], show_notes=False)) == [LIBRARIES["torch"]]
     assert SECRET not in seen.values()
     assert seen["HF_HUB_OFFLINE"] == "1"
 
@@ -148,72 +150,69 @@ def test_requirements_of_extras_are_not_checked(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("torch", "driver", "status", "words"),
+    ("devices", "cuda", "driver", "status", "words"),
     [
-        (CUDA | {"gpus": [{"name": "T4", "gib": 15.6, "bf16": False}]}, "580.1", "ok", "no bf16"),
-        (
-            CUDA | {"gpus": [{"name": "H200", "gib": 139.8, "bf16": True}]},
-            "580.1",
-            "ok",
-            "12.3 of 139.8 GiB free, bf16",
-        ),
-        (CUDA, "470.1", "warn", "update the NVIDIA driver"),
-        (CPU["torch"], "580.1", "warn", "BUILD=gpu"),
-        (CPU["torch"], "", "warn", "runs on the CPU"),
+        ([{"name": "T4", "gib": 15.6, "bf16": False}], "13.0", "580.1", "ok", "no bf16"),
+        ([{"name": "H200", "gib": 139.8, "bf16": True}], "13.0", "580.1", "ok", "12.3 of 139.8 GiB free, bf16"),
+        ([], "13.0", "470.1", "warn", "update the NVIDIA driver"),
+        ([], "", "580.1", "warn", "BUILD=gpu"),
+        ([], "", "", "warn", "runs on the CPU"),
     ],
 )
 def test_a_missing_gpu_differs_from_an_unused_one(
-    torch: dict[str, object], driver: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+    devices: list[dict], cuda: str, driver: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "command_output", lambda *command: driver)
-    for gpu in torch["gpus"]:
-        gpu["free"] = 12.3
-    (row,) = checks.gpus({"torch": torch})
+    monkeypatch.setattr(probe, "command_output", lambda *command: driver)
+    (row,) = probe.gpus([device | {"free": 12.3} for device in devices], cuda)
     assert row.status == status
     assert words in f"{row.found} {row.cure}"
 
 
 def test_torchvision_beside_a_cpu_torch_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = CPU | {"unsloth": {"error": "RuntimeError: operator torchvision::nms does not exist"}}
-    monkeypatch.setattr(checks, "version_of", lambda package: "0.28.0")
-    assert "uninstall torchvision" in checks.imported("unsloth", facts).cure
-    monkeypatch.setattr(checks, "version_of", lambda package: "")
-    assert "requirements/cpu.txt" in checks.imported("unsloth", facts).cure
-    assert "requirements/gpu.txt" in checks.imported("unsloth", facts | {"torch": CUDA}).cure
+    monkeypatch.setattr(probe, "version_of", lambda package: "0.28.0")
+    assert "uninstall torchvision" in probe.library_cure("unsloth", cuda="")
+    assert "requirements/gpu.txt" in probe.library_cure("unsloth", cuda="13.0")
+    monkeypatch.setattr(probe, "version_of", lambda package: "")
+    assert "requirements/cpu.txt" in probe.library_cure("unsloth", cuda="")
 
 
-def test_a_crashed_probe_keeps_its_earlier_findings() -> None:
-    child = Child(json.dumps({"torch": CUDA}) + "\n", "loading\nSegmentation fault\n", -11)
-    facts = doctor.read_probe(child).facts
-    assert checks.torch(facts).status == "ok"
-    for row in (checks.imported("bitsandbytes", facts), checks.four_bit(facts)):
-        assert row.status == "fail"
-        assert "-11" in row.found
-        assert "Segmentation fault" in row.found
+@pytest.mark.parametrize(("has_config", "check"), [(False, "libraries"), (True, "trial")])
+def test_a_crashed_probe_keeps_its_earlier_results(has_config: bool, check: str) -> None:
+    found = list(LIBRARIES.values()) if has_config else [LIBRARIES["torch"]]
+    child = Child(lines(*found) + "\n", "loading\nSegmentation fault\n", -11)
+    *earlier, crash = doctor.read_probe(child, has_config=has_config)
+    assert earlier == found
+    assert (crash.check, crash.status) == (check, "fail")
+    assert "-11" in crash.found
+    assert "Segmentation fault" in crash.found
+    assert crash.cure
 
 
 def test_a_hanging_probe_fails_and_is_killed() -> None:
     child = Child(hangs=True)
-    assert checks.torch(doctor.read_probe(child).facts).status == "fail"
+    (row,) = doctor.read_probe(child)
+    assert row.status == "fail"
     assert not child.hangs
 
 
 def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> dict[str, str]:
+    def broken() -> list[CheckResult]:
         print("a library that greets")
         raise OSError("libcudart.so.13:\n cannot open")
 
-    monkeypatch.setitem(probe.PROBES, "bitsandbytes", broken)
-    monkeypatch.setitem(probe.PROBES, "unsloth", lambda: {"version": "2026.10.9"})
+    monkeypatch.setitem(probe.LIBRARY_CHECKS, "bitsandbytes", broken)
+    monkeypatch.setitem(probe.LIBRARY_CHECKS, "unsloth", lambda: [LIBRARIES["unsloth"]])
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # main() points it elsewhere
     probe.main([])
-    facts: dict[str, dict] = {}
-    for line in capsys.readouterr().out.splitlines():
-        facts |= json.loads(line)
-    assert list(facts) == ["torch", "bitsandbytes", "4-bit", "unsloth"]
-    assert facts["torch"]["version"]
-    assert facts["bitsandbytes"] == {"error": "OSError: libcudart.so.13: cannot open"}
-    assert facts["4-bit"]["device"] in ("cpu", "cuda")
+    rows = [CheckResult(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    names = [row.check for row in rows if not row.check.startswith("GPU")]
+    assert names == ["torch", "NVIDIA driver", "Triton", "bitsandbytes", "4-bit training", "unsloth"]
+    row = {row.check: row for row in rows}
+    assert row["torch"].found
+    assert row["bitsandbytes"].status == "fail"
+    assert row["bitsandbytes"].found == "OSError: libcudart.so.13: cannot open"
+    assert row["bitsandbytes"].cure
+    assert row["4-bit training"].status == "ok"
 
 
 @pytest.mark.parametrize("factor", [0, float("nan")])
@@ -223,7 +222,7 @@ def test_a_4_bit_layer_without_a_finite_gradient_is_noticed(factor: float, monke
     forward = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: factor * forward(self, x))
     with pytest.raises(ArithmeticError, match="wrong numbers"):
-        probe.PROBES["4-bit"]()
+        probe.LIBRARY_CHECKS["4-bit training"]()
 
 
 def test_an_optimizer_that_takes_no_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,27 +230,32 @@ def test_an_optimizer_that_takes_no_step_is_noticed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(AdamW8bit, "step", lambda self: None)
     with pytest.raises(ArithmeticError, match="wrong numbers"):
-        probe.PROBES["4-bit"]()
+        probe.LIBRARY_CHECKS["4-bit training"]()
 
 
 def test_4_bit_training_that_does_not_run_fails_with_a_cure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed(monkeypatch, CPU | {"4-bit": {"error": "RuntimeError: no kernel image"}})
-    code, rows = rows_of(capsys)
-    assert (code, rows["4-bit training"].status) == (1, "fail")
-    assert "RuntimeError" in rows["4-bit training"].found
-    assert rows["4-bit training"].cure
+    def broken() -> list[CheckResult]:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(probe, "LIBRARY_CHECKS", {"4-bit training": broken})
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    probe.main([])
+    row = CheckResult(**json.loads(capsys.readouterr().out))
+    assert (row.check, row.status, row.found) == ("4-bit training", "fail", "RuntimeError: no kernel image")
+    assert "python -m bitsandbytes" in row.cure
+    probed(monkeypatch, row)
+    assert rows_of(capsys)[0] == 1
 
 
 def test_triton_needs_a_c_compiler_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"torch": CUDA | {"gpus": [{"name": "T4"}]}}
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    row = checks.triton(facts)
+    row = probe.triton(has_gpu=True)
     assert row.status == "warn"
     assert "no C compiler" in row.found
     assert "build-essential" in row.cure
-    assert checks.triton({"torch": CUDA}).status == "ok"
+    assert probe.triton(has_gpu=False).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -266,8 +270,8 @@ def test_triton_needs_a_c_compiler_beside_a_gpu(monkeypatch: pytest.MonkeyPatch)
 def test_the_driver_is_compared_with_the_cuda_of_torch(
     output: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "command_output", lambda *command: output)
-    row = checks.driver({"torch": CUDA})
+    monkeypatch.setattr(probe, "command_output", lambda *command: output)
+    row = probe.driver("13.0")
     assert row.status == status
     assert words in row.found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from fake_tokenizers import EOS, byte_tokenizer
+from fake_tokenizers import byte_tokenizer
 
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
 from medlit.model.memory import GIB, FitMemory
 from medlit.tools import doctor
-from medlit.tools.doctor import dry_run, marked, probe, verdict
-from medlit.tools.doctor.checks import CheckResult, Example
+from medlit.tools.doctor import dry_run, probe, verdict
+from medlit.tools.doctor.checks import CheckResult
 from medlit.tools.doctor.dry_run import DryRunCLI, check_labels, memory_result
 
 # --- labels and tokens ------------------------------------------------------------------------------------------------
@@ -92,18 +93,17 @@ def test_the_verdict_is_only_about_what_was_tried(rows: list[CheckResult], words
 class DryRun:
     """The results of a dry run."""
 
-    def __init__(self, findings: Iterator[CheckResult | Example]) -> None:
-        self.rows: dict[str, CheckResult] = {}
-        self.example: Example = []
-        for finding in findings:
-            if isinstance(finding, CheckResult):
-                self.rows[finding.check] = finding
-            else:
-                self.example = finding
+    def __init__(self, results: Iterator[CheckResult]) -> None:
+        self.rows = {result.check: result for result in results}
 
     @property
     def statuses(self) -> dict[str, str]:
         return {check: row.status for check, row in self.rows.items()}
+
+    @property
+    def example(self) -> str:
+        """The example's text, marked."""
+        return self.rows["example"].found.partition(": ")[2]
 
 
 @pytest.fixture
@@ -143,21 +143,22 @@ def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:
 
 def test_the_example_is_invented_unless_own_notes_are_requested(tried: Any, notes_folder: Path) -> None:  # noqa: ANN401
     invented = tried("--trainer.max_steps", 1)
-    taught = [text for text, supervised in invented.example if supervised]
-    assert len(taught) == 1
-    assert taught[0].endswith("</s>")
-    assert marked(invented.example).endswith(f"### Response:\n[[{taught[0]}]]")
-    assert "Patient 3" not in marked(invented.example)
+    supervised = re.findall(r"\[\[(.*?)\]\]", invented.example)
+    assert len(supervised) == 1
+    assert supervised[0].endswith("</s>")
+    assert invented.example.endswith(f"### Response:\n[[{supervised[0]}]]")
+    assert "Patient 3" not in invented.example
     own = tried(show_notes=True)
-    assert "Patient 3" in marked(own.example) or "heart" in marked(own.example)
-    words = " ".join(row.found + row.cure for row in [*invented.rows.values(), *own.rows.values()])
-    assert "Patient 3" not in words
+    assert "Patient 3" in own.example or "heart" in own.example
+    others = [row for row in [*invented.rows.values(), *own.rows.values()] if row.check != "example"]
+    assert "Patient 3" not in " ".join(row.found + row.cure for row in others)
 
 
 def test_without_the_prompt_mask_all_but_the_first_token_is_supervised(tried: Any) -> None:  # noqa: ANN401
-    found = tried("--data.mask_prompt", "false")
-    assert [supervised for _, supervised in found.example] == [False, True]
-    assert found.example[0] == ("<s>", False)
+    example = tried("--data.mask_prompt", "false").example
+    assert example.startswith("<s>[[")
+    assert example.endswith("]]")
+    assert example.count("[[") == example.count("]]") == 1
 
 
 @pytest.mark.parametrize(
@@ -254,33 +255,28 @@ def test_the_probe_gets_the_settings_without_the_flags_of_the_doctor(monkeypatch
 def test_the_probe_prints_the_dry_run_line_by_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(settings: list[str], show_notes: bool) -> Iterator[CheckResult | Example]:
+    def results(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         yield CheckResult("notes", "ok", f"{settings} {show_notes}")
-        yield [("Response:", False), (f"Neurology{EOS}", True)]
         raise UserError("trainer: no.")
 
-    monkeypatch.setattr(dry_run, "dry_run", found)
-    for name in probe.PROBES:
-        monkeypatch.setitem(probe.PROBES, name, dict)
+    monkeypatch.setattr(dry_run, "dry_run", results)
+    monkeypatch.setattr(probe, "LIBRARY_CHECKS", {})
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     probe.main(["--show_notes", "--config", "a"])
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[len(probe.PROBES) :] == [
-        {"result": {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""}},
-        {"example": [["Response:", False], [f"Neurology{EOS}", True]]},
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""},
         {"mistake": "trainer: no."},
     ]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_the_supervised_part_of_the_example_is_in_brackets(
+def test_the_example_is_printed_as_it_is(
     as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_doctor import Child
+    from test_doctor import Child, lines
 
-    facts = [{"result": {"check": "example", "status": "ok", "found": "a note", "cure": ""}}]
-    facts += [{"example": [["[red]Response: ", False], ["Neurology", True]]}]
-    monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: Child("\n".join(map(json.dumps, facts))))
+    child = Child(lines(CheckResult("example", "ok", "a note: [red]Response: [[Neurology]]")))
+    monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: child)
     doctor.run(["--config", "a", *["--json"] * as_json])
     out = capsys.readouterr().out
     assert "[red]Response: [[Neurology]]" in out

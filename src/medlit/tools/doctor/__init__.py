@@ -18,12 +18,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
 
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS
 from medlit.tools.doctor import checks
-from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult, Example, Facts
+from medlit.tools.doctor.checks import CONFIG, EXAMPLE, REINSTALL, TRIAL, CheckResult
 
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
 # Checks whose warning means that the later ones did not run.
@@ -36,14 +35,6 @@ examples:
   medlit doctor --config configs/llama31_8b.yaml --config configs/hardware/gpu_80gb.yaml
   medlit doctor --config configs/quickstart.yaml --data.source notes.csv --show_notes
 """
-
-
-class Probed(NamedTuple):
-    """Findings of the child process: facts by library, checks of a config, and one note as the model sees it."""
-
-    facts: Facts
-    results: list[CheckResult]
-    example: Example | None = None
 
 
 def run(args: Sequence[str]) -> int:
@@ -82,38 +73,14 @@ def run(args: Sequence[str]) -> int:
     if (rest or options.show_notes) and not options.config:
         parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")
     settings = [argument for argument in args if argument not in ("--json", "--show_notes")] if options.config else []
-    results, example = examine(settings, show_notes=options.show_notes)
+    child = start_probe(settings, show_notes=options.show_notes)
+    results = checks.installation()  # while the child imports, which takes longest
+    results += read_probe(child, has_config=bool(settings))
     if options.json:
-        rows = [asdict(result) for result in results]
-        for row in rows:
-            if row["check"] == EXAMPLE and example:
-                row["found"] += f": {marked(example)}"
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     else:
-        _print_table(results, example)
+        _print_table(results)
     return int(any(result.status == "fail" for result in results))
-
-
-def examine(settings: Sequence[str], *, show_notes: bool) -> tuple[list[CheckResult], Example | None]:
-    """Run every check.
-
-    Args:
-        settings: `--config` files and flags of a fit to try; empty: the machine alone.
-        show_notes: take the example from the config's own notes.
-
-    Returns:
-        The results, causes before effects, and a config's example.
-
-    Raises:
-        UserError: a setting is invalid.
-    """
-    child = start_probe(settings, show_notes=show_notes)
-    installation = checks.installation()  # while the child imports, which takes longest
-    facts, results, example = read_probe(child, has_config=bool(settings))
-    if settings and "crash" in facts and "unsloth" in facts:
-        cure = "run 'medlit fit' with the same settings to see more"
-        results.append(CheckResult(TRIAL, "fail", facts["crash"]["error"], cure))
-    return [*checks.machine(facts), *installation, *results], example
 
 
 def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
@@ -124,8 +91,8 @@ def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Pope
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> Probed:
-    """Wait for the child process and read its findings.
+def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
+    """Wait for the child process and read its results.
 
     Args:
         child: the process.
@@ -139,37 +106,23 @@ def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> Pro
     try:
         out, err = child.communicate(timeout=None if has_config else PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return Probed({"crash": {"error": f"no answer in {PROBE_SECONDS} s"}}, [])
+        return [CheckResult("libraries", "fail", f"no answer in {PROBE_SECONDS} s", REINSTALL)]
     finally:
         child.kill()  # after Ctrl-C too; harmless if it has ended
-    facts: Facts = {}
-    results: list[CheckResult] = []
-    example: Example | None = None
-    for line in out.splitlines():
-        if not line.startswith("{"):
-            continue  # a library's C code may print here too
-        finding = json.loads(line)
-        if "mistake" in finding:
-            raise UserError(finding["mistake"])
-        if "result" in finding:
-            results.append(CheckResult(**finding["result"]))
-        elif "example" in finding:
-            example = [(text, supervised) for text, supervised in finding["example"]]
-        else:
-            facts |= finding
+    # A library's C code may print here too.
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    if lines and "mistake" in lines[-1]:
+        raise UserError(lines[-1]["mistake"])
+    results = [CheckResult(**line) for line in lines]
     if child.returncode:
         last = (err.strip().splitlines() or ["no message"])[-1]
-        facts["crash"] = {"error": f"the checking process ended with code {child.returncode}: {last}"}
-    return Probed(facts, results, example)
-
-
-def marked(example: Example) -> str:
-    """An example as text, with the supervised parts in `[[` and `]]`.
-
-    >>> marked([("Response: ", False), ("Neurology</s>", True)])
-    'Response: [[Neurology</s>]]'
-    """
-    return "".join(f"[[{text}]]" if supervised else text for text, supervised in example)
+        found = f"the checking process ended with code {child.returncode}: {last}"
+        if has_config and any(result.check == "unsloth" for result in results):
+            cure = "run 'medlit fit' with the same settings to see more"
+            results.append(CheckResult(TRIAL, "fail", found, cure))
+        else:
+            results.append(CheckResult("libraries", "fail", found, REINSTALL))
+    return results
 
 
 def verdict(results: Sequence[CheckResult]) -> str:
@@ -184,7 +137,7 @@ def verdict(results: Sequence[CheckResult]) -> str:
     return "This fit can run here."
 
 
-def _print_table(results: Sequence[CheckResult], example: Example | None) -> None:
+def _print_table(results: Sequence[CheckResult]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -195,13 +148,13 @@ def _print_table(results: Sequence[CheckResult], example: Example | None) -> Non
     for heading in ("check", "", "found", "cure"):
         table.add_column(heading, overflow="fold")
     for row in results:
-        table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
+        if row.check != EXAMPLE:
+            table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
     console = Console()
     console.print(table)
-    if example is not None:
-        coloured = console.is_terminal
-        console.rule(f"one example: the model learns the text {'in colour' if coloured else 'in double brackets'}")
-        text = Text.assemble(*[(run, "bold green" if supervised else "dim") for run, supervised in example])
-        console.print(text if coloured else Text(marked(example)), soft_wrap=True)
-        console.rule()
+    for row in results:
+        if row.check == EXAMPLE:  # too long for the table
+            console.rule("one example: the model learns the text in double brackets")
+            console.print(Text(row.found), soft_wrap=True)
+            console.rule()
     console.print(verdict(results))

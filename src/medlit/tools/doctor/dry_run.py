@@ -29,7 +29,7 @@ from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
 from medlit.model.precision import dtype_for
-from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult, Example
+from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
 # Micro-batches to look at; an epoch of a large table would take minutes.
@@ -137,7 +137,7 @@ class DryRunCLI(MedlitCLI):
         super()._run_subcommand("fit")
 
 
-def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult | Example]:
+def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     """Check a fit before it starts; yields each result as it is found.
 
     Args:
@@ -200,7 +200,7 @@ def _parse(settings: list[str]) -> DryRunCLI:
 # --- notes and labels -------------------------------------------------------------------------------------------------
 
 
-def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult | Example, None, int]:
+def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult, None, int]:
     """The notes as the model sees them; returns the padded tokens of the largest micro-batch."""
     data.setup("fit")
     tables = {name: data.rows(name) for name in data.read_splits().notes}
@@ -216,10 +216,10 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
     loader = data.train_dataloader()  # without its worker processes
     batches = [loader.dataset[batch] for batch in itertools.islice(loader.sampler, MAX_BATCHES)]
     example = batches[0] if show_notes else _invented_batch(data)
-    runs, supervised = _supervised_runs(example, data.prompt)
+    text, supervised = mark_supervised(example, data.prompt)
     kind = "one of your notes" if show_notes else "an invented note"
-    yield CheckResult(EXAMPLE, "ok", f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised")
-    yield runs
+    found = f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised: {text}"
+    yield CheckResult(EXAMPLE, "ok", found)
     return max(batch.input_ids.numel() for batch in batches)
 
 
@@ -258,18 +258,16 @@ def _invented_batch(data: TranscriptionDataModule) -> Batch:
     return data.collator.train([row], data.collator.supervised(row))
 
 
-def _supervised_runs(batch: Batch, prompt: AlpacaPrompt) -> tuple[Example, int]:
-    """A batch's first note, decoded in runs of tokens that carry loss or do not, and how many tokens carry loss."""
+def mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
+    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
     padded = batch.padded()
     ids = padded.input_ids[0, : padded.lengths[0]].tolist()
     supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
-    inner = (at for at in range(1, len(ids)) if (at in supervised) != (at - 1 in supervised))
-    decode = prompt.tokenizer.decode
-    runs = [
-        (str(decode(ids[start:end], clean_up_tokenization_spaces=False)), start in supervised)
-        for start, end in pairwise([0, *inner, len(ids)])
-    ]
-    return runs, len(supervised)
+    text = ""
+    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
+        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
+        text += f"[[{part}]]" if learned else str(part)
+    return text, len(supervised)
 
 
 # --- memory and time --------------------------------------------------------------------------------------------------

@@ -1,15 +1,11 @@
 """The doctor's child process, `python -m medlit.tools.doctor.probe`: what only a run can show.
 
-A broken CUDA library ends the process that loads it, and Unsloth must be imported in the order of a fit. Each finding
-is one line of JSON on standard output, written at once, so that a crash loses none of the earlier ones:
+A broken CUDA library ends the process that loads it, and Unsloth must be imported in the order of a fit. Each result is
+one line of JSON on standard output, written at once, so that a crash loses none of the earlier ones:
 
-    {"torch": {"version": "2.13.0+cpu", "cuda": null, "gpus": []}}
-    {"bitsandbytes": {"version": "0.50.2"}}
-    {"4-bit": {"device": "cpu"}}
-    {"unsloth": {"error": "ImportError: ..."}}
+    {"check": "torch", "status": "ok", "found": "2.13.0+cpu, built for the CPU", "cure": ""}
 
-With a config among the arguments the findings of `dry_run.py` follow: `{"result": {...}}`, `{"example": [...]}`, or
-`{"mistake": "..."}` if the settings are invalid.
+With a config among the arguments the results of `dry_run.py` follow, or `{"mistake": "..."}` for invalid settings.
 """
 
 from __future__ import annotations
@@ -17,72 +13,143 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from medlit.errors import UserError
-
-Fact = dict[str, Any]
+from medlit.tools.doctor.checks import REINSTALL, CheckResult, version_of
 
 
 def main(args: list[str] | None = None) -> None:
-    """Print the findings; what the libraries print goes to standard error."""
+    """Print the results; what the libraries print goes to standard error."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--show_notes", action="store_true")
     options, settings = parser.parse_known_args(args)
     stdout, sys.stdout = sys.stdout, sys.stderr
-
-    def emit(finding: dict[str, Any]) -> None:
-        print(json.dumps(finding), file=stdout, flush=True)
-
-    facts = {}
-    for name, probe in PROBES.items():
-        facts[name] = _attempt(probe)
-        emit({name: facts[name]})
-    if not settings or any("error" in fact for fact in facts.values()):
+    usable = True
+    for name, check in LIBRARY_CHECKS.items():
+        try:
+            results = check()
+        except Exception as error:  # an import may raise anything, and that is the finding
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            results = [CheckResult(name, "fail", found, library_cure(name, _cuda()))]
+        for result in results:
+            usable = usable and result.status != "fail"
+            print(json.dumps(asdict(result)), file=stdout, flush=True)
+    if not settings or not usable:
         return
 
-    from medlit.tools.doctor.checks import CheckResult
     from medlit.tools.doctor.dry_run import dry_run
 
     try:
-        for finding in dry_run(settings, options.show_notes):
-            emit({"result": asdict(finding)} if isinstance(finding, CheckResult) else {"example": finding})
+        for result in dry_run(settings, options.show_notes):
+            print(json.dumps(asdict(result)), file=stdout, flush=True)
     except UserError as error:
-        emit({"mistake": str(error)})
+        print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)
 
 
-def _attempt(probe: Callable[[], Fact]) -> Fact:
+def library_cure(name: str, cuda: str) -> str:
+    """What to do about a library that does not work beside a PyTorch for this CUDA version (empty: for the CPU)."""
+    if name == "torch":
+        return REINSTALL
+    if name == "unsloth" and not cuda and version_of("torchvision"):
+        return "pip uninstall torchvision: it does not load beside a CPU build of torch, and Unsloth works without it"
+    cure = f"pip install --no-deps -r requirements/{'gpu' if cuda else 'cpu'}.txt"
+    return cure if name == "unsloth" else f"{cure}; if the error stays, see 'python -m bitsandbytes'"
+
+
+def _cuda() -> str:
     try:
-        return probe()
-    except Exception as error:  # an import may raise anything, and that is the finding
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        import torch
+    except Exception:  # reported by its own check
+        return ""
+    return torch.version.cuda or ""
 
 
-def _torch() -> Fact:
+def _torch() -> list[CheckResult]:
     import torch
 
-    gpus = []
+    devices = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)
         free, total = (round(size / 2**30, 1) for size in torch.cuda.mem_get_info(index))
         # Native bf16 came with Ampere (8.0); PyTorch's own check counts emulation too.
-        gpus.append({"name": device.name, "gib": total, "free": free, "bf16": device.major >= 8})
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
+        devices.append({"name": device.name, "gib": total, "free": free, "bf16": device.major >= 8})
+    cuda = _cuda()
+    build = f"{torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
+    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), driver(cuda), triton(bool(devices))]
 
 
-def _bitsandbytes() -> Fact:
-    return {"version": importlib.import_module("bitsandbytes").__version__}
+def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
+    """The GPUs that PyTorch can use, or why there is none.
 
-
-def _four_bit() -> Fact:
-    """One step through an NF4 layer with 8-bit AdamW, as a fit takes it.
-
-    Raises:
-        ArithmeticError: a result is no number, or the optimizer does not keep its state in 8 bits.
+    Args:
+        devices: name, gib, free and bf16 of each.
+        cuda: the CUDA version that PyTorch is built for; empty for a CPU build.
     """
+    precision = {True: "bf16", False: "no bf16, so fits run in 16-mixed (as configs/hardware/t4_16gb.yaml)"}
+    if devices:
+        found = [f"{gpu['name']}, {gpu['free']} of {gpu['gib']} GiB free, {precision[gpu['bf16']]}" for gpu in devices]
+        return [CheckResult(f"GPU {i}", "ok", text) for i, text in enumerate(found)]
+    if not command_output("nvidia-smi", "-L"):
+        cure = "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
+        return [CheckResult("GPU", "warn", "none: everything runs on the CPU", cure)]
+    if cuda:
+        cure = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
+        return [CheckResult("GPU", "warn", "PyTorch cannot use the GPU of this machine", cure)]
+    cure = f"{REINSTALL} BUILD=gpu"
+    return [CheckResult("GPU", "warn", "this machine has one, but PyTorch is built for the CPU", cure)]
+
+
+def driver(cuda: str) -> CheckResult:
+    """The NVIDIA driver's version, and whether it is new enough for the CUDA that PyTorch is built for."""
+    report = command_output("nvidia-smi")
+    version = re.search(r"Driver Version:\s*([\d.]+)", report)
+    if version is None:
+        return CheckResult("NVIDIA driver", "ok", "none (needed for a GPU only)")
+    newest = re.search(r"CUDA[^|\n]*? Version:\s*([\d.]+)", report)
+    found = version[1] + (f", for CUDA up to {newest[1]}" if newest else "")
+    if newest and cuda and int(newest[1].split(".")[0]) < int(cuda.split(".")[0]):
+        cure = f"update the driver (for CUDA 13: 580 or newer), or install a PyTorch for CUDA {newest[1]}"
+        return CheckResult("NVIDIA driver", "warn", f"{found}; PyTorch is built for CUDA {cuda}", cure)
+    return CheckResult("NVIDIA driver", "ok", found)
+
+
+def triton(has_gpu: bool) -> CheckResult:
+    """What Triton compiles Unsloth's kernels with: a C compiler and Python's headers."""
+    if not has_gpu:
+        return CheckResult("Triton", "ok", "not needed without a GPU")
+    missing = [] if any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))) else ["C compiler"]
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python.h")
+    if missing:
+        cure = "install a C compiler and Python's headers (build-essential, python3-dev)"
+        return CheckResult("Triton", "warn", f"cannot compile kernels: no {' and no '.join(missing)}", cure)
+    return CheckResult("Triton", "ok", "C compiler and Python.h found")
+
+
+def command_output(*command: str) -> str:
+    """Standard output of a command; empty if the command does not exist or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _bitsandbytes() -> list[CheckResult]:
+    return [CheckResult("bitsandbytes", "ok", f"{importlib.import_module('bitsandbytes').__version__}, imports")]
+
+
+def _four_bit() -> list[CheckResult]:
+    """One step through an NF4 layer with 8-bit AdamW, as a fit takes it."""
     import torch
     from bitsandbytes.nn import Linear4bit
     from bitsandbytes.optim import AdamW8bit
@@ -97,17 +164,23 @@ def _four_bit() -> Fact:
         raise ArithmeticError("a step through a 4-bit layer gives wrong numbers")
     if not any(getattr(state, "dtype", None) == torch.uint8 for state in optimizer.state[x].values()):
         raise ArithmeticError("8-bit AdamW does not keep its state in 8 bits")
-    return {"device": device.type}
+    place = {"cpu": "the CPU", "cuda": "the GPU"}[device.type]
+    return [CheckResult("4-bit training", "ok", f"an NF4 layer and a step of 8-bit AdamW run on {place}")]
 
 
-def _unsloth() -> Fact:
+def _unsloth() -> list[CheckResult]:
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    return {"version": sys.modules["unsloth"].__version__}
+    return [CheckResult("unsloth", "ok", f"{sys.modules['unsloth'].__version__}, imports")]
 
 
-PROBES = {"torch": _torch, "bitsandbytes": _bitsandbytes, "4-bit": _four_bit, "unsloth": _unsloth}
+LIBRARY_CHECKS = {
+    "torch": _torch,
+    "bitsandbytes": _bitsandbytes,
+    "4-bit training": _four_bit,
+    "unsloth": _unsloth,
+}
 
 if __name__ == "__main__":
     main()

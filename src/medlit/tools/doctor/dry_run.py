@@ -27,8 +27,8 @@ from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
+from medlit.model.language_model import dtype_for
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.model.precision import dtype_for
 from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
@@ -274,7 +274,6 @@ def mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
 
 
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
-    """Compare the estimate for micro-batches of T tokens with the free memory."""
     from transformers import AutoConfig
 
     data, language_model = cli.datamodule, cli.model.language_model
@@ -297,14 +296,7 @@ def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
 
 
 def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> CheckResult:
-    """Compare an estimate with the free bytes of the GPU or this machine.
-
-    Args:
-        needed: the estimate.
-        free: bytes.
-        place: whose memory it is.
-        tokens: padded tokens of the largest micro-batch.
-    """
+    """Compare the estimate for micro-batches of T tokens with the free bytes of a place: the GPU or this machine."""
     found = (
         f"about {needed.total / GIB:.1f} of {free / GIB:.1f} GiB that are free on {place}: weights"
         f" {needed.weights / GIB:.1f}, adapter and optimizer {needed.adapter / GIB:.1f}, a training micro-batch of"

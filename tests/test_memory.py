@@ -12,8 +12,19 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, 
 
 from medlit.callbacks.memory import over_budget
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.settings import Batching
 from medlit.model import memory
-from medlit.model.memory import GIB, SLACK, FitMemory, Footprint, Recomputation, fit_memory, footprint, loaded, skeleton
+from medlit.model.memory import (
+    GIB,
+    SLACK,
+    FitMemory,
+    Footprint,
+    Recomputation,
+    fit_memory,
+    footprint,
+    skeleton,
+    weight_bytes,
+)
 from medlit.model.settings import LanguageModel, Lora
 
 LLAMA_8B = {
@@ -67,7 +78,7 @@ def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, kee
     ],
 )
 def test_weights_are_counted_whatever_the_layers_are(config: PretrainedConfig, gib: float) -> None:
-    assert loaded(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
+    assert weight_bytes(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
 
 
 def test_a_card_of_80_gib_keeps_everything_one_of_24_half_and_one_of_10_next_to_nothing() -> None:
@@ -102,7 +113,7 @@ def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> N
     assert chosen.excess(6_000) == 0
     needed = llama_8b().peak(10_000, 1) / GIB
     assert chosen.excess(10_000) == pytest.approx(needed - 9.5)
-    said = over_budget(chosen, 10_000, TranscriptionDataModule(batch_size=8))
+    said = over_budget(chosen, 10_000, TranscriptionDataModule(batching=Batching(micro_batch_size=8)))
     assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
     assert f"{needed:.1f} GiB" in said
     assert "the 9.5 GiB" in said

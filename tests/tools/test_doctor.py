@@ -6,7 +6,6 @@ import errno
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections import namedtuple
 from dataclasses import asdict
@@ -202,7 +201,6 @@ def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setitem(probe.LIBRARY_CHECKS, "bitsandbytes", broken)
     monkeypatch.setitem(probe.LIBRARY_CHECKS, "unsloth", lambda: [LIBRARIES["unsloth"]])
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # main() points it elsewhere
     probe.main([])
     rows = [CheckResult(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
     names = [row.check for row in rows if not row.check.startswith("GPU")]
@@ -240,7 +238,6 @@ def test_4_bit_training_that_does_not_run_fails_with_a_cure(
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr(probe, "LIBRARY_CHECKS", {"4-bit training": broken})
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
     probe.main([])
     row = CheckResult(**json.loads(capsys.readouterr().out))
     assert (row.check, row.status, row.found) == ("4-bit training", "fail", "RuntimeError: no kernel image")

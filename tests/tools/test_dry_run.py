@@ -261,7 +261,6 @@ def test_the_probe_prints_the_dry_run_line_by_line(
 
     monkeypatch.setattr(dry_run, "dry_run", results)
     monkeypatch.setattr(probe, "LIBRARY_CHECKS", {})
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
     probe.main(["--show_notes", "--config", "a"])
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
         {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""},

@@ -280,7 +280,7 @@ def fit_memory(
     """
     model = skeleton(config)
     trained = 0 if lora is None else _adapter_size(model, lora)
-    weights = loaded(model, language_model.load_in_4bit, dtype.itemsize)
+    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
     batch = footprint(config, 0, trained)
     kept = batch.layers
     if language_model.gradient_checkpointing == "unsloth":

@@ -11,6 +11,7 @@ With a config among the arguments the results of `dry_run.py` follow, or `{"mist
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,16 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--show_notes", action="store_true")
     options, settings = parser.parse_known_args(args)
-    stdout, sys.stdout = sys.stdout, sys.stderr
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            for result in _check(settings, options.show_notes):
+                print(json.dumps(asdict(result)), file=stdout, flush=True)
+        except UserError as error:
+            print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)
+
+
+def _check(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     usable = True
     for name, check in LIBRARY_CHECKS.items():
         try:
@@ -40,19 +51,12 @@ def main(args: list[str] | None = None) -> None:
         except Exception as error:  # an import may raise anything, and that is the finding
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
             results = [CheckResult(name, "fail", found, library_cure(name, _cuda()))]
-        for result in results:
-            usable = usable and result.status != "fail"
-            print(json.dumps(asdict(result)), file=stdout, flush=True)
-    if not settings or not usable:
-        return
+        usable = usable and all(result.status != "fail" for result in results)
+        yield from results
+    if settings and usable:
+        from medlit.tools.doctor.dry_run import dry_run
 
-    from medlit.tools.doctor.dry_run import dry_run
-
-    try:
-        for result in dry_run(settings, options.show_notes):
-            print(json.dumps(asdict(result)), file=stdout, flush=True)
-    except UserError as error:
-        print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)
+        yield from dry_run(settings, show_notes)
 
 
 def library_cure(name: str, cuda: str) -> str:

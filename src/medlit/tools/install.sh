@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Install medlit out of this folder, without a network:
+# Install medlit from this folder, without a network:
 #
 #   bash install.sh [FOLDER]
 #
-# makes FOLDER/.venv and FOLDER/configs (by default where you are) and puts base models and data sets, where the bundle
-# has any, into the Hugging Face cache. PYTHON=/path/to/python names the Python to use. It may be run again.
+# makes FOLDER/.venv and FOLDER/configs (default: the current folder) and copies the bundle's base models and data sets
+# into the Hugging Face cache. PYTHON=/path/to/python chooses the Python. It can be run again.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 target=${1:-$PWD}
@@ -14,12 +14,12 @@ fail() { say "$*" >&2; exit 2; }
 
 say "checking the sums"
 (cd "$here" && sha256sum --check --quiet --strict SHA256SUMS >&2) ||
-  fail "this bundle is not as it was made: copy it again. Nothing was installed."
+  fail "this bundle is damaged: copy it again. Nothing was installed."
 
 # shellcheck source=/dev/null
 source "$here/bundle.env"
 [ "$(uname -s)-$(uname -m)" = "Linux-$BUNDLE_MACHINE" ] ||
-  fail "this bundle is for Linux on $BUNDLE_MACHINE, and this is $(uname -s) on $(uname -m): make another one."
+  fail "this bundle is for Linux on $BUNDLE_MACHINE, but this is $(uname -s) on $(uname -m): make another one."
 python=""
 for candidate in "${PYTHON:-python$BUNDLE_PYTHON}" python3 python; do
   if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$BUNDLE_PYTHON')" 2>/dev/null; then
@@ -27,12 +27,12 @@ for candidate in "${PYTHON:-python$BUNDLE_PYTHON}" python3 python; do
     break
   fi
 done
-[ -n "$python" ] || fail "this bundle is for Python $BUNDLE_PYTHON, which is not here: set PYTHON=/path/to/python$BUNDLE_PYTHON."
+[ -n "$python" ] || fail "this bundle is for Python $BUNDLE_PYTHON, which is not installed here: set PYTHON=/path/to/python$BUNDLE_PYTHON."
 
 say "installing into $target/.venv with $("$python" --version)"
 mkdir -p "$target"
 "$python" -m venv "$target/.venv" || fail "$python cannot make virtual environments: install its venv package."
-# Whatever pip is set up with on this machine, an index above all, is left out of this.
+# Ignore this machine's pip settings, above all its index.
 for name in $(compgen -e PIP_ || true); do unset "$name"; done
 export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
 install=("$target/.venv/bin/python" -m pip install --quiet --no-index --find-links "$here/wheels")
@@ -53,6 +53,6 @@ for kind in hub datasets; do
   fi
 done
 
-say "installed; the doctor looks at this machine"
+say "installed; medlit doctor checks this machine"
 HF_HUB_OFFLINE=1 "$target/.venv/bin/medlit" doctor
-say "on a machine without a network: export HF_HUB_OFFLINE=1; then: source $target/.venv/bin/activate && medlit fit --config configs/quickstart.yaml"
+say "without a network: export HF_HUB_OFFLINE=1; then: source $target/.venv/bin/activate && medlit fit --config configs/quickstart.yaml"

@@ -1,8 +1,8 @@
-"""`make bundle-test`: install a bundle where there is no network, no index, no cache and no home, and train two steps.
+"""`make bundle-test`: install a bundle without a network, an index, a cache or a home, and train two steps.
 
-    python tests/bundle/offline.py dist/medlit-0.1.0-cpu-python3.11-x86_64
+    python tests/tools/bundle_offline.py dist/medlit-0.1.0-cpu-python3.11-x86_64
 
-The network is taken away by the kernel (`unshare --net`) where it lets us; pip's index is nowhere in any case.
+`unshare --net` takes the network away where the kernel allows it; pip has no index either way.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 FIT = ["fit", "--config", "configs/quickstart.yaml", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
-NOWHERE = "http://127.0.0.1:9/"  # the port where nobody answers
+NOWHERE = "http://127.0.0.1:9/"  # nothing listens on this port
 
 
 def offline() -> list[str]:
-    """What to put before a command so that it has no network; nothing where the kernel refuses."""
+    """A command prefix that takes the network away; empty where the kernel refuses."""
     prefix = ["unshare", "--net"]
     try:
         allowed = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
@@ -29,7 +29,7 @@ def offline() -> list[str]:
 
 
 def timed(what: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run a command, say how long it took, and end where it fails."""
+    """Run a command, print how long it took, and exit if it fails."""
     began = time.perf_counter()
     done = subprocess.run([*offline(), *command], cwd=folder, env=environment)
     print(f"{what}: {time.perf_counter() - began:.1f} s, exit code {done.returncode}", flush=True)

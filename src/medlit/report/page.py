@@ -136,7 +136,7 @@ def other_errors(results: Results) -> list[str]:
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the first numbers on the page."""
     cards = [
-        (m.title, m.value(metrics), f"95 %: {interval}" if (interval := m.interval(metrics)) else "of the answers")
+        (m.title, m.value(metrics), f"95 % CI {interval}" if (interval := m.interval(metrics)) else "of the answers")
         for m in HEADLINE
     ]
     if metrics.get("ece") is not None:

@@ -53,7 +53,7 @@ def resolve(base_model: str) -> str:
     return base_model
 
 
-def packs(base_model: str, revision: str | None = None) -> bool:
+def supports_packing(base_model: str, revision: str | None = None) -> bool:
     """Whether a base model's attention can be told where a note begins, so that notes need not be padded.
 
     Raises:

@@ -4,7 +4,9 @@ METRICS holds one row for each single number of `<stage>_metrics.json`. From it 
 
 - LOGGED: names of the metrics that the module logs as `val/<name>` and `test/<name>`;
 - MONITORS: tag -> "min" or "max", what `checkpoint.monitor` and `early_stopping.monitor` accept, with the mode to use;
-- HEADLINE: the metrics that fit a terminal, a model card and TensorBoard's table of hyperparameters;
+- HYPERPARAMETERS: names of the logged metrics that TensorBoard shows beside the hyperparameters of a run: those with an
+  interval;
+- HEADLINE: the metrics that fit a terminal and a model card;
 - REPORTED: the columns of the report's table of systems, HEADLINE first;
 - METRIC: name -> its row.
 
@@ -94,6 +96,7 @@ METRICS = (
 METRIC = {metric.name: metric for metric in METRICS}
 LOGGED = tuple(metric.name for metric in METRICS if metric.logged)
 MONITORS: dict[str, Literal["min", "max"]] = {f"val/{metric.name}": metric.mode for metric in METRICS if metric.logged}
+HYPERPARAMETERS = tuple(metric.name for metric in METRICS if metric.logged and metric.interval_key)
 HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")
 REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")
 

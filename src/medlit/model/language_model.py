@@ -29,7 +29,7 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 
-def packs(model: nn.Module) -> bool:
+def can_pack(model: nn.Module) -> bool:
     """Whether a model takes packed notes as they are: a Llama in half precision on a GPU from Ampere on."""
     inner = causal_lm(model)
     if inner.device.type != "cuda" or inner.config.model_type != PACKED:
@@ -55,7 +55,7 @@ def train_mode(model: nn.Module, language_model: LanguageModel) -> None:
     FastLanguageModel.for_training(model, use_gradient_checkpointing=checkpointing(language_model))
 
 
-def answer_mode(model: nn.Module) -> None:
+def inference_mode(model: nn.Module) -> None:
     """Dropout and gradient checkpointing off, the generation kernels on."""
     from unsloth import FastLanguageModel
 
@@ -63,7 +63,9 @@ def answer_mode(model: nn.Module) -> None:
     FastLanguageModel.for_inference(model)
 
 
-def recomputation(model: nn.Module, language_model: LanguageModel, lora: Lora) -> memory.Recomputation | None:
+def make_recomputation(
+    model: nn.Module, language_model: LanguageModel, lora: Lora | None
+) -> memory.Recomputation | None:
     """What chooses, for each micro-batch, which layers are computed again; None where there is no choice.
 
     Called when the weights are loaded and nothing has been trained yet.
@@ -75,7 +77,7 @@ def recomputation(model: nn.Module, language_model: LanguageModel, lora: Lora) -
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     takes = memory.footprint(inner.config, torch.cuda.memory_allocated(device), trained)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
-    return memory.Recomputation(inner.model.layers, takes, budget, random=lora.dropout > 0)
+    return memory.Recomputation(inner.model.layers, takes, budget, random=lora is not None and lora.dropout > 0)
 
 
 def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation | None = None) -> Tensor:
@@ -85,7 +87,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     note's tokens. Without a mask the attention is causal, and right padding lies behind every real token.
     """
     inner = causal_lm(model)
-    if batch.starts is not None and not (model.training and packs(model)):
+    if batch.starts is not None and not (model.training and can_pack(model)):
         batch = batch.padded()
     if recomputation is not None:
         recomputation.prepare(batch.input_ids.numel())

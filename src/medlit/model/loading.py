@@ -28,7 +28,7 @@ _STOCK = "_medlit_stock_run_attention"
 _log = logging.getLogger(__name__)
 
 
-def load(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
+def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
     """Load the base model on a device and give it a fresh adapter.
 
     Args:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from medlit.evaluation.calibration import at_temperature
 
 
 class Answers(NamedTuple):
@@ -26,3 +29,11 @@ class Answers(NamedTuple):
     probabilities: Tensor | None = None
     log_likelihoods: Tensor | None = None
     label_nats: Tensor | None = None
+
+
+def apply_temperature(answers: Answers, temperature: float | None) -> Answers:
+    """The same answers with their probabilities at a temperature; None leaves them."""
+    if temperature is None or answers.probabilities is None:
+        return answers
+    scaled = at_temperature(answers.probabilities.double().cpu().numpy(), temperature)
+    return answers._replace(probabilities=torch.from_numpy(scaled).float())

@@ -16,7 +16,7 @@ from torch import nn
 
 from medlit.atomic_io import write_json
 from medlit.base_model import BUILTIN
-from medlit.data.batch_dataset import BatchDataset
+from medlit.data.collate import BatchDataset
 from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet

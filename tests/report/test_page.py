@@ -1,4 +1,4 @@
-"""The report says what the files say, is one file that needs no other, and shows itself in a real browser."""
+"""The report agrees with the files, needs no other file, and renders in a real browser."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from medlit.data.labels import LabelSet
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.compare import compare
-from medlit.evaluation.metrics import REPORTED, Metric, uncertainty
+from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
-from medlit.model.metrics import SpecialtyMetrics
 from medlit.report import page as report_page
 from medlit.report.page import confused_pairs, other_errors, write_report
 from medlit.report.systems import System, systems, write_system
@@ -47,21 +44,19 @@ def make() -> Make:
         cut = np.where(tokens > 800, 5, 0)
         given = p if probabilities else None
         results = Results(NAMES, np.arange(90), ids, texts, truth, answer, given, tokens, cut)
-        counted = SpecialtyMetrics(LabelSet(NAMES))
-        counted.update(torch.tensor(answer), torch.tensor(truth))
-        return System(name, {**counted.scores(), **uncertainty(results), "loss": 0.5}, results)
+        return System.score(name, results, loss=0.5)
 
     return make
 
 
 class Page(HTMLParser):
-    """What a page asks for from elsewhere, and what it says."""
+    """Tags, links and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
-        self.words: list[str] = []
+        self.strings: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -69,11 +64,11 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.strings.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.strings).split())
 
 
 @pytest.fixture
@@ -92,7 +87,7 @@ def folder(tmp_path: Path, make: Make) -> Path:
     return folder
 
 
-def test_one_page_that_needs_nothing_else(folder: Path) -> None:
+def test_the_page_needs_no_other_file(folder: Path) -> None:
     write_report(folder)
     page = Page((folder / "report.html").read_text())
     assert len(page.links) == 5
@@ -104,12 +99,12 @@ def test_one_page_that_needs_nothing_else(folder: Path) -> None:
 
 
 def _no_namespaces(picture: str) -> str:
-    """A picture without what it says of XML and of itself: names that look like addresses and are none."""
+    """A picture without XML namespaces and metadata, whose names look like addresses."""
     declared = r'xmlns(:\w+)?="[^"]*"|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>'
     return re.sub(declared, "", picture, flags=re.DOTALL)
 
 
-def test_both_pages_say_what_the_files_say(folder: Path) -> None:
+def test_both_pages_agree_with_the_files(folder: Path) -> None:
     write_report(folder)
     found = systems(folder)
     assert [system.name for system in found] == ["test", "tfidf", "zero_shot", "majority"]
@@ -144,7 +139,7 @@ def test_the_same_files_make_the_same_page(folder: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
-def test_without_probabilities_or_others_there_is_less_to_show(tmp_path: Path, make: Make) -> None:
+def test_without_probabilities_or_others_there_are_fewer_figures(tmp_path: Path, make: Make) -> None:
     write_system(tmp_path, make("test", 2, probabilities=False))
     assert set(write_report(tmp_path)) == {"classes", "confusion", "length"}
     assert "No other system" in (tmp_path / "report.md").read_text()
@@ -157,20 +152,8 @@ def test_a_test_without_an_error_or_without_a_right_answer_is_reported(
 ) -> None:
     results = make("test", 1).results
     answer = (results.truth + (0 if right else 1)) % 3
-    first = Results(
-        NAMES,
-        results.rows[:n],
-        results.ids[:n],
-        results.text_hashes[:n],
-        results.truth[:n],
-        answer[:n],
-        np.eye(3)[answer][:n],
-        results.tokens[:n],
-        results.cut_tokens[:n],
-    )
-    counted = SpecialtyMetrics(LabelSet(NAMES))
-    counted.update(torch.tensor(first.answer), torch.tensor(first.truth))
-    write_system(tmp_path, System("test", {**counted.scores(), **uncertainty(first), "loss": 0.5}, first))
+    first = replace(results, answer=answer, probabilities=np.eye(3)[answer]).select(np.arange(n))
+    write_system(tmp_path, System.score("test", first, loss=0.5))
     assert set(write_report(tmp_path)) == {"classes", "confusion", "reliability", "risk_coverage", "length"}
     assert ("Every answer is correct." in (tmp_path / "report.md").read_text()) == right
 
@@ -183,7 +166,7 @@ def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     assert "# Test report: TF-IDF + logistic regression" in (tmp_path / "report.md").read_text()
 
 
-def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: Make) -> None:
+def test_a_system_of_other_notes_is_left_out_with_a_message(folder: Path, make: Make) -> None:
     other = make("head", 1)
     write_system(folder, replace(other, results=replace(other.results, ids=[f"x{i}" for i in range(90)])))
     write_report(folder)
@@ -193,7 +176,7 @@ def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: 
         assert "Against classification head" not in text
 
 
-def test_the_commonest_errors_come_first(make: Make) -> None:
+def test_the_most_frequent_errors_come_first(make: Make) -> None:
     results = make("test", 1.0, invalid=4).results
     pairs = confused_pairs(results)
     assert sum(n for *_, n, _ in pairs) == (~results.correct).sum() - 4

@@ -16,6 +16,7 @@ from typing import Any
 from medlit.atomic_io import write_json
 from medlit.errors import UserError
 from medlit.evaluation.compare import same_notes
+from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
 
 MODEL = "test"
@@ -44,6 +45,18 @@ class System:
     name: str
     metrics: Mapping[str, Any]
     results: Results
+
+    @classmethod
+    def score(cls, name: str, results: Results, loss: float | None = None) -> System:
+        """Compute the metrics of results that are complete."""
+        import torch
+
+        from medlit.data.labels import LabelSet
+        from medlit.model.metrics import SpecialtyMetrics
+
+        counts = SpecialtyMetrics(LabelSet(results.names))
+        counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth))
+        return cls(name, {**counts.scores(), **uncertainty(results), "loss": loss}, results)
 
     @property
     def title(self) -> str:

@@ -10,7 +10,16 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from medlit.cli.cli import PARTS, MedlitCLI
 from medlit.cli.environment import ENV_PREFIX, check_environment
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.notes import Labels
+from medlit.data.settings import Batching, Columns, Labels, Predict, Split, Tokenizer
+
+_GROUPS = {
+    "columns": Columns,
+    "labels": Labels,
+    "split": Split,
+    "batching": Batching,
+    "predict": Predict,
+    "tokenizer": Tokenizer,
+}
 
 
 class _Settings(MedlitCLI):
@@ -65,5 +74,8 @@ def data_module(config: Any) -> TranscriptionDataModule:  # noqa: ANN401
     Raises:
         UserError: a value does not fit.
     """
-    values = config.data.as_dict()
-    return TranscriptionDataModule(**values | {"labels": Labels(**values["labels"])})
+    values = {
+        name: _GROUPS[name](**value.as_dict()) if name in _GROUPS else value
+        for name, value in vars(config.data).items()
+    }
+    return TranscriptionDataModule(**values)

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from medlit import __version__
 from medlit.atomic_io import read_json
 from medlit.errors import UserError
-from medlit.report.content import number, percent, span
+from medlit.evaluation.metrics import number, percent, span
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
 from medlit.tools.export.licences import licence_of

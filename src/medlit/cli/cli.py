@@ -52,7 +52,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.precision import default_precision
+from medlit.model.language_model import default_precision
 from medlit.predictions.shards import find_parts
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 

@@ -20,6 +20,8 @@ from medlit.errors import UserError
 from medlit.evaluation.results import Results
 from medlit.tools.baseline import run as baseline
 
+ZERO_SHOT = Path(__file__).parents[2] / "configs" / "debug" / "zero_shot.yaml"
+
 if TYPE_CHECKING:
     from conftest import Medlit
 
@@ -168,7 +170,7 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
             ["--model.language_model.dtype", "float16"],
             "model.language_model.dtype: the classification head does not train in",
         ),
-        (["--model.lora", "null"], "model.lora: the classification head trains an adapter"),
+        (["--config", str(ZERO_SHOT)], "model.lora: the classification head trains an adapter"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps: the classification head needs a last step"),
     ],
 )

@@ -4,7 +4,7 @@ Fits the majority class and TF-IDF with logistic regression on the training spli
 test split. `--run_dir DIR` takes the settings of the test in that run folder, writes `baseline_<name>_metrics.json` and
 `baseline_<name>_answers.parquet` beside the model's, and rewrites the folder's report with comparisons. `--head` also
 trains the same base model with LoRA and a classification head instead of written answers. `--beside DIR` adds another
-test of the same notes to the report: of the bare base model (a run with `--model.lora null`), or of any other adapter.
+test of the same notes to the report: of the bare base model (a run with `model.lora: null`), or of any other adapter.
 """
 
 from __future__ import annotations

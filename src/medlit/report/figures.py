@@ -41,14 +41,11 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
 def confusion_figure(results: Results, title: str) -> Figure:
     """Draw K true x K+1 predicted counts, the last column invalid answers; colour is the share of the true class."""
     import seaborn
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     counts, names = results.confusion, results.names
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(2.5 + 0.72 * (len(names) + 1), 2.2 + 0.56 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _axes(2.5 + 0.72 * (len(names) + 1), 2.2 + 0.56 * len(names))
+    axes.grid(visible=False)
     seaborn.heatmap(
         share,
         annot=np.where(counts > 0, counts.astype(str), ""),
@@ -170,11 +167,9 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

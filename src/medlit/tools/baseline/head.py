@@ -7,10 +7,10 @@ evaluated.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
 
 HEAD = "score"  # transformers' name of the last layer
+Scores = Callable[[list[int]], Tensor]  # rows of B notes -> logits, (B, K)
 
 
 def classification_head(
@@ -76,11 +77,16 @@ def classification_head(
         raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
     pad_id = int(data.prompt.tokenizer.pad_token_id)
     model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.names), pad_id, device)
-    head = _Head(model, pad_id, device, dtype)
+    scores = functools.partial(_scores, model, pad_id, dtype)
     optimizer_settings = Optimizer(**config.model.optimizer.as_dict())
-    head.fit(train, torch.from_numpy(labels), sampler, optimizer_settings, steps, config.trainer.gradient_clip_val)
-    batches = LengthSortedSampler(test["length"][:], data.batching.eval_batch_size, data.token_budget)
-    return notes.system("head", head.probabilities(test, batches, len(notes.names)))
+    clip = config.trainer.gradient_clip_val
+    _fit(model, functools.partial(scores, train), torch.from_numpy(labels), sampler, optimizer_settings, steps, clip)
+    model.eval()
+    probabilities = np.zeros((len(test), len(notes.names)))
+    with torch.no_grad():
+        for rows in LengthSortedSampler(test["length"][:], data.batching.eval_batch_size, data.token_budget):
+            probabilities[rows] = scores(test, rows).double().softmax(dim=1).cpu().numpy()
+    return notes.system("head", probabilities)
 
 
 def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, device: torch.device) -> nn.Module:
@@ -141,63 +147,46 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
     return adapted
 
 
+def _fit(
+    model: nn.Module,
+    scores: Scores,
+    labels: Tensor,
+    sampler: StepSampler,
+    optimizer_settings: Optimizer,
+    steps: int,
+    clip: float | None,
+) -> None:
+    from rich.progress import track
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(model, optimizer_settings)
+    schedule = make_schedule(optimizer, optimizer_settings, steps)
+    batches = _endless(sampler)
+    model.train()
+    for _ in track(range(steps), "Training the classification head"):
+        for batch in itertools.islice(batches, sampler.micro_batches):
+            logits = scores(batch.indices)
+            loss = functional.cross_entropy(logits, labels[batch.indices].to(logits.device), reduction="sum")
+            (loss / batch.step_tokens).backward()  # type: ignore[no-untyped-call]
+        if clip:
+            nn.utils.clip_grad_norm_(trainable, clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
 def _endless(sampler: StepSampler) -> Iterator[MicroBatch]:
     for epoch in itertools.count():
         sampler.set_epoch(epoch)
         yield from sampler
 
 
-class _Head:
-    """Trains and evaluates the model of `load_head`."""
-
-    def __init__(self, model: nn.Module, pad_id: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = model
-        self.pad_id = pad_id
-        self.device = device
-        self.autocast = dtype if device.type == "cuda" and dtype != torch.float32 else None
-
-    def fit(
-        self,
-        notes: Dataset,
-        labels: Tensor,
-        sampler: StepSampler,
-        settings: Optimizer,
-        steps: int,
-        clip: float | None,
-    ) -> None:
-        from rich.progress import track
-
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(self.model, settings)
-        schedule = make_schedule(optimizer, settings, steps)
-        batches = _endless(sampler)
-        self.model.train()
-        for _ in track(range(steps), "Training the classification head"):
-            for batch in itertools.islice(batches, sampler.micro_batches):
-                scores = self.scores(notes, batch.indices)
-                loss = functional.cross_entropy(scores, labels[batch.indices].to(self.device), reduction="sum")
-                (loss / batch.step_tokens).backward()
-            if clip:
-                nn.utils.clip_grad_norm_(trainable, clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-
-    @torch.no_grad()
-    def probabilities(self, notes: Dataset, batches: LengthSortedSampler, k: int) -> np.ndarray:
-        """Of N notes, (N, K)."""
-        out = np.zeros((len(notes), k))
-        self.model.eval()
-        for rows in batches:
-            out[rows] = self.scores(notes, rows).double().softmax(dim=1).cpu().numpy()
-        return out
-
-    def scores(self, notes: Dataset, rows: list[int]) -> Tensor:
-        """Logits of B notes, float32, (B, K)."""
-        ids = [torch.tensor(row) for row in notes[rows]["input_ids"]]
-        padded = pad_sequence(ids, batch_first=True, padding_value=self.pad_id).to(self.device)
-        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(self.device)
-        mixed = torch.autocast("cuda", dtype=self.autocast) if self.autocast else contextlib.nullcontext()
-        with mixed:
-            scores: Tensor = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
-        return scores.float()
+def _scores(model: nn.Module, pad_id: int, dtype: torch.dtype, notes: Dataset, rows: list[int]) -> Tensor:
+    """Logits of B notes, float32, (B, K)."""
+    device = next(model.parameters()).device
+    ids = [torch.tensor(row) for row in notes[rows]["input_ids"]]
+    padded = pad_sequence(ids, batch_first=True, padding_value=pad_id).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
+    with torch.autocast(device.type, dtype, enabled=device.type == "cuda" and dtype != torch.float32):
+        logits: Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+    return logits.float()

@@ -17,6 +17,7 @@ import numpy as np
 
 from medlit.atomic_io import atomic_write
 from medlit.evaluation.compare import compare
+from medlit.evaluation.intervals import RESAMPLES
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
 from medlit.report.figures import figures
@@ -29,8 +30,8 @@ FACTS = "test_facts.json"
 FILES = ("report.html", "report.md")
 PAIRS = 10
 _INTERVALS = (
-    "Intervals are 95 %: Wilson's for accuracy; for macro F1 a bootstrap of 10,000 resamples over texts, in which"
-    " copies of a text move together. Invalid: answers that are not on the label list, which count as wrong."
+    f"Intervals are 95 %: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
+    " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong."
 )
 
 

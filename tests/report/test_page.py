@@ -1,4 +1,4 @@
-"""The report says what the files say, is one file that needs no other, and shows itself in a real browser."""
+"""The report agrees with the files, needs no other file, and renders in a real browser."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from medlit.data.labels import LabelSet
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.compare import compare
+from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
-from medlit.evaluation.uncertainty import doubt
-from medlit.model.metrics import SpecialtyMetrics
-from medlit.report.content import beside_pairs, confused_pairs
-from medlit.report.page import write_report
+from medlit.report import page as report_page
+from medlit.report.page import confused_pairs, other_errors, write_report
 from medlit.report.systems import System, systems, write_system
 
 NAMES = ("Bones & joints", "ENT | Throat", "Heart <3>")
@@ -38,30 +35,28 @@ def make() -> Make:
     texts = [f"{text:032x}" for text in draw.integers(0, 80, 90)]
     tokens = draw.integers(60, 900, 90)
 
-    def make(name: str, signal: float, probabilities: bool = True, off: int = 0) -> System:
+    def make(name: str, signal: float, probabilities: bool = True, invalid: int = 0) -> System:
         scores = draw.normal(size=(90, 3)) + signal * np.eye(3)[truth]
         p = at_temperature(np.exp(scores), 1.0)
         answer = p.argmax(axis=1)
-        answer[:off] = 3
+        answer[:invalid] = 3
         ids = [f"note-{i}" for i in range(90)]
         cut = np.where(tokens > 800, 5, 0)
         given = p if probabilities else None
-        answered = Results(NAMES, np.arange(90), ids, texts, truth, answer, given, tokens, cut)
-        counted = SpecialtyMetrics(LabelSet(NAMES))
-        counted.update(torch.tensor(answer), torch.tensor(truth))
-        return System(name, {**counted.scores(), **doubt(answered), "loss": 0.5}, answered)
+        results = Results(NAMES, np.arange(90), ids, texts, truth, answer, given, tokens, cut)
+        return System.score(name, results, loss=0.5)
 
     return make
 
 
 class Page(HTMLParser):
-    """What a page asks for from elsewhere, and what it says."""
+    """Tags, links and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.links: list[str] = []
-        self.words: list[str] = []
+        self.strings: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -69,11 +64,11 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.strings.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.strings).split())
 
 
 @pytest.fixture
@@ -85,14 +80,14 @@ def folder(tmp_path: Path, make: Make) -> Path:
         make("majority", 0, probabilities=False),
         make("tfidf", 1.5),
         make("test", 2.5),
-        make("zero_shot", 1, probabilities=False, off=30),
+        make("zero_shot", 1, probabilities=False, invalid=30),
     ):
         write_system(folder, system)
     (folder / "config_test.yaml").write_text("data:\n  source: '<notes>.csv'\n")
     return folder
 
 
-def test_one_page_that_needs_nothing_else(folder: Path) -> None:
+def test_the_page_needs_no_other_file(folder: Path) -> None:
     write_report(folder)
     page = Page((folder / "report.html").read_text())
     assert len(page.links) == 5
@@ -104,12 +99,12 @@ def test_one_page_that_needs_nothing_else(folder: Path) -> None:
 
 
 def _no_namespaces(picture: str) -> str:
-    """A picture without what it says of XML and of itself: names that look like addresses and are none."""
+    """A picture without XML namespaces and metadata, whose names look like addresses."""
     declared = r'xmlns(:\w+)?="[^"]*"|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>'
     return re.sub(declared, "", picture, flags=re.DOTALL)
 
 
-def test_both_pages_say_what_the_files_say(folder: Path) -> None:
+def test_both_pages_agree_with_the_files(folder: Path) -> None:
     write_report(folder)
     found = systems(folder)
     assert [system.name for system in found] == ["test", "tfidf", "zero_shot", "majority"]
@@ -120,7 +115,7 @@ def test_both_pages_say_what_the_files_say(folder: Path) -> None:
             assert number in row
             assert number in html
     for other in found[1:]:
-        sentence = compare(found[0].answered, other.answered).words(other.title)
+        sentence = compare(found[0].results, other.results).summary(other.title)
         assert sentence in html
         assert f"- {sentence}" in markdown
     assert "<notes>.csv" in html
@@ -144,7 +139,7 @@ def test_the_same_files_make_the_same_page(folder: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
-def test_without_probabilities_or_others_there_is_less_to_show(tmp_path: Path, make: Make) -> None:
+def test_without_probabilities_or_others_there_are_fewer_figures(tmp_path: Path, make: Make) -> None:
     write_system(tmp_path, make("test", 2, probabilities=False))
     assert set(write_report(tmp_path)) == {"classes", "confusion", "length"}
     assert "No other system" in (tmp_path / "report.md").read_text()
@@ -155,24 +150,12 @@ def test_without_probabilities_or_others_there_is_less_to_show(tmp_path: Path, m
 def test_a_test_without_an_error_or_without_a_right_answer_is_reported(
     tmp_path: Path, make: Make, n: int, right: bool
 ) -> None:
-    answered = make("test", 1).answered
-    answer = (answered.truth + (0 if right else 1)) % 3
-    first = Results(
-        NAMES,
-        answered.rows[:n],
-        answered.ids[:n],
-        answered.text_hashes[:n],
-        answered.truth[:n],
-        answer[:n],
-        np.eye(3)[answer][:n],
-        answered.tokens[:n],
-        answered.cut_tokens[:n],
-    )
-    counted = SpecialtyMetrics(LabelSet(NAMES))
-    counted.update(torch.tensor(first.answer), torch.tensor(first.truth))
-    write_system(tmp_path, System("test", {**counted.scores(), **doubt(first), "loss": 0.5}, first))
+    results = make("test", 1).results
+    answer = (results.truth + (0 if right else 1)) % 3
+    first = replace(results, answer=answer, probabilities=np.eye(3)[answer]).select(np.arange(n))
+    write_system(tmp_path, System.score("test", first, loss=0.5))
     assert set(write_report(tmp_path)) == {"classes", "confusion", "reliability", "risk_coverage", "length"}
-    assert ("Every note was answered rightly." in (tmp_path / "report.md").read_text()) == right
+    assert ("Every answer is correct." in (tmp_path / "report.md").read_text()) == right
 
 
 def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
@@ -180,12 +163,12 @@ def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     write_system(tmp_path, make("tfidf", 2))
     write_system(tmp_path, make("majority", 0, probabilities=False))
     write_report(tmp_path)
-    assert "How good is TF-IDF + logistic regression?" in (tmp_path / "report.md").read_text()
+    assert "# Test report: TF-IDF + logistic regression" in (tmp_path / "report.md").read_text()
 
 
-def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: Make) -> None:
+def test_a_system_of_other_notes_is_left_out_with_a_message(folder: Path, make: Make) -> None:
     other = make("head", 1)
-    write_system(folder, replace(other, answered=replace(other.answered, ids=[f"x{i}" for i in range(90)])))
+    write_system(folder, replace(other, results=replace(other.results, ids=[f"x{i}" for i in range(90)])))
     write_report(folder)
     for page in ("report.html", "report.md"):
         text = (folder / page).read_text()
@@ -193,38 +176,72 @@ def test_a_system_of_other_notes_is_left_out_and_said_to_be(folder: Path, make: 
         assert "Against classification head" not in text
 
 
-def test_the_commonest_errors_come_first(make: Make) -> None:
-    answered = make("test", 1.0, off=4).answered
-    pairs = confused_pairs(answered)
-    assert sum(n for *_, n, _ in pairs) == (~answered.correct).sum() - 4
+def test_the_most_frequent_errors_come_first(make: Make) -> None:
+    results = make("test", 1.0, invalid=4).results
+    pairs = confused_pairs(results)
+    assert sum(n for *_, n, _ in pairs) == (~results.correct).sum() - 4
     assert [n for *_, n, _ in pairs] == sorted((n for *_, n, _ in pairs), reverse=True)
     assert {name for true, answer, *_ in pairs for name in (true, answer)} <= set(NAMES)
-    assert "errors 4 are answers that are not on the list" in beside_pairs(answered)
+    assert "4 of 37 errors are invalid answers" in other_errors(results)[0]
 
 
 @pytest.mark.parametrize(
-    ("off", "said"),
-    [(90, "of 90 errors all are answers that are not on the list"), (0, "Every note was answered rightly")],
+    ("invalid", "sentence"),
+    [(90, "All 90 errors are invalid answers."), (0, "Every answer is correct.")],
 )
-def test_without_a_pair_the_page_says_why(tmp_path: Path, make: Make, off: int, said: str) -> None:
-    write_system(tmp_path, make("test", 90.0, off=off))
+def test_without_confused_pairs_the_page_says_why(tmp_path: Path, make: Make, invalid: int, sentence: str) -> None:
+    write_system(tmp_path, make("test", 90.0, invalid=invalid))
     write_report(tmp_path)
     for page in ("report.html", "report.md"):
         text = (tmp_path / page).read_text()
-        assert said in text
+        assert sentence in text
         assert "share of the true specialty" not in text
+
+
+def test_a_new_metric_is_a_new_column_and_old_files_have_an_empty_cell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_page, "REPORTED", (*REPORTED, Metric("kappa", "Cohen's kappa")))
+    path = folder / "test_metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"kappa": 0.1234}))
+    write_report(folder)
+    lines = (folder / "report.md").read_text().splitlines()
+    assert next(line for line in lines if line.startswith("| system |")).endswith("| Cohen's kappa |")
+    assert next(line for line in lines if line.startswith("| the model |")).endswith("| 0.123 |")
+    assert next(line for line in lines if line.startswith("| zero-shot |")).endswith("| – |")  # noqa: RUF001
+
+
+@pytest.mark.parametrize("missing", ["per_class", "ece", "accuracy_ci", "accuracy_at_80", "temperature", "aurc"])
+def test_metrics_of_an_older_version_are_reported(folder: Path, missing: str) -> None:
+    for path in folder.glob("*_metrics.json"):
+        metrics = json.loads(path.read_text())
+        del metrics[missing]
+        path.write_text(json.dumps(metrics))
+    assert ("classes" in write_report(folder)) == (missing != "per_class")
+
+
+def test_facts_of_an_older_version_are_reported(folder: Path) -> None:
+    facts = {
+        "data": {"source": "notes.csv", "split": "grouped", "seed": 1, "rows": {"test": 90}},
+        "versions": {"a": "1"},
+    }
+    (folder / "test_facts.json").write_text(json.dumps(facts))
+    write_report(folder)
+    assert "| source | notes.csv |" in (folder / "report.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
 @pytest.mark.parametrize("width", [1200, 420])
-def test_a_browser_shows_every_figure_and_no_text_runs_out_of_the_page(
-    folder: Path, tmp_path: Path, width: int
+def test_a_browser_shows_every_figure_and_nothing_overflows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
+    monkeypatch.setattr(report_page, "REPORTED", (*REPORTED, Metric("brier", "one more column")))
     write_report(folder)
     probe = (
         "<script>addEventListener('load', () => { document.title = JSON.stringify({"
         "width: document.documentElement.scrollWidth - innerWidth,"
+        "tables: [...document.querySelectorAll('.table')].map(t => t.scrollWidth - t.clientWidth),"
         "pictures: [...document.images].map(i => i.complete && i.naturalWidth > 100),"
         "requests: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length"
         "}) })</script>"
@@ -237,6 +254,7 @@ def test_a_browser_shows_every_figure_and_no_text_runs_out_of_the_page(
     ).stdout
     found = json.loads(re.search(r"<title>(.*?)</title>", dom)[1].replace("&quot;", '"'))  # type: ignore[index]
     assert found["width"] <= 0
+    assert width < 1200 or max(found["tables"]) <= 0, "a table scrolls sideways"
     assert found["pictures"] == [True] * 5
     assert found["requests"] == 0
     picture = tmp_path / "page.png"

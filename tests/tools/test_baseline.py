@@ -20,6 +20,8 @@ from medlit.errors import UserError
 from medlit.evaluation.results import Results
 from medlit.tools.baseline import run as baseline
 
+ZERO_SHOT = Path(__file__).parents[2] / "configs" / "debug" / "zero_shot.yaml"
+
 if TYPE_CHECKING:
     from conftest import Medlit
 
@@ -44,7 +46,7 @@ def test_without_a_model_the_baselines_are_a_run_of_their_own(
     notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # A base model that is nowhere: no weights and no tokenizer are needed.
+    # The base model does not exist: no weights and no tokenizer are needed.
     assert baseline(["--data.source", str(notes_folder), "--model.language_model.base_model", "./nowhere"]) == 0
     folder = tmp_path / "logs" / "medlit" / "version_0"
     written = {"metrics.json", "answers.parquet"}
@@ -58,11 +60,13 @@ def test_without_a_model_the_baselines_are_a_run_of_their_own(
     given = notes()
     train, test = ([row["transcription"] for row in given[split]] for split in ("train", "test"))
     labels = [row["medical_specialty"] for row in given["train"]]
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(words.fit_transform(train), labels)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(
+        vectorizer.fit_transform(train), labels
+    )
     found = pd.read_parquet(folder / "baseline_tfidf_answers.parquet")
-    assert found["answer"].tolist() == model.predict(words.transform(test)).tolist()
-    wanted = model.predict_proba(words.transform(test))
+    assert found["answer"].tolist() == model.predict(vectorizer.transform(test)).tolist()
+    wanted = model.predict_proba(vectorizer.transform(test))
     assert np.stack(found["probabilities"]) == pytest.approx(wanted, abs=1e-6)
     assert metrics(folder, "baseline_tfidf")["accuracy"] == pytest.approx((found["answer"] == found["truth"]).mean())
 
@@ -77,9 +81,9 @@ def test_a_run_s_baselines_answer_its_notes_and_are_compared_in_its_report(teste
     shutil.copytree(tested, folder)
     before = (folder / "test_metrics.json").read_bytes()
     assert baseline(["--run_dir", str(folder)]) == 0
-    model, words = (pd.read_parquet(folder / f"{name}_answers.parquet") for name in ("test", "baseline_tfidf"))
+    model, tfidf = (pd.read_parquet(folder / f"{name}_answers.parquet") for name in ("test", "baseline_tfidf"))
     for column in ("id", "text_hash", "truth", "tokens", "cut_tokens"):
-        assert model[column].tolist() == words[column].tolist(), column
+        assert model[column].tolist() == tfidf[column].tolist(), column
     assert set(metrics(folder, "test")) == set(metrics(folder, "baseline_tfidf"))
     assert (folder / "test_metrics.json").read_bytes() == before
     report = (folder / "report.md").read_text()
@@ -88,12 +92,12 @@ def test_a_run_s_baselines_answer_its_notes_and_are_compared_in_its_report(teste
     assert not (tmp_path / "logs").exists()
 
 
-def test_another_run_stands_beside_it(tested: Path, tmp_path: Path) -> None:
+def test_another_run_is_added_to_the_report(tested: Path, tmp_path: Path) -> None:
     folder, bare, other = tmp_path / "version_0", tmp_path / "version_1", tmp_path / "version_2"
     for copy in (folder, bare, other):
         shutil.copytree(tested, copy)
     config = yaml.safe_load((bare / "config_test.yaml").read_text())
-    config["model"]["adapter"], config["ckpt_path"] = "none", None
+    config["model"]["lora"], config["ckpt_path"] = None, None
     (bare / "config_test.yaml").write_text(yaml.safe_dump(config))
     assert baseline(["--run_dir", str(folder), "--beside", str(bare), "--beside", str(other)]) == 0
     report = (folder / "report.md").read_text()
@@ -116,13 +120,13 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
     ("spoil", "says"),
     [
         (lambda run: shutil.rmtree(run), "there is no folder"),
-        (lambda run: (run / "config_test.yaml").unlink(), "holds no config_test.yaml"),
+        (lambda run: (run / "config_test.yaml").unlink(), "has no config_test.yaml"),
         (lambda run: (run / "config_test.yaml").write_text("[1"), r"config_test\.yaml is damaged"),
         (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is missing or damaged"),
     ],
     ids=["no folder", "no test", "a damaged config", "damaged metrics"],
 )
-def test_a_run_that_is_none_is_refused(tested: Path, tmp_path: Path, spoil: object, says: str) -> None:
+def test_a_folder_without_a_whole_test_is_refused(tested: Path, tmp_path: Path, spoil: object, says: str) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(tested, folder)
     spoil(folder)  # type: ignore[operator]
@@ -140,10 +144,10 @@ def test_other_notes_than_the_model_s_are_refused(tested: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="other texts than when the model was tested"):
         baseline(["--run_dir", str(folder), "--data.source", str(tmp_path)])
     with pytest.raises(UserError, match="not tested on this test split"):
-        baseline(["--run_dir", str(folder), "--data.split", "grouped", "--data.split.seed", "1"])
+        baseline(["--run_dir", str(folder), "--data.split.kind", "grouped", "--data.split.seed", "1"])
 
 
-def test_a_setting_that_is_none_exits_2(medlit: Medlit) -> None:
+def test_an_unknown_setting_exits_2(medlit: Medlit) -> None:
     with pytest.raises(SystemExit) as stop:
         baseline(["--data.sorce", "builtin"])
     assert stop.value.code == 2
@@ -164,12 +168,13 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
     [
         (
             ["--model.language_model.dtype", "float16"],
-            "model.language_model.dtype: the classification head is not trained in",
+            "model.language_model.dtype: the classification head does not train in",
         ),
+        (["--config", str(ZERO_SHOT)], "model.lora: the classification head trains an adapter"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps: the classification head needs a last step"),
     ],
 )
-def test_a_head_that_cannot_be_trained_as_asked_is_refused(
+def test_a_head_that_cannot_be_trained_is_refused(
     tiny_config: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     logs = ["--trainer.default_root_dir", str(tmp_path)]
@@ -177,7 +182,7 @@ def test_a_head_that_cannot_be_trained_as_asked_is_refused(
         baseline(["--config", str(tiny_config), "--head", *logs, *arguments])
 
 
-def test_a_head_s_base_model_whose_weights_are_not_there_is_told(llama: Path, tmp_path: Path) -> None:
+def test_a_head_without_base_weights_is_refused(llama: Path, tmp_path: Path) -> None:
     import torch
 
     from medlit.model.settings import LanguageModel, Lora
@@ -203,27 +208,26 @@ def test_the_head_trains_on_the_notes_that_the_run_does(
     rare: int,
     steps: int,
 ) -> None:
-    """As many steps, and of a rare specialty as many notes: 3 of 24 are, half of them when each weighs alike."""
-    from medlit.tools.baseline import head
+    """As many steps, and as many notes of a rare specialty: 3 of 24, or half if specialties are balanced."""
+    import torch
 
     rows = [row | {"medical_specialty": HEART if i < 3 else BONE} for i, row in enumerate(notes()["train"])]
     folder = write_notes(tmp_path / "notes")
     for split in ("train", "validation", "test"):
         write_csv(folder / f"{split}.csv", rows)
-    asked: list[int] = []
-    scores = head._scores
+    seen: list[int] = []
+    cross_entropy = torch.nn.functional.cross_entropy
 
-    def watched(model: Any, table: Any, indices: list[int], *rest: Any) -> Any:  # noqa: ANN401 - as it is called
-        if model.training:
-            asked.append(table[indices]["specialty"].count(HEART))
-        return scores(model, table, indices, *rest)
+    def recorded(scores: Any, labels: Any, **options: Any) -> Any:  # noqa: ANN401 - PyTorch's signature
+        seen.append(int((labels == sorted((HEART, BONE)).index(HEART)).sum()))
+        return cross_entropy(scores, labels, **options)
 
-    monkeypatch.setattr(head, "_scores", watched)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", recorded)
     given = {"data.source": folder, "trainer.default_root_dir": tmp_path, "trainer.max_steps": 3}
     flags = [f"--{name}={value}" for name, value in (given | settings).items()]
     assert baseline(["--config", str(tiny_config), "--head", *flags]) == 0
-    assert len(asked) == steps * 2, "8 notes a step in 2 micro-batches"
-    assert sum(asked) == rare
+    assert len(seen) == steps * 2, "8 notes a step in 2 micro-batches"
+    assert sum(seen) == rare
 
 
 def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(llama: Path) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningCLI
 
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
-from medlit.data.notes import Columns, Labels, load_source
+from medlit.data.notes import load_source
+from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.notes import Labels
+from medlit.data.settings import Labels
 from medlit.errors import UserError
 from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer

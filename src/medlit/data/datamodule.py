@@ -18,7 +18,8 @@ from medlit.data.class_balance import Balance
 from medlit.data.collate import Batch, Collator, EvalBatch, LossOn, Prompts, supervised_tokens
 from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
-from medlit.data.notes import Columns, Labels, clean_note, load_source
+from medlit.data.notes import clean_note, load_source
+from medlit.data.settings import Columns, Labels
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt, Keep
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.sources import commit_of

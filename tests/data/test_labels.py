@@ -85,7 +85,7 @@ def test_of_several_spellings_the_commonest_stands() -> None:
 
 @pytest.mark.parametrize("labels", [["Neurology", " neurology "], ["Neurology"], []])
 def test_one_class_is_refused(labels: list[str]) -> None:
-    with pytest.raises(UserError, match=r"data\.label_column.*at least two labels"):
+    with pytest.raises(UserError, match=r"data\.columns\.label.*at least two labels"):
         LabelSet.from_labels(labels)
 
 

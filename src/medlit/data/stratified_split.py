@@ -1,7 +1,7 @@
-"""Which split a note goes to: pure functions of ids, texts' hashes, labels and a seed.
+"""Which split a note goes to: pure functions of ids, text hashes, labels and a seed.
 
-Nothing depends on the order of the rows, on the machine or on the Python version: groups are dealt in the order of a
-keyed hash, and of equal rows the one with the smallest id stands for all. `medlit.data.splits` applies this to tables.
+Nothing depends on the order of the rows, on the machine or on the Python version: groups are assigned in the order of a
+keyed hash, and of equal rows the one with the smallest id is kept. `medlit.data.splits` applies this to tables.
 """
 
 from __future__ import annotations
@@ -10,85 +10,40 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import ALL, SPLITS
 from medlit.errors import UserError
-
-Split = Literal["auto", "official", "official_clean", "grouped", "kfold"]
-Conflicts = Literal["keep", "drop", "majority"]
 
 LEAKED, CONFLICT, DUPLICATE = "leaked", "conflict", "duplicate"  # why a row is in no split
 
 
-@dataclass(frozen=True)
-class SplitSettings:
-    """How notes are shared out.
+def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
+    """What `auto` means for a source with these splits.
 
-    Attributes:
-        kind: `official`: as the source gives them; `official_clean`: that, less the training rows whose text stands in
-            validation or test; `grouped`: all rows in one pool, each text once, whole text groups dealt to train,
-            validation and test, stratified by label; `kfold`: the same pool in k folds; `auto`: `official` where the
-            source has splits (a validation or test split that is missing is dealt out of train), else `grouped`.
-        shares: of train, validation and test, for `grouped`, and for what `auto` deals out of train.
-        seed: of the dealing.
-        folds: k, for `kfold`, at least 3.
-        fold: the fold that is the test split, 0 .. k-1; the next one (after the last: the first) is validation.
-        conflicts: rows of one split that have the same text and several labels: `keep` them, `drop` them, or give all
-            of them the `majority` label (of equally common ones the first in alphabetical order).
-        near_threshold: Jaccard similarity, 0 to 1, from which on two texts are in one text group; None: only equal
-            texts are.
+    Raises:
+        UserError: the source has no official splits, or not those that are needed.
     """
-
-    kind: Split = "auto"
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 3407
-    folds: int = 5
-    fold: int = 0
-    conflicts: Conflicts = "keep"
-    near_threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
-            raise UserError(
-                f"data.split.shares: train, validation and test need three shares that add up to 1, "
-                f"such as [0.8, 0.1, 0.1], not {list(self.shares)}."
-            )
-        if self.folds < 3 or not 0 <= self.fold < self.folds:
-            raise UserError(
-                f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not fold {self.fold} of"
-                f" {self.folds}."
-            )
-        if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
-            raise UserError(
-                f"data.split.near_threshold: must be over 0 and at most 1, or null, not {self.near_threshold}."
-            )
-
-    def resolve(self, given: Iterable[str]) -> Split:
-        """What `auto` means for a source with these splits.
-
-        Raises:
-            UserError: official splits are asked for and the source has none.
-        """
-        names = set(given)
-        if self.kind == "auto":
-            return "grouped" if ALL in names else "official"
-        if self.kind.startswith("official") and ALL in names:
-            raise UserError(
-                f"data.split: {self.kind} needs splits and the source is one table without any; use grouped or kfold."
-            )
-        if self.kind == "official_clean" and not ("train" in names and len(names) > 1):
-            raise UserError("data.split: official_clean needs a train split and a validation or test split.")
-        return self.kind
+    names = set(given)
+    if settings.kind == "auto":
+        return "grouped" if ALL in names else "official"
+    if settings.kind.startswith("official") and ALL in names:
+        raise UserError(
+            f"data.split.kind: {settings.kind} needs splits and the source is one table without any; use grouped or"
+            " kfold."
+        )
+    if settings.kind == "official_clean" and not ("train" in names and len(names) > 1):
+        raise UserError("data.split.kind: official_clean needs a train split and a validation or test split.")
+    return settings.kind
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What becomes of each row, in the order of the rows.
+    """The split of each row, in the order of the rows.
 
     Attributes:
         split: `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`.
-        specialty: its label, changed where a conflict was settled by majority.
+        specialty: its label, changed where a conflict was resolved by majority.
     """
 
     split: list[str]
@@ -101,7 +56,8 @@ def assign(
     text_hashes: Sequence[str],
     specialties: Sequence[str | None],
     groups: Sequence[int],
-    settings: SplitSettings,
+    settings: Split,
+    label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
     """Assign every row to a split, or say why it is in none.
 
@@ -111,12 +67,15 @@ def assign(
         text_hashes: rows with the same text have the same hash.
         specialties: label of each row.
         groups: number of each row's text group: equal texts and, where they count, near ones.
-        settings: how to share out.
+        settings: how to divide the rows.
+        label_conflicts: what to do with rows of one split that have the same text and several labels: `keep` them,
+            `drop` them, or give all of them the `majority` label (of equally common ones the first in alphabetical
+            order).
 
     Raises:
         UserError: the settings do not fit the source.
     """
-    kind = settings.resolve(given)
+    kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
     specialty = list(specialties)
@@ -126,8 +85,8 @@ def assign(
         for row, group in enumerate(groups):
             if split[row] == "train" and group in held_out:
                 split[row] = LEAKED
-    if settings.conflicts != "keep":
-        _settle_conflicts(split, specialty, text_hashes, settings.conflicts)
+    if label_conflicts != "keep":
+        _resolve_conflicts(split, specialty, text_hashes, label_conflicts)
     if pooled:
         _mark_duplicates(split, specialty, ids, text_hashes)
 
@@ -141,26 +100,28 @@ def assign(
         for row in rows:
             count = counts.setdefault(keys[groups[row]], {})
             count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
-        dealt = deal(counts, [share for _, share in shares], settings.seed)
+        assigned = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
-            split[row] = shares[dealt[keys[groups[row]]]][0]
+            split[row] = shares[assigned[keys[groups[row]]]][0]
     return Assignment(split, specialty)
 
 
-def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int) -> dict[str, int]:
-    """Deal groups to parts so that every label is shared out alike; a group stays whole.
+def stratified_group_split(
+    counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int
+) -> dict[str, int]:
+    """Assign groups to parts so that every part gets its share of every label; a group stays whole.
 
-    Groups of several rows come first, each to the part that has the least of its labels for its share (Webster's rule)
-    among those that it still fits into. Single rows then fill what is missing, so that where they suffice every part
-    has its share of every label to within one row.
+    Groups of several rows come first, each to the part with the least of its labels in proportion to its share
+    (Webster's rule) among those with room for it. Single rows then fill the rest, so that every part has its share of
+    every label to within one row if there are enough of them.
 
     Args:
         counts: key of a group -> label -> rows.
         shares: of each part, adding up to 1.
-        seed: of the order in which groups are dealt.
+        seed: of the order in which groups are assigned.
 
     Returns:
-        Key of a group -> place of its part in `shares`.
+        Key of a group -> index of its part in `shares`.
     """
     totals = Counter[str]()
     for count in counts.values():
@@ -178,31 +139,31 @@ def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed:
     def needed(count: Mapping[str, int], part: int) -> float:
         return sum([n * missing[label][part] for label, n in count.items()])
 
-    dealt: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     sizes = {key: sum(count.values()) for key, count in counts.items()}
     for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), _order(seed, key))):
         count = counts[key]
         fitting = []
         if sizes[key] > 1:
             fitting = [part for part in parts if all(missing[label][part] >= n - 1e-9 for label, n in count.items())]
-        # Differences of rounding must not choose, so what is compared is rounded.
+        # Rounding errors must not decide, so the compared values are rounded.
         if fitting:
             part = min([(round(crowded(count, part), 6), part) for part in fitting])[1]
         else:
             part = -max([(round(needed(count, part), 6), round(short[part], 6), -part) for part in parts])[2]
-        dealt[key] = part
+        assigned[key] = part
         for label, n in count.items():
             missing[label][part] -= n
             short[part] -= n
-    return dealt
+    return assigned
 
 
 def _order(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
 
 
-def _shares(kind: Split, given: set[str], settings: SplitSettings) -> list[tuple[str, float]]:
-    """Parts to deal the train rows to, as (split, share); none when the splits are as given."""
+def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
+    """Parts to divide the train rows into, as (split, share); none when the splits are as given."""
     if kind == "grouped":
         return list(zip(SPLITS, settings.shares, strict=True))
     if kind == "kfold":
@@ -215,8 +176,8 @@ def _shares(kind: Split, given: set[str], settings: SplitSettings) -> list[tuple
     return []
 
 
-def _settle_conflicts(
-    split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: Conflicts
+def _resolve_conflicts(
+    split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: LabelConflicts
 ) -> None:
     votes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row, text in enumerate(text_hashes):
@@ -233,7 +194,7 @@ def _settle_conflicts(
 def _mark_duplicates(
     split: list[str], specialty: Sequence[str | None], ids: Sequence[str], text_hashes: Sequence[str]
 ) -> None:
-    """Of rows with one text and one label the one with the smallest id stays."""
+    """Of rows with the same text and label keep the one with the smallest id."""
     first: dict[tuple[str, str | None], int] = {}
     for row, key in enumerate(zip(text_hashes, specialty, strict=True)):
         if split[row] == "train" and (key not in first or ids[row] < ids[first[key]]):

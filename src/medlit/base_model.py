@@ -19,6 +19,7 @@ from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
@@ -53,14 +54,17 @@ def resolve(base_model: str) -> str:
     return base_model
 
 
-def supports_packing(base_model: str, revision: str | None = None) -> bool:
-    """Whether a base model's attention can take packed notes, which need no padding.
+def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
+    """Whether a base model's attention takes packed notes, which need no padding: a Llama's on a GPU from Ampere on.
 
     Raises:
         UserError: there is no such model, or it is neither cached nor available from the Hub.
     """
+    import torch
     from transformers import AutoConfig
 
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
     try:
         config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from medlit.cli.cli import PARTS, MedlitCLI
 from medlit.cli.environment import ENV_PREFIX, check_environment
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.settings import Labels
+from medlit.data.notes import Labels
 
 
 class _Settings(MedlitCLI):

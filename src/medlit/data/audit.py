@@ -17,9 +17,9 @@ import numpy as np
 
 from medlit.data.cache import iter_column
 from medlit.data.groups import IntArray, exact_groups, near_groups
-from medlit.data.notes import canonical_tables, id_column
+from medlit.data.notes import id_column, load_source
 from medlit.data.settings import Columns, Labels
-from medlit.data.sources import RawTable, as_text, read_tables
+from medlit.data.sources import as_text, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,10 +130,14 @@ def audit(
     import pandas as pd
     from datasets import concatenate_datasets
 
-    raw = read_tables(source, revision, columns)
-    tables = canonical_tables(raw, columns, labels, require_labels=columns.label is not None, check_rows=False)
-    leaks = label_leaks([table for parts in raw.values() for table in parts], columns)
-    del raw  # its mapped pages would count as this process's memory
+    tables = load_source(
+        source,
+        revision=revision,
+        columns=columns,
+        labels=labels,
+        require_labels=columns.label is not None,
+        check_rows=False,
+    )
     pool = concatenate_datasets(list(tables.values()))
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
@@ -166,7 +170,7 @@ def audit(
         accuracy_ceiling=float(votes.groupby("text").max().sum() / votes.sum()) if len(votes) else 1.0,
         leakage=_leakage(notes, "text"),
         near_leakage=None if threshold is None else _leakage(notes, "near"),
-        label_leaks=leaks,
+        label_leaks=label_leaks(source, revision, columns),
     )
     return Audit(report, lengths)
 
@@ -227,7 +231,7 @@ def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
     return {f"{one}/{two}": int(parts[two].isin(parts[one]).sum()) for one, two in combinations(parts, 2)}
 
 
-def label_leaks(tables: Iterable[RawTable], columns: Columns) -> dict[str, float]:
+def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str, float]:
     """Columns that give the label away; they never reach the model, but may be added to the text by hand.
 
     Returns:
@@ -236,7 +240,7 @@ def label_leaks(tables: Iterable[RawTable], columns: Columns) -> dict[str, float
     """
     values, naming = Counter[str](), Counter[str]()
     pairs: dict[str, Counter[tuple[str, str]] | None] = {}  # (value, label) -> rows; None: too many different values
-    for name, rows in _other_columns(tables, columns):
+    for name, rows in _other_columns(source, revision, columns):
         values[name] += len(rows)
         naming[name] += sum(f" {_words(label)} " in f" {_words(value)} " for value, label in rows)
         counts = pairs.setdefault(name, Counter())
@@ -249,9 +253,9 @@ def label_leaks(tables: Iterable[RawTable], columns: Columns) -> dict[str, float
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _other_columns(tables: Iterable[RawTable], columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def _other_columns(source: str, revision: str | None, columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Yield (column other than note, label and id, its values with their labels), in batches; empty ones left out."""
-    for table in tables:
+    for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
         others = sorted(set(table.rows.column_names) - {columns.text, columns.label, id_column(table, columns)})

@@ -1,7 +1,7 @@
 """The built-in notes behind the quickstart: a seeded generator of invented notes, no real clinical text.
 
-A note is one invented case of a specialty (complaint, diagnosis, finding, procedure, plan) with a few lines that fit any
-specialty (vital signs, consent, medical history), laid out under the headings of a clinic visit, an operation or a
+A note is one invented case of a specialty (complaint, diagnosis, finding, procedure, plan) with a few lines that fit
+any specialty (vital signs, consent, medical history), laid out under the headings of a clinic visit, an operation or a
 report:
 
     CHIEF COMPLAINT: 52-year-old man seen today for glare while driving at night. VITAL SIGNS: P 71, R 14, BP 122/80.

@@ -61,6 +61,6 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
         raise UserError(f"{column} has over {_MAX_LABELS} different values; name the column of the specialties.")
     if any(len(normalise_text(name)) > _MAX_LABEL_LENGTH for name in counts):
         raise UserError(
-            f"{column} has values of over {_MAX_LABEL_LENGTH} characters, too long for a label; "
-            "name the column of the specialties."
+            f"{column} has values of over {_MAX_LABEL_LENGTH} characters, too long for a label;"
+            " name the column of the specialties."
         )

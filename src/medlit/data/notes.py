@@ -2,10 +2,10 @@
 
     id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
     transcription  text    the note; line ends are line feeds, outer white space is removed, the rest is unchanged
-    specialty      text    one spelling for each label (aliases applied, the most frequent spelling wins); null: no label
+    specialty      text    one spelling for each label (aliases applied, else the most frequent one); null: no label
     text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
 
-No other column passes this file: anything else in a table, such as the public dataset's `keywords`, ends here. Two notes
+No other column passes this file: anything else in a table, such as the public dataset's `keywords`, ends here. Notes
 with the same `text_hash` are the same text. Rows in error messages count from 1, header not included; no message
 repeats a note.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ def load_source(
     columns: Columns,
     labels: Labels,
     require_labels: bool = True,
+    check_rows: bool = True,
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
 
@@ -55,39 +56,19 @@ def load_source(
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the source's columns.
         labels: aliases, labels to drop, and the fewest rows that a label must have (over the whole source).
-        require_labels: False accepts rows without a label, or a table without the label column (null), and drops no row.
+        require_labels: False accepts rows without a label (null), or a table without the column, and drops no row.
+        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
 
     Returns:
         Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
 
     Raises:
-        UserError: the source cannot be read, or one of its rows cannot be used.
-    """
-    return canonical_tables(read_tables(source, revision, columns), columns, labels, require_labels=require_labels)
-
-
-def canonical_tables(
-    tables: Mapping[str, list[RawTable]],
-    columns: Columns,
-    labels: Labels,
-    *,
-    require_labels: bool = True,
-    check_rows: bool = True,
-) -> dict[str, Dataset]:
-    """The second half of `load_source`, for a caller that also needs the tables with all their columns.
-
-    Args:
-        tables: the result of `read_tables`.
-        columns: as for `load_source`.
-        labels: as for `load_source`.
-        require_labels: as for `load_source`.
-        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
-
-    Raises:
-        UserError: a column is missing or of a wrong type, a note is empty, a label is missing, or an id is repeated.
+        UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, a label is
+            missing, or an id is repeated.
     """
     from datasets import concatenate_datasets
 
+    tables = read_tables(source, revision, columns)
     counts = Counter[str]()
     for table in (table for parts in tables.values() for table in parts):
         _check_columns(table, columns, require_labels)
@@ -312,8 +293,8 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
             place = f"{table.name}, row {number}"
             if identity in seen:
                 raise UserError(
-                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]} "
-                    f"(the {split} split); make the ids unique or name another column in data.columns.id."
+                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]}"
+                    f" (the {split} split); make the ids unique or name another column in data.columns.id."
                 )
             seen[identity] = place
 

@@ -131,8 +131,8 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
         if other is not None:
             expected = {",": "commas", "\t": "tabs"}[delimiter]
             raise UserError(
-                f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r}; "
-                f"save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
+                f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r};"
+                f" save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
             )
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -152,8 +152,8 @@ def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[dic
     for line, record in records:
         if len(record) != len(header):
             raise UserError(
-                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; "
-                "put a note that contains the separator or a line break in double quotes."
+                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)};"
+                " put a note that contains the separator or a line break in double quotes."
             )
         yield dict(zip(header, record, strict=True))
     if line == 0:
@@ -205,8 +205,8 @@ def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[d
             if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
                 kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
                 raise UserError(
-                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs; "
-                    "correct the row or name another column."
+                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs;"
+                    " correct the row or name another column."
                 )
         yield {name: _json_text(row.get(name)) for name in names}
 
@@ -263,8 +263,8 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
                         return
                     if not more or len(pending) - at > _MAX_OBJECT:
                         raise UserError(
-                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; "
-                            "correct the file or export the table again."
+                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here;"
+                            " correct the file or export the table again."
                         ) from None
                     pending, at = pending[at:] + more, 0
             yield f"row {number}", value
@@ -284,8 +284,8 @@ def _open_utf8(path: Path, newline: str) -> TextIO:
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
         raise UserError(
-            f"data.source: {path} is {kind}, not a text table; "
-            "export it as UTF-8 CSV or give it the file suffix of what it is."
+            f"data.source: {path} is {kind}, not a text table;"
+            " export it as UTF-8 CSV or give it the file suffix of what it is."
         )
     # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
     even, odd = head[0::2].count(0), head[1::2].count(0)
@@ -324,8 +324,8 @@ def _guess_encoding(window: bytes) -> str:
 
 def _other_encoding(path: Path, encoding: str, line: int) -> UserError:
     return UserError(
-        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); "
-        f"convert it, e.g. `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
+        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding});"
+        f" convert it, e.g. `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
     )
 
 

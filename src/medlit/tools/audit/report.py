@@ -70,8 +70,11 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         earlier, _, later = pair.partition("/")
         similar = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
         details = f"and {similar:,} near duplicates" if similar else ""
-        yield f"{later} notes whose text is also in {earlier}", _share(rows, report.splits[later]), details, (
-            rows + similar > 0
+        yield (
+            f"{later} notes whose text is also in {earlier}",
+            _share(rows, report.splits[later]),
+            details,
+            (rows + similar > 0),
         )
     for name, share in report.label_leaks.items():
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True

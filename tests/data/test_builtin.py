@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from medlit.data import builtin
-from medlit.data.builtin import SPECIALTIES, builtin_notes
-from medlit.data.builtin_phrases import CASES, GENERIC
+from medlit.data.builtin import PHRASES, SPECIALTIES, builtin_notes
 from medlit.errors import UserError
 
 Notes = dict[str, list[dict[str, str]]]
@@ -41,10 +40,10 @@ def column(rows: list[dict[str, str]], name: str) -> list[str]:
 
 def phrases(split: str) -> Iterator[str]:
     """Every phrase of a split's pool, generic lines and plans included."""
-    for pools in CASES.values():
-        for line in pools[split].strip().splitlines():
+    for pools in PHRASES["specialties"].values():
+        for line in pools[split].splitlines():
             yield from line.strip().split("; ")
-    for lines in GENERIC[split].values():
+    for lines in PHRASES["lines"][split].values():
         yield from lines
 
 
@@ -124,7 +123,7 @@ def test_no_section_of_a_note_stands_in_two_splits() -> None:
 
 
 def test_pools_are_wide_enough() -> None:
-    for pools in CASES.values():
+    for pools in PHRASES["specialties"].values():
         counts = {split: len(set(re.split(r"; |\n", pools[split].strip()))) for split in SPLITS}
         assert counts["train"] >= 40
         assert counts["validation"] >= 15

@@ -65,6 +65,14 @@ def test_near_misses_are_invalid(answer: str) -> None:
     assert SET.index(answer) is None
 
 
+@given(st.one_of(st.text(), st.sampled_from(NAMES).flatmap(lambda n: st.text(max_size=3).map(n.__add__))))
+def test_any_answer_is_a_label_or_invalid(answer: str) -> None:
+    label = SET.parse(answer)
+    assert 0 <= label <= SET.invalid
+    first = (answer.strip().splitlines() or [""])[0]
+    assert (label < SET.invalid) == (SET.index(first) is not None)
+
+
 @given(st.permutations(NAMES))
 def test_the_order_of_the_names_does_not_matter(names: list[str]) -> None:
     assert LabelSet.from_names(names) == SET
@@ -85,7 +93,7 @@ def test_of_several_spellings_the_commonest_stands() -> None:
 
 @pytest.mark.parametrize("labels", [["Neurology", " neurology "], ["Neurology"], []])
 def test_one_class_is_refused(labels: list[str]) -> None:
-    with pytest.raises(UserError, match=r"data\.label_column.*at least two labels"):
+    with pytest.raises(UserError, match=r"data\.columns\.label.*at least two labels"):
         LabelSet.from_labels(labels)
 
 

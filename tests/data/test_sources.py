@@ -19,9 +19,10 @@ from fake_tokenizers import byte_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medlit.data.iter_column import iter_column
-from medlit.data.notes import CANONICAL, Columns, Labels, hash_text, load_source
+from medlit.data.cache import iter_column
+from medlit.data.notes import CANONICAL, hash_text, load_source
 from medlit.data.prompt import AlpacaPrompt, whole_characters
+from medlit.data.settings import Columns, Labels
 from medlit.data.sources import commit_of
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
@@ -345,7 +346,7 @@ HEADER = "id,transcription,medical_specialty\n"
         ("wide-le.csv", (HEADER + "1,x,a\n").encode("utf-16-le"), ["UTF-16"]),
         ("kanji.csv", (HEADER + "1,患者は胸の痛みを訴えています。,a\n" * 5).encode("shift_jis"), ["shift_jis"]),
         ("blank.csv", (HEADER + '1,x,a\n2," ",b\n3,,b\n').encode(), ["row 2", "id 2", "note is empty", "1 more"]),
-        ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["label_column", "empty in every row"]),
+        ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
         ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
         ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
         ("ids.csv", (HEADER + "1,x,a\n2,y,b\n1,z,b\n").encode(), ["row 3", "id '1'", "row 1"]),

@@ -18,9 +18,9 @@ import medlit as package
 from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
-from medlit.data.notes import Columns, Labels
-from medlit.tools.audit import PASSED, run
-from medlit.tools.audit.figure import audit_figure
+from medlit.data.settings import Columns, Labels
+from medlit.tools.audit import EXIT_OVER_LIMIT, run
+from medlit.tools.audit.report import audit_figure
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +145,8 @@ def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
 
 
 def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medlit.data.audit_stats._TOKENISED", 4)
-    monkeypatch.setattr("medlit.data.audit_stats._BATCH", 3)
+    monkeypatch.setattr("medlit.data.audit.TOKENISED", 4)
+    monkeypatch.setattr("medlit.data.audit._BATCH", 3)
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
     lengths = audit(
@@ -193,9 +193,9 @@ def _flags(source: Path | str) -> list[str]:
 @pytest.mark.parametrize(
     ("limits", "code"),
     [
-        ([], PASSED),
+        ([], EXIT_OVER_LIMIT),
         (["--max_leakage", "1", "--max_conflicts", "1"], 0),
-        (["--max_leakage=1", "--max_conflicts=1", "--min_accuracy_ceiling=1"], PASSED),
+        (["--max_leakage=1"], EXIT_OVER_LIMIT),
     ],
 )
 def test_strict_holds_the_audit_to_its_limits(limits: list[str], code: int, tmp_path: Path) -> None:
@@ -206,12 +206,26 @@ def test_strict_holds_the_audit_to_its_limits(limits: list[str], code: int, tmp_
 
 
 def test_builtin_notes_pass_a_strict_audit() -> None:
-    assert run([*_flags("builtin"), "--strict", "--max_duplicates=0", "--max_near_leakage=0"]) == 0
+    assert run([*_flags("builtin"), "--strict"]) == 0
+    report = report_of("builtin")
+    assert report.duplicates["rows"] == 0
+    assert report.near_leakage == {"train/validation": 0, "train/test": 0, "validation/test": 0}
+
+
+def test_empty_and_unlabelled_notes_fail_a_strict_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
+    notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+
+    assert run([*_flags(source), "--strict"]) == EXIT_OVER_LIMIT
+    printed = capsys.readouterr().out
+    assert "over a limit: 1 notes are empty" in printed
+    assert "over a limit: 1 notes have no label" in printed
 
 
 # --- as its user meets it ---------------------------------------------------------------------------------------------
 
-RECIPE = Path(__file__).parents[1] / "configs" / "llama31_8b.yaml"
+RECIPE = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
 
 
 def verb(*arguments: object) -> int:
@@ -230,9 +244,9 @@ def test_the_config_for_a_gpu_audits_here_with_a_flag_on_top(
     out, err = capsys.readouterr()
     assert json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["source"] == str(source)
     assert f"medlit audit: {source}" in out
-    assert "test notes whose text stands in train" in out
-    assert "lengths are in words alone, since the tokenizer is not to be had" in err
-    assert verb(*arguments, "--strict") == PASSED
+    assert "test notes whose text is also in train" in out
+    assert "lengths are in words only, because the tokenizer is not available" in err
+    assert verb(*arguments, "--strict") == EXIT_OVER_LIMIT
 
 
 def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
@@ -240,7 +254,7 @@ def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
     rows = [{names.get(key, key): value for key, value in note.items()} for note in planted()["train"]]
     source = write(tmp_path / "notes", {"train": rows}) / "train.csv"
     config = tmp_path / "own.yaml"
-    data = {"source": str(source), "id_column": "key", "text_column": "note", "label_column": "department"}
+    data = {"source": str(source), "columns": {"id": "key", "text": "note", "label": "department"}}
     config.write_text(yaml.safe_dump({"data": data | {"labels": {"aliases": {"Radiology": "Imaging"}}}}))
     assert verb("--config", config, "--output", tmp_path) == 0
     report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))

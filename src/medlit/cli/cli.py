@@ -52,7 +52,7 @@ from medlit.errors import UserError
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.precision import default_precision
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
 # What every command line of settings is made of, whatever is then done with them.
@@ -121,7 +121,7 @@ class MedlitCLI(LightningCLI):
         elif self.subcommand != "fit" and run is not None:
             check_weights_named(run, config.model.adapter)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in versions(root, name) if find_parts(run / predict_arguments.PREDICTIONS)), None)
+            run = next((run for run in versions(root, name) if find_shards(run / predict_arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.data.collate import Batch
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in ModelCheckpoint's state
 
@@ -52,11 +53,7 @@ class LastCheckpoint(Checkpoint):
     # wrongly in three of four cases: a resumed curve would repeat a step or miss one.
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,  # noqa: ANN401 - Lightning's signature
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log a step under its own number."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

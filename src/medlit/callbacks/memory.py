@@ -39,11 +39,7 @@ class MemoryAdvice(L.Callback):
             self.footprint = pl_module.recomputation.footprint
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Warn once of a micro-batch that exceeds the budget even with all layers but one recomputed."""
         if self.has_warned or not isinstance(pl_module, SpecialtyClassifier) or pl_module.recomputation is None:

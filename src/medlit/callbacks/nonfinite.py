@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from medlit.callbacks.run_folder import run_folder
+from medlit.data.collate import Batch
 from medlit.errors import UserError
 
 SKIPPED_STEPS = "train/skipped_steps"
@@ -34,11 +35,7 @@ class NonfiniteGuard(L.Callback):
         self.is_supervised = True
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,  # noqa: ANN401 - medlit's Batch
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Remember the notes of the step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -14,9 +13,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_folder import make_private
+from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
+from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
 from medlit.predictions.resume_key import ResumeKey, answer_settings, hash_notes, hash_weights
@@ -73,7 +74,7 @@ class PredictionWriter(L.Callback):
                 " with --resume, or leave --resume out to start over."
             )
         if answered is not None:
-            data.leave_out(answered)
+            data.skip_answered(answered)
             message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
         else:
             message = f"there is no interrupted run beside {self.path}; starting with the first note"
@@ -99,8 +100,8 @@ class PredictionWriter(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; Answers here
-        batch: Any,  # noqa: ANN401 - Prompts
+        outputs: Answers,
+        batch: Prompts,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -170,7 +171,6 @@ def _resume_key(
     adapter = None if module.adapter is None else adapter_folder(module.adapter)
     others = {
         "data.instruction": data.instruction,
-        "data.keep": data.keep,
         "data.max_response_tokens": data.max_response_tokens,
         "trainer.precision": str(trainer.precision),
         "labels": None if data.label_set is None else list(data.label_set.names),

@@ -73,44 +73,25 @@ class ProgressBar(TQDMProgressBar):
     def _notes(self, loader: Any, batches: float) -> int:  # noqa: ANN401 - Lightning's type covers any loaders
         return sum(map(len, loader.sampler.batches[: int(batches)])) * self.trainer.world_size
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count a batch's notes."""
-        self._advance(self.val_progress_bar, batch.prompts)
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count a batch's notes."""
-        self._advance(self.test_progress_bar, batch.prompts)
-
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Prompts,
+        outputs: Any,  # noqa: ANN401 - Lightning's signature
+        batch: EvalBatch | Prompts,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch's notes."""
-        self._advance(self.predict_progress_bar, batch)
-
-    def _advance(self, bar: Any, prompts: Prompts) -> None:  # noqa: ANN401 - tqdm's stubs leave n and total open
+        bar: Any  # tqdm's stubs leave n and total open
+        if trainer.predicting:
+            bar = self.predict_progress_bar
+        else:
+            bar = self.test_progress_bar if trainer.testing else self.val_progress_bar
+        prompts = batch if isinstance(batch, Prompts) else batch.prompts
         bar.update(min(len(prompts.rows) * self.trainer.world_size, bar.total - bar.n))
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end
 
 
 def _of_notes(bar: Tqdm) -> Tqdm:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 
 from medlit.atomic_io import atomic_write
 from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -51,9 +52,9 @@ class SaveRunFiles(SaveConfigCallback):
             path.write_text(text, encoding="utf-8")
         data = trainer.datamodule  # type: ignore[attr-defined]
         split_file = folder / "split.parquet"
-        has_split = isinstance(data, TranscriptionDataModule) and data.partition is not None
+        has_split = isinstance(data, TranscriptionDataModule) and data.splits is not None
         if has_split and (subcommand == "fit" or not split_file.exists()):
-            data.partition.write(split_file)
+            data.splits.write(split_file)
 
 
 class SaveSamples(L.Callback):
@@ -82,8 +83,8 @@ class SaveSamples(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; answers here
-        batch: Any,  # noqa: ANN401 - EvalBatch
+        outputs: dict[str, Answers],
+        batch: EvalBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

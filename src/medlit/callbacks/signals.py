@@ -7,12 +7,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import lightning as L
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.data.collate import Batch, EvalBatch
+from medlit.model.decoding import Answers
 
 # `sbatch --signal` and other schedulers send SIGUSR1 or SIGUSR2 some time before they kill.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -56,11 +57,7 @@ class StopOnSignal(L.Callback):
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,  # noqa: ANN401 - Lightning's signature
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Stop between two optimizer steps, once the first of them is logged."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -75,8 +72,8 @@ class StopOnSignal(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
+        outputs: dict[str, Answers],
+        batch: EvalBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

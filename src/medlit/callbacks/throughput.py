@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.data.collate import Batch
-from medlit.model.dimensions import flops_per_token, model_dimensions
-from medlit.model.language_model import causal_lm
+from medlit.model.families import causal_lm
+from medlit.model.memory import flops_per_token, model_dimensions
 from medlit.model.module import SpecialtyClassifier
 
 TOKENS_PER_SECOND = "train/tokens_per_second"
@@ -73,23 +74,14 @@ class Throughput(L.Callback):
         self._reset_step()
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,  # noqa: ANN401 - Lightning's signature
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Start the clock, unless it is running."""
         if self._started_at is None:
             self._started_at = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Count a micro-batch; after the step's last one, update and log the rates."""
         self._tokens += sum(batch.lengths)

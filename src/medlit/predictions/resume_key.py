@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.model.adapter_metadata import AdapterMetadata
+from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.model.temperature import decoding_key, metadata_of_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,13 +65,13 @@ class ResumeKey:
 
 
 def answer_settings(
-    language_model: LanguageModel, lora: Lora, decoding: Decoding, others: dict[str, Any]
+    language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
 ) -> dict[str, Any]:
     """Flag -> value of the settings that an answer depends on, in JSON's types.
 
     Args:
         language_model: the base model.
-        lora: the adapter.
+        lora: the adapter; None: there is none.
         decoding: how the model answers.
         others: further flags.
     """
@@ -81,7 +80,7 @@ def answer_settings(
         for name, value in asdict(language_model).items()
         if name not in _TRAINING_ONLY
     }
-    settings |= {f"model.lora.{name}": value for name, value in lora.structure().items()}
+    settings |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
     settings |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
     plain: dict[str, Any] = json.loads(json.dumps(settings | others))
     return plain

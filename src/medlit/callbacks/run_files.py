@@ -28,32 +28,33 @@ class SaveRunFiles(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the files of a fit."""
-        self._write(trainer)
+        self.save_config(trainer, pl_module, "fit")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the files of `validate`, but not in the validations of a fit."""
         if subcommand_of(trainer) == "validate":
-            self._write(trainer)
+            self.save_config(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the files of `test`."""
-        self._write(trainer)
+        self.save_config(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the files of `predict`; a table or a single note has no split."""
-        self._write(trainer)
+        self.save_config(trainer, pl_module, "predict")
 
-    def _write(self, trainer: L.Trainer) -> None:
-        folder, subcommand = run_folder(trainer), subcommand_of(trainer)
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the files, on the first process."""
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         text = self.parser.dump(self.config, skip_none=False)
-        with atomic_write(folder / f"config_{subcommand}.yaml") as path:
+        with atomic_write(folder / f"config_{stage}.yaml") as path:
             path.write_text(text, encoding="utf-8")
         data = trainer.datamodule  # type: ignore[attr-defined]
         split_file = folder / "split.parquet"
         has_split = isinstance(data, TranscriptionDataModule) and data.splits is not None
-        if has_split and (subcommand == "fit" or not split_file.exists()):
+        if has_split and (stage == "fit" or not split_file.exists()):
             data.splits.write(split_file)
 
 

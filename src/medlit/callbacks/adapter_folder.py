@@ -87,7 +87,7 @@ class AdapterTemperature(L.Callback):
             except UserError as error:
                 reason = str(error)
         if reason is not None:
-            print(f"medlit: the temperature is not stored with the adapter: {reason}", file=sys.stderr)
+            print(f"medlit: the temperature of this validation is not kept with the adapter: {reason}", file=sys.stderr)
 
 
 def _reason_not_to_write(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> str | None:
@@ -96,7 +96,7 @@ def _reason_not_to_write(data: TranscriptionDataModule, module: SpecialtyClassif
     if data.fingerprint is None or trained_with is None:
         return f"{file} does not say which notes the adapter was trained with."
     if data.fingerprint.hashes.get("validation") != trained_with.hashes.get("validation"):
-        return f"{file} has other validation notes."
+        return f"{file} comes from other validation notes."
     if module.results is None or len(module.results) < len(data.rows("validation")):
         return "only a part of the validation split was answered."
     return None

@@ -47,12 +47,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        beside = Path(name)
+        temporary = Path(name)
         try:
-            yield beside
-            replace(beside, path)
+            yield temporary
+            replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def write_json(path: Path, values: object) -> None:
     Raises:
         UserError: as for `atomic_write`.
     """
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -84,18 +84,18 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
     with _explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            beside = Path(name) / folder.name
-            beside.mkdir(mode=0o700)
-            yield beside
+            temporary = Path(name) / folder.name
+            temporary.mkdir(mode=0o700)
+            yield temporary
             if not folder.exists():
-                for file in beside.rglob("*"):
+                for file in temporary.rglob("*"):
                     _flush(file)
-                replace(beside, folder)
+                replace(temporary, folder)
                 return
-            files = sorted(file.relative_to(beside) for file in beside.rglob("*") if file.is_file())
+            files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
             for file in files:
                 (folder / file).parent.mkdir(mode=0o700, exist_ok=True)
-                replace(beside / file, folder / file)
+                replace(temporary / file, folder / file)
             for file in folder.rglob("*"):
                 if file.is_file() and file.relative_to(folder) not in files:
                     file.unlink()

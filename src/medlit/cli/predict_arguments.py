@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.callbacks.predictions import FORMATS
 from medlit.cli.environment import check_writable
-from medlit.cli.validation import check_decoding
 from medlit.errors import UserError
+from medlit.model.settings import check_decoding
+from medlit.predictions.table import FORMATS
 
 PREDICTIONS = "predictions.csv"
 ONE_NOTE_TOKENS = 64

@@ -137,19 +137,3 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
                 f"{section}.monitor: {config[section].monitor!r} is not measured in a validation; choose one of"
                 f" {', '.join(MONITORS)}."
             )
-
-
-def check_decoding(decoding: Any) -> None:  # noqa: ANN401
-    """Check that predict can abstain as it is asked to.
-
-    Raises:
-        UserError: naming the key.
-    """
-    least = decoding.abstain_below
-    if least is not None and not 0 <= least <= 1:
-        raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {least}.")
-    if least is not None and decoding.mode == "generate":
-        raise UserError(
-            "model.decoding.abstain_below: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'"
-            " or 'constrained', or leave abstain_below out."
-        )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from medlit.base_model import BUILTIN
+from medlit.errors import UserError
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -117,3 +118,19 @@ class Decoding:
     max_new_tokens: int = 32
     stop_early: bool = True
     abstain_below: float | None = None
+
+
+def check_decoding(decoding: Decoding) -> None:
+    """Check that answers can be withheld as configured.
+
+    Raises:
+        UserError: naming the key.
+    """
+    least = decoding.abstain_below
+    if least is not None and not 0 <= least <= 1:
+        raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {least}.")
+    if least is not None and decoding.mode == "generate":
+        raise UserError(
+            "model.decoding.abstain_below: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'"
+            " or 'constrained', or leave abstain_below out."
+        )

@@ -1,4 +1,4 @@
-"""Nothing is lost in writing: files and folders appear whole, whatever disk, folder or process does meanwhile."""
+"""Files and folders appear whole, even if the disk is full, the folder read-only or the process killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def killed(work: Callable[[], object]) -> None:
-    """Do something in a process that does not survive it."""
+    """Do something in a process that kills itself."""
     child = os.fork()
     if not child:
         try:
@@ -54,7 +54,7 @@ def kill(*_: object) -> None:
 # --- whole or not at all ----------------------------------------------------------------------------------------------
 
 
-def test_a_process_killed_in_the_middle_leaves_what_was_there_before(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write(path, 10)
 
@@ -115,14 +115,14 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: 
     assert done == ["flush", "move", "flush"]
 
 
-def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
+def test_files_and_folders_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     write(tmp_path / "last.ckpt", 1)
     fill(tmp_path / "adapter", "a", text="new")
     assert (tmp_path / "last.ckpt").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "adapter").stat().st_mode & 0o777 == 0o700
 
 
-# --- a disk that is full, a folder that is closed ---------------------------------------------------------------------
+# --- a full disk, a read-only folder ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -137,11 +137,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_told_and_the_old_file_stays(small_disk: Path) -> None:
+def test_a_full_disk_gives_a_message_and_keeps_the_old_file(small_disk: Path) -> None:
     path, folder = small_disk / "last.ckpt", small_disk / "adapter"
     write(path, 1_000_000)
     fill(folder, "a", text="old")
-    with pytest.raises(UserError, match=r"last\.ckpt cannot be written \(No space left on device\); make room"):
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be written \(No space left on device\); free some space"):
         write(path, 4_300_000)
     with pytest.raises(UserError, match=r"adapter cannot be written \(No space left on device\)"):
         fill(folder, "a", text="x" * 4_300_000)
@@ -151,7 +151,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
-def test_every_way_to_refuse_a_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_every_refused_write_gives_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     path = tmp_path / "last.ckpt"
     write(path, 10)
 
@@ -164,7 +164,7 @@ def test_every_way_to_refuse_a_write_is_told(tmp_path: Path, monkeypatch: pytest
     assert path.read_bytes() == b"x" * 10
 
 
-def test_another_error_is_not_the_user_s(tmp_path: Path) -> None:
+def test_another_error_is_no_user_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a"):
         (tmp_path / "nowhere").read_text()
 
@@ -183,9 +183,9 @@ def test_a_fit_on_a_disk_that_fills_up_keeps_its_checkpoint(
     outcome = medlit(*short, 4, "--ckpt_path", "last")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
-    said = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
-    assert len(said) == 1, outcome.err
-    assert "last.ckpt cannot be written (No space left on device)" in said[0]
+    messages = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
+    assert len(messages) == 1, outcome.err
+    assert "last.ckpt cannot be written (No space left on device)" in messages[0]
     for name in ("last", "best"):
         assert torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"] == 2
     (small_disk / "filler").unlink()
@@ -203,7 +203,7 @@ def test_a_fit_in_a_read_only_folder_keeps_its_checkpoint(
     assert medlit(*short, 2).code == 0
     make = atomic_io.tempfile.mkstemp
 
-    def closed(**where: Any) -> object:  # noqa: ANN401 - root may write anywhere, so the system's answer is played
+    def closed(**where: Any) -> object:  # noqa: ANN401 - root may write anywhere, so the system's answer is faked
         if "checkpoints" in str(where["dir"]):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return make(**where)

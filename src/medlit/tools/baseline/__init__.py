@@ -76,13 +76,13 @@ def run(args: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
+    from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
     from medlit.tools.baseline.notes import read_notes
-    from medlit.tools.settings import data_module, settings
 
     if options.run is not None and not options.run.is_dir():
         raise UserError(f"run: there is no folder {options.run}; give the run folder of a test.")
-    config = settings("baseline", [*([] if options.run is None else recorded_settings(options.run)), *rest])
+    config = parse_settings("baseline", [*([] if options.run is None else recorded_settings(options.run)), *rest])
     folder = options.run or _new_folder(config)
     check_writable("run", folder / "report.html")
     beside = [system_beside(other) for other in options.beside]
@@ -91,7 +91,7 @@ def run(args: Sequence[str]) -> int:
     for other in beside:
         if tested is not None:
             compare(tested, other.answered)  # before anything is fitted
-    notes = read_notes(data_module(config), tested)
+    notes = read_notes(make_datamodule(config), tested)
     for system in [*_fitted(notes, config, options.head), *beside]:
         write_system(folder, system)
     write_report(folder)

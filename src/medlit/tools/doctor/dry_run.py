@@ -17,9 +17,9 @@ import psutil
 import torch
 
 from medlit.base_model import load_tokenizer, missing, resolve
-from medlit.cli.cli import PARTS, MedlitCLI
+from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device
-from medlit.cli.warnings import quiet
+from medlit.cli.warnings import silence_warnings
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import NotCachedError, UserError
@@ -87,12 +87,7 @@ def parse(settings: list[str]) -> Trial:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return Trial(
-                **PARTS,
-                save_config_callback=None,
-                seed_everything_default=3407,
-                args=["fit", *settings],
-            )
+            return Trial(["fit", *settings])
     except SystemExit as stop:
         raise UserError(said.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
 
@@ -107,7 +102,7 @@ def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
     Raises:
         UserError: a setting is not understood.
     """
-    quiet()
+    silence_warnings()
     cli = parse(settings)
     language_model = cli.model.language_model
     names = ", ".join(str(path) for path in cli.config.fit.config or [])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable
 from medlit.cli.validation import check_settings
-from medlit.cli.warnings import quiet
+from medlit.cli.warnings import silence_warnings
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.tools.export.exporter import Job, cleared_away, say
@@ -19,7 +20,6 @@ from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, 
 from medlit.tools.export.hub import Repository
 from medlit.tools.export.merged import model_folder
 from medlit.tools.export.source import ask, find_weights, recorded
-from medlit.tools.settings import data_module, settings
 
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -32,13 +32,13 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     Raises:
         UserError: something cannot be used, or the export does not answer alike; nothing is left.
     """
-    quiet()
+    silence_warnings()
     run = options.run
     if run is not None and not run.is_dir():
         raise UserError(f"run: there is no folder {run}; give the run folder of a fit.")
     has_config = any(argument.split("=")[0] == "--config" for argument in rest)
     beside = run or _run_beside(rest)
-    config = settings("export", [*(recorded(beside) if beside is not None and not has_config else []), *rest])
+    config = parse_settings("export", [*(recorded(beside) if beside is not None and not has_config else []), *rest])
     check_settings(config)
     check_device(config.trainer.accelerator, 1)
     quantisations = _check(options)
@@ -55,7 +55,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     say(f"loading {weights.language_model.base_model} and {weights.name}")
     job.model = weights.load(job.device)
     say("weighing the specialties with medlit's model")
-    questions = ask(job.model, data_module(config), LabelSet(tuple(weights.structure.labels)), options.notes)
+    questions = ask(job.model, make_datamodule(config), LabelSet(tuple(weights.structure.labels)), options.notes)
     with cleared_away():
         job.write(questions, quantisations, repository)
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from medlit.__main__ import main as entry
-from medlit.cli.commands import MODEL_VERBS, TOOLS
+from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.cli.help_texts import ABOUT, FIT_ALONE, TITLES, TOLD, UNTOLD, VERBS
 
 if TYPE_CHECKING:

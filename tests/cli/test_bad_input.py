@@ -238,7 +238,7 @@ def test_layers_that_the_model_does_not_have(fit: Refused) -> None:
 
 def test_a_gpu_config_on_a_machine_without_one(fit: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    said = fit("--config", Path(__file__).parents[1] / "configs" / "hardware" / "gpu_80gb.yaml")
+    said = fit("--config", Path(__file__).parents[2] / "configs" / "hardware" / "gpu_80gb.yaml")
     assert "trainer.accelerator: the config asks for a GPU and PyTorch sees none; run 'medlit doctor'" in said
 
 

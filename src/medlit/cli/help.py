@@ -58,6 +58,7 @@ class Parser(LightningArgumentParser):
         for action in self._actions:
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
+                action.metavar, action.help = "null", "train and load no adapter: the bare base model"
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -121,7 +122,7 @@ class HelpFormatter(DefaultHelpFormatter):
     def _is_listed(self, action: argparse.Action) -> bool:
         """Whether the verb's help lists a setting."""
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
-            return False
+            return isinstance(action, _GroupOrNull)
         name = action.dest
         if name in HIDDEN or (name.startswith(LIGHTNING) and name not in LIGHTNING_HELP):
             return False
@@ -143,7 +144,7 @@ class HelpFormatter(DefaultHelpFormatter):
         """Add a group's settings, with a title that begins with their common name."""
         listed = [action for action in actions if self._is_listed(action)]
         if listed:
-            first = listed[0].dest
+            first = next(action.dest for action in listed if not isinstance(action, _GroupOrNull))
             key = first.rpartition(".")[0] or first
             section = self._current_section
             section.heading = TITLES.get(key, section.heading)
@@ -168,7 +169,7 @@ class HelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = LIGHTNING_HELP.get(action.dest) or (action.help or "")
         text = text[:1].upper() + text[1:].rstrip(".")
-        if action.dest in ("help", "config", "print_config"):
+        if action.dest in ("help", "config", "print_config") or isinstance(action, _GroupOrNull):
             return text + "."
         kind = self._type_words(action)
         return f"{text}. ({f'{kind}; ' if kind else ''}default: %(default)s)"

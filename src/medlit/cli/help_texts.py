@@ -71,7 +71,7 @@ TITLES = {
     "trainer": "trainer: the machine and the length of a run; Lightning's other settings are accepted too",
     "model": "model: the language model and its adapter",
     "model.language_model": "model.language_model: the frozen base model",
-    "model.lora": "model.lora: the trained adapter (Hu 2021, arXiv 2106.09685); null: none, the bare base model",
+    "model.lora": "model.lora: the trained adapter (Hu 2021, arXiv 2106.09685)",
     "model.optimizer": "model.optimizer: AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861)",
     "model.decoding": "model.decoding: how the model answers",
     "data": "data: the notes",

@@ -7,10 +7,9 @@ from typing import Literal, get_args
 
 import torch
 
-from medlit.cli.validation import check_decoding
 from medlit.data.notes import clean_note
 from medlit.errors import UserError
-from medlit.model.settings import Decoding
+from medlit.model.settings import Decoding, check_decoding
 
 Mode = Literal["generate", "constrained", "likelihood"]
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from compare import curves, last_checkpoint
-from fakes import notes
+from fakes import make_datamodule, notes
 from lightning.pytorch.plugins.precision import Precision
 
 from medlit.callbacks.memory import advice
 from medlit.callbacks.nonfinite import MOST_IN_A_ROW, SKIPPED_STEPS
 from medlit.data.collate import Batch
-from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.memory import GIB, Footprint
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
@@ -180,8 +179,8 @@ def test_a_gpu_that_is_full_in_the_middle_of_a_fit_is_told_with_the_last_checkpo
 
 
 def test_the_advice_names_what_there_is_to_change() -> None:
-    data = TranscriptionDataModule(batch_size=8, eval_batch_size=1)
-    kept = advice("training", LanguageModel(gradient_checkpointing="off"), data, weights=6, peak=78, total=80)
+    data = make_datamodule(batching={"micro_batch_size": 8, "eval_batch_size": 1})
+    kept = advice("training", LanguageModel(gradient_checkpointing="none"), data, weights=6, peak=78, total=80)
     assert "78.0 of 80.0 GiB" in kept
     assert "data.batching.micro_batch_size to 4 (about 42.0 GiB or more)" in kept
     assert "model.language_model.max_length to 1024 (about 42.0 GiB or more)" in kept

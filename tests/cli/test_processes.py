@@ -22,6 +22,7 @@ from commands import environment, seconds_since_failure, write_runner
 from compare import curves, far, last_checkpoint
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from medlit.callbacks.distributed import Launcher, Observer, end_others
 from processes import (
     DDP,
     SLURM,
@@ -32,7 +33,6 @@ from processes import (
     write_forty,
 )
 
-from medlit.callbacks.distributed import Launcher, Observer, end_others
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.signals import SIGNALS, StopOnSignal
 from medlit.data.collate import Batch

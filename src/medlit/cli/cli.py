@@ -67,6 +67,8 @@ class MedlitCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], save_config_callback: type[SaveConfig] | None = None) -> None:
+        verb, *rest = args
+        check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -96,9 +98,7 @@ class MedlitCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse settings of earlier releases and environment variables that are not settings."""
-        verb, *rest = args  # type: ignore[misc]
-        check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        """Parse, and refuse environment variables that are not settings."""
         check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
 

@@ -355,7 +355,7 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
         (
             "--model.language_model.memory_budget_gib",
             "0",
-            "model.language_model.memory_budget_gib: must be a number over 0, or null, not 0",
+            "model.language_model.memory_budget_gib: must be a number over 0 or null, not 0",
         ),
         ("--data.batching.micro_batch_size", "0", "data.batching.micro_batch_size"),
         ("--data.batching.global_batch_size", "0", "data.batching.global_batch_size"),

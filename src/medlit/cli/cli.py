@@ -1,7 +1,7 @@
 """The command line of the verbs that run a model: LightningCLI, from settings to a run and its callbacks.
 
-Settings take effect in this order, the last one winning: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`),
-config files in their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
+Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`), config files in
+their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _UNKNOWN = re.compile(
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
 
 
 class _GroupOrNull(_ActionConfigLoad):  # type: ignore[misc] - jsonargparse's class is untyped
@@ -97,10 +97,10 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
     """What a value of a type is, in words; None if that takes more than a phrase.
 
     >>> describe(int | None)
-    'an integer, or null'
+    'an integer or null'
     """
-    if kind in _WORDS:
-        return _WORDS[kind]
+    if (plain := get_origin(kind) or kind) in _WORDS:
+        return _WORDS[plain]
     if isinstance(kind, type) and kind.__module__ == "medlit.number_types":
         return kind.__doc__
     if get_origin(kind) is Literal:
@@ -108,7 +108,7 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
         return f"{', '.join(first)} or {last}"
     if NoneType in (kinds := get_args(kind)) and len(kinds) == 2:
         words = describe(kinds[0])
-        return words and f"{words}, or null"
+        return words and f"{words} or null"
     return None
 
 
@@ -177,10 +177,10 @@ class HelpFormatter(DefaultHelpFormatter):
     def _type_words(self, action: argparse.Action) -> str | None:
         """The type, where text and choices do not show it."""
         kind = getattr(action, "_typehint", None)
-        if action.dest in LIGHTNING_HELP or kind is None or kind is bool or Literal in (kind, get_origin(kind)):
+        if action.dest in LIGHTNING_HELP or get_origin(kind) is Literal:
             return None
         words = describe(kind)
-        return None if words is not None and words.startswith("true") else words or self._get_type_str(action)
+        return words if words != "text" and not str(words).startswith("true") else None
 
     def _expand_help(self, action: argparse.Action) -> str:
         # As YAML and the command line write it.

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 _PRECEDENCE = """
 A flag overrides a config, a later config overrides an earlier one, and both override environment variables, which are
-named like this: MEDLIT_{variable}."""
+named like this: MEDLIT_{}.
+"""
 _FIT = (
-    _PRECEDENCE.format(variable="FIT__MODEL__LORA__R=32")
-    + """ Steps are optimizer steps and lengths are tokens, unless
-stated otherwise.
+    _PRECEDENCE.format("FIT__MODEL__LORA__R=32")
+    + """\
+Steps are optimizer steps and lengths are tokens, unless stated otherwise.
 """
 )
 _OTHERS = (
     _PRECEDENCE
-    + """ Settings that only affect a fit are
-accepted but not listed here, so that one config serves every verb.
+    + """\
+Settings that only affect a fit are accepted but not listed here, so that one config serves every verb.
 """
 )
 
@@ -43,7 +44,7 @@ examples:
   medlit validate --config configs/llama31_8b.yaml --ckpt_path best
   medlit validate --config configs/llama31_8b.yaml --ckpt_path best --model.decoding.mode likelihood
 """
-    + _OTHERS.format(variable="VALIDATE__DATA__SOURCE=notes.csv"),
+    + _OTHERS.format("VALIDATE__DATA__SOURCE=notes.csv"),
     "test": """\
 Evaluate a checkpoint or an adapter on the test split, and write report.html to the run folder.
 
@@ -52,7 +53,7 @@ examples:
   medlit test --config configs/quickstart.yaml --model.adapter logs/quickstart/version_0/adapter
   medlit test --config configs/quickstart.yaml --model.lora null      # the bare base model
 """
-    + _OTHERS.format(variable="TEST__DATA__SOURCE=notes.csv"),
+    + _OTHERS.format("TEST__DATA__SOURCE=notes.csv"),
     "predict": """\
 Classify one note, a split or a table of notes. The answers for a table go to --output. The answer for one note goes to
 standard output; its probability, margin and runner-up, in a mode that gives probabilities, go to standard error.
@@ -63,7 +64,7 @@ examples:
   medlit predict --config configs/llama31_8b.yaml --ckpt_path best --data.predict.source new.csv \\
     --output specialties.parquet --model.decoding.mode likelihood --model.decoding.abstain_below 0.7
 """
-    + _OTHERS.format(variable="PREDICT__DATA__SOURCE=notes.csv"),
+    + _OTHERS.format("PREDICT__DATA__SOURCE=notes.csv"),
 }
 
 # Group, or first setting of a group without a name -> the group's title.
@@ -110,7 +111,7 @@ LIGHTNING_HELP = {
     "trainer.num_sanity_val_steps": "validation batches before the first step, the longest first; -1: all, 0: none",
     "trainer.log_every_n_steps": "interval, in steps, at which the loss and the learning rate are logged",
     "trainer.fast_dev_run": "run this number of batches and write no files; true: one batch",
-    "trainer.logger": "true or null: TensorBoard; false: none; or loggers by class_path",
+    "trainer.logger": "where curves are logged; true or null: TensorBoard, false: nowhere; or loggers by class_path",
     "trainer.callbacks": "callbacks by class_path, in addition to medlit's own; --trainer.callbacks+ adds one to those"
     " of a config",
     "trainer.enable_progress_bar": "show a progress bar; null: yes",
@@ -157,6 +158,7 @@ FIT_ONLY = (
 # Settings -> the verbs that they affect, if that is neither all of them nor only fit.
 VERBS = {
     "log_samples": ("fit", "validate", "test"),
+    "data.mask_prompt": ("fit", "validate", "test"),
     "data.predict.text": ("predict",),
     "data.predict.source": ("predict",),
     "model.decoding.abstain_below": ("predict",),

@@ -14,7 +14,8 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.module import SpecialtyClassifier
 
-_LEAVE_OUT_INTERVAL = "a fit validates by optimizer steps; leave it out and set val_every_steps"
+_OVER_0 = "must be over 0, or null, not {value}"
+_INTERVAL = "a fit validates by optimizer steps; leave it out and set val_every_steps"
 _EVERY_VALIDATION = "the best checkpoint is chosen in every validation; leave it out"
 _MODE = "must be 'min' or 'max', not {value!r}"
 _MONITOR = f"{{value!r}} is not measured in a validation; choose one of {', '.join(MONITORS)}"
@@ -28,66 +29,54 @@ def _null_or(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-# Setting, whether a value is allowed, what is wrong with any other value and what to do.
-_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+# Setting -> whether a value is allowed, and what to say of any other value.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # With 0 steps Lightning ends at once, with exit code 0.
-    (
-        "trainer.max_steps",
+    "trainer.max_steps": (
         lambda x: x >= 1 or x == -1,
         "must be at least 1, or -1 for as many as the epochs have, not {value}",
     ),
-    ("trainer.max_epochs", _null_or(lambda x: x >= 1 or x == -1), "must be at least 1, or null, not {value}"),
-    ("trainer.gradient_clip_val", _null_or(lambda x: 0 < x < math.inf), "must be over 0, or null, not {value}"),
-    ("trainer.limit_val_batches", _null_or(lambda x: x > 0), "must be over 0, or null, not {value}"),
-    ("trainer.limit_test_batches", _null_or(lambda x: x > 0), "must be over 0, or null, not {value}"),
-    ("trainer.limit_predict_batches", _null_or(lambda x: x > 0), "must be over 0, or null, not {value}"),
+    "trainer.max_epochs": (_null_or(lambda x: x >= 1 or x == -1), "must be at least 1, or null, not {value}"),
+    "trainer.gradient_clip_val": (_null_or(lambda x: 0 < x < math.inf), _OVER_0),
+    "trainer.limit_val_batches": (_null_or(lambda x: x > 0), _OVER_0),
+    "trainer.limit_test_batches": (_null_or(lambda x: x > 0), _OVER_0),
+    "trainer.limit_predict_batches": (_null_or(lambda x: x > 0), _OVER_0),
     # What medlit sets itself.
-    (
-        "trainer.accumulate_grad_batches",
+    "trainer.accumulate_grad_batches": (
         _one_of(1),
         "it follows from data.batching.global_batch_size, data.batching.micro_batch_size and the number of devices;"
         " leave it out and set those",
     ),
-    (
-        "trainer.overfit_batches",
+    "trainer.overfit_batches": (
         _one_of(0),
         "it would replace the sampler that makes up optimizer steps; use configs/debug/overfit.yaml",
     ),
-    (
-        "trainer.limit_train_batches",
+    "trainer.limit_train_batches": (
         _one_of(None),
         "it would cut optimizer steps in two; leave it out and set trainer.max_steps, or give data.source fewer notes",
     ),
-    ("trainer.val_check_interval", _one_of(None), _LEAVE_OUT_INTERVAL),
-    ("trainer.check_val_every_n_epoch", _one_of(None, 1), _LEAVE_OUT_INTERVAL),
-    (
-        "trainer.enable_checkpointing",
+    "trainer.val_check_interval": (_one_of(None), _INTERVAL),
+    "trainer.check_val_every_n_epoch": (_one_of(None, 1), _INTERVAL),
+    "trainer.enable_checkpointing": (
         _one_of(None, True),
-        "the best and the last weights are always kept; leave it out, or set trainer.fast_dev_run to try something"
-        " without leaving files",
+        "the best and the last weights are always kept; leave it out, or set trainer.fast_dev_run to leave no files",
     ),
-    ("checkpoint.save_top_k", _one_of(1), "'best' is a single checkpoint; leave it out"),
-    (
-        "checkpoint.filename",
-        _one_of("best"),
-        "the best checkpoint is found by its name, best.ckpt; leave it out",
-    ),
-    ("checkpoint.enable_version_counter", _one_of(False), "the best checkpoint replaces the one before; leave it out"),
-    (
-        "checkpoint.save_weights_only",
+    "checkpoint.save_top_k": (_one_of(1), "'best' is a single checkpoint; leave it out"),
+    "checkpoint.filename": (_one_of("best"), "the best checkpoint is found by its name, best.ckpt; leave it out"),
+    "checkpoint.enable_version_counter": (_one_of(False), "a new best checkpoint replaces the old one; leave it out"),
+    "checkpoint.save_weights_only": (
         _one_of(False),
-        "a checkpoint already holds only the trained weights of the model, and a fit needs the rest to resume; leave it"
-        " out",
+        "a checkpoint already holds only the trained weights, and a fit needs the rest to resume; leave it out",
     ),
-    ("checkpoint.dirpath", _one_of(None), "checkpoints belong in their run folder; leave it out and set run_dir"),
-    ("checkpoint.every_n_train_steps", _one_of(None), _EVERY_VALIDATION),
-    ("checkpoint.every_n_epochs", _one_of(None), _EVERY_VALIDATION),
-    ("checkpoint.train_time_interval", _one_of(None), _EVERY_VALIDATION),
-    ("checkpoint.mode", _one_of("min", "max"), _MODE),
-    ("checkpoint.monitor", _one_of(*MONITORS), _MONITOR),
-    ("early_stopping.mode", _one_of("min", "max"), _MODE),
-    ("early_stopping.monitor", _one_of(*MONITORS), _MONITOR),
-)
+    "checkpoint.dirpath": (_one_of(None), "checkpoints belong in their run folder; leave it out and set run_dir"),
+    "checkpoint.every_n_train_steps": (_one_of(None), _EVERY_VALIDATION),
+    "checkpoint.every_n_epochs": (_one_of(None), _EVERY_VALIDATION),
+    "checkpoint.train_time_interval": (_one_of(None), _EVERY_VALIDATION),
+    "checkpoint.mode": (_one_of("min", "max"), _MODE),
+    "checkpoint.monitor": (_one_of(*MONITORS), _MONITOR),
+    "early_stopping.mode": (_one_of("min", "max"), _MODE),
+    "early_stopping.monitor": (_one_of(*MONITORS), _MONITOR),
+}
 
 
 def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
@@ -105,7 +94,7 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
     for key in ("val_every_steps", "log_samples", "trainer.max_steps"):
         if config[key] is None:
             raise UserError(f"{key}: must have a value; leave it out for the default.")
-    for key, fits, message in _CHECKS:
+    for key, (fits, message) in _CHECKS.items():
         if not fits(config[key]):
             raise UserError(f"{key}: {message.format(value=config[key])}.")
     if config.model.lora is None:

@@ -50,14 +50,14 @@ def run(args: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(args)
     # After --help: these imports take seconds.
+    from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
     from medlit.tools.baseline.sklearn_baselines import BaselineData, majority, tfidf
-    from medlit.tools.settings import data_module, settings
 
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
-    config = settings("baseline", [*([] if run_dir is None else recorded_settings(run_dir)), *rest])
+    config = parse_settings("baseline", [*([] if run_dir is None else recorded_settings(run_dir)), *rest])
     folder = run_dir or _new_folder(config)
     check_writable("run_dir", folder / "report.html")
 
@@ -66,7 +66,7 @@ def run(args: Sequence[str]) -> int:
     if model is not None:
         for other in others:
             compare(model.results, other.results)  # refuses other notes before anything is fitted
-    data = data_module(config)
+    data = make_datamodule(config)
     notes = BaselineData.read(data, None if model is None else model.results)
     fitted = [majority(notes), tfidf(notes)]
     if options.head:

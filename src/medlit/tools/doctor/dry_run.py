@@ -19,9 +19,9 @@ import psutil
 import torch
 
 from medlit.base_model import load_tokenizer, resolve
-from medlit.cli.cli import PARTS, MedlitCLI
+from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device
-from medlit.cli.warnings import quiet
+from medlit.cli.warnings import silence_warnings
 from medlit.data.builtin import builtin_notes
 from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
@@ -147,7 +147,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     Raises:
         UserError: a setting is invalid.
     """
-    quiet()
+    silence_warnings()
     cli = _parse(settings)
     data, language_model = cli.datamodule, cli.model.language_model
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
@@ -192,7 +192,7 @@ def _parse(settings: list[str]) -> DryRunCLI:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return DryRunCLI(**PARTS, save_config_callback=None, seed_everything_default=3407, args=["fit", *settings])
+            return DryRunCLI(["fit", *settings])
     except SystemExit as stop:
         raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
 

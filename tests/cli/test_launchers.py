@@ -1,4 +1,4 @@
-"""What starts the processes of a run, torchrun and SLURM on one host and on two, and that none waits for a dead one."""
+"""Launchers: torchrun and SLURM, on one host and on two; no process waits for a dead one."""
 
 from __future__ import annotations
 
@@ -139,7 +139,6 @@ def test_the_first_process_chooses_the_run_folder_for_all(
     """A host may not see yet what another has made: to it the next number is another one."""
 
     def prepare(rank: int) -> None:
-        from medlit.cli.cli import cli
 
         if rank == 1:
             cli.next_version = lambda root, name: root / name / "version_7"
@@ -150,7 +149,7 @@ def test_the_first_process_chooses_the_run_folder_for_all(
 
 
 WRONG = [
-    ({}, "trainer.plugins: SLURMEnvironment wants processes that srun starts, and $SLURM_NTASKS is not set"),
+    ({}, "trainer.plugins: SLURMEnvironment needs processes that srun starts, and $SLURM_NTASKS is not set"),
     ({"SLURM_NTASKS_PER_NODE": None}, "give sbatch --ntasks-per-node instead of --ntasks."),
     (
         {"SLURM_NTASKS_PER_NODE": "4"},
@@ -164,7 +163,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changed", "says"), WRONG, ids=["no srun", "no number", "other tasks", "other nodes"])
-def test_what_srun_and_the_config_do_not_agree_on_is_told(
+def test_srun_and_config_must_agree(
     medlit: Medlit, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], says: str
 ) -> None:
     place = by_srun(size=4, nodes=2)[0] | changed if changed else {}

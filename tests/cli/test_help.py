@@ -1,4 +1,4 @@
-"""`--help` is the manual: short enough to read, true, and without a word for the makers of its parser."""
+"""`--help` is the manual: short, complete, and free of its parser's jargon."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from medlit.__main__ import main as entry
-from medlit.cli.commands import MODEL_VERBS, TOOLS
-from medlit.cli.help_texts import ABOUT, FIT_ALONE, TITLES, TOLD, UNTOLD, VERBS
+from medlit.cli import MODEL_VERBS, TOOLS
+from medlit.cli.help_texts import ABOUT, FIT_ONLY, HIDDEN, LIGHTNING_HELP, TITLES, VERBS
 
 if TYPE_CHECKING:
     from conftest import Medlit
 
 FLAG = re.compile(r"^  (?:-\w [A-Z]+, )?--([\w.]+)", re.MULTILINE)
-# What can be set in a config of medlit's own, less what is linked.
+# medlit's own settings, without those that are linked.
 OWN = ("model.", "data.")
 
 
@@ -72,29 +72,28 @@ def test_a_manual_has_no_markup_and_no_lists_of_classes(manuals: dict[str, str],
     assert len(manuals[verb].splitlines()) < 280
 
 
-def test_every_setting_of_our_own_is_told_somewhere(manuals: dict[str, str], medlit: Medlit) -> None:
-    told = {name for text in manuals.values() for name in FLAG.findall(text)}
-    groups = {name for name in settings(medlit, "fit") if any(n.startswith(f"{name}.") for n in told)}
-    missing = {name for name in settings(medlit, "fit") if name.startswith(OWN)} - told - groups
-    # Set from another setting.
+def test_every_setting_of_medlit_is_in_a_manual(manuals: dict[str, str], medlit: Medlit) -> None:
+    listed = {name for text in manuals.values() for name in FLAG.findall(text)}
+    groups = {name for name in settings(medlit, "fit") if any(n.startswith(f"{name}.") for n in listed)}
+    missing = {name for name in settings(medlit, "fit") if name.startswith(OWN)} - listed - groups
     assert missing == set()
 
 
-def test_what_is_told_or_left_out_is_there(medlit: Medlit) -> None:
+def test_every_documented_setting_exists(medlit: Medlit) -> None:
     known = {verb: settings(medlit, verb) for verb in MODEL_VERBS}
     anywhere = set().union(*known.values())
     # Lightning takes what belongs to a method out of the settings that it prints.
-    apart = {"config", "print_config", "ckpt_path", "verbose", *UNTOLD}
-    assert set(TOLD) - apart <= anywhere
+    apart = {"config", "print_config", "ckpt_path", "verbose", *HIDDEN}
+    assert set(LIGHTNING_HELP) - apart <= anywhere
     assert set(TITLES) - apart <= anywhere
-    for name in FIT_ALONE:
+    for name in FIT_ONLY:
         assert any(setting.startswith(name) for setting in known["fit"]), name
     for name, verbs in VERBS.items():
         assert all(name in known[verb] for verb in verbs), name
 
 
 @pytest.mark.parametrize("verb", MODEL_VERBS)
-def test_the_examples_use_settings_that_there_are(manuals: dict[str, str], verb: str) -> None:
+def test_the_examples_use_settings_that_exist(manuals: dict[str, str], verb: str) -> None:
     lines = ABOUT[verb].replace("\\\n", " ").splitlines()
     examples = [line for line in lines if line.startswith("  medlit ")]
     assert 2 <= len(examples) <= 4
@@ -104,7 +103,7 @@ def test_the_examples_use_settings_that_there_are(manuals: dict[str, str], verb:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in TOOLS if verb != "doctor"])
-def test_a_tools_manual_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manual_of_a_tool_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         entry([verb, "--help"])
     assert stop.value.code == 0

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: settings and their order, runs and their files, four verbs on a tiny model."""
+"""The command line as a user sees it: settings and their precedence, run folders, four verbs on a tiny model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_print_config_loads_no_weights_and_not_unsloth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["--config", "a.yaml"]])
-def test_a_verb_that_is_none_exits_2(arguments: list[str]) -> None:
+def test_an_unknown_verb_exits_2(arguments: list[str]) -> None:
     from medlit.__main__ import main
 
     with pytest.raises(SystemExit) as stop:
@@ -142,7 +142,7 @@ def test_a_later_config_wins_and_leaves_the_rest(medlit: Medlit, tmp_path: Path)
     assert (lora["r"], lora["alpha"]) == (4, 32)
 
 
-def test_the_environment_of_one_verb_is_not_another_s(medlit: Medlit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_one_verb_does_not_affect_another(medlit: Medlit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
     assert settings(medlit, "test")["model"]["lora"]["r"] == 16
 
@@ -179,28 +179,26 @@ def test_an_unknown_name_in_the_environment_exits_2(
 
 
 @pytest.mark.parametrize("tool", ["audit", "baseline"])
-def test_a_tool_s_unknown_name_in_the_environment_is_refused_by_the_tool(
-    monkeypatch: pytest.MonkeyPatch, tool: str
-) -> None:
-    from medlit.tools.settings import settings
+def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    from medlit.cli.arguments import parse_settings
 
     monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SOURCE", "x.csv")
     monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
-    assert settings(tool, []).data.source == "x.csv"
+    assert parse_settings(tool, []).data.source == "x.csv"
     monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SORCE", "x.csv")
     with pytest.raises(UserError, match=f"MEDLIT_{tool.upper()}__DATA__SORCE: there is no such setting"):
-        settings(tool, [])
+        parse_settings(tool, [])
 
 
 @pytest.mark.parametrize("name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE"])
 def test_known_names_in_the_environment_pass(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
-    outcome = medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which stops right behind the check
+    outcome = medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which fails right after the check
     assert "trainer.accumulate_grad_batches" in outcome.err
 
 
 @pytest.mark.parametrize("how", ["flag", "config"])
-def test_accumulation_is_not_for_the_user_to_set(medlit: Medlit, tmp_path: Path, how: str) -> None:
+def test_accumulation_cannot_be_set(medlit: Medlit, tmp_path: Path, how: str) -> None:
     path = tmp_path / "accumulate.yaml"
     path.write_text("trainer: {accumulate_grad_batches: 4}")
     arguments = ["--config", path] if how == "config" else ["--trainer.accumulate_grad_batches", "4"]
@@ -211,7 +209,7 @@ def test_accumulation_is_not_for_the_user_to_set(medlit: Medlit, tmp_path: Path,
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint.monitor", "--early_stopping.monitor"])
-def test_a_metric_that_nobody_measures_is_refused_before_the_fit(medlit: Medlit, flag: str) -> None:
+def test_an_unknown_metric_is_refused_before_the_fit(medlit: Medlit, flag: str) -> None:
     outcome = medlit("fit", flag, "val/f1")
     assert outcome.code == 2
     assert f"{flag[2:]}: 'val/f1' is not measured" in outcome.err
@@ -317,7 +315,7 @@ def test_a_trial_run_leaves_nothing(
     assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
-def test_what_was_written_is_said_where_another_logger_puts_it(
+def test_the_folder_of_another_logger_is_reported(
     medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -329,7 +327,7 @@ def test_what_was_written_is_said_where_another_logger_puts_it(
     assert (written / "fit_metrics.json").is_file()
 
 
-def test_fit_goes_on_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     import torch
 
     best = max(value for _, value in curve(run, "val/f1_macro"))
@@ -370,10 +368,10 @@ def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) 
     assert facts["run"]["weights"].endswith("best.ckpt")
     page = (run / "report.html").read_text()
     assert f"{scores(run / 'test_metrics.json')['accuracy']:.1%}" in page
-    told = [note["transcription"] for split in notes().values() for note in split]
+    texts = [note["transcription"] for split in notes().values() for note in split]
     for path in run.glob("*"):
         if path.suffix in (".html", ".md", ".json", ".parquet") or "tfevents" in path.name:
-            assert not any(text.encode() in path.read_bytes() for text in told), path
+            assert not any(text.encode() in path.read_bytes() for text in texts), path
     events = EventAccumulator(str(run))
     events.Reload()
     assert {"test/confusion", "test/classes", "test/length"} <= set(events.Tags()["images"])
@@ -442,7 +440,7 @@ def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
 
 @pytest.mark.parametrize("word", ["best", "last"])
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
-def test_a_word_without_a_checkpoint_exits_2_before_lightning(
+def test_best_and_last_without_a_checkpoint_exit_2_before_lightning(
     medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, word: str
 ) -> None:
     def never(*_: object, **__: object) -> None:
@@ -457,7 +455,7 @@ def test_a_word_without_a_checkpoint_exits_2_before_lightning(
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-def test_a_run_is_not_answered_for_by_untrained_weights(
+def test_a_trained_run_is_not_evaluated_with_untrained_weights(
     medlit: Medlit, run: Path, tiny_config: Path, verb: str
 ) -> None:
     before = files(run)
@@ -467,7 +465,7 @@ def test_a_run_is_not_answered_for_by_untrained_weights(
     assert files(run) == before
 
 
-def test_the_words_mean_the_newest_run_or_the_one_that_is_named(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_best_is_that_of_the_newest_run_or_of_run_dir(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     newer = run.with_name("version_1")
     shutil.copytree(run, newer)
     arguments = ["validate", "--config", tiny_config, "--ckpt_path", "best"]
@@ -528,7 +526,7 @@ def test_an_answer_off_the_list_has_no_specialty(
     assert pd.read_parquet("out.parquet")["specialty"].isna().all()
 
 
-def test_a_table_without_labels_is_filed(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_table_without_labels_is_classified(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     rows = [{"id": f"00{i}", "transcription": note["transcription"]} for i, note in enumerate(notes()["train"])]
     table = write_csv(tmp_path / "unlabelled.csv", rows)
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.predict.source", table]

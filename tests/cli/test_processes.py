@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same gradient, the same numbers, each note once, each file from one hand.
+"""Several processes do what one does: the same gradient, the same numbers, each note once, each file written by one.
 
 The processes are forks of this one, which has imported everything, and find one another as those of `srun` do.
 """
@@ -22,6 +22,7 @@ from commands import environment, seconds_since_failure, write_runner
 from compare import curves, far, last_checkpoint
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from processes import (
     DDP,
     SLURM,
@@ -32,9 +33,9 @@ from processes import (
     write_forty,
 )
 
-from medlit.callbacks.distributed import Launcher, Observer, end_others
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.signals import SIGNALS, StopOnSignal
+from medlit.cli.exit_codes import clean_up_on_failure
 from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
@@ -52,7 +53,7 @@ def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("size", "step", "nodes", "cluster"), [(2, 32, None, []), (3, 24, None, []), (4, 32, 2, SLURM)]
 )
-def test_several_train_test_and_file_as_one_does(
+def test_several_processes_train_test_and_predict_as_one(
     medlit: Medlit,
     ranks: Ranks,
     config: Path,
@@ -99,7 +100,9 @@ def test_several_train_test_and_file_as_one_does(
     assert not list(run.glob(".*"))
 
 
-def test_a_number_of_processes_that_does_not_divide_a_step_is_told(ranks: Ranks, config: Path, tmp_path: Path) -> None:
+def test_a_number_of_processes_that_does_not_divide_a_step_is_refused(
+    ranks: Ranks, config: Path, tmp_path: Path
+) -> None:
     assert ranks(3, "fit", "--config", config, "--run_dir", tmp_path / "run") == [2, 2, 2]
     assert (
         "data.batching.global_batch_size: 32 notes an optimizer step cannot be shared evenly by 3 processes"
@@ -132,7 +135,9 @@ def test_when_one_fails_the_others_stop(
 
 
 @pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Path, tmp_path: Path, told: int) -> None:
+def test_all_stop_after_the_same_step_whichever_gets_the_signal(
+    ranks: Ranks, config: Path, tmp_path: Path, told: int
+) -> None:
     def prepare(rank: int) -> None:
         hook = SpecialtyClassifier.on_before_optimizer_step
 
@@ -153,77 +158,33 @@ def test_all_stop_after_the_same_step_whichever_is_told(ranks: Ranks, config: Pa
     assert last_checkpoint(tmp_path / "run")["global_step"] == STEPS
 
 
-FAILURES = [
-    (["exit 3"], "process 1 of this run failed; what it said stands above.", 3),
-    (["sleep 100", "exit 2", "exit 1"], "process 2 of this run failed", 2),
-    (["exit 1", "kill -USR1 $$"], "process 2 of this run was ended by SIGUSR1 from outside", 128 + signal.SIGUSR1),
-    (
-        ["kill -KILL $$"],
-        "process 1 of this run was ended by SIGKILL from outside, as a machine does whose memory is",
-        137,
-    ),
-]
+def test_a_failure_ends_the_processes_that_this_one_started(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    with pytest.raises(RuntimeError, match="a bug"), clean_up_on_failure(trainer_with(child), tmp_path):
+        raise RuntimeError("a bug")
+    assert child.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("hows", "told", "code"), FAILURES)
-def test_the_first_process_ends_with_the_word_and_the_code_of_the_one_that_failed(
-    hows: list[str], told: str, code: int
+def test_a_failing_process_does_not_wait_for_the_others_to_destroy_the_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    trainer = trainer_with(*(subprocess.Popen(["sh", "-c", how]) for how in hows))
-    for child, how in zip(trainer.strategy.launcher.procs, hows, strict=True):
-        assert how.startswith("sleep") or child.wait()
-    failed = end_others(trainer, RuntimeError("Connection closed by peer"))
-    assert failed is not None
-    assert failed[0].startswith(told)
-    assert failed[1] == code
-    assert all(child.poll() is not None for child in trainer.strategy.launcher.procs)
+    """With NCCL that waits until all of them do; a test without GPUs can only see that it is not called."""
+    at_exit: list[object] = [_destroy_dist_connection]
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    with pytest.raises(RuntimeError, match="a bug"), clean_up_on_failure(trainer_with(), tmp_path):
+        raise RuntimeError("a bug")
+    assert not at_exit
 
 
-def test_a_bug_of_the_first_process_is_its_own() -> None:
-    trainer = trainer_with(subprocess.Popen(["sleep", "100"]))
-    assert end_others(trainer, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-
-
-def test_one_that_fails_does_not_take_leave_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL's leave-taking waits until all of them do; a test without GPUs has none, so the appointment is looked at."""
-    appointments: list[object] = [_destroy_dist_connection]
-    monkeypatch.setattr(atexit, "unregister", appointments.remove)
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
-    assert end_others(trainer, RuntimeError("a bug")) is None
-    assert not appointments
-
-
-@pytest.mark.parametrize(("hows", "told", "code"), FAILURES)
-def test_one_that_waits_in_vain_is_ended_with_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hows: list[str], told: str, code: int
-) -> None:
-    """As on a GPU, where a collective goes on waiting for who is gone."""
-    children = [subprocess.Popen(["sh", "-c", how]) for how in hows]
-    for child, how in zip(children, hows, strict=True):
-        assert how.startswith("sleep") or child.wait()
-    ended: list[int] = []
-    monkeypatch.setattr("medlit.callbacks.distributed.os._exit", ended.append)
-    monkeypatch.setattr("medlit.callbacks.distributed.PATIENCE", 0.01)
-    observer = Observer(children)
-    assert observer._run()
-    assert ended == [code]
-    assert capsys.readouterr().err.startswith(f"medlit: {told}")
-    assert all(child.poll() is not None for child in children)
-    ended.clear()
-    observer.stand_down.set()
-    assert observer._run()
-    assert not ended, "it is ending by itself"
-
-
-def trainer_with(*children: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what callbacks look at of a trainer
+def trainer_with(*children: subprocess.Popen[bytes]) -> Any:  # noqa: ANN401 - what medlit reads of a trainer
     """A trainer that has started other processes."""
-    launcher = Launcher(LightningEnvironment(), num_processes=1 + len(children), num_nodes=1)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=1 + len(children), num_nodes=1)
     launcher.procs = list(children)
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), is_global_zero=True)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_not_handed_on(number: int) -> None:
+def test_a_signal_is_not_forwarded(number: int) -> None:
     """A terminal has sent it to the other processes too, which would take a second one as the last word."""
     before = {each: signal.getsignal(each) for each in SIGNALS}
     child = subprocess.Popen(["sleep", "100"])
@@ -244,27 +205,24 @@ def test_a_signal_is_not_handed_on(number: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("failing", "does", "code", "says"),
+    ("failing", "does", "codes", "says"),
     [
-        (0, "raise ValueError('the bug of one')", 1, "ValueError: the bug of one"),
-        (0, "raise RuntimeError('the bug of one')", 1, "RuntimeError: the bug of one"),
-        (1, "raise ValueError('the bug of one')", 1, "ValueError: the bug of one"),
-        (1, "raise UserError('the mistake of one')", 2, "medlit: the mistake of one"),
-        (1, "os.kill(os.getpid(), signal.SIGKILL)", 137, "medlit: process 1 of this run was ended by SIGKILL"),
+        (0, "raise ValueError('the bug of one')", {1}, "ValueError: the bug of one"),
+        (0, "raise UserError('the mistake of one')", {2}, "medlit: the mistake of one"),
+        # Either the first process loses its partner, or Lightning kills it.
+        (1, "raise ValueError('the bug of one')", {1, -9}, "ValueError: the bug of one"),
+        (1, "raise UserError('the mistake of one')", {1, -9}, "medlit: the mistake of one"),
+        (1, "os.kill(os.getpid(), signal.SIGKILL)", {1, -9}, ""),
     ],
 )
 def test_when_one_fails_lightning_s_own_processes_stop(
-    config: Path, tmp_path: Path, failing: int, does: str, code: int, says: str
+    config: Path, tmp_path: Path, failing: int, does: str, codes: set[int], says: str
 ) -> None:
     """As started by one command; its output ends when the last process that could write to it has."""
     done = started_by_one(config, tmp_path, failing, does)
-    assert done.returncode == code, done.stderr
+    assert done.returncode in codes, done.stderr
     assert says in done.stderr
     assert seconds_since_failure(done.stdout) < 60
-    if code == 2:
-        assert "Traceback" not in done.stderr
-    if failing == 1 and code != 137:
-        assert "medlit: process 1 of this run failed; what it said stands above." in done.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every shipped config is understood by the real parser, and holds what its name promises. No weights, no GPU."""
+"""Every shipped config is parsed by the real parser and keeps its promises; no weights, no GPU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from medlit.cli.cli import MedlitCLI
 from medlit.data.balance_ranks import micro_batches_per_step
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 RECIPE = CONFIGS / "llama31_8b.yaml"
 SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # medlit's own, with a rate and a length of its own
@@ -28,9 +29,7 @@ COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 
 @cache
 def parser() -> LightningArgumentParser:
-    """The parser of all verbs, made as `medlit` makes it."""
-    from medlit.cli.arguments import TRAINER_DEFAULTS
-    from medlit.cli.cli import MedlitCLI, SpecialtyClassifier, TranscriptionDataModule
+    """The parser of all verbs, as `medlit` makes it."""
 
     class ParserOnly(MedlitCLI):
         def _set_seed(self) -> None: ...
@@ -39,15 +38,7 @@ def parser() -> LightningArgumentParser:
         def after_instantiate_classes(self) -> None: ...
         def _run_subcommand(self, subcommand: str) -> None: ...
 
-    cli = ParserOnly(
-        SpecialtyClassifier,
-        TranscriptionDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        auto_configure_optimizers=False,
-        args=["fit"],
-    )
-    return cli.parser
+    return ParserOnly(["fit"]).parser
 
 
 @cache
@@ -119,11 +110,11 @@ RECIPE_VALUES = {
     "data.batching.seed": 3407,
 }
 MENDS = {
-    "data.mask_prompt": "response",
-    "data.split": "auto",
+    "data.mask_prompt": True,
+    "data.split.kind": "auto",
     "data.batching.eval_batch_size": 32,
     "model.language_model.gradient_checkpointing": "auto",
-    "data.max_length": 2048,
+    "data.tokenizer.max_length": 2048,
     "val_every_steps": 20,
     "checkpoint.monitor": "val/f1_macro",
     "early_stopping.monitor": "val/f1_macro",
@@ -220,34 +211,46 @@ def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Name
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
     sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size"}
-    assert changed - sizes == {"config", "model.language_model.base_model", "data.base_model"}
+    assert changed - sizes == {"config", "model.language_model.base_model", "data.tokenizer.base_model"}
 
 
 def test_the_small_model_takes_the_recipes_notes_a_step_and_runs_without_a_gpu() -> None:
     settings = parse((RECIPE, SMALL))
     assert settings.trainer.accelerator == "auto"
-    assert settings.data.base_model == "builtin:smollm2-135m"
-    assert micro_batches_per_step(settings.data.global_batch_size, settings.data.batch_size, 1) == 2
+    assert settings.data.tokenizer.base_model == "builtin:smollm2-135m"
+    assert (
+        micro_batches_per_step(settings.data.batching.global_batch_size, settings.data.batching.micro_batch_size, 1)
+        == 2
+    )
 
 
 def test_the_base_model_and_its_limit_reach_the_data() -> None:
     settings = parse(
         (RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.language_model.max_length", "512"
     )
-    assert settings.data.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
-    assert settings.data.max_length == 512
+    assert settings.data.tokenizer.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
+    assert settings.data.tokenizer.max_length == 512
 
 
-def test_verbatim_is_the_recipe_where_medlit_is_not() -> None:
-    settings = parse((RECIPE, CONFIGS / "debug" / "recipe_verbatim.yaml"))
-    assert (settings.data.loss_on, settings.data.eval_batch_size) == ("whole", 1)
+def test_recipe_like_is_the_recipe_where_medlit_is_not() -> None:
+    settings = parse((RECIPE, CONFIGS / "debug" / "recipe_like.yaml"))
+    batching = settings.data.batching
+    assert settings.data.mask_prompt is False
+    assert (batching.eval_batch_size, batching.packing) == (1, False)
+    assert batching.global_batch_size == 4 * batching.micro_batch_size == 32
     assert settings.model.language_model.gradient_checkpointing == "unsloth"
+    assert settings.model.decoding.stop_early is False
+    assert settings.val_every_steps == settings.trainer.max_steps
+
+
+def test_zero_shot_is_the_bare_base_model() -> None:
+    assert parse((RECIPE, CONFIGS / "debug" / "zero_shot.yaml"), "test").model.lora is None
 
 
 def test_a_t4_computes_in_float16() -> None:
     settings = parse((RECIPE, CONFIGS / "hardware" / "t4_16gb.yaml"))
     assert (settings.trainer.precision, settings.model.language_model.dtype) == ("16-mixed", "float16")
-    assert settings.data.global_batch_size == 32
+    assert settings.data.batching.global_batch_size == 32
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("hardware/*.yaml")), ids=lambda path: path.stem)
@@ -255,13 +258,23 @@ def test_memory_decides_what_is_computed_again_on_every_card(path: Path) -> None
     assert parse((RECIPE, path)).model.language_model.gradient_checkpointing == "auto"
 
 
-def test_a_large_gpu_takes_a_step_in_two() -> None:
-    settings = parse((RECIPE, CONFIGS / "hardware" / "gpu_80gb.yaml"))
-    assert micro_batches_per_step(settings.data.global_batch_size, settings.data.batch_size, 1) == 2
+@pytest.mark.parametrize("model", [path for path in LAYERS if "models" in path.parts and "batch" in path.read_text()])
+@pytest.mark.parametrize("hardware", ["ddp", "gpu_80gb", "slurm"])
+def test_a_large_machine_leaves_the_batches_of_a_model_alone(hardware: str, model: Path) -> None:
+    """A 70B model with the batches of an 8B would run out of memory."""
+    machine = CONFIGS / "hardware" / f"{hardware}.yaml"
+    assert parse((RECIPE, model, machine)).data.batching == parse((RECIPE, model)).data.batching
+
+
+def test_the_order_of_model_and_large_gpu_does_not_matter() -> None:
+    hardware, model = CONFIGS / "hardware" / "gpu_80gb.yaml", CONFIGS / "models" / "llama31_70b.yaml"
+    one, other = (flat(parse(layers).as_dict()) for layers in ((RECIPE, hardware, model), (RECIPE, model, hardware)))
+    assert one | {"config": None} == other | {"config": None}
+    assert one["data.batching.micro_batch_size"] == 4
 
 
 @pytest.mark.parametrize(("name", "processes"), [("ddp", None), ("slurm", 16)])
-def test_several_gpus_suit_reentrant_checkpointing(name: str, processes: int | None) -> None:
+def test_ddp_configs_suit_reentrant_checkpointing(name: str, processes: int | None) -> None:
     settings = parse((RECIPE, CONFIGS / "hardware" / f"{name}.yaml"))
     strategy = settings.trainer.strategy
     assert strategy.class_path == "lightning.pytorch.strategies.DDPStrategy"
@@ -269,7 +282,7 @@ def test_several_gpus_suit_reentrant_checkpointing(name: str, processes: int | N
     assert strategy.init_args.broadcast_buffers is False
     if processes is not None:
         assert settings.trainer.num_nodes * settings.trainer.devices == processes
-        assert settings.data.global_batch_size % processes == 0
+        assert settings.data.batching.global_batch_size % processes == 0
 
 
 def test_no_config_holds_a_token() -> None:

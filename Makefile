@@ -16,7 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools
-CHECKED := src tests $(wildcard benchmarks)
+CHECKED := src tests $(wildcard benchmarks docs)
 
 ##@ Start here
 .PHONY: help
@@ -86,6 +86,10 @@ faults: dev ## Kill a small fit fifty times; its end must be as if nobody had (A
 format: dev ## Rewrite the code in the house style
 	$(VENV)/bin/ruff check --fix $(CHECKED)
 	$(VENV)/bin/ruff format $(CHECKED)
+
+.PHONY: docs
+docs: install ## Write docs/settings.md again from the command line's help
+	$(PY) docs/generate_settings.py
 
 .PHONY: tensorboard
 tensorboard: install ## Show every run in TensorBoard

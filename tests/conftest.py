@@ -98,16 +98,14 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes_fol
                 },
                 "val_every_steps": 4,
                 "model": {
-                    "language_model": {"base_model": str(llama), "max_length": 112, "gradient_checkpointing": "off"},
+                    "language_model": {"base_model": str(llama), "max_length": 112, "gradient_checkpointing": "none"},
                     "optimizer": {"learning_rate": 2e-2, "warmup_steps": 0},
                     "decoding": {"max_new_tokens": 8},
                 },
                 "data": {
                     "source": str(notes_folder),
                     "max_response_tokens": 8,
-                    "global_batch_size": 8,
-                    "batch_size": 4,
-                    "eval_batch_size": 4,
+                    "batching": {"global_batch_size": 8, "micro_batch_size": 4, "eval_batch_size": 4},
                 },
             }
         )

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from medlit.data.datamodule import TranscriptionDataModule
 
 HEART, BRAIN, BONE = "Cardiovascular / Pulmonary", "Neurology", "Orthopedic"
 SPECIALTIES = (HEART, BRAIN, BONE)
@@ -125,3 +129,33 @@ def write_llama(folder: Path, hidden: int = 64, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_datamodule(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401 - the datamodule's own
+    """A datamodule; a group of settings may be a dict, as in a YAML."""
+    from medlit.data.datamodule import TranscriptionDataModule
+    from medlit.data.settings import Batching, Columns, Labels, Predict, Split, Tokenizer
+
+    groups: dict[str, Any] = {
+        "columns": Columns,
+        "labels": Labels,
+        "split": Split,
+        "batching": Batching,
+        "predict": Predict,
+        "tokenizer": Tokenizer,
+    }
+    built = {name: groups[name](**value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return TranscriptionDataModule(**built)
+
+
+def tiny_datamodule(source: Path, llama: Path, **settings: Any) -> TranscriptionDataModule:  # noqa: ANN401
+    """A datamodule of the forty notes with the tiny model's tokenizer; settings override, group by group."""
+    tiny: dict[str, Any] = {
+        "source": str(source),
+        "max_response_tokens": 16,
+        "batching": {"global_batch_size": 8, "micro_batch_size": 4, "eval_batch_size": 4},
+        "tokenizer": {"base_model": str(llama), "max_length": 256},
+    }
+    for name, value in settings.items():
+        tiny[name] = {**tiny.get(name, {}), **value} if isinstance(value, dict) else value
+    return make_datamodule(**tiny)

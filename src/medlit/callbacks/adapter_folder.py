@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
 from medlit.callbacks.run_folder import run_folder, verb_of
+from medlit.data.data_fingerprint import DataFingerprint
+from medlit.model.adapter import save_adapter
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -45,7 +48,8 @@ class AdapterFolder(L.Callback):
             self.best = score
             folder = run_folder(trainer)
             if trainer.is_global_zero and isinstance(pl_module, SpecialtyClassifier):
-                write_adapter(pl_module, folder / "adapter")
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                write_adapter(pl_module, folder / "adapter", data.fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, with its sign."""
@@ -56,7 +60,7 @@ class AdapterFolder(L.Callback):
         self.best = state_dict["best"]
 
 
-def write_adapter(module: SpecialtyClassifier, folder: Path) -> None:
+def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None) -> None:
     """Write an adapter folder; a reader finds every file of it whole at any moment.
 
     Raises:
@@ -64,7 +68,7 @@ def write_adapter(module: SpecialtyClassifier, folder: Path) -> None:
     """
     with atomic_dir(folder) as beside:
         try:
-            module.save_adapter(beside)
+            save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), beside)  # type: ignore[arg-type]
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

@@ -80,7 +80,7 @@ def over_budget(chosen: Recomputation, tokens: int, data: TranscriptionDataModul
     needs = chosen.footprint.peak(tokens, 1) / GIB
     smaller = (
         f"; data.batching.micro_batch_size {data.batching.micro_batch_size // 2} takes less"
-        if data.batch_size > 1
+        if data.batching.micro_batch_size > 1
         else ""
     )
     return (
@@ -131,7 +131,7 @@ def advice(
         return f" (about {least:.1f} GiB or more)" if total else ""
 
     batch = "data.batching.micro_batch_size" if doing == "training" else "data.batching.eval_batch_size"
-    size = data.batch_size if doing == "training" else data.eval_batch_size
+    size = data.batching.micro_batch_size if doing == "training" else data.batching.eval_batch_size
     choices = []
     if chosen is not None and chosen.peak(data.token_budget, 1) / GIB < CALMER * peak:
         # More was kept than there turned out to be room for, as when another process came to the GPU.

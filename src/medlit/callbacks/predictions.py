@@ -71,7 +71,7 @@ class PredictionWriter(L.Callback):
                 )
         self._kept = {part.path: part.end for part in parts}
         done = answered(parts, self._origin.notes)
-        data.leave_out(done)
+        data.skip_answered(done)
         if trainer.is_global_zero:
             told = f"{done.sum()} of {len(done)} notes were answered before; going on with the rest"
             nothing = f"no interrupted run lies beside {self.path}; beginning with the first note"
@@ -161,7 +161,6 @@ def _origin(
     adapter = None if module.adapter is None else adapter_folder(module.adapter)
     others = {
         "data.instruction": data.instruction,
-        "data.keep": data.keep,
         "data.max_response_tokens": data.max_response_tokens,
         "trainer.precision": str(trainer.precision),
         "labels": None if data.label_set is None else list(data.label_set.names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_folder import run_folder, verb_of
+from medlit.evaluation.metrics import HYPERPARAMETERS
 from medlit.evaluation.uncertainty import doubt
-from medlit.model.answering import ACCURACY, F1_MACRO
+from medlit.model.adapter_metadata import decoding_key
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.temperature import decoding_key
 from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions
 from medlit.report.page import FACTS, write_report
@@ -39,7 +40,7 @@ class RunReport(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the settings down, whatever becomes of the fit."""
         if trainer.logger is not None and isinstance(pl_module, SpecialtyClassifier):
-            trainer.logger.log_hyperparams(pl_module.plain_settings())
+            trainer.logger.log_hyperparams(hyperparameters(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report a validation; the sanity check is none."""
@@ -58,13 +59,13 @@ class RunReport(L.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.answered is None:
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.results is None:
             return
         verb = verb_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        metrics: dict[str, Any] = {**scores, **doubt(pl_module.answered, pl_module.temperature), "loss": loss}
-        pl_module.answered.write(folder / f"{verb}_answers.parquet")
+        metrics: dict[str, Any] = {**scores, **doubt(pl_module.results, pl_module.temperature), "loss": loss}
+        pl_module.results.write(folder / f"{verb}_answers.parquet")
         write_json(folder / f"{verb}_metrics.json", metrics)
         figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
         with atomic_write(folder / f"confusion_{verb}.png") as path:
@@ -80,11 +81,23 @@ class RunReport(L.Callback):
         if not isinstance(pl_module, SpecialtyClassifier):
             return
         found = trainer.callback_metrics
-        names = [f"{pl_module.stage}/{name}" for name in (ACCURACY, F1_MACRO)]
+        names = [f"{pl_module.stage}/{name}" for name in HYPERPARAMETERS]
         results = {f"hparams/{name}": float(found[name]) for name in names if name in found}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(pl_module.plain_settings(), results)
+                logger.log_hyperparams(hyperparameters(pl_module), results)
+
+
+def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:
+    """The module's settings as plain types, for TensorBoard's table of hyperparameters."""
+    settings = {
+        "language_model": module.language_model,
+        "lora": module.lora,
+        "optimizer": module.optimizer_settings,
+        "decoding": module.decoding,
+    }
+    plain: dict[str, Any] = {name: None if group is None else asdict(group) for name, group in settings.items()}
+    return plain | {"adapter": module.adapter}
 
 
 def _show(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:

@@ -33,8 +33,8 @@ class SplitRecord(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.fast_dev_run or not isinstance(data, TranscriptionDataModule) or data.partition is None:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not isinstance(data, TranscriptionDataModule) or data.splits is None:  # type: ignore[attr-defined]
             return
         path = run_folder(trainer) / "split.parquet"
         if trainer.is_global_zero and (verb_of(trainer) == "fit" or not path.exists()):
-            data.partition.write(path)
+            data.splits.write(path)

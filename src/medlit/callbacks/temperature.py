@@ -8,11 +8,10 @@ from pathlib import Path
 import lightning as L
 
 from medlit.callbacks.run_folder import verb_of
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.model.adapter_metadata import AdapterMetadata, metadata_of_weights, write_temperature
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.temperature import keep_temperatures, metadata_of_weights
 
 
 class AdapterTemperature(L.Callback):
@@ -34,7 +33,7 @@ class AdapterTemperature(L.Callback):
         reason = _against(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
         if reason is None:
             try:
-                keep_temperatures(file, pl_module.temperatures)
+                write_temperature(file, pl_module.decoding, pl_module.temperature)
             except UserError as error:
                 reason = str(error)
         if reason is not None:
@@ -43,11 +42,11 @@ class AdapterTemperature(L.Callback):
 
 def _against(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> str | None:
     """Why a validation says too little about an adapter's temperature, or None where it says enough."""
-    theirs = DataFingerprint.read(file)
-    if data.data_fingerprint is None or theirs is None:
+    theirs = AdapterMetadata.read(file).data
+    if data.fingerprint is None or theirs is None:
         return f"{file} does not say which notes it comes from."
-    if data.data_fingerprint.hashes.get("validation") != theirs.hashes.get("validation"):
+    if data.fingerprint.hashes.get("validation") != theirs.hashes.get("validation"):
         return f"{file} comes from other validation notes."
-    if module.answered is None or len(module.answered) < len(data.rows("validation")):
+    if module.results is None or len(module.results) < len(data.rows("validation")):
         return "only a part of the validation split was answered."
     return None

@@ -8,7 +8,7 @@ import lightning as L
 
 from medlit.callbacks.run_folder import verb_of
 from medlit.errors import UserError
-from medlit.model.resume import last_step, validation_due
+from medlit.model.resume import last_step, repair_progress, validation_due
 
 
 class LastStep(L.Callback):
@@ -30,8 +30,14 @@ class LastStep(L.Callback):
         Raises:
             UserError: it has not even that.
         """
+        if verb_of(trainer) != "fit":
+            return
+        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        micro_batches = trainer.accumulate_grad_batches
+        validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
+        repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, self.last)
         step = int(checkpoint["global_step"])
-        if verb_of(trainer) != "fit" or step < self.last:
+        if step < self.last:
             return
         if not validation_due(checkpoint):
             raise UserError(

@@ -6,9 +6,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.model.answering import F1_MACRO
-
-MONITOR = f"val/{F1_MACRO}"
+MONITOR = "val/f1_macro"
 TRAINER_DEFAULTS = {
     "default_root_dir": "logs",
     "max_steps": 60,
@@ -62,8 +60,9 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 def link_arguments(parser: LightningArgumentParser) -> None:
     """Link what model and data share: said once, known to both."""
-    parser.link_arguments("model.language_model.base_model", "data.base_model")
-    parser.link_arguments("model.language_model.revision", "data.base_revision")
-    parser.link_arguments("model.language_model.max_length", "data.max_length")
+    parser.link_arguments("model.language_model.base_model", "data.tokenizer.base_model")
+    parser.link_arguments("model.language_model.revision", "data.tokenizer.revision")
+    parser.link_arguments("model.language_model.max_length", "data.tokenizer.max_length")
     parser.link_arguments("data.instruction", "model.instruction")
-    parser.link_arguments("data.keep", "model.keep")
+    parser.link_arguments("data.mask_prompt", "model.mask_prompt")
+    parser.link_arguments("data.max_response_tokens", "model.max_response_tokens")

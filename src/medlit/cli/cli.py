@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.callbacks.adapter_folder import AdapterFolder
+from medlit.callbacks.data_link import DataLink
 from medlit.callbacks.distributed import watch_others
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.memory import MemoryWatch
@@ -51,7 +52,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import WholeCheckpoints
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.precision import default_precision
+from medlit.model.language_model import default_precision
 from medlit.predictions.shards import find_parts
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
@@ -107,7 +108,7 @@ class MedlitCLI(LightningCLI):
             predict_arguments.prepare(config)
         check_slurm(trainer.plugins)
         self.run_folder = self._choose_run(config)
-        check_writable("run" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
+        check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
         """Resolve `best` and `last` and pick the folder for this verb's files."""
@@ -136,7 +137,7 @@ class MedlitCLI(LightningCLI):
         self.memory = MemoryWatch()
         self.report = RunReport()
         self.save_config_kwargs = {"save_to_log_dir": False}
-        one_note = self.subcommand == "predict" and config.data.text is not None
+        one_note = self.subcommand == "predict" and config.data.predict.text is not None
         if one_note:
             self.save_config_callback = None
         output = config.get("output")
@@ -147,6 +148,7 @@ class MedlitCLI(LightningCLI):
             config.ckpt_path,
         )
         callbacks: list[L.Callback] = [
+            DataLink(),
             LastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
@@ -176,7 +178,7 @@ class MedlitCLI(LightningCLI):
         trainer = self.trainer
         if ckpt_path is not None:
             fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
-            check_checkpoint(Path(ckpt_path), self.model.structure, fit_loop)
+            check_checkpoint(Path(ckpt_path), self.model.metadata, fit_loop)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         watch_others(trainer)
         if self.subcommand != "fit":

@@ -119,7 +119,7 @@ def check_checkpoint(path: Path, ours: AdapterMetadata, fit_loop: dict[str, Any]
         UserError: the file is broken, unsafe, not medlit's, or of another model.
     """
     checkpoint = read_checkpoint(path)
-    check_metadata(ours, AdapterMetadata.from_dict(checkpoint.get("medlit")), where=f"the checkpoint {path}")
+    check_metadata(ours, AdapterMetadata.from_dict(checkpoint.get("medlit")), source=f"the checkpoint {path}")
     if fit_loop is not None:
         check_progress(checkpoint, fit_loop, path)
 
@@ -137,5 +137,5 @@ def check_weights_named(run: Path, adapter: str | None) -> None:
     if adapter is None and (run / "checkpoints" / "best.ckpt").is_file():
         raise UserError(
             f"run: {run} holds a trained model, and no weights are named; add --ckpt_path best to answer with it, or"
-            " --model.adapter none to answer with the base model as it comes."
+            " --model.lora null to use the bare base model."
         )

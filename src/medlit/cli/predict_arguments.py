@@ -54,7 +54,7 @@ def prepare(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
             raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; name the file so.")
         check_writable("output", Path(config.output))
     check_decoding(config.model.decoding)
-    if config.data.text is None:
+    if config.data.predict.text is None:
         return
     if config.output is not None:
         raise UserError("output: the answer to one note is printed; leave out --output or --data.predict.text.")

@@ -9,12 +9,11 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.notes import Labels
+from medlit.data.settings import Batching, Columns, Labels, Predict, Split
 from medlit.errors import UserError
-from medlit.model.answering import ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE, LOSS
+from medlit.evaluation.metrics import MONITORS
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
 
-MONITORS = tuple(f"val/{name}" for name in (LOSS, ACCURACY, F1_MACRO, F1_WEIGHTED, INVALID_RATE))
 # Settings of which there is at least one.
 _COUNTS = (
     "val_every_steps",
@@ -32,7 +31,6 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "model.optimizer.learning_rate": ("over 0", lambda x: 0 < x < math.inf),
     "model.optimizer.weight_decay": ("at least 0", lambda x: 0 <= x < math.inf),
     "model.optimizer.warmup_steps": ("at least 0", lambda x: x >= 0),
-    "model.optimizer.loraplus_ratio": ("over 0", lambda x: 0 < x < math.inf),
     "model.lora.alpha": ("at least 1", lambda x: x >= 1),
     "model.lora.dropout": ("at least 0 and under 1", lambda x: 0 <= x < 1),
     "data.batching.token_budget": ("at least 1, or null", lambda x: x >= 1),
@@ -76,7 +74,7 @@ _TAKEN: dict[str, tuple[tuple[Any, ...], str]] = {
         "of the model a checkpoint holds its trained weights alone already, and without the rest no fit could go on;"
         " leave it out",
     ),
-    "checkpoint.dirpath": ((None,), "checkpoints are found in their run folder; leave it out and set run"),
+    "checkpoint.dirpath": ((None,), "checkpoints are found in their run folder; leave it out and set run_dir"),
 } | {
     f"checkpoint.{name}": ((None,), "the best checkpoint is chosen in every validation; leave it out")
     for name in ("every_n_train_steps", "every_n_epochs", "train_time_interval")
@@ -89,7 +87,11 @@ _GROUPS: dict[str, Callable[..., Any]] = {
     "model.optimizer": Optimizer,
     "model.decoding": Decoding,
     "data": TranscriptionDataModule.__init__,
+    "data.columns": Columns,
     "data.labels": Labels,
+    "data.split": Split,
+    "data.batching": Batching,
+    "data.predict": Predict,
 }
 
 
@@ -101,6 +103,8 @@ def check_settings(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namesp
     """
     for key, kind in _GROUPS.items():
         values = config[key]
+        if key == "model.lora" and values is None:
+            continue
         if not isinstance(values, Namespace):
             raise UserError(f"{key}: must be a group of settings, not {values!r}; 'medlit fit --help' shows them.")
         # jsonargparse lets a config say null anywhere.

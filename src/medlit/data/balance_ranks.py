@@ -10,7 +10,7 @@ import numpy as np
 from medlit.errors import UserError
 
 
-def micro_batches_per_step(global_batch_size: int, batch_size: int, world_size: int) -> int:
+def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """How many micro-batches each rank accumulates: ceil(notes per rank / mean micro-batch).
 
     Raises:
@@ -21,10 +21,10 @@ def micro_batches_per_step(global_batch_size: int, batch_size: int, world_size: 
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
-    return -(-(global_batch_size // world_size) // batch_size)
+    return -(-(global_batch_size // world_size) // micro_batch_size)
 
 
-def partition(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
+def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
     """Cut a sorted run of notes into groups so that padding is least.
 
     Args:
@@ -70,7 +70,7 @@ def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
     return int(peak[groups, n])
 
 
-def pack(lengths: Sequence[int], groups: int) -> list[list[int]]:
+def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:
     """Deal notes to groups of about as many tokens: each in turn to the group that has the fewest.
 
     Longest first this is at most 4/3 of the best that can be done (Graham 1969, doi:10.1137/0117039).

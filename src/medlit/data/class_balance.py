@@ -12,45 +12,42 @@ frequent label's notes are not all seen in an epoch, and a rare one's are seen s
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from medlit.data.groups import IntArray
-
-Balance = Literal["none", "sqrt", "inverse"]
+from medlit.data.settings import ClassBalance
 
 _POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
 
 
-def shares(counts: IntArray, balance: Balance) -> npt.NDArray[np.float64]:
+def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
     """Expected share of each label in what is drawn, (K,), adding up to 1.
 
     Args:
         counts: notes of each label, (K,), at least 1 each.
-        balance: how labels are weighted.
+        class_balance: how labels are weighted.
     """
-    weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[balance]
+    weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
     return weights / float(weights.sum())
 
 
-def epoch_order(labels: IntArray, balance: Balance, seed: int, epoch: int) -> IntArray:
+def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
     """Row numbers of the N notes of an epoch in the order in which they are trained on, (N,).
 
     Args:
         labels: label id of each note, (N,).
-        balance: how labels are weighted.
+        class_balance: how labels are weighted.
         seed: of the run.
         epoch: which epoch; each has an order of its own.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(labels))
-    if balance == "none":
+    if class_balance == "none":
         return order
     present, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: one random offset, so that a label's draws are its expected ones rounded up or down.
-    edges = np.floor(np.cumsum(shares(counts, balance)) * len(labels) + rng.random()).astype(np.int64)
+    edges = np.floor(np.cumsum(shares(counts, class_balance)) * len(labels) + rng.random()).astype(np.int64)
     edges[-1] = len(labels)
     drawn = np.diff(edges, prepend=0)
     parts = []

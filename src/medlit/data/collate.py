@@ -21,19 +21,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
-from typing import Literal, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from medlit.data.prompt import Prompt
+from medlit.data.samplers import MicroBatch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 64
-LossOn = Literal["response", "whole"]
 Tokens = TypeVar("Tokens", int, np.ndarray)
 
 
-class Row(TypedDict):
+class TokenisedNote(TypedDict):
     """One tokenised note."""
 
     row: int
@@ -114,13 +120,15 @@ class EvalBatch(NamedTuple):
     Attributes:
         loss: the notes with their true answers.
         prompts: the notes alone.
-        specialties: the true answers as text, B of them.
+        label_ids: place of each true label in `label_names`, (B,) int64.
+        label_names: the data's labels.
         text_hashes: equal for notes that are the same text, B of them.
     """
 
     loss: Batch
     prompts: Prompts
-    specialties: list[str]
+    label_ids: Tensor
+    label_names: tuple[str, ...]
     text_hashes: list[str]
 
 
@@ -136,15 +144,15 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
     return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
 
-def supervised_tokens(length: Tokens, answer: Tokens, loss_on: LossOn) -> Tokens:
+def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Tokens:
     """How many tokens carry loss, of one note or of N: the answer's, or all but the first, which nothing predicts.
 
     Args:
         length: tokens of the note with its answer.
         answer: tokens of the answer with its EOS.
-        loss_on: `response` or `whole`.
+        mask_prompt: whether the answer alone carries loss.
     """
-    return answer if loss_on == "response" else length - 1
+    return answer if mask_prompt else length - 1
 
 
 class Collator:
@@ -153,35 +161,43 @@ class Collator:
     Args:
         response: specialty -> token ids of the answer with its EOS.
         pad_id: token id that fills.
-        loss_on: `response` supervises the answer alone, `whole` every token but the first.
+        mask_prompt: supervise the answer alone; otherwise every token but the first.
+        label_names: the data's labels; a label's place is its id.
         most_notes: most notes of a packed batch; its `starts` are always as many, so that nothing is compiled again for
             another number of notes.
     """
 
     def __init__(
-        self, response: Callable[[str], list[int]], pad_id: int, loss_on: LossOn, most_notes: int = 32
+        self,
+        response: Callable[[str], list[int]],
+        pad_id: int,
+        mask_prompt: bool = True,
+        label_names: tuple[str, ...] = (),
+        most_notes: int = 32,
     ) -> None:
         self.response = response
         self.pad_id = pad_id
-        self.loss_on = loss_on
+        self.mask_prompt = mask_prompt
+        self.label_names = label_names
         self.most_notes = most_notes
+        self._label_ids = {name: label for label, name in enumerate(label_names)}
         self._answers: dict[str, list[int]] = {}
 
-    def _answer(self, row: Row) -> list[int]:
+    def _answer(self, row: TokenisedNote) -> list[int]:
         specialty = row["specialty"] or ""
         if specialty not in self._answers:
             self._answers[specialty] = self.response(specialty)
         return self._answers[specialty]
 
-    def supervised(self, row: Row) -> int:
+    def supervised(self, row: TokenisedNote) -> int:
         """Tokens of a row that carry loss."""
-        return supervised_tokens(self.length(row), len(self._answer(row)), self.loss_on)
+        return supervised_tokens(self.length(row), len(self._answer(row)), self.mask_prompt)
 
-    def length(self, row: Row) -> int:
+    def length(self, row: TokenisedNote) -> int:
         """Tokens of a row with its answer."""
         return len(row["input_ids"]) + len(self._answer(row))
 
-    def _supervise(self, rows: Sequence[Row], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _supervise(self, rows: Sequence[TokenisedNote], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Places and targets of B rows whose texts begin at these places."""
         places, targets = [], []
         for row, begin in zip(rows, begins, strict=True):
@@ -190,14 +206,14 @@ class Collator:
             targets.append((row["input_ids"] + self._answer(row))[length - supervised :])
         return torch.cat(places), torch.tensor([token for answer in targets for token in answer], dtype=torch.long)
 
-    def train(self, rows: Sequence[Row], step_tokens: int) -> Batch:
+    def train(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B rows."""
         input_ids, _ = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
 
-    def packed(self, rows: Sequence[Row], step_tokens: int) -> Batch:
+    def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         """Lay prompt and response of B rows end to end; the filler behind them is a note of its own."""
         lengths = [self.length(row) for row in rows]
         begins = [0, *accumulate(lengths)]
@@ -217,7 +233,7 @@ class Collator:
             positions=torch.cat([torch.arange(n, dtype=torch.int32) for n in (*lengths, filler)])[None],
         )
 
-    def prompts(self, rows: Sequence[Row]) -> Prompts:
+    def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """Left-pad the prompts of B rows."""
         input_ids, real = _pad([row["input_ids"] for row in rows], self.pad_id, "left")
         return Prompts(
@@ -228,11 +244,52 @@ class Collator:
             cut_tokens=[row["cut_tokens"] for row in rows],
         )
 
-    def evaluate(self, rows: Sequence[Row]) -> EvalBatch:
+    def evaluate(self, rows: Sequence[TokenisedNote]) -> EvalBatch:
         """Both views of B labelled rows; `step_tokens` counts this batch alone."""
         return EvalBatch(
             loss=self.train(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
-            specialties=[row["specialty"] or "" for row in rows],
+            label_ids=torch.tensor([self._label_ids[row["specialty"] or ""] for row in rows]),
+            label_names=self.label_names,
             text_hashes=[row["text_hash"] for row in rows],
         )
+
+
+class BatchDataset(TorchDataset[Any]):
+    """Whole batches by their row indices: the samplers choose the batch, this fetches and collates it."""
+
+    def __init__(self, rows: Dataset, collate: Callable[..., Any]) -> None:
+        self.rows = rows
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, batch: MicroBatch | list[int]) -> Batch | EvalBatch | Prompts:
+        if isinstance(batch, MicroBatch):
+            return self.collate(_as_rows(self.rows, batch.indices), batch.step_tokens)  # type: ignore[no-any-return]
+        return self.collate(_as_rows(self.rows, batch))  # type: ignore[no-any-return]
+
+
+def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[TokenisedNote]:
+    columns = rows[list(indices)]
+    fields = (columns[name] for name in ("id", "text_hash", "input_ids", "cut_tokens", "specialty"))
+    return [
+        TokenisedNote(row=row, id=i, text_hash=text, input_ids=ids, cut_tokens=cut, specialty=name)
+        for row, i, text, ids, cut, name in zip(indices, *fields, strict=True)
+    ]
+
+
+def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
+    """Rows of notes that stand in no table: a row's name is its place."""
+    return [
+        TokenisedNote(
+            row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None
+        )
+        for i, one in enumerate(prompts)
+    ]
+
+
+def identity(batch: object) -> object:
+    """A loader's collate function where the data set collates; by name, for worker processes."""
+    return batch

@@ -1,12 +1,13 @@
-"""Which notes a checkpoint or an adapter comes from, and a sentence to whoever uses it with others.
+"""Which notes a checkpoint or an adapter was trained with, and a warning where it is used with others.
 
-Another revision of the data is no mistake, so nothing is refused; but a score on it is not the run's own, and its test
-notes may be notes that were trained on.
+Another revision of the data is not an error; but its scores do not compare with the run's own, and its test notes may
+be notes that were trained on.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from medlit.errors import UserError
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """Where notes came from and what they were, without any of them.
+    """Where the notes came from and a hash of each split; no text.
 
     Attributes:
         source: `data.source` as it was given.
@@ -35,10 +36,10 @@ class DataFingerprint:
 
     @classmethod
     def from_dict(cls, values: object) -> DataFingerprint | None:
-        """Read what `to_dict` gave; None for anything else, as weights from elsewhere have.
+        """Read what `to_dict` gave; None for anything else, as in weights of other tools.
 
         Raises:
-            UserError: it has those names and other types.
+            UserError: the names are right and a type is not.
         """
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
@@ -47,20 +48,31 @@ class DataFingerprint:
         if isinstance(read.hashes, dict):
             texts += [*read.hashes, *read.hashes.values()]
         if not isinstance(read.hashes, dict) or not all(isinstance(text, str) for text in texts):
-            raise UserError("ckpt_path: what the weights say of their notes is damaged; copy them again.")
+            raise UserError("ckpt_path: the stored data fingerprint is corrupt; copy the weights again.")
         return read
 
     @classmethod
     def read(cls, file: Path) -> DataFingerprint | None:
-        """Read the entry `data` of the file that lies beside an adapter's weights."""
+        """Read the entry `data` of an adapter's metadata file."""
         return cls.from_dict(json.loads(file.read_text(encoding="utf-8")).get("data"))
 
-    def difference(self, theirs: DataFingerprint, where: str) -> str | None:
-        """Say which splits are not those of some weights.
+    def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
+        """Print one line where the splits are not those that some weights were trained with.
+
+        Args:
+            theirs: the notes of the weights; None where unknown.
+            source: the weights, as a message names them.
+        """
+        difference = None if theirs is None else self.difference(theirs, source)
+        if difference is not None:
+            print(f"medlit: {difference}", file=sys.stderr)
+
+    def difference(self, theirs: DataFingerprint, source: str) -> str | None:
+        """Describe which splits are not those of some weights.
 
         Args:
             theirs: the notes that the weights come from.
-            where: the weights, as a sentence names them.
+            source: the weights, as a message names them.
 
         Returns:
             One sentence, or None when every split is the same, wherever it was read from.
@@ -72,7 +84,7 @@ class DataFingerprint:
         then, now = theirs._name(), self._name()
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
         return (
-            f"the {listed} not what {where} was trained with ({moved}), so that scores do not compare with its own and"
+            f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own and"
             " notes scored here may have been trained on."
         )
 

@@ -13,7 +13,7 @@ from medlit.data.prompt import whole_characters
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
-    from medlit.data.readers import Columns
+    from medlit.data.settings import Columns
 
 _CHUNK = 1 << 20  # characters of JSON read at once
 _MAX_OBJECT = 1 << 26  # characters in one JSON object

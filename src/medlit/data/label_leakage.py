@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medlit.data.note_checks import id_column
-from medlit.data.readers import Columns
+from medlit.data.settings import Columns
 from medlit.data.sources import RawTable, as_text
 
 _BATCH = 10_000  # rows

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from medlit.data.labels import normalise_label, normalise_text
+from medlit.data.settings import Labels
 from medlit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -16,21 +17,6 @@ DROPPED = ""  # what `Spelling.names` gives for a label that is left out
 
 _MOST_LABELS = 10_000
 _LONGEST_LABEL = 100  # characters
-
-
-@dataclass
-class Labels:
-    """What is done to the labels of a table, in this order; two spellings compare as in `normalise_label`.
-
-    Attributes:
-        aliases: label as it stands in the table -> label that it means, such as {"Neuro": "Neurology"}.
-        drop: labels whose rows are left out.
-        min_count: labels with fewer rows in the whole source are left out, with their rows.
-    """
-
-    aliases: dict[str, str] = field(default_factory=dict)
-    drop: list[str] = field(default_factory=list)
-    min_count: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from medlit.data.readers import Columns
+from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
 from medlit.errors import UserError
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.iter_column import iter_column
-from medlit.data.label_rules import DROPPED, Labels, Spelling, check_label_column
+from medlit.data.label_rules import DROPPED, Spelling, check_label_column
 from medlit.data.labels import normalise_text
 from medlit.data.note_checks import check_columns, check_ids, check_labels, check_notes, id_column
 from medlit.data.prompt import whole_characters
-from medlit.data.readers import Columns
+from medlit.data.settings import Columns, Labels
 from medlit.data.sources import ALL, SPLITS, RawTable, as_text, read_tables
 from medlit.errors import UserError
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from medlit.errors import UserError
 from medlit.unsloth_first import TOKENIZERS_PARALLELISM
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 PROMPT_VERSION = "alpaca-1"
 INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
-
-Keep = Literal["head", "head_tail"]
-KEEPS = get_args(Keep)
 
 _LENT = "for a while"  # on, as everything is that tokenizers does not read as off, and not somebody's choice either
 
@@ -94,15 +91,12 @@ class AlpacaPrompt:
         instruction: what the model is told to do.
         max_length: most tokens that prompt and response may have together.
         max_response_tokens: tokens of `max_length` that are kept free for the response.
-        keep: what stays of a transcription that is too long: its 'head', or 'head_tail': as much of its beginning as of
-            its end, the odd token at the beginning (Sun 2019, arXiv 1905.05583).
     """
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
     max_length: int = 2048
     max_response_tokens: int = 32
-    keep: Keep = "head"
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         whole = [whole_characters(text) for text in texts]
@@ -160,7 +154,7 @@ class AlpacaPrompt:
         return room
 
     def prompt(self, transcription: str) -> Prompt:
-        """Ask about one note; what does not fit is cut from the transcription's end or, with 'head_tail', middle."""
+        """Ask about one note; what does not fit is cut from the end of the transcription."""
         return self.prompts([transcription])[0]
 
     def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
@@ -170,13 +164,9 @@ class AlpacaPrompt:
         with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
             inside = self._inside(transcriptions)
         return [
-            Prompt([*self.header, *self._kept(ids), *self.footer], cut_tokens=max(0, len(ids) - self.room))
+            Prompt([*self.header, *ids[: self.room], *self.footer], cut_tokens=max(0, len(ids) - self.room))
             for ids in inside
         ]
-
-    def _kept(self, ids: list[int]) -> list[int]:
-        tail = self.room // 2 if self.keep == "head_tail" and len(ids) > self.room else 0
-        return ids[: self.room - tail] + ids[len(ids) - tail :]
 
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, the tokenizer's EOS last.

@@ -9,7 +9,6 @@ is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from medlit.data.cache import cache_folder, cache_key
 from medlit.data.csv_files import csv_header, csv_rows
 from medlit.data.encoding import not_utf8
 from medlit.data.json_files import json_columns, json_rows
+from medlit.data.settings import Columns
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 VERSION = 1  # part of the cache's key: raise it when the same file would be read otherwise
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of a table's columns.
-
-    Attributes:
-        text: the note.
-        label: its specialty; None when the table has no labels.
-        id: names a note in predictions and reports. None: the column `id` if there is one, else the text's hash.
-    """
-
-    text: str = "transcription"
-    label: str | None = "medical_specialty"
-    id: str | None = None
 
 
 def read_file(path: Path, columns: Columns) -> Dataset:

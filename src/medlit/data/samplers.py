@@ -1,6 +1,6 @@
 """Who trains on which note, and when: the optimizer step is declared in notes and dealt to ranks and micro-batches.
 
-`StepSampler` draws each step's notes at random (none twice in an epoch, unless `balance` asks for rare labels more
+`StepSampler` draws each step's notes at random (none twice in an epoch, unless `class_balance` draws rare labels more
 often) and only then sorts them by length and deals them out. Grouping therefore changes how much padding a step costs
 and nothing else: the notes of step s are the same set whatever the number of ranks and micro-batches, so one YAML
 trains alike on 1 or 8 GPUs.
@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from medlit.data.balance_ranks import balance_ranks, micro_batches_per_step, pack, partition
-from medlit.data.class_balance import Balance, epoch_order
+from medlit.data.balance_ranks import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
+from medlit.data.class_balance import epoch_order
+from medlit.data.groups import IntArray
+from medlit.data.settings import Batching
 from medlit.errors import UserError
 
 
@@ -33,16 +35,12 @@ class StepSampler(Sampler[MicroBatch]):
     A step that would be partial at the end of an epoch is left out; its notes come up in the next shuffle.
 
     Args:
-        lengths: tokens of each of the N notes, prompt and response.
-        supervised: tokens of each note that carry loss.
-        global_batch_size: notes of one optimizer step over all ranks.
-        batch_size: mean notes of a micro-batch.
-        token_budget: most padded tokens of a micro-batch; several ranks make the largest as small as can be instead.
-        packed: micro-batches are not padded: they get about as many tokens each instead of notes of like length.
-        seed: of the shuffle; epoch e uses (seed, e).
-        labels: label id of each note; needed for `balance`.
-        balance: `none` draws every note once an epoch; `sqrt` and `inverse` draw notes of rare labels more often, as in
-            `medlit.data.class_balance`. The epoch stays as long.
+        lengths: tokens of each of the N notes, prompt and response, (N,).
+        supervised: tokens of each note that carry loss, (N,).
+        labels: label of each note as a number, for `class_balance`, (N,).
+        batching: batch sizes, class balance and seed; epoch e uses the seed (seed, e).
+        token_budget: most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead.
+        packed: micro-batches are not padded: they get about equal numbers of tokens instead of notes of similar length.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
 
@@ -52,34 +50,30 @@ class StepSampler(Sampler[MicroBatch]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
-        supervised: Sequence[int],
-        *,
-        global_batch_size: int,
-        batch_size: int,
+        lengths: IntArray,
+        supervised: IntArray,
+        labels: IntArray,
+        batching: Batching,
         token_budget: int,
         packed: bool = False,
-        seed: int,
-        labels: Sequence[int] | None = None,
-        balance: Balance = "none",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.micro_batches = micro_batches_per_step(global_batch_size, batch_size, world_size)
-        if len(lengths) < global_batch_size:
+        step = batching.global_batch_size
+        self.micro_batches = micro_batches_per_step(step, batching.micro_batch_size, world_size)
+        if len(lengths) < step:
             raise UserError(
-                f"data.batching.global_batch_size: the training split has {len(lengths)} notes, fewer than the"
-                f" {global_batch_size} of one optimizer step; set data.batching.global_batch_size to {len(lengths)}"
-                f" or less."
+                f"data.batching.global_batch_size: the training split has {len(lengths)} notes, fewer than the {step}"
+                f" of one optimizer step; set data.batching.global_batch_size to {len(lengths)} or less."
             )
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.supervised = np.asarray(supervised, dtype=np.int64)
-        self.global_batch_size = global_batch_size
+        self.lengths = lengths
+        self.supervised = supervised
+        self.labels = labels
+        self.global_batch_size = step
+        self.class_balance = batching.class_balance
+        self.seed = batching.seed
         self.token_budget = token_budget
         self.packed = packed
-        self.seed = seed
-        self.labels = np.zeros(len(lengths), np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
-        self.balance = balance
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -102,7 +96,7 @@ class StepSampler(Sampler[MicroBatch]):
         return self._sorted(self._order(), step)
 
     def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.balance, self.seed, self.epoch)
+        return epoch_order(self.labels, self.class_balance, self.seed, self.epoch)
 
     def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
         notes = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
@@ -123,7 +117,9 @@ class StepSampler(Sampler[MicroBatch]):
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """Places of one rank's micro-batches: as many notes a rank, and about as many tokens."""
         mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
-        return [[mine[place] for place in group] for group in pack(lengths[mine].tolist(), self.micro_batches)]
+        return [
+            [mine[place] for place in group] for group in balance_tokens(lengths[mine].tolist(), self.micro_batches)
+        ]
 
     def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """Places of one rank's micro-batches: notes of like length, and about as many padded tokens a rank.
@@ -132,7 +128,7 @@ class StepSampler(Sampler[MicroBatch]):
         lengths, so that the largest group is as small as can be: all wait for who has it.
         """
         budget = self.token_budget if self.world_size == 1 else None
-        ends = np.cumsum([0, *partition(lengths.tolist(), self.world_size * self.micro_batches, budget)])
+        ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
         cells = [int(lengths[group[0]]) * len(group) for group in groups]
         largest = sorted(range(len(groups)), key=lambda g: -cells[g])
@@ -149,7 +145,7 @@ class LengthSortedSampler(Sampler[list[int]]):
         token_budget: most padded tokens of a batch; a single note may pass it.
         rank: this process.
         world_size: number of processes; notes are dealt to them in turn, so each gets as many as another, or one less.
-        wanted: places of the notes to deal; None: all of them.
+        indices: the notes to use; None: all of them.
     """
 
     def __init__(
@@ -159,9 +155,9 @@ class LengthSortedSampler(Sampler[list[int]]):
         token_budget: int,
         rank: int = 0,
         world_size: int = 1,
-        wanted: np.ndarray | None = None,
+        indices: np.ndarray | None = None,
     ) -> None:
-        notes = np.arange(len(lengths)) if wanted is None else wanted
+        notes = np.arange(len(lengths)) if indices is None else indices
         order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]
         mine = order[rank::world_size]
         self.batches: list[list[int]] = []

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.data.readers import Columns, read_file
+from medlit.data.readers import read_file
+from medlit.data.settings import Columns
 from medlit.errors import NotCachedError, UserError
 from medlit.paths import hub_is_offline
 

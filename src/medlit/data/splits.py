@@ -15,21 +15,21 @@ import numpy as np
 from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.groups import exact_groups, near_groups
+from medlit.data.labels import LabelSet
+from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
-from medlit.data.stratified_split import Assignment, Conflicts, Split, SplitSettings, assign
+from medlit.data.stratified_split import Assignment, assign, resolve_kind
+from medlit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-__all__ = ["Conflicts", "Partition", "Split", "SplitSettings", "partition"]
-
-
 VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
 
 
 @dataclass(frozen=True)
-class Partition:
+class NoteSplits:
     """Canonical notes in their splits.
 
     Attributes:
@@ -42,7 +42,7 @@ class Partition:
     notes: dict[str, Dataset]
     pool: Dataset
     assignment: Assignment
-    kind: Split
+    kind: SplitKind
 
     @cached_property
     def record(self) -> pa.Table:
@@ -68,6 +68,34 @@ class Partition:
         pairs = set(zip(self.assignment.split, self.assignment.specialty, strict=True))
         return {split: {name for where, name in pairs if where == split} for split in self.notes}
 
+    def label_set(self, source: str) -> LabelSet:
+        """The training split's labels.
+
+        Args:
+            source: `data.source`, as a message names it.
+
+        Raises:
+            UserError: there is no training split, it has fewer than two labels, or another split has a label that the
+                training split lacks.
+        """
+        if "train" not in self.notes:
+            raise UserError(
+                f"data.source: {source} has no train split, which defines the labels; add one, or set data.split.kind"
+                " to 'grouped' to split it here."
+            )
+        label_set = LabelSet.from_labels(name for name in self.labels["train"] if name)
+        for split, rows in self.notes.items():
+            unknown = sorted(name for name in self.labels[split] if name and label_set.index(name) is None)
+            if unknown:
+                columns = zip(rows["id"][:], rows["specialty"][:], strict=True)
+                first = next(identity for identity, name in columns if name == unknown[0])
+                raise UserError(
+                    f"data.columns.label: the {split} split has the label {unknown[0]!r} (first in note {first!r}),"
+                    " which the training split does not have; map it with data.labels.aliases, leave it out with"
+                    " data.labels.drop, or set data.split.kind to 'grouped'."
+                )
+        return label_set
+
     def write(self, path: Path) -> None:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
         import pyarrow.parquet as pq
@@ -76,19 +104,20 @@ class Partition:
             pq.write_table(self.record, beside)
 
 
-def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partition:
+def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
     """Split canonical tables.
 
     Args:
         tables: what `load_source` gave.
-        settings: how to share out.
+        settings: how to divide the notes.
+        label_conflicts: as for `assign`.
 
     Raises:
         UserError: the settings do not fit the source.
     """
-    kind = settings.resolve(tables)
+    kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
-    result = _assignment(pool, given, settings)
+    result = _assignment(pool, given, settings, label_conflicts)
     specialties = pool["specialty"][:]
     if result.specialty != specialties:
         key = cache_key("specialty", pool._fingerprint, result.specialty)
@@ -96,25 +125,27 @@ def partition(tables: Mapping[str, Dataset], settings: SplitSettings) -> Partiti
         pool = named.select_columns(pool.column_names)
     where = np.asarray(result.split)
     notes = {split: _take(pool, np.flatnonzero(where == split), split) for split in SPLITS if (where == split).any()}
-    return Partition(notes, pool, result, kind)
+    return NoteSplits(notes, pool, result, kind)
 
 
-def _assignment(pool: Dataset, given: list[str], settings: SplitSettings) -> Assignment:
+def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:
     """Assign the rows of a pool, or take what an earlier start worked out: a million rows take half a minute."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sizes = sorted(Counter(given).items())
-    path = cache_folder() / f"{cache_key('split', VERSION, pool._fingerprint, sizes, settings)}.parquet"
+    path = (
+        cache_folder() / f"{cache_key('split', VERSION, pool._fingerprint, sizes, settings, label_conflicts)}.parquet"
+    )
     if path.exists():
         known = pq.read_table(path)
         return Assignment(known["split"].to_pylist(), known["specialty"].to_pylist())
-    kind = settings.resolve(given)
+    kind = resolve_kind(settings, given)
     texts = pool["text_hash"][:]
     groups = exact_groups(texts)
     if kind != "official" and settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
-    result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings)
+    result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings, label_conflicts)
     with atomic_write(path) as beside:
         columns = {"split": pa.array(result.split, pa.string()), "specialty": pa.array(result.specialty, pa.string())}
         pq.write_table(pa.table(columns), beside)

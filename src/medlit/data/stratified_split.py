@@ -10,76 +10,31 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import ALL, SPLITS
 from medlit.errors import UserError
-
-Split = Literal["auto", "official", "official_clean", "grouped", "kfold"]
-Conflicts = Literal["keep", "drop", "majority"]
 
 LEAKED, CONFLICT, DUPLICATE = "leaked", "conflict", "duplicate"  # why a row is in no split
 
 
-@dataclass(frozen=True)
-class SplitSettings:
-    """How notes are shared out.
+def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
+    """What `auto` means for a source with these splits.
 
-    Attributes:
-        kind: `official`: as the source gives them; `official_clean`: that, less the training rows whose text stands in
-            validation or test; `grouped`: all rows in one pool, each text once, whole text groups dealt to train,
-            validation and test, stratified by label; `kfold`: the same pool in k folds; `auto`: `official` where the
-            source has splits (a validation or test split that is missing is dealt out of train), else `grouped`.
-        shares: of train, validation and test, for `grouped`, and for what `auto` deals out of train.
-        seed: of the dealing.
-        folds: k, for `kfold`, at least 3.
-        fold: the fold that is the test split, 0 .. k-1; the next one (after the last: the first) is validation.
-        conflicts: rows of one split that have the same text and several labels: `keep` them, `drop` them, or give all
-            of them the `majority` label (of equally common ones the first in alphabetical order).
-        near_threshold: Jaccard similarity, 0 to 1, from which on two texts are in one text group; None: only equal
-            texts are.
+    Raises:
+        UserError: the source has no official splits, or not those that are needed.
     """
-
-    kind: Split = "auto"
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 3407
-    folds: int = 5
-    fold: int = 0
-    conflicts: Conflicts = "keep"
-    near_threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
-            raise UserError(
-                f"data.split.shares: train, validation and test need three shares that add up to 1, "
-                f"such as [0.8, 0.1, 0.1], not {list(self.shares)}."
-            )
-        if self.folds < 3 or not 0 <= self.fold < self.folds:
-            raise UserError(
-                f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not fold {self.fold} of"
-                f" {self.folds}."
-            )
-        if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
-            raise UserError(
-                f"data.split.near_threshold: must be over 0 and at most 1, or null, not {self.near_threshold}."
-            )
-
-    def resolve(self, given: Iterable[str]) -> Split:
-        """What `auto` means for a source with these splits.
-
-        Raises:
-            UserError: official splits are asked for and the source has none.
-        """
-        names = set(given)
-        if self.kind == "auto":
-            return "grouped" if ALL in names else "official"
-        if self.kind.startswith("official") and ALL in names:
-            raise UserError(
-                f"data.split: {self.kind} needs splits and the source is one table without any; use grouped or kfold."
-            )
-        if self.kind == "official_clean" and not ("train" in names and len(names) > 1):
-            raise UserError("data.split: official_clean needs a train split and a validation or test split.")
-        return self.kind
+    names = set(given)
+    if settings.kind == "auto":
+        return "grouped" if ALL in names else "official"
+    if settings.kind.startswith("official") and ALL in names:
+        raise UserError(
+            f"data.split.kind: {settings.kind} needs splits and the source is one table without any; use grouped or"
+            " kfold."
+        )
+    if settings.kind == "official_clean" and not ("train" in names and len(names) > 1):
+        raise UserError("data.split.kind: official_clean needs a train split and a validation or test split.")
+    return settings.kind
 
 
 @dataclass(frozen=True)
@@ -101,7 +56,8 @@ def assign(
     text_hashes: Sequence[str],
     specialties: Sequence[str | None],
     groups: Sequence[int],
-    settings: SplitSettings,
+    settings: Split,
+    label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
     """Assign every row to a split, or say why it is in none.
 
@@ -111,12 +67,15 @@ def assign(
         text_hashes: rows with the same text have the same hash.
         specialties: label of each row.
         groups: number of each row's text group: equal texts and, where they count, near ones.
-        settings: how to share out.
+        settings: how to divide the rows.
+        label_conflicts: what to do with rows of one split that have the same text and several labels: `keep` them,
+            `drop` them, or give all of them the `majority` label (of equally common ones the first in alphabetical
+            order).
 
     Raises:
         UserError: the settings do not fit the source.
     """
-    kind = settings.resolve(given)
+    kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
     specialty = list(specialties)
@@ -126,8 +85,8 @@ def assign(
         for row, group in enumerate(groups):
             if split[row] == "train" and group in held_out:
                 split[row] = LEAKED
-    if settings.conflicts != "keep":
-        _settle_conflicts(split, specialty, text_hashes, settings.conflicts)
+    if label_conflicts != "keep":
+        _settle_conflicts(split, specialty, text_hashes, label_conflicts)
     if pooled:
         _mark_duplicates(split, specialty, ids, text_hashes)
 
@@ -141,13 +100,15 @@ def assign(
         for row in rows:
             count = counts.setdefault(keys[groups[row]], {})
             count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
-        dealt = deal(counts, [share for _, share in shares], settings.seed)
+        dealt = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
             split[row] = shares[dealt[keys[groups[row]]]][0]
     return Assignment(split, specialty)
 
 
-def deal(counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int) -> dict[str, int]:
+def stratified_group_split(
+    counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int
+) -> dict[str, int]:
     """Deal groups to parts so that every label is shared out alike; a group stays whole.
 
     Groups of several rows come first, each to the part that has the least of its labels for its share (Webster's rule)
@@ -201,7 +162,7 @@ def _order(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
 
 
-def _shares(kind: Split, given: set[str], settings: SplitSettings) -> list[tuple[str, float]]:
+def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
     """Parts to deal the train rows to, as (split, share); none when the splits are as given."""
     if kind == "grouped":
         return list(zip(SPLITS, settings.shares, strict=True))
@@ -216,7 +177,7 @@ def _shares(kind: Split, given: set[str], settings: SplitSettings) -> list[tuple
 
 
 def _settle_conflicts(
-    split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: Conflicts
+    split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: LabelConflicts
 ) -> None:
     votes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row, text in enumerate(text_hashes):

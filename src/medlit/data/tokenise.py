@@ -11,7 +11,7 @@ from medlit.data.prompt import PROMPT_VERSION, AlpacaPrompt
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 2  # part of the cache's key: raise it when the same note would become other ids
+VERSION = 3  # part of the cache's key: raise it when the same note would become other ids
 
 
 def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dataset:
@@ -35,7 +35,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name need not be the same.
         prompt.tokenizer.backend_tokenizer.to_str(),
-        json.dumps([prompt.instruction, prompt.max_length, prompt.max_response_tokens, prompt.keep]),
+        json.dumps([prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
     features = datasets.Features(
         {

@@ -1,4 +1,4 @@
-"""An adapter as a folder in PEFT's own format: written, found, and read into a model of the same shape."""
+"""An adapter folder in PEFT's format: written, found, and loaded into a model with an adapter of the same shape."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from medlit.atomic_io import write_json
 from medlit.errors import UserError
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 
-def save_adapter(model: PeftModel, folder: Path, base_model: str, revision: str | None) -> None:
-    """Write the adapter in PEFT's format (safetensors), naming the base model as the user did."""
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata: AdapterMetadata, folder: Path) -> None:
+    """Write adapter, tokenizer and metadata into an existing folder, naming the base model as the user did."""
     config = model.peft_config["default"]
     loaded_from = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = base_model, revision
+    config.base_model_name_or_path, config.revision = metadata.base_model, metadata.revision
     try:
         # The embedding is never trained here; without this PEFT asks the Hub whether the vocabulary grew.
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
@@ -25,6 +28,8 @@ def save_adapter(model: PeftModel, folder: Path, base_model: str, revision: str 
         config.base_model_name_or_path, config.revision = loaded_from
     # PEFT's own card names the folder that the weights were loaded from.
     (folder / "README.md").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / METADATA_FILE, metadata.to_dict())
 
 
 def adapter_folder(adapter: str) -> Path:
@@ -42,7 +47,7 @@ def adapter_folder(adapter: str) -> Path:
             folder = Path(snapshot_download(adapter))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UserError(
-                f"model.adapter: {adapter} is neither a folder nor to be had from the Hub; check the name."
+                f"model.adapter: {adapter} is neither a folder nor available from the Hub; check the name."
             ) from error
     if not (folder / "adapter_config.json").is_file():
         raise UserError(

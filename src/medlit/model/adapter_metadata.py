@@ -1,35 +1,62 @@
-"""What trained weights belong to: base model, adapter shape, prompt, instruction and labels; checked at load."""
+"""What trained weights belong to: `medlit.json` beside an adapter, `medlit` in a checkpoint.
+
+Base model, LoRA settings, prompt, instruction and labels must match wherever the weights are loaded. Length limit and
+number formats need not: a config states its own, and `SpecialtyPredictor`, which has no config, uses those in the file.
+A fitted temperature is kept in the adapter's file alone: `medlit validate` adds it there.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
+from medlit.atomic_io import write_json
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import INSTRUCTION, KEEPS, PROMPT_VERSION, Keep
+from medlit.data.prompt import INSTRUCTION, PROMPT_VERSION
 from medlit.errors import UserError
-from medlit.model.conditions import KEY
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.settings import Decoding, LanguageModel, Lora
+from medlit.run_folder import run_of
 
-LABELS_FILE = "medlit.json"
+METADATA_FILE = "medlit.json"
+_DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """The other settings that an adapter's answers depend on.
+
+    Attributes:
+        max_length: most tokens of prompt and answer together.
+        max_response_tokens: tokens of these that are reserved for the answer.
+        load_in_4bit: whether the frozen weights are held in bitsandbytes NF4.
+        dtype: number format of the frozen computation.
+    """
+
+    max_length: int
+    max_response_tokens: int
+    load_in_4bit: bool
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """The facts without which trained weights mean nothing.
+    """What an adapter or a checkpoint of medlit says of its weights.
 
     Attributes:
         base_model: as the user named it.
         revision: of the base model on the Hub.
-        lora: rank, alpha, targets and the like.
-        prompt: version of the prompt.
+        lora: the structural settings of `Lora`; empty for the bare base model.
+        prompt: version of the prompt template.
         labels: label names, in the order of their ids.
-        temperatures: way of answering -> what a validation found its log-probabilities to be divided by; not compared.
-        instruction: what the model is told to do; None in a file that does not say, and then not compared.
-        keep: what stays of a note that is too long; a file that does not say is of a time that knew 'head' only.
+        instruction: the instruction of the prompt; None where a file does not say.
+        inference: None where a file does not say.
+        temperatures: `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
+        data: the notes that the weights were trained with; an adapter's file only.
     """
 
     base_model: str
@@ -37,65 +64,76 @@ class AdapterMetadata:
     lora: dict[str, Any]
     prompt: str
     labels: list[str]
-    temperatures: dict[str, float] = field(default_factory=dict)
     instruction: str | None = None
-    keep: Keep = "head"
+    inference: InferenceSettings | None = None
+    temperatures: dict[str, float] = field(default_factory=dict)
+    data: DataFingerprint | None = None
 
     @classmethod
     def of(
         cls,
         language_model: LanguageModel,
-        lora: Lora,
+        lora: Lora | None,
         label_set: LabelSet,
-        temperatures: dict[str, float] | None = None,
         instruction: str = INSTRUCTION,
-        keep: Keep = "head",
+        max_response_tokens: int = 32,
+        data: DataFingerprint | None = None,
     ) -> AdapterMetadata:
-        """The facts of a model."""
+        """The metadata of a model with these settings."""
+        of = language_model
         return cls(
-            base_model=language_model.base_model,
-            revision=language_model.revision,
-            lora=lora.structure(),
+            base_model=of.base_model,
+            revision=of.revision,
+            lora={} if lora is None else lora.structure(),
             prompt=PROMPT_VERSION,
             labels=list(label_set.names),
-            temperatures=dict(temperatures or {}),
             instruction=instruction,
-            keep=keep,
+            inference=InferenceSettings(of.max_length, max_response_tokens, of.load_in_4bit, of.dtype),
+            data=data,
         )
 
     @classmethod
     def from_dict(cls, values: object) -> AdapterMetadata:
-        """Read what `to_dict` gave.
+        """Read what `to_dict` gave; files of release 0.1 too.
 
         Raises:
-            UserError: it is not that.
+            UserError: it is something else.
         """
-        strange = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
+        unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
-            read = cls(**values)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise strange from error
-        if not read._typed():
-            raise strange
-        LabelSet.from_names(read.labels)
-        return read
+            given = dict(values)  # type: ignore[call-overload]
+            if given.pop("keep", "head") != "head":
+                raise UserError(
+                    "ckpt_path: trained with data.keep head_tail, which medlit 0.2 removed; use medlit 0.1."
+                )
+            inference = given.pop("inference", None) or _inference_of_0_1(given.pop("conditions", None))
+            temperatures = given.pop("temperatures", {})
+            metadata = cls(
+                **given | {"data": DataFingerprint.from_dict(given.get("data"))},
+                inference=None if inference is None else InferenceSettings(**inference),
+                temperatures={key.removesuffix(_KEY_OF_0_1): value for key, value in temperatures.items()},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise unknown from error
+        if not metadata._is_typed():
+            raise unknown
+        LabelSet.from_names(metadata.labels)
+        return metadata
 
-    def _typed(self) -> bool:
-        """Whether every value is of the type that it has in a file of medlit's."""
-        texts = [self.base_model, self.prompt]
-        optional = [self.revision, self.instruction]
-        groups = isinstance(self.lora, dict) and isinstance(self.labels, list) and isinstance(self.temperatures, dict)
+    def _is_typed(self) -> bool:
+        """Whether every value has the type that medlit writes."""
+        texts: list[object] = [self.base_model, self.prompt, self.revision or "", self.instruction or ""]
+        temperatures = self.temperatures.values()
         return (
-            groups
-            and self.keep in KEEPS
+            (type(self.lora), type(self.labels)) == (dict, list)
             and all(isinstance(text, str) for text in [*texts, *self.lora, *self.labels, *self.temperatures])
-            and all(text is None or isinstance(text, str) for text in optional)
-            and all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperatures.values())
+            and all(isinstance(t, int | float) and 0 < t < math.inf for t in temperatures)
+            and (self.inference is None or _are_inference_settings(self.inference))
         )
 
     @classmethod
     def read(cls, file: Path) -> AdapterMetadata:
-        """Read the file that lies beside an adapter's weights.
+        """Read an adapter's metadata file.
 
         Raises:
             UserError: it is damaged.
@@ -104,9 +142,6 @@ class AdapterMetadata:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
-        # Which notes it was trained on, and under what limits: of no weight here.
-        values.pop("data", None)
-        values.pop(KEY, None)
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,44 +149,92 @@ class AdapterMetadata:
         return asdict(self)
 
 
-def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, where: str) -> None:
+_KEY_OF_0_1 = ", length_normalise=False, content_free=[]"
+
+
+def _inference_of_0_1(conditions: dict[str, Any] | None) -> dict[str, Any] | None:
+    if conditions is None:
+        return None
+    names = {"response_tokens": "max_response_tokens"}
+    return {names.get(name, name): value for name, value in conditions.items()}
+
+
+def _are_inference_settings(given: InferenceSettings) -> bool:
+    counts = (given.max_length, given.max_response_tokens)
+    typed = all(type(count) is int and count > 0 for count in counts) and type(given.load_in_4bit) is bool
+    return typed and given.dtype in _DTYPES
+
+
+def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) -> None:
     """Compare a config's model with weights that are to be loaded into it.
 
     Args:
-        ours: what the config says; without labels where the data has none.
-        theirs: what the weights say.
-        where: the weights, as a message names them.
+        ours: of the config; without labels where the data has none.
+        theirs: of the weights.
+        source: the weights, as a message names them.
 
     Raises:
-        UserError: they do not fit, or the data has a label that the weights never learned.
+        UserError: they do not match, or the data has a label that the weights were not trained on.
     """
-    for key, flag in (("base_model", "model.language_model.base_model"), ("revision", "model.language_model.revision")):
+    for key in ("base_model", "revision"):
         mine, other = getattr(ours, key), getattr(theirs, key)
         if mine != other:
-            raise UserError(f"{flag}: {where} belongs to {other!r} and the config says {mine!r}; set it to {other!r}.")
-    for key, value in theirs.lora.items():
-        mine = ours.lora.get(key)
-        if mine != value:
-            raise UserError(f"model.lora.{key}: {where} was trained with {value!r} and the config says {mine!r}.")
+            raise UserError(
+                f"model.language_model.{key}: {source} belongs to {other!r} and the config says {mine!r}; set it to"
+                f" {other!r}."
+            )
+    if not ours.lora:
+        raise UserError(
+            f"model.lora: null is the bare base model and {source} is an adapter; leave out one of the two."
+        )
+    defaults = Lora().structure()
+    for key in {**defaults, **theirs.lora}:
+        mine, other = ours.lora.get(key), theirs.lora.get(key, defaults.get(key))
+        if mine != other:
+            raise UserError(f"model.lora.{key}: {source} was trained with {other!r} and the config says {mine!r}.")
     if ours.prompt != theirs.prompt:
         raise UserError(
-            f"{where} was trained with the prompt {theirs.prompt!r} and this medlit asks with {ours.prompt!r}; use the"
+            f"{source} was trained with the prompt {theirs.prompt!r} and this medlit uses {ours.prompt!r}; use the"
             " version of medlit that wrote it."
         )
     if theirs.instruction not in (None, ours.instruction):
         raise UserError(
-            f"data.instruction: {where} was trained with {theirs.instruction!r} and the config says"
+            f"data.instruction: {source} was trained with {theirs.instruction!r} and the config says"
             f" {ours.instruction!r}; set it to the former."
         )
-    if ours.keep != theirs.keep:
-        raise UserError(
-            f"data.keep: {where} was trained with {theirs.keep!r} and the config says {ours.keep!r}; set it to"
-            f" {theirs.keep!r}."
-        )
     known = LabelSet(tuple(theirs.labels))
-    foreign = [name for name in ours.labels if known.index(name) is None]
-    if foreign:
+    unknown = [name for name in ours.labels if known.index(name) is None]
+    if unknown:
         raise UserError(
-            f"data.columns.label: the data has the label {foreign[0]!r}, which {where} never learned; map it with"
-            " data.labels.aliases, or train anew."
+            f"data.columns.label: the data has the label {unknown[0]!r}, which {source} was not trained on; map it with"
+            " data.labels.aliases, or train again."
         )
+
+
+def decoding_key(decoding: Decoding) -> str:
+    """The decoding settings that a temperature belongs to, as a key."""
+    return f"mode={decoding.mode}"
+
+
+def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
+    """Metadata file of the adapter folder that holds the weights in use; None where only a checkpoint holds them."""
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if checkpoint is not None:
+        run = run_of(Path(checkpoint)) if Path(checkpoint).name == "best.ckpt" else None
+        folder = None if run is None else run / "adapter"
+    file = None if folder is None else folder / METADATA_FILE
+    return file if file is not None and file.is_file() else None
+
+
+def write_temperature(file: Path, decoding: Decoding, temperature: float) -> None:
+    """Add a temperature to an adapter's metadata file; the file's mode stays.
+
+    Raises:
+        UserError: the file is damaged, or its folder is full or closed.
+    """
+    metadata = AdapterMetadata.read(file)
+    values = metadata.to_dict()
+    values["temperatures"] |= {decoding_key(decoding): temperature}
+    mode = stat.S_IMODE(file.stat().st_mode)
+    write_json(file, values)
+    file.chmod(mode)

@@ -1,15 +1,18 @@
-"""What a set of answers is worth: torchmetrics' counts, and what each number means.
+"""Metrics of an evaluation: torchmetrics' counts, and the results note by note, over all processes.
 
-Label id K is an answer that is not on the list. It is a column of the confusion matrix (K true x K+1 predicted) and
-counts as wrong; it is no class, so it has no F1 of its own and no part in a mean.
+Label id K stands for an answer that is not one of the labels. It is a column of the confusion matrix (K true x K+1
+predicted) and counts as wrong; it is not a class, so it has no F1 of its own and no part in a mean.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TypedDict
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -19,7 +22,10 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from medlit.data.collate import EvalBatch
 from medlit.data.labels import LabelSet
+from medlit.evaluation.results import Results
+from medlit.model.decoding import Answers
 
 
 class ClassScores(TypedDict):
@@ -32,10 +38,10 @@ class ClassScores(TypedDict):
 
 
 class Scores(TypedDict):
-    """What `<verb>_metrics.json` holds.
+    """What follows from the counts of an evaluation; part of `<verb>_metrics.json`.
 
-    accuracy: share of notes answered rightly. f1_macro: mean F1 of the classes that occur, in truth or in answers.
-    f1_weighted: mean F1 weighted by the notes of each class. invalid_rate: share of answers not on the list. n: notes.
+    accuracy: share of correct answers. f1_macro: mean F1 of the classes that occur in truth or answers. f1_weighted:
+    mean F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes.
     confusion: notes, K rows (truth) of K+1 columns (answers, the last invalid).
     """
 
@@ -49,7 +55,7 @@ class Scores(TypedDict):
 
 
 class SpecialtyMetrics(MetricCollection):
-    """Counts answers over an epoch and all processes.
+    """Counts the answers of an epoch over all processes.
 
     Args:
         label_set: the K labels.
@@ -70,7 +76,7 @@ class SpecialtyMetrics(MetricCollection):
         self.names = label_set.names
 
     def scores(self) -> Scores:
-        """The numbers so far; on several processes, of all of them together."""
+        """The scores so far, over all processes."""
         values: dict[str, Tensor] = self.compute()
         counts = values["confusion"].cpu()
         k = len(self.names)
@@ -95,3 +101,57 @@ class SpecialtyMetrics(MetricCollection):
             },
             confusion=confusion.to(torch.int64).tolist(),
         )
+
+
+def true_labels(batch: EvalBatch, label_set: LabelSet) -> Tensor:
+    """Label ids of a batch in the model's label set, which may hold more labels than the data, (B,) on the host."""
+    return _ids_in(label_set, batch.label_names)[batch.label_ids.cpu()]
+
+
+def same_spelling(batch: EvalBatch, labels: Tensor, label_set: LabelSet) -> bool:
+    """Whether the data spells a batch's labels as the label set does; `labels` are their ids in it, (B,)."""
+    pairs = zip(labels.tolist(), batch.label_ids.tolist(), strict=True)
+    return all(label_set.names[ours] == batch.label_names[theirs] for ours, theirs in pairs)
+
+
+@functools.lru_cache(maxsize=4)
+def _ids_in(label_set: LabelSet, names: tuple[str, ...]) -> Tensor:
+    return torch.tensor([label_set.index(name) for name in names])
+
+
+def batch_results(batch: EvalBatch, labels: Tensor, answers: Answers, label_set: LabelSet) -> Results:
+    """One batch's results, without the notes' text and without the raw answers.
+
+    Args:
+        batch: B labelled notes.
+        labels: their true label ids, (B,).
+        answers: the model's.
+        label_set: the K labels.
+    """
+    prompts, given = batch.prompts, answers.probabilities
+    return Results(
+        names=label_set.names,
+        rows=np.array(prompts.rows),
+        ids=list(prompts.ids),
+        text_hashes=list(batch.text_hashes),
+        truth=labels.numpy().astype(np.int64),
+        answer=answers.label_ids.cpu().numpy(),
+        probabilities=None if given is None else _normalised(given.double().cpu().numpy()),
+        tokens=prompts.attention_mask.sum(dim=1).cpu().numpy(),
+        cut_tokens=np.array(prompts.cut_tokens),
+    )
+
+
+def _normalised(probabilities: np.ndarray) -> np.ndarray:
+    # Rows of float32 add up to 1 to seven digits only.
+    rows: np.ndarray = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return rows
+
+
+def gather_results(parts: Sequence[Results]) -> Results:
+    """The results of all batches and all processes, in the order of the table, on every process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Results.join(parts)
+    gathered: list[list[Results]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(gathered, list(parts))
+    return Results.join([part for rank in gathered for part in rank])

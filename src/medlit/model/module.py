@@ -1,50 +1,62 @@
-"""SpecialtyClassifier: the LightningModule around the language model. This half learns; `answering.py` answers."""
+"""SpecialtyClassifier: the LightningModule around the language model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
-from medlit.atomic_io import write_json
 from medlit.base_model import load_tokenizer
-from medlit.data.collate import Batch
-from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import INSTRUCTION, Keep
+from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.errors import UserError
-from medlit.model import adapter as adapters
-from medlit.model import language_model as language_model
-from medlit.model import loading
-from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
-from medlit.model.answering import AnsweringModule
-from medlit.model.conditions import KEY, Conditions
+from medlit.evaluation.calibration import fit_temperature
+from medlit.evaluation.metrics import LOGGED
+from medlit.evaluation.results import Results
+from medlit.model.adapter import adapter_folder, load_adapter
+from medlit.model.adapter_metadata import (
+    METADATA_FILE,
+    AdapterMetadata,
+    check_metadata,
+    decoding_key,
+    metadata_of_weights,
+)
+from medlit.model.decoding import Answers, Decoder, apply_temperature, make_decoder
+from medlit.model.language_model import inference_mode, loss_sum, make_recomputation, train_mode, trainable_names
+from medlit.model.loading import load_model
 from medlit.model.memory import Recomputation
-from medlit.model.optimizer import check_groups, follow_settings, optimizer_for, schedule_for
-from medlit.model.resume import last_step, repair_progress
+from medlit.model.metrics import Scores, SpecialtyMetrics, batch_results, gather_results, same_spelling, true_labels
+from medlit.model.optimizer import apply_settings, make_optimizer, make_schedule
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
-from medlit.model.temperature import metadata_of_weights
-
-TRAIN_LOSS = "train/loss"  # a metric's tag is `stage/name`
 
 
-class SpecialtyClassifier(AnsweringModule):
-    """Teaches a 4-bit language model to answer with a note's specialty, and counts what it really answers.
+class SpecialtyClassifier(L.LightningModule):
+    """Trains a 4-bit language model to answer with a note's specialty, and evaluates what it really answers.
 
     Args:
         language_model: the frozen base model.
-        lora: the adapter that is trained.
-        optimizer: AdamW with 8-bit state and the course of its learning rate.
+        lora: the adapter that is trained; null: the bare base model.
+        optimizer: AdamW with 8-bit state and its learning-rate schedule.
         decoding: how the model answers.
         adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of model.lora.
-            'none' is the bare base model.
         instruction: set from data.instruction.
-        keep: set from data.keep.
+        mask_prompt: set from data.mask_prompt.
+        max_response_tokens: set from data.max_response_tokens.
+
+    Attributes:
+        model: the language model with its adapter, once it is loaded.
+        label_set: the K labels, once they are known.
+        metrics: counts of the evaluation that is running.
+        scores: of the last evaluation.
+        results: of the last evaluation, note by note.
+        temperature: divides log-probabilities in test and predict; fitted by `medlit validate`.
+        recomputation: chooses the layers to recompute, once a fit has started.
     """
 
     def __init__(
@@ -55,146 +67,193 @@ class SpecialtyClassifier(AnsweringModule):
         decoding: Decoding = Decoding(),  # noqa: B008
         adapter: str | None = None,
         instruction: str = INSTRUCTION,
-        keep: Keep = "head",
+        mask_prompt: bool = True,
+        max_response_tokens: int = 32,
     ) -> None:
-        super().__init__(language_model, decoding)
-        self.lora = lora
+        super().__init__()
+        self.language_model = language_model
+        self.lora: Lora | None = lora
         self.optimizer_settings = optimizer
-        self.adapter = None if adapter == "none" else adapter
+        self.decoding = decoding
+        self.adapter = adapter
         self.instruction = instruction
-        self.keep: Keep = keep
-        self.recomputation: Recomputation | None = None  # known when a fit starts
-        self.strict_loading = False  # a checkpoint holds the trained weights only; `on_load_checkpoint` compares keys
-
-    def plain_settings(self) -> dict[str, Any]:
-        """The settings as plain types, for a table of hyperparameters."""
-        return {
-            "language_model": asdict(self.language_model),
-            "lora": asdict(self.lora),
-            "optimizer": asdict(self.optimizer_settings),
-            "decoding": asdict(self.decoding),
-            "adapter": self.adapter,
-        }
-
-    # --- building -----------------------------------------------------------------------------------------------------
+        self.mask_prompt = mask_prompt
+        self.max_response_tokens = max_response_tokens
+        self.model: nn.Module | None = None
+        self.label_set = LabelSet(())
+        self.metrics = SpecialtyMetrics(self.label_set)
+        self.eval_loss = MeanMetric().set_dtype(torch.float64)
+        self.scores: Scores | None = None
+        self.results: Results | None = None
+        self.temperature: float | None = None
+        self.recomputation: Recomputation | None = None
+        self.strict_loading = False  # checkpoints hold the trained weights only; `on_load_checkpoint` compares the keys
 
     def setup(self, stage: str) -> None:
-        """Take the label names from the data, which is set up first; a table without labels leaves them open."""
-        found: LabelSet | None = self.trainer.datamodule.label_set  # type: ignore[attr-defined]
-        if found is not None:
-            self.label_set = found
+        """Take labels and temperature from the adapter's metadata, if there is an adapter that medlit wrote."""
         if self.adapter is not None:
-            folder = adapters.adapter_folder(self.adapter)
-            file = folder / LABELS_FILE
+            file = adapter_folder(self.adapter) / METADATA_FILE
             if file.is_file():
-                self._adopt(AdapterMetadata.read(file), f"the adapter {folder}")
-                if stage != "fit":  # an adapter may well be trained on with other notes
-                    self.trainer.datamodule.compare_notes(DataFingerprint.read(file), f"the adapter {folder}")  # type: ignore[attr-defined]
+                metadata = AdapterMetadata.read(file)
+                self._adopt(metadata, f"the adapter {file.parent}")
+                if stage != "fit":
+                    self.temperature = metadata.temperatures.get(decoding_key(self.decoding))
 
     def configure_model(self) -> None:
-        """Load the base model and its adapter; Lightning calls this after `setup`, before a checkpoint is read."""
+        """Load the base model and its adapter; Lightning calls this after `setup`, before it reads a checkpoint."""
         if self.model is not None:
             return
         self.tokenizer = load_tokenizer(self.language_model.base_model, self.language_model.revision)
-        self.model = loading.load(self.language_model, self.lora, self.trainer.strategy.root_device)
+        self.model = load_model(self.language_model, self.lora, self.trainer.strategy.root_device)
         if self.adapter is not None:
-            adapters.load_adapter(self.model, adapters.adapter_folder(self.adapter))  # type: ignore[arg-type]
+            load_adapter(self.model, adapter_folder(self.adapter))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW8bit over the adapter, with a rate for each optimizer step."""
-        optimizer = optimizer_for(self, self.optimizer_settings)
-        schedule = schedule_for(optimizer, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        """AdamW8bit over the adapter, with one learning rate an optimizer step."""
+        optimizer = make_optimizer(self, self.optimizer_settings)
+        schedule = make_schedule(optimizer, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # --- training -----------------------------------------------------------------------------------------------------
-
     def on_fit_start(self) -> None:
-        """The loader leaves evaluation mode, and Lightning does not undo that; new weights have no temperature yet."""
-        self.temperatures = {}
-        language_model.train_mode(self._model, self.language_model)
-        self.recomputation = language_model.recomputation(self._model, self.language_model, self.lora)
+        """Switch to training mode: the loader leaves evaluation mode, and Lightning does not undo that."""
+        train_mode(self._model, self.language_model)
+        self.recomputation = make_recomputation(self._model, self.language_model, self.lora)
         self._step_loss = torch.zeros((), device=self.device)
 
     def on_train_start(self) -> None:
-        """A flag wins over what the checkpoint's optimizer and schedule remember."""
+        """Let the current settings override what the checkpoint's optimizer and schedule were restored with."""
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        follow_settings(optimizer, schedule, self.optimizer_settings)  # type: ignore[arg-type]
+        apply_settings(optimizer, schedule, self.optimizer_settings)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw dropout from the step and the micro-batch's place: a fit that goes on draws what it would have drawn.
-
-        The weights of the last validation end here, and its temperature with them; what stops a fit comes before.
-        """
-        self.temperatures = {}
-        if self.lora.dropout:
+        """Seed dropout by step, micro-batch and rank, so that a resumed fit draws what it would have drawn."""
+        if self.lora is not None and self.lora.dropout:
             place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the optimizer step's mean loss over supervised tokens, in nats."""
-        share = language_model.loss_sum(self._model, batch, self.recomputation) / batch.step_tokens
+        share = loss_sum(self._model, batch, self.recomputation) / batch.step_tokens
         self._step_loss += share.detach()
         # Lightning divides by the micro-batches of a step and DDP by the processes; the share is exact without either.
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the whole step's loss, once, without waiting for the device."""
+        """Log the loss of the whole step, once, without synchronising with the device."""
         several = self.trainer.world_size > 1
-        self.log(TRAIN_LOSS, self._step_loss, prog_bar=True, sync_dist=several, reduce_fx="sum" if several else "mean")
+        reduce = "sum" if several else "mean"
+        self.log("train/loss", self._step_loss, prog_bar=True, sync_dist=several, reduce_fx=reduce)
         self._step_loss = torch.zeros_like(self._step_loss)
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
+    # Unsloth switches gradient checkpointing off for generation, and back on only if the model was training when
+    # generation began, which it never is under Lightning's validation.
 
-    @property
-    def structure(self) -> AdapterMetadata:
-        """What a checkpoint or an adapter of this model must agree with."""
-        return AdapterMetadata.of(
-            self.language_model, self.lora, self.label_set, self.temperatures, self.instruction, self.keep
-        )
+    def on_validation_model_eval(self) -> None:
+        """Switch to inference mode."""
+        inference_mode(self._model)
 
-    def _trained(self) -> set[str]:
-        return {f"model.{name}" for name in language_model.trainable_names(self._model)}
+    def on_validation_model_train(self) -> None:
+        """Switch back to training mode, gradient checkpointing included."""
+        train_mode(self._model, self.language_model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics, and build the decoder for the current weights and labels."""
+        self.metrics = SpecialtyMetrics(self.label_set).to(self.device)
+        self.eval_loss.reset()
+        self._batch_results: list[Results] = []
+        self._decoder = self._make_decoder()
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
+        """Answer B notes and count the answers."""
+        answers = self._decoder(batch.prompts)
+        labels = true_labels(batch, self.label_set)
+        tokens = batch.loss.step_tokens
+        self.eval_loss.update(self._loss_sum(batch, answers, labels).double() / tokens, tokens)
+        if self.trainer.testing:
+            answers = apply_temperature(answers, self.temperature)
+        self.metrics.update(answers.label_ids.to(self.device), labels.to(self.device))
+        self._batch_results.append(batch_results(batch, labels, answers, self.label_set))
+        return {"answers": answers}
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the metrics; `medlit validate` fits the temperature."""
+        self.scores, self.results = self.metrics.scores(), gather_results(self._batch_results)
+        if self.trainer.state.fn == "validate" and self.results.probabilities is not None:
+            self.temperature = fit_temperature(self.results.probabilities, self.results.truth)
+        values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}
+        # Every process has the metrics of all processes.
+        logged = {f"{self.stage}/{name}": float(values[name]) for name in LOGGED}
+        self.log_dict(logged, prog_bar=self.stage == "val")
+
+    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_predict_epoch_start(self) -> None:
+        """Build the decoder."""
+        self._decoder = self._make_decoder()
+
+    def predict_step(self, batch: Prompts, batch_idx: int) -> Answers:
+        """Answer B notes."""
+        return apply_temperature(self._decoder(batch), self.temperature)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights only, and what they belong to."""
-        trained = self._trained()
+        """Keep the trained weights only, with their metadata."""
+        trained = self._trained_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["medlit"] = self.structure.to_dict()
+        checkpoint["medlit"] = self.metadata.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model; take over the label names and, in a fit, the place to go on from.
+        """Refuse weights of another model; adopt the checkpoint's labels and its adapter's temperature.
 
         Raises:
             UserError: base model, adapter or labels are not the checkpoint's.
         """
         self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
-        if (file := metadata_of_weights(self.trainer.ckpt_path, None)) is not None:
-            self.temperatures |= AdapterMetadata.read(file).temperatures
-        keys = set(checkpoint["state_dict"])
-        if keys != self._trained():
+        file = metadata_of_weights(self.trainer.ckpt_path, None)
+        if file is not None and not self.trainer.training:
+            self.temperature = AdapterMetadata.read(file).temperatures.get(decoding_key(self.decoding))
+        keys, trained = set(checkpoint["state_dict"]), self._trained_keys()
+        if keys != trained:
             raise UserError(
-                f"ckpt_path: the checkpoint's {len(keys)} weights are not this model's {len(self._trained())} trained"
-                " ones; use the config that it was trained with."
+                f"ckpt_path: the checkpoint's {len(keys)} weights are not this model's {len(trained)} trained ones; use"
+                " the config that it was trained with."
             )
-        if self.trainer.training:
-            check_groups(checkpoint, self.optimizer_settings)
-            trainer, steps_per_epoch = self.trainer, self.trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-            micro_batches = trainer.accumulate_grad_batches
-            validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
-            last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
-            repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, last)
 
-    def _adopt(self, theirs: AdapterMetadata, where: str) -> None:
-        check_metadata(ours=self.structure, theirs=theirs, where=where)
-        self.label_set = LabelSet(tuple(theirs.labels))
-        self.temperatures = dict(theirs.temperatures)
+    @property
+    def stage(self) -> str:
+        """First half of a metric's tag: `val` or `test`."""
+        return "test" if self.trainer.testing else "val"
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter for PEFT, with tokenizer and label names, into an existing folder."""
-        adapters.save_adapter(self._model, folder, self.language_model.base_model, self.language_model.revision)  # type: ignore[arg-type]
-        self.tokenizer.save_pretrained(folder)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        notes: DataFingerprint | None = data.data_fingerprint
-        content = self.structure.to_dict() | {"data": None if notes is None else notes.to_dict()}
-        content[KEY] = Conditions.of(self.language_model, data.max_response_tokens).to_dict()
-        write_json(folder / LABELS_FILE, content)
+    @property
+    def metadata(self) -> AdapterMetadata:
+        """What a checkpoint or an adapter of this model must match."""
+        return AdapterMetadata.of(
+            self.language_model, self.lora, self.label_set, self.instruction, self.max_response_tokens
+        )
+
+    def _adopt(self, metadata: AdapterMetadata, source: str) -> None:
+        check_metadata(ours=self.metadata, theirs=metadata, source=source)
+        self.label_set = LabelSet(tuple(metadata.labels))
+
+    def _loss_sum(self, batch: EvalBatch, answers: Answers, labels: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the supervised tokens, shape (), in nats."""
+        if self.mask_prompt and answers.label_nats is not None and same_spelling(batch, labels, self.label_set):
+            return -answers.label_nats.gather(1, labels[:, None]).sum().to(self.device)  # no second pass over the notes
+        with torch.no_grad():
+            return loss_sum(self._model, batch.loss)
+
+    def _make_decoder(self) -> Decoder:
+        base = self.language_model
+        prompt = AlpacaPrompt(self.tokenizer, self.instruction, base.max_length, self.max_response_tokens)
+        return make_decoder(self.decoding, self._model, prompt, self.label_set)
+
+    def _trained_keys(self) -> set[str]:
+        return {f"model.{name}" for name in trainable_names(self._model)}
+
+    @property
+    def _model(self) -> nn.Module:
+        if self.model is None:
+            raise RuntimeError("configure_model has not run")
+        return self.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from medlit.base_model import BUILTIN
@@ -15,16 +15,16 @@ class LanguageModel:
     """The frozen base model.
 
     Attributes:
-        base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama that comes along). The
-            very repository that is named is loaded; a name with '-bnb-4bit' is a smaller download for load_in_4bit.
+        base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama from a PyPI package).
+            Exactly the repository that is named is loaded; one with '-bnb-4bit' in its name is a smaller download.
         revision: commit, tag or branch of a Hub model.
         max_length: most tokens of prompt and answer together, in training and in evaluation.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
-        gradient_checkpointing: 'auto' keeps as many layers' activations as fit into the GPU's memory and computes the
-            others' again in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the layers' inputs
-            in host memory (least GPU memory), 'off' keeps all.
+        gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
+            recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
+            layers' inputs in host memory (least GPU memory), 'none' keeps all.
         memory_budget_gib: most GPU memory, in GiB, that gradient_checkpointing 'auto' fills; null: what is free.
     """
 
@@ -33,8 +33,14 @@ class LanguageModel:
     max_length: int = 2048
     load_in_4bit: bool = True
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    gradient_checkpointing: Literal["auto", "unsloth", "off"] = "auto"
+    gradient_checkpointing: Literal["auto", "unsloth", "none"] = "auto"
     memory_budget_gib: float | None = None
+
+
+def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type
+    """A field of `Lora`: its name in PEFT, and whether it decides what the trained weights mean."""
+    how = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**how, metadata={"peft": peft, "structural": structural})
 
 
 @dataclass
@@ -48,61 +54,47 @@ class Lora:
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
         target_modules: linear layers that get an adapter.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
-        loftq: initialise so as to make up for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and weights not yet
-            in 4-bit.
-        seed: seed of the adapter's random initialisation and of dropout.
+        loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
+            weights that are not stored in 4 bits.
+        seed: seed of the adapter's initialisation and of dropout.
     """
 
-    r: int = 16
-    alpha: int = 16
-    dropout: float = 0.0
-    bias: Literal["none", "all", "lora_only"] = "none"
-    target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
-    rslora: bool = False
-    loftq: bool = False
-    seed: int = 3407
+    r: int = _lora(16, "r")
+    alpha: int = _lora(16, "lora_alpha")
+    dropout: float = _lora(0.0, "lora_dropout", structural=False)
+    bias: Literal["none", "all", "lora_only"] = _lora("none", "bias")
+    target_modules: list[str] = _lora(lambda: list(TARGET_MODULES), "target_modules")  # noqa: RUF009
+    rslora: bool = _lora(False, "use_rslora")
+    loftq: bool = _lora(False)  # changes the frozen weights too, in a way that the same setting repeats at load
+    seed: int = _lora(3407, structural=False)
 
     def as_peft(self) -> dict[str, Any]:
-        """The adapter as PEFT calls its parts, but for how its weights begin."""
-        return {
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "bias": self.bias,
-            "target_modules": list(self.target_modules),
-            "use_rslora": self.rslora,
-        }
+        """The arguments of PEFT's `LoraConfig`, without initialisation."""
+        return {f.metadata["peft"]: getattr(self, f.name) for f in fields(self) if f.metadata["peft"]}
 
     def structure(self) -> dict[str, Any]:
-        """The settings that decide which weights there are and what they mean; seed and dropout do not.
-
-        LoftQ does: it changes the frozen weights too, in a way that the same setting makes again at load.
-        """
-        kept = ("r", "alpha", "bias", "target_modules", "rslora", "loftq")
-        return {k: sorted(v) if isinstance(v, list) else v for k, v in asdict(self).items() if k in kept}
+        """The settings that decide which weights there are and what they mean."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["structural"]}
+        return {name: sorted(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 @dataclass
 class Optimizer:
-    """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and the course of its learning rate.
+    """AdamW with 8-bit state (Dettmers 2021, arXiv 2110.02861) and its learning-rate schedule.
 
     Attributes:
-        learning_rate: the highest, reached after the warm-up.
+        learning_rate: the peak, reached after the warm-up.
         weight_decay: decoupled weight decay.
         warmup_steps: optimizer steps of linear warm-up.
-        schedule: what the rate does after the warm-up: 'linear' and 'cosine' fall to 0 at the last step, 'constant'
-            stays.
-        loraplus_ratio: LoRA's B matrices learn at this many times the learning rate (LoRA+; Hayou 2024, arXiv
-            2402.12354); 1 is LoRA.
-        on_nonfinite: what a step does whose loss or gradient is no finite number: 'stop' ends the fit and names the
-            notes, 'skip' goes on without it and counts it in train/skipped_steps.
+        schedule: the rate after the warm-up: 'linear' and 'cosine' decay to 0 at the last step, 'constant' stays.
+        on_nonfinite: what happens when a loss or gradient is not finite: 'stop' ends the fit and names the notes,
+            'skip' skips the step and counts it in train/skipped_steps.
     """
 
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     warmup_steps: int = 5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    loraplus_ratio: float = 1.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
@@ -111,23 +103,17 @@ class Decoding:
     """How the model answers.
 
     Attributes:
-        mode: 'generate' is free greedy generation, where what is not on the list of labels counts as invalid;
-            'constrained' takes the likeliest token that keeps the answer on the list; 'likelihood' takes the label
-            whose whole answer is likeliest. The last two give probabilities.
+        mode: 'generate' is free greedy generation; an answer that is not one of the labels counts as invalid.
+            'constrained' takes the most likely token that can still lead to a label; 'likelihood' takes the label whose
+            whole answer is most likely. The last two give probabilities.
         max_new_tokens: 'generate': most tokens of an answer.
-        stop_early: 'generate': end an answer as soon as nothing that may follow can change its label; false goes on to
-            the model's own end.
-        length_normalise: 'likelihood': compare labels by the mean log-likelihood of their tokens instead of the sum.
-        content_free: 'likelihood': notes that say nothing, such as 'N/A'; each label's probability is divided by what
-            it is for them (contextual calibration; Zhao 2021, arXiv 2102.09690). Empty: no calibration.
-        abstain_below: predict, for a table: leave a note's specialty empty, and say so in the column 'abstained', where
-            the answer's probability is below this (0 to 1); what the model answered stays in 'answer'. Needs a mode
-            that gives probabilities. null: never abstain.
+        stop_early: 'generate': stop as soon as no continuation can change the label; false: at the EOS token.
+        abstain_below: predict, for a table: leave the specialty empty and set 'abstained' where the answer's
+            probability is below this (0 to 1); the model's answer stays in 'answer'. Needs a mode that gives
+            probabilities. null: never abstain.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
     max_new_tokens: int = 32
     stop_early: bool = True
-    length_normalise: bool = False
-    content_free: list[str] = field(default_factory=list)
     abstain_below: float | None = None

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.model.adapter_metadata import AdapterMetadata
+from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.model.temperature import decoding_key, metadata_of_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +62,7 @@ class Origin:
 
 
 def settings_of(
-    language_model: LanguageModel, lora: Lora, decoding: Decoding, others: dict[str, Any]
+    language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
 ) -> dict[str, Any]:
     """Flag -> value, in the types that JSON gives back.
 
@@ -78,7 +77,7 @@ def settings_of(
         for name, value in asdict(language_model).items()
         if name not in _NO_ANSWER
     }
-    found |= {f"model.lora.{name}": value for name, value in lora.structure().items()}
+    found |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
     found |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
     plain: dict[str, Any] = json.loads(json.dumps(found | others))
     return plain

@@ -14,7 +14,7 @@ from medlit.data.sources import SPLITS
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.data.splits import Partition
+    from medlit.data.splits import NoteSplits
 
 _PACKAGES = ("torch", "unsloth", "transformers", "peft", "bitsandbytes", "lightning", "scikit-learn")
 
@@ -36,13 +36,13 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     test_conflicts (rows whose text carries several labels in test); test_ceiling (share that the best answer to each
     text could get right); left_out (why -> rows of the source that are in no split).
     """
-    partition = data.partition
+    partition = data.splits
     if partition is None:
         return {}
-    settings = data.split_settings
+    settings = data.split
     return {
         "source": data.source,
-        "revision": None if data.data_fingerprint is None else data.data_fingerprint.revision,
+        "revision": None if data.fingerprint is None else data.fingerprint.revision,
         "split": partition.kind,
         "seed": settings.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
@@ -51,7 +51,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     }
 
 
-def _counts(partition: Partition) -> dict[str, Any]:
+def _counts(partition: NoteSplits) -> dict[str, Any]:
     notes = partition.notes
     texts = {split: rows["text_hash"][:] for split, rows in notes.items()}
     labels = {split: rows["specialty"][:] for split, rows in notes.items()}

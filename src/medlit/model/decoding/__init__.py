@@ -1,52 +1,48 @@
-"""How the model answers a batch of prompts: three ways, one interface.
+"""Decoders: three ways to answer a batch of prompts, one interface.
 
-A decoder takes left-padded prompts and gives `Answers`. All three compute the prompts once, without a mask, and then
+A decoder takes left-padded prompts and returns `Answers`. All three compute the prompts once, without a mask, and then
 the whole list of labels in one more pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import nn
 
-from medlit.data.batch_dataset import unnamed_rows
-from medlit.data.collate import Collator, Prompts
+from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
-from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.constrained import Constrained
-from medlit.model.decoding.generate import Generate, eos_ids
-from medlit.model.decoding.label_scorer import LabelScorer
-from medlit.model.decoding.likelihood import Likelihood
+from medlit.model.decoding.answers import Answers, apply_temperature
+from medlit.model.decoding.generate import Generate
+from medlit.model.decoding.likelihood import Constrained, LabelScorer, Likelihood
 from medlit.model.decoding.trie import TokenTrie
 from medlit.model.settings import Decoding
 
-__all__ = ["Answers", "Constrained", "Decoder", "Generate", "LabelScorer", "Likelihood", "eos_ids", "make_decoder"]
+__all__ = [
+    "Answers",
+    "Constrained",
+    "Decoder",
+    "Generate",
+    "LabelScorer",
+    "Likelihood",
+    "apply_temperature",
+    "eos_ids",
+    "make_decoder",
+]
 
 Decoder = Callable[[Prompts], Answers]
 
 
-def make_decoder(
-    settings: Decoding,
-    model: nn.Module,
-    prompt: AlpacaPrompt,
-    label_set: LabelSet,
-    device: torch.device,
-) -> Decoder:
-    """Build the decoder that the settings ask for.
-
-    Calibration asks about content-free notes here, so a decoder is for weights as they are now.
+def make_decoder(settings: Decoding, model: nn.Module, prompt: AlpacaPrompt, label_set: LabelSet) -> Decoder:
+    """Build the decoder that the settings name.
 
     Args:
         settings: how to answer.
-        model: in answer mode.
-        prompt: builds the labels' answers and the content-free prompts.
+        model: in inference mode.
+        prompt: tokenises the labels as answers.
         label_set: the K labels.
-        device: where the model computes.
 
     Raises:
         UserError: a list of labels is needed and there is none, or a label has too many tokens.
@@ -59,12 +55,4 @@ def make_decoder(
     scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
     if settings.mode == "generate":
         return Generate(model, prompt.tokenizer, label_set, settings.max_new_tokens, scorer, settings.stop_early)
-    if settings.mode == "constrained":
-        return Constrained(scorer, label_set)
-    free = _content_free(settings.content_free, prompt, device) if settings.content_free else None
-    return Likelihood(scorer, label_set, settings.length_normalise, free)
-
-
-def _content_free(texts: list[str], prompt: AlpacaPrompt, device: torch.device) -> Prompts:
-    pad_id: Any = prompt.tokenizer.pad_token_id
-    return Collator(prompt.response, int(pad_id), "response").prompts(unnamed_rows(prompt.prompts(texts))).on(device)
+    return Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)

@@ -1,0 +1,142 @@
+"""The settings of the data, grouped as `--help` and the YAML show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medlit.base_model import BUILTIN
+from medlit.errors import UserError
+
+SplitKind = Literal["auto", "official", "official_clean", "grouped", "kfold"]
+LabelConflicts = Literal["keep", "drop", "majority"]
+ClassBalance = Literal["none", "sqrt", "inverse"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the table's columns.
+
+    Attributes:
+        text: the transcription.
+        label: the specialty; null where the table has no labels.
+        id: names a note in predictions and reports; null: the column 'id' if there is one, else a hash of the text.
+    """
+
+    text: str = "transcription"
+    label: str | None = "medical_specialty"
+    id: str | None = None
+
+
+@dataclass
+class Labels:
+    """How labels are spelled and which are used; applied in this order.
+
+    Attributes:
+        aliases: label in the table -> label that it means, such as {"Neuro": "Neurology"}.
+        drop: labels whose rows are left out.
+        min_count: labels with fewer rows in the whole source are left out, with their rows.
+    """
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    drop: list[str] = field(default_factory=list)
+    min_count: int = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """How notes are divided into train, validation and test.
+
+    Attributes:
+        kind: 'official' uses the source's own splits; 'official_clean' does too, without the training rows whose text
+            also stands in validation or test; 'grouped' divides one table so that no text is in two splits, stratified
+            by label; 'kfold' makes folds in the same way: one is the test split, the next one validation, the others
+            train; 'auto' is 'official' where the source has splits (a missing validation or test split is taken from
+            train), else 'grouped'.
+        shares: shares of train, validation and test for 'grouped'.
+        seed: seed of 'grouped' and 'kfold'.
+        folds: number of folds for 'kfold', at least 3.
+        fold: the fold that is the test split, 0 .. folds - 1.
+        near_threshold: texts with at least this Jaccard similarity of their words (0 to 1) count as one text; null:
+            only identical texts do.
+    """
+
+    kind: SplitKind = "auto"
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 3407
+    folds: int = 5
+    fold: int = 0
+    near_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise UserError(
+                "data.split.shares: train, validation and test need three shares that add up to 1, such as"
+                f" [0.8, 0.1, 0.1], not {list(self.shares)}."
+            )
+        if self.folds < 3 or not 0 <= self.fold < self.folds:
+            raise UserError(
+                "data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not fold"
+                f" {self.fold} of {self.folds}."
+            )
+        if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
+            raise UserError(
+                f"data.split.near_threshold: must be over 0 and at most 1, or null, not {self.near_threshold}."
+            )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How notes are put into batches.
+
+    Attributes:
+        global_batch_size: notes of one optimizer step, over all devices.
+        micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated over as many
+            micro-batches as make up global_batch_size.
+        eval_batch_size: most notes of an evaluation batch on one device.
+        token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length.
+        packing: put the notes of a training micro-batch end to end instead of padding notes of similar length; null:
+            where the attention supports it, which is a Llama's on a GPU from Ampere on.
+        class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
+            more often and of frequent ones less: in proportion to the square root of a specialty's notes, or equally
+            often for every specialty. The length of an epoch stays the same.
+        num_workers: worker processes that prepare batches ahead; 0: the main process does it.
+        seed: seed of the training shuffle.
+    """
+
+    global_batch_size: int = 32
+    micro_batch_size: int = 8
+    eval_batch_size: int = 32
+    token_budget: int | None = None
+    packing: bool | None = None
+    class_balance: ClassBalance = "none"
+    num_workers: int = 0
+    seed: int = 3407
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What `medlit predict` classifies.
+
+    Attributes:
+        text: one note; '-' reads it from standard input.
+        source: a split ('train', 'validation', 'test'), or any source as for data.source; labels are not needed.
+    """
+
+    text: str | None = None
+    source: str = "test"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The base model's tokenizer and its length limit; set from model.language_model.
+
+    Attributes:
+        base_model: set from model.language_model.base_model.
+        revision: set from model.language_model.revision.
+        max_length: set from model.language_model.max_length.
+    """
+
+    base_model: str = BUILTIN
+    revision: str | None = None
+    max_length: int = 2048

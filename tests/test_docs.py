@@ -145,10 +145,17 @@ def test_every_make_target_exists() -> None:
     assert {"quickstart", "test"} <= named <= targets
 
 
-def test_every_script_and_config_exists() -> None:
+def test_every_file_that_is_named_exists() -> None:
     for code in lines() | inline():
-        for name in re.findall(r"\b((?:benchmarks|configs|docs)/[\w/]+\.(?:py|yaml))", code):
-            assert (ROOT / name).is_file(), name
+        for name in re.findall(r"(?<![\w/])([\w/]+/[\w/]+\.(?:py|yaml))", code):
+            assert any((folder / name).is_file() for folder in (ROOT, ROOT / "src" / "medlit", ROOT / "configs")), name
+    for folder in re.findall(r"^\| `([\w/]+/)` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_path_of_a_note_is_short() -> None:
+    body = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## The path of a note")[2].partition("\n## ")[0]
+    assert 10 < len(re.findall(r"`[\w/]+\.py`", body)) <= 15
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))

@@ -180,6 +180,18 @@ def test_the_settings_page_is_current(generator: ModuleType) -> None:
     assert generator.PAGE.read_text("utf-8") == generator.page(), "run 'make docs'"
 
 
+def test_every_setting_that_is_named_exists(generator: ModuleType) -> None:
+    known = re.findall(r"^\| `([\w.]+)` \|", generator.PAGE.read_text("utf-8"), re.MULTILINE)
+    for code in inline():
+        for name in re.findall(r"^(?:--)?((?:data|model|trainer|checkpoint|early_stopping)\.[\w.]+)", code):
+            assert any(f"{setting}.".startswith(f"{name}.") for setting in known), name
+
+
+@pytest.mark.parametrize("flags", sorted(code for code in inline() if re.match(r"--\w+\.[\w.]+[ =]", code)))
+def test_every_flag_within_a_sentence_is_understood(flags: str, parser: LightningArgumentParser) -> None:
+    assert parser.parse_args(["fit", *shlex.split(flags)]).subcommand == "fit"
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) < 130
 

@@ -66,9 +66,10 @@ clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay
 
 ##@ Develop
 .PHONY: lint
-lint: dev ## Check style and format (ruff)
+lint: dev ## Check style, format (ruff) and the layers of imports (import-linter)
 	$(VENV)/bin/ruff check $(CHECKED)
 	$(VENV)/bin/ruff format --check $(CHECKED)
+	$(VENV)/bin/lint-imports --no-cache
 
 .PHONY: types
 types: dev ## Check types (mypy, strict)

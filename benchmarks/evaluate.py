@@ -281,7 +281,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
 
     language_model.train_mode(bench.model, bench.language_model)
     recomputation = language_model.recomputation(bench.model, bench.language_model, Lora())
-    packed = language_model.packs(bench.model)
+    packed = families.can_pack(bench.model)
     collate = bench.collator.packed if packed else bench.collator.train
     seconds, tokens = [], 0
     for rows in step_rows(bench, WARM_UP + steps, packed):

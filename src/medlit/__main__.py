@@ -28,7 +28,7 @@ def main(args: list[str] | None = None) -> None:
         print(_usage())
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
-        from medlit import __version__
+        from medlit._version import __version__
 
         print(f"medlit {__version__}")
         return

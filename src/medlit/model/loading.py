@@ -170,6 +170,6 @@ def _check_loftq(model: nn.Module, device: torch.device) -> None:
         raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
     if any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
         raise UserError(
-            "model.lora.loftq: it starts from weights that are not quantised; set model.language_model.load_in_4bit to"
-            " false and name a base model with 16-bit weights."
+            "model.lora.loftq: it starts from weights that are not quantised; set model.language_model.load_in_4bit"
+            " to false and name a base model with 16-bit weights."
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medlit import __version__
+from medlit._version import __version__
 from medlit.data.sources import SPLITS
 
 if TYPE_CHECKING:

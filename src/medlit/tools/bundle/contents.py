@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medlit import __version__
+from medlit._version import __version__
 from medlit.atomic_io import atomic_dir
 from medlit.paths import hub_cache_dir, hub_home
 from medlit.tools.bundle.pip import commands, own_wheel, run

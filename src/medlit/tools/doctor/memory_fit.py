@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlit.model.memory import model_dimensions
-from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint, skeleton
+from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint, model_dimensions, skeleton
 from medlit.model.memory import loaded as bytes_loaded
 from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.doctor.check_result import Row

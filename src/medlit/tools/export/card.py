@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from medlit import __version__
+from medlit._version import __version__
 from medlit.atomic_io import read_json
 from medlit.errors import UserError
 from medlit.report.content import number, percent, span

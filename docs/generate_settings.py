@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medlit.__main__ import MODEL_VERBS, TOOLS
 from medlit.__main__ import main as medlit
-from medlit.cli.commands import MODEL_VERBS, TOOLS
 
 PAGE = Path(__file__).with_name("settings.md")
 

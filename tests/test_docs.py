@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from medlit import __version__
+from medlit.__main__ import MODEL_VERBS, TOOLS
 from medlit.__main__ import main as entry
-from medlit.cli.commands import MODEL_VERBS, TOOLS
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser

@@ -57,7 +57,7 @@ bundle: $(VENV)/.made ## Collect in dist/ what an offline machine needs (PLATFOR
 bundle-test: $(VENV)/.made ## Make a bundle, install it offline and train two steps
 	rm -rf dist/test
 	$(BUNDLE) --output dist/test
-	$(PY) tests/bundle/offline.py dist/test/medlit-*
+	$(PY) tests/tools/bundle_offline.py dist/test/medlit-*
 
 .PHONY: clean
 clean: ## Remove .venv and tool caches; runs and downloaded weights stay

@@ -11,13 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_folder import run_folder, verb_of
-from medlit.evaluation.metrics import HYPERPARAMETERS
-from medlit.evaluation.uncertainty import doubt
+from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.adapter_metadata import decoding_key
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
-from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions
+from medlit.report.figures import confusion_figure
 from medlit.report.page import FACTS, write_report
 
 if TYPE_CHECKING:
@@ -64,10 +63,10 @@ class RunReport(L.Callback):
         verb = verb_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        metrics: dict[str, Any] = {**scores, **doubt(pl_module.results, pl_module.temperature), "loss": loss}
+        metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
         pl_module.results.write(folder / f"{verb}_answers.parquet")
         write_json(folder / f"{verb}_metrics.json", metrics)
-        figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
+        figures = {"confusion": confusion_figure(pl_module.results, _title(verb, scores))}
         with atomic_write(folder / f"confusion_{verb}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
         if verb == "test":
@@ -125,7 +124,4 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
 
 
 def _title(verb: str, scores: Scores) -> str:
-    return (
-        f"{verb}: accuracy {scores['accuracy']:.3f}, macro F1 {scores['f1_macro']:.3f},"
-        f" {scores['invalid_rate']:.1%} not on the list, {scores['n']} notes"
-    )
+    return f"{verb}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"

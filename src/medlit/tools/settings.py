@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.cli.cli import PARTS, MedlitCLI
 from medlit.cli.environment import ENV_PREFIX, check_environment
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.notes import Labels
 
 
 class _Settings(MedlitCLI):
@@ -65,5 +65,6 @@ def data_module(config: Any) -> TranscriptionDataModule:  # noqa: ANN401
     Raises:
         UserError: a value does not fit.
     """
-    values = config.data.as_dict()
-    return TranscriptionDataModule(**values | {"labels": Labels(**values["labels"])})
+    parser = ArgumentParser()
+    parser.add_class_arguments(TranscriptionDataModule, "data")
+    return parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-any-return]

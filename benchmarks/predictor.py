@@ -72,7 +72,7 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
     """The predictor's decoder over the batches that the predictor makes of the notes, on the device already."""
     import torch
 
-    from medlit.model.precision import at_default_precision
+    from medlit.model.language_model import at_default_precision
 
     decoder, batches = predictor._decoder, []
 

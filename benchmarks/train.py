@@ -273,7 +273,7 @@ class Run:
         """Useful operations a token: 30 GFLOP for the 8B."""
         from transformers import AutoConfig
 
-        from medlit.model.dimensions import flops_per_token, model_dimensions
+        from medlit.model.memory import flops_per_token, model_dimensions
 
         return flops_per_token(model_dimensions(AutoConfig.from_pretrained(self.llama)))
 

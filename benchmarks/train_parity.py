@@ -166,7 +166,7 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     from medlit.base_model import resolve
     from medlit.data.datamodule import TranscriptionDataModule
     from medlit.model import loading
-    from medlit.model.precision import dtype_for
+    from medlit.model.language_model import dtype_for
     from medlit.model.settings import LanguageModel, Lora
 
     language_model = LanguageModel(llama, max_length=max_length)

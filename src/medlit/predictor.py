@@ -33,7 +33,7 @@ from medlit.model.adapter_metadata import (
 )
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import inference_mode
-from medlit.model.precision import at_default_precision
+from medlit.model.language_model import at_default_precision
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.predictions.asked import Mode, check_settings, device_of, texts_of
 from medlit.predictions.columns import rows

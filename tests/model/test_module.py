@@ -26,7 +26,7 @@ from medlit.evaluation.calibration import at_temperature, fit_temperature, log_l
 from medlit.model import language_model
 from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
 from medlit.model.decoding import Answers
-from medlit.model.language_model import causal_lm
+from medlit.model.families import causal_lm
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer

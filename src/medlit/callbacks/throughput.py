@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from medlit.data.collate import Batch
-from medlit.model.dimensions import flops_per_token, model_dimensions
-from medlit.model.language_model import causal_lm
+from medlit.model.memory import flops_per_token, model_dimensions
+from medlit.model.families import causal_lm
 from medlit.model.module import SpecialtyClassifier
 
 TOKENS_PER_SECOND = "train/tokens_per_second"

@@ -50,9 +50,9 @@ from medlit.cli.validation import check_settings
 from medlit.cli.warnings import quiet
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.checkpoints import WholeCheckpoints
+from medlit.model.checkpoints import AtomicCheckpointIO
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.precision import default_precision
+from medlit.model.language_model import default_precision
 from medlit.predictions.shards import find_parts
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
@@ -179,7 +179,7 @@ class MedlitCLI(LightningCLI):
         if ckpt_path is not None:
             fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
             check_checkpoint(Path(ckpt_path), self.model.metadata, fit_loop)
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         watch_others(trainer)
         if self.subcommand != "fit":
             return  # to answer, any number of processes may share the notes

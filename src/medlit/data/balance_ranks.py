@@ -1,4 +1,4 @@
-"""The arithmetic of dealing: how notes of known lengths are shared by ranks and cut into micro-batches."""
+"""How the notes of an optimizer step are divided into micro-batches and balanced over ranks, by their lengths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medlit.errors import UserError
 
 
 def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """How many micro-batches each rank accumulates: ceil(notes per rank / mean micro-batch).
+    """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size).
 
     Raises:
-        UserError: the ranks do not divide the step.
+        UserError: the step cannot be shared evenly.
     """
     if global_batch_size % world_size:
         raise UserError(
@@ -25,13 +25,13 @@ def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_
 
 
 def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
-    """Cut a sorted run of notes into groups so that padding is least.
+    """Divide notes sorted by length into groups with the least padding.
 
     Args:
         lengths: n lengths in tokens, longest first.
         groups: number of groups G, at most n; none is empty.
-        budget: most padded tokens (notes x longest) of one group; where no cut meets it, and for None, the largest
-            group is made as small as it can be.
+        budget: most padded tokens (notes x longest) of one group; where that is impossible, and for None, the largest
+            group is minimised.
 
     Returns:
         G group sizes that add up to n.
@@ -61,7 +61,7 @@ def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> 
 
 
 def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
-    """The least limit under which n notes still fit into the given number of groups."""
+    """The lowest limit at which n notes fit into this many groups."""
     peak = np.full((groups + 1, n + 1), np.inf)
     peak[0, 0] = 0
     for g in range(1, groups + 1):
@@ -71,55 +71,54 @@ def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
 
 
 def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Deal notes to groups of about as many tokens: each in turn to the group that has the fewest.
+    """Assign notes to groups of about equal tokens: each to the group that has the fewest so far.
 
-    Longest first this is at most 4/3 of the best that can be done (Graham 1969, doi:10.1137/0117039).
+    Longest first, this is at most 4/3 of the optimum (Graham 1969, doi:10.1137/0117039).
 
     Args:
         lengths: n lengths in tokens, longest first.
         groups: number of groups G, at most n; none is empty.
 
     Returns:
-        Places in `lengths` of each group's notes.
+        Indices into `lengths` of each group's notes.
     """
-    dealt: list[list[int]] = [[] for _ in range(groups)]
+    assigned: list[list[int]] = [[] for _ in range(groups)]
     tokens = [0] * groups
-    for place, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         least = tokens.index(min(tokens))
-        dealt[least].append(place)
+        assigned[least].append(index)
         tokens[least] += length
-    return dealt
+    return assigned
 
 
 def balance_ranks(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal as many things to each rank so that they cost about the same: all ranks wait for the slowest.
+    """Assign equal numbers of items to the ranks so that their costs are about equal: all ranks wait for the slowest.
 
-    In rounds of one thing a rank, whoever has the least so far getting the round's costliest; then the rank with the
-    most swaps with another as long as a swap brings the two closer together.
+    Greedy longest-first assignment, then pairwise swaps with the costliest rank as long as one reduces the difference.
 
     Args:
-        costs: n costs, the greatest first; n is a multiple of the ranks.
+        costs: n costs, highest first; n is a multiple of the ranks.
         ranks: number of ranks R.
 
     Returns:
-        R lists of n / R places in `costs`.
+        R lists of n / R indices into `costs`.
     """
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    assigned: list[list[int]] = [[] for _ in range(ranks)]
     totals = [0] * ranks
     for start in range(0, len(costs), ranks):
-        for place, rank in enumerate(sorted(range(ranks), key=totals.__getitem__), start):
-            dealt[rank].append(place)
-        totals = [sum(costs[place] for place in mine) for mine in dealt]
+        for index, rank in enumerate(sorted(range(ranks), key=totals.__getitem__), start):
+            assigned[rank].append(index)
+        totals = [sum(costs[index] for index in mine) for mine in assigned]
     while True:
         most = totals.index(max(totals))
         gain, rank, ours, theirs = 0, most, 0, 0
         for other in set(range(ranks)) - {most}:
             gap = totals[most] - totals[other]
-            for i, j in product(range(len(dealt[most])), range(len(dealt[other]))):
-                moved = costs[dealt[most][i]] - costs[dealt[other][j]]
+            for i, j in product(range(len(assigned[most])), range(len(assigned[other]))):
+                moved = costs[assigned[most][i]] - costs[assigned[other][j]]
                 if min(moved, gap - moved) > gain:
                     gain, rank, ours, theirs = min(moved, gap - moved), other, i, j
         if not gain:
-            return dealt
-        dealt[most][ours], dealt[rank][theirs] = dealt[rank][theirs], dealt[most][ours]
-        totals = [sum(costs[place] for place in mine) for mine in dealt]
+            return assigned
+        assigned[most][ours], assigned[rank][theirs] = assigned[rank][theirs], assigned[most][ours]
+        totals = [sum(costs[index] for index in mine) for mine in assigned]

@@ -1,10 +1,9 @@
-"""What the model is fed: the batch types with their legend, and the collators that make them.
+"""The batch types, and the collator that makes them.
 
 Legend: B notes, T tokens of the longest note in the batch, S supervised tokens. Training and the loss pad on the right
-(no mask is needed under causal attention, and Unsloth drops it), or do not pad at all: a packed batch lays its notes
-end to end in one row, and attention is told where each begins. Generation pads on the left, so that every answer starts
-in the same column. All of it happens here and explicitly: Unsloth flips the tokenizer's own `padding_side` behind one's
-back.
+(no mask is needed under causal attention, and Unsloth drops it), or do not pad at all: a packed batch puts its notes
+end to end in one row, and the attention gets their starts. Generation pads on the left, so that every answer starts in
+the same column. Padding is explicit here because Unsloth changes the tokenizer's own `padding_side`.
 
     Batch     input_ids       [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
               places          [2, 3, 6, 7]              where 9, 2, 9, 2 are predicted, row after row
@@ -53,7 +52,7 @@ class TokenisedNote(TypedDict):
 class Batch(NamedTuple):
     """A micro-batch for the loss, right-padded or packed.
 
-    What is supervised comes as places and not as a mask: to find them in a mask a GPU would have to be waited for.
+    Supervised tokens come as indices, not as a mask: `nonzero()` would synchronise with the GPU.
 
     Attributes:
         input_ids: prompt and response, (B, T) int64; packed: (1, tokens).
@@ -62,8 +61,8 @@ class Batch(NamedTuple):
         lengths: tokens of each note, B of them, without padding or filler.
         step_tokens: supervised tokens in the whole optimizer step, over all its micro-batches and ranks.
         ids: the notes' ids, B of them.
-        starts: packed: where each note begins and the last thing ends, int32; as many for any number of notes.
-        positions: packed: each token's place in its own note, (1, tokens) int32.
+        starts: packed: where each note begins and the filler ends, int32; the same size for any number of notes.
+        positions: packed: each token's position in its own note, (1, tokens) int32.
     """
 
     input_ids: Tensor
@@ -76,7 +75,7 @@ class Batch(NamedTuple):
     positions: Tensor | None = None
 
     def padded(self) -> Batch:
-        """A packed batch with its notes padded to one length instead, on the device where it is."""
+        """A packed batch with its notes padded instead, on the same device."""
         if self.positions is None:
             return self
         width, tokens = max(self.lengths), sum(self.lengths)
@@ -95,7 +94,7 @@ class Prompts(NamedTuple):
     Attributes:
         input_ids: (B, T) int64.
         attention_mask: 1 on tokens, 0 on padding, (B, T) int64.
-        rows: the notes' places in their table, B of them.
+        rows: the notes' row numbers in their table, B of them.
         ids: the notes' ids, B of them.
         cut_tokens: tokens cut from each transcription, B of them.
     """
@@ -109,20 +108,20 @@ class Prompts(NamedTuple):
     def on(self, device: torch.device) -> Prompts:
         """The same on a device.
 
-        Not called `to`: Lightning's loops would then take it for their own way to move a batch.
+        Not called `to`, since Lightning would call that to move a batch.
         """
         return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
 class EvalBatch(NamedTuple):
-    """The same labelled notes twice: to measure the loss, and to be answered.
+    """The same labelled notes twice: for the loss, and for an answer.
 
     Attributes:
         loss: the notes with their true answers.
         prompts: the notes alone.
-        label_ids: place of each true label in `label_names`, (B,) int64.
+        label_ids: index of each true label in `label_names`, (B,) int64.
         label_names: the data's labels.
-        text_hashes: equal for notes that are the same text, B of them.
+        text_hashes: equal for notes with the same text, B of them.
     """
 
     loss: Batch
@@ -133,19 +132,19 @@ class EvalBatch(NamedTuple):
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-    """Rows of one width, and 1 where a number is a row's own, both (B, T) int64."""
+    """Padded rows, and 1 where a value is not padding, both (B, T) int64."""
     lengths = np.array([len(row) for row in rows])
     width = lengths.max()
     columns = np.arange(width)
     real = columns >= width - lengths[:, None] if side == "left" else columns < lengths[:, None]
     out = np.full(real.shape, value, dtype=np.int64)
-    # All at once: row by row it took a tenth of a millisecond a note, beside 4 in which a GPU answers a short one.
+    # Row by row this took 0.1 ms a note, where a GPU answers a short one in 4.
     out[real] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
     return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
 
 def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Tokens:
-    """How many tokens carry loss, of one note or of N: the answer's, or all but the first, which nothing predicts.
+    """Number of tokens that carry loss, of one note or of N: the answer's, or all but the first.
 
     Args:
         length: tokens of the note with its answer.
@@ -160,10 +159,10 @@ class Collator:
 
     Args:
         response: specialty -> token ids of the answer with its EOS.
-        pad_id: token id that fills.
+        pad_id: token id of the padding.
         mask_prompt: supervise the answer alone; otherwise every token but the first.
-        label_names: the data's labels; a label's place is its id.
-        most_notes: most notes of a packed batch; its `starts` are always as many, so that nothing is compiled again for
+        label_names: the data's labels; a label's index is its id.
+        most_notes: most notes of a packed batch; `starts` always has this size, so that nothing is compiled again for
             another number of notes.
     """
 
@@ -198,7 +197,7 @@ class Collator:
         return len(row["input_ids"]) + len(self._answer(row))
 
     def _supervise(self, rows: Sequence[TokenisedNote], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Places and targets of B rows whose texts begin at these places."""
+        """Places and targets of B rows whose tokens begin at these offsets."""
         places, targets = [], []
         for row, begin in zip(rows, begins, strict=True):
             supervised, length = self.supervised(row), self.length(row)
@@ -214,7 +213,7 @@ class Collator:
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
 
     def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
-        """Lay prompt and response of B rows end to end; the filler behind them is a note of its own."""
+        """Put prompt and response of B rows end to end; the filler after them is a note by itself."""
         lengths = [self.length(row) for row in rows]
         begins = [0, *accumulate(lengths)]
         tokens = begins[-1]
@@ -256,7 +255,7 @@ class Collator:
 
 
 class BatchDataset(TorchDataset[Any]):
-    """Whole batches by their row indices: the samplers choose the batch, this fetches and collates it."""
+    """Whole batches by their row indices: the sampler chooses them, this fetches and collates."""
 
     def __init__(self, rows: Dataset, collate: Callable[..., Any]) -> None:
         self.rows = rows
@@ -281,7 +280,7 @@ def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[TokenisedNote]:
 
 
 def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
-    """Rows of notes that stand in no table: a row's name is its place."""
+    """Rows of notes without a table: the id is the index."""
     return [
         TokenisedNote(
             row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None
@@ -291,5 +290,5 @@ def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
 
 
 def identity(batch: object) -> object:
-    """A loader's collate function where the data set collates; by name, for worker processes."""
+    """The loader's collate function, since the dataset collates; a function, so that worker processes can pickle it."""
     return batch

@@ -69,8 +69,8 @@ def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[dic
     for line, record in records:
         if len(record) != len(header):
             raise UserError(
-                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; "
-                "put a note that contains the separator or a line break in double quotes."
+                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; put a"
+                " note that contains the separator or a line break in double quotes."
             )
         yield dict(zip(header, record, strict=True))
     if line == 0:

@@ -84,8 +84,8 @@ class DataFingerprint:
         then, now = theirs._name(), self._name()
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
         return (
-            f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own and"
-            " notes scored here may have been trained on."
+            f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own"
+            " and notes scored here may have been trained on."
         )
 
     def _name(self) -> str:

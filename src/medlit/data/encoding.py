@@ -50,8 +50,8 @@ def open_utf8(path: Path, newline: str) -> TextIO:
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
         raise UserError(
-            f"data.source: {path} is {kind}, not a text table; "
-            "export it as UTF-8 CSV or give it the file suffix of what it is."
+            f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or give it the file suffix of"
+            " what it is."
         )
     encoding = _wide_encoding(head)
     if encoding is not None:
@@ -100,8 +100,8 @@ def _narrow_encoding(window: bytes) -> str:
 
 def _other_encoding(path: Path, encoding: str, line: int) -> UserError:
     return UserError(
-        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); "
-        f"convert it, e.g. `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
+        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); convert it, e.g."
+        f" `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
     )
 
 

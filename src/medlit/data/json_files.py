@@ -66,8 +66,8 @@ def _values(path: str) -> Iterator[tuple[str, object]]:
                         return
                     if not more or len(pending) - at > _MAX_OBJECT:
                         raise UserError(
-                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; "
-                            "mend the file or export the table again."
+                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; mend the"
+                            " file or export the table again."
                         ) from None
                     pending, at = pending[at:] + more, 0
             yield f"row {number}", value
@@ -95,8 +95,8 @@ def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[d
             if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
                 kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
                 raise UserError(
-                    f"data.source: {path}, {where}: column {name!r} holds {kind} where text belongs; "
-                    "mend the row or name another column."
+                    f"data.source: {path}, {where}: column {name!r} holds {kind} where text belongs; mend the row or"
+                    " name another column."
                 )
         yield {name: _as_text(row.get(name)) for name in names}
 

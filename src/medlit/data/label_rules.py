@@ -68,6 +68,6 @@ def check_label_column(counts: Mapping[str, int], where: str) -> None:
         raise UserError(f"{where} has over {_MOST_LABELS} different values; name the column of the specialties.")
     if any(len(normalise_text(name)) > _LONGEST_LABEL for name in counts):
         raise UserError(
-            f"{where} has values of over {_LONGEST_LABEL} characters, which no label has; "
-            "name the column of the specialties."
+            f"{where} has values of over {_LONGEST_LABEL} characters, which no label has; name the column of the"
+            " specialties."
         )

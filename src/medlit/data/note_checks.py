@@ -130,8 +130,8 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
             where = f"{table.name}, row {place}"
             if identity in seen:
                 raise UserError(
-                    f"data.columns.id: {where} has the id {identity[:_LONGEST_NAME]!r} of {seen[identity]} "
-                    f"(the {split} split); make the ids unique or name another column in data.columns.id."
+                    f"data.columns.id: {where} has the id {identity[:_LONGEST_NAME]!r} of {seen[identity]} (the"
+                    f" {split} split); make the ids unique or name another column in data.columns.id."
                 )
             seen[identity] = where
 

@@ -1,9 +1,8 @@
-"""The Alpaca prompt: one note -> token ids, cutting nothing but the transcription.
+"""The Alpaca prompt: one note -> token ids, where only the transcription is ever cut.
 
-A prompt is three runs of token ids, made apart and joined as ids: the header up to `### Input:`, the transcription,
-and the footer `### Response:`. Because they are joined as ids, a note cannot run into the template, whatever it says,
-and cutting a long note leaves the header, the footer and the answer whole. Training and evaluation share this code and
-one limit, so the model is asked exactly what it was taught.
+A prompt is three runs of token ids, tokenised separately and joined as ids: the header up to `### Input:`, the
+transcription, and the footer `### Response:`. So a note cannot merge with the template, whatever its text, and cutting
+a long note leaves header, footer and answer whole. Training and evaluation share this code and one limit.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 PROMPT_VERSION = "alpaca-1"
 INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
 
-_LENT = "for a while"  # on, as everything is that tokenizers does not read as off, and not somebody's choice either
+_TEMPORARY = "temporarily"  # tokenizers reads any other value than its words for off as on
 
 _HEADER = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
@@ -35,9 +34,9 @@ _FOOTER = "\n\n### Response:\n"
 
 
 def whole_characters(text: str) -> str:
-    """Put U+FFFD where text holds half of a character (a lone surrogate), which UTF-8 and tokenizers cannot write.
+    """Replace lone surrogates, which UTF-8 and tokenizers cannot encode, by U+FFFD.
 
-    JSON may spell one out, and the bytes of a command line that is not UTF-8 turn into them.
+    JSON can hold them, and so can a command line that is not UTF-8.
     """
     try:
         text.encode()
@@ -48,21 +47,21 @@ def whole_characters(text: str) -> str:
 
 @contextmanager
 def _on_all_cores() -> Iterator[None]:
-    """Have tokenizers use every core for as long as this lasts, unless somebody has chosen otherwise."""
+    """Let tokenizers use every core in this context, unless the user has set TOKENIZERS_PARALLELISM."""
     if os.environ.get(TOKENIZERS_PARALLELISM) != "":
         yield
         return
-    os.environ[TOKENIZERS_PARALLELISM] = _LENT
+    os.environ[TOKENIZERS_PARALLELISM] = _TEMPORARY
     try:
         yield
     finally:
-        if os.environ.get(TOKENIZERS_PARALLELISM) == _LENT:  # no choice was made meanwhile, as a fork does
+        if os.environ.get(TOKENIZERS_PARALLELISM) == _TEMPORARY:  # a fork changes it
             os.environ[TOKENIZERS_PARALLELISM] = ""
 
 
 def _stay_on_one_core() -> None:
-    """Choose for a process that was forked off, where a tokenizer would wait for threads that only the parent has."""
-    if os.environ.get(TOKENIZERS_PARALLELISM) in ("", _LENT):
+    """Switch threads off in a forked process, where a tokenizer would wait for threads that only the parent has."""
+    if os.environ.get(TOKENIZERS_PARALLELISM) in ("", _TEMPORARY):
         os.environ[TOKENIZERS_PARALLELISM] = "false"
 
 
@@ -75,7 +74,7 @@ class Prompt:
 
     Attributes:
         input_ids: header, transcription and footer, 1 to `max_length - max_response_tokens` ids.
-        cut_tokens: tokens of the transcription that did not fit and were left out.
+        cut_tokens: tokens of the transcription that did not fit.
     """
 
     input_ids: list[int]
@@ -88,9 +87,9 @@ class AlpacaPrompt:
 
     Args:
         tokenizer: the base model's tokenizer.
-        instruction: what the model is told to do.
-        max_length: most tokens that prompt and response may have together.
-        max_response_tokens: tokens of `max_length` that are kept free for the response.
+        instruction: the instruction of the prompt.
+        max_length: most tokens of prompt and response together.
+        max_response_tokens: tokens of `max_length` that are reserved for the response.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -100,7 +99,7 @@ class AlpacaPrompt:
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         whole = [whole_characters(text) for text in texts]
-        # Text of a note must never become a control token, even where it spells one out.
+        # The text of a note must never become a control token, even where it spells one.
         rows: list[list[int]] = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return rows
 
@@ -109,13 +108,13 @@ class AlpacaPrompt:
 
     @cached_property
     def _line_break(self) -> list[int]:
-        """Ids of a line break, for tokenizers that put a space before a lone text's first word (Llama 2's kind)."""
+        """Ids of a line break, for tokenizers that add a space before the first word of a text (as Llama 2's)."""
         line_break, joint = self._ids("\n"), self._ids("\nx")
         size = len(line_break)
         return line_break if joint[:size] == line_break and joint[size:] != self._ids("x") else []
 
     def _inside(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts in the middle of a prompt: tokenized behind a line break where that keeps a space out."""
+        """Ids of texts in the middle of a prompt: tokenised after a line break where that avoids an added space."""
         lead = self._line_break
         rows = self._rows(["\n" * bool(lead) + text for text in texts])
         return [
@@ -125,7 +124,7 @@ class AlpacaPrompt:
 
     @cached_property
     def header(self) -> list[int]:
-        """Ids before the transcription, with one BOS where the tokenizer's models are trained with one."""
+        """Ids before the transcription, with one BOS where the tokenizer adds one."""
         ids = self._ids(_HEADER.format(instruction=self.instruction))
         starts_with_bos = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return [self.tokenizer.bos_token_id, *ids] if starts_with_bos else ids
@@ -146,19 +145,17 @@ class AlpacaPrompt:
         if room < 1:
             raise UserError(
                 f"model.language_model.max_length: {self.max_length} tokens leave no room for a note beside the"
-                f" prompt's"
-                f" {len(self.header) + len(self.footer)} and the answer's {self.max_response_tokens}; set it to at"
-                f" least"
-                f" {self.max_length - room + 64}."
+                f" prompt's {len(self.header) + len(self.footer)} and the answer's {self.max_response_tokens}; set it"
+                f" to at least {self.max_length - room + 64}."
             )
         return room
 
     def prompt(self, transcription: str) -> Prompt:
-        """Ask about one note; what does not fit is cut from the end of the transcription."""
+        """The prompt of one note; what does not fit is cut from the end of the transcription."""
         return self.prompts([transcription])[0]
 
     def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
-        """Ask about several notes, in their order."""
+        """The prompts of several notes, in their order."""
         if not transcriptions:
             return []
         with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
@@ -171,7 +168,7 @@ class AlpacaPrompt:
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, the tokenizer's EOS last.
 
-        The answer is tokenized in its place after the footer: generation goes on from there.
+        The answer is tokenised in its place after the footer, where generation starts.
 
         Raises:
             UserError: the answer is longer than `max_response_tokens`.
@@ -183,7 +180,7 @@ class AlpacaPrompt:
         if len(ids) > self.max_response_tokens:
             raise UserError(
                 f"data.max_response_tokens: the label {specialty!r} has {len(ids)} tokens and"
-                f" {self.max_response_tokens} are"
-                f" kept for an answer; set data.max_response_tokens to at least {len(ids)}."
+                f" {self.max_response_tokens} are kept for an answer; set data.max_response_tokens to at least"
+                f" {len(ids)}."
             )
         return ids

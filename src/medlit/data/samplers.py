@@ -1,9 +1,18 @@
-"""Who trains on which note, and when: the optimizer step is declared in notes and dealt to ranks and micro-batches.
+"""Samplers: which notes an optimizer step trains on, and how they are shared by ranks and micro-batches.
 
 `StepSampler` draws each step's notes at random (none twice in an epoch, unless `class_balance` draws rare labels more
-often) and only then sorts them by length and deals them out. Grouping therefore changes how much padding a step costs
-and nothing else: the notes of step s are the same set whatever the number of ranks and micro-batches, so one YAML
-trains alike on 1 or 8 GPUs.
+often) and only then sorts them by length and shares them. Grouping therefore changes how much padding a step costs and
+nothing else: the notes of step s are the same set for any number of ranks and micro-batches, so one YAML trains alike
+on 1 or 8 GPUs.
+
+Class balance: of N training notes with K labels, n_c of them with label c, an epoch of N draws gives label c on average
+
+    none     n_c                                    every note once
+    sqrt     N x sqrt(n_c) / sum of all sqrt(n_k)   between the two (as Mahajan 2018, arXiv 1805.00932)
+    inverse  N / K                                  every label equally often
+
+and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once. So a frequent
+label's notes are not all seen in an epoch, and a rare label's are seen several times.
 """
 
 from __future__ import annotations
@@ -13,26 +22,66 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from medlit.data.balance_ranks import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
-from medlit.data.class_balance import epoch_order
 from medlit.data.groups import IntArray
-from medlit.data.settings import Batching
+from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
+
+_POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
+
+
+def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
+    """Expected share of each label among the draws, (K,), adding up to 1.
+
+    Args:
+        counts: notes of each label, (K,), at least 1 each.
+        class_balance: how labels are weighted.
+    """
+    weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
+    return weights / float(weights.sum())
+
+
+def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
+    """Row numbers of the N notes of an epoch in training order, (N,).
+
+    Args:
+        labels: label id of each note, (N,).
+        class_balance: how labels are weighted.
+        seed: of the run.
+        epoch: number of the epoch; each has a different order.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(labels))
+    if class_balance == "none":
+        return order
+    present, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
+    edges = np.floor(np.cumsum(shares(counts, class_balance)) * len(labels) + rng.random()).astype(np.int64)
+    edges[-1] = len(labels)
+    drawn = np.diff(edges, prepend=0)
+    parts = []
+    for label in range(len(present)):
+        notes = order[codes[order] == label]
+        rounds = -(-int(drawn[label]) // len(notes))
+        repeated = [notes, *(rng.permutation(notes) for _ in range(rounds - 1))]
+        parts.append(np.concatenate(repeated)[: drawn[label]])
+    return rng.permutation(np.concatenate(parts))
 
 
 class MicroBatch(NamedTuple):
-    """Row indices of one micro-batch, and the supervised tokens of the optimizer step that it belongs to."""
+    """Row indices of one micro-batch, and the supervised tokens of its optimizer step."""
 
     indices: list[int]
     step_tokens: int
 
 
 class StepSampler(Sampler[MicroBatch]):
-    """Deals every optimizer step's notes to this rank's micro-batches.
+    """Shares the notes of every optimizer step among the ranks and their micro-batches.
 
-    A step that would be partial at the end of an epoch is left out; its notes come up in the next shuffle.
+    An incomplete step at the end of an epoch is left out; its notes are drawn in the next shuffle.
 
     Args:
         lengths: tokens of each of the N notes, prompt and response, (N,).
@@ -109,23 +158,23 @@ class StepSampler(Sampler[MicroBatch]):
             notes = self._sorted(order, step)
             step_tokens = int(self.supervised[notes].sum())
             lengths = self.lengths[notes]
-            # The shares go round, so that over some steps each rank counts as many notes and tokens as another.
+            # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
             for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
                 yield MicroBatch(notes[group].tolist(), step_tokens)
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
-        """Places of one rank's micro-batches: as many notes a rank, and about as many tokens."""
+        """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
         mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
         return [
             [mine[place] for place in group] for group in balance_tokens(lengths[mine].tolist(), self.micro_batches)
         ]
 
     def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
-        """Places of one rank's micro-batches: notes of like length, and about as many padded tokens a rank.
+        """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens.
 
-        One rank cuts for the least padding within the budget. Several cut the whole step, not each its own mixture of
-        lengths, so that the largest group is as small as can be: all wait for who has it.
+        One rank minimises padding within the budget. Several divide the whole step together and minimise the largest
+        group, since all ranks wait for it.
         """
         budget = self.token_budget if self.world_size == 1 else None
         ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
@@ -137,14 +186,14 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 class LengthSortedSampler(Sampler[list[int]]):
-    """Evaluation batches of notes of like length, longest first, each note exactly once over all ranks.
+    """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks.
 
     Args:
         lengths: tokens of each note's prompt.
         batch_size: most notes of a batch.
-        token_budget: most padded tokens of a batch; a single note may pass it.
+        token_budget: most padded tokens of a batch; a single note may exceed it.
         rank: this process.
-        world_size: number of processes; notes are dealt to them in turn, so each gets as many as another, or one less.
+        world_size: number of processes; their numbers of notes differ by at most one.
         indices: the notes to use; None: all of them.
     """
 

@@ -115,8 +115,8 @@ def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     strange = [file.name for file in files if split_of(file.stem) is None]
     if strange:
         raise UserError(
-            f"data.source: in the folder {path} the file {strange[0]} names no split; call the files train, validation "
-            "and test, or give one file or a glob instead of the folder."
+            f"data.source: in the folder {path} the file {strange[0]} names no split; call the files train, validation"
+            " and test, or give one file or a glob instead of the folder."
         )
     return _by_split(files, columns)
 
@@ -130,8 +130,8 @@ def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
         return _by_split(files, columns)
     if any(named):
         raise UserError(
-            f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not; "
-            "choose a glob that matches only split files or none."
+            f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not;"
+            " choose a glob that matches only split files or none."
         )
     return {ALL: [_file(file, columns) for file in files]}
 
@@ -162,9 +162,9 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
         option = f" --data.revision {revision}" if revision else ""
         reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
         raise NotCachedError(
-            f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had "
-            f"({reason}); correct the name, or fill the cache on a machine with a network by "
-            f"`HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
+            f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had"
+            f" ({reason}); correct the name, or fill the cache on a machine with a network by `HF_HUB_OFFLINE=0 medlit"
+            f" audit --data.source {source}{option}`."
         ) from error
     _check_revision(loaded, source, revision)
     return _named_splits(loaded, f"the Hub dataset {source}")
@@ -181,8 +181,8 @@ def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> N
     commit = commit_of(loaded.values())
     if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
         raise UserError(
-            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision "
-            f"with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
+            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision with"
+            f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
 
 
@@ -198,8 +198,8 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
         split = split_of(str(given))
         if split is None or split in tables:
             raise UserError(
-                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; "
-                "medlit knows one train, one validation and one test split."
+                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
+                " validation and one test split."
             )
         tables[split] = [RawTable(f"{name}, split {given}", rows)]
     return {split: tables[split] for split in SPLITS if split in tables}

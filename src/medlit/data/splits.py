@@ -1,4 +1,4 @@
-"""Split the tables of a source, and keep on record which row went where."""
+"""Split the tables of a source, and record the split of each row."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ VERSION = 1  # part of the cache's key: raise it when the same notes would be sp
 
 @dataclass(frozen=True)
 class NoteSplits:
-    """Canonical notes in their splits.
+    """Canonical notes by split.
 
     Attributes:
         notes: `train`, `validation`, `test` -> canonical rows in source order; a split without rows is left out.
-        pool: every row of the source, one split of the source after another.
-        assignment: what became of each row of the pool.
-        kind: how they were shared out, `auto` resolved.
+        pool: every row of the source, split by split.
+        assignment: the split of each row of the pool.
+        kind: how they were split, `auto` resolved.
     """
 
     notes: dict[str, Dataset]
@@ -129,7 +129,7 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
 
 
 def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:
-    """Assign the rows of a pool, or take what an earlier start worked out: a million rows take half a minute."""
+    """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -153,7 +153,7 @@ def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflict
 
 
 def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
-    """All rows in one table, and the source's split of each; ids that stand in two splits get the split's name."""
+    """All rows in one table, and the source's split of each; ids that occur in two splits are prefixed by the split."""
     from datasets import concatenate_datasets
 
     ids = {split: rows["id"][:] for split, rows in tables.items()}

@@ -1,7 +1,7 @@
-"""Which split a note goes to: pure functions of ids, texts' hashes, labels and a seed.
+"""Which split a note goes to: pure functions of ids, text hashes, labels and a seed.
 
-Nothing depends on the order of the rows, on the machine or on the Python version: groups are dealt in the order of a
-keyed hash, and of equal rows the one with the smallest id stands for all. `medlit.data.splits` applies this to tables.
+Nothing depends on the order of the rows, on the machine or on the Python version: groups are assigned in the order of a
+keyed hash, and of equal rows the one with the smallest id is kept. `medlit.data.splits` applies this to tables.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What becomes of each row, in the order of the rows.
+    """The split of each row, in the order of the rows.
 
     Attributes:
         split: `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`.
-        specialty: its label, changed where a conflict was settled by majority.
+        specialty: its label, changed where a conflict was resolved by majority.
     """
 
     split: list[str]
@@ -86,7 +86,7 @@ def assign(
             if split[row] == "train" and group in held_out:
                 split[row] = LEAKED
     if label_conflicts != "keep":
-        _settle_conflicts(split, specialty, text_hashes, label_conflicts)
+        _resolve_conflicts(split, specialty, text_hashes, label_conflicts)
     if pooled:
         _mark_duplicates(split, specialty, ids, text_hashes)
 
@@ -100,28 +100,28 @@ def assign(
         for row in rows:
             count = counts.setdefault(keys[groups[row]], {})
             count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
-        dealt = stratified_group_split(counts, [share for _, share in shares], settings.seed)
+        assigned = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
-            split[row] = shares[dealt[keys[groups[row]]]][0]
+            split[row] = shares[assigned[keys[groups[row]]]][0]
     return Assignment(split, specialty)
 
 
 def stratified_group_split(
     counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int
 ) -> dict[str, int]:
-    """Deal groups to parts so that every label is shared out alike; a group stays whole.
+    """Assign groups to parts so that every part gets its share of every label; a group stays whole.
 
-    Groups of several rows come first, each to the part that has the least of its labels for its share (Webster's rule)
-    among those that it still fits into. Single rows then fill what is missing, so that where they suffice every part
-    has its share of every label to within one row.
+    Groups of several rows come first, each to the part with the least of its labels in proportion to its share
+    (Webster's rule) among those with room for it. Single rows then fill the rest, so that every part has its share of
+    every label to within one row if there are enough of them.
 
     Args:
         counts: key of a group -> label -> rows.
         shares: of each part, adding up to 1.
-        seed: of the order in which groups are dealt.
+        seed: of the order in which groups are assigned.
 
     Returns:
-        Key of a group -> place of its part in `shares`.
+        Key of a group -> index of its part in `shares`.
     """
     totals = Counter[str]()
     for count in counts.values():
@@ -139,23 +139,23 @@ def stratified_group_split(
     def needed(count: Mapping[str, int], part: int) -> float:
         return sum([n * missing[label][part] for label, n in count.items()])
 
-    dealt: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     sizes = {key: sum(count.values()) for key, count in counts.items()}
     for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), _order(seed, key))):
         count = counts[key]
         fitting = []
         if sizes[key] > 1:
             fitting = [part for part in parts if all(missing[label][part] >= n - 1e-9 for label, n in count.items())]
-        # Differences of rounding must not choose, so what is compared is rounded.
+        # Rounding errors must not decide, so the compared values are rounded.
         if fitting:
             part = min([(round(crowded(count, part), 6), part) for part in fitting])[1]
         else:
             part = -max([(round(needed(count, part), 6), round(short[part], 6), -part) for part in parts])[2]
-        dealt[key] = part
+        assigned[key] = part
         for label, n in count.items():
             missing[label][part] -= n
             short[part] -= n
-    return dealt
+    return assigned
 
 
 def _order(seed: int, key: str) -> bytes:
@@ -163,7 +163,7 @@ def _order(seed: int, key: str) -> bytes:
 
 
 def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
-    """Parts to deal the train rows to, as (split, share); none when the splits are as given."""
+    """Parts to divide the train rows into, as (split, share); none when the splits are as given."""
     if kind == "grouped":
         return list(zip(SPLITS, settings.shares, strict=True))
     if kind == "kfold":
@@ -176,7 +176,7 @@ def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str
     return []
 
 
-def _settle_conflicts(
+def _resolve_conflicts(
     split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: LabelConflicts
 ) -> None:
     votes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -194,7 +194,7 @@ def _settle_conflicts(
 def _mark_duplicates(
     split: list[str], specialty: Sequence[str | None], ids: Sequence[str], text_hashes: Sequence[str]
 ) -> None:
-    """Of rows with one text and one label the one with the smallest id stays."""
+    """Of rows with the same text and label keep the one with the smallest id."""
     first: dict[tuple[str, str | None], int] = {}
     for row, key in enumerate(zip(text_hashes, specialty, strict=True)):
         if split[row] == "train" and (key not in first or ids[row] < ids[first[key]]):

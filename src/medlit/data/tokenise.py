@@ -1,4 +1,4 @@
-"""Notes -> token ids, once: the result is cached beside the notes by `datasets` and mapped into memory afterwards."""
+"""Notes -> token ids, once: `datasets` caches the result and maps it into memory afterwards."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from medlit.data.prompt import PROMPT_VERSION, AlpacaPrompt
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 3  # part of the cache's key: raise it when the same note would become other ids
+VERSION = 3  # part of the cache key: raise it when the same note gives other ids
 
 
 def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dataset:
     """Add the prompt's token ids to canonical notes.
 
     Args:
-        rows: columns id, transcription, specialty and, but for a note that somebody typed, text_hash.
-        prompt: builds the prompts; tokenizer, instruction, limits and what is cut are part of the cache's key.
-        cached: False leaves nothing on the disk, for a note that somebody typed.
+        rows: columns id, transcription, specialty and, except for a typed note, text_hash.
+        prompt: builds the prompts; tokenizer, instruction and limits are part of the cache key.
+        cached: False leaves nothing on disk, for a typed note.
 
     Returns:
         Columns id, specialty, text_hash, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of
@@ -33,7 +33,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         VERSION,
         PROMPT_VERSION,
         rows._fingerprint,
-        # The whole vocabulary: two tokenizers of one name need not be the same.
+        # The whole vocabulary: two tokenizers of one name may differ.
         prompt.tokenizer.backend_tokenizer.to_str(),
         json.dumps([prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
@@ -48,7 +48,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         }
     )
 
-    def ask(batch: dict[str, list[str]]) -> dict[str, list[object]]:
+    def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
         return {
             "id": list(batch["id"]),
@@ -60,7 +60,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         }
 
     return rows.map(
-        ask,
+        to_prompts,
         batched=True,
         remove_columns=rows.column_names,
         features=features,

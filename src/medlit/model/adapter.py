@@ -79,6 +79,6 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
     absent = [key for key in result.missing_keys if "lora_" in key]
     if absent or result.unexpected_keys:
         raise UserError(
-            f"model.adapter: {file} does not fit: {len(absent)} weights are missing and"
-            f" {len(result.unexpected_keys)} have no place in this base model."
+            f"model.adapter: {file} does not fit: {len(absent)} weights are missing and {len(result.unexpected_keys)}"
+            " have no place in this base model."
         )

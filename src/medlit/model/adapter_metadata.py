@@ -206,8 +206,8 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
     unknown = [name for name in ours.labels if known.index(name) is None]
     if unknown:
         raise UserError(
-            f"data.columns.label: the data has the label {unknown[0]!r}, which {source} was not trained on; map it with"
-            " data.labels.aliases, or train again."
+            f"data.columns.label: the data has the label {unknown[0]!r}, which {source} was not trained on; map it"
+            " with data.labels.aliases, or train again."
         )
 
 

@@ -1,8 +1,4 @@
-"""Loading the base model through Unsloth, in 4 bit, with a fresh adapter.
-
-Unsloth on a GPU patches the model's classes (fast kernels, a fused loss); on a CPU it is stock transformers and PEFT.
-What differs between the two stays here and in `language_model.py`, which is the model at work.
-"""
+"""Loading the base model through Unsloth, in 4 bits, with a new adapter; what cannot be loaded as set is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import contextlib
 import io
 import logging
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,97 +14,162 @@ from torch import nn
 
 from medlit.base_model import missing, resolve
 from medlit.errors import UserError
-from medlit.model import packing
-from medlit.model.checks import check_held, check_loftq, check_room, check_stored, check_targets
-from medlit.model.language_model import checkpointing
-from medlit.model.precision import dtype_for
+from medlit.model import memory, packing
+from medlit.model.families import FUSED_TARGETS
+from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.settings import LanguageModel, Lora
 
-# Where Unsloth's own attention call is kept while medlit's stands in its place.
-_STOCK = "_medlit_stock_run_attention"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 _log = logging.getLogger(__name__)
 
 
 def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
-    """Load the base model on a device and give it a fresh adapter.
+    """Load the base model on a device and give it a new adapter.
 
     Args:
         language_model: what to load.
-        lora: the adapter's shape; None leaves the bare base model.
+        lora: the adapter; None leaves the bare base model.
         device: where this process computes.
 
     Raises:
-        UserError: there is no such model, or it or the machine cannot hold it as asked.
+        UserError: there is no such model, or it or the machine does not support the settings.
     """
     from unsloth import FastLanguageModel  # isort: skip - before transformers
     from transformers import AutoConfig
 
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
-    chatter = io.StringIO()
-    where = resolve(language_model.base_model)
+    output = io.StringIO()
+    source = resolve(language_model.base_model)
     try:
-        config = AutoConfig.from_pretrained(where, revision=language_model.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=language_model.revision, trust_remote_code=False)
         check_stored(language_model, config)
-        check_room(language_model, config, device)
-        # Unsloth prints a banner to standard output, where a prediction may be expected.
-        with contextlib.redirect_stdout(chatter):
+        _check_memory(language_model, config, device)
+        # Unsloth prints a banner to standard output, which is for predictions.
+        with contextlib.redirect_stdout(output):
             model, _ = FastLanguageModel.from_pretrained(
-                where,
+                source,
                 revision=language_model.revision,
-                # Otherwise Unsloth takes another repository for many a name ('-bnb-4bit' added for 4 bits, cut off for
-                # 16) and drops the revision; and for a name that it does not know it asks GitHub for a newer list.
+                # Otherwise Unsloth replaces many names by another repository ('-bnb-4bit' added or cut off), drops the
+                # revision, and asks GitHub for a newer list of names that it does not know.
                 use_exact_model_name=True,
                 max_seq_length=language_model.max_length,
                 dtype=dtype_for(device, language_model.dtype),
                 load_in_4bit=language_model.load_in_4bit,
                 device_map={"": str(device)},
-                use_gradient_checkpointing=checkpointing(language_model),
+                use_gradient_checkpointing=unsloth_checkpointing(language_model),
                 trust_remote_code=False,
             )
-            check_held(model, language_model)
+            _check_loaded(model, language_model)
             if lora is not None:
-                check_targets(model, lora.target_modules)
+                _check_targets(model, lora.target_modules)
                 if lora.loftq:
-                    check_loftq(model, device)
+                    _check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
                     model,
                     **lora.as_peft(),
                     init_lora_weights="loftq" if lora.loftq else True,
                     loftq_config={"loftq_bits": 4, "loftq_iter": 1} if lora.loftq else None,
-                    use_gradient_checkpointing=checkpointing(language_model),
+                    use_gradient_checkpointing=unsloth_checkpointing(language_model),
                     random_state=lora.seed,
                     max_seq_length=language_model.max_length,
                 )
     except (SafetensorError, UnpicklingError) as error:
         raise UserError(
-            f"model.language_model.base_model: {language_model.base_model} holds weights that are cut short,"
-            f" damaged, or mixed with"
-            " code; fetch or copy them again."
+            f"model.language_model.base_model: the weights of {language_model.base_model} are truncated, damaged, or"
+            " mixed with code; download or copy them again."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError) or not _is_missing(error):
             raise
         raise missing(language_model.base_model, language_model.revision) from error
     finally:
-        for line in filter(str.strip, chatter.getvalue().splitlines()):
+        for line in filter(str.strip, output.getvalue().splitlines()):
             _log.debug(line)
     if device.type == "cuda":
-        _let_pack(model, language_model.max_length)
+        packing.enable(model, language_model.max_length)
     return model  # type: ignore[no-any-return]
 
 
-def _let_pack(model: nn.Module, max_length: int) -> None:
-    """Teach Unsloth's Llama attention to take packed notes, and its model not to cut them at one note's limit."""
-    import unsloth.models.llama as unsloth_llama
-    from unsloth.utils.packing import mark_allow_overlength
-
-    stock = getattr(unsloth_llama, _STOCK, unsloth_llama.run_attention)
-    setattr(unsloth_llama, _STOCK, stock)
-    unsloth_llama.run_attention = packing.route(stock, packing.varlen_kernel(max_length))
-    mark_allow_overlength(model)
-
-
 def _is_missing(error: Exception) -> bool:
-    """Whether a loader's error says that there is nothing to load: an OSError, or Unsloth's own words for it."""
+    """Whether a loader's error means that there is no model: an OSError, or Unsloth's message."""
     return isinstance(error, OSError) or "No config file found" in str(error) or "offline" in str(error).lower()
+
+
+def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> None:
+    """Refuse to load weights in 16 bits that are stored in 4, before they are downloaded.
+
+    Raises:
+        UserError: they are stored in 4 bits and load_in_4bit is false.
+    """
+    stored = getattr(config, "quantization_config", None) or {}
+    if stored.get("load_in_4bit") and not language_model.load_in_4bit:
+        raise UserError(
+            f"model.language_model.load_in_4bit: {language_model.base_model} is stored in 4-bit; set it to true, or"
+            " name a base model with 16-bit weights."
+        )
+
+
+def _check_memory(language_model: LanguageModel, config: PretrainedConfig, device: torch.device) -> None:
+    """Refuse a model that is too large before its weights are read, which takes minutes.
+
+    Weights that cannot be counted, or are stored in neither 16 nor 4 bits, pass.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored and not stored.get("load_in_4bit"):
+        return
+    try:
+        model = memory.skeleton(config.get_text_config())
+    except ValueError:
+        return
+    itemsize = dtype_for(device, language_model.dtype).itemsize
+    needed = memory.weight_bytes(model, language_model.load_in_4bit, itemsize)
+    free = memory.free_on(device)
+    if needed <= free:
+        return
+    place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
+    raise UserError(
+        f"model.language_model.base_model: the weights of {language_model.base_model} take about"
+        f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
+        f" {free / memory.GIB:,.1f} GiB free; every process holds the whole model, so choose a smaller base model or a"
+        " device with more memory."
+    )
+
+
+def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:
+    """Refuse a model that Unsloth loaded in 16 bits instead of 4, which it does without an error."""
+    from bitsandbytes.nn import Params4bit
+
+    if language_model.load_in_4bit and not any(isinstance(p, Params4bit) for p in model.parameters()):
+        raise UserError(
+            f"model.language_model.load_in_4bit: {language_model.base_model} did not load in 4-bit: Unsloth keeps a"
+            " repository named '-bf16' in 16 bits, one with another quantisation (GPTQ, AWQ, fp8) as it is, and every"
+            " model where bitsandbytes does not work (see 'medlit doctor'); set it to false, or name another base"
+            " model."
+        )
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Refuse LoRA targets that no layer has; PEFT ignores them as long as another one matches."""
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    absent = [name for name in targets if name not in leaves and FUSED_TARGETS.get(name) not in leaves]
+    if absent:
+        linear = sorted({name for name in leaves if name.endswith("_proj")})
+        raise UserError(
+            f"model.lora.target_modules: the base model has no layer called {absent[0]!r}; it has {', '.join(linear)}."
+        )
+
+
+def _check_loftq(model: nn.Module, device: torch.device) -> None:
+    """LoftQ quantises the weights itself, with kernels that only a GPU has."""
+    from bitsandbytes.nn import Params4bit
+
+    if device.type != "cuda":
+        raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
+    if any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
+        raise UserError(
+            "model.lora.loftq: it starts from weights that are not quantised; set model.language_model.load_in_4bit"
+            " to false and name a base model with 16-bit weights."
+        )

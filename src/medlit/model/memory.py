@@ -1,12 +1,12 @@
-"""How much GPU memory a training micro-batch takes, and so how many layers need not be computed twice.
+"""The memory estimate: GPU memory of a training micro-batch, and how many layers must be recomputed to fit a budget.
 
 Without recomputation every layer keeps what its backward pass reads; with it only the layer's input. The first way is
-faster by a third, the second takes a tenth of the memory. Between them lies a choice layer by layer: the last k layers
-keep everything, the others are computed again (Chen 2016, arXiv 1604.06174).
+faster by a third, the second takes a tenth of the memory. Between them is a choice layer by layer: the last k layers
+keep everything, the others are recomputed (Chen 2016, arXiv 1604.06174).
 
 What a layer keeps follows from Unsloth's kernels: the inputs of both norms and of the three fused projections, queries,
 keys, values and the attention's output, and both halves of the gated MLP. Per token of an 8B Llama that is 108 KiB in
-bfloat16; the test beside this file holds the estimate against peaks measured on an H100.
+bfloat16; the tests compare the estimate with peaks measured on an H100.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from medlit.model.dimensions import model_dimensions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -31,12 +29,64 @@ GIB = 2**30
 _HALF = 2
 # Bytes a weight in NF4: half, one a block of 64, and for every 256 of those four (QLoRA, arXiv 2305.14314).
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Layers of other architectures run other kernels, which keep more; nobody has measured them for medlit.
+# Layers of other families run other kernels, which keep more; not measured.
 _UNMEASURED = 1.5
-# What the allocator cannot use: gaps between blocks. Measured: 2 to 4 %.
+# The allocator loses 2 to 4 % (measured) to gaps between blocks.
 SLACK = 0.95
 # Supervised tokens whose logits are held at once, in half and in twice full precision.
 _HEAD_ROWS = 256
+
+
+class ModelDimensions(NamedTuple):
+    """Widths of a decoder with gated MLPs, in values per token.
+
+    Attributes:
+        layers: decoder layers.
+        hidden: of the residual stream.
+        queries: of all heads together.
+        keys: of all heads together; the values' width is the same.
+        inner: of the MLP.
+        vocabulary: number of tokens.
+    """
+
+    layers: int
+    hidden: int
+    queries: int
+    keys: int
+    inner: int
+    vocabulary: int
+
+    @property
+    def linear(self) -> int:
+        """Weights of all layers' projections."""
+        return self.layers * self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.inner)
+
+    @property
+    def table(self) -> int:
+        """Weights of the embedding, or of the head."""
+        return self.vocabulary * self.hidden
+
+
+def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transformers' configurations share no typed base for these
+    """Read a transformers configuration."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelDimensions(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        queries=config.num_attention_heads * width,
+        keys=config.num_key_value_heads * width,
+        inner=config.intermediate_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def flops_per_token(shape: ModelDimensions) -> int:
+    """Useful operations of training an adapter on one token: 30 GFLOP for an 8B Llama.
+
+    Two operations a weight forward and two for the gradients of activations; frozen weights have no gradient. The head
+    counts as if every token needed it and recomputation does not count, so that equal results compare.
+    """
+    return 4 * (shape.linear + shape.table)
 
 
 @dataclass(frozen=True)
@@ -45,9 +95,9 @@ class Footprint:
 
     Attributes:
         layers: decoder layers.
-        fixed: what is there whatever the batch: weights, adapter, its gradients and optimizer state, work space.
-        kept: per token and layer that is not computed again.
-        entry: per token and layer that is: its input.
+        fixed: independent of the batch: weights, adapter with gradients and optimizer state, work space.
+        kept: per token and layer that is not recomputed.
+        entry: per token and layer that is recomputed: its input.
         work: per token, once: the backward pass of a gated MLP.
     """
 
@@ -62,7 +112,7 @@ class Footprint:
 
         Args:
             tokens: T.
-            keeping: layers that are not computed again. One layer's worth is there even at 0: the one at work.
+            keeping: layers that are not recomputed; even at 0 the layer at work holds its activations.
         """
         layers = max(keeping, 1) * self.kept + (self.layers - keeping) * self.entry
         return self.fixed + tokens * (layers + self.work)
@@ -70,8 +120,7 @@ class Footprint:
     def keeping(self, tokens: int, budget: int) -> int:
         """The most layers that can be kept within a budget in bytes, and at least 1.
 
-        The last layer's backward pass follows its forward pass at once: computed twice it would take no less. Where
-        even that passes the budget there is nothing to choose.
+        The last layer's backward pass directly follows its forward pass, so recomputing it would save nothing.
         """
         spare = max(0, budget - self.peak(tokens, 1))
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
@@ -83,11 +132,11 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
     Args:
         config: the base model's, of transformers.
         weights: bytes of the loaded model with its adapter.
-        trained: numbers in the adapter; each has a gradient in float32 and two states of one byte.
+        trained: parameters of the adapter; each has a gradient in float32 and two states of one byte.
     """
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
-    # One matrix at a time is unpacked from 4 bit.
+    # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(
         layers=of.layers,
@@ -99,10 +148,10 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A base model without its weights: nothing is allocated or read.
+    """A base model on the meta device: nothing is allocated or read.
 
     Raises:
-        ValueError: transformers knows no causal language model of this configuration's kind.
+        ValueError: transformers has no causal language model for this configuration.
     """
     from transformers import AutoModelForCausalLM
 
@@ -111,13 +160,13 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def loaded(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
-    """Bytes of a base model's weights as they are loaded, counted layer by layer.
+def weight_bytes(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
+    """Bytes of a base model's loaded weights, counted layer by layer.
 
     Args:
-        skeleton: the model without its weights.
-        in_4bit: whether linear layers are in NF4; the head never is.
-        itemsize: bytes of a number that is not.
+        skeleton: the model on the meta device.
+        in_4bit: whether linear layers, except the head, are in NF4.
+        itemsize: bytes of a weight that is not in NF4.
     """
     numbers = sum(p.numel() for p in skeleton.parameters())
     if not in_4bit:
@@ -129,7 +178,7 @@ def loaded(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
 
 
 def free_on(device: torch.device) -> int:
-    """Bytes that this process can still take where it computes: on a GPU, or of this machine's memory and swap."""
+    """Bytes that this process can still allocate: on a GPU, or of this machine's memory and swap."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -137,7 +186,7 @@ def free_on(device: torch.device) -> int:
 
 
 def budget_on(device: torch.device, gib: float | None) -> int:
-    """Bytes that training may take on a GPU: the setting, but never more than the card has left for this process."""
+    """Bytes that training may use on a GPU: the setting, but never more than is left for this process."""
     available = free_on(device) + torch.cuda.memory_allocated(device)
     return int(SLACK * (available if gib is None else min(available, gib * GIB)))
 
@@ -145,14 +194,15 @@ def budget_on(device: torch.device, gib: float | None) -> int:
 class Recomputation:
     """Keeps as many layers' activations as a budget allows, micro-batch by micro-batch.
 
-    The switch is a flag of each layer (transformers' GradientCheckpointingLayer), read outside of what is compiled, so
-    it costs nothing to move. The last layers are kept: their backward pass is the first, when memory is fullest anyway.
+    The switch is a flag of each layer (transformers' GradientCheckpointingLayer) that is read outside of the compiled
+    code, so changing it costs nothing. The last layers are kept: their backward pass comes first, when memory is
+    fullest anyway.
 
     Args:
         layers: the decoder layers, first to last.
-        footprint: what they take.
-        budget: bytes that may be in use.
-        random: whether a layer draws random numbers (dropout), which it must draw again.
+        footprint: their memory.
+        budget: bytes that may be used.
+        random: whether a layer draws random numbers (dropout), which recomputation must repeat.
     """
 
     def __init__(self, layers: Sequence[nn.Module], footprint: Footprint, budget: int, *, random: bool = False) -> None:
@@ -162,7 +212,7 @@ class Recomputation:
         self._again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=random)
 
     def prepare(self, tokens: int) -> int:
-        """Choose for a micro-batch of T tokens, padding included; how many layers are kept."""
+        """Choose for a micro-batch of T tokens, padding included; returns the number of layers kept."""
         keeping = self.footprint.keeping(tokens, self.budget)
         again = len(self.layers) - keeping
         for place, layer in enumerate(self.layers):
@@ -171,5 +221,5 @@ class Recomputation:
         return keeping
 
     def excess(self, tokens: int) -> float:
-        """By how many GiB a micro-batch of T tokens passes the budget even so; 0 where it does not."""
+        """GiB by which a micro-batch of T tokens exceeds the budget with one layer kept; 0 if it fits."""
         return max(0, self.footprint.peak(tokens, 1) - self.budget) / GIB

@@ -217,8 +217,8 @@ class SpecialtyClassifier(L.LightningModule):
         keys, trained = set(checkpoint["state_dict"]), self._trained_keys()
         if keys != trained:
             raise UserError(
-                f"ckpt_path: the checkpoint's {len(keys)} weights are not this model's {len(trained)} trained ones; use"
-                " the config that it was trained with."
+                f"ckpt_path: the checkpoint's {len(keys)} weights are not this model's {len(trained)} trained ones;"
+                " use the config that it was trained with."
             )
 
     @property

@@ -1,6 +1,6 @@
-"""How the model answers a batch of prompts: three ways, one interface.
+"""Decoders: three ways to answer a batch of prompts, one interface.
 
-A decoder takes left-padded prompts and gives `Answers`. All three compute the prompts once, without a mask, and then
+A decoder takes left-padded prompts and returns `Answers`. All three compute the prompts once, without a mask, and then
 the whole list of labels in one more pass.
 """
 
@@ -15,10 +15,8 @@ from medlit.data.labels import LabelSet
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
 from medlit.model.decoding.answers import Answers, apply_temperature
-from medlit.model.decoding.constrained import Constrained
-from medlit.model.decoding.generate import Generate, eos_ids
-from medlit.model.decoding.label_scorer import LabelScorer
-from medlit.model.decoding.likelihood import Likelihood
+from medlit.model.decoding.generate import Generate
+from medlit.model.decoding.likelihood import Constrained, LabelScorer, Likelihood
 from medlit.model.decoding.trie import TokenTrie
 from medlit.model.settings import Decoding
 

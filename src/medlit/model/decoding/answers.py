@@ -1,4 +1,4 @@
-"""What every decoder gives back."""
+"""What every decoder returns."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from medlit.evaluation.calibration import at_temperature
 
 
 class Answers(NamedTuple):
-    """A batch of answers; everything lies on the host.
+    """A batch of answers, on the host.
 
     Attributes:
-        label_ids: 0 .. K-1, or K for an answer that is not on the list, (B,) int64.
+        label_ids: 0 .. K-1, or K for an answer that is not a label, (B,) int64.
         texts: raw answers, special tokens removed, B of them.
-        probabilities: of the K labels, (B, K) float32, rows sum to 1; None where the decoder weighs no labels
-            (`generate`).
-        log_likelihoods: the scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where
+        probabilities: of the K labels, (B, K) float32, rows sum to 1; None from `generate`.
+        log_likelihoods: scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where
             there are no probabilities.
-        label_nats: log-likelihood of each label with its EOS as the model gives it, neither calibrated nor divided by
-            its length, in nats, (B, K) float32; None where the labels were not read.
+        label_nats: log-likelihood of each label with its EOS, in nats, (B, K) float32; None where the labels were not
+            scored.
     """
 
     label_ids: Tensor

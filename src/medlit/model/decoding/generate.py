@@ -1,8 +1,8 @@
-"""Free greedy generation, whose draft is the list of labels.
+"""Free greedy generation with the list of labels as its draft.
 
-A trained model nearly always answers with a label, so all labels are read behind the prompt in one pass, and the
-model's own likeliest token is then looked up at one node after another: what it says is what generating token by token
-would have said, at the price of one pass instead of one a token. A row that leaves the trie goes on token by token.
+A trained model nearly always answers with a label, so all labels are computed after the prompt in one pass, and the
+model's most likely token is looked up at one node after another: the answer is that of generating token by token, for
+the price of one pass instead of one per token. A row that leaves the trie continues token by token.
 
 B notes, T prompt tokens, N nodes of the trie.
 """
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.kv_cache import Prefix, logits, read_on, read_prompts
-from medlit.model.decoding.label_scorer import LabelScorer
+from medlit.model.decoding.kv_cache import KVCache, extend, read_prompts
+from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import ROOT, TokenTrie
-from medlit.model.language_model import causal_lm
+from medlit.model.families import causal_lm, head_logits
 
 
 def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers' tokenizers are untyped
@@ -31,15 +31,15 @@ def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - tr
 
 
 class Generate:
-    """Greedy answers, free to leave the list, read by the strict parser.
+    """Greedy answers that may be anything; `LabelSet.parse` reads the label.
 
     Args:
-        model: in answer mode.
+        model: in inference mode.
         tokenizer: the base model's.
         label_set: the K labels.
         max_new_tokens: most tokens of an answer.
-        scorer: reads the labels ahead.
-        stop_early: end an answer as soon as nothing that may follow can change its label; otherwise at an EOS alone.
+        scorer: scores the labels.
+        stop_early: stop as soon as no continuation can change the label; otherwise at an EOS only.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class Generate:
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
-        prefix = read_prompts(self.model, prompts)
+        cache = read_prompts(self.model, prompts)
         answers: list[list[int]] = [[] for _ in prompts.rows]
-        fresh, label_nats = self._look_up(prefix, answers)
+        pending, label_nats = self._look_up(cache, answers)
         rows = list(range(len(answers)))
-        while fresh:
-            if len(fresh) < len(rows):
-                prefix = prefix.rows(torch.tensor([rows.index(row) for row in fresh], device=prefix.last.device))
-                rows = list(fresh)
-            prefix = read_on(self.model, prefix, *_padded(list(fresh.values()), prefix.last.device))
-            chosen = self.scores(prefix.last, rows, answers).argmax(dim=1).tolist()
-            fresh = {
-                row: [token] for row, token in zip(rows, chosen, strict=True) if self._goes_on(answers[row], token)
+        while pending:
+            if len(pending) < len(rows):
+                cache = cache.rows(torch.tensor([rows.index(row) for row in pending], device=cache.last.device))
+                rows = list(pending)
+            cache = extend(self.model, cache, *_padded(list(pending.values()), cache.last.device))
+            chosen = self.scores(cache.last, rows, answers).argmax(dim=1).tolist()
+            pending = {
+                row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
             }
         texts = [self._text(answer) for answer in answers]
         labels = torch.tensor([self.label_set.parse(text) for text in texts])
@@ -83,25 +83,26 @@ class Generate:
 
         Args:
             hidden: after each of b rows' last token, (b, D).
-            rows: the rows' places in the batch, b of them.
-            answers: tokens that each row of the batch has answered so far.
+            rows: the rows' indices in the batch, b of them.
+            answers: tokens that each row of the batch has generated so far.
         """
-        return logits(self.model, hidden)
+        with torch.no_grad():
+            return head_logits(self.model, hidden)
 
-    def _look_up(self, prefix: Prefix, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
-        """Answer as far as the trie goes.
+    def _look_up(self, cache: KVCache, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
+        """Answer as far as the trie leads.
 
         Returns:
-            The rows that left it and are not over, with their answers: tokens that the prefix has not taken in. And
-            each label's log-likelihood, (B, K), if the labels were read.
+            Rows that left the trie and are not finished -> their answers so far, which the cache does not hold yet. And
+            each label's log-likelihood, (B, K), if the labels were scored.
         """
-        device = prefix.last.device
-        # More nodes than the prompts have columns would cost more than the tokens that they save.
-        trie = self.scorer.trie if len(self.scorer.trie) <= prefix.read.shape[1] else TokenTrie.of([])
-        hidden = prefix.last[:, None]  # (B, 1 + N, D): the root's, then the nodes'
+        device = cache.last.device
+        # More nodes than the prompts have columns would cost more than they save.
+        trie = self.scorer.trie if len(self.scorer.trie) <= cache.mask.shape[1] else TokenTrie.of([])
+        hidden = cache.last[:, None]  # (B, 1 + N, D): the root's, then the nodes'
         nats = None
         if len(trie):
-            hidden = torch.cat([hidden, self.scorer.hidden(prefix, torch.arange(len(trie)))], dim=1)
+            hidden = torch.cat([hidden, self.scorer.hidden(cache, torch.arange(len(trie)))], dim=1)
             nats = self.scorer.paths(self.scorer.edges_at(hidden)).cpu()
         places = dict.fromkeys(range(len(answers)), ROOT)
         left: dict[int, list[int]] = {}
@@ -111,7 +112,7 @@ class Generate:
             chosen = self.scores(hidden[at[0], 1 + at[1]], rows, answers).argmax(dim=1).tolist()
             places = {}
             for row, node, token in zip(rows, nodes, chosen, strict=True):
-                if self._goes_on(answers[row], token):
+                if self._append(answers[row], token):
                     child = trie.children[node].get(token)
                     if child is None:
                         left[row] = answers[row]
@@ -119,16 +120,16 @@ class Generate:
                         places[row] = child
         return dict(sorted(left.items())), nats
 
-    def _goes_on(self, answer: list[int], token: int) -> bool:
-        """Add a token to an answer; whether another one is to follow."""
+    def _append(self, answer: list[int], token: int) -> bool:
+        """Append a token to an answer; whether generation continues."""
         answer.append(token)
         if token in self.ends or len(answer) >= self.max_new_tokens:
             return False
         return not (self.stop_early and self.label_set.settled(self._text(answer)))
 
     def _text(self, answer: list[int]) -> str:
-        said = answer[:-1] if answer[-1] in self.ends else answer
-        text: str = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tokens = answer[:-1] if answer[-1] in self.ends else answer
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 

@@ -1,16 +1,114 @@
-"""The label whose answer is most likely, with the probability of each."""
+"""Decoders that stay on the list of labels, and give each a probability.
+
+The nodes of the label trie follow the prompt together in one more pass: each attends to the prompt, to the nodes that
+lead to it and to itself, so its hidden state is what the model would have after reading that beginning of a label.
+
+B notes, T prompt tokens, N nodes, E edges, K labels, V vocabulary.
+"""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
 
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.kv_cache import read_prompts
-from medlit.model.decoding.label_scorer import LabelScorer
+from medlit.model.decoding.kv_cache import KVCache, look_ahead, read_prompts
+from medlit.model.decoding.trie import ROOT, TokenTrie
+from medlit.model.families import head_logits
+
+# Rows of logits held at once: 512 x 128,256 in float32 are 250 MiB.
+_LOGIT_ROWS = 512
+
+
+class LabelScorer:
+    """Scores the edges of the label trie after prompts.
+
+    Args:
+        model: in inference mode.
+        trie: the K labels, each with its EOS.
+    """
+
+    def __init__(self, model: nn.Module, trie: TokenTrie) -> None:
+        self.model = model
+        self.trie = trie
+        n = len(trie)
+        self.leads_to = torch.zeros(n, n, dtype=torch.bool)  # row: node, column: it and its ancestors
+        for node in range(n):
+            self.leads_to[node, trie.ancestors(node)] = True
+        self.tokens = torch.tensor(trie.tokens, dtype=torch.long)
+        self.depths = torch.tensor(trie.depths, dtype=torch.long)
+        self.edge_nodes = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)  # E
+        self.edge_tokens = torch.tensor([token for _, token in trie.edges], dtype=torch.long)  # E
+
+    def hidden(self, cache: KVCache, nodes: Tensor) -> Tensor:
+        """Hidden states after some nodes, (B, n, D).
+
+        Args:
+            cache: B prompts.
+            nodes: n nodes with all their ancestors, ascending.
+        """
+        device = cache.lengths.device
+        attends = self.leads_to[nodes][:, nodes]
+        tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
+        return look_ahead(self.model, cache, tokens, depths, attends.to(device))
+
+    def edges(self, cache: KVCache) -> Tensor:
+        """Log-probability of each edge's token after its node, over the whole vocabulary, (B, E) float32 in nats."""
+        scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
+        self._score(scores, torch.tensor([ROOT]), cache.last[:, None])
+        for part in self._passes(cache.mask.shape[1]):
+            nodes = self.leads_to[part].any(dim=0).nonzero()[:, 0]
+            hidden = self.hidden(cache, nodes)
+            self._score(scores, part, hidden[:, torch.isin(nodes, part)])
+        return scores
+
+    def edges_at(self, hidden: Tensor) -> Tensor:
+        """The same as `edges`, from hidden states that exist already: the root's, then each node's, (B, 1 + N, D)."""
+        scores = hidden.new_empty(len(hidden), len(self.trie.edges), dtype=torch.float32)
+        for part in torch.split(torch.arange(ROOT, len(self.trie)), _LOGIT_ROWS):
+            self._score(scores, part, hidden[:, (part + 1).to(hidden.device)])
+        return scores
+
+    def paths(self, values: Tensor) -> Tensor:
+        """Sum of each label's edges: (B, E) -> (B, K)."""
+        return torch.stack([values[:, list(path)].sum(dim=1) for path in self.trie.paths], dim=1)
+
+    def among_siblings(self, scores: Tensor) -> Tensor:
+        """Log-probability of each edge among those that leave the same node: (B, E) -> (B, E)."""
+        normalised = torch.empty_like(scores)
+        for node in {node for node, _ in self.trie.edges}:
+            edges = (self.edge_nodes == node).nonzero()[:, 0].to(scores.device)
+            normalised[:, edges] = scores[:, edges].log_softmax(dim=1)
+        return normalised
+
+    def _passes(self, width: int) -> list[Tensor]:
+        """Nodes of one pass each; with their ancestors no more than the prompts have columns.
+
+        So a pass takes no more memory than the prompts did, whatever the number of labels.
+        """
+        nodes = torch.arange(len(self.trie))
+        deepest = int(self.depths.max()) + 1 if len(nodes) else 0
+        most = min(width, _LOGIT_ROWS)
+        size = len(nodes) if len(nodes) <= most else max(1, most - deepest)
+        return list(torch.split(nodes, size)) if len(nodes) else []
+
+    def _score(self, scores: Tensor, nodes: Tensor, hidden: Tensor) -> None:
+        """Fill in the edges that leave some nodes, given the hidden states after these, (B, n, D)."""
+        device = hidden.device
+        edges = torch.isin(self.edge_nodes, nodes).nonzero()[:, 0]
+        at = torch.searchsorted(nodes, self.edge_nodes[edges]).to(device)  # each edge's node, as an index into `nodes`
+        tokens = self.edge_tokens[edges].to(device)
+        rows = max(1, _LOGIT_ROWS // len(nodes))
+        for part, of in zip(torch.split(hidden, rows), torch.split(scores, rows), strict=True):
+            with torch.no_grad():
+                logits = head_logits(self.model, part.flatten(0, 1)).view(*part.shape[:2], -1)  # (b, n, V)
+            of[:, edges.to(device)] = logits[:, at, tokens] - logits.logsumexp(dim=-1)[:, at]
 
 
 class Likelihood:
-    """The exact log-likelihood of every label with its EOS, and the softmax of these over the labels.
+    """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax.
 
     Args:
         scorer: scores the labels.
@@ -27,3 +125,42 @@ class Likelihood:
         label_ids = nats.argmax(dim=1)
         texts = [self.label_set.names[label] for label in label_ids.tolist()]
         return Answers(label_ids, texts, nats.softmax(dim=1), nats, nats)
+
+
+class Constrained:
+    """Greedy decoding along the trie: at every token the most likely one that can still lead to a label.
+
+    Its probabilities are those of sampling in the same way: the product, over a label's tokens, of the token's
+    probability among those that can still lead to a label. They sum to 1; the greedy answer need not be the label with
+    the highest one, which is what `Likelihood` answers.
+
+    Args:
+        scorer: scores the labels.
+        label_set: the K labels.
+    """
+
+    def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
+        self.scorer = scorer
+        self.label_set = label_set
+
+    def __call__(self, prompts: Prompts) -> Answers:
+        """Answer B notes."""
+        scorer = self.scorer
+        over_vocabulary = scorer.edges(read_prompts(scorer.model, prompts))
+        edges = scorer.among_siblings(over_vocabulary)
+        label_ids = self._walk(edges.cpu())
+        scores = scorer.paths(edges).cpu()
+        texts = [self.label_set.names[label] for label in label_ids.tolist()]
+        return Answers(label_ids, texts, scores.softmax(dim=1), scores, scorer.paths(over_vocabulary).cpu())
+
+    def _walk(self, edges: Tensor) -> Tensor:
+        """The label at the end of each row's most likely edges, (B,) int64."""
+        open_ = torch.ones(len(edges), len(self.label_set), dtype=torch.bool)
+        paths = self.scorer.trie.paths
+        for step in range(max(map(len, paths))):
+            # The edge that each label takes here; all labels that are still open leave the same node.
+            taken = torch.tensor([path[min(step, len(path) - 1)] for path in paths])
+            value = edges[:, taken].masked_fill(~open_, -torch.inf)
+            best = taken[value.argmax(dim=1)]
+            open_ &= taken == best[:, None]
+        return open_.int().argmax(dim=1)

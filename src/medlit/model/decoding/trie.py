@@ -1,11 +1,11 @@
-"""The answers that are on the list, as token ids: a trie whose branches are the labels, each with its EOS.
+"""The labels as token ids: a trie of the K answers, each with its EOS.
 
     Neurology EOS, Neurosurgery EOS     tokens   Neuro, logy, surgery      parents  root, 0, 0
                                         edges    (root, Neuro), (0, logy), (0, surgery), (1, EOS), (2, EOS)
                                         paths    [0, 1, 3], [0, 2, 4]
 
-A node stands for the tokens that lead to it; the root is the prompt's end. An EOS ends an answer, so it is an edge that
-leads to no node. N nodes, E edges, K labels.
+A node stands for the tokens that lead to it; the root is the end of the prompt. An EOS ends an answer, so it is an edge
+that leads to no node. N nodes, E edges, K labels.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class TokenTrie:
-    """K answers sharing their beginnings.
+    """K answers that share their beginnings.
 
     Attributes:
         tokens: the token that leads to each node, N of them, a node after its parent.
         parents: each node's parent, `ROOT` for a first token, N of them.
         depths: tokens before each node's own, N of them.
-        edges: (node, token) of every way to go on, E of them.
+        edges: (node, token) of every continuation, E of them.
         paths: edges of each label from the root to its EOS, K of them.
         children: node -> token -> node.
     """
@@ -66,8 +66,8 @@ class TokenTrie:
 
     def ancestors(self, node: int) -> list[int]:
         """The nodes from the root to a node, itself included."""
-        found: list[int] = []
+        path: list[int] = []
         while node != ROOT:
-            found.append(node)
+            path.append(node)
             node = self.parents[node]
-        return found[::-1]
+        return path[::-1]

@@ -20,9 +20,9 @@ from medlit.base_model import missing, resolve
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.model.checks import check_stored
+from medlit.model.loading import check_stored
 from medlit.model.optimizer import optimizer_for, schedule_for
-from medlit.model.precision import dtype_for
+from medlit.model.language_model import dtype_for
 from medlit.model.resume import last_step
 from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.report.systems import System

@@ -25,7 +25,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import NotCachedError, UserError
 from medlit.model.memory import GIB
 from medlit.model.module import TRAIN_LOSS
-from medlit.model.precision import dtype_for
+from medlit.model.language_model import dtype_for
 from medlit.tools.doctor.check_result import CONFIG, EXAMPLE, TRIAL, Row, told
 from medlit.tools.doctor.memory_fit import memory_row, need
 from medlit.tools.doctor.show import Example

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medlit.model.dimensions import model_dimensions
+from medlit.model.memory import model_dimensions
 from medlit.model.memory import GIB, SLACK, Footprint, budget_on, footprint, skeleton
 from medlit.model.memory import loaded as bytes_loaded
 from medlit.model.settings import LanguageModel, Lora

@@ -22,7 +22,7 @@ from torch import nn
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.model import adapter as adapters
-from medlit.model.language_model import causal_lm
+from medlit.model.families import causal_lm
 from medlit.tools.export.card import write_card
 from medlit.tools.export.gguf import has_llama_cpp, write_gguf
 from medlit.tools.export.hub import Repository

@@ -31,7 +31,7 @@ from medlit.model.checkpoints import read_checkpoint
 from medlit.model.conditions import KEY, Conditions
 from medlit.model.decoding import LabelScorer, Likelihood
 from medlit.model.decoding.trie import TokenTrie
-from medlit.model.precision import at_default_precision
+from medlit.model.language_model import at_default_precision
 from medlit.model.settings import LanguageModel, Lora
 from medlit.model.temperature import metadata_of_weights
 from medlit.run_folder import resolve_checkpoint, run_name, run_of

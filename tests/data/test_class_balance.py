@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.class_balance import epoch_order, shares
-from medlit.data.samplers import MicroBatch, StepSampler
+
+from medlit.data.samplers import MicroBatch, StepSampler, epoch_order, shares
 from medlit.data.settings import Batching, ClassBalance
 
 KINDS = get_args(ClassBalance)

@@ -19,10 +19,9 @@ from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter_folder import write_adapter
+from medlit.callbacks.adapter_folder import AdapterTemperature, write_adapter
 from medlit.callbacks.data_link import DataLink
-from medlit.callbacks.temperature import AdapterTemperature
-from medlit.callbacks.validate_last_step import LastStep
+from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -589,7 +588,7 @@ def go_on(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noq
     def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
         module, data = parts(**model, **given)
         watch = Watch()
-        run = trainer(data, LastStep(), watch, max_steps=STEPS, val_every=val_every)
+        run = trainer(data, ValidateLastStep(), watch, max_steps=STEPS, val_every=val_every)
         run.fit(module, data, ckpt_path=until(step) if step else None, weights_only=True)
         return module, run, watch
 

@@ -68,12 +68,12 @@ def run(args: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(args)
     # After --help: these imports take seconds.
+    from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
-    from medlit.tools.settings import data_module, settings
 
     if options.output is not None:
         check_writable("output", options.output / "audit.json")
-    data = data_module(settings("audit", rest))
+    data = make_datamodule(parse_settings("audit", rest))
     prompt = _prompt(data)
     result = audit(
         data.source,

@@ -16,9 +16,10 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from lightning.pytorch.cli import LightningCLI
 
-from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
-from medlit.data.notes import Columns, Labels, load_source
+from medlit.data.notes import load_source
+from medlit.data.predict_notes import read_predict_notes
+from medlit.data.settings import Columns, Labels, Predict, Split
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,12 +111,10 @@ def _plain(value: str) -> object:
 
 def read(source: Path) -> LabelSet:
     """As a fit begins: read, split, and learn the labels."""
-    from medlit.data.datamodule import _label_set
-    from medlit.data.splits import partition
-    from medlit.data.stratified_split import SplitSettings
+    from medlit.data.splits import split_notes
 
     found = load_source(str(source), columns=Columns(), labels=Labels(), require_labels=True)
-    return _label_set(partition(found, SplitSettings()), str(source))
+    return split_notes(found, Split()).label_set(str(source))
 
 
 @pytest.mark.parametrize(("what", "suffix", "content"), tables(), ids=lambda value: value if type(value) is str else "")
@@ -180,8 +179,7 @@ def test_any_answer_is_a_label_or_off_the_list(answer: str) -> None:
 
 @given(text=st.text().filter("-".__ne__))  # which stands for standard input
 def test_any_typed_note_is_read_or_refused(text: str) -> None:
-    data = TranscriptionDataModule(text=text)
     with contextlib.suppress(UserError):
-        rows = data._read_predict()
+        rows = read_predict_notes(Predict(text=text), Columns(), Labels())
         assert len(rows) == 1
         assert rows[0]["transcription"].strip()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import yaml
 from fakes import SPECIALTIES
 
 from medlit.errors import UserError
@@ -240,42 +239,3 @@ def test_a_base_model_that_is_a_pickle(refused: Callable[..., str], llama: Path,
     (folder / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Touch(trap)}, folder / "pytorch_model.bin")
     assert f"model.language_model.base_model: {folder}" in refused("fit", "--model.language_model.base_model", folder)
-
-
-# --- configs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"model": {"class_path": "os.system", "init_args": {"command": "touch sprung"}}},
-        {"data": {"class_path": "medlit.data.datamodule.TranscriptionDataModule"}},
-        {"model": {"language_model": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
-        {"trainer": {"callbacks": [{"class_path": "os.system", "init_args": {"command": "touch sprung"}}]}},
-        {"trainer": {"logger": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
-        {"trainer": {"strategy": {"class_path": "builtins.eval", "init_args": {"source": "1"}}}},
-        {"checkpoint": {"class_path": "pathlib.Path"}},
-    ],
-    ids=str,
-)
-def test_a_config_names_no_class_but_where_the_trainer_takes_one(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(yaml.safe_dump(settings))
-    outcome = medlit("fit", "--config", "stranger.yaml")
-    assert outcome.code == 2
-    assert "Traceback" not in outcome.err
-    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
-
-
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch sprung']", "a: !!python/name:os.system ''"])
-def test_a_config_is_plain_yaml(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(text)
-    assert medlit("fit", "--config", "stranger.yaml").code == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
-
-
-def test_a_flag_of_that_name_is_unknown(medlit: Medlit) -> None:
-    assert medlit("fit", "--model.language_model.trust_remote_code", "true").code == 2

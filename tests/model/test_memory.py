@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from fakes import make_datamodule
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
 from medlit.callbacks.memory import over_budget
-from medlit.data.datamodule import TranscriptionDataModule
-from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, footprint, loaded, skeleton
+from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, footprint, skeleton, weight_bytes
 
 LLAMA_8B = {
     "vocab_size": 128256,
@@ -62,7 +62,7 @@ def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, kee
     ],
 )
 def test_weights_are_counted_whatever_the_layers_are(config: PretrainedConfig, gib: float) -> None:
-    assert loaded(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
+    assert weight_bytes(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
 
 
 def test_a_card_of_80_gib_keeps_everything_one_of_24_half_and_one_of_10_next_to_nothing() -> None:
@@ -97,7 +97,7 @@ def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> N
     assert chosen.excess(6_000) == 0
     needed = llama_8b().peak(10_000, 1) / GIB
     assert chosen.excess(10_000) == pytest.approx(needed - 9.5)
-    said = over_budget(chosen, 10_000, TranscriptionDataModule(batch_size=8))
+    said = over_budget(chosen, 10_000, make_datamodule(batching={"micro_batch_size": 8}))
     assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
     assert f"{needed:.1f} GiB" in said
     assert "the 9.5 GiB" in said

@@ -144,7 +144,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def measure(self, system: str, answer: Callable[[list[TokenisedNote]], object], batches: list[list[TokenisedNote]]) -> float:
+    def measure(
+        self, system: str, answer: Callable[[list[TokenisedNote]], object], batches: list[list[TokenisedNote]]
+    ) -> float:
         """Time a system over batches, after a first try of the longest and the shortest; print and keep its row."""
         import torch
 

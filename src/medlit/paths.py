@@ -1,4 +1,4 @@
-"""Where medlit keeps what it can make again and holds no notes: converted weights, compiled kernels; and the Hub."""
+"""Cache folders: medlit's own (converted weights, compiled kernels, no notes) and the Hub's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medlit.errors import UserError
 
-# Variables that an access token may come from, the first one first.
+# Variables that may hold an access token, in the order in which they are read.
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -15,8 +15,8 @@ def cache_dir() -> Path:
     """The folder of medlit's cache, made on first use.
 
     `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. A folder that medlit makes is readable by
-    its owner alone; one that is there already keeps the mode its owner gave it. Notes have a folder of their own, in
-    the cache of `datasets`: see `medlit.data.cache.cache_folder`.
+    its owner alone; an existing one keeps its mode. Notes are cached elsewhere, in the cache of `datasets`: see
+    `medlit.data.cache.cache_folder`.
 
     Raises:
         UserError: the folder cannot be made.
@@ -28,14 +28,14 @@ def cache_dir() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set MEDLIT_CACHE to a folder"
-            " that you may write."
+            f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set MEDLIT_CACHE to a"
+            " writable folder."
         ) from error
     return folder
 
 
 def hub_home() -> Path:
-    """The folder of the Hub's libraries: their caches, and a saved login."""
+    """The folder of the Hub's libraries, with their caches and a saved login."""
     return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
@@ -45,5 +45,5 @@ def hub_cache_dir() -> Path:
 
 
 def hub_is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` keeps the Hub's libraries to what is cached, as they read it."""
+    """Whether `HF_HUB_OFFLINE` limits the Hub's libraries to their caches."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

@@ -1,4 +1,4 @@
-"""Run folders: how a run is named and which file the words `best` and `last` mean.
+"""Run folders: how they are named, and which files `best` and `last` are.
 
 logs/<config>/version_N/
     config_<verb>.yaml   <verb>_metrics.json   confusion_<verb>.png   events.out.tfevents.*
@@ -15,12 +15,12 @@ from pathlib import Path
 from medlit.errors import UserError
 
 DEFAULT_NAME = "medlit"
-WORDS = ("best", "last")
+ALIASES = ("best", "last")
 _VERSION = re.compile(r"version_(\d+)")
 
 
 def run_name(configs: Sequence[str | Path]) -> str:
-    """The name of a run: its configs' names joined, less those of a `hardware` folder: a machine is no experiment.
+    """The name of a run: its configs' names joined, without those of a `hardware` folder.
 
     >>> run_name(["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"])
     'llama31_8b'
@@ -38,37 +38,37 @@ def versions(root: Path, name: str) -> list[Path]:
 
 
 def next_version(root: Path, name: str) -> Path:
-    """The folder that the next run gets."""
+    """The folder of the next run."""
     taken = [int(path.name.removeprefix("version_")) for path in versions(root, name)]
     return root / name / f"version_{max(taken, default=-1) + 1}"
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:
-    """Find the file behind `--ckpt_path`.
+    """Find the file that `--ckpt_path` means.
 
     Args:
         wanted: 'best', 'last' or a path.
-        root: where run folders are, `logs` by default.
-        name: of the runs to look through, newest first.
-        run: look in this run folder alone.
+        root: folder of the run folders, `logs` by default.
+        name: of the runs to search, newest first.
+        run: search this run folder alone.
 
     Raises:
         UserError: there is no such file.
     """
-    if wanted not in WORDS:
+    if wanted not in ALIASES:
         path = Path(wanted).expanduser()
         if not path.is_file():
             raise UserError(f"ckpt_path: there is no file {path}; give 'best', 'last' or the path of a checkpoint.")
         return path
-    places = [run] if run is not None else versions(root, name)
-    for place in places:
-        path = place / "checkpoints" / f"{wanted}.ckpt"
+    folders = [run] if run is not None else versions(root, name)
+    for folder in folders:
+        path = folder / "checkpoints" / f"{wanted}.ckpt"
         if path.is_file():
             return path
-    where = str(run) if run is not None else f"any run in {root / name}"
-    raise UserError(f"ckpt_path: there is no {wanted} checkpoint in {where}; run 'medlit fit' first or name a file.")
+    searched = str(run) if run is not None else f"any run in {root / name}"
+    raise UserError(f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit' first or name a file.")
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, or None when it lies elsewhere."""
+    """The run folder that holds a checkpoint, or None when it lies elsewhere."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None

@@ -13,7 +13,7 @@ import warnings
 
 from medlit.paths import cache_dir
 
-# '' means off because nobody has chosen: `medlit.data.prompt` may then use all cores while it tokenises.
+# '' means off by default, not by the user's choice: `medlit.data.prompt` may then use all cores to tokenise.
 TOKENIZERS_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 from medlit.data.samplers import MicroBatch, StepSampler, epoch_order, shares
 from medlit.data.settings import Batching, ClassBalance
 
@@ -75,7 +74,9 @@ def test_an_epoch_has_one_order_and_another_has_another(class_balance: ClassBala
 # --- in the sampler ---------------------------------------------------------------------------------------------------
 
 
-def sampler(labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1) -> StepSampler:
+def sampler(
+    labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1
+) -> StepSampler:
     lengths = np.random.default_rng(1).integers(1, 900, len(labels))
     batching = Batching(global_batch_size=16, micro_batch_size=micro_batch_size, class_balance=class_balance, seed=7)
     return StepSampler(lengths, lengths, labels, batching, token_budget=10**9, rank=rank, world_size=world)

@@ -28,7 +28,6 @@ SECRET = "Zebra"
 @pytest.fixture
 def make(llama: Path, notes_folder: Path) -> Make:
     """A datamodule of the forty notes with the tiny model's tokenizer; settings override."""
-
     return functools.partial(tiny_datamodule, notes_folder, llama)
 
 
@@ -98,7 +97,9 @@ def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make
 
 
 @pytest.mark.parametrize(("class_balance", "share"), [("none", 0.125), ("inverse", 0.5)])
-def test_class_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, class_balance: str, share: float) -> None:
+def test_class_balance_draws_a_rare_specialty_more_often(
+    make: Make, tmp_path: Path, class_balance: str, share: float
+) -> None:
     rows = [row | {"medical_specialty": HEART if place < 3 else BONE} for place, row in enumerate(notes()["train"])]
     rare = {row["id"] for row in rows[:3]}
     source = str(write_csv(tmp_path / "train.csv", rows).parent)
@@ -249,7 +250,11 @@ def asked(data: TranscriptionDataModule) -> list[str]:
 
 def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
-    assert asked(make(predict={"text": "-"})) == ["A knee,\nswollen."] == asked(make(predict={"text": "A knee,\nswollen."}))
+    assert (
+        asked(make(predict={"text": "-"}))
+        == ["A knee,\nswollen."]
+        == asked(make(predict={"text": "A knee,\nswollen."}))
+    )
 
 
 def test_one_note_reads_no_table(make: Make) -> None:

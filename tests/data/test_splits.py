@@ -106,9 +106,7 @@ def test_every_row_is_accounted_for(notes: list[tuple[int, str]], chosen: Split,
         assert len(kept) == len(texts)
 
 
-@given(
-    notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS
-)
+@given(notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS)
 def test_the_order_of_rows_does_not_matter(
     notes: list[tuple[int, str]], chosen: Split, order: random.Random, near: int, conflicts: LabelConflicts
 ) -> None:

@@ -19,10 +19,9 @@ from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter_folder import write_adapter
+from medlit.callbacks.adapter_folder import AdapterTemperature, write_adapter
 from medlit.callbacks.data_link import DataLink
-from medlit.callbacks.temperature import AdapterTemperature
-from medlit.callbacks.validate_last_step import LastStep
+from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -158,9 +157,7 @@ def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, mask_pr
     watches = []
     for micro_batch_size, packing in ((32, False), (8, False), (3, False), (8, True)):
         batching = {"global_batch_size": 32, "micro_batch_size": micro_batch_size, "packing": packing}
-        module, data = parts(
-            source=forty, split={"kind": "official"}, batching=batching, mask_prompt=mask_prompt
-        )
+        module, data = parts(source=forty, split={"kind": "official"}, batching=batching, mask_prompt=mask_prompt)
         watches.append(Watch())
         trainer(data, watches[-1], max_steps=2).fit(module, data)
         assert len(watches[-1].gradients) == 2
@@ -586,10 +583,10 @@ def go_on(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noq
         trainer(data, save, Stop(step), max_steps=STEPS, val_every=2, enable_checkpointing=True).fit(module, data)
         return str(folder / str(step) / "at.ckpt")
 
-    def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
+    def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:  # noqa: ANN401
         module, data = parts(**model, **given)
         watch = Watch()
-        run = trainer(data, LastStep(), watch, max_steps=STEPS, val_every=val_every)
+        run = trainer(data, ValidateLastStep(), watch, max_steps=STEPS, val_every=val_every)
         run.fit(module, data, ckpt_path=until(step) if step else None, weights_only=True)
         return module, run, watch
 

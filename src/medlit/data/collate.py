@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 64
 Tokens = TypeVar("Tokens", int, np.ndarray)
+Collate = Callable[..., Any]
 
 
 class TokenisedNote(TypedDict):
@@ -257,7 +258,7 @@ class Collator:
 class BatchDataset(TorchDataset[Any]):
     """Whole batches by their row indices: the sampler chooses them, this fetches and collates."""
 
-    def __init__(self, rows: Dataset, collate: Callable[..., Any]) -> None:
+    def __init__(self, rows: Dataset, collate: Collate) -> None:
         self.rows = rows
         self.collate = collate
 

@@ -75,7 +75,7 @@ class DataFingerprint:
             source: the weights, as a message names them.
 
         Returns:
-            One sentence, or None when every split is the same, wherever it was read from.
+            One sentence, or None when all splits are the same, even if read from another place.
         """
         other = [split for split in SPLITS if self.hashes.get(split) != theirs.hashes.get(split)]
         if not other:

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.balance_ranks import micro_batches_per_step
-from medlit.data.collate import Batch, BatchDataset, Collator, EvalBatch, Prompts, identity, supervised_tokens
+from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
 from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source
 from medlit.data.predict_notes import read_predict_notes
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
@@ -23,11 +24,10 @@ from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import NoteSplits, split_notes
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
+from medlit.number_types import PositiveInt
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from medlit.data.labels import LabelSet
 
 
 class TranscriptionDataModule(L.LightningDataModule):
@@ -39,8 +39,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: what to do with identical texts that carry several labels: 'keep', 'drop', or 'majority' (the
-            commonest label).
+        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the commonest label).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.
@@ -65,7 +64,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         split: Split = Split(),  # noqa: B008
         instruction: str = INSTRUCTION,
         mask_prompt: bool = True,
-        max_response_tokens: int = 32,
+        max_response_tokens: PositiveInt = 32,
         batching: Batching = Batching(),  # noqa: B008
         predict: Predict = Predict(),  # noqa: B008
         tokenizer: Tokenizer = Tokenizer(),  # noqa: B008
@@ -93,7 +92,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     @cached_property
     def prompt(self) -> AlpacaPrompt:
-        """The prompt with the base model's tokenizer, which is loaded on first use."""
+        """The prompt; its tokenizer is loaded on first use."""
         tokenizer = load_tokenizer(self.tokenizer.base_model, self.tokenizer.revision)
         return AlpacaPrompt(tokenizer, self.instruction, self.tokenizer.max_length, self.max_response_tokens)
 
@@ -110,7 +109,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         return self.batching.token_budget or self.batching.micro_batch_size * self.tokenizer.max_length
 
     def prepare_data(self) -> None:
-        """Fill the caches, in one process of each machine."""
+        """Fill the caches, once per machine."""
         self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None) -> None:
@@ -127,15 +126,9 @@ class TranscriptionDataModule(L.LightningDataModule):
             self._tokenised = {name: tokenise(rows, self.prompt) for name, rows in self.read_splits().notes.items()}
 
     def read_splits(self) -> NoteSplits:
-        """Read and split the source, once; nothing is tokenised.
-
-        Raises:
-            UserError: the source, its columns or its labels cannot be used.
-        """
+        """Read and split the source, once; nothing is tokenised. Raises as `setup` does."""
         if self.splits is None:
-            tables = load_source(
-                self.source, revision=self.revision, columns=self.columns, labels=self.labels, require_labels=True
-            )
+            tables = load_source(self.source, revision=self.revision, columns=self.columns, labels=self.labels)
             splits = split_notes(tables, self.split, self.label_conflicts)
             self.label_set = splits.label_set(self.source)
             revision = commit_of(tables.values()) or self.revision
@@ -151,8 +144,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         """
         if split not in self._tokenised:
             raise UserError(
-                f"data.source: {self.source} has no {split} split; add one, or set data.split.kind to 'grouped' to"
-                " split it here."
+                f"data.source: {self.source} has no {split} split; add one, or set data.split.kind 'grouped'."
             )
         return self._tokenised[split]
 
@@ -162,11 +154,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         return self._predict_rows if self._predict_rows is not None else self.rows(self.predict.source)
 
     def skip_answered(self, answered: np.ndarray) -> None:
-        """Leave out notes that an interrupted run has answered.
-
-        Args:
-            answered: whether each of `predict_rows` is answered, (N,) bool.
-        """
+        """Leave out those of `predict_rows` that an interrupted run has answered, (N,) bool."""
         self._answered = answered
 
     @property
@@ -186,8 +174,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         length = np.array(rows["length"][:]) + answer
         supervised = supervised_tokens(length, answer, self.mask_prompt)
         packed = self._packs
-        rank, world_size = self._place
-        sampler = StepSampler(length, supervised, labels, self.batching, self.token_budget, packed, rank, world_size)
+        sampler = StepSampler(length, supervised, labels, self.batching, self.token_budget, packed, *self._place)
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
@@ -205,13 +192,13 @@ class TranscriptionDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Prompts]:
         """The notes to classify, each once.
 
-        Lightning stops where a process has no batch, so some are repeated where fewer are left than processes.
+        Lightning stops where a process has no batch, so notes are repeated if fewer are left than processes.
         """
         rows, world_size = self.predict_rows, self._place[1]
         left = np.arange(len(rows)) if self._answered is None else np.flatnonzero(~self._answered)
         if len(left) < world_size:
             left = np.resize(left if len(left) else np.arange(1), world_size)
-        return self._loader(BatchDataset(rows, self.collator.prompts), self._by_length(rows, left))
+        return self._eval_batches(rows, self.collator.prompts, left)
 
     def _eval_loader(self, split: str) -> DataLoader[EvalBatch]:
         rows, world_size = self.rows(split), self._place[1]
@@ -220,12 +207,12 @@ class TranscriptionDataModule(L.LightningDataModule):
                 f"trainer.devices: the {split} split has {len(rows)} notes, too few for {world_size} processes; use at"
                 f" most {len(rows)}, or a larger split."
             )
-        return self._loader(BatchDataset(rows, self.collator.evaluate), self._by_length(rows))
+        return self._eval_batches(rows, self.collator.evaluate)
 
-    def _by_length(self, rows: Dataset, indices: np.ndarray | None = None) -> LengthSortedSampler:
-        return LengthSortedSampler(
-            rows["length"][:], self.batching.eval_batch_size, self.token_budget, *self._place, indices
-        )
+    def _eval_batches(self, rows: Dataset, collate: Collate, indices: np.ndarray | None = None) -> DataLoader[Any]:
+        size = self.batching.eval_batch_size
+        sampler = LengthSortedSampler(rows["length"][:], size, self.token_budget, *self._place, indices)
+        return self._loader(BatchDataset(rows, collate), sampler)
 
     def _loader(self, dataset: BatchDataset, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
         # The sampler yields whole batches: batch_size=None turns automatic batching off.
@@ -244,8 +231,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         if self.batching.packing is not None:
             return self.batching.packing
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return ampere and supports_packing(self.tokenizer.base_model, self.tokenizer.revision)
+        return supports_packing(self.tokenizer.base_model, self.tokenizer.revision, device)
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -258,7 +244,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         return {"optimizer_steps": self.trainer.global_step if self.trainer else 0, "notes": notes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after the last step that was trained; called by every command that loads a checkpoint."""
+        """Continue after the last trained step; every command that loads a checkpoint calls this."""
         self._trained_steps = int(state_dict["optimizer_steps"])
         if self.fingerprint is not None and self._place[0] == 0:
             self.fingerprint.warn_if_different(DataFingerprint.from_dict(state_dict.get("notes")), "the checkpoint")

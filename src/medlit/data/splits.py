@@ -100,8 +100,8 @@ class NoteSplits:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
         import pyarrow.parquet as pq
 
-        with atomic_write(path) as beside:
-            pq.write_table(self.record, beside)
+        with atomic_write(path) as temporary:
+            pq.write_table(self.record, temporary)
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
@@ -146,9 +146,9 @@ def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflict
     if kind != "official" and settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
     result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings, label_conflicts)
-    with atomic_write(path) as beside:
+    with atomic_write(path) as temporary:
         columns = {"split": pa.array(result.split, pa.string()), "specialty": pa.array(result.specialty, pa.string())}
-        pq.write_table(pa.table(columns), beside)
+        pq.write_table(pa.table(columns), temporary)
     return result
 
 

@@ -45,7 +45,7 @@ class InferenceSettings:
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """What an adapter or a checkpoint of medlit says of its weights.
+    """Metadata of an adapter or a checkpoint.
 
     Attributes:
         base_model: as the user named it.
@@ -53,8 +53,8 @@ class AdapterMetadata:
         lora: the structural settings of `Lora`; empty for the bare base model.
         prompt: version of the prompt template.
         labels: label names, in the order of their ids.
-        instruction: the instruction of the prompt; None where a file does not say.
-        inference: None where a file does not say.
+        instruction: the instruction of the prompt; None if the file lacks it.
+        inference: None if the file lacks it.
         temperatures: `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
         data: the notes that the weights were trained with; an adapter's file only.
     """

@@ -43,7 +43,7 @@ def fit(
     gradient: bool = False,
     tiny: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run the verb, launched by Lightning; one batch is validated, after the last step.
+    """Run the command, launched by Lightning; one batch is validated, after the last step.
 
     Args:
         folder: an existing one, for the run and what the clock leaves.

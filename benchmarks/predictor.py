@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medlit.data.collate import Prompts
     from medlit.model.decoding import Answers
 
-# Not asked of medlit: what knows them imports transformers, and Unsloth has to come first.
+# Not imported from medlit: that imports transformers, and Unsloth must be imported first.
 MODES = ("generate", "constrained", "likelihood")
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order

@@ -27,7 +27,7 @@ def checkpoint(root: Path, run: str, name: str) -> Path:
         (["configs/hardware/ddp.yaml"], "medlit"),
     ],
 )
-def test_a_run_is_named_by_its_configs_less_the_machine(configs: list[str], name: str) -> None:
+def test_a_run_is_named_by_its_configs_without_the_hardware(configs: list[str], name: str) -> None:
     assert run_name(configs) == name
 
 

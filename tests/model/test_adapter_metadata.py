@@ -63,7 +63,7 @@ def test_it_survives_json() -> None:
     ],
     ids=["equal", "no labels in the data", "fewer labels", "targets in another order", "training only", "loading only"],
 )
-def test_what_does_not_change_the_weights_may_differ(same: AdapterMetadata) -> None:
+def test_settings_that_do_not_change_the_weights_may_differ(same: AdapterMetadata) -> None:
     check_metadata(same, TRAINED, "the checkpoint")
 
 
@@ -89,7 +89,7 @@ def test_an_instruction_that_is_not_in_the_file_is_not_compared(instruction: str
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.columns.label: .*'Urology'"),
     ],
 )
-def test_what_does_is_refused_by_name(other: AdapterMetadata, names: str) -> None:
+def test_a_difference_that_matters_is_refused_by_name(other: AdapterMetadata, names: str) -> None:
     with pytest.raises(UserError, match=names):
         check_metadata(other, TRAINED, "the checkpoint")
 
@@ -218,7 +218,7 @@ def test_a_file_of_release_0_1_is_read(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["keep", "conditions", "temperatures", "instruction"])
-def test_a_file_of_release_0_1_may_lack_what_came_late(missing: str) -> None:
+def test_a_file_of_release_0_1_may_lack_later_keys(missing: str) -> None:
     older = {name: value for name, value in OLD.items() if name != missing}
     read = AdapterMetadata.from_dict(older)
     check_metadata(ours(), read, "the adapter")
@@ -226,7 +226,7 @@ def test_a_file_of_release_0_1_may_lack_what_came_late(missing: str) -> None:
     assert (read.temperatures == {}) == (missing == "temperatures")
 
 
-def test_weights_of_release_0_1_that_kept_a_note_s_end_are_refused() -> None:
+def test_weights_trained_with_head_tail_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.keep head_tail, which medlit 0\.2 removed; use medlit 0\.1"):
         AdapterMetadata.from_dict(OLD | {"keep": "head_tail"})
 

@@ -128,7 +128,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_full_computation(model: nn.M
     agree(gradients(model, ours), theirs)
 
 
-def test_a_head_in_pieces_is_the_same_head(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_computed_in_chunks_gives_the_same_loss(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = batch(mask_prompt=False)
     whole = loss_sum(model, notes)
     theirs = gradients(model, whole)
@@ -140,7 +140,7 @@ def test_a_head_in_pieces_is_the_same_head(model: nn.Module, monkeypatch: pytest
         assert loss_sum(model, notes).item() == pytest.approx(whole.item(), rel=1e-6)
 
 
-def test_padding_and_company_do_not_change_a_note_s_loss(model: nn.Module) -> None:
+def test_padding_and_other_notes_do_not_change_a_note_s_loss(model: nn.Module) -> None:
     notes = batch()
     alone, width = [], notes.input_ids.shape[1]
     for i, n in enumerate(notes.lengths):
@@ -160,7 +160,7 @@ def test_packed_notes_have_the_loss_and_the_gradient_of_padded_ones(model: nn.Mo
     agree(gradients(model, packed), theirs, rel=1e-5)
 
 
-def test_computing_activations_again_changes_no_gradient(model: nn.Module, settings: LanguageModel) -> None:
+def test_recomputation_changes_no_gradient(model: nn.Module, settings: LanguageModel) -> None:
     kept = replace(settings, gradient_checkpointing="auto")
     other = load_model(kept, Lora(), CPU)
     randomise_adapter(other)
@@ -173,7 +173,7 @@ def test_computing_activations_again_changes_no_gradient(model: nn.Module, setti
 
 
 @pytest.mark.parametrize("keeping", [1, 2])
-def test_any_layers_can_be_computed_again(model: nn.Module, settings: LanguageModel, keeping: int) -> None:
+def test_any_number_of_layers_can_be_recomputed(model: nn.Module, settings: LanguageModel, keeping: int) -> None:
     theirs = gradients(model, loss_sum(model, batch()))
     language_model.train_mode(model, replace(settings, gradient_checkpointing="auto"))
     layers = causal_lm(model).model.layers

@@ -443,7 +443,7 @@ def test_last_weights_have_no_temperature(parts: Parts, run: Path) -> None:
         ("notes", "comes from other validation notes"),
     ],
 )
-def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
+def test_a_partial_validation_leaves_the_adapter_alone(
     parts: Parts, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, says: str
 ) -> None:
     source = tmp_path / "notes"
@@ -464,7 +464,7 @@ def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to_and_runs_no_code(fitted: Fitted) -> None:
+def test_a_checkpoint_holds_the_adapter_and_its_metadata_and_no_code(fitted: Fitted) -> None:
     checkpoint = torch.load(fitted[0], weights_only=True)
     assert checkpoint["state_dict"].keys() == fitted[2].keys()
     assert all("lora_" in name for name in checkpoint["state_dict"])
@@ -604,7 +604,7 @@ def optimizer_state(module: SpecialtyClassifier, run: L.Trainer) -> dict[tuple[s
     [(3, {}), (4, {}), (5, {"batching": {"num_workers": 1}}), (6, {"val_every": 3})],
     ids=["an epoch's end", "mid-epoch", "mid-epoch, off the interval, with workers", "an epoch's end on the interval"],
 )
-def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
+def test_a_resumed_fit_ends_as_an_uninterrupted_one(
     go_on: Any,  # noqa: ANN401
     step: int,
     given: dict[str, Any],
@@ -625,7 +625,7 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
 
 
 @pytest.mark.parametrize(("step", "micro_batch_size"), [(3, 2), (5, 8)])
-def test_a_fit_can_go_on_with_other_micro_batches(go_on: Any, step: int, micro_batch_size: int) -> None:  # noqa: ANN401
+def test_a_fit_can_resume_with_other_micro_batches(go_on: Any, step: int, micro_batch_size: int) -> None:  # noqa: ANN401
     """As on another number of devices: the same notes in the same steps, so the same losses but for rounding."""
     _, run, whole = go_on(0)
     _, again, rest = go_on(step, batching={"micro_batch_size": micro_batch_size})

@@ -81,14 +81,14 @@ Make = Callable[..., Decoder]
 
 
 def next_scores(model: nn.Module, ids: list[int]) -> Tensor:
-    """Log-probabilities of the next token by a forward of its own, float64."""
+    """Log-probabilities of the next token by a separate forward, float64."""
     with torch.no_grad():
         scores = causal_lm(model)(input_ids=torch.tensor([ids])).logits[0, -1]
     return scores.double().log_softmax(dim=0)
 
 
 def one_by_one(model: nn.Module, prompt: AlpacaPrompt, text: str, labels: LabelSet) -> list[list[float]]:
-    """Log-probability of every token of every label, each token by a forward of its own."""
+    """Log-probability of every token of every label, each token by a separate forward."""
     asked = prompt.prompt(text).input_ids
     answers = [prompt.response(name) for name in labels]
     return [
@@ -128,7 +128,7 @@ def test_padding_on_the_left_has_no_effect(decoder: Make, prompt: AlpacaPrompt, 
     same(decoder(mode)(padded), decoder(mode)(asked))
 
 
-def test_a_label_that_is_likelier_than_not_is_everybody_s_answer(llama: Path, prompt: AlpacaPrompt) -> None:
+def test_a_label_with_more_than_half_the_probability_is_every_mode_s_answer(llama: Path, prompt: AlpacaPrompt) -> None:
     """More than one half for the whole is more than one half for each token: no other way to answer has a chance."""
     labels = LabelSet.from_names(SPECIALTIES)
     model = taught(llama, prompt)
@@ -208,13 +208,13 @@ def test_no_pass_is_wider_than_the_prompts(
 
 
 @pytest.mark.parametrize("mode", ["constrained", "likelihood"])
-def test_without_labels_there_is_nothing_to_choose_from(decoder: Make, mode: str) -> None:
+def test_modes_that_need_labels_are_refused_without_any(decoder: Make, mode: str) -> None:
     with pytest.raises(UserError, match=f"model.decoding.mode: '{mode}' needs the list of labels"):
         decoder(mode, LabelSet(()))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_labels_that_were_read_tell_their_loss(
+def test_label_log_likelihoods_are_those_of_a_forward_per_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], mode: str
 ) -> None:
     found = decoder(mode)(ask(prompt, texts))
@@ -225,7 +225,7 @@ def test_labels_that_were_read_tell_their_loss(
 # --- likelihood -------------------------------------------------------------------------------------------------------
 
 
-def test_likelihoods_are_those_of_a_forward_a_label(
+def test_likelihoods_are_those_of_a_forward_per_label(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     found = decoder("likelihood")(ask(prompt, texts))
@@ -242,7 +242,7 @@ def test_likelihoods_are_those_of_a_forward_a_label(
 # --- constrained ------------------------------------------------------------------------------------------------------
 
 
-def test_constrained_takes_the_likeliest_token_that_is_allowed(
+def test_constrained_takes_the_most_likely_allowed_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     found = decoder("constrained")(ask(prompt, texts))
@@ -279,7 +279,7 @@ def test_a_sampling_model_is_greedy_all_the_same(
     assert decoder("generate")(asked).texts == greedy
 
 
-def test_it_is_what_the_likeliest_next_token_gives(
+def test_generation_takes_the_most_likely_next_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     found = decoder("generate")(ask(prompt, texts[:3]))
@@ -291,7 +291,7 @@ def test_it_is_what_the_likeliest_next_token_gives(
         assert answer == prompt.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_it_is_what_transformers_generates(
+def test_generation_is_that_of_transformers(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     asked = ask(prompt, texts)
@@ -303,7 +303,7 @@ def test_it_is_what_transformers_generates(
     assert decoder("generate")(asked).texts == wanted
 
 
-def test_labels_read_ahead_change_nothing(model: nn.Module, prompt: AlpacaPrompt, texts: list[str]) -> None:
+def test_scoring_labels_ahead_changes_no_answer(model: nn.Module, prompt: AlpacaPrompt, texts: list[str]) -> None:
     """The draft holds the answers' own beginnings, so that some rows follow it far and others leave it at once."""
     asked = ask(prompt, texts)
     tokenizer = prompt.tokenizer
@@ -318,7 +318,7 @@ def test_labels_read_ahead_change_nothing(model: nn.Module, prompt: AlpacaPrompt
     assert answer(*drafts) == alone
 
 
-def test_it_stops_at_every_end(
+def test_generation_stops_at_every_eos(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever token the model happens to give as its third is made an EOS, for two notes at once."""
@@ -343,7 +343,7 @@ def test_it_stops_at_every_end(
 
 
 class Script(nn.Module):
-    """A model that gives the answers it was told to give, whatever it reads.
+    """A model that gives scripted answers, whatever it reads.
 
     Args:
         answers: token ids of each row's answer.
@@ -420,13 +420,13 @@ def test_the_first_line_counts_if_it_is_on_the_list(tokenizer: Tokens) -> None:
     assert (found.probabilities, found.log_likelihoods) == (None, None)
 
 
-def test_nothing_after_any_end_is_read(tokenizer: Tokens) -> None:
+def test_text_after_any_eos_is_ignored(tokenizer: Tokens) -> None:
     other = tokenizer(":", add_special_tokens=False)["input_ids"]
     found = read(tokenizer, [f"{BRAIN}</s> and more", f"{BRAIN}: and more"], other)
     assert found.texts == [BRAIN, BRAIN]
 
 
-def test_an_answer_ends_where_nothing_can_change_its_label(tokenizer: Tokens) -> None:
+def test_an_answer_ends_where_its_label_is_settled(tokenizer: Tokens) -> None:
     """Its text is kept as far as it came, and costs no pass once the labels were read ahead."""
     answers = ["The specialty is Neurology", f"{BRAIN}\nand more", f"{BRAIN} and more", f"{BONE}</s>"]
     found = read(tokenizer, answers)
@@ -447,7 +447,7 @@ def test_answers_on_the_list_take_two_passes(prompt: AlpacaPrompt) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 7])
-def test_no_answer_is_longer_than_it_may_be(tokenizer: Tokens, tokens: int) -> None:
+def test_no_answer_is_longer_than_max_new_tokens(tokenizer: Tokens, tokens: int) -> None:
     answers = ["and" * 9, f"{BRAIN} {BONE}"]
     found = read(tokenizer, answers, max_new_tokens=tokens, stop_early=False)
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"][:tokens] for text in answers]
@@ -481,6 +481,6 @@ def test_stopping_early_never_changes_a_label(answers: list[str], names: list[st
 
 
 @pytest.mark.parametrize(("configured", "ends"), [(None, [2]), (7, [2, 7]), ([7, 2, 9], [2, 7, 9])])
-def test_every_end_is_known(tokenizer: Tokens, configured: int | list[int] | None, ends: list[int]) -> None:
+def test_every_eos_is_known(tokenizer: Tokens, configured: int | list[int] | None, ends: list[int]) -> None:
     assert tokenizer.eos_token_id == 2
     assert eos_ids(scripted(tokenizer, ["a"], configured), tokenizer) == ends

@@ -63,10 +63,11 @@ def start_training(path: Path) -> str:
     data = TranscriptionDataModule(str(path), split=Split("grouped"))
     data.setup("fit")
     first = next(iter(data.train_dataloader()))
-    splits = data.read_splits()
-    splits.write(path.with_name("split.parquet"))
-    sizes = ", ".join(f"{name} {len(data.rows(name))} ({digits[:8]})" for name, digits in splits.hashes.items())
-    return f"{sizes}; first micro-batch {tuple(first.input_ids.shape)}"
+    if data.splits is None:
+        raise RuntimeError("setup has not run")
+    data.splits.write(path.with_name("split.parquet"))
+    splits = ", ".join(f"{name} {len(data.rows(name))} ({digits[:8]})" for name, digits in data.splits.hashes.items())
+    return f"{splits}; first micro-batch {tuple(first.input_ids.shape)}"
 
 
 STAGES = ("audit", "audit again", "first start", "second start")

@@ -71,16 +71,16 @@ class Bench:
         from medlit.base_model import load_tokenizer
         from medlit.data.collate import Collator
         from medlit.data.prompt import AlpacaPrompt
-        from medlit.model.decoding import LabelScorer
+        from medlit.model import language_model
+        from medlit.model.decoding.likelihood import LabelScorer
         from medlit.model.decoding.trie import TokenTrie
-        from medlit.model.language_model import inference_mode
         from medlit.model.loading import load_model
         from medlit.model.settings import LanguageModel, Lora
 
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.language_model = LanguageModel(str(base_model), max_length=max_length)
         self.model: Any = load_model(self.language_model, Lora(), self.device)
-        inference_mode(self.model)
+        language_model.inference_mode(self.model)
         self.tokenizer: Any = load_tokenizer(str(base_model))
         self.prompt = AlpacaPrompt(self.tokenizer, max_length=max_length)
         self.trie = TokenTrie.of([self.prompt.response(name) for name in SPECIALTIES])
@@ -194,7 +194,8 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
     import torch
 
     from medlit.data.labels import LabelSet
-    from medlit.model.decoding import Generate, LabelScorer
+    from medlit.model.decoding.generate import Generate
+    from medlit.model.decoding.likelihood import LabelScorer
     from medlit.model.decoding.trie import TokenTrie
 
     long = [ids for ids in map(bench.prompt.response, SPECIALTIES) if len(ids) >= 4]
@@ -221,7 +222,7 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
 def decoders(bench: Bench) -> dict[str, Callable[[Prompts], Answers]]:
     """System -> decoder."""
     from medlit.data.labels import LabelSet
-    from medlit.model.decoding import Constrained, Likelihood
+    from medlit.model.decoding.likelihood import Constrained, Likelihood
 
     labels = LabelSet(SPECIALTIES)
     return {
@@ -262,8 +263,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     import torch
 
     from medlit.data.collate import Batch
-    from medlit.model.families import can_pack
-    from medlit.model.language_model import loss_sum, make_recomputation, train_mode
+    from medlit.model import families, language_model
     from medlit.model.settings import Lora
 
     def validate() -> None:
@@ -282,16 +282,16 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
         bench.synchronise()
     validating = (time.perf_counter() - begin) * VALIDATION / len(bench.rows)
 
-    train_mode(bench.model, bench.language_model)
-    recomputation = make_recomputation(bench.model, bench.language_model, Lora())
-    packed = can_pack(bench.model)
+    language_model.train_mode(bench.model, bench.language_model)
+    recomputation = language_model.make_recomputation(bench.model, bench.language_model, Lora())
+    packed = families.can_pack(bench.model)
     collate = bench.collator.packed if packed else bench.collator.train
     seconds, tokens = [], 0
     for rows in step_rows(bench, WARM_UP + steps, packed):
         begin = time.perf_counter()
         for part in rows:
             with bench.autocast():
-                loss = loss_sum(bench.model, on_device(collate(part, 1)), recomputation)
+                loss = language_model.loss_sum(bench.model, on_device(collate(part, 1)), recomputation)
             loss.backward()
             tokens += sum(map(bench.collator.length, part)) if len(seconds) >= WARM_UP else 0
         bench.model.zero_grad()
@@ -314,7 +314,7 @@ def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Toke
     from medlit.data.settings import Batching
 
     lengths = np.array([bench.collator.length(row) for row in bench.rows])
-    batching = Batching(global_batch_size=min(32, len(lengths)))
+    batching = Batching(global_batch_size=min(32, len(lengths)), micro_batch_size=8)
     sampler = StepSampler(lengths, lengths, np.zeros_like(lengths), batching, BUDGET, packed)
     micro = [batch for epoch in range(steps) for batch in (sampler.set_epoch(epoch), *sampler)[1:]]
     for step in range(steps):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medlit.data.collate import Prompts
     from medlit.model.decoding import Answers
 
-# Not imported from medlit: that imports transformers, and Unsloth must be imported first.
+# Not asked of medlit: what knows them imports transformers, and Unsloth has to come first.
 MODES = ("generate", "constrained", "likelihood")
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
@@ -53,7 +53,7 @@ def write_untrained(folder: Path, base_model: str) -> Path:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     model: Any = load_model(language_model, lora, device)
     metadata = AdapterMetadata.of(language_model, lora, LabelSet.from_names(SPECIALTIES))
-    save_adapter(model, load_tokenizer(base_model, None), metadata, folder)
+    save_adapter(model, load_tokenizer(base_model), metadata, folder)
     return folder
 
 

@@ -39,9 +39,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
 GIB = 2**30
 NOTES_A_STEP = 32
-# GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each unpacks all weights anew, and
-# below some 5,000
-# tokens the GPU waits for the host. But they leave room for fewer layers.
+# GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each dequantises all weights, and below
+# some 5,000 tokens the GPU waits for the host. But they leave memory for fewer layers.
 MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
 PEERS = ("unsloth_trl", "peft_trl")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
@@ -103,9 +102,9 @@ class Run:
         self._describe()
         self._prepare()
         only, systems = self.args.only, self.args.systems if "systems" in self.args.only else ()
-        for system, (gib, micro_batch_size) in MEDLIT.items():
+        for system, (gib, batch_size) in MEDLIT.items():
             if system in systems:
-                self.attempt(system, lambda s=system, g=gib, b=micro_batch_size: self.medlit(s, g, b))
+                self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
         peers = {name: self._start(name) for name in PEERS if name in systems}
         try:
             for name, part in (("matmul", self.matmul), ("loader", self.loader), ("parity", self.parity)):
@@ -208,7 +207,7 @@ class Run:
         self.result["notes"] = {"a_step": NOTES_A_STEP, "mean_tokens": round(mean, 1)}
         say(f"notes of {mean:.0f} tokens")
 
-    def datamodule(self, micro_batch_size: int, **batching: Any) -> Any:  # noqa: ANN401 - imported late
+    def datamodule(self, batch_size: int, **settings: Any) -> Any:  # noqa: ANN401 - imported late
         """The notes as `medlit fit` batches them."""
         from medlit.data.datamodule import TranscriptionDataModule
         from medlit.data.settings import Batching, Split, Tokenizer
@@ -216,26 +215,26 @@ class Run:
         return TranscriptionDataModule(
             source=str(self.source),
             split=Split("official"),
-            batching=Batching(global_batch_size=NOTES_A_STEP, micro_batch_size=micro_batch_size, **batching),
+            batching=Batching(global_batch_size=NOTES_A_STEP, micro_batch_size=batch_size, **settings),
             tokenizer=Tokenizer(str(self.llama), max_length=2048 if self.cuda else 512),
         )
 
     # --- medlit -------------------------------------------------------------------------------------------------------
 
-    def fit(self, gib: int, micro_batch_size: int, steps: int, **batching: Any) -> Any:  # noqa: ANN401
+    def fit(self, gib: int, batch_size: int, steps: int, **data: Any) -> Any:  # noqa: ANN401
         """Train as `medlit fit` does; the clock that ran beside it."""
         import train_medlit
 
         if self.lab is None:
             self.lab = train_medlit.Lab(self.llama, self.scratch, self.cuda)
-        return self.lab.fit(self.datamodule(micro_batch_size, **batching), steps, gib)
+        return self.lab.fit(self.datamodule(batch_size, **data), steps, gib)
 
-    def medlit(self, system: str, gib: int, micro_batch_size: int) -> None:
+    def medlit(self, system: str, gib: int, batch_size: int) -> None:
         """One of medlit's rows, with what the estimate said beside what was measured."""
-        clock = self.fit(gib, micro_batch_size, self.args.warm_up + self.args.steps)
+        clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps)
         row = self.row(system, clock.seconds, clock.cells, clock.peak / GIB)
         row |= {
-            "micro_batches": -(-NOTES_A_STEP // micro_batch_size),
+            "micro_batches": -(-NOTES_A_STEP // batch_size),
             "first_step_seconds": round(clock.seconds[0], 2),
             "graphs_compiled_after_warm_up": clock.graphs[-1] - clock.graphs[self.args.warm_up - 1],
         }
@@ -340,8 +339,8 @@ class Run:
 
         steps = min(6, self.args.warm_up + self.args.steps)
 
-        def measure(name: str, gib: int, micro_batch_size: int, **batching: Any) -> None:  # noqa: ANN401
-            clock = self.fit(gib, micro_batch_size, steps, **batching)
+        def measure(name: str, gib: int, batch_size: int, **settings: Any) -> None:  # noqa: ANN401
+            clock = self.fit(gib, batch_size, steps, **settings)
             warm_up = min(2, steps - 1)
             rates = [self.tokens[s] / clock.seconds[s] for s in range(warm_up, steps)]
             row = {

@@ -57,7 +57,7 @@ bundle: $(VENV)/.made ## Put all that an offline machine needs into dist/ (PLATF
 bundle-test: $(VENV)/.made ## Make a bundle, install it without a network and train two steps
 	rm -rf dist/test
 	$(BUNDLE) --output dist/test
-	$(PY) tests/bundle/offline.py dist/test/medlit-*
+	$(PY) tests/tools/bundle_offline.py dist/test/medlit-*
 
 .PHONY: clean
 clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay

@@ -41,13 +41,13 @@ SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in al
 def write_untrained(folder: Path, base_model: str) -> Path:
     """Write an adapter that changes nothing."""
     import torch
+    from medlit.model.conditions import KEY, Conditions
 
     from medlit.atomic_io import write_json
     from medlit.data.labels import LabelSet
     from medlit.model import loading
     from medlit.model.adapter import save_adapter
     from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
-    from medlit.model.conditions import KEY, Conditions
     from medlit.model.settings import LanguageModel, Lora
 
     language_model, lora = LanguageModel(base_model), Lora()

@@ -38,7 +38,7 @@ def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    from medlit.callbacks.validate_last_step import LastStep
+    from medlit.callbacks.validate_last_step import ValidateLastStep
     from medlit.cli.cli import main
 
     folder = tmp_path_factory.mktemp("resume")
@@ -47,15 +47,15 @@ def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     main([*settings, str(found.whole)])
     _free()
 
-    hook = LastStep.on_train_batch_end
+    hook = ValidateLastStep.on_train_batch_end
 
-    def stop(self: LastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
+    def stop(self: ValidateLastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
         hook(self, trainer, *rest)
         if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LastStep, "on_train_batch_end", stop)
+        patch.setattr(ValidateLastStep, "on_train_batch_end", stop)
         with pytest.raises(SystemExit) as ended:
             main([*settings, str(found.stopped)])
     assert ended.value.code == 128 + signal.SIGTERM

@@ -19,7 +19,7 @@ from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
 from medlit.number_types import NonNegativeInt, PositiveInt
-from medlit.predictions.write import FORMATS
+from medlit.predictions.table import FORMATS
 
 PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 SEED = 3407

@@ -16,22 +16,19 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.callbacks.adapter_folder import AdapterFolder
+from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature
 from medlit.callbacks.data_link import DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint
-from medlit.callbacks.memory import MemoryWatch
-from medlit.callbacks.nonfinite import FiniteSteps
+from medlit.callbacks.memory import MemoryAdvice
+from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
-from medlit.callbacks.progress_bar import NotesProgressBar
+from medlit.callbacks.progress_bar import ProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.run_files import SaveRunFiles, SaveSamples
 from medlit.callbacks.run_folder import RunLogger
-from medlit.callbacks.samples import Samples
-from medlit.callbacks.save_config import SaveConfig
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.split_record import SplitRecord
-from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
-from medlit.callbacks.validate_last_step import LastStep
+from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments
 from medlit.cli.environment import (
     ENV_PREFIX,
@@ -54,7 +51,7 @@ from medlit.errors import UserError
 from medlit.model.checkpoints import AtomicCheckpointIO
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
 
@@ -66,7 +63,7 @@ class MedlitCLI(LightningCLI):
         save_config_callback: writes the config of the run; None: nothing does.
     """
 
-    def __init__(self, args: list[str], save_config_callback: type[SaveConfig] | None = None) -> None:
+    def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb, *rest = args
         check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
         super().__init__(
@@ -134,7 +131,7 @@ class MedlitCLI(LightningCLI):
         elif self.subcommand != "fit" and run is not None:
             check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in versions(root, name) if find_parts(run / arguments.PREDICTIONS)), None)
+            run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
@@ -157,7 +154,7 @@ class MedlitCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
-        self.memory = MemoryWatch()
+        self.memory = MemoryAdvice()
         self.report = RunReport()
         output = config.get("output")
         self.predictions = PredictionWriter(
@@ -168,22 +165,21 @@ class MedlitCLI(LightningCLI):
         )
         callbacks: list[L.Callback] = [
             DataLink(),
-            LastStep(),
+            ValidateLastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),
-            FiniteSteps(config.model.optimizer.on_nonfinite),
+            NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,
             AdapterTemperature(),
-            SplitRecord(),
             Throughput(),
             self.predictions,
         ]
         if config.log_samples:
-            callbacks.append(Samples(config.log_samples))
+            callbacks.append(SaveSamples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(NotesProgressBar())
+            callbacks.append(ProgressBar())
         return callbacks
 
     def after_instantiate_classes(self) -> None:
@@ -211,7 +207,7 @@ class MedlitCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
-            raise self.memory.told(self.model.language_model, self.datamodule) from error
+            raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:
             print(f"medlit: written: {written}", file=sys.stderr)
 
@@ -227,4 +223,4 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     """
     silence_warnings()
     with exit_codes():
-        return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveConfig)
+        return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from medlit.atomic_io import unwritable
 from medlit.cli.arguments import PREDICTIONS
 from medlit.errors import UserError
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
         # Another verb may be writing here: remove only the file that this process's logger made.
         for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
             path.unlink()
-    elif not (folder / "checkpoints").exists() and not find_parts(folder / PREDICTIONS):  # nothing to resume from
+    elif not (folder / "checkpoints").exists() and not find_shards(folder / PREDICTIONS):  # nothing to resume from
         shutil.rmtree(folder, ignore_errors=True)
         for parent in (folder.parent, folder.parent.parent):
             with contextlib.suppress(OSError):  # it holds other runs

@@ -1,178 +1,180 @@
-"""One export from the loaded model on: the files, the comparison, the card; whole, or nothing."""
+"""One export: check the settings, write the files, verify them in a fresh process, add the card; all or nothing."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
+import re
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import torch
-from torch import nn
 
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
-from medlit.model import adapter as adapters
-from medlit.model.families import causal_lm
+from medlit.cli.arguments import make_datamodule, parse_settings
+from medlit.cli.environment import check_device, check_writable
+from medlit.cli.validation import check_settings
+from medlit.cli.warnings import silence_warnings
+from medlit.errors import UserError
+from medlit.model.adapter import save_adapter
+from medlit.paths import HUB_TOKENS, hub_is_offline
 from medlit.tools.export.card import write_card
-from medlit.tools.export.gguf import has_llama_cpp, write_gguf
-from medlit.tools.export.hub import Repository
-from medlit.tools.export.merged import model_folder, original_shards, trained_shards, write_merged
-from medlit.tools.export.source import Questions, Weights, published
-from medlit.tools.export.verify import FILE, Request, Verification, answer
+from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
+from medlit.tools.export.merged import config_folder, merged_weights, write_merged
+from medlit.tools.export.source import Weights, find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
+from medlit.tools.export.verify import VERIFICATION_FILE, Verification
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def _undecided(row: dict[str, Any]) -> str:
-    return f" ({row['undecided']} of the others lay between two)" if row["undecided"] else ""
-
-
-class Job:
-    """One export, from the loaded model on.
+def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Export, verify and report.
 
     Args:
-        options: the verb's own flags.
-        weights: what is exported.
-        device: where to compute.
+        options: the command's own flags.
+        rest: settings as for `medlit fit`.
 
-    Attributes:
-        model: medlit's own; let go before another process loads the export.
+    Raises:
+        UserError: something cannot be used, or the export answers differently; nothing is left on disk.
     """
+    silence_warnings()
+    quantisations = _check_options(options)
+    token = check_upload(options) if options.to == "hub" else None
+    config = _read_settings(options, rest)
+    weights = find_weights(config, options.ckpt_path, options.run_dir)
+    base = weights.language_model
+    if options.to == "hub":
+        _check_published(base.base_model)
+    if options.to == "gguf":
+        check_convertible(config_folder(base.base_model, base.revision), quantisations)
+        if not has_llama_cpp():
+            log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {INSTALL}")
 
-    model: nn.Module
-
-    def __init__(self, options: argparse.Namespace, weights: Weights, device: torch.device) -> None:
-        self.options = options
-        self.weights = weights
-        self.device = device
-        self.original = options.onto == "original" and options.to in ("merged", "gguf")
-
-    @property
-    def onto(self) -> str:
-        """The base model whose files a merge starts from."""
-        return str(self.options.base or self.weights.language_model.base_model)
-
-    @property
-    def words(self) -> str:
-        """What a merge adds to, for the report and the card."""
-        if self.original:
-            return "the base model's 16-bit weights, beside which the adapter was not trained"
-        four = self.weights.language_model.load_in_4bit
-        return f"the weights that it was trained beside ({'4-bit ones, unpacked to 16 bits' if four else '16 bits'})"
-
-    def write(self, questions: Questions, quantisations: list[str], repository: Repository | None) -> None:
-        """Write the folder, whole and compared, or nothing."""
-        options, output = self.options, self.options.output
-        verification = Verification(questions, options.max_changed, options.max_drift)
-        if output.exists():
-            output.rmdir()  # it is empty
-        with atomic_dir(output) as folder, _scratch(output) as scratch:
-            is_adapter = options.to in ("adapter", "hub")
-            adapter = folder if is_adapter else _made(scratch / "adapter")
-            self._write_adapter(adapter)
-            facts: dict[str, Any] = {"to": options.to, "medlit": _own(self.weights, self.device)}
-            if is_adapter:
-                self._check_adapter(verification, adapter)
-            else:
-                merged = folder if options.to == "merged" else _made(scratch / "merged")
-                facts["added_to"] = self.words
-                say(f"adding the adapter to {self.words}")
-                self._merge(adapter, merged)
-                self._check_merged(verification, adapter, merged, folder, quantisations)
-            write_card(folder, self.weights, options.to, verification, facts)
-            write_json(folder / FILE, verification.report(facts))
-        for row in verification.rows:
-            own = row["against_medlit"]
-            say(
-                f"{row['export']}: {own['notes'] - own['changed']} of {own['notes']} notes get the same specialty"
-                f"{_undecided(own)};"
-                f" log-likelihood of the answer moved by {own['drift_median']:.4f} nats in the median,"
-                f" {own['drift_max']:.4f} at most ({row['reader']})"
-            )
-        say(f"written: {output}")
-        if repository is not None:
-            repository.send(output)
-
-    def _let_go(self) -> None:
-        """Give the device's memory back before another process wants it."""
-        del self.model
+    use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+    log(f"loading {base.base_model} and {weights.path}")
+    model = weights.load(device)
+    log("scoring the labels with medlit's model")
+    reference = reference_answers(model, make_datamodule(config), weights.metadata.labels, options.notes)
+    verification = Verification(reference, options.max_changed, options.max_drift)
+    facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {weights.base_bits}, on {device.type}"}
+    if options.output.exists():
+        options.output.rmdir()  # it is empty
+    with _exit_on_sigterm(), atomic_dir(options.output) as folder, _scratch_folder(options.output) as scratch:
+        model_folder = scratch if options.to == "gguf" else folder
+        tokenizer = load_tokenizer(base.base_model, base.revision)
+        if options.to in ("adapter", "hub"):
+            published = hub_id(base.base_model) if options.to == "hub" else base.base_model
+            metadata = replace(weights.metadata, base_model=published)
+            save_adapter(model, tokenizer, metadata, model_folder)  # type: ignore[arg-type]
+        else:
+            facts["added_to"] = weights.merged_into
+            log(f"merging the adapter into {weights.merged_into}")
+            write_merged(merged_weights(model), config_folder(base.base_model, base.revision), model_folder)
+            tokenizer.save_pretrained(model_folder)
+        del model  # the fresh process needs the memory
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _write_adapter(self, folder: Path) -> None:
-        language_model = self.weights.language_model
-        named = published(language_model.base_model) if self.options.to == "hub" else language_model.base_model
-        adapters.save_adapter(self.model, folder, named, language_model.revision)  # type: ignore[arg-type]
-        load_tokenizer(language_model.base_model, language_model.revision).save_pretrained(folder)
-        self.weights.describe(folder)
-
-    def _merge(self, adapter: Path, folder: Path) -> None:
-        language_model = self.weights.language_model
-        if self.original:
-            source = model_folder(self.onto, language_model.revision if self.options.base is None else None)
-            write_merged(original_shards(source), source, adapter, folder)
+        if options.to == "gguf":
+            _write_and_verify_gguf(verification, model_folder, folder, quantisations)
         else:
-            source = model_folder(language_model.base_model, language_model.revision)
-            write_merged(trained_shards(causal_lm(self.model)), source, adapter, folder)
-        load_tokenizer(language_model.base_model, language_model.revision).save_pretrained(folder)
-        self.weights.describe(folder, whole=True)
-
-    def _check_adapter(self, verification: Verification, adapter: Path) -> None:
-        self._let_go()
-        language_model = self.weights.language_model
-        request = Request(
-            "peft", adapter, resolve(language_model.base_model), language_model.revision, language_model.load_in_4bit
-        )
-        say("loading the adapter again with PEFT")
-        verification.check("adapter", request, self.device)
-
-    def _check_merged(
-        self, verification: Verification, adapter: Path, merged: Path, folder: Path, quantisations: list[str]
-    ) -> None:
-        self._let_go()
-        beside = None
-        if self.original:
-            say("answering with the adapter beside those weights, for comparison")
-            revision = self.weights.language_model.revision if self.options.base is None else None
-            request = Request("peft", adapter, str(model_folder(self.onto, revision)))
-            beside = np.array(answer(request, verification.questions, self.device)["nats"])
-        if self.options.to == "merged":
-            say("loading the merged model again with transformers")
-            verification.check("merged", Request("transformers", merged), self.device, beside)
-            return
-        for one in quantisations:
-            path = folder / f"model-{one}.gguf"
-            say(f"writing {path.name}")
-            write_gguf(merged, path, one)
-            with_llama_cpp = has_llama_cpp()
-            say(f"loading it again with {'llama.cpp' if with_llama_cpp else 'transformers'}")
-            request = Request("llama.cpp" if with_llama_cpp else "transformers-gguf", path)
-            verification.check(path.name, request, torch.device("cpu"), beside, one)
-        self.weights.describe(folder, whole=True)
+            _verify_model(verification, weights, options.to, model_folder, device)
+        weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
+        write_card(folder, weights, options.to, verification)
+        write_json(folder / VERIFICATION_FILE, facts | verification.report())
+    for line in verification.summary():
+        log(line)
+    log(f"written: {options.output}")
+    if options.to == "hub":
+        upload(options, token)
+    return 0
 
 
-def _own(weights: Weights, device: torch.device) -> str:
-    """What medlit's own answers were made with."""
-    return f"{weights.file}, base model in {'4-bit' if weights.language_model.load_in_4bit else '16-bit'}, on {device.type}"
+def _check_options(options: argparse.Namespace) -> list[str]:
+    """Check each flag by itself; return the requested GGUF types.
+
+    Raises:
+        UserError: a flag cannot be used.
+    """
+    output = options.output
+    if options.run_dir is not None and not options.run_dir.is_dir():
+        raise UserError(f"run_dir: there is no folder {options.run_dir}; give the run folder of a fit.")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"output: {output} exists and is not empty; name a new folder.")
+    check_writable("output", output)
+    if options.notes < 1:
+        raise UserError(f"notes: must be at least 1, not {options.notes}.")
+    if not 0 <= options.max_changed <= 1:
+        raise UserError(f"max_changed: must be a share from 0 to 1, not {options.max_changed:g}.")
+    if options.max_drift is not None and not options.max_drift > 0:
+        raise UserError(f"max_drift: must be over 0 nats, not {options.max_drift:g}.")
+    if options.to != "hub" and (options.push or options.public or options.repo):
+        raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
+    quantisations = list(dict.fromkeys(filter(None, options.gguf_types.lower().split(","))))
+    if not quantisations or not set(quantisations) <= set(QUANTISATIONS):
+        raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(QUANTISATIONS)}.")
+    return quantisations
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o700)
-    return folder
+def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Namespace
+    """Read the flags over --config, or over the settings of the run's fit.
+
+    Raises:
+        UserError: a setting cannot be used.
+    """
+    run = options.run_dir or run_of_adapter(options.adapter)
+    has_config = any(argument.split("=")[0] == "--config" for argument in rest)
+    recorded = fit_settings(run) if run is not None and not has_config else []
+    adapter = [] if options.adapter is None else ["--model.adapter", options.adapter]
+    config = parse_settings("export", [*recorded, *rest, *adapter])
+    check_settings(config)
+    check_device(config.trainer.accelerator, 1)
+    return config
+
+
+def _verify_model(
+    verification: Verification, weights: Weights, target: str, folder: Path, device: torch.device
+) -> None:
+    if target == "merged":
+        log("reloading the merged model with transformers")
+        verification.check("merged", "transformers", folder, str(device))
+    else:
+        log("reloading the adapter with PEFT")
+        base = weights.language_model
+        arguments = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+        verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
+
+
+def _write_and_verify_gguf(
+    verification: Verification, model_folder: Path, folder: Path, quantisations: list[str]
+) -> None:
+    loader = "llama.cpp" if has_llama_cpp() else "transformers-gguf"
+    for quantisation in quantisations:
+        path = folder / f"model-{quantisation}.gguf"
+        log(f"writing {path.name}")
+        write_gguf(model_folder, path, quantisation)
+        log(f"reloading it with {loader.removesuffix('-gguf')}")
+        verification.check(path.name, loader, path, "cpu", quantisation)
 
 
 @contextmanager
-def cleared_away() -> Iterator[None]:
-    """Let a job manager's SIGTERM end the export as Ctrl-C does, with what is half written removed."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn a job manager's SIGTERM into an exception, so that unfinished files are removed as after Ctrl-C."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -185,13 +187,83 @@ def cleared_away() -> Iterator[None]:
 
 
 @contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A folder beside the export, on the disk that must take it anyway, for what is only a step on the way."""
+def _scratch_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder for intermediate files, on the disk of the export."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-step-", dir=output.parent) as name:
         yield Path(name)
 
 
-def say(text: str) -> None:
-    """Tell a step, with the minutes and seconds since the command was given."""
+def log(message: str) -> None:
+    """Print a message to standard error, with the time since the command started."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
-    print(f"medlit: {minutes}:{seconds:02} {text}", file=sys.stderr, flush=True)
+    print(f"medlit: {minutes}:{seconds:02} {message}", file=sys.stderr, flush=True)
+
+
+# --- the Hugging Face Hub ---------------------------------------------------------------------------------------------
+
+
+def check_upload(options: argparse.Namespace) -> str | None:
+    """Check the flags and the environment of an upload, without a request; return the access token, if there is one.
+
+    Raises:
+        UserError: the repository has no valid name, or a push has no token or no network.
+    """
+    if not _REPOSITORY.fullmatch(options.repo or ""):
+        raise UserError(f"repo: {options.repo!r} is not the name of a repository; give owner/name.")
+    token = next((os.environ[name] for name in HUB_TOKENS if os.environ.get(name)), None)
+    if options.push and token is None:
+        raise UserError("push: there is no access token; set HF_TOKEN to one that may write to the repository.")
+    if options.push and hub_is_offline():
+        raise UserError("push: HF_HUB_OFFLINE is set; unset it if there is a network.")
+    return token
+
+
+def _check_published(base_model: str) -> None:
+    """Check that others can load the base model too."""
+    if Path(base_model).expanduser().exists() or base_model.startswith((".", "/", "~")):
+        raise UserError(
+            "to: an adapter on the Hub names its base model, and this one's is a local folder; fine-tune from a model"
+            " of the Hub, or export with --to adapter."
+        )
+
+
+def upload(options: argparse.Namespace, token: str | None, client: HfApi | None = None) -> None:
+    """Upload an exported folder, or without --push list what would be uploaded.
+
+    The verification is left out: it names notes by their ids.
+
+    Args:
+        options: the command's own flags.
+        token: access token.
+        client: of the Hub; by default one with the token.
+
+    Raises:
+        UserError: the Hub refuses or cannot be reached; the folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder, private = options.output, not options.public
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    files = sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != VERIFICATION_FILE)
+    if not options.push:
+        size = sum((folder / name).stat().st_size for name in files) / 1e6
+        visibility = "private" if private else "public"
+        print(
+            f"medlit: nothing is uploaded; --push would send to {options.repo} (if new, {visibility}), {size:.1f} MB:"
+        )
+        print("\n".join(f"  {name}" for name in files))
+        return
+    client = client or HfApi(token=token)
+    try:
+        client.create_repo(options.repo, private=private, exist_ok=True)
+        commit = client.upload_folder(
+            repo_id=options.repo,
+            folder_path=str(folder),
+            allow_patterns=files,
+            commit_message="Adapter and model card, by medlit",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"push: the Hub refused the upload ({message}); {folder} is complete, so try again.") from error
+    print(f"medlit: uploaded to {commit}", file=sys.stderr)

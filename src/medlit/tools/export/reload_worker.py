@@ -1,22 +1,24 @@
-"""Answers prompts with an export as anybody would load it: a process of its own, without medlit and without Unsloth.
+"""Scores labels with an export as anyone would load it: a separate process, without medlit and without Unsloth.
 
-One JSON object comes in by standard input and one goes out by standard output. Prompts come as token ids through the
-pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
+One JSON object is read from standard input and one is written to standard output. Prompts arrive as token ids through
+the pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
 
-    in    bar      an open file descriptor that takes a progress bar
-          loader   "transformers" | "peft" | "llama.cpp" | "transformers-gguf"
-          path     the export: a folder, or a GGUF file
-          base     peft: the base model, a folder or a Hub id, with its revision; four_bit: hold it in NF4
-          dtype    "float32", "bfloat16" or "float16"; device: as PyTorch names it
-          prompts  token ids, N of them; answers: token ids with their EOS, K of them; texts: to tokenise
-    out   nats     log-likelihood of each answer after each prompt, (N, K)
-          tokens   token ids of each text; null where the export has no tokenizer that can be asked
-          reader   what loaded it, with its version
+    in    loader          "transformers" | "peft" | "llama.cpp" | "transformers-gguf" | "quantise"
+          path            the export: a folder, or a GGUF file
+          base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4
+          dtype           "float32", "bfloat16" or "float16"; device: as PyTorch names it
+          prompts         token ids, N of them; answers: token ids with their EOS, K of them; texts: to tokenize
+          progress_bar    open file descriptor to draw it on
+          full            quantise: a 16-bit GGUF file, which is written to path as Q4_K_M; the result is empty
+    out   log_likelihood  of each answer after each prompt, in nats, (N, K)
+          tokens          token ids of each text; null where the loader's tokenizer is not the export's own
+          reader          what loaded it, with its version
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import os
 import sys
@@ -26,150 +28,156 @@ from typing import Any
 
 import numpy as np
 
-_ANSWERS = 16  # answers that are computed together
+_ANSWER_BATCH = 16  # answers that are scored together
 
 
 def main() -> None:
-    """Answer the one request on standard input."""
+    """Answer the request on standard input."""
     out = os.dup(1)
-    os.dup2(2, 1)  # whatever a library greets with goes to standard error
+    os.dup2(2, 1)  # libraries print greetings to standard output
     request = json.load(sys.stdin)
-    answer = _llama_cpp if request["loader"] == "llama.cpp" else _transformers
+    result = answer(request)
     with os.fdopen(out, "w", encoding="utf-8") as file:
-        json.dump(answer(request), file)
+        json.dump(result, file)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Answer one request."""
+    if request["loader"] == "quantise":
+        return _quantise(request)
+    return _llama_cpp(request) if request["loader"] == "llama.cpp" else _transformers(request)
 
 
 def _transformers(request: dict[str, Any]) -> dict[str, Any]:
-    """Load with transformers, and with PEFT where it is an adapter."""
     import torch
     import transformers
 
     model, reader = _load(request)
     model.eval()
-    nats = _score(model, _shown(request), request["answers"])
-    path = Path(request["path"])
+    log_likelihood = _score(model, _with_progress(request), request["answers"])
     if request["loader"] == "transformers-gguf":
-        tokens = None  # what transformers makes of a GGUF file's tokenizer is its own conversion
+        tokens = None  # transformers converts a GGUF file's tokenizer in its own way
     else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(request["path"])
         tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]]
-    return {"nats": nats, "tokens": tokens, "reader": f"{reader}, torch {torch.__version__} on {request['device']}"}
+    reader = f"{reader}, torch {torch.__version__} on {request['device']}"
+    return {"log_likelihood": log_likelihood, "tokens": tokens, "reader": reader}
 
 
-def _shown(request: dict[str, Any]) -> Iterator[list[int]]:
-    """Yield the prompts, and show how far it is where that is a terminal."""
+def _with_progress(request: dict[str, Any]) -> Iterator[list[int]]:
+    """Yield the prompts, with a progress bar if the descriptor is a terminal."""
     from tqdm import tqdm
 
-    with os.fdopen(os.dup(request["bar"]), "w") as file:
-        yield from tqdm(request["prompts"], "Weighing again", unit=" notes", leave=False, file=file, disable=None)
+    with os.fdopen(os.dup(request["progress_bar"]), "w") as file:
+        yield from tqdm(request["prompts"], "Verifying", unit=" notes", leave=False, file=file, disable=None)
 
 
 def _load(request: dict[str, Any]) -> tuple[Any, str]:
     import torch
     import transformers
 
-    dtype, place = getattr(torch, request["dtype"]), {"": request["device"]}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    arguments: dict[str, Any] = {"dtype": getattr(torch, request["dtype"]), "device_map": {"": request["device"]}}
     reader = f"transformers {transformers.__version__}"
+    path = Path(request["path"])
     if request["loader"] == "transformers-gguf":
-        path = Path(request["path"])
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=dtype, device_map=place
-        )
-        return model, f"{reader} (weights dequantised)"
+        return load(path.parent, gguf_file=path.name, **arguments), f"{reader} (weights dequantised)"
     if request["loader"] == "transformers":
-        return (
-            transformers.AutoModelForCausalLM.from_pretrained(request["path"], dtype=dtype, device_map=place),
-            reader,
-        )
+        return load(path, **arguments), reader
     import peft
 
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        request["base"],
-        revision=request["revision"],
-        dtype=dtype,
-        device_map=place,
-        quantization_config=_nf4(dtype) if request["four_bit"] else None,
-    )
+    if request["load_in_4bit"]:
+        # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=arguments["dtype"],
+        )
+    base = load(request["base"], revision=request["revision"], **arguments)
     return peft.PeftModel.from_pretrained(base, request["path"]), f"peft {peft.__version__}, {reader}"
 
 
-def _nf4(dtype: Any) -> Any:  # noqa: ANN401 - torch and transformers come late
-    """How 4-bit LoRA is trained (Dettmers 2023, arXiv 2305.14314)."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
 def _score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
-    """Log-likelihood of each answer after each prompt, in nats, (N, K): the prompt is computed once."""
+    """Log-likelihood of each answer after each prompt, in nats, (N, K); each prompt is computed once."""
     import torch
 
-    head = model.get_output_embeddings().weight.float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    nats = []
-    for prompt in prompts:
-        found: list[float] = []
-        with torch.inference_mode():
-            ids = torch.tensor([prompt], device=head.device)
-            first = model(input_ids=ids, use_cache=True, output_hidden_states=True, logits_to_keep=1)
-            for start in range(0, len(answers), _ANSWERS):
-                part = answers[start : start + _ANSWERS]
-                width = max(map(len, part))
-                # Padding lies behind every real token and is not counted.
-                padded = torch.tensor([row + [row[-1]] * (width - len(row)) for row in part], device=head.device)
-                cache = copy.deepcopy(first.past_key_values)
-                cache.batch_repeat_interleave(len(part))
-                more = model(
-                    input_ids=padded[:, :-1],
-                    past_key_values=cache,
-                    use_cache=True,
-                    output_hidden_states=True,
-                    logits_to_keep=1,
-                )
-                before = first.hidden_states[-1][:, -1:].expand(len(part), -1, -1)
-                hidden = torch.cat([before, more.hidden_states[-1]], dim=1).float()  # (answers, width, D)
-                # In float32 whatever the model computes in: logits of two digits in bfloat16 are multiples of 1/16.
-                logits = hidden @ head.t()
-                if cap:
-                    logits = cap * torch.tanh(logits / cap)
-                told = logits.log_softmax(-1).gather(2, padded[..., None])[..., 0]
-                found += [float(row[: len(answer)].sum()) for row, answer in zip(told, part, strict=True)]
-        nats.append(found)
-    return nats
+    _compute_logits_in_float32(model)
+    batches = [answers[start : start + _ANSWER_BATCH] for start in range(0, len(answers), _ANSWER_BATCH)]
+    scores = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            first = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+            scores.append([score for batch in batches for score in _score_answers(model, first, batch)])
+    return scores
+
+
+def _score_answers(model: Any, prompt: Any, answers: list[list[int]]) -> list[float]:  # noqa: ANN401
+    """Log-likelihood of each answer, in nats, given the model's output for the prompt."""
+    import torch
+
+    width = max(map(len, answers))
+    # The padding is behind every real token and is not counted.
+    padded = torch.tensor([ids + [ids[-1]] * (width - len(ids)) for ids in answers], device=model.device)
+    cache = copy.deepcopy(prompt.past_key_values)
+    cache.batch_repeat_interleave(len(answers))
+    rest = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True)
+    logits = torch.cat([prompt.logits[:, -1:].expand(len(answers), -1, -1), rest.logits], dim=1)  # (K, width, V)
+    tokens = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]
+    return [float(row[: len(ids)].sum()) for row, ids in zip(tokens, answers, strict=True)]
+
+
+def _compute_logits_in_float32(model: Any) -> None:  # noqa: ANN401
+    """Have the output embedding compute in float32: logits of two digits are multiples of 1/16 in bfloat16."""
+    import torch
+
+    head = model.get_output_embeddings()
+    weight = head.weight.float()
+    bias = None if head.bias is None else head.bias.float()
+    head.register_forward_hook(lambda _, args, __: torch.nn.functional.linear(args[0].float(), weight, bias))
 
 
 def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
-    """Load with llama.cpp, by way of llama-cpp-python, on the CPU."""
+    """Load with llama.cpp through llama-cpp-python, on the CPU."""
     import llama_cpp
 
     prompts, answers = request["prompts"], request["answers"]
-    window = max(map(len, prompts)) + max(map(len, answers))
-    threads = len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0))  # llama.cpp would take the whole machine's
     model = llama_cpp.Llama(
         request["path"],
-        n_ctx=window,
+        n_ctx=max(map(len, prompts)) + max(map(len, answers)),
         n_threads=threads,
-        n_threads_batch=threads,  # otherwise all of the machine's, whatever part of it this process may use
+        n_threads_batch=threads,
         n_gpu_layers=0,
         logits_all=True,
         verbose=False,
     )
-    nats = []
-    for prompt in _shown(request):
+    scores = []
+    for prompt in _with_progress(request):
         model.reset()
         model.eval(prompt)
-        found = []
-        for answer in answers:
-            model.n_tokens = len(prompt)  # what was read behind the prompt is forgotten
-            model.eval(answer[:-1])
-            # The prompt's last token and the answer's but the last, (tokens, V).
-            logits = np.asarray(model.scores[len(prompt) - 1 : len(prompt) + len(answer) - 1], dtype=np.float64)
-            found.append(float((logits[np.arange(len(answer)), answer] - np.logaddexp.reduce(logits, axis=1)).sum()))
-        nats.append(found)
+        row = []
+        for ids in answers:
+            model.n_tokens = len(prompt)  # forget the previous answer
+            model.eval(ids[:-1])
+            # At the prompt's last token and all but the answer's last, (tokens, V).
+            logits = np.asarray(model.scores[len(prompt) - 1 : len(prompt) + len(ids) - 1], dtype=np.float64)
+            row.append(float((logits[np.arange(len(ids)), ids] - np.logaddexp.reduce(logits, axis=1)).sum()))
+        scores.append(row)
     tokens = [model.tokenize(text.encode(), add_bos=False, special=False) for text in request["texts"]]
-    return {"nats": nats, "tokens": tokens, "reader": f"llama-cpp-python {llama_cpp.__version__}"}
+    return {"log_likelihood": scores, "tokens": tokens, "reader": f"llama-cpp-python {llama_cpp.__version__}"}
+
+
+def _quantise(request: dict[str, Any]) -> dict[str, Any]:
+    """Quantise with llama.cpp, which reports the cause of a failure on standard error or aborts the process."""
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    full, path = (os.fsencode(request[name]) for name in ("full", "path"))
+    if code := llama_cpp.llama_model_quantize(full, path, ctypes.byref(parameters)):
+        sys.exit(code)
+    return {}
 
 
 if __name__ == "__main__":

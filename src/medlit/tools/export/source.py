@@ -1,10 +1,10 @@
-"""What is exported, and what medlit's own model says of the notes that the export is compared on."""
+"""The weights that are exported, and what medlit's own model answers for the notes that verify the export."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,219 +22,207 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
-from medlit.evaluation.results import FloatArray
-from medlit.model import adapter as adapters
-from medlit.model import language_model as language_model
-from medlit.model import loading
-from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata, check_metadata
+from medlit.model.adapter import adapter_folder, load_adapter
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, metadata_of_weights
 from medlit.model.checkpoints import read_checkpoint
-from medlit.model.conditions import KEY, Conditions
-from medlit.model.decoding import LabelScorer, Likelihood
-from medlit.model.decoding.trie import TokenTrie
-from medlit.model.language_model import at_default_precision
-from medlit.model.settings import LanguageModel, Lora
-from medlit.model.temperature import metadata_of_weights
+from medlit.model.decoding import make_decoder
+from medlit.model.families import causal_lm
+from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
+from medlit.model.loading import load_model
+from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
+from medlit.tools.export.verify import Reference
 
-# A repository of the Hub; what ends like a table is a file, wherever it may lie.
+# A Hub id. A name with a table's suffix is a file, even if it does not exist here.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
-_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # Where the bundled weights were published.
-_PUBLISHED = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_ID_OF = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _BATCH = 8  # notes that medlit's model answers together
-_SECTIONS = ("seed_everything", "data", "model")
+_FIT_CONFIG = "config_fit.yaml"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights on the disk, read and checked; no model is loaded yet.
+    """Trained weights on disk, read and checked; no model is loaded yet.
 
     Attributes:
         language_model: the base model.
-        lora: the adapter's shape.
-        structure: what the weights say of themselves.
-        data_fingerprint: the notes that they were trained with, where they say so.
-        run: their run folder, where they lie in one.
-        name: as a message names them.
-        file: the checkpoint's or the folder's own name.
-        state: parameter -> value out of a checkpoint; None where they are an adapter folder.
-        conditions: under which they were trained.
-        folder: the adapter folder; None where they are a checkpoint.
+        lora: the adapter's settings.
+        metadata: of the weights, with this config's inference settings.
+        path: a checkpoint or an adapter folder.
+        state: parameter -> value of a checkpoint; None for an adapter folder.
+        run: the run folder that they are in; None if they are in none.
     """
 
     language_model: LanguageModel
     lora: Lora
-    structure: AdapterMetadata
-    data_fingerprint: DataFingerprint | None
-    run: Path | None
-    name: str
-    file: str
+    metadata: AdapterMetadata
+    path: Path
     state: dict[str, torch.Tensor] | None
-    folder: Path | None
-    conditions: Conditions
+    run: Path | None
+
+    @property
+    def base_bits(self) -> str:
+        """Number format of the base model's weights, in words."""
+        return "4-bit" if self.language_model.load_in_4bit else "16-bit"
+
+    @property
+    def merged_into(self) -> str:
+        """What a merge adds the adapter to, in words."""
+        dequantised = ", dequantised to 16 bits" if self.language_model.load_in_4bit else ""
+        return f"the weights that it was trained on ({self.base_bits}{dequantised})"
 
     def load(self, device: torch.device) -> nn.Module:
-        """The model as medlit's verbs have it, ready to answer.
+        """Load the model in inference mode, as medlit's commands do.
 
         Raises:
             UserError: there is no such base model, or the weights do not fit it.
         """
-        model = loading.load(self.language_model, self.lora, device)
-        if self.folder is not None:
-            adapters.load_adapter(model, self.folder)  # type: ignore[arg-type]
-        if self.state is not None:
-            if self.state.keys() != language_model.trainable_names(model):
-                raise UserError(f"ckpt_path: the weights in {self.name} are not those that this config trains.")
+        model = load_model(self.language_model, self.lora, device)
+        if self.state is None:
+            load_adapter(model, self.path)  # type: ignore[arg-type]
+        else:
+            if self.state.keys() != trainable_names(model):
+                raise UserError(
+                    f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of"
+                    " their fit."
+                )
             model.load_state_dict(self.state, strict=False)
-        language_model.answer_mode(model)
+        inference_mode(model)
         return model
 
-    def describe(self, folder: Path, *, whole: bool = False) -> None:
-        """Write what medlit has to know of them; of a file's path the name alone.
+    def write_metadata(self, folder: Path, *, with_base: bool) -> None:
+        """Write `medlit.json`, with the name alone of any path to the notes.
 
         Args:
             folder: of the export.
-            whole: whether the base model's weights lie in it too, so that nobody has to find them.
+            with_base: whether the base model's weights are part of the export; its path is not needed then.
         """
-        notes = None if self.data_fingerprint is None else self.data_fingerprint.to_dict()
-        if notes is not None:
-            notes["source"] = shown(notes["source"])
-        content = self.structure.to_dict() | {"data": notes, KEY: self.conditions.to_dict()}
-        if whole:
-            content["base_model"] = shown(content["base_model"])
-        write_json(folder / LABELS_FILE, content)
+        metadata = self.metadata
+        if metadata.data is not None:
+            metadata = replace(metadata, data=replace(metadata.data, source=public_name(metadata.data.source)))
+        if with_base:
+            metadata = replace(metadata, base_model=public_name(metadata.base_model))
+        write_json(folder / METADATA_FILE, metadata.to_dict())
 
 
-def shown(source: str) -> str:
+def public_name(source: str) -> str:
     """A data source or model as others may see it: a Hub id, or the last part of a path."""
     path = Path(source).expanduser()
-    on_hub = _HUB_ID.fullmatch(source) and not path.exists() and not source.lower().endswith(_TABLES)
-    return source if on_hub else path.name
+    is_hub_id = _HUB_ID.fullmatch(source) and not path.exists() and not source.lower().endswith(_TABLE_SUFFIXES)
+    return source if is_hub_id else path.name
 
 
-def published(base_model: str) -> str:
-    """The name under which others can have a base model."""
-    return _PUBLISHED.get(base_model, base_model)
+def hub_id(base_model: str) -> str:
+    """The name under which a base model is published; another name is returned unchanged."""
+    return _HUB_ID_OF.get(base_model, base_model)
 
 
-def recorded(run: Path) -> list[str]:
-    """The settings of a run's fit, as an argument to lay flags over.
+def run_of_adapter(adapter: str | None) -> Path | None:
+    """The run folder that an adapter folder is in, or None."""
+    run = None if adapter is None else Path(adapter).parent
+    return run if run is not None and (run / _FIT_CONFIG).is_file() else None
+
+
+def fit_settings(run: Path) -> list[str]:
+    """The settings of a run's fit, as an argument that further flags override.
 
     Raises:
         UserError: the run has none.
     """
-    file = run / "config_fit.yaml"
+    file = run / _FIT_CONFIG
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        kept = {name: values[name] for name in _SECTIONS if name in values}
-        kept["model"].pop("adapter", None)  # what the fit started from
-        kept["trainer"] = {"accelerator": values["trainer"]["accelerator"]}
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
+        settings["model"].pop("adapter", None)  # what the fit started from
+        settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"run: {file} is missing or damaged; give the settings of the fit with --config.") from error
-    return ["--config", json.dumps(kept)]
+        raise UserError(
+            f"run_dir: {file} is missing or damaged; give the settings of the fit with --config."
+        ) from error
+    return ["--config", json.dumps(settings)]
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
-    """Read the weights that are to be exported.
+    """Read the weights to export.
 
     Args:
-        config: settings of a verb.
+        config: parsed settings.
         ckpt_path: 'best', 'last', a path, or None.
-        run: where to look for them.
+        run: run folder to look in.
 
     Raises:
-        UserError: there are none, or they are of another model than the config's.
+        UserError: there are none, or they belong to another model than the config's.
     """
-    language_model, lora = LanguageModel(**config.model.language_model.as_dict()), Lora(**config.model.lora.as_dict())
-    conditions = Conditions.of(language_model, config.data.max_response_tokens)
+    language_model = LanguageModel(**config.model.language_model.as_dict())
+    lora = None if config.model.lora is None else Lora(**config.model.lora.as_dict())
     ours = AdapterMetadata.of(
-        language_model, lora, LabelSet(()), instruction=config.data.instruction, keep=config.data.keep
+        language_model, lora, LabelSet(()), config.data.instruction, config.data.max_response_tokens
     )
-    if ckpt_path is None and config.model.adapter not in (None, "none"):
-        folder = adapters.adapter_folder(config.model.adapter)
-        file = folder / LABELS_FILE
+    if ckpt_path is None and config.model.adapter is not None:
+        path = adapter_folder(config.model.adapter)
+        file = path / METADATA_FILE
         if not file.is_file():
-            raise UserError(f"model.adapter: {folder} holds no {LABELS_FILE}; give an adapter that medlit trained.")
-        theirs, name = AdapterMetadata.read(file), f"the adapter {folder}"
-        check_metadata(ours, theirs, name)
-        beside = folder.parent if (folder.parent / "config_fit.yaml").is_file() else None
-        return Weights(
-            language_model,
-            lora,
-            theirs,
-            DataFingerprint.read(file),
-            run or beside,
-            name,
-            folder.name,
-            None,
-            folder,
-            conditions,
-        )
-    root, named = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
-    path = resolve_checkpoint(ckpt_path or "best", root, named, run)
-    checkpoint = read_checkpoint(path)
-    theirs, name = AdapterMetadata.from_dict(checkpoint.get("medlit")), f"the checkpoint {path}"
-    check_metadata(ours, theirs, name)
-    if (kept := metadata_of_weights(path, None)) is not None:
-        theirs.temperatures.update(AdapterMetadata.read(kept).temperatures)
-    notes = DataFingerprint.from_dict(checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes"))
-    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    return Weights(language_model, lora, theirs, notes, run or run_of(path), name, path.name, state, None, conditions)
+            raise UserError(f"model.adapter: {path} holds no {METADATA_FILE}; give an adapter that medlit trained.")
+        theirs, source, state = AdapterMetadata.read(file), f"the adapter {path}", None
+        run = run or run_of_adapter(str(path))
+    else:
+        root, name = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
+        path = resolve_checkpoint(ckpt_path or "best", root, name, run)
+        checkpoint, source = read_checkpoint(path), f"the checkpoint {path}"
+        notes = checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes")
+        theirs = replace(AdapterMetadata.from_dict(checkpoint.get("medlit")), data=DataFingerprint.from_dict(notes))
+        if (adapter_file := metadata_of_weights(path, None)) is not None:
+            theirs = replace(theirs, temperatures=AdapterMetadata.read(adapter_file).temperatures)
+        state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+        run = run or run_of(path)
+    check_metadata(ours, theirs, source)
+    assert lora is not None  # check_metadata refuses the bare base model
+    return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run)
 
 
-@dataclass(frozen=True)
-class Questions:
-    """N notes to answer, as tokens, and the K specialties.
+def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], count: int) -> Reference:
+    """Score the labels with medlit's own model, for notes spread evenly over the test split (else validation).
 
-    Attributes:
-        split: the split that they are of.
-        ids: the notes' ids, N of them.
-        prompts: token ids, N of them.
-        answers: token ids of each specialty with their EOS, K of them.
-        texts: what an exported tokenizer must cut as the base model's does: the specialties and the instruction.
-        tokens: token ids of each text.
-        nats: medlit's log-likelihood of each answer, (N, K).
-    """
-
-    split: str
-    ids: list[str]
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    texts: list[str]
-    tokens: list[list[int]]
-    nats: FloatArray
-
-
-def ask(model: nn.Module, data: TranscriptionDataModule, labels: LabelSet, count: int) -> Questions:
-    """Let medlit's own model weigh the specialties for notes spread evenly over the test split, or validation.
+    Args:
+        model: in inference mode.
+        data: the notes.
+        labels: the K labels of the weights.
+        count: most notes.
 
     Raises:
         UserError: the notes cannot be read, or there are neither test nor validation notes.
     """
-    notes = data.split().notes
+    notes = data.read_splits().notes
     split = next((name for name in ("test", "validation") if name in notes), None)
     if split is None:
         raise UserError(
-            f"data.source: {data.source} has neither test nor validation notes to compare the export on; name other"
-            " notes, such as 'builtin', or set data.split to 'grouped'."
+            f"data.source: {data.source} has neither test nor validation notes to verify the export with; name other"
+            " notes, such as 'builtin', or set data.split.kind to 'grouped'."
         )
     chosen = np.unique(np.linspace(0, len(notes[split]) - 1, min(count, len(notes[split]))).astype(int))
     rows = tokenise(notes[split].select(chosen), data.prompt, cached=False)
-    answers = [data.prompt.response(name) for name in labels]
-    decoder = Likelihood(LabelScorer(model, TokenTrie.of(answers)), labels)
     batches = BatchDataset(rows, data.collator.prompts)
-    device = language_model.causal_lm(model).device
-    nats = []
-    with Tqdm(desc="Weighing", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
+    device = causal_lm(model).device
+    decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
+    log_likelihood = []
+    with Tqdm(desc="Scoring", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
         for start in range(0, len(rows), _BATCH):
-            places = list(range(start, min(start + _BATCH, len(rows))))
-            made: Any = batches[places]
+            indices = list(range(start, min(start + _BATCH, len(rows))))
+            prompts: Any = batches[indices]
             with torch.no_grad(), at_default_precision(device):
-                told = decoder(made.on(device)).label_nats
-            assert told is not None
-            nats.append(told.double().numpy())
-            bar.update(len(places))
+                label_nats = decoder(prompts.on(device)).label_nats
+            assert label_nats is not None
+            log_likelihood.append(label_nats.double().numpy())
+            bar.update(len(indices))
     texts = [*labels, data.instruction]
-    tokenizer = data.prompt.tokenizer
-    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return Questions(split, rows["id"][:], rows["input_ids"][:], answers, texts, tokens, np.concatenate(nats))
+    return Reference(
+        split=split,
+        ids=rows["id"][:],
+        prompts=rows["input_ids"][:],
+        answers=[data.prompt.response(name) for name in labels],
+        texts=texts,
+        tokens=[data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
+        log_likelihood=np.concatenate(log_likelihood),
+    )

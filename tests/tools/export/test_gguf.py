@@ -1,0 +1,159 @@
+"""GGUF files answer like the model, and what cannot be written is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exports import exported, files, left, verification
+
+from medlit.errors import UserError
+from medlit.tools.export import gguf
+from medlit.tools.export.gguf import INSTALL, check_convertible, rope_factors
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_gguf_files_read_by_transformers_answer_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit.tools.export import exporter
+
+    monkeypatch.setattr(exporter, "has_llama_cpp", lambda: False)
+    folder = exported(run, "gguf", "--max_drift", "2", "--max_changed", "0.2")
+    others = {"README.md", "confusion.png", "medlit.json", "verification.json"}
+    assert files(folder) == others | {"model-f16.gguf", "model-q8_0.gguf"}
+    full, eight = verification(folder)["exports"]
+    assert full["against_medlit"]["changed"] == 0
+    assert full["against_medlit"]["all_median"] < eight["against_medlit"]["all_median"]
+    assert "dequantised" in full["reader"]
+
+
+def test_llama_3s_rotary_factors_are_those_of_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+    config = LlamaConfig(hidden_size=4096, num_attention_heads=32, head_dim=128, rope_parameters=rope)
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 500000.0 ** -(np.arange(0, 128, 2) / 128)
+    factors = rope_factors(config.to_dict())
+    assert factors is not None
+    np.testing.assert_allclose(plain / factors, theirs.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"model_type": "gemma2"}, "this is 'gemma2'"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Metaspace"}}, "this is another"),
+    ],
+)
+def test_an_unsupported_model_is_refused(llama: Path, tmp_path: Path, file: str, change: Any, message: str) -> None:  # noqa: ANN401
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    values = json.loads((folder / file).read_text()) | change
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        check_convertible(folder, ["f16"])
+
+
+def test_a_missing_quantiser_is_reported(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    for absent in ("llama_cpp", "diskcache"):  # the second is the first one's only requirement that medlit lacks
+        monkeypatch.setattr(
+            gguf.importlib.util,
+            "find_spec",
+            lambda name, absent=absent: None if name == absent else find_spec("json" if name == "llama_cpp" else name),
+        )
+        with pytest.raises(UserError, match=r"llama\.cpp, which is not installed; run 'pip install --no-deps "):
+            check_convertible(llama, ["q4_k_m"])
+        check_convertible(llama, ["f16", "q8_0"])
+
+
+def test_the_install_command_names_the_extras_requirements() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    requirements = " ".join(f'"{one}"' for one in project["project"]["optional-dependencies"]["gguf"])
+    assert f"'pip install --no-deps {requirements}'" in INSTALL
+
+
+LLAMA_CPP = """
+import ctypes, os, pathlib, time
+LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
+class Parameters(ctypes.Structure):
+    _fields_ = [("ftype", ctypes.c_int)]
+llama_model_quantize_default_params = Parameters
+def llama_model_quantize(full, path, parameters):
+    pathlib.Path(os.fsdecode(path)).write_bytes(b"half")
+    {ends}
+"""
+
+
+@pytest.fixture
+def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
+    from medlit.tools.export import exporter
+
+    def install(ends: str) -> Path:
+        site = tmp_path_factory.mktemp("site")
+        (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        for module in (gguf, exporter):
+            monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
+        return site
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (
+            "os.write(2, b'tensor 7\\nGGML_ASSERT(n == 256) failed\\n'); os.abort()",
+            r"\(GGML_ASSERT\(n == 256\) failed\)",
+        ),
+        ("os.write(2, b'tensor 7\\ndata is corrupted\\n'); return 1", r"\(data is corrupted\)"),
+        ("os.abort()", r"\(exit code -6\)"),
+    ],
+    ids=["an assertion", "an error", "in silence"],
+)
+def test_a_failing_quantiser_is_reported_and_leaves_nothing(
+    run: Path, quantiser: Callable[[str], Path], ends: str, message: str
+) -> None:
+    quantiser(ends)
+    with pytest.raises(UserError, match=f"gguf_types: llama.cpp could not quantise this model to q4_k_m {message}"):
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert left(run) == set()
+
+
+def test_a_quantiser_ends_with_its_export(run: Path, quantiser: Callable[[str], Path]) -> None:
+    site = quantiser("pathlib.Path(__file__).with_name('process').write_text(str(os.getpid())); time.sleep(60)")
+    process = site / "process"
+    unfinished: list[set[str]] = []
+
+    def end() -> None:
+        while not process.is_file() or not process.read_text():
+            time.sleep(0.05)
+        unfinished.append(left(run))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        exported(run, "gguf", "--gguf_types", "q4_k_m")
+    assert stop.value.code == 143
+    assert time.monotonic() - begun < 50, "it did not wait for llama.cpp"
+    assert unfinished[0] > left(run) == set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process.read_text()), 0)

@@ -124,7 +124,7 @@ def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
     run = tmp_path / "full"
     shutil.copytree(runs.stopped, run)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
-    greedy = ["--model.language_model.gradient_checkpointing", "off", "--data.batching.micro_batch_size", 32]
+    greedy = ["--model.language_model.gradient_checkpointing", "none", "--data.batching.micro_batch_size", 32]
     command = [
         sys.executable,
         "-c",

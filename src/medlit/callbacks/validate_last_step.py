@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from medlit.callbacks.run_folder import subcommand_of
 from medlit.data.collate import Batch
 from medlit.errors import UserError
-from medlit.model.resume import last_step, repair_progress, validation_due
+from medlit.model.checkpoints import last_step, repair_progress, validation_due
 
 
 class ValidateLastStep(L.Callback):

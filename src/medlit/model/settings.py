@@ -124,15 +124,15 @@ class Decoding:
 
 
 def check_decoding(decoding: Decoding) -> None:
-    """Check that answers can be withheld as configured.
+    """Check that predictions can abstain as the settings say.
 
     Raises:
-        UserError: naming the key.
+        UserError: naming the setting.
     """
-    least = decoding.abstain_below
-    if least is not None and not 0 <= least <= 1:
-        raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {least}.")
-    if least is not None and decoding.mode == "generate":
+    threshold = decoding.abstain_below
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {threshold}.")
+    if threshold is not None and decoding.mode == "generate":
         raise UserError(
             "model.decoding.abstain_below: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'"
             " or 'constrained', or leave abstain_below out."

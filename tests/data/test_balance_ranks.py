@@ -10,7 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.balance_ranks import balance_ranks, micro_batches_per_step, pack, partition
+from medlit.data.balance_ranks import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -52,7 +52,7 @@ def every_cut(n: int, groups: int) -> list[list[int]]:
 def test_groups_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, len(lengths)))
     budget = data.draw(st.none() | st.integers(1, 3 * max(lengths)))
-    sizes = partition(lengths, groups, budget)
+    sizes = split_by_length(lengths, groups, budget)
     assert len(sizes) == groups
     assert min(sizes) >= 1
     assert sum(sizes) == len(lengths)
@@ -68,13 +68,13 @@ def test_the_budget_holds_where_equal_groups_of_the_longest_notes_would_hold(see
     n, groups = shape
     lengths = sorted(log_normal(n, seed), reverse=True)
     budget = -(-n // groups) * 1800
-    assert max(padded(lengths, partition(lengths, groups, budget))) <= budget
+    assert max(padded(lengths, split_by_length(lengths, groups, budget))) <= budget
 
 
 @given(LENGTHS, st.data())
 def test_packing_deals_each_note_once_and_nearly_as_evenly_as_can_be(lengths: list[int], data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, len(lengths)))
-    dealt = pack(lengths, groups)
+    dealt = balance_tokens(lengths, groups)
     assert sorted(place for group in dealt for place in group) == list(range(len(lengths)))
     assert len(dealt) == groups
     assert all(dealt)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,24 +15,26 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fakes import BONE, BRAIN, notes, write_csv
+from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from medlit.callbacks.adapter_folder import write_adapter
+from medlit.callbacks.data_link import DataLink
 from medlit.callbacks.temperature import AdapterTemperature
+from medlit.callbacks.validate_last_step import LastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
 from medlit.model import language_model
-from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
-from medlit.model.decoding import Answers
+from medlit.model import module as module_file
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key, write_temperature
+from medlit.model.decoding import Answers, Decoder
 from medlit.model.families import causal_lm
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.optimizer import optimizer_for, schedule_for
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
-from medlit.model.temperature import decoding_key
 
 Weights = dict[str, Tensor]
 
@@ -78,21 +82,18 @@ def parts(llama: Path, notes_folder: Path) -> Callable[..., tuple[SpecialtyClass
     """A module and its data; settings of either override."""
 
     def parts(**given: Any) -> tuple[SpecialtyClassifier, TranscriptionDataModule]:  # noqa: ANN401
-        ours = {name: given.pop(name) for name in ("lora", "adapter", "optimizer", "decoding") if name in given}
+        names = ("lora", "adapter", "optimizer", "decoding")
+        ours = {name: given.pop(name) for name in names if name in given}
+        data = tiny_datamodule(notes_folder, llama, **given)
         model: dict[str, Any] = {"optimizer": Optimizer(2e-2), "decoding": Decoding(max_new_tokens=12), **ours}
         module = SpecialtyClassifier(
-            LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth"), **model
+            LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth"),
+            instruction=data.instruction,
+            mask_prompt=data.mask_prompt,
+            max_response_tokens=data.max_response_tokens,
+            **model,
         )
-        data: dict[str, Any] = {
-            "source": str(notes_folder),
-            "base_model": str(llama),
-            "max_length": 256,
-            "max_response_tokens": 16,
-            "global_batch_size": 8,
-            "batch_size": 4,
-            "eval_batch_size": 4,
-        }
-        return module, TranscriptionDataModule(**data | given)
+        return module, data
 
     return parts
 
@@ -117,7 +118,7 @@ def trainer(
         gradient_clip_val=1.0,
         use_distributed_sampler=False,
         inference_mode=False,
-        callbacks=list(callbacks),
+        callbacks=[DataLink(), *callbacks],
         **{"num_sanity_val_steps": 0, "enable_checkpointing": False, **quiet, **settings},
     )
 
@@ -136,6 +137,10 @@ def far(ours: Weights, theirs: Weights) -> float:
     return max(gap / max(norm, 1e-3 * largest) for norm, gap in norms.values())
 
 
+def test_the_module_reads_nothing_of_the_datamodule() -> None:
+    assert "datamodule" not in inspect.getsource(module_file).lower()
+
+
 # --- one optimizer step -----------------------------------------------------------------------------------------------
 
 
@@ -148,17 +153,13 @@ def forty(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("loss_on", ["response", "whole"])
-def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, loss_on: str) -> None:
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, mask_prompt: bool) -> None:
     watches = []
-    for batch_size, packing in ((32, False), (8, False), (3, False), (8, True)):
+    for micro_batch_size, packing in ((32, False), (8, False), (3, False), (8, True)):
+        batching = {"global_batch_size": 32, "micro_batch_size": micro_batch_size, "packing": packing}
         module, data = parts(
-            source=forty,
-            split="official",
-            global_batch_size=32,
-            batch_size=batch_size,
-            packing=packing,
-            loss_on=loss_on,
+            source=forty, split={"kind": "official"}, batching=batching, mask_prompt=mask_prompt
         )
         watches.append(Watch())
         trainer(data, watches[-1], max_steps=2).fit(module, data)
@@ -178,7 +179,8 @@ def test_two_ranks_make_the_step_of_one(parts: Parts, forty: str) -> None:
     for world_size in (1, 2, 4):
         module.zero_grad()
         for rank in range(world_size):
-            _, data = parts(source=forty, split="official", global_batch_size=32, batch_size=8)
+            batching = {"global_batch_size": 32, "micro_batch_size": 8}
+            _, data = parts(source=forty, split={"kind": "official"}, batching=batching)
             strategy = SimpleNamespace(root_device=torch.device("cpu"))
             micro_batches = data.micro_batches_per_step(world_size)
             data.trainer = module.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -208,22 +210,6 @@ def test_the_rate_rises_then_falls_to_zero_by_optimizer_steps(parts: Parts, leng
     assert len(watch.ready) == 2 * total
 
 
-@pytest.mark.parametrize(("schedule", "shares"), [("cosine", [0, 1, 0.75, 0.25]), ("constant", [0, 1, 1, 1])])
-def test_every_group_s_rate_follows_the_schedule_from_its_own_peak(schedule: Any, shares: list[float]) -> None:  # noqa: ANN401
-    settings = Optimizer(learning_rate=1e-3, warmup_steps=1, schedule=schedule, loraplus_ratio=8)
-    layer = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(4, 2), "lora_B": torch.nn.Linear(2, 4)})
-    optimizer = optimizer_for(layer, settings)
-    course = schedule_for(optimizer, settings, 4)
-    slow, fast = [], []
-    for _ in range(4):
-        slow.append(optimizer.param_groups[0]["lr"])
-        fast.append(optimizer.param_groups[1]["lr"])
-        optimizer.step()
-        course.step()
-    assert slow == pytest.approx([1e-3 * share for share in shares])
-    assert fast == pytest.approx([8e-3 * share for share in shares])
-
-
 def test_it_learns_and_stays_ready_to_train_through_every_validation(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,19 +231,15 @@ def test_it_learns_and_stays_ready_to_train_through_every_validation(
     assert all(parameter.dtype == torch.float32 for parameter in adapter(module).values())
 
 
-@pytest.mark.parametrize("ratio", [1, 4])
-def test_the_optimizer_holds_the_adapter_and_eight_bit_states(parts: Parts, ratio: float) -> None:
+def test_the_optimizer_holds_the_adapter_and_eight_bit_states(parts: Parts) -> None:
     from bitsandbytes.optim import AdamW8bit
 
-    module, data = parts(lora=Lora(r=64), optimizer=Optimizer(loraplus_ratio=ratio))
+    module, data = parts(lora=Lora(r=64))
     fit = trainer(data, max_steps=1)
     fit.fit(module, data)
     assert isinstance(fit.optimizers[0], AdamW8bit)
     held = [id(p) for group in fit.optimizers[0].param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters() if p.requires_grad)
-    if ratio != 1:
-        fast = {id(p) for p in fit.optimizers[0].param_groups[1]["params"]}
-        assert fast == {id(p) for name, p in module.named_parameters() if ".lora_B." in name}
     states = {
         name: fit.optimizers[0].state[p]["state1"].dtype for name, p in module.named_parameters() if p.requires_grad
     }
@@ -293,11 +275,11 @@ def test_a_checkpoint_reproduces_its_validation_in_a_fresh_model(parts: Parts, f
 
 
 def test_test_and_predict_answer_as_validate_does(parts: Parts, fitted: Fitted) -> None:
-    module, data = parts(eval_batch_size=1, predict_source="test")
+    module, data = parts(batching={"eval_batch_size": 1})
     run = trainer(data)
     run.test(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
     tested, scores = dict(run.callback_metrics), deepcopy(module.scores)
-    other, data = parts(eval_batch_size=8, predict_source="test")
+    other, data = parts(batching={"eval_batch_size": 8})
     answers = trainer(data).predict(other, data, ckpt_path=str(fitted[0]), weights_only=True)
     data.setup("test")
     truth = {row["id"]: row["specialty"] for row in data.rows("test")}
@@ -319,7 +301,7 @@ def test_test_and_predict_answer_as_validate_does(parts: Parts, fitted: Fitted) 
 def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(parts: Parts, fitted: Fitted) -> None:
     losses = []
     for size in (1, 3, 8):
-        module, data = parts(eval_batch_size=size)
+        module, data = parts(batching={"eval_batch_size": size})
         run = trainer(data)
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
         losses.append(float(run.callback_metrics["val/loss"]))
@@ -334,7 +316,7 @@ def test_the_loss_comes_with_the_answers(
     module, data = parts(decoding=Decoding(mode))  # type: ignore[arg-type]
     run = trainer(data)
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "loss_sum", lambda *_: pytest.fail("a second pass"))
+        patch.setattr(module_file, "loss_sum", lambda *_: pytest.fail("a second pass"))
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
@@ -364,34 +346,73 @@ def test_the_loss_is_of_the_table_s_spelling(parts: Parts, fitted: Fitted, tmp_p
 
 @pytest.fixture
 def too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers with probabilities: very sure of one label, and every third time wrongly."""
+    """Answers with probabilities: very sure of one label, and wrong every third time."""
 
-    def answer(self: SpecialtyClassifier, prompts: Prompts) -> Answers:
-        labels = torch.tensor([(row + (row % 3 == 0)) % 3 for row in prompts.rows])
-        scores = 6.0 * torch.nn.functional.one_hot(labels, len(self.label_set)).float()
-        return Answers(labels, ["" for _ in prompts.rows], scores.softmax(dim=1))
+    def make_decoder(settings: Decoding, model: Any, prompt: Any, label_set: LabelSet) -> Decoder:  # noqa: ANN401
+        def answer(prompts: Prompts) -> Answers:
+            labels = torch.tensor([(row + (row % 3 == 0)) % 3 for row in prompts.rows])
+            scores = 6.0 * torch.nn.functional.one_hot(labels, len(label_set)).float()
+            return Answers(labels, ["" for _ in prompts.rows], scores.softmax(dim=1))
 
-    monkeypatch.setattr(SpecialtyClassifier, "_answer", answer)
+        return answer
+
+    monkeypatch.setattr(module_file, "make_decoder", make_decoder)
+
+
+@pytest.fixture
+def run(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
+    """A run folder whose adapter everybody may read and has a temperature for another decoding mode."""
+    module, data = parts()
+    trainer(data).validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
+    write_adapter(module, tmp_path / "adapter", data.fingerprint)
+    file = tmp_path / "adapter" / METADATA_FILE
+    write_temperature(file, Decoding("likelihood"), 1.5)
+    file.chmod(0o644)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("best", "last"):
+        shutil.copy(fitted[0], tmp_path / "checkpoints" / f"{name}.ckpt")
+    return tmp_path
 
 
 @pytest.mark.usefixtures("too_sure")
-def test_a_validation_s_temperature_stays_with_the_checkpoint_and_tempers_tests_and_predictions(
-    parts: Parts, tmp_path: Path
-) -> None:
-    module, data = parts()
-    fit = trainer(data, max_steps=1, val_every=1)
+def test_a_fit_has_no_temperature(parts: Parts, run: Path) -> None:
+    """Not even that of the adapter that it starts from: the weights change."""
+    write_temperature(run / "adapter" / METADATA_FILE, Decoding(), 3.0)
+    module, data = parts(adapter=str(run / "adapter"))
+    fit = trainer(data, max_steps=2, val_every=1, num_sanity_val_steps=1)
     fit.fit(module, data)
-    validated = module.answered
+    assert module.results is not None
+    assert module.results.probabilities is not None
+    assert module.temperature is None
+    fit.save_checkpoint(run / "saved.ckpt")
+    assert torch.load(run / "saved.ckpt", weights_only=True)["medlit"]["temperatures"] == {}
+
+
+@pytest.mark.usefixtures("too_sure")
+@pytest.mark.parametrize("weights", ["adapter", "best"])
+def test_a_validation_s_temperature_is_kept_with_the_adapter_and_tempers_tests_and_predictions(
+    parts: Parts, run: Path, weights: str
+) -> None:
+    settings: dict[str, Any] = {"adapter": str(run / "adapter")} if weights == "adapter" else {}
+    loading: dict[str, Any] = {"weights_only": True}
+    if weights == "best":
+        loading["ckpt_path"] = str(run / "checkpoints" / "best.ckpt")
+    file = run / "adapter" / METADATA_FILE
+    module, data = parts(**settings)
+    trainer(data, AdapterTemperature()).validate(module, data, verbose=False, **loading)
+    validated = module.results
     assert validated is not None
     assert validated.probabilities is not None
     assert module.temperature == pytest.approx(fit_temperature(validated.probabilities, validated.truth))
     assert module.temperature > 2
-    fit.save_checkpoint(tmp_path / "saved.ckpt")
+    kept = AdapterMetadata.read(file).temperatures
+    assert kept == {"mode=likelihood": 1.5, decoding_key(module.decoding): pytest.approx(module.temperature)}
+    assert file.stat().st_mode & 0o777 == 0o644
 
-    other, data = parts(predict_source="test")
-    run = trainer(data)
-    run.test(other, data, ckpt_path=str(tmp_path / "saved.ckpt"), weights_only=True, verbose=False)
-    tested = other.answered
+    other, data = parts(**settings)
+    trainer(data).test(other, data, verbose=False, **loading)
+    tested = other.results
+    assert other.temperature == pytest.approx(module.temperature)
     assert tested is not None
     assert tested.probabilities is not None
     sure = np.exp(6) / (np.exp(6) + 2)
@@ -400,47 +421,20 @@ def test_a_validation_s_temperature_stays_with_the_checkpoint_and_tempers_tests_
     assert np.sort(tested.probabilities)[:, ::-1] == pytest.approx(np.tile(wanted, (len(tested), 1)), abs=1e-6)
     raw = np.where(tested.probabilities == tested.probabilities.max(axis=1, keepdims=True), sure, rest)
     assert log_loss(tested.probabilities, tested.truth) < log_loss(raw, tested.truth)
-    answers = trainer(data).predict(other, data, ckpt_path=str(tmp_path / "saved.ckpt"), weights_only=True)
+    again, data = parts(**settings)
+    answers = trainer(data).predict(again, data, **loading)
     assert answers is not None
     assert answers[0].probabilities.max(dim=1).values.numpy() == pytest.approx(wanted[0], abs=1e-6)
 
 
-class Temperatures(L.Callback):
-    """Writes down what a checkpoint would hold before and after every validation, and after the sanity check."""
-
-    def __init__(self) -> None:
-        self.before: list[int] = []
-        self.after: list[int] = []
-        self.rehearsed: list[int] = []
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ANN401
-        self.before.append(len(pl_module.structure.temperatures))
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:  # noqa: ANN401
-        found = self.rehearsed if trainer.sanity_checking else self.after
-        found.append(len(pl_module.structure.temperatures))
-
-
-@pytest.mark.usefixtures("too_sure")
-def test_a_temperature_belongs_to_the_weights_that_were_validated(parts: Parts) -> None:
-    module, data = parts()
-    seen = Temperatures()
-    trainer(data, seen, max_steps=2, val_every=1, num_sanity_val_steps=1).fit(module, data)
-    assert seen.rehearsed == [0]
-    assert seen.before == [0, 0, 0]
-    assert seen.after == [1, 1]
-
-
-@pytest.fixture
-def measured(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
-    """An adapter that everybody may read, with a temperature for another way of answering."""
-    module, data = parts()
-    trainer(data).validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
-    folder = tmp_path / "adapter"
-    module.temperatures = {"another way": 1.5}
-    write_adapter(module, folder)
-    (folder / LABELS_FILE).chmod(0o644)
-    return folder
+def test_last_weights_have_no_temperature(parts: Parts, run: Path) -> None:
+    """The adapter folder holds the best ones, whatever adapter the config names."""
+    write_temperature(run / "adapter" / METADATA_FILE, Decoding(), 3.0)
+    last = str(run / "checkpoints" / "last.ckpt")
+    for settings in ({}, {"adapter": str(run / "adapter")}):
+        module, data = parts(**settings)
+        trainer(data).test(module, data, ckpt_path=last, weights_only=True, verbose=False)
+        assert module.temperature is None
 
 
 @pytest.mark.usefixtures("too_sure")
@@ -453,33 +447,21 @@ def measured(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
     ],
 )
 def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
-    parts: Parts, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, says: str
+    parts: Parts, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, says: str
 ) -> None:
     source = tmp_path / "notes"
     source.mkdir()
     for split, rows in notes().items():
         write_csv(source / f"{split}.csv", rows[1:] if split == "validation" and other == "notes" else rows)
     settings = {"a trial": {"fast_dev_run": True}, "a part": {"limit_val_batches": 1}}.get(other, {})
-    before = (measured / LABELS_FILE).read_bytes()
-    module, data = parts(adapter=str(measured), source=str(source))
+    file = run / "adapter" / METADATA_FILE
+    before = file.read_bytes()
+    module, data = parts(adapter=str(file.parent), source=str(source))
     trainer(data, AdapterTemperature(), **settings).validate(module, data, verbose=False)
-    assert (measured / LABELS_FILE).read_bytes() == before
+    assert file.read_bytes() == before
     told = [line for line in capsys.readouterr().err.splitlines() if "is not kept with the adapter: " in line]
     assert len(told) == (other != "a trial")
     assert all(says in line for line in told)
-
-
-@pytest.mark.usefixtures("too_sure")
-def test_validate_adds_the_temperature_to_the_adapter_that_it_measured(parts: Parts, measured: Path) -> None:
-    folder = measured
-    again, data = parts(adapter=str(folder))
-    trainer(data, AdapterTemperature()).validate(again, data, verbose=False)
-    kept = AdapterMetadata.read(folder / LABELS_FILE).temperatures
-    assert kept == {"another way": 1.5, decoding_key(again.decoding): pytest.approx(again.temperature)}
-    assert (folder / LABELS_FILE).stat().st_mode & 0o777 == 0o644
-    tested, data = parts(adapter=str(folder))
-    trainer(data).test(tested, data, verbose=False)
-    assert tested.temperature == pytest.approx(again.temperature)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -489,9 +471,33 @@ def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to_and_runs_no_code(
     checkpoint = torch.load(fitted[0], weights_only=True)
     assert checkpoint["state_dict"].keys() == fitted[2].keys()
     assert all("lora_" in name for name in checkpoint["state_dict"])
-    assert checkpoint["medlit"]["labels"] == ["Cardiovascular / Pulmonary", BRAIN, BONE]
+    assert checkpoint["medlit"]["labels"] == [HEART, BRAIN, BONE]
     assert "hyper_parameters" not in checkpoint
     assert "datamodule_hyper_parameters" not in checkpoint
+
+
+def test_a_checkpoint_with_more_labels_than_the_data_counts_by_its_own_ids(
+    parts: Parts, fitted: Fitted, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(fitted[0], weights_only=True)
+    more = ["Allergy", HEART, BRAIN, "Nephrology", BONE, "Urology"]
+    checkpoint["medlit"]["labels"] = more
+    torch.save(checkpoint, tmp_path / "more.ckpt")
+    module, data = parts(decoding=Decoding("likelihood"), max_response_tokens=32)
+    run = trainer(data)
+    run.validate(module, data, ckpt_path=str(tmp_path / "more.ckpt"), weights_only=True, verbose=False)
+    assert module.label_set.names == tuple(more)
+    assert module.results is not None
+    assert module.scores is not None
+    assert module.results.names == tuple(more)
+    wanted = {row["id"]: row["medical_specialty"] for row in notes()["validation"]}
+    pairs = zip(module.results.ids, module.results.truth, strict=True)
+    assert {identity: more[label] for identity, label in pairs} == wanted
+    supports = {name: score["support"] for name, score in module.scores["per_class"].items()}
+    assert supports == {name: list(wanted.values()).count(name) for name in more}
+    assert module.scores["n"] == 8
+    assert float(run.callback_metrics["val/accuracy"]) == pytest.approx(float(module.results.correct.mean()))
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
 
 def drop_a_weight(checkpoint: dict[str, Any]) -> None:
@@ -532,9 +538,8 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
     module, data = parts()
     trainer(data).validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
     folder = tmp_path / "adapter"
-    folder.mkdir()
-    module.save_adapter(folder)
-    assert (folder / LABELS_FILE).is_file()
+    write_adapter(module, folder, data.fingerprint)
+    assert (folder / METADATA_FILE).is_file()
     assert (folder / "tokenizer.json").is_file()
 
     again, data = parts(adapter=str(folder))
@@ -542,7 +547,7 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
     run.validate(again, data, verbose=False)
     assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
 
-    unlabelled, data = parts(adapter=str(folder), text="A broken wrist.")
+    unlabelled, data = parts(adapter=str(folder), predict={"text": "A broken wrist."})
     answers = trainer(data).predict(unlabelled, data)
     assert unlabelled.label_set.names == module.label_set.names
     assert answers is not None
@@ -581,15 +586,15 @@ def go_on(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noq
         trainer(data, save, Stop(step), max_steps=STEPS, val_every=2, enable_checkpointing=True).fit(module, data)
         return str(folder / str(step) / "at.ckpt")
 
-    @functools.cache
-    def go_on(step: int, val_every: int = 2, **given: int) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
+    def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
         module, data = parts(**model, **given)
         watch = Watch()
-        run = trainer(data, watch, max_steps=STEPS, val_every=val_every)
+        run = trainer(data, LastStep(), watch, max_steps=STEPS, val_every=val_every)
         run.fit(module, data, ckpt_path=until(step) if step else None, weights_only=True)
         return module, run, watch
 
-    return go_on
+    whole = functools.cache(lambda: go_on(0))
+    return lambda step, **given: go_on(step, **given) if step else whole()
 
 
 def optimizer_state(module: SpecialtyClassifier, run: L.Trainer) -> dict[tuple[str, str], Tensor]:
@@ -599,13 +604,13 @@ def optimizer_state(module: SpecialtyClassifier, run: L.Trainer) -> dict[tuple[s
 
 @pytest.mark.parametrize(
     ("step", "given"),
-    [(3, {}), (4, {}), (5, {"num_workers": 1}), (6, {"val_every": 3})],
+    [(3, {}), (4, {}), (5, {"batching": {"num_workers": 1}}), (6, {"val_every": 3})],
     ids=["an epoch's end", "mid-epoch", "mid-epoch, off the interval, with workers", "an epoch's end on the interval"],
 )
 def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
     go_on: Any,  # noqa: ANN401
     step: int,
-    given: dict[str, int],
+    given: dict[str, Any],
 ) -> None:
     """Weights, optimizer state, losses and rates to the bit, and validations where they would have been."""
     module, run, whole = go_on(0)
@@ -614,7 +619,7 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
     assert run.global_step == again.global_step == len(whole.losses) == STEPS
     assert rest.losses == whole.losses[step:]
     assert rest.rates == whole.rates[step:]
-    assert rest.validated == [at for at in range(interval, STEPS + 1, interval) if at > step]
+    assert rest.validated == [at for at in range(1, STEPS + 1) if at > step and (at % interval == 0 or at == STEPS)]
     assert all(torch.equal(value, adapter(module)[name]) for name, value in adapter(resumed).items())
     state, ours = optimizer_state(module, run), optimizer_state(resumed, again)
     assert {value.dtype for value in state.values()} >= {torch.uint8, torch.float32}
@@ -622,12 +627,12 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
     assert all(torch.equal(value, ours[key]) for key, value in state.items())
 
 
-@pytest.mark.parametrize(("step", "batch_size"), [(3, 2), (5, 8)])
-def test_a_fit_can_go_on_with_other_micro_batches(go_on: Any, step: int, batch_size: int) -> None:  # noqa: ANN401
+@pytest.mark.parametrize(("step", "micro_batch_size"), [(3, 2), (5, 8)])
+def test_a_fit_can_go_on_with_other_micro_batches(go_on: Any, step: int, micro_batch_size: int) -> None:  # noqa: ANN401
     """As on another number of devices: the same notes in the same steps, so the same losses but for rounding."""
     _, run, whole = go_on(0)
-    _, again, rest = go_on(step, batch_size=batch_size)
+    _, again, rest = go_on(step, batching={"micro_batch_size": micro_batch_size})
     assert again.global_step == run.global_step == STEPS
     assert rest.rates == whole.rates[step:]
     assert rest.losses == pytest.approx(whole.losses[step:], rel=1e-3)
-    assert rest.validated == [at for at in (2, 4, 6, 8) if at > step]
+    assert rest.validated == [at for at in (2, 4, 6, 8, STEPS) if at > step]

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
-from medlit.data.collate import MULTIPLE, Batch, Collator, Row
+from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
 
 PAD = 0
 ANSWERS = {"Neurology": [9, 2], "Radiology": [8, 7, 6, 2]}
 ROWS = st.lists(
     st.builds(
-        Row,
+        TokenisedNote,
         row=st.integers(0, 99),
         id=st.text("abc", min_size=1),
         text_hash=st.text("0123456789abcdef", min_size=1),
@@ -24,7 +24,8 @@ ROWS = st.lists(
     min_size=1,
     max_size=6,
 )
-response, whole = (Collator(ANSWERS.__getitem__, PAD, loss_on) for loss_on in ("response", "whole"))
+NAMES = tuple(sorted(ANSWERS))
+response, whole = (Collator(ANSWERS.__getitem__, PAD, mask_prompt, NAMES) for mask_prompt in (True, False))
 
 
 def labels(batch: Batch) -> list[list[int]]:
@@ -34,8 +35,8 @@ def labels(batch: Batch) -> list[list[int]]:
     return out.tolist()
 
 
-def row(ids: list[int], specialty: str | None = "Neurology") -> Row:
-    return Row(row=3, id="n3", text_hash="f0", input_ids=ids, cut_tokens=1, specialty=specialty)
+def row(ids: list[int], specialty: str | None = "Neurology") -> TokenisedNote:
+    return TokenisedNote(row=3, id="n3", text_hash="f0", input_ids=ids, cut_tokens=1, specialty=specialty)
 
 
 def test_the_module_s_own_example() -> None:
@@ -44,7 +45,7 @@ def test_the_module_s_own_example() -> None:
     assert batch.places.tolist() == [2, 3, 6, 7]
     assert batch.targets.tolist() == [9, 2, 9, 2]
     assert labels(batch) == [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
-    packed = Collator(ANSWERS.__getitem__, PAD, "response", most_notes=3).packed([row([1, 2, 3]), row([1, 4])], 4)
+    packed = Collator(ANSWERS.__getitem__, PAD, most_notes=3).packed([row([1, 2, 3]), row([1, 4])], 4)
     assert packed.input_ids.tolist() == [[1, 2, 3, 9, 2, 1, 4, 9, 2] + [PAD] * 55]
     assert packed.starts is not None
     assert packed.starts.tolist() == [0, 5, 9, 64, 64]
@@ -57,7 +58,7 @@ def test_the_module_s_own_example() -> None:
 
 
 @given(ROWS)
-def test_training_pads_on_the_right_and_supervises_the_answers_alone(rows: list[Row]) -> None:
+def test_training_pads_on_the_right_and_supervises_the_answers_alone(rows: list[TokenisedNote]) -> None:
     batch = response.train(rows, step_tokens=77)
     assert batch.step_tokens == 77
     assert batch.input_ids.shape == (len(rows), max(batch.lengths))
@@ -71,7 +72,7 @@ def test_training_pads_on_the_right_and_supervises_the_answers_alone(rows: list[
 
 
 @given(ROWS)
-def test_loss_on_the_whole_supervises_every_token_but_the_first_and_the_padding(rows: list[Row]) -> None:
+def test_loss_on_the_whole_supervises_every_token_but_the_first_and_the_padding(rows: list[TokenisedNote]) -> None:
     batch = whole.train(rows, step_tokens=1)
     assert torch.equal(batch.input_ids, response.train(rows, 1).input_ids)
     for i, length in enumerate(batch.lengths):
@@ -82,7 +83,7 @@ def test_loss_on_the_whole_supervises_every_token_but_the_first_and_the_padding(
 
 
 @given(ROWS, st.sampled_from([response, whole]))
-def test_a_packed_batch_is_the_padded_one_without_its_padding(rows: list[Row], collator: Collator) -> None:
+def test_a_packed_batch_is_the_padded_one_without_its_padding(rows: list[TokenisedNote], collator: Collator) -> None:
     packed, padded = collator.packed(rows, 5), collator.train(rows, 5)
     assert packed.starts is not None
     assert packed.positions is not None
@@ -104,7 +105,7 @@ def test_a_packed_batch_is_the_padded_one_without_its_padding(rows: list[Row], c
 
 
 @given(ROWS)
-def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[Row]) -> None:
+def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[TokenisedNote]) -> None:
     prompts = response.prompts(rows)
     width = max(len(note["input_ids"]) for note in rows)
     for i, note in enumerate(rows):
@@ -124,13 +125,14 @@ def test_prompts_lie_on_a_device_as_lightning_would_have_them() -> None:
 
 
 @given(ROWS)
-def test_supervised_tokens_are_counted_as_they_are_labelled(rows: list[Row]) -> None:
+def test_supervised_tokens_are_counted_as_they_are_labelled(rows: list[TokenisedNote]) -> None:
     for collator in (response, whole):
         both = collator.evaluate(rows)
         assert both.loss.step_tokens == len(both.loss.targets) == sum(map(collator.supervised, rows))
         columns = both.loss.places % both.loss.input_ids.shape[1]
         assert int(columns.max()) < both.loss.input_ids.shape[1] - 1, "what is predicted stands in the same row"
-        assert both.specialties == [note["specialty"] for note in rows]
+        assert both.label_names == NAMES
+        assert [NAMES[label] for label in both.label_ids] == [note["specialty"] for note in rows]
         assert both.prompts.ids == both.loss.ids
 
 
@@ -140,7 +142,7 @@ def test_a_note_without_a_label_can_be_asked() -> None:
 
 def test_an_answer_is_tokenized_once_for_each_label() -> None:
     calls: list[str] = []
-    collator = Collator(lambda name: calls.append(name) or ANSWERS[name], PAD, "response")
+    collator = Collator(lambda name: calls.append(name) or ANSWERS[name], PAD)
     for _ in range(3):
         collator.train([row([1]), row([2], "Radiology"), row([3])], 1)
     assert calls == ["Neurology", "Radiology"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medlit.model.packing import route
+from medlit.model.families import route
 
 
 def by_note(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:

@@ -12,15 +12,38 @@ from hypothesis import strategies as st
 
 from medlit.data.balance_ranks import micro_batches_per_step
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
+from medlit.data.settings import Batching
 from medlit.errors import UserError
+
+
+def make_sampler(
+    lengths: list[int],
+    supervised: list[int] | None = None,
+    token_budget: int = 10**9,
+    packed: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    **batching: int,
+) -> StepSampler:
+    """A sampler of 16 notes a step, 4 a micro-batch, with one supervised token a note."""
+    n = len(lengths)
+    return StepSampler(
+        np.array(lengths),
+        np.array(supervised or [1] * n),
+        np.zeros(n, dtype=np.int64),
+        Batching(**{"global_batch_size": 16, "micro_batch_size": 4, "seed": 0} | batching),
+        token_budget,
+        packed,
+        rank,
+        world_size,
+    )
 
 
 def steps(lengths: list[int], world_size: int = 1, epoch: int = 0, **settings: int) -> list[list[list[MicroBatch]]]:
     """[step][rank] -> micro-batches of one epoch."""
-    options = {"global_batch_size": 16, "batch_size": 4, "token_budget": 10**9, "seed": 0} | settings
     ranks = []
     for rank in range(world_size):
-        sampler = StepSampler(lengths, [1] * len(lengths), rank=rank, world_size=world_size, **options)
+        sampler = make_sampler(lengths, rank=rank, world_size=world_size, **settings)
         sampler.set_epoch(epoch)
         batches = list(sampler)
         per_step = sampler.micro_batches
@@ -46,10 +69,10 @@ def notes(step: list[list[MicroBatch]]) -> list[int]:
 def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
     shape: tuple[int, int], n: int, epoch: int, packed: bool
 ) -> None:
-    world_size, batch_size = shape
+    world_size, micro_batch_size = shape
     lengths = log_normal(n)
-    plain = steps(lengths, epoch=epoch, batch_size=16)
-    dealt = steps(lengths, world_size, epoch, batch_size=batch_size, packed=packed)
+    plain = steps(lengths, epoch=epoch, micro_batch_size=16)
+    dealt = steps(lengths, world_size, epoch, micro_batch_size=micro_batch_size, packed=packed)
     assert [notes(step) for step in dealt] == [notes(step) for step in plain]
 
 
@@ -58,9 +81,9 @@ def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
 def test_every_rank_gets_as_many_micro_batches_none_empty_and_packed_as_many_notes(
     shape: tuple[int, int], n: int, packed: bool
 ) -> None:
-    world_size, batch_size = shape
-    wanted = micro_batches_per_step(16, batch_size, world_size)
-    dealt = steps(log_normal(n), world_size, batch_size=batch_size, packed=packed)
+    world_size, micro_batch_size = shape
+    wanted = micro_batches_per_step(16, micro_batch_size, world_size)
+    dealt = steps(log_normal(n), world_size, micro_batch_size=micro_batch_size, packed=packed)
     assert len(dealt) == n // 16, "a partial step is left out"
     for step in dealt:
         assert len(set(notes(step))) == 16
@@ -90,18 +113,7 @@ def test_step_tokens_are_those_of_the_whole_step_over_all_ranks() -> None:
     supervised = list(range(1, 65))
     for world_size in (1, 2, 4):
         ranks = [
-            list(
-                StepSampler(
-                    log_normal(64),
-                    supervised,
-                    global_batch_size=32,
-                    batch_size=4,
-                    token_budget=10**9,
-                    seed=0,
-                    rank=rank,
-                    world_size=world_size,
-                )
-            )
+            list(make_sampler(log_normal(64), supervised, rank=rank, world_size=world_size, global_batch_size=32))
             for rank in range(world_size)
         ]
         per_step = len(ranks[0]) // 2
@@ -120,7 +132,7 @@ def test_ranks_hardly_wait_for_one_another(world_size: int, packed: bool, idle: 
     """As in the recipe, 32 notes a step in micro-batches of 8: of the time of the slowest, what a rank waits."""
     lengths = np.array(log_normal(32 * 100))
     dealt = steps(
-        lengths.tolist(), world_size, global_batch_size=32, batch_size=8, packed=packed, token_budget=8 * 2048
+        lengths.tolist(), world_size, global_batch_size=32, micro_batch_size=8, packed=packed, token_budget=8 * 2048
     )
     tokens = np.array(
         [[sum(cells(lengths[batch.indices], packed) for batch in rank) for rank in step] for step in dealt]
@@ -137,7 +149,7 @@ def cells(lengths: np.ndarray, packed: bool) -> int:
 def test_padded_notes_of_several_ranks_are_cut_from_the_whole_step() -> None:
     """A rank's own mixture of 4 lengths would more than double the tokens of the slowest of 8."""
     lengths = np.array(log_normal(32 * 64))
-    dealt = steps(lengths.tolist(), 8, global_batch_size=32, batch_size=8, token_budget=8 * 2048)
+    dealt = steps(lengths.tolist(), 8, global_batch_size=32, micro_batch_size=8, token_budget=8 * 2048)
     slowest = sum(max(cells(lengths[rank[0].indices], False) for rank in step) for step in dealt)
     assert 8 * slowest < 1.3 * lengths.sum()
     counted = [sum(int(lengths[step[rank][0].indices].sum()) for step in dealt) for rank in range(8)]
@@ -146,7 +158,7 @@ def test_padded_notes_of_several_ranks_are_cut_from_the_whole_step() -> None:
 
 def test_resuming_gives_the_rest_of_the_epoch_and_the_next_epoch_whole() -> None:
     lengths = log_normal(100)
-    sampler = StepSampler(lengths, lengths, global_batch_size=16, batch_size=4, token_budget=10**9, seed=0)
+    sampler = make_sampler(lengths, lengths)
     whole = list(sampler)
     for first in range(sampler.steps):
         sampler.first_step = first
@@ -156,9 +168,9 @@ def test_resuming_gives_the_rest_of_the_epoch_and_the_next_epoch_whole() -> None
 
 
 def test_a_step_larger_than_the_table_and_ranks_that_do_not_divide_it_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.global_batch_size: the training split has 15 notes"):
+    with pytest.raises(UserError, match=r"data\.batching\.global_batch_size: the training split has 15 notes"):
         steps([1] * 15)
-    with pytest.raises(UserError, match=r"data\.global_batch_size: 16 notes .* 3 processes"):
+    with pytest.raises(UserError, match=r"data\.batching\.global_batch_size: 16 notes .* 3 processes"):
         steps([1] * 16, world_size=3)
 
 
@@ -171,11 +183,11 @@ def padding(lengths: np.ndarray, groups: list[list[int]]) -> float:
     return 1 - int(lengths[np.concatenate(groups)].sum()) / total
 
 
-@pytest.mark.parametrize(("batch_size", "share"), [(8, 0.145), (4, 0.055)])
-def test_padding_of_real_lengths(batch_size: int, share: float) -> None:
+@pytest.mark.parametrize(("micro_batch_size", "share"), [(8, 0.145), (4, 0.055)])
+def test_padding_of_real_lengths(micro_batch_size: int, share: float) -> None:
     """4 and 8 groups of the best sizes, the mean of 1,000 steps."""
     lengths = np.array(log_normal(32 * 1000))
-    dealt = steps(lengths.tolist(), global_batch_size=32, batch_size=batch_size, token_budget=8 * 2048)
+    dealt = steps(lengths.tolist(), global_batch_size=32, micro_batch_size=micro_batch_size, token_budget=8 * 2048)
     found = [padding(lengths, [batch.indices for batch in step[0]]) for step in dealt]
     assert len(found) == 1000
     assert share - 0.02 < np.mean(found) <= share
@@ -183,17 +195,17 @@ def test_padding_of_real_lengths(batch_size: int, share: float) -> None:
 
 def test_padding_of_four_groups_of_eight() -> None:
     lengths = np.array(log_normal(32 * 1000))
-    whole = [notes_of[0][0].indices for notes_of in steps(lengths.tolist(), global_batch_size=32, batch_size=32)]
+    whole = [notes_of[0][0].indices for notes_of in steps(lengths.tolist(), global_batch_size=32, micro_batch_size=32)]
     found = [padding(lengths, np.array(indices).reshape(4, 8).tolist()) for indices in whole]
     assert len(found) == 1000
     assert 0.145 < np.mean(found) <= 0.2, "the best sizes save padding, and equal ones are already far from 46 %"
 
 
-@pytest.mark.parametrize(("batch_size", "share"), [(16, 1.01), (8, 1.02), (4, 1.05)])
-def test_packed_micro_batches_of_real_lengths_are_nearly_equal(batch_size: int, share: float) -> None:
+@pytest.mark.parametrize(("micro_batch_size", "share"), [(16, 1.01), (8, 1.02), (4, 1.05)])
+def test_packed_micro_batches_of_real_lengths_are_nearly_equal(micro_batch_size: int, share: float) -> None:
     """The largest decides how much memory a step takes."""
     lengths = np.array(log_normal(32 * 100))
-    dealt = steps(lengths.tolist(), global_batch_size=32, batch_size=batch_size, packed=True)
+    dealt = steps(lengths.tolist(), global_batch_size=32, micro_batch_size=micro_batch_size, packed=True)
     tokens = [[int(lengths[batch.indices].sum()) for batch in step[0]] for step in dealt]
     assert np.mean([max(step) / np.mean(step) for step in tokens]) < share
 
@@ -201,11 +213,12 @@ def test_packed_micro_batches_of_real_lengths_are_nearly_equal(batch_size: int, 
 def test_dealing_is_quick_and_a_long_epoch_starts_at_once() -> None:
     lengths = log_normal(60 * 32)
     start = time.perf_counter()
-    steps(lengths, global_batch_size=32, batch_size=4)
+    steps(lengths, global_batch_size=32, micro_batch_size=4)
     assert time.perf_counter() - start < 2  # 0.15 s on an idle core
     many = np.tile(lengths, 521)  # a million notes
+    sampler = StepSampler(many, many, np.zeros_like(many), Batching(), 10**9)
     start = time.perf_counter()
-    next(iter(StepSampler(many, many, global_batch_size=32, batch_size=8, token_budget=10**9, seed=0)))
+    next(iter(sampler))
     assert time.perf_counter() - start < 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -9,12 +10,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fakes import BONE, BRAIN, HEART, SPLITS, notes, write_csv
+from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
 
 from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
@@ -29,19 +29,7 @@ SECRET = "Zebra"
 def make(llama: Path, notes_folder: Path) -> Make:
     """A datamodule of the forty notes with the tiny model's tokenizer; settings override."""
 
-    def make(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401 - the datamodule's own
-        tiny: dict[str, Any] = {
-            "source": str(notes_folder),
-            "base_model": str(llama),
-            "max_length": 256,
-            "max_response_tokens": 16,
-            "global_batch_size": 8,
-            "batch_size": 4,
-            "eval_batch_size": 4,
-        }
-        return TranscriptionDataModule(**tiny | settings)
-
-    return make
+    return functools.partial(tiny_datamodule, notes_folder, llama)
 
 
 def on_rank(
@@ -74,14 +62,15 @@ def test_no_other_column_reaches_the_model(make: Make, tmp_path: Path) -> None:
         extra = {"keywords": SECRET, "description": SECRET, "text": SECRET}
         write_csv(tmp_path / f"{split}.csv", [row | extra for row in rows])
     assert SECRET not in all_text(make(source=str(tmp_path)))
-    assert SECRET in all_text(make(source=str(tmp_path), text_column="keywords")), "the test would see it"
+    assert SECRET in all_text(make(source=str(tmp_path), columns={"text": "keywords"})), "the test would see it"
 
 
 def test_the_answer_is_in_no_prompt_and_the_text_ends_where_it_begins(make: Make) -> None:
     data = make()
     data.setup("fit")
     for batch in data.val_dataloader():
-        answers = "".join(f"{name}{data.prompt.tokenizer.eos_token}" for name in batch.specialties)
+        specialties = [batch.label_names[label] for label in batch.label_ids]
+        answers = "".join(f"{name}{data.prompt.tokenizer.eos_token}" for name in specialties)
         assert read(data, batch.loss.targets) == answers
         for prompt in batch.prompts.input_ids:
             assert read(data, prompt).endswith("### Response:\n")
@@ -97,9 +86,9 @@ def test_an_epoch_shows_every_note_of_a_split_once(make: Make) -> None:
     assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == sorted(ids["test"])
 
 
-@pytest.mark.parametrize("loss_on", ["response", "whole"])
-def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make, loss_on: str) -> None:
-    data = make(loss_on=loss_on)
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make, mask_prompt: bool) -> None:
+    data = make(mask_prompt=mask_prompt)
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == 6
@@ -108,11 +97,12 @@ def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make
         assert {batch.step_tokens for batch in step} == {labelled}
 
 
-@pytest.mark.parametrize(("balance", "share"), [("none", 0.125), ("inverse", 0.5)])
-def test_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, balance: str, share: float) -> None:
+@pytest.mark.parametrize(("class_balance", "share"), [("none", 0.125), ("inverse", 0.5)])
+def test_class_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, class_balance: str, share: float) -> None:
     rows = [row | {"medical_specialty": HEART if place < 3 else BONE} for place, row in enumerate(notes()["train"])]
     rare = {row["id"] for row in rows[:3]}
-    data = make(source=str(write_csv(tmp_path / "train.csv", rows).parent), split="official", balance=balance)
+    source = str(write_csv(tmp_path / "train.csv", rows).parent)
+    data = make(source=source, split={"kind": "official"}, batching={"class_balance": class_balance})
     data.setup("fit")
     shown = [i for batch in data.train_dataloader() for i in batch.ids]
     assert len(shown) == 24
@@ -123,7 +113,7 @@ def test_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, b
 def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
     shown = []
     for packing in (None, False, True):
-        data = make(packing=packing)
+        data = make(batching={"packing": packing})
         data.setup("fit")
         batches = list(data.train_dataloader())
         assert {batch.starts is not None for batch in batches} == {packing is True}, "a CPU pads"
@@ -149,7 +139,7 @@ def test_card_and_base_model_decide_whether_notes_are_packed(
     folder = shutil.copytree(llama, tmp_path / "base")
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"model_type": model_type}))
-    data = on_rank(make(base_model=str(folder)), 0, 1, device="cuda")
+    data = on_rank(make(tokenizer={"base_model": str(folder)}), 0, 1, device="cuda")
     data.setup("fit")
     assert data.train_dataloader().sampler.packed is packed  # type: ignore[attr-defined]
 
@@ -157,17 +147,17 @@ def test_card_and_base_model_decide_whether_notes_are_packed(
 def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path) -> None:
     data = make()
     assert data_facts(data) == {}
-    data.split()
+    data.read_splits()
     assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
-    data.data_fingerprint = DataFingerprint("clinic/notes", "a" * 40, data.partition.hashes)  # type: ignore[union-attr]
+    data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, data.splits.hashes)  # type: ignore[union-attr]
     assert data_facts(data)["revision"] == "a" * 40
     one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
-    one_table.split()
+    one_table.read_splits()
     assert data_facts(one_table)["split"] == "grouped"
 
 
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
-    data = make(max_length=128)
+    data = make(tokenizer={"max_length": 128})
     data.setup("fit")
     cut = {row["id"]: row["cut_tokens"] for row in data.rows("train")}
     assert cut["train-00"] > 0
@@ -198,7 +188,7 @@ def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make:
         data = on_rank(make(), rank, size + 1)
         data.setup("fit")
         loader = data.val_dataloader if split == "validation" else data.test_dataloader
-        with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few to share among {size + 1}"):
+        with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few for {size + 1} processes"):
             loader()
     assert len(on_rank(data, size - 1, size).val_dataloader()) == 1
 
@@ -232,7 +222,7 @@ def test_a_label_column_with_one_class_is_refused(make: Make, tmp_path: Path) ->
 def test_a_split_that_is_not_there_is_refused_when_it_is_asked_for(make: Make, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write_csv(tmp_path / f"{split}.csv", notes()[split])
-    data = make(source=str(tmp_path), split="official")
+    data = make(source=str(tmp_path), split={"kind": "official"})
     data.setup("fit")
     data.train_dataloader()
     with pytest.raises(UserError, match=r"data\.source: .* has no test split"):
@@ -242,7 +232,7 @@ def test_a_split_that_is_not_there_is_refused_when_it_is_asked_for(make: Make, t
 def test_a_source_without_a_training_split_is_refused(make: Make, tmp_path: Path) -> None:
     write_csv(tmp_path / "test.csv", notes()["test"])
     with pytest.raises(UserError, match="train"):
-        make(source=str(tmp_path), split="official").setup("test")
+        make(source=str(tmp_path), split={"kind": "official"}).setup("test")
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------
@@ -259,30 +249,30 @@ def asked(data: TranscriptionDataModule) -> list[str]:
 
 def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
-    assert asked(make(text="-")) == ["A knee,\nswollen."] == asked(make(text="A knee,\nswollen."))
+    assert asked(make(predict={"text": "-"})) == ["A knee,\nswollen."] == asked(make(predict={"text": "A knee,\nswollen."}))
 
 
 def test_one_note_reads_no_table(make: Make) -> None:
-    assert asked(make(text="A knee.", source="no/such/table.csv")) == ["A knee."]
+    assert asked(make(predict={"text": "A knee."}, source="no/such/table.csv")) == ["A knee."]
 
 
 def test_a_note_of_odd_bytes_is_filed_or_refused_in_a_sentence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked(make(text="A knee \udcb0.")) == ["A knee \ufffd."], "an argument in another encoding"
+    assert asked(make(predict={"text": "A knee \udcb0."})) == ["A knee \ufffd."], "an argument in another encoding"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"38.5\xb0"), encoding="utf-8"))
-    with pytest.raises(UserError, match=r"data\.text: the standard input is not UTF-8"):
-        make(text="-").setup("predict")
+    with pytest.raises(UserError, match=r"data\.predict\.text: the standard input is not UTF-8"):
+        make(predict={"text": "-"}).setup("predict")
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_note_is_refused(make: Make, text: str) -> None:
-    with pytest.raises(UserError, match=r"data\.text: the note is empty"):
-        make(text=text).setup("predict")
+    with pytest.raises(UserError, match=r"data\.predict\.text: the note is empty"):
+        make(predict={"text": text}).setup("predict")
 
 
 def test_a_table_without_labels_is_filed_and_nothing_else_is_read(make: Make, tmp_path: Path) -> None:
     rows = [{"id": f"n{i}", "transcription": f"Note {i}."} for i in range(5)]
     table = write_csv(tmp_path / "new.csv", rows)
-    data = make(predict_source=str(table), source="no/such/table.csv")
+    data = make(predict={"source": str(table)}, source="no/such/table.csv")
     assert sorted(asked(data)) == [row["transcription"] for row in rows]
     assert data.label_set is None
     assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == [row["id"] for row in rows]
@@ -291,8 +281,8 @@ def test_a_table_without_labels_is_filed_and_nothing_else_is_read(make: Make, tm
 @pytest.mark.parametrize("source", ["text", "table"])
 def test_preparing_reads_no_more_than_predicting(make: Make, tmp_path: Path, source: str) -> None:
     table = write_csv(tmp_path / "new.csv", [{"transcription": "A knee."}])
-    what = {"text": "A knee."} if source == "text" else {"predict_source": str(table)}
-    data = make(source="no/such/table.csv", **what)
+    what = {"text": "A knee."} if source == "text" else {"source": str(table)}
+    data = make(source="no/such/table.csv", predict=what)
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"))  # type: ignore[assignment]
     data.prepare_data()
 
@@ -307,7 +297,7 @@ def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
     for rank in range(world_size):
         data = on_rank(make(), rank, world_size)
         data.setup("predict")
-        data.leave_out(np.isin(np.arange(8), order[:done]))
+        data.skip_answered(np.isin(np.arange(8), order[:done]))
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
         assert mine, "Lightning would end here"
         asked += mine
@@ -343,7 +333,7 @@ def test_a_resumed_epoch_is_shuffled_as_its_own_before_lightning_names_it(make: 
     loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
     third = [batch.ids for batch in loader]
     for workers in (0, 1):
-        resumed = make(num_workers=workers)
+        resumed = make(batching={"num_workers": workers})
         resumed.load_state_dict({"optimizer_steps": 7})
         resumed.setup("fit")
         assert [batch.ids for batch in resumed.train_dataloader()] == third[2:]

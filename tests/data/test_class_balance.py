@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.class_balance import Balance, epoch_order, shares
-from medlit.data.samplers import MicroBatch, StepSampler
 
-KINDS = get_args(Balance)
+from medlit.data.samplers import MicroBatch, StepSampler, epoch_order, shares
+from medlit.data.settings import Batching, ClassBalance
+
+KINDS = get_args(ClassBalance)
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 kinds = st.sampled_from(KINDS)
 
@@ -25,11 +26,11 @@ def labels_of(counts: list[int]) -> np.ndarray:
 
 @given(COUNTS, kinds, st.integers(0, 99), st.integers(0, 9))
 def test_an_epoch_draws_each_label_its_share_and_its_notes_alike(
-    counts: list[int], balance: Balance, seed: int, epoch: int
+    counts: list[int], class_balance: ClassBalance, seed: int, epoch: int
 ) -> None:
     labels = labels_of(counts)
-    order = epoch_order(labels, balance, seed, epoch)
-    wanted = shares(np.array(counts), balance) * len(labels)
+    order = epoch_order(labels, class_balance, seed, epoch)
+    wanted = shares(np.array(counts), class_balance) * len(labels)
     assert len(order) == len(labels)
     assert np.all(np.abs(np.bincount(labels[order], minlength=len(counts)) - wanted) < 1 + 1e-9)
     drawn = np.bincount(order, minlength=len(labels))
@@ -44,16 +45,16 @@ def test_shares_are_the_declared_ones() -> None:
     assert shares(counts, "inverse").tolist() == pytest.approx([0.5, 0.5])
 
 
-@pytest.mark.parametrize("balance", KINDS)
-def test_over_many_steps_every_note_comes_up_as_often_as_expected(balance: Balance) -> None:
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_over_many_steps_every_note_comes_up_as_often_as_expected(class_balance: ClassBalance) -> None:
     counts = [50, 20, 7, 2, 1]
     labels = labels_of(counts)
-    steps = [step for epoch in range(400) for step in notes(sampler(labels, balance), epoch)]
+    steps = [step for epoch in range(400) for step in notes(sampler(labels, class_balance), epoch)]
     drawn = np.bincount(np.concatenate(steps), minlength=len(labels)) / (len(steps) * 16)
-    expected = (shares(np.array(counts), balance) / counts)[labels]
+    expected = (shares(np.array(counts), class_balance) / counts)[labels]
     assert drawn == pytest.approx(expected, rel=0.3)
     by_label = np.bincount(labels, weights=drawn)
-    assert by_label == pytest.approx(shares(np.array(counts), balance), abs=0.005)
+    assert by_label == pytest.approx(shares(np.array(counts), class_balance), abs=0.005)
 
 
 def test_off_is_the_plain_shuffle() -> None:
@@ -62,32 +63,22 @@ def test_off_is_the_plain_shuffle() -> None:
     assert epoch_order(labels, "none", 0, 0).tolist() == np.random.default_rng([0, 0]).permutation(33).tolist()
 
 
-@pytest.mark.parametrize("balance", KINDS)
-def test_an_epoch_has_one_order_and_another_has_another(balance: Balance) -> None:
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_an_epoch_has_one_order_and_another_has_another(class_balance: ClassBalance) -> None:
     labels = labels_of([30, 20, 10])
-    first = epoch_order(labels, balance, 0, 0).tolist()
-    assert epoch_order(labels, balance, 0, 0).tolist() == first
-    assert epoch_order(labels, balance, 0, 1).tolist() != first
-    assert epoch_order(labels, balance, 1, 0).tolist() != first
+    first = epoch_order(labels, class_balance, 0, 0).tolist()
+    assert epoch_order(labels, class_balance, 0, 0).tolist() == first
+    assert epoch_order(labels, class_balance, 0, 1).tolist() != first
+    assert epoch_order(labels, class_balance, 1, 0).tolist() != first
 
 
 # --- in the sampler ---------------------------------------------------------------------------------------------------
 
 
-def sampler(labels: np.ndarray, balance: Balance, batch_size: int = 16, rank: int = 0, world: int = 1) -> StepSampler:
-    lengths = np.random.default_rng(1).integers(1, 900, len(labels)).tolist()
-    return StepSampler(
-        lengths,
-        lengths,
-        global_batch_size=16,
-        batch_size=batch_size,
-        token_budget=10**9,
-        seed=7,
-        labels=labels.tolist(),
-        balance=balance,
-        rank=rank,
-        world_size=world,
-    )
+def sampler(labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1) -> StepSampler:
+    lengths = np.random.default_rng(1).integers(1, 900, len(labels))
+    batching = Batching(global_batch_size=16, micro_batch_size=micro_batch_size, class_balance=class_balance, seed=7)
+    return StepSampler(lengths, lengths, labels, batching, token_budget=10**9, rank=rank, world_size=world)
 
 
 def notes(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
@@ -109,28 +100,28 @@ def notes(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
     st.integers(0, 3),
 )
 def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
-    counts: list[int], balance: Balance, shape: tuple[int, int], epoch: int
+    counts: list[int], class_balance: ClassBalance, shape: tuple[int, int], epoch: int
 ) -> None:
     labels = labels_of(counts)
-    world, batch_size = shape
-    whole = notes(sampler(labels, balance), epoch)
-    ranks = [notes(sampler(labels, balance, batch_size, rank, world), epoch) for rank in range(world)]
+    world, micro_batch_size = shape
+    whole = notes(sampler(labels, class_balance), epoch)
+    ranks = [notes(sampler(labels, class_balance, micro_batch_size, rank, world), epoch) for rank in range(world)]
     dealt = [sorted(index for part in parts for index in part) for parts in zip(*ranks, strict=True)]
     assert dealt == whole
     assert len(whole) == len(labels) // 16, "an epoch has as many steps as without"
     assert {len(step) for step in whole} == {16}
-    assert whole == [sorted(sampler_of.notes_of_step(step)) for sampler_of, step in _each(labels, balance, epoch)]
+    assert whole == [sorted(sampler_of.notes_of_step(step)) for sampler_of, step in _each(labels, class_balance, epoch)]
 
 
-def _each(labels: np.ndarray, balance: Balance, epoch: int) -> list[tuple[StepSampler, int]]:
-    found = sampler(labels, balance)
+def _each(labels: np.ndarray, class_balance: ClassBalance, epoch: int) -> list[tuple[StepSampler, int]]:
+    found = sampler(labels, class_balance)
     found.set_epoch(epoch)
     return [(found, step) for step in range(found.steps)]
 
 
-@pytest.mark.parametrize("balance", KINDS)
-def test_resuming_goes_on_where_the_epoch_was(balance: Balance) -> None:
-    found = sampler(labels_of([60, 30, 8, 2]), balance, batch_size=4)
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_resuming_goes_on_where_the_epoch_was(class_balance: ClassBalance) -> None:
+    found = sampler(labels_of([60, 30, 8, 2]), class_balance, micro_batch_size=4)
     found.set_epoch(3)
     whole = list(found)
     for first in range(found.steps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from commands import environment
@@ -58,26 +57,6 @@ def with_room(tokenizer: object, room: int, max_response_tokens: int = 24) -> Al
     """A prompt whose limit leaves so many tokens for the note."""
     plenty = AlpacaPrompt(tokenizer, max_length=4096, max_response_tokens=max_response_tokens)  # type: ignore[arg-type]
     return AlpacaPrompt(tokenizer, max_length=4096 - plenty.room + room, max_response_tokens=max_response_tokens)  # type: ignore[arg-type]
-
-
-@each_tokenizer
-@settings(max_examples=60)
-@given(text=TEXT, room=st.integers(1, 120))
-def test_half_of_the_room_may_be_for_the_end(tokenizer: object, text: str, room: int) -> None:
-    limited = with_room(tokenizer, room)
-    header, footer = limited.header, limited.footer
-    note = AlpacaPrompt(tokenizer, max_length=4096).prompt(text).input_ids[len(header) : -len(footer)]  # type: ignore[arg-type]
-    prompt = replace(limited, keep="head_tail").prompt(text)
-    kept = prompt.input_ids[len(header) : -len(footer)]
-    assert prompt.input_ids == [*header, *kept, *footer]
-    assert prompt.cut_tokens == limited.prompt(text).cut_tokens == len(note) - len(kept)
-    if len(note) <= room:
-        assert kept == note
-    else:
-        tail = room // 2
-        assert len(kept) == room
-        assert kept[: room - tail] == note[: room - tail]
-        assert kept[room - tail :] == note[len(note) - tail :]
 
 
 @each_tokenizer

@@ -31,8 +31,8 @@ def test_weights_from_elsewhere_have_none(values: Any) -> None:  # noqa: ANN401 
     [{"hashes": None}, {"hashes": ["11"]}, {"hashes": {"train": 11}}, {"source": 3}, {"revision": ["a"]}],
     ids=str,
 )
-def test_a_damaged_record_is_refused_in_a_sentence(damage: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="what the weights say of their notes is damaged"):
+def test_a_corrupt_fingerprint_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the stored data fingerprint is corrupt"):
         DataFingerprint.from_dict(THEN.to_dict() | damage)
 
 

@@ -42,13 +42,7 @@ _LICENSES = {
 
 
 def write_card(folder: Path, weights: Weights, target: str, verification: Verification) -> None:
-    """Write `README.md` and the confusion matrix that it shows.
-
-    Args:
-        folder: of the export.
-        weights: what was exported.
-        target: 'adapter', 'merged', 'gguf' or 'hub'.
-        verification: the comparison with medlit's model.
+    """Write `README.md`, and the confusion matrix that it shows, into the export's folder.
 
     Raises:
         UserError: a file of the run folder is damaged.

@@ -16,7 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools
-CHECKED := src tests $(wildcard benchmarks)
+CHECKED := src tests $(wildcard benchmarks docs)
 
 ##@ Start here
 .PHONY: help
@@ -25,21 +25,21 @@ help: ## Show this list
 	  /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: quickstart
-quickstart: install ## Fine-tune the bundled 135M Llama, test it, print before and after
+quickstart: install ## Fine-tune the bundled 135M Llama, test it, compare it with baselines
 	$(PY) -m medlit.tools.quickstart
 
 .PHONY: test
-test: lint types unit ## Lint, check types, run the tests
+test: lint types unit ## Check style and types, run the tests
 
 ##@ Environment
 .PHONY: install
-install: $(EDITABLE) ## Install medlit and what it runs on into .venv (CUDA builds where there is a GPU)
+install: $(EDITABLE) ## Install medlit and its packages into .venv (CUDA builds if there is a GPU)
 
 .PHONY: dev
-dev: install $(TOOLS) ## Install the tools for tests and style too
+dev: install $(TOOLS) ## Install the development tools too
 
 .PHONY: doctor
-doctor: install ## Check this machine and say how to mend what is missing
+doctor: install ## Check this machine and name remedies
 	$(VENV)/bin/medlit doctor
 
 # PLATFORM and FOR are the other machine's: make bundle PLATFORM=cuda FOR=3.12 CONFIGS="configs/llama31_8b.yaml"
@@ -50,17 +50,17 @@ CONFIGS ?=
 BUNDLE = PYTHONPATH=src $(PY) -m medlit.tools.bundle --build $(if $(filter cuda gpu,$(PLATFORM)),gpu,cpu) \
   $(addprefix --python ,$(FOR)) $(addprefix --config ,$(CONFIGS))
 .PHONY: bundle
-bundle: $(VENV)/.made ## Put all that an offline machine needs into dist/ (PLATFORM=cpu|cuda FOR=3.11|3.12)
+bundle: $(VENV)/.made ## Collect in dist/ what an offline machine needs (PLATFORM=cpu|cuda FOR=3.11|3.12)
 	$(BUNDLE) $(ARGS)
 
 .PHONY: bundle-test
-bundle-test: $(VENV)/.made ## Make a bundle, install it without a network and train two steps
+bundle-test: $(VENV)/.made ## Make a bundle, install it offline and train two steps
 	rm -rf dist/test
 	$(BUNDLE) --output dist/test
-	$(PY) tests/bundle/offline.py dist/test/medlit-*
+	$(PY) tests/tools/bundle_offline.py dist/test/medlit-*
 
 .PHONY: clean
-clean: ## Remove .venv and the tools' caches; runs and downloaded weights stay
+clean: ## Remove .venv and tool caches; runs and downloaded weights stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -80,16 +80,20 @@ unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to cho
 	$(VENV)/bin/pytest $(ARGS)
 
 .PHONY: faults
-faults: dev ## Kill a small fit fifty times; its end must be as if nobody had (ARGS="--kills 500" for more)
+faults: dev ## Kill a small fit fifty times; the result must not change (ARGS="--kills 500" for more)
 	$(PY) tests/faults/harness.py $(ARGS)
 
 .PHONY: format
-format: dev ## Rewrite the code in the house style
+format: dev ## Format the code
 	$(VENV)/bin/ruff check --fix $(CHECKED)
 	$(VENV)/bin/ruff format $(CHECKED)
 
+.PHONY: docs
+docs: install ## Regenerate docs/settings.md from the help texts
+	$(PY) docs/generate_settings.py
+
 .PHONY: tensorboard
-tensorboard: install ## Show every run in TensorBoard
+tensorboard: install ## Show all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir logs
 
 # ---- what the targets above stand on ----

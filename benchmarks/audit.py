@@ -58,16 +58,15 @@ def write_notes(path: Path, rows: int) -> None:
 def start_training(path: Path) -> str:
     """What a fit does before its first step: read, split, tokenize, and deal the first micro-batch."""
     from medlit.data.datamodule import TranscriptionDataModule
+    from medlit.data.settings import Split
 
-    data = TranscriptionDataModule(str(path), split="grouped")
+    data = TranscriptionDataModule(str(path), split=Split("grouped"))
     data.setup("fit")
     first = next(iter(data.train_dataloader()))
-    if data.partition is None:
+    if data.splits is None:
         raise RuntimeError("setup has not run")
-    data.partition.write(path.with_name("split.parquet"))
-    splits = ", ".join(
-        f"{name} {len(data.rows(name))} ({digits[:8]})" for name, digits in data.partition.hashes.items()
-    )
+    data.splits.write(path.with_name("split.parquet"))
+    splits = ", ".join(f"{name} {len(data.rows(name))} ({digits[:8]})" for name, digits in data.splits.hashes.items())
     return f"{splits}; first micro-batch {tuple(first.input_ids.shape)}"
 
 

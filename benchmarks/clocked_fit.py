@@ -67,7 +67,11 @@ def fit(
         "val_every_steps": trainer["max_steps"],
         "run": str(folder / "run"),
         "model": {"language_model": {"base_model": str(weights)} | ({"max_length": 512} if tiny else {})},
-        "data": {"source": str(notes), "split": "official", "global_batch_size": global_batch_size},
+        "data": {
+            "source": str(notes),
+            "split": {"kind": "official"},
+            "batching": {"global_batch_size": global_batch_size},
+        },
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     files = [*(CONFIGS / name for name in ("llama31_8b.yaml", *configs)), folder / "settings.json"]

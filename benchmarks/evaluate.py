@@ -38,7 +38,7 @@ from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
 if TYPE_CHECKING:
     import torch
 
-    from medlit.data.collate import Collator, Prompts, Row
+    from medlit.data.collate import Collator, Prompts, TokenisedNote
     from medlit.model.decoding import Answers
 
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
@@ -71,26 +71,26 @@ class Bench:
         from medlit.base_model import load_tokenizer
         from medlit.data.collate import Collator
         from medlit.data.prompt import AlpacaPrompt
-        from medlit.model import language_model as language_model
-        from medlit.model import loading
-        from medlit.model.decoding import LabelScorer
+        from medlit.model import language_model
+        from medlit.model.decoding.likelihood import LabelScorer
         from medlit.model.decoding.trie import TokenTrie
+        from medlit.model.loading import load_model
         from medlit.model.settings import LanguageModel, Lora
 
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.language_model = LanguageModel(str(base_model), max_length=max_length)
-        self.model: Any = loading.load(self.language_model, Lora(), self.device)
-        language_model.answer_mode(self.model)
+        self.model: Any = load_model(self.language_model, Lora(), self.device)
+        language_model.inference_mode(self.model)
         self.tokenizer: Any = load_tokenizer(str(base_model))
         self.prompt = AlpacaPrompt(self.tokenizer, max_length=max_length)
         self.trie = TokenTrie.of([self.prompt.response(name) for name in SPECIALTIES])
         self.scorer = LabelScorer(self.model, self.trie)
-        self.collator: Collator = Collator(self.prompt.response, self.tokenizer.pad_token_id, "response")
+        self.collator: Collator = Collator(self.prompt.response, self.tokenizer.pad_token_id)
         draw = np.random.default_rng(3407)
         plain = np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
         around = len(self.prompt.header) + len(self.prompt.footer)
         lengths = np.minimum(draw.lognormal(MEDIAN, SIGMA, notes), min(CUT, max_length - 32)).astype(int)
-        self.rows: list[Row] = [
+        self.rows: list[TokenisedNote] = [
             {
                 "row": row,
                 "id": str(row),
@@ -117,14 +117,14 @@ class Bench:
             "systems": [],
         }
 
-    def batches(self, rows: list[Row]) -> list[list[Row]]:
+    def batches(self, rows: list[TokenisedNote]) -> list[list[TokenisedNote]]:
         """The batches of a validation."""
         from medlit.data.samplers import LengthSortedSampler
 
         lengths = [len(row["input_ids"]) for row in rows]
         return [[rows[i] for i in batch] for batch in LengthSortedSampler(lengths, BATCH, BUDGET)]
 
-    def prompts(self, rows: Sequence[Row]) -> Prompts:
+    def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """A batch on the device."""
         made = self.collator.prompts(rows)
         return made._replace(
@@ -144,7 +144,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def measure(self, system: str, answer: Callable[[list[Row]], object], batches: list[list[Row]]) -> float:
+    def measure(
+        self, system: str, answer: Callable[[list[TokenisedNote]], object], batches: list[list[TokenisedNote]]
+    ) -> float:
         """Time a system over batches, after a first try of the longest and the shortest; print and keep its row."""
         import torch
 
@@ -168,10 +170,10 @@ class Bench:
         return seconds
 
 
-def recipe(bench: Bench, tokens: int) -> Callable[[list[Row]], object]:
+def recipe(bench: Bench, tokens: int) -> Callable[[list[TokenisedNote]], object]:
     """The recipe's loop: one note at a time through transformers' generation."""
 
-    def answer(rows: list[Row]) -> None:
+    def answer(rows: list[TokenisedNote]) -> None:
         for row in rows:
             asked = bench.prompts([row])
             out = bench.model.generate(
@@ -192,7 +194,8 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
     import torch
 
     from medlit.data.labels import LabelSet
-    from medlit.model.decoding import Generate, LabelScorer
+    from medlit.model.decoding.generate import Generate
+    from medlit.model.decoding.likelihood import LabelScorer
     from medlit.model.decoding.trie import TokenTrie
 
     long = [ids for ids in map(bench.prompt.response, SPECIALTIES) if len(ids) >= 4]
@@ -219,7 +222,7 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
 def decoders(bench: Bench) -> dict[str, Callable[[Prompts], Answers]]:
     """System -> decoder."""
     from medlit.data.labels import LabelSet
-    from medlit.model.decoding import Constrained, Likelihood
+    from medlit.model.decoding.likelihood import Constrained, Likelihood
 
     labels = LabelSet(SPECIALTIES)
     return {
@@ -260,7 +263,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     import torch
 
     from medlit.data.collate import Batch
-    from medlit.model import language_model as language_model
+    from medlit.model import families, language_model
     from medlit.model.settings import Lora
 
     def validate() -> None:
@@ -280,7 +283,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     validating = (time.perf_counter() - begin) * VALIDATION / len(bench.rows)
 
     language_model.train_mode(bench.model, bench.language_model)
-    recomputation = language_model.recomputation(bench.model, bench.language_model, Lora())
+    recomputation = language_model.make_recomputation(bench.model, bench.language_model, Lora())
     packed = families.can_pack(bench.model)
     collate = bench.collator.packed if packed else bench.collator.train
     seconds, tokens = [], 0
@@ -303,20 +306,16 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     }
 
 
-def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Row]]]:
+def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[TokenisedNote]]]:
     """The micro-batches of some optimizer steps of 32 notes, as a fit deals them."""
-    from medlit.data.samplers import StepSampler
+    import numpy as np
 
-    lengths = [bench.collator.length(row) for row in bench.rows]
-    sampler = StepSampler(
-        lengths,
-        lengths,
-        global_batch_size=min(32, len(lengths)),
-        batch_size=8,
-        token_budget=BUDGET,
-        packed=packed,
-        seed=3407,
-    )
+    from medlit.data.samplers import StepSampler
+    from medlit.data.settings import Batching
+
+    lengths = np.array([bench.collator.length(row) for row in bench.rows])
+    batching = Batching(global_batch_size=min(32, len(lengths)), micro_batch_size=8)
+    sampler = StepSampler(lengths, lengths, np.zeros_like(lengths), batching, BUDGET, packed)
     micro = [batch for epoch in range(steps) for batch in (sampler.set_epoch(epoch), *sampler)[1:]]
     for step in range(steps):
         part = micro[step * sampler.micro_batches : (step + 1) * sampler.micro_batches]

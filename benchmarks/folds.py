@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ import numpy as np
 
 from medlit.evaluation.compare import compare
 from medlit.evaluation.results import Results
-from medlit.evaluation.uncertainty import doubt
+from medlit.report.systems import System
 
 RESULTS = Path(__file__).parent / "results" / "folds.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
@@ -187,21 +187,13 @@ def put_together(files: Sequence[Path]) -> tuple[Results, list[float]] | None:
 
 def row(variant: str, system: str, answered: Results, per_fold: list[float]) -> dict[str, Any]:
     """The numbers of one system."""
-    import torch
-
-    from medlit.data.labels import LabelSet
-    from medlit.model.metrics import SpecialtyMetrics
-
-    counted = SpecialtyMetrics(LabelSet(answered.names))
-    counted.update(torch.from_numpy(answered.answer), torch.from_numpy(answered.truth))
-    scores, doubts = counted.scores(), doubt(answered)
-    kept = ("accuracy", "f1_macro", "invalid_rate", "n")
-    told = ("accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci", "top3_accuracy", "log_loss", "ece", "aurc")
+    metrics = System.score(system, answered).metrics
+    counts = ("accuracy", "f1_macro", "invalid_rate", "n")
+    others = ("accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci", "top3_accuracy", "log_loss", "ece", "aurc")
     return {
         "variant": variant,
         "system": system,
-        **{name: scores[name] for name in kept},  # type: ignore[literal-required]
-        **{name: doubts[name] for name in told},  # type: ignore[literal-required]
+        **{name: metrics[name] for name in (*counts, *others)},
         "accuracy_per_fold": per_fold,
     }
 
@@ -226,7 +218,7 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
             if variant != "baselines" and other in found and other != (variant, system):
                 told = compare(answered, found[other])
                 names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
-                comparisons.append({**names, **told.as_dict(), "words": told.words(" ".join(map(str, other)))})
+                comparisons.append({**names, **asdict(told), "words": told.summary(" ".join(map(str, other)))})
     # The answers may come from other machines than this one.
     left = [finished(options, name, fold) for name in variants for fold in folds]
     devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in left if file.is_file()}

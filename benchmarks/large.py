@@ -113,15 +113,15 @@ def train(scratch: Path, weights: Path, tiny: bool) -> dict[str, Any]:
 
 
 def estimate(size: str) -> dict[str, float]:
-    """GiB that the doctor says a Llama takes at the least, with every layer but one computed again."""
+    """GiB that a Llama needs at least, with all layers but one recomputed."""
     import torch
     from shapes import llama_config
 
+    from medlit.model.memory import fit_memory
     from medlit.model.settings import LanguageModel, Lora
-    from medlit.tools.doctor.memory_fit import need
 
     notes = BATCHES[size]
-    takes = need(
+    needed = fit_memory(
         llama_config(size),
         LanguageModel(gradient_checkpointing="unsloth"),
         Lora(),
@@ -130,7 +130,7 @@ def estimate(size: str) -> dict[str, float]:
         torch.device("cuda"),
         torch.bfloat16,
     )
-    parts = {name: getattr(takes, name) for name in ("weights", "adapter", "training", "evaluation", "total")}
+    parts = {name: getattr(needed, name) for name in ("weights", "adapter", "training", "evaluation", "total")}
     return {name: round(value / GIB, 2) for name, value in parts.items()}
 
 

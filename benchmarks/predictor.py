@@ -42,20 +42,18 @@ def write_untrained(folder: Path, base_model: str) -> Path:
     """Write an adapter that changes nothing."""
     import torch
 
-    from medlit.atomic_io import write_json
+    from medlit.base_model import load_tokenizer
     from medlit.data.labels import LabelSet
-    from medlit.model import loading
     from medlit.model.adapter import save_adapter
-    from medlit.model.adapter_metadata import LABELS_FILE, AdapterMetadata
-    from medlit.model.conditions import KEY, Conditions
+    from medlit.model.adapter_metadata import AdapterMetadata
+    from medlit.model.loading import load_model
     from medlit.model.settings import LanguageModel, Lora
 
     language_model, lora = LanguageModel(base_model), Lora()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    model: Any = loading.load(language_model, lora, device)
-    save_adapter(model, folder, base_model, None)
-    structure = AdapterMetadata.of(language_model, lora, LabelSet.from_names(SPECIALTIES)).to_dict()
-    write_json(folder / LABELS_FILE, structure | {KEY: Conditions.of(language_model, 32).to_dict()})
+    model: Any = load_model(language_model, lora, device)
+    metadata = AdapterMetadata.of(language_model, lora, LabelSet.from_names(SPECIALTIES))
+    save_adapter(model, load_tokenizer(base_model), metadata, folder)
     return folder
 
 

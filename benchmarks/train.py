@@ -39,9 +39,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
 GIB = 2**30
 NOTES_A_STEP = 32
-# GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each unpacks all weights anew, and
-# below some 5,000
-# tokens the GPU waits for the host. But they leave room for fewer layers.
+# GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each dequantises all weights, and below
+# some 5,000 tokens the GPU waits for the host. But they leave memory for fewer layers.
 MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
 PEERS = ("unsloth_trl", "peft_trl")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
@@ -211,15 +210,13 @@ class Run:
     def datamodule(self, batch_size: int, **settings: Any) -> Any:  # noqa: ANN401 - imported late
         """The notes as `medlit fit` batches them."""
         from medlit.data.datamodule import TranscriptionDataModule
+        from medlit.data.settings import Batching, Split, Tokenizer
 
         return TranscriptionDataModule(
             source=str(self.source),
-            split="official",
-            base_model=str(self.llama),
-            global_batch_size=NOTES_A_STEP,
-            batch_size=batch_size,
-            max_length=2048 if self.cuda else 512,
-            **settings,
+            split=Split("official"),
+            batching=Batching(global_batch_size=NOTES_A_STEP, micro_batch_size=batch_size, **settings),
+            tokenizer=Tokenizer(str(self.llama), max_length=2048 if self.cuda else 512),
         )
 
     # --- medlit -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import torch._dynamo.utils
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medlit.callbacks.nonfinite import FiniteSteps
+from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.throughput import Throughput
 from medlit.cli.arguments import TRAINER_DEFAULTS
 from medlit.data.collate import Batch
@@ -108,7 +108,7 @@ class Lab:
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [FiniteSteps("stop"), Throughput(), clock],
+            "callbacks": [NonfiniteGuard("stop"), Throughput(), clock],
         }
         L.Trainer(**settings).fit(self.module, data)
         self.module.zero_grad(set_to_none=True)

@@ -70,7 +70,8 @@ def ways(
     import torch
     from torch import Tensor
 
-    from medlit.model import language_model as language_model
+    from medlit.model.families import causal_lm
+    from medlit.model.language_model import loss_sum, train_mode
     from medlit.model.memory import Recomputation, footprint
 
     rows = [dict(data.rows("train")[i], row=i) for i in range(notes)]
@@ -78,10 +79,10 @@ def ways(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     device = next(iter(trained.values())).device
-    inner = language_model.causal_lm(model)
+    inner = causal_lm(model)
     takes = footprint(inner.config, 0, 0)
     fill(trained)
-    language_model.train_mode(model, language_model)
+    train_mode(model, language_model)
 
     def run(parts: list[list[Any]], *, packed: bool, again: bool = False) -> Gradient:
         os.environ[SWITCH] = "1" if packed else "0"
@@ -93,7 +94,7 @@ def ways(
             kept = 1 if again else takes.layers
             choice = Recomputation(inner.model.layers, takes, takes.peak(batch.input_ids.numel(), kept))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                share = language_model.loss_sum(model, batch, choice) / tokens
+                share = loss_sum(model, batch, choice) / tokens
             share.backward()
             loss += float(share.detach())
         found = {name: p.grad.float().clone() for name, p in trained.items() if p.grad is not None}
@@ -165,12 +166,15 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
 
     from medlit.base_model import resolve
     from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.model import loading
+    from medlit.data.settings import Split, Tokenizer
     from medlit.model.language_model import dtype_for
+    from medlit.model.loading import load_model
     from medlit.model.settings import LanguageModel, Lora
 
     language_model = LanguageModel(llama, max_length=max_length)
-    data = TranscriptionDataModule(str(notes), split="official", base_model=llama, max_length=max_length)
+    data = TranscriptionDataModule(
+        str(notes), split=Split("official"), tokenizer=Tokenizer(llama, max_length=max_length)
+    )
     data.setup("fit")
     rows = [dict(data.rows("train")[i], row=i) for i in range(TRUTH_NOTES)]
     asked = [
@@ -183,7 +187,7 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     exact = Gradient(**torch.load(scratch / "truth.pt", map_location=device, weights_only=True))
 
-    model = loading.load(language_model, Lora(), device)
+    model = load_model(language_model, Lora(), device)
     found = ways(model, language_model, data, TRUTH_NOTES)
     lengths = [len(note["ids"]) for note in asked]
     return {

@@ -148,10 +148,10 @@ def make_datamodule(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401
     return TranscriptionDataModule(**built)
 
 
-def tiny_datamodule(source: Path, llama: Path, **settings: Any) -> TranscriptionDataModule:  # noqa: ANN401
+def tiny_datamodule(notes_folder: Path, llama: Path, /, **settings: Any) -> TranscriptionDataModule:  # noqa: ANN401
     """A datamodule of the forty notes with the tiny model's tokenizer; settings override, group by group."""
     tiny: dict[str, Any] = {
-        "source": str(source),
+        "source": str(notes_folder),
         "max_response_tokens": 16,
         "batching": {"global_batch_size": 8, "micro_batch_size": 4, "eval_batch_size": 4},
         "tokenizer": {"base_model": str(llama), "max_length": 256},

@@ -43,7 +43,8 @@ def write_config(path: Path, tiny_config: Path, source: Path) -> Path:
     """The tiny config with those notes: three steps of 32."""
     settings = yaml.safe_load(tiny_config.read_text())
     settings["trainer"]["max_steps"] = settings["val_every_steps"] = STEPS
-    settings["data"] |= {"source": str(source), "split": "official", "batch_size": 8, "global_batch_size": 32}
+    settings["data"] |= {"source": str(source), "split": {"kind": "official"}}
+    settings["data"]["batching"] |= {"micro_batch_size": 8, "global_batch_size": 32}
     path.write_text(yaml.safe_dump(settings))
     return path
 

@@ -16,15 +16,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from lightning.pytorch.cli import LightningCLI
 
-from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.labels import LabelSet
-from medlit.data.notes import Columns, Labels, load_source
-from medlit.errors import UserError
-
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome
 
-SPECIALTIES = ("Cardiovascular / Pulmonary", "Neurology", "Orthopedic")
 quick = effort(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -108,46 +102,7 @@ def _plain(value: str) -> object:
         return value
 
 
-def read(source: Path) -> LabelSet:
-    """As a fit begins: read, split, and learn the labels."""
-    from medlit.data.datamodule import _label_set
-    from medlit.data.splits import partition
-    from medlit.data.stratified_split import SplitSettings
-
-    found = load_source(str(source), columns=Columns(), labels=Labels(), require_labels=True)
-    return _label_set(partition(found, SplitSettings()), str(source))
-
-
-@pytest.mark.parametrize(("what", "suffix", "content"), tables(), ids=lambda value: value if type(value) is str else "")
-def test_bad_tables_are_refused(tmp_path: Path, what: str, suffix: str, content: bytes) -> None:
-    source = tmp_path / f"notes{suffix}"
-    source.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read(source)
-    assert len(str(error.value).splitlines()) == 1
-
-
 # --- whatever hypothesis thinks of ------------------------------------------------------------------------------------
-
-
-@quick
-@given(
-    content=st.one_of(
-        st.binary(max_size=200),
-        st.text(max_size=200)
-        .map(
-            str.encode,
-        )
-        .map(lambda rest: b"id,transcription,medical_specialty\n" + rest),
-    ),
-    suffix=st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]),
-)
-def test_any_bytes_are_notes_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str) -> None:
-    source = tmp_path_factory.mktemp("any") / f"notes{suffix}"
-    source.write_bytes(content)
-    with contextlib.suppress(UserError):
-        found = load_source(str(source), columns=Columns(), labels=Labels(), require_labels=True)
-        assert sum(map(len, found.values())) > 0
 
 
 @quick
@@ -167,21 +122,3 @@ def test_any_flags_are_taken_or_refused(command: Callable[..., Outcome], argumen
     with contextlib.suppress(Accepted):
         outcome = command(*arguments)
         assert outcome.code == 2 or "--help" in arguments or "usage" in outcome.out.lower()
-
-
-@given(answer=st.one_of(st.text(), st.sampled_from(SPECIALTIES).flatmap(lambda n: st.text(max_size=3).map(n.__add__))))
-def test_any_answer_is_a_label_or_off_the_list(answer: str) -> None:
-    labels = LabelSet.from_names(SPECIALTIES)
-    found = labels.parse(answer)
-    assert 0 <= found <= labels.invalid
-    first = (answer.strip().splitlines() or [""])[0]
-    assert (found < labels.invalid) == (labels.index(first) is not None)
-
-
-@given(text=st.text().filter("-".__ne__))  # which stands for standard input
-def test_any_typed_note_is_read_or_refused(text: str) -> None:
-    data = TranscriptionDataModule(text=text)
-    with contextlib.suppress(UserError):
-        rows = data._read_predict()
-        assert len(rows) == 1
-        assert rows[0]["transcription"].strip()

@@ -1,4 +1,4 @@
-"""SpecialtyPredictor answers as `medlit predict` does, in the order it was asked, and says what it cannot answer."""
+"""SpecialtyPredictor answers as `medlit predict` does, in the order of the notes, and refuses what it cannot answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import medlit as package
 from medlit import Prediction, UserError
-from medlit.model.conditions import Conditions
-from medlit.predictions.columns import COLUMNS
+from medlit.model.adapter_metadata import AdapterMetadata, InferenceSettings
+from medlit.predictions.table import COLUMNS
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -50,13 +50,13 @@ def load(fitted: Path) -> Load:
     return of
 
 
-def plain(found: list[Prediction]) -> list[tuple[object, ...]]:
-    """Predictions without what a batch's rounding may touch."""
-    return [(one.specialty, one.answer, one.runner_up, one.abstained, one.cut_tokens) for one in found]
+def plain(predictions: list[Prediction]) -> list[tuple[object, ...]]:
+    """Predictions without the numbers that depend on a batch's rounding."""
+    return [(one.specialty, one.answer, one.runner_up, one.abstained, one.cut_tokens) for one in predictions]
 
 
-def numbers(found: list[Prediction]) -> list[float | None]:
-    return [number for one in found for number in (one.probability, one.margin)]
+def numbers(predictions: list[Prediction]) -> list[float | None]:
+    return [number for one in predictions for number in (one.probability, one.margin)]
 
 
 # --- as the command ---------------------------------------------------------------------------------------------------
@@ -79,31 +79,14 @@ def test_it_answers_as_the_command_does(
     ]
     flags += ["--model.decoding.mode", mode, "--output", tmp_path / "out.jsonl"]
     assert medlit("predict", "--config", tiny_config, *flags).code == 0
-    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    found = load(mode=mode, max_new_tokens=8, token_budget=8192).predict(TEXTS)
-    assert [asdict(one) for one in found] == [{k: v for k, v in row.items() if k != "id"} for row in told]
-    assert max(one.cut_tokens for one in found) > 0
-    assert all((one.probability is None) == (mode == "generate") for one in found)
+    table_rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    predictions = load(mode=mode, max_new_tokens=8, token_budget=8192).predict(TEXTS)
+    assert [asdict(one) for one in predictions] == [{k: v for k, v in row.items() if k != "id"} for row in table_rows]
+    assert max(one.cut_tokens for one in predictions) > 0
+    assert all((one.probability is None) == (mode == "generate") for one in predictions)
 
 
-def test_it_cuts_long_notes_as_the_adapter_was_taught(
-    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, load: Load
-) -> None:
-    from medlit import SpecialtyPredictor
-
-    edit(run / "adapter" / "medlit.json", keep="head_tail")
-    rows = [{"transcription": text} for text in TEXTS]
-    flags = ["--model.adapter", run / "adapter", "--data.predict.source", write_csv(tmp_path / "new.csv", rows)]
-    flags += ["--data.keep", "head_tail", "--model.decoding.mode", "likelihood", "--output", tmp_path / "out.jsonl"]
-    assert medlit("predict", "--config", tiny_config, *flags).code == 0
-    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    found = SpecialtyPredictor.load(run, device="cpu", batch_size=4).predict(TEXTS)
-    assert [one.probability for one in found] == [row["probability"] for row in told]
-    (cut,) = [place for place, one in enumerate(found) if one.cut_tokens]
-    assert found[cut].probability != load().predict([TEXTS[cut]])[0].probability
-
-
-def test_it_uses_the_temperature_that_a_validation_found(
+def test_it_uses_the_temperature_that_a_validation_fitted(
     medlit: Medlit, run: Path, tiny_config: Path, load: Load
 ) -> None:
     from medlit import SpecialtyPredictor
@@ -117,11 +100,11 @@ def test_it_uses_the_temperature_that_a_validation_found(
     assert numbers(before) != numbers(after)
 
 
-def test_a_prediction_is_a_row_of_the_table_without_its_name() -> None:
+def test_a_prediction_has_the_columns_of_the_table_without_the_id() -> None:
     assert [field.name for field in fields(Prediction)] == [name for name in COLUMNS if name != "id"]
 
 
-def test_a_doubtful_answer_is_withheld(load: Load) -> None:
+def test_an_uncertain_answer_is_withheld(load: Load) -> None:
     found = load(abstain_below=1.0).predict(TEXTS[3:6])
     assert all(one.abstained and one.specialty is None and one.answer for one in found)
 
@@ -147,26 +130,26 @@ def test_answers_come_in_the_order_of_the_notes(load: Load, order: list[int], ba
     assert numbers(found) == pytest.approx(numbers([wanted[place] for place in order]), abs=1e-4)
 
 
-def test_no_notes_have_no_answers(load: Load) -> None:
+def test_no_notes_give_no_predictions(load: Load) -> None:
     assert load().predict([]) == []
     assert load().predict(iter(())) == []
 
 
-def test_a_progress_bar_counts_notes_when_asked(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_on_request_counts_notes(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     load().predict(TEXTS[:3])
     assert capsys.readouterr() == ("", "")
     load().predict(TEXTS[:3], progress=True)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "3/3" in told.err
-    assert "notes/s" in told.err
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "3/3" in shown.err
+    assert "notes/s" in shown.err
 
 
 # --- what it cannot answer --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("texts", "message"),
     [
         ("Patient 30 years old.", "give a list of texts"),
         (["a note", None], r"notes\[1\]: must be a text, not NoneType"),
@@ -174,15 +157,15 @@ def test_a_progress_bar_counts_notes_when_asked(load: Load, capsys: pytest.Captu
         (["a note", "a note", " \r\n\t"], r"notes\[2\]: the note is empty"),
     ],
 )
-def test_what_is_no_note_is_named_by_its_place(load: Load, asked: Any, said: str) -> None:  # noqa: ANN401
-    with pytest.raises(UserError, match=said) as caught:
-        load().predict(asked)
+def test_an_invalid_note_is_named_by_its_position(load: Load, texts: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=message) as caught:
+        load().predict(texts)
     assert "a note" not in str(caught.value)
     assert "Patient" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "message"),
     [
         ({"mode": "guess"}, "mode: must be one of generate, constrained, likelihood"),
         ({"mode": "generate", "abstain_below": 0.5}, "'generate' gives no probabilities"),
@@ -193,29 +176,29 @@ def test_what_is_no_note_is_named_by_its_place(load: Load, asked: Any, said: str
         ({"device": "cuda:99"}, "device: medlit cannot compute on cuda:99"),
     ],
 )
-def test_a_wrong_setting_is_named(fitted: Path, wanted: dict[str, Any], said: str) -> None:
+def test_a_wrong_setting_is_named(fitted: Path, wanted: dict[str, Any], message: str) -> None:
     from medlit import SpecialtyPredictor
 
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         SpecialtyPredictor.load(fitted / "adapter", **wanted).predict(["a note"])
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
-        (lambda file: file.unlink(), "holds no medlit.json"),
+        (lambda file: file.unlink(), "has no medlit.json"),
         (lambda file: edit(file, prompt="alpaca-0"), "trained with the prompt 'alpaca-0'"),
         (lambda file: edit(file, lora={"rank": 16}), "is damaged"),
-        (lambda file: edit(file, conditions={"max_length": "long"}), "conditions in .* are damaged"),
-        (lambda file: edit(file, conditions=[1]), "conditions in .* are damaged"),
+        (lambda file: edit(file, inference={"max_length": "long"}), "was not written by medlit"),
+        (lambda file: edit(file, inference=[1]), "was not written by medlit"),
         (lambda file: (file.parent / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused(run: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_a_damaged_adapter_is_refused(run: Path, spoil: Callable[[Path], object], message: str) -> None:
     from medlit import SpecialtyPredictor
 
     spoil(run / "adapter" / "medlit.json")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         SpecialtyPredictor.load(run / "adapter")
 
 
@@ -223,43 +206,36 @@ def edit(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-# --- what an adapter keeps --------------------------------------------------------------------------------------------
+# --- what an adapter's metadata holds ---------------------------------------------------------------------------------
 
 
-def test_an_adapter_keeps_the_limits_that_it_was_trained_under(run: Path) -> None:
-    assert Conditions.read(run / "adapter" / "medlit.json") == Conditions(112, 8, True, "auto")
+def test_an_adapter_holds_the_limits_that_it_was_trained_with(run: Path) -> None:
+    metadata = AdapterMetadata.read(run / "adapter" / "medlit.json")
+    assert metadata.inference == InferenceSettings(112, 8, True, "auto")
 
 
-def test_a_note_is_cut_as_in_training_without_being_told(
+def test_a_note_is_cut_as_in_training_without_a_setting(
     medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     from medlit import SpecialtyPredictor
 
     long = max(TEXTS, key=len)
     table = write_csv(tmp_path / "new.csv", [{"id": "long", "transcription": long}])
-    head = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
-    edit(run / "adapter" / "medlit.json", keep="head_tail")
-    found = SpecialtyPredictor.load(run, device="cpu").predict([long])[0]
+    (prediction,) = SpecialtyPredictor.load(run, device="cpu").predict([long])
     flags = ["--model.adapter", run / "adapter", "--data.predict.source", table, "--output", tmp_path / "out.jsonl"]
-    flags += ["--model.decoding.mode", "likelihood"]
-    refused = medlit("predict", "--config", tiny_config, *flags)
-    assert refused.code == 2
-    assert "data.keep: the adapter" in refused.err
-    assert medlit("predict", "--config", tiny_config, *flags, "--data.keep", "head_tail").code == 0
-    told = json.loads((tmp_path / "out.jsonl").read_text())
-    assert {"id": "long"} | asdict(found) == told
-    assert found.cut_tokens == head.cut_tokens > 0
-    assert found.probability != head.probability
+    assert medlit("predict", "--config", tiny_config, *flags, "--model.decoding.mode", "likelihood").code == 0
+    assert {"id": "long"} | asdict(prediction) == json.loads((tmp_path / "out.jsonl").read_text())
+    assert prediction.cut_tokens > 0
 
 
-def test_an_older_adapter_is_asked_under_the_defaults_and_says_so(run: Path) -> None:
+def test_an_adapter_without_limits_gets_the_defaults_and_a_warning(run: Path) -> None:
     from medlit import SpecialtyPredictor
 
     file = run / "adapter" / "medlit.json"
-    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "conditions"}))
-    with pytest.warns(UserWarning, match="did not keep max_length.*taking 2048 tokens, 4-bit weights"):
-        found = SpecialtyPredictor.load(run).predict([max(TEXTS, key=len)])
-    assert found[0].cut_tokens == 0
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "inference"}))
+    with pytest.warns(UserWarning, match="does not hold max_length.*assuming 2048 tokens, 4-bit weights"):
+        predictions = SpecialtyPredictor.load(run).predict([max(TEXTS, key=len)])
+    assert predictions[0].cut_tokens == 0
 
 
 # --- as a library -----------------------------------------------------------------------------------------------------
@@ -277,18 +253,18 @@ def test_the_example_of_the_documentation_is_true(run: Path) -> None:
 
 
 def test_importing_medlit_is_light_and_the_predictor_brings_unsloth_before_transformers() -> None:
-    asked = (
+    program = (
         "import sys, medlit\n"
         "heavy = {'torch', 'transformers', 'lightning', 'unsloth', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "from medlit import Prediction, UserError\n"
         "assert not heavy & set(sys.modules)\n"
         "assert 'SpecialtyPredictor' in medlit.__all__ and not hasattr(medlit, 'Predictor')\n"
-        "import medlit.__main__ as entry\n"
-        "entry.import_unsloth = lambda: print('transformers' in sys.modules)\n"
+        "import medlit.unsloth_first as door\n"
+        "door.import_unsloth = lambda: print('transformers' in sys.modules)\n"
         "medlit.SpecialtyPredictor\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "False\n"

@@ -16,12 +16,12 @@ from medlit._version import __version__
 
 if TYPE_CHECKING:
     from medlit.errors import UserError
-    from medlit.predictions.prediction import Prediction
+    from medlit.predictions.table import Prediction
     from medlit.predictor import SpecialtyPredictor
 
 __all__ = ["Prediction", "SpecialtyPredictor", "UserError", "__version__"]
 
-_MODULES = {"Prediction": "predictions.prediction", "SpecialtyPredictor": "predictor", "UserError": "errors"}
+_MODULES = {"Prediction": "predictions.table", "SpecialtyPredictor": "predictor", "UserError": "errors"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is of

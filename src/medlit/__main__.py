@@ -1,7 +1,7 @@
-"""The entry point: picks the verb and imports what it needs, no more.
+"""The entry point: chooses the verb and imports only what it needs.
 
-`import lightning` imports transformers, and Unsloth must come before both; but importing it takes ten seconds, so
-`--help` and `--print_config` do without.
+`import lightning` imports transformers, and Unsloth must be imported before both. That takes ten seconds, so `--help`
+and `--print_config` skip it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import logging
 import sys
 
-from medlit.cli.commands import MODEL_VERBS, TOOLS
+from medlit.cli import MODEL_VERBS, TOOLS
 
 
 def main(args: list[str] | None = None) -> None:
@@ -20,7 +20,7 @@ def main(args: list[str] | None = None) -> None:
         args: command line arguments; by default those of the process.
 
     Raises:
-        SystemExit: 0, or 2 after a user's mistake; the tools choose their own codes.
+        SystemExit: 0, or 2 after a user's mistake; tools have further codes.
     """
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
 
         print(f"medlit {__version__}")
         return
-    # On a CPU bitsandbytes recommends a package that fetches kernels from the Hub; medlit does without.
+    # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if verb in TOOLS:
         from medlit.errors import UserError
@@ -56,25 +56,22 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    rows = [f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items()]
-    return "\n".join(
-        [
-            "usage: medlit <verb> [--config FILE ...] [--group.key VALUE ...]",
-            "",
-            "Fine-tune a language model to file medical transcriptions under their specialty, and know how good it is.",
-            "",
-            *rows,
-            "",
-            "examples:",
-            "  medlit doctor",
-            "  medlit fit --config configs/quickstart.yaml",
-            "  medlit test --config configs/quickstart.yaml --ckpt_path best",
-            "  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.predict.text 'CHIEF"
-            " COMPLAINT: ...'",
-            "",
-            "'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' shows every setting.",
-        ]
-    )
+    verbs = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
+    return f"""\
+usage: medlit <verb> [--config FILE ...] [--GROUP.KEY VALUE ...]
+
+Fine-tune a language model to classify medical transcriptions by specialty, and measure how good it is.
+
+verbs:
+{verbs}
+
+examples:
+  medlit doctor
+  medlit fit --config configs/quickstart.yaml
+  medlit test --config configs/quickstart.yaml --ckpt_path best
+  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.predict.text 'CHIEF COMPLAINT: ...'
+
+'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' prints every setting."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SpecialtyPredictor: a fine-tuned adapter that files notes from Python, by the road that `medlit predict` takes.
+"""SpecialtyPredictor: classify notes from Python, as `medlit predict` does.
 
 Prompt, truncation, batches, decoders, temperature and number format are the command's own code; only the trainer and
 the table are left out. For the same notes, settings and device the two give the same answers.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
@@ -19,10 +20,10 @@ from torch import nn
 from medlit.base_model import load_tokenizer
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
+from medlit.data.notes import clean_note
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
-from medlit.model import loading
 from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import (
     METADATA_FILE,
@@ -33,21 +34,22 @@ from medlit.model.adapter_metadata import (
 )
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
-from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.predictions.asked import Mode, check_settings, device_of, texts_of
-from medlit.predictions.columns import rows
-from medlit.predictions.prediction import Prediction
+from medlit.model.loading import load_model
+from medlit.model.settings import Decoding, LanguageModel, Lora, check_decoding
+from medlit.predictions.table import Prediction, prediction_rows
+
+Mode = Literal["generate", "constrained", "likelihood"]
 
 
 class SpecialtyPredictor:
-    """Files notes under their specialty; `load` makes one from an adapter.
+    """Classifies notes by specialty; `load` makes one from an adapter.
 
     >>> from medlit import SpecialtyPredictor
     >>> predictor = SpecialtyPredictor.load("logs/quickstart/version_0")
-    >>> found = predictor.predict(["Patient 30 years old, since Monday: the heart races.", "A heart murmur."])
-    >>> [one.specialty for one in found]
+    >>> predictions = predictor.predict(["Patient 30 years old, since Monday: the heart races.", "A heart murmur."])
+    >>> [prediction.specialty for prediction in predictions]
     ['Cardiovascular / Pulmonary', 'Cardiovascular / Pulmonary']
-    >>> all(0 < one.margin <= one.probability <= 1 for one in found)
+    >>> all(0 < prediction.margin <= prediction.probability <= 1 for prediction in predictions)
     True
 
     Args:
@@ -55,9 +57,9 @@ class SpecialtyPredictor:
         prompt: builds the prompts.
         label_set: the K labels.
         decoding: how the model answers.
-        temperature: what log-probabilities are divided by; None leaves them.
+        temperature: divides the log-probabilities; None: nothing does.
         batch_size: most notes of a batch.
-        token_budget: most padded tokens of a batch; a single note may pass it.
+        token_budget: most padded tokens of a batch; a single note may exceed it.
         device: where the model computes.
 
     Attributes:
@@ -104,108 +106,157 @@ class SpecialtyPredictor:
     ) -> SpecialtyPredictor:
         """Load a base model and its adapter.
 
-        What the adapter folder keeps is taken from there: base model and revision, labels, prompt, instruction, limits,
-        4-bit weights and number format, and the temperature that a validation found for this way of answering.
+        The adapter's metadata has base model and revision, labels, prompt, instruction, length limits, 4-bit weights
+        and number format, and the temperature that `medlit validate` fitted for this way of decoding.
 
         Args:
             adapter: an adapter folder that medlit wrote, a run folder (its best adapter), or a Hub id.
-            mode: 'generate' is free greedy generation, which may leave the list of specialties and gives no
-                probability; 'constrained' and 'likelihood' stay on it and give one. This and the next five are the
-                settings `model.decoding.*` of `medlit predict`.
+            mode: 'generate' is free greedy generation, which may answer something that is no specialty and gives no
+                probability; 'constrained' and 'likelihood' answer with a specialty and give one. This and the next
+                three are the settings `model.decoding.*` of `medlit predict`.
             abstain_below: withhold the specialty where the answer's probability is below this (0 to 1).
             max_new_tokens: 'generate': most tokens of an answer.
-            stop_early: 'generate': end an answer as soon as its label is settled.
+            stop_early: 'generate': stop as soon as no continuation can change the label.
             max_length: most tokens of prompt and answer together; None: as in training.
             batch_size: most notes of a batch.
             token_budget: most padded tokens of a batch; None: 8 x max_length.
             device: 'cpu', 'cuda', 'cuda:1'; None: the GPU if there is one.
 
         Raises:
-            UserError: a setting is none, there is no such adapter, or its base model is not to be had.
+            UserError: a setting is invalid, there is no such adapter, or its base model is not available.
         """
         decoding = Decoding(mode, max_new_tokens, stop_early, abstain_below)
-        check_settings(decoding, max_length, batch_size, token_budget)
-        where = device_of(device)
-        file = _best_adapter(adapter) / METADATA_FILE
+        _check_settings(decoding, max_length, batch_size, token_budget)
+        target = _find_device(device)
+        file = _find_adapter(adapter) / METADATA_FILE
         if not file.is_file():
             raise UserError(
-                f"adapter: {file.parent} holds no {METADATA_FILE}, which names the labels; give an adapter that medlit"
+                f"adapter: {file.parent} has no {METADATA_FILE}, which names the labels; give an adapter that medlit"
                 " wrote."
             )
-        theirs = AdapterMetadata.read(file)
-        inference = theirs.inference or _unkept(file)
+        metadata = AdapterMetadata.read(file)
+        inference = metadata.inference or _default_inference(file)
         language_model = LanguageModel(
-            theirs.base_model,
-            theirs.revision,
+            metadata.base_model,
+            metadata.revision,
             max_length or inference.max_length,
             inference.load_in_4bit,
             inference.dtype,
         )
         try:
-            lora = Lora(**theirs.lora)
+            lora = Lora(**metadata.lora)
         except TypeError as error:
             raise UserError(f"adapter: {file} is damaged; copy the adapter's folder again.") from error
-        instruction = theirs.instruction or INSTRUCTION
-        label_set = LabelSet(tuple(theirs.labels))
-        # Of what its own file says an adapter can differ in the prompt alone, which is this medlit's.
+        instruction = metadata.instruction or INSTRUCTION
+        label_set = LabelSet(tuple(metadata.labels))
+        # All but the prompt's version comes from the metadata itself.
         ours = AdapterMetadata.of(language_model, lora, label_set, instruction)
-        check_metadata(ours, theirs, f"the adapter {file.parent}")
+        check_metadata(ours, metadata, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
         prompt = AlpacaPrompt(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
-        model = loading.load_model(language_model, lora, where)
+        model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         return cls(
             model,
             prompt,
             label_set,
             decoding,
-            temperature=theirs.temperatures.get(decoding_key(decoding)),
+            temperature=metadata.temperatures.get(decoding_key(decoding)),
             batch_size=batch_size,
             token_budget=token_budget or 8 * language_model.max_length,
-            device=where,
+            device=target,
         )
 
     def predict(self, notes: Iterable[str], *, progress: bool = False) -> list[Prediction]:
-        """File notes.
+        """Classify notes.
 
-        Notes of like length are answered together, the longest first; what comes back is in the order of `notes`. All
-        of them are in memory: for a table of millions there is `medlit predict`.
+        Notes of similar length are batched together, the longest first; predictions are in the order of `notes`. All of
+        them are in memory: for a table of millions use `medlit predict`.
 
         Args:
-            notes: transcriptions. What does not fit is cut as in training, and counted in `cut_tokens`.
+            notes: transcriptions. A note that is too long is cut as in training, and counted in `cut_tokens`.
             progress: show a progress bar on standard error.
 
         Returns:
-            One prediction a note; an empty list for none.
+            One prediction a note.
 
         Raises:
-            UserError: a note is empty or no text; the others are not answered either.
+            UserError: a note is empty or no text; then none is classified.
         """
-        prompts = self._prompt.prompts(texts_of(notes))
-        asked = unnamed_rows(prompts)
-        batches = LengthSortedSampler([len(p.input_ids) for p in prompts], self._batch_size, self._token_budget)
-        found: dict[int, Prediction] = {}
+        rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
+        batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
+        predictions: dict[int, Prediction] = {}
         with (
-            Tqdm(desc="Predicting", total=len(asked), unit=" notes", disable=not progress) as bar,
+            Tqdm(desc="Predicting", total=len(rows), unit=" notes", disable=not progress) as bar,
             torch.no_grad(),
             at_default_precision(self._device),
         ):
             for batch in batches:
-                made = self._collator.prompts([asked[place] for place in batch]).on(self._device)
-                answers = apply_temperature(self._decoder(made), self._temperature)
-                for row in rows(made, answers, self._label_set, self._decoding.abstain_below):
-                    found[row["row"]] = Prediction(**{name: row[name] for name in Prediction.__slots__})
+                prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
+                answers = apply_temperature(self._decoder(prompts), self._temperature)
+                for row in prediction_rows(prompts, answers, self._label_set, self._decoding.abstain_below):
+                    predictions[row.row] = row.prediction
                 bar.update(len(batch))
-        return [found[place] for place in range(len(asked))]
+        return [predictions[i] for i in range(len(rows))]
 
 
-def _best_adapter(adapter: str | Path) -> Path:
-    """The folder of an adapter: as `model.adapter` takes it, or in a run folder."""
+def _clean_notes(notes: Iterable[str]) -> list[str]:
+    """The notes as they would be read from a table."""
+    if isinstance(notes, str | bytes):
+        raise UserError("notes: give a list of texts, or of one text for a single note.")
+    texts = []
+    for i, note in enumerate(notes):
+        if not isinstance(note, str):
+            raise UserError(f"notes[{i}]: must be a text, not {type(note).__name__}; leave it out or fill it in.")
+        text = clean_note(note)
+        if not text:
+            raise UserError(f"notes[{i}]: the note is empty; leave it out or fill it in.")
+        texts.append(text)
+    return texts
+
+
+def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:
+    """Check what the types and `cli/validation.py` check for the command."""
+    if decoding.mode not in get_args(Mode):
+        raise UserError(f"mode: must be one of {', '.join(get_args(Mode))}, not {decoding.mode!r}.")
+    check_decoding(decoding)
+    counts = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "token_budget": token_budget,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{name}: must be at least 1, not {count}.")
+
+
+def _find_device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on; None is the GPU if there is one."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: there is no {device!r}; give 'cpu' or 'cuda', or leave it out.") from error
+    if parsed.type == "cpu":
+        return parsed
+    index = parsed.index or 0
+    if parsed.type != "cuda" or index >= count:
+        raise UserError(
+            f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
+        )
+    return torch.device("cuda", index)
+
+
+def _find_adapter(adapter: str | Path) -> Path:
+    """The folder of an adapter: that of a run folder, or as `model.adapter` takes it."""
     in_run = Path(adapter).expanduser() / "adapter"
     return in_run if (in_run / METADATA_FILE).is_file() else adapter_folder(str(adapter))
 
 
-def _unkept(file: Path) -> InferenceSettings:
+def _default_inference(file: Path) -> InferenceSettings:
     base = LanguageModel()
     assumed = InferenceSettings(base.max_length, 32, base.load_in_4bit, base.dtype)
     warnings.warn(

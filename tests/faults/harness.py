@@ -33,7 +33,7 @@ _FIT = {
     "trainer.enable_model_summary": "false",
     "val_every_steps": 3,
     "model.language_model.max_length": 112,
-    "model.language_model.gradient_checkpointing": "off",
+    "model.language_model.gradient_checkpointing": "none",
     "model.lora.r": 64,
     "model.lora.dropout": 0.1,
     "model.optimizer.learning_rate": 2e-2,

@@ -38,7 +38,7 @@ def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    from medlit.callbacks.validate_last_step import LastStep
+    from medlit.callbacks.validate_last_step import ValidateLastStep
     from medlit.cli.cli import main
 
     folder = tmp_path_factory.mktemp("resume")
@@ -47,15 +47,15 @@ def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     main([*settings, str(found.whole)])
     _free()
 
-    hook = LastStep.on_train_batch_end
+    hook = ValidateLastStep.on_train_batch_end
 
-    def stop(self: LastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
+    def stop(self: ValidateLastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
         hook(self, trainer, *rest)
         if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LastStep, "on_train_batch_end", stop)
+        patch.setattr(ValidateLastStep, "on_train_batch_end", stop)
         with pytest.raises(SystemExit) as ended:
             main([*settings, str(found.stopped)])
     assert ended.value.code == 128 + signal.SIGTERM
@@ -124,7 +124,7 @@ def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
     run = tmp_path / "full"
     shutil.copytree(runs.stopped, run)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
-    greedy = ["--model.language_model.gradient_checkpointing", "off", "--data.batching.micro_batch_size", 32]
+    greedy = ["--model.language_model.gradient_checkpointing", "none", "--data.batching.micro_batch_size", 32]
     command = [
         sys.executable,
         "-c",

@@ -1,1 +1,1 @@
-"""What happens beside training: files, figures and when to stop."""
+"""Lightning callbacks: files, figures, the progress bar, and when to stop."""

@@ -1,9 +1,10 @@
-"""The best adapter, in PEFT's own format, beside the checkpoints."""
+"""The best adapter in PEFT's format, `adapter/`, and the temperature that `medlit validate` fits for it."""
 
 from __future__ import annotations
 
 import errno
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +13,22 @@ import lightning as L
 from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
-from medlit.callbacks.run_folder import run_folder, verb_of
+from medlit.callbacks.run_folder import run_folder, subcommand_of
 from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
+from medlit.model.adapter_metadata import AdapterMetadata, metadata_of_weights, write_temperature
 from medlit.model.module import SpecialtyClassifier
 
 
 class AdapterFolder(L.Callback):
     """Writes `adapter/` whenever a validation of a fit is better than all before it.
 
-    No `Checkpoint`: Lightning calls those last, and a checkpoint must find this callback's new best score.
+    It is no `Checkpoint`: Lightning calls those last, and a checkpoint must include this callback's new best score.
 
     Args:
-        monitor: the metric; the same one as the best checkpoint's.
+        monitor: the metric; the same as the best checkpoint's.
         mode: `max` where larger is better, or `min`.
     """
 
@@ -34,14 +38,14 @@ class AdapterFolder(L.Callback):
         self.best = float("-inf")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew where a fit goes on in another run folder: the best adapter so far is not there."""
+        """Forget the best score where a fit resumes in another run folder, which does not have the best adapter."""
         if not (run_folder(trainer) / "adapter").exists():
             self.best = float("-inf")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare, and write on the first process."""
-        rehearsal = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if rehearsal or verb_of(trainer) != "fit":
+        """Compare the score, and write on the first process."""
+        is_trial = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_trial or subcommand_of(trainer) != "fit":
             return
         score = self.sign * float(trainer.callback_metrics[self.monitor])
         if score > self.best:
@@ -56,19 +60,57 @@ class AdapterFolder(L.Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from an earlier best."""
+        """Restore the best score."""
         self.best = state_dict["best"]
 
 
+class AdapterTemperature(L.Callback):
+    """Adds the temperature of `medlit validate` to the adapter, if all of the adapter's validation notes were answered.
+
+    Comes after `RunReport`, so a read-only adapter does not cost the validation's metrics.
+    """
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it, on the first process, or say why not."""
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
+            return
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.temperature is None:
+            return
+        file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
+        if file is None:
+            return
+        reason = _reason_not_to_write(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
+        if reason is None:
+            try:
+                write_temperature(file, pl_module.decoding, pl_module.temperature)
+            except UserError as error:
+                reason = str(error)
+        if reason is not None:
+            print(f"medlit: the temperature of this validation is not kept with the adapter: {reason}", file=sys.stderr)
+
+
+def _reason_not_to_write(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> str | None:
+    """Why this validation does not apply to an adapter's temperature; None if it does."""
+    trained_with = AdapterMetadata.read(file).data
+    if data.fingerprint is None or trained_with is None:
+        return f"{file} does not say which notes the adapter was trained with."
+    if data.fingerprint.hashes.get("validation") != trained_with.hashes.get("validation"):
+        return f"{file} comes from other validation notes."
+    if module.results is None or len(module.results) < len(data.rows("validation")):
+        return "only a part of the validation split was answered."
+    return None
+
+
 def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None) -> None:
-    """Write an adapter folder; a reader finds every file of it whole at any moment.
+    """Write an adapter folder, each of whose files appears whole.
 
     Raises:
-        UserError: the disk is full or the folder closed; the adapter that was there is as it was.
+        UserError: the disk is full or the folder is not writable; an existing adapter is unchanged.
     """
-    with atomic_dir(folder) as beside:
+    with atomic_dir(folder) as partial:
         try:
-            save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), beside)  # type: ignore[arg-type]
+            save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), partial)  # type: ignore[arg-type]
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

@@ -1,4 +1,4 @@
-"""The numbers of a run: metrics and answers as files, figures, a report of a test, settings beside results."""
+"""Write a run's metrics, answers, figures and test report, and show them in TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.atomic_io import atomic_write, write_json
-from medlit.callbacks.run_folder import run_folder, verb_of
-from medlit.evaluation.metrics import HYPERPARAMETERS
-from medlit.evaluation.uncertainty import doubt
+from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.adapter_metadata import decoding_key
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
-from medlit.report.confusion import confusion_figure
 from medlit.report.facts import data_facts, versions
+from medlit.report.figures import confusion_figure
 from medlit.report.page import FACTS, write_report
 
 if TYPE_CHECKING:
@@ -25,25 +24,24 @@ if TYPE_CHECKING:
 
 
 class RunReport(L.Callback):
-    """Writes a verb's metrics, answers and confusion matrix, a test's report, and shows all of it in TensorBoard.
+    """Writes metrics, answers and confusion matrix of `fit`, `validate` and `test`, and the report of a test.
 
-    During `fit` every validation replaces `fit_metrics.json`, `fit_answers.parquet` and `confusion_fit.png`, so they
-    end as the last one's.
+    During a fit every validation replaces `fit_metrics.json`, `fit_answers.parquet` and `confusion_fit.png`.
 
     Attributes:
-        written: the folder that they are in, on the first process; None before, and in a trial run.
+        written: their folder, on the first process; None before, and in a trial run.
     """
 
     def __init__(self) -> None:
         self.written: Path | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the settings down, whatever becomes of the fit."""
+        """Log the settings, even if the fit fails later."""
         if trainer.logger is not None and isinstance(pl_module, SpecialtyClassifier):
             trainer.logger.log_hyperparams(hyperparameters(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report a validation; the sanity check is none."""
+        """Report a validation, but not the sanity check."""
         if not trainer.sanity_checking:
             self._report(trainer, pl_module)
 
@@ -52,8 +50,8 @@ class RunReport(L.Callback):
         self._report(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the settings in TensorBoard's table of hyperparameters, with what came of them."""
-        self._show_settings(trainer, pl_module)
+        """Log the settings with their results."""
+        self._log_settings(trainer, pl_module)
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
@@ -61,28 +59,28 @@ class RunReport(L.Callback):
             return
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.results is None:
             return
-        verb = verb_of(trainer)
+        subcommand = subcommand_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        metrics: dict[str, Any] = {**scores, **doubt(pl_module.results, pl_module.temperature), "loss": loss}
-        pl_module.results.write(folder / f"{verb}_answers.parquet")
-        write_json(folder / f"{verb}_metrics.json", metrics)
-        figures = {"confusion": confusion_figure(scores, _title(verb, scores))}
-        with atomic_write(folder / f"confusion_{verb}.png") as path:
+        metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
+        pl_module.results.write(folder / f"{subcommand}_answers.parquet")
+        write_json(folder / f"{subcommand}_metrics.json", metrics)
+        figures = {"confusion": confusion_figure(pl_module.results, _title(subcommand, scores))}
+        with atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
-        if verb == "test":
+        if subcommand == "test":
             write_json(folder / FACTS, _facts(trainer, pl_module))
             figures = {**write_report(folder), **figures}
-            self._show_settings(trainer, pl_module)
-        _show(trainer, pl_module.stage, figures)
+            self._log_settings(trainer, pl_module)
+        _log_figures(trainer, pl_module.stage, figures)
         self.written = folder
 
-    def _show_settings(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _log_settings(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SpecialtyClassifier):
             return
-        found = trainer.callback_metrics
+        metrics = trainer.callback_metrics
         names = [f"{pl_module.stage}/{name}" for name in HYPERPARAMETERS]
-        results = {f"hparams/{name}": float(found[name]) for name in names if name in found}
+        results = {f"hparams/{name}": float(metrics[name]) for name in names if name in metrics}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hyperparameters(pl_module), results)
@@ -100,7 +98,7 @@ def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:
     return plain | {"adapter": module.adapter}
 
 
-def _show(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:
+def _log_figures(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for name, figure in figures.items():
@@ -108,7 +106,7 @@ def _show(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:
 
 
 def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
-    """What the report tells beside the numbers."""
+    """What the report shows besides metrics."""
     return {
         "data": data_facts(trainer.datamodule),  # type: ignore[attr-defined]
         "run": {
@@ -124,8 +122,5 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
     }
 
 
-def _title(verb: str, scores: Scores) -> str:
-    return (
-        f"{verb}: accuracy {scores['accuracy']:.3f}, macro F1 {scores['f1_macro']:.3f},"
-        f" {scores['invalid_rate']:.1%} not on the list, {scores['n']} notes"
-    )
+def _title(subcommand: str, scores: Scores) -> str:
+    return f"{subcommand}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"

@@ -1,4 +1,4 @@
-"""Where a run's files go, and what they are called."""
+"""The run folder, and the subcommand that runs in it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger, which is the first to need the run folder, and makes it for its owner alone."""
+    """TensorBoard's logger; it is the first to need the run folder, and makes it readable by its owner alone."""
 
     @property
     def experiment(self) -> SummaryWriter:
-        """The writer; the folder is made with it, unless it is there and has the mode that its owner gave it."""
+        """The writer."""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             make_private(Path(self.log_dir))
         return super().experiment  # type: ignore[no-any-return]
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can read; one that is there keeps its mode."""
+    """Make a folder that only its owner can read; an existing one keeps its mode."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The run folder, made for its owner alone; every process must ask, since the first one's answer counts for all.
+    """The run folder, made if it is missing; every process must call this, since `log_dir` is broadcast.
 
-    A trial run (`fast_dev_run`), whose logger has no folder, is told where it would be; nothing is made.
+    A trial run (`fast_dev_run`) gets a path, but no folder.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -38,6 +38,6 @@ def run_folder(trainer: L.Trainer) -> Path:
     return folder
 
 
-def verb_of(trainer: L.Trainer) -> str:
-    """The verb that is running: `fit`, `validate`, `test` or `predict`."""
+def subcommand_of(trainer: L.Trainer) -> str:
+    """The subcommand that is running: `fit`, `validate`, `test` or `predict`."""
     return "" if trainer.state.fn is None else str(trainer.state.fn.value)

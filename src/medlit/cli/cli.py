@@ -1,7 +1,7 @@
 """The command line of the verbs that run a model: LightningCLI, from settings to a run and its callbacks.
 
-What counts, weakest first: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`), config files in their order,
-flags. A checkpoint remembers nothing that could override them; its structure is compared instead.
+Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_FIT__MODEL__LORA__R`), config files in
+their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
 from __future__ import annotations
@@ -16,78 +16,87 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.callbacks.adapter_folder import AdapterFolder
+from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature
 from medlit.callbacks.data_link import DataLink
-from medlit.callbacks.distributed import watch_others
 from medlit.callbacks.last_checkpoint import LastCheckpoint
-from medlit.callbacks.memory import MemoryWatch
-from medlit.callbacks.nonfinite import FiniteSteps
+from medlit.callbacks.memory import MemoryAdvice
+from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
-from medlit.callbacks.progress_bar import NotesProgressBar
+from medlit.callbacks.progress_bar import ProgressBar
 from medlit.callbacks.report import RunReport
+from medlit.callbacks.run_files import SaveRunFiles, SaveSamples
 from medlit.callbacks.run_folder import RunLogger
-from medlit.callbacks.samples import Samples
-from medlit.callbacks.save_config import SaveConfig
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.split_record import SplitRecord
-from medlit.callbacks.temperature import AdapterTemperature
 from medlit.callbacks.throughput import Throughput
-from medlit.callbacks.validate_last_step import LastStep
-from medlit.cli import arguments, predict_arguments
+from medlit.callbacks.validate_last_step import ValidateLastStep
+from medlit.cli import arguments
 from medlit.cli.environment import (
     ENV_PREFIX,
     check_checkpoint,
     check_device,
-    check_environment,
+    check_processes,
     check_slurm,
+    check_variables,
     check_weights_named,
     check_writable,
 )
-from medlit.cli.exit_codes import exit_codes, undone_if_mistaken
+from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
+from medlit.cli.help import Parser
 from medlit.cli.help_texts import ABOUT
-from medlit.cli.parser import Parser
+from medlit.cli.renamed import check_renamed
 from medlit.cli.validation import check_settings
-from medlit.cli.warnings import quiet
+from medlit.cli.warnings import silence_warnings
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.checkpoints import AtomicCheckpointIO
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
-from medlit.predictions.shards import find_parts
+from medlit.predictions.shards import find_shards
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
-
-# What every command line of settings is made of, whatever is then done with them.
-PARTS: dict[str, Any] = {
-    "model_class": SpecialtyClassifier,
-    "datamodule_class": TranscriptionDataModule,
-    "parser_class": Parser,
-    "trainer_defaults": arguments.TRAINER_DEFAULTS,
-    "auto_configure_optimizers": False,
-}
 
 
 class MedlitCLI(LightningCLI):
-    """`medlit fit | validate | test | predict`."""
+    """`medlit fit | validate | test | predict`.
+
+    Args:
+        args: command line arguments, the verb first.
+        save_config_callback: writes the config of the run; None: nothing does.
+    """
+
+    def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
+        verb, *rest = args
+        check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        super().__init__(
+            SpecialtyClassifier,
+            TranscriptionDataModule,
+            save_config_callback=save_config_callback,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=arguments.SEED,
+            trainer_defaults=arguments.TRAINER_DEFAULTS,
+            parser_class=Parser,
+            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
+            auto_configure_optimizers=False,
+            args=args,
+        )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        """Let every parser read the environment."""
+        """Let every parser read environment variables."""
         return super().init_parser(default_env=True, env_prefix=ENV_PREFIX, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is medlit's own, and link what model and data share."""
+        """Add medlit's own arguments."""
         arguments.add_arguments(parser)
-        arguments.link_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
         if subcommand == "predict":
-            predict_arguments.add_arguments(parser)
+            arguments.add_predict_arguments(parser)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse environment variables that no setting reads."""
-        check_environment(self._subcommand_parsers)  # first: --print_config ends the process
+        """Parse, and refuse environment variables that are not settings."""
+        check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def _parse_ckpt_path(self) -> None:
@@ -97,21 +106,21 @@ class MedlitCLI(LightningCLI):
     # --- before anything is built -------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Settle what depends on the machine and on earlier runs."""
+        """Check the settings, and derive those that depend on the machine and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         check_device(trainer.accelerator, trainer.devices)
-        check_settings(config)
+        check_settings(config, fit=self.subcommand == "fit")
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":
-            predict_arguments.prepare(config)
+            arguments.prepare_predict(config)
         check_slurm(trainer.plugins)
         self.run_folder = self._choose_run(config)
         check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
-        """Resolve `best` and `last` and pick the folder for this verb's files."""
+        """Resolve `best` and `last`, and choose the folder for this verb's files."""
         root = Path(config.trainer.default_root_dir)
         name = run_name([str(path) for path in config.config or []])
         run = Path(config.run_dir) if config.run_dir else None
@@ -120,9 +129,9 @@ class MedlitCLI(LightningCLI):
             config.ckpt_path = str(path)
             run = run or run_of(path)
         elif self.subcommand != "fit" and run is not None:
-            check_weights_named(run, config.model.adapter)
+            check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in versions(root, name) if find_parts(run / predict_arguments.PREDICTIONS)), None)
+            run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
@@ -134,70 +143,71 @@ class MedlitCLI(LightningCLI):
                 save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
             )
         kwargs["default_root_dir"] = str(folder)
-        self.memory = MemoryWatch()
-        self.report = RunReport()
-        self.save_config_kwargs = {"save_to_log_dir": False}
         one_note = self.subcommand == "predict" and config.data.predict.text is not None
         if one_note:
             self.save_config_callback = None
+        self.trainer_defaults = {"callbacks": self._make_callbacks(config, one_note)}
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            # Only Lightning's Trainer checks whether its settings fit together.
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
+        self.memory = MemoryAdvice()
+        self.report = RunReport()
         output = config.get("output")
         self.predictions = PredictionWriter(
-            Path(output) if output else folder / predict_arguments.PREDICTIONS,
+            Path(output) if output else self.run_folder / arguments.PREDICTIONS,
             one_note,
             bool(config.get("resume")),
             config.ckpt_path,
         )
         callbacks: list[L.Callback] = [
             DataLink(),
-            LastStep(),
+            ValidateLastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             StopOnSignal(last),
-            FiniteSteps(config.model.optimizer.on_nonfinite),
+            NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,
             AdapterTemperature(),
-            SplitRecord(),
             Throughput(),
             self.predictions,
         ]
         if config.log_samples:
-            callbacks.append(Samples(config.log_samples))
+            callbacks.append(SaveSamples(config.log_samples))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(NotesProgressBar())
-        self.trainer_defaults = {"callbacks": callbacks}
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            # Lightning looks at its settings together, and here alone.
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            callbacks.append(ProgressBar())
+        return callbacks
 
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         ckpt_path = self.config[self.subcommand].ckpt_path
         trainer = self.trainer
+        check_processes(trainer)
         if ckpt_path is not None:
             fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
             check_checkpoint(Path(ckpt_path), self.model.metadata, fit_loop)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        watch_others(trainer)
         if self.subcommand != "fit":
-            return  # to answer, any number of processes may share the notes
+            return  # an evaluation may use any number of processes
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
         trainer.check_val_every_n_epoch = None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; one that ends in a user's mistake leaves the run folder as it was."""
-        with undone_if_mistaken(self.trainer, self.run_folder):
+        """Run the verb."""
+        with clean_up_on_failure(self.trainer, self.run_folder):
             self._run_verb(subcommand)
 
     def _run_verb(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
-            raise self.memory.told(self.model.language_model, self.datamodule) from error
+            raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:
             print(f"medlit: written: {written}", file=sys.stderr)
 
@@ -209,15 +219,8 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
         args: command line arguments; by default those of the process.
 
     Raises:
-        SystemExit: code 2 after a user's mistake, told in one sentence on standard error; 128 + its number after a
-            signal.
+        SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
     """
-    quiet()
+    silence_warnings()
     with exit_codes():
-        return MedlitCLI(
-            **PARTS,
-            save_config_callback=SaveConfig,
-            seed_everything_default=3407,
-            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
-            args=list(sys.argv[1:] if args is None else args),
-        )
+        return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

@@ -1,25 +1,115 @@
-"""How `--help` looks: jsonargparse's list of settings, less what no reader of it can use.
+"""The parser of settings: `--help` as a manual, and errors of one sentence.
 
-Lightning's parser tells each of its settings in Sphinx markup, names every class that could stand there, prints the
-environment's variable of each line and begins with eighty lines of usage. Here a setting is told in words, with its
-type and default; what it may also be is in Lightning's own manual.
+Lightning's parser documents each of its settings in Sphinx markup, lists every class that a setting accepts, prints the
+environment variable of each line and begins with eighty lines of usage. Here a setting has a sentence, its type and its
+default.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._link_arguments import ActionLink
+from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.cli.help_texts import FIT_ALONE, LIGHTNING, TITLES, TOLD, UNTOLD, VERBS
+from medlit.cli import MODEL_VERBS
+from medlit.cli.help_texts import FIT_ONLY, HIDDEN, LIGHTNING, LIGHTNING_HELP, TITLES, VERBS
 
-# Type, and "or null" around it -> what stands for a value.
-_NUMBERS = {"int": "N", "NonNegativeInt": "N", "float": "X"}
-_OR_NULL = re.compile(r"Optional\[(\w+)\]|(\w+) \| null")
+# In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
+    r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
+    r"|Option '(?P<option>[\w.]+)' is not accepted"
+)
+_WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
+_VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
+# What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+
+
+class _GroupOrNull(_ActionConfigLoad):  # type: ignore[misc] - jsonargparse's class is untyped
+    """A group of settings that a flag or a variable can set to null, as a YAML can."""
+
+    def _load_config(self, value: Any, parser: LightningArgumentParser) -> Any:  # noqa: ANN401 - jsonargparse's
+        return None if value == "null" else super()._load_config(value, parser)
+
+
+class Parser(LightningArgumentParser):
+    """Reports an error in one sentence, without pages of usage.
+
+    Args:
+        kwargs: as for Lightning's parser.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - jsonargparse's
+        super().__init__(**{"formatter_class": HelpFormatter} | kwargs)
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, **kwargs: Any) -> list[str]:  # noqa: ANN401
+        """Add the arguments of a class; `model.lora` may be null."""
+        added = super().add_lightning_class_args(lightning_class, nested_key, **kwargs)
+        for action in self._actions:
+            if action.dest == "model.lora":
+                action.__class__ = _GroupOrNull
+                action.metavar, action.help = "null", "train and load no adapter: the bare base model"
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with code 2, or raise where the caller wants an exception."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        print(f"medlit: {self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
+        raise SystemExit(2) from ex
+
+    def _explain(self, message: str) -> str:
+        """Rewrite an error of jsonargparse's as `setting: what is wrong; how to fix it`."""
+        verb = self.prog.rpartition(" ")[2]
+        manual = f"'medlit {verb if verb in MODEL_VERBS else 'fit'} --help' explains every setting."
+        if unknown := _UNKNOWN.search(message):
+            name = unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
+            similar = difflib.get_close_matches(name, set(setting_names(self)), 1)
+            return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
+        if wrong := _WRONG.match(message):
+            name, reason = wrong.groups()
+            words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
+            value = _VALUE.match(reason)
+            return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
+        return f"{message}; {manual}"
+
+
+def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Names of all settings of a parser and of its verbs, such as model.lora.r."""
+    for action in parser._actions:
+        yield from (option.removeprefix("--") for option in action.option_strings)
+        if isinstance(action.choices, dict):
+            for verb in action.choices.values():
+                yield from setting_names(verb)
+
+
+def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
+    """What a value of a type is, in words; None if that takes more than a phrase.
+
+    >>> describe(int | None)
+    'an integer or null'
+    """
+    if (plain := get_origin(kind) or kind) in _WORDS:
+        return _WORDS[plain]
+    if isinstance(kind, type) and kind.__module__ == "medlit.number_types":
+        return kind.__doc__
+    if get_origin(kind) is Literal:
+        *first, last = map(repr, get_args(kind))
+        return f"{', '.join(first)} or {last}"
+    if NoneType in (kinds := get_args(kind)) and len(kinds) == 2:
+        words = describe(kinds[0])
+        return words and f"{words} or null"
+    return None
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -29,63 +119,71 @@ class HelpFormatter(DefaultHelpFormatter):
     def _verb(self) -> str:
         return self._prog.rpartition(" ")[2]
 
-    def _listed(self, action: argparse.Action) -> bool:
-        """Whether a setting is told in this verb's help."""
+    def _is_listed(self, action: argparse.Action) -> bool:
+        """Whether the verb's help lists a setting."""
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
-            return False
+            return isinstance(action, _GroupOrNull)
         name = action.dest
-        if name in UNTOLD or (name.startswith(LIGHTNING) and name not in TOLD):
+        if name in HIDDEN or (name.startswith(LIGHTNING) and name not in LIGHTNING_HELP):
             return False
         if name in VERBS:
             return self._verb in VERBS[name]
-        return self._verb == "fit" or not name.startswith(FIT_ALONE)
+        return self._verb == "fit" or not name.startswith(FIT_ONLY)
 
     def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: object, **kwargs: object) -> None:
-        """One line: eighty with every setting in brackets say less."""
+        """Add one line."""
         line = f"medlit {self._verb} [--config FILE ...] [--GROUP.KEY VALUE ...]"
         super().add_usage(line, [], *args, **kwargs)
 
+    def add_text(self, text: str | None) -> None:
+        """Add a description, unless jsonargparse made it up for a group without arguments."""
+        if text is None or "derived from links" not in text:
+            super().add_text(text)
+
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
-        """A group under the name that its settings begin with."""
-        listed = [action for action in actions if self._listed(action)]
+        """Add a group's settings, with a title that begins with their common name."""
+        listed = [action for action in actions if self._is_listed(action)]
         if listed:
-            first = listed[0].dest
+            first = next(action.dest for action in listed if not isinstance(action, _GroupOrNull))
             key = first.rpartition(".")[0] or first
             section = self._current_section
             section.heading = TITLES.get(key, section.heading)
         super().add_arguments(listed)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        # jsonargparse would add the variable of each, and Lightning an option that appends to lists.
+        # jsonargparse would add the environment variable, and Lightning an option that appends to lists.
         names = [name for name in action.option_strings if not name.endswith("+")]
-        value = (
-            "" if action.nargs == 0 else f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
-        )
-        return ", ".join(name + value for name in names)
+        if action.nargs == 0:
+            return ", ".join(names)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return ", ".join(f"{name} {value}" for name in names)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         if action.dest == "config":
             return "FILE"
-        kind = _OR_NULL.sub(r"\1\2", self._get_type_str(action) or "")
-        return _NUMBERS.get(kind) or super()._get_default_metavar_for_optional(action)
+        words = describe(getattr(action, "_typehint", None)) or ""
+        if words.startswith("an integer"):
+            return "N"
+        return "X" if words.startswith("a number") else super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = TOLD.get(action.dest) or (action.help or "")
+        text = LIGHTNING_HELP.get(action.dest) or (action.help or "")
         text = text[:1].upper() + text[1:].rstrip(".")
-        if action.dest in ("help", "config", "print_config"):
+        if action.dest in ("help", "config", "print_config") or isinstance(action, _GroupOrNull):
             return text + "."
-        kind = self._plain_type(action)
-        return f"{text}. ({f'type: {kind}, ' if kind else ''}default: %(default)s)"
+        kind = self._type_words(action)
+        return f"{text}. ({f'{kind}; ' if kind else ''}default: %(default)s)"
 
-    def _plain_type(self, action: argparse.Action) -> str | None:
-        """The type, where words and choices do not say it."""
-        kind = self._get_type_str(action)
-        if action.dest in TOLD or kind is None or kind.startswith(("Literal", "bool")):
+    def _type_words(self, action: argparse.Action) -> str | None:
+        """The type, where text and choices do not show it."""
+        kind = getattr(action, "_typehint", None)
+        if action.dest in LIGHTNING_HELP or get_origin(kind) is Literal:
             return None
-        return kind.replace("NonNegativeInt", "int, at least 0")
+        words = describe(kind)
+        return words if words != "text" and not str(words).startswith("true") else None
 
     def _expand_help(self, action: argparse.Action) -> str:
-        # As YAML and the command line spell it.
+        # As YAML and the command line write it.
         return re.sub(r"default: (True|False)\)$", lambda m: m[0].lower(), super()._expand_help(action))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

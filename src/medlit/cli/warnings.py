@@ -1,4 +1,4 @@
-"""What Lightning and its neighbours say that nobody can act on, left unsaid."""
+"""Silence warnings that users cannot act on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import logging
 import warnings
 
 
-def quiet() -> None:
-    """Leave on the screen what a user can act on."""
-    # Unsloth gives the root logger a handler; without this every line of Lightning's is printed twice.
+def silence_warnings() -> None:
+    """Filter the known useless messages of Lightning and its dependencies."""
+    # Unsloth gives the root logger a handler, which would print each line of Lightning's a second time.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).propagate = False
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in (
-        # Notes of a few hundred tokens are collated in far less time than a step takes.
+        # Collating notes of a few hundred tokens takes far less time than a step.
         r"The '\w+_dataloader' does not have many workers",
-        # The data module knows where a fit goes on, and the files of a run that goes on are its own.
+        # The datamodule knows where a fit resumes, and a resumed run writes to its own folder.
         "You're resuming from a checkpoint that ended before the epoch ended",
         "Checkpoint directory .* exists and is not empty",
-        # Every process has counted everybody's answers by then: a mean over them would change nothing.
+        # Every process has the metrics of all processes: a mean over them would change nothing.
         # https://github.com/Lightning-AI/pytorch-lightning/issues/20153
         r"It is recommended to use `self.log\('(val|test)/\w+', ..., sync_dist=True\)`",
-        # Its replacement still sends the buffers once; until there is one that does not, the old name is to be kept.
+        # Its replacement still broadcasts the buffers once.
         # https://github.com/pytorch/pytorch/pull/178054
         "`broadcast_buffers` is deprecated",
         # https://github.com/Lightning-AI/pytorch-lightning/issues/21326

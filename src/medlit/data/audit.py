@@ -1,35 +1,41 @@
-"""What can be wrong with a table of notes, counted before a GPU minute is spent on it.
+"""Data quality of a table of notes: duplicates, conflicting labels, leakage between splits, lengths, revealing columns.
 
-Texts are counted by their hashes and lengths batch by batch, so a table of any size is audited in the memory that its
-hashes take. A report holds counts and row ids, never a note.
+Texts are counted by their hashes and lengths batch by batch, so the audit of a table of any size needs no more memory
+than its hashes do. A report holds counts and row ids, never a note.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlit.data.audit_stats import (
-    CountTokens,
-    Votes,
-    by_count,
-    groups_where,
-    leakage,
-    note_lengths,
-    notes_where,
-    several_texts,
-    summary,
-)
+from medlit.data.cache import iter_column
 from medlit.data.groups import IntArray, exact_groups, near_groups
-from medlit.data.iter_column import iter_column
-from medlit.data.label_leakage import label_leaks
-from medlit.data.notes import Columns, Labels, canonical_tables, read_tables
+from medlit.data.notes import id_column, load_source
+from medlit.data.settings import Columns, Labels
+from medlit.data.sources import as_text, read_tables
 
-NEAR_THRESHOLD = 0.8  # where none is declared: the usual one (Lee et al., 2021, arXiv:2107.06499)
-NEAR_ROWS = 50_000  # more notes than that are compared with each other only where a threshold is declared
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEAR_THRESHOLD = 0.8  # the usual one (Lee et al., 2021, arXiv:2107.06499), if none is declared
+NEAR_ROWS = 50_000  # larger tables are searched for near duplicates only if a threshold is declared
 SHORT = 20  # words
+TOKENISED = 20_000  # notes; a tokenizer takes a minute for every 100,000, and percentiles need no more
+
+_EXAMPLES = 20  # ids, or groups of ids, that a finding lists
+_PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+_BATCH = 1_000  # notes
+_MAX_CODES = 1_000  # different values; a column with more is not a code for the label
+_WORD = re.compile(r"\w+")
+
+CountTokens = Callable[[list[str]], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -37,28 +43,27 @@ class AuditReport:
     """The findings; `as_dict` is `audit.json`.
 
     Attributes:
-        source: what was audited.
+        source: `data.source`.
         rows: notes.
         splits: split -> notes; the one split `all` for a table without splits.
-        classes: specialty -> notes, the commonest first.
+        classes: specialty -> notes, the most frequent first.
         classes_by_split: split -> specialty -> notes.
         unlabelled: notes without a specialty.
-        lengths: unit (`words`; with a tokenizer also `tokens`, the transcription's alone) -> notes counted, min, mean,
+        lengths: unit (`words`; with a tokenizer also `tokens`, without the prompt's) -> notes counted, min, mean,
             p5 ... p99, max; under `tokens` also `limit`, the most that fit in the prompt, and `share_cut`, the share of
-            notes that are longer. Of large tables 20,000 notes, evenly spaced, are tokenised.
+            notes that are longer. At most 20,000 notes, evenly spaced, are tokenised.
         empty: notes without a word: rows, and the first ids.
-        short: notes of under 20 words, the empty ones not among them: likewise.
+        short: notes of 1 to 19 words: rows, and the first ids.
         duplicates: texts that occur more than once: groups, rows in them, the first groups' ids.
-        near_duplicates: groups of different texts that are alike (equal ones among them count too): likewise; None when
-            they were not looked for.
-        near_threshold: Jaccard similarity from which on texts are alike; None when they were not compared.
-        conflicts: texts that carry several specialties: likewise.
-        accuracy_ceiling: share of the labelled notes that are right when each text is answered by its commonest label:
-            no classifier of texts scores more on these rows.
-        leakage: `a/b` -> rows of split b whose text stands in split a.
-        near_leakage: the same where alike texts count; None when they were not looked for.
-        label_leaks: column that is neither note, label nor id -> share of its non-empty values that name the label, or
-            that occur with one label alone; columns without any are left out.
+        near_duplicates: groups that hold different but similar texts, in the same form; None if not searched for.
+        near_threshold: least Jaccard similarity of similar texts; None if they were not searched for.
+        conflicts: texts that carry several specialties, in the same form.
+        accuracy_ceiling: share of the labelled notes that are right when each text is answered by its most frequent
+            label: no classifier of texts scores more on these rows.
+        leakage: `a/b` -> rows of split b whose text is also in split a.
+        near_leakage: the same including similar texts; None if they were not searched for.
+        label_leaks: column other than note, label and id -> share of its non-empty values that name the label, or that
+            occur with one label only; columns without such values are left out.
     """
 
     source: str
@@ -86,7 +91,7 @@ class AuditReport:
 
 @dataclass(frozen=True)
 class Audit:
-    """A report, and the lengths behind it for a picture.
+    """A report, and the lengths behind it for a figure.
 
     Attributes:
         report: the findings.
@@ -107,57 +112,169 @@ def audit(
     count_tokens: CountTokens | None = None,
     limit: int | None = None,
 ) -> Audit:
-    """Audit a source as it is: before it is split, with empty and unlabelled notes counted instead of refused.
+    """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
     Args:
         source: as for `load_source`.
         revision: as for `load_source`.
         columns: as for `load_source`.
         labels: as for `load_source`.
-        near_threshold: Jaccard similarity from which on texts count as alike. None: 0.8, and only for tables of at most
-            50,000 notes, since comparing takes a minute for every 40,000.
+        near_threshold: least Jaccard similarity of similar texts. None: 0.8, and only for tables of at most 50,000
+            notes, since the search takes a minute for every 40,000.
         count_tokens: transcriptions -> tokens of each.
         limit: most tokens of a transcription that fit in the prompt.
 
     Raises:
         UserError: the source cannot be read.
     """
+    import pandas as pd
     from datasets import concatenate_datasets
 
-    raw = read_tables(source, revision, columns)
-    tables = canonical_tables(raw, columns, labels, require_labels=columns.label is not None, check_rows=False)
-    leaks = label_leaks([table for parts in raw.values() for table in parts], columns)
-    del raw  # its mapped pages would count as this process's memory
+    tables = load_source(
+        source,
+        revision=revision,
+        columns=columns,
+        labels=labels,
+        require_labels=columns.label is not None,
+        check_rows=False,
+    )
     pool = concatenate_datasets(list(tables.values()))
-    ids, specialties = pool["id"], pool["specialty"][:]
+    ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
-    notes = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
-    lengths = note_lengths(notes, len(pool), count_tokens)
-
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
-    near = None if threshold is None else near_groups(pool["transcription"], texts, threshold)
+    near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
+    transcriptions = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
+    lengths = _lengths(transcriptions, len(pool), count_tokens)
 
-    labelled = np.array([name is not None for name in specialties])
-    votes = Votes.count(texts[labelled], [name for name in specialties if name is not None])
-    split = np.repeat(np.arange(len(tables)), [len(rows) for rows in tables.values()])
-    words = lengths["words"]
+    splits = {name: len(rows) for name, rows in tables.items()}
+    notes = pd.DataFrame({"text": texts, "near": near, "label": pool["specialty"][:], "words": lengths["words"]})
+    notes["split"] = np.repeat(list(splits), list(splits.values()))
+    by_text = notes.groupby("text")
+    votes = notes.groupby(["text", "label"]).size()  # notes without a label are left out
+    similar = notes.groupby("near")["text"].transform("nunique") > 1
+    conflicting = (by_text["label"].transform("nunique") > 1) & notes["label"].notna()
     report = AuditReport(
         source=source,
-        rows=len(pool),
-        splits={name: len(rows) for name, rows in tables.items()},
-        classes=by_count(specialties),
-        classes_by_split={name: by_count(rows["specialty"][:]) for name, rows in tables.items()},
-        unlabelled=int((~labelled).sum()),
-        lengths={unit: summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
-        empty=notes_where(words == 0, ids),
-        short=notes_where((words > 0) & (words < SHORT), ids),
-        duplicates=groups_where(texts, np.bincount(texts) > 1, ids),
-        near_duplicates=None if near is None else groups_where(near, several_texts(near, texts), ids),
+        rows=len(notes),
+        splits=splits,
+        classes=_class_counts(notes["label"]),
+        classes_by_split={name: _class_counts(notes.loc[notes["split"] == name, "label"]) for name in splits},
+        unlabelled=int(notes["label"].isna().sum()),
+        lengths={unit: _summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
+        empty=_rows_where(notes["words"] == 0, ids),
+        short=_rows_where(notes["words"].between(1, SHORT - 1), ids),
+        duplicates=_groups_where(by_text["text"].transform("size") > 1, notes["text"], ids),
+        near_duplicates=None if threshold is None else _groups_where(similar, notes["near"], ids),
         near_threshold=threshold,
-        conflicts=groups_where(np.where(labelled, texts, -1), votes.conflicting(texts.max() + 1), ids),
-        accuracy_ceiling=votes.ceiling,
-        leakage=leakage(texts, split, list(tables)),
-        near_leakage=None if near is None else leakage(near, split, list(tables)),
-        label_leaks=leaks,
+        conflicts=_groups_where(conflicting, notes["text"], ids),
+        accuracy_ceiling=float(votes.groupby("text").max().sum() / votes.sum()) if len(votes) else 1.0,
+        leakage=_leakage(notes, "text"),
+        near_leakage=None if threshold is None else _leakage(notes, "near"),
+        label_leaks=label_leaks(source, revision, columns),
     )
     return Audit(report, lengths)
+
+
+def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
+    """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
+    spaced = np.zeros(number, dtype=np.bool_)
+    spaced[np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64)] = True
+    words: list[int] = []
+    tokens: list[int] = []
+    remaining = iter(notes)
+    while batch := list(islice(remaining, _BATCH)):
+        chosen = spaced[len(words) : len(words) + len(batch)]
+        words += [len(note.split()) for note in batch]
+        if count_tokens is not None:
+            tokens += count_tokens([note for note, counted in zip(batch, chosen, strict=True) if counted])
+    lengths = {"words": np.array(words, dtype=np.int64)}
+    if count_tokens is not None:
+        lengths["tokens"] = np.array(tokens, dtype=np.int64)
+    return lengths
+
+
+def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
+    """Distribution of lengths, (N,), and with a limit the share of notes that are cut at it."""
+    points = np.percentile(lengths, _PERCENTILES, method="inverted_cdf")
+    summary: dict[str, float] = {"notes": len(lengths), "min": int(lengths.min())}
+    summary["mean"] = round(float(lengths.mean()), 1)
+    summary |= {f"p{percent}": int(point) for percent, point in zip(_PERCENTILES, points, strict=True)}
+    summary["max"] = int(lengths.max())
+    if limit is not None:
+        summary |= {"limit": limit, "share_cut": float((lengths > limit).mean())}
+    return summary
+
+
+def _class_counts(specialties: pd.Series) -> dict[str, int]:
+    """Specialty -> notes, the most frequent first, equally frequent ones by name."""
+    counts = {str(name): int(rows) for name, rows in specialties.value_counts().items()}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
+    """Number of notes in a mask, and the first of their ids."""
+    rows = np.flatnonzero(mask)
+    return {"rows": len(rows), "ids": [ids[int(row)] for row in rows[:_EXAMPLES]]}
+
+
+def _groups_where(mask: pd.Series, groups: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
+    """Number of groups and of notes in a mask, and the ids of the first groups' notes."""
+    chosen = groups[mask]
+    shown = [chosen.index[chosen == group][:_EXAMPLES] for group in chosen.unique()[:_EXAMPLES]]
+    listed = [[ids[int(row)] for row in rows] for rows in shown]
+    return {"groups": chosen.nunique(), "rows": len(chosen), "ids": listed}
+
+
+def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
+    """`earlier/later` -> notes of a later split whose group is also in an earlier one."""
+    parts = {str(name): notes.loc[notes["split"] == name, groups] for name in notes["split"].unique()}
+    return {f"{one}/{two}": int(parts[two].isin(parts[one]).sum()) for one, two in combinations(parts, 2)}
+
+
+def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str, float]:
+    """Columns that give the label away; they never reach the model, but may be added to the text by hand.
+
+    Returns:
+        Column other than note, label and id -> share of its non-empty values that name the label, or that recur with
+        one label only, whichever is larger; columns without such values are left out.
+    """
+    values, naming = Counter[str](), Counter[str]()
+    pairs: dict[str, Counter[tuple[str, str]] | None] = {}  # (value, label) -> rows; None: too many different values
+    for name, rows in _other_columns(source, revision, columns):
+        values[name] += len(rows)
+        naming[name] += sum(f" {_words(label)} " in f" {_words(value)} " for value, label in rows)
+        counts = pairs.setdefault(name, Counter())
+        if counts is not None:
+            counts.update(rows)
+            if len({value for value, _ in counts}) > _MAX_CODES:
+                pairs[name] = None
+    revealing = {name: max(naming[name], _recurring(pairs[name] or Counter(), values[name])) for name in values}
+    shares = {name: rows / values[name] for name, rows in revealing.items() if rows}
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _other_columns(source: str, revision: str | None, columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield (column other than note, label and id, its values with their labels), in batches; empty ones left out."""
+    for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
+        if columns.label is None or columns.label not in table.rows.column_names:
+            continue
+        others = sorted(set(table.rows.column_names) - {columns.text, columns.label, id_column(table, columns)})
+        chosen = table.rows.select_columns([columns.label, *others])
+        for batch in chosen.with_format("arrow").iter(batch_size=10 * _BATCH):
+            labels = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))
+            for name in others:
+                values = as_text(batch.column(name).to_pylist(), table.classes(name))
+                pairs = zip(values, labels, strict=True)
+                yield name, [(value, label) for value, label in pairs if label and value and value.strip()]
+
+
+def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
+    """Rows whose value recurs with one label only; 0 for free text, of which hardly any value recurs."""
+    labels_of = Counter(value for value, _ in counts)
+    if 2 * len(labels_of) > values:
+        return 0
+    return sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
+
+
+def _words(text: str) -> str:
+    return " ".join(_WORD.findall(text.lower()))

@@ -1,16 +1,16 @@
-"""The invented notes behind the quickstart: a seeded generator, no real clinical text.
+"""The built-in notes behind the quickstart: a seeded generator of invented notes, no real clinical text.
 
-A note is one invented case of a specialty (complaint, diagnosis, finding, procedure, plan) with a few lines that any
-specialty may dictate (vital signs, consent, another illness in the history), laid out under the headings of a clinic
-visit, an operation or a report:
+A note is one invented case of a specialty (complaint, diagnosis, finding, procedure, plan) with a few lines that fit
+any specialty (vital signs, consent, medical history), laid out under the headings of a clinic visit, an operation or a
+report:
 
     CHIEF COMPLAINT: 52-year-old man seen today for glare while driving at night. VITAL SIGNS: P 71, R 14, BP 122/80.
 
-Training, validation and test notes come from disjoint pools of phrases (`builtin_phrases.py`), so a model is scored on
-cases that it never saw: "trabeculectomy" in training, "phacoemulsification" in the test. What carries over is the
-vocabulary of the field, which bag-of-words counts know in part and a pretrained language model knows better.
+Training, validation and test notes come from disjoint pools of phrases (`phrases.yaml`), so a model is scored on cases
+that it never saw: "trabeculectomy" in training, "phacoemulsification" in the test. What carries over is the vocabulary
+of the field, which a bag of words knows in part and a pretrained language model knows better.
 
-The notes are the same on every machine and Python version: only `random.Random.random` draws, whose sequence for a
+The notes are the same on every machine and Python version: every draw is `random.Random.random`, whose sequence for a
 seed the standard library guarantees.
 """
 
@@ -21,106 +21,41 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from medlit.data.builtin_phrases import CASES, GENERIC
+import yaml
+
 from medlit.errors import UserError
 
-SPECIALTIES: tuple[str, ...] = tuple(CASES)
+PHRASES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
+SPECIALTIES: tuple[str, ...] = tuple(PHRASES["specialties"])
 
 _T = TypeVar("_T")
 _SLOT = re.compile(r"\{([^{}]+)\}")
-_ATTEMPTS = 200  # draws for one note before its pool counts as used up
+_ATTEMPTS = 200  # draws for one note before its pool counts as exhausted
 # Characters of a note, about 25 to 110 tokens of SmolLM2: the quickstart trains at 250 tokens a second on two cores.
 _LENGTHS = range(90, 341)
 
 
 @dataclass(frozen=True)
-class _Section:
-    """One section of a layout: it is dictated with probability `chance` under one of its headings."""
-
-    headings: tuple[str, ...]
-    slot: str
-    chance: float = 1.0
-
-
-_ALLERGIES = _Section(("ALLERGIES",), "allergies", 0.2)
-_HISTORY = _Section(("PAST MEDICAL HISTORY", "FAMILY HISTORY", "PAST HISTORY"), "history", 0.4)
-_RELATIVES = _Section(("FAMILY HISTORY",), "history", 0.4)
-_PLANNED = _Section(("PROCEDURE PLANNED", "PROCEDURE"), "procedure", 0.2)
-_TREATMENT = _Section(("TREATMENT", "SERVICES"), "procedure", 0.2)
-_PLAN = _Section(("PLAN", "RECOMMENDATIONS", "DISPOSITION"), "plan", 0.45)
-
-
-def _clinic(history: tuple[_Section, ...], procedure: _Section) -> tuple[_Section, ...]:
-    """The layout of a visit; what was asked of the past and what is done about it differ by specialty."""
-    return (
-        _Section(("CHIEF COMPLAINT", "HISTORY OF PRESENT ILLNESS", "SUBJECTIVE", "REASON FOR VISIT"), "opening"),
-        *history,
-        _Section(("VITAL SIGNS", "VITALS"), "vitals", 0.4),
-        _Section(("OBJECTIVE", "PERTINENT FINDINGS", "EXAMINATION"), "finding"),
-        _Section(("ASSESSMENT", "IMPRESSION", "DIAGNOSIS"), "diagnosis", 0.3),
-        procedure,
-        _PLAN,
-    )
-
-
-_OPERATION = (
-    _Section(("PREOPERATIVE DIAGNOSIS", "POSTOPERATIVE DIAGNOSIS", "DIAGNOSIS"), "diagnosis"),
-    _Section(("PROCEDURE PERFORMED", "OPERATION", "PROCEDURE"), "procedure"),
-    _Section(("ANESTHESIA",), "anesthesia", 0.4),
-    _Section(("INDICATION", "BRIEF HISTORY"), "opening", 0.3),
-    _HISTORY,
-    _Section(("FINDINGS", "PERTINENT FINDINGS"), "finding", 0.8),
-    _Section(("CONSENT", "DESCRIPTION"), "consent", 0.2),
-    _Section(("ESTIMATED BLOOD LOSS",), "blood_loss", 0.35),
-    _Section(("COMPLICATIONS",), "complications", 0.4),
-    _Section(("DISPOSITION", "PLAN"), "plan", 0.4),
-)
-_REPORT = (
-    _Section(("INDICATION", "CLINICAL HISTORY", "REASON FOR STUDY"), "opening"),
-    _Section(("EXAMINATION", "PROCEDURE", "STUDY"), "procedure"),
-    _Section(("COMPARISON",), "comparison", 0.4),
-    _HISTORY,
-    _Section(("FINDINGS", "INTERPRETATION"), "finding"),
-    _Section(("IMPRESSION", "CONCLUSION"), "diagnosis", 0.4),
-    _PLAN,
-)
-
-# A talk with a psychiatrist has no blood loss, a chest film no vital signs, an infant only its relatives' illnesses.
-_INFANTS = "Pediatrics - Neonatal"
-_LAYOUTS: dict[str, tuple[tuple[_Section, ...], ...]] = {
-    name: (_clinic((_HISTORY, _ALLERGIES), _PLANNED), _OPERATION) for name in SPECIALTIES
-} | {
-    "Neurology": (_clinic((_HISTORY, _ALLERGIES), _TREATMENT), _REPORT),
-    "Psychiatry / Psychology": (_clinic((_HISTORY, _ALLERGIES), _TREATMENT),),
-    _INFANTS: (_clinic((_RELATIVES,), _TREATMENT),),
-    "Radiology": (_REPORT,),
-}
-_PEOPLE: dict[str, str] = dict.fromkeys(SPECIALTIES, "{34-79}-year-old {man|woman}") | {
-    "Obstetrics / Gynecology": "{20-44}-year-old woman",
-    "Psychiatry / Psychology": "{20-59}-year-old {man|woman}",
-}
-
-
-@dataclass(frozen=True)
 class _Pool:
-    """The phrases of one specialty in one split: whole cases, and the lines that any case may take."""
+    """The phrases of one specialty in one split: whole cases, and the lines that fit any case."""
 
     cases: tuple[dict[str, str], ...]
-    lines: dict[str, tuple[str, ...]]
+    lines: dict[str, list[str]]
 
 
 def builtin_notes(
     seed: int = 3407, train: int = 650, validation: int = 65, test: int = 143
 ) -> dict[str, list[dict[str, str]]]:
-    """Invent labelled notes; the same arguments give the same notes on every machine.
+    """Generate labelled notes; the same arguments give the same notes on every machine.
 
-    A split's first n notes do not depend on how many more are asked for, nor on the size of the other splits.
+    A split's first n notes do not depend on its size, nor on the size of the other splits.
 
     Args:
-        seed: any whole number.
-        train: notes in the training split; specialties are balanced to within one note, here and in the other two.
+        seed: any integer.
+        train: notes in the training split; specialties are balanced to within one note, in every split.
         validation: notes in the validation split.
         test: notes in the test split.
 
@@ -129,7 +64,7 @@ def builtin_notes(
         transcription occurs twice.
 
     Raises:
-        UserError: a size is negative, or larger than the number of different notes that the pools hold.
+        UserError: a size is negative, or larger than the number of different notes that the pools allow.
     """
     seen: set[str] = set()
     sizes = {"train": train, "validation": validation, "test": test}
@@ -138,7 +73,7 @@ def builtin_notes(
 
 def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, str]]:
     if size < 0:
-        raise UserError(f"data.source builtin: {split} asks for {size} notes; give a number of at least 0.")
+        raise UserError(f"data.source builtin: {split} asks for {size} notes; use a number of at least 0.")
     rng = random.Random(f"medlit/{seed}/{split}")
     rows: list[dict[str, str]] = []
     while len(rows) < size:
@@ -164,28 +99,32 @@ def _note(rng: random.Random, specialty: str, split: str) -> str:
     sections = []
     # Part of the public transcriptions were exported with commas where their lines ended; so are some of these.
     after_heading, between = (": , ", ",") if rng.random() < 0.2 else (": ", " ")
-    for section in _pick(rng, _LAYOUTS[specialty]):
-        if rng.random() < section.chance:
-            phrase = case[section.slot] if section.slot in case else _pick(rng, pool.lines[section.slot])
-            if section.slot == "opening":
+    for section in PHRASES["layouts"][_pick(rng, PHRASES["specialties"][specialty]["layouts"])]:
+        if rng.random() < section.get("chance", 1.0):
+            slot = section["slot"]
+            phrase = case[slot] if slot in case else _pick(rng, pool.lines[slot])
+            if slot == "opening":
                 phrase = phrase.format(person=_pick(rng, pool.lines["person"]), complaint=case["complaint"])
             text = _fill(rng, phrase)
-            sections.append(f"{_pick(rng, section.headings)}{after_heading}{text[0].upper()}{text[1:]}.")
+            sections.append(f"{_pick(rng, section['headings'])}{after_heading}{text[0].upper()}{text[1:]}.")
     return between.join(sections)
 
 
 @functools.cache
 def _pool(specialty: str, split: str) -> _Pool:
-    """Parse the phrases of one specialty and split out of their tables."""
-    table = [line.strip() for line in CASES[specialty][split].strip().splitlines()]
+    """Parse the phrases of one specialty and split."""
+    entry = PHRASES["specialties"][specialty]
+    table = entry[split].splitlines()
     cases = []
     for first, second, plan in zip(table[::3], table[1::3], table[2::3], strict=True):
         (complaint, diagnosis), (finding, procedure) = first.split("; "), second.split("; ")
         cases.append(dict(complaint=complaint, diagnosis=diagnosis, finding=finding, procedure=procedure, plan=plan))
-    generic, infants = GENERIC[split], specialty == _INFANTS
-    people = generic["infant"] if infants else (_PEOPLE[specialty],)
-    vitals = generic["infant_vitals" if infants else "vitals"]
-    return _Pool(tuple(cases), generic | {"person": people, "vitals": vitals})
+    lines = dict(PHRASES["lines"][split])
+    if entry.get("infant"):
+        lines |= {"person": lines["infant"], "vitals": lines["infant_vitals"]}
+    else:
+        lines["person"] = [entry["person"]]
+    return _Pool(tuple(cases), lines)
 
 
 def _fill(rng: random.Random, phrase: str) -> str:
@@ -199,7 +138,7 @@ def _value(rng: random.Random, slot: str) -> str:
     low, high = slot.split("-")
     if "." not in low:
         return str(int(low) + int(rng.random() * (int(high) - int(low) + 1)))
-    # Counted in tenths: whole numbers round alike everywhere.
+    # In tenths: integers round alike on every machine.
     tenths_low, tenths_high = (int(end.replace(".", "")) for end in (low, high))
     tenths = tenths_low + int(rng.random() * (tenths_high - tenths_low + 1))
     return f"{tenths // 10}.{tenths % 10}"

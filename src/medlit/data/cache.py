@@ -1,12 +1,19 @@
-"""The cache that the text of notes lies in, and the names of what lies there."""
+"""The Arrow cache of notes: its folder, its keys, and reading a column of it without holding it in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medlit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH = 1_000  # rows
 
 
 def cache_key(*parts: object) -> str:
@@ -15,13 +22,13 @@ def cache_key(*parts: object) -> str:
 
 
 def cache_folder() -> Path:
-    """Where the text of notes is kept: in the cache of `datasets`, a folder that nobody but its owner may enter.
+    """The folder for the text of notes, in the cache of `datasets`; only its owner may enter it.
 
-    The files in it are as open as `datasets` makes them. What was fetched from the Hub is not copied here: `datasets`
-    must find it again offline.
+    The files in it have the mode that `datasets` gives them. What comes from the Hub is not copied here, because
+    `datasets` must find it again offline.
 
     Raises:
-        UserError: the folder cannot be made, or is somebody else's.
+        UserError: the folder cannot be created, or belongs to another user.
     """
     import datasets
 
@@ -33,7 +40,39 @@ def cache_folder() -> Path:
             folder.chmod(0o700)
     except OSError as error:
         raise UserError(
-            f"HF_DATASETS_CACHE: {folder} cannot be made readable by you alone ({error.strerror}), as notes must be;"
-            " set HF_DATASETS_CACHE to a folder of your own."
+            f"HF_DATASETS_CACHE: {folder} cannot be made private ({error.strerror}), as notes must be; set"
+            " HF_DATASETS_CACHE to a folder of your own."
         ) from error
     return folder
+
+
+def iter_column(rows: Dataset, column: str) -> Iterator[str | None]:
+    """Yield the values of a text column in the order of the rows, from the files and not through their mapping.
+
+    Pages of a mapped file count as this process's memory once they are read: one pass over a million notes would add
+    gigabytes. Here every batch is released. Tables that are not simply the rows of their files (rows were selected, or
+    are in memory, or a column was renamed) are read through the mapping.
+    """
+    import pyarrow as pa
+
+    files = [file["filename"] for file in rows.cache_files]
+    if rows._indices is None and _rows_with(files, rows.column_names) == len(rows):
+        for file in files:
+            with pa.OSFile(file) as source, pa.ipc.open_stream(source) as batches:
+                for batch in batches:
+                    yield from batch.column(column).to_pylist()
+        return
+    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=_BATCH):
+        yield from table.column(column).to_pylist()
+
+
+def _rows_with(files: list[str], columns: list[str]) -> int:
+    """Number of rows in those Arrow files that have these columns; no value is read."""
+    import pyarrow as pa
+
+    rows = 0
+    for file in files:
+        with pa.memory_map(file) as source, pa.ipc.open_stream(source) as batches:
+            if set(columns) <= set(batches.schema.names):
+                rows += sum(len(batch) for batch in batches)
+    return rows

@@ -24,6 +24,7 @@ from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import NoteSplits, split_notes
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
+from medlit.number_types import PositiveInt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +64,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         split: Split = Split(),  # noqa: B008
         instruction: str = INSTRUCTION,
         mask_prompt: bool = True,
-        max_response_tokens: int = 32,
+        max_response_tokens: PositiveInt = 32,
         batching: Batching = Batching(),  # noqa: B008
         predict: Predict = Predict(),  # noqa: B008
         tokenizer: Tokenizer = Tokenizer(),  # noqa: B008

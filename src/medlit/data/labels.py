@@ -1,7 +1,7 @@
-"""The list of specialties: how a name is spelled, compared and read out of a model's answer.
+"""The list of specialties: how a name is spelled, compared, and parsed from a model's answer.
 
 Two spellings are the same label when `normalise_label` makes them equal (the recipe's rule: lower case, ` / ` and `-`
-as `/`, white space collapsed). Everything that compares labels goes through that one function.
+as `/`, white space collapsed). Everything that compares labels uses that one function.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from medlit.errors import UserError
 
 _SLASH = re.compile(r"\s*[-/]\s*")
-_UNFINISHED = "\ufffd"
+_INCOMPLETE = "\ufffd"  # stands for a character of which not all bytes are generated yet
 
 
 def normalise_text(text: str) -> str:
@@ -37,14 +37,14 @@ class LabelSet:
     """The K specialties of a task, in alphabetical order.
 
     Attributes:
-        names: spelling of each specialty as the model is taught to answer it; position is the label id, 0 .. K-1.
+        names: each specialty as the model is taught to spell it; the position is the label id, 0 .. K-1.
     """
 
     names: tuple[str, ...]
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> LabelSet:
-        """Collect the distinct labels of a table; of several spellings of one label the commonest stands.
+        """Collect the distinct labels of a table, each in its most frequent spelling.
 
         Raises:
             UserError: fewer than two distinct labels.
@@ -52,20 +52,19 @@ class LabelSet:
         spellings: dict[str, Counter[str]] = {}
         for label in labels:
             spellings.setdefault(normalise_label(label), Counter())[normalise_text(label)] += 1
-        names = [min(counts.items(), key=lambda item: (-item[1], item[0]))[0] for counts in spellings.values()]
-        return cls.from_names(names)
+        return cls.from_names([most_frequent(counts) for counts in spellings.values()])
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
-        """Make a label set of names that are known to be distinct.
+        """Make a label set from distinct names.
 
         Raises:
             UserError: fewer than two names, an empty one, or two that are the same after normalisation.
         """
         keys = [normalise_label(name) for name in names]
         if len(keys) < 2:
-            found = f"only {names[0]!r}" if names else "none"
-            raise UserError(f"data.columns.label: a classifier needs at least two labels and the table has {found}.")
+            given = f"only {names[0]!r}" if names else "none"
+            raise UserError(f"data.columns.label: a classifier needs at least two labels and the table has {given}.")
         if "" in keys or len(set(keys)) != len(keys):
             raise UserError(f"labels: the names must be distinct and not empty, got {sorted(names)}.")
         return cls(tuple(sorted(names, key=normalise_label)))
@@ -78,46 +77,51 @@ class LabelSet:
 
     @property
     def invalid(self) -> int:
-        """Label id K: an answer that is not on the list."""
+        """Label id K: an answer that is not in the list."""
         return len(self.names)
 
     def index(self, name: str) -> int | None:
-        """Label id of a specialty in any of its spellings, or None when it is not on the list."""
-        key = normalise_label(name)
-        return next((i for i, known in enumerate(self.names) if normalise_label(known) == key), None)
+        """Label id of a specialty in any of its spellings, or None if it is not in the list."""
+        return self._ids.get(normalise_label(name))
 
     def parse(self, answer: str) -> int:
-        """Label id of a generated answer: its first line, normalised, on the list, or else `invalid`."""
+        """Label id of a generated answer: that of its first line, or `invalid`."""
         lines = answer.strip().splitlines()
-        found = self.index(lines[0]) if lines else None
-        return self.invalid if found is None else found
+        label = self.index(lines[0]) if lines else None
+        return self.invalid if label is None else label
 
     def settled(self, text: str) -> bool:
-        """Whether nothing that may follow `text` can change what `parse` makes of it.
+        """Whether nothing that may follow `text` can change what `parse` returns for it.
 
-        So it is when the first line is over, or can no longer be the beginning of a label in any accepted spelling.
-        With no labels at all there is nothing to leave.
+        This holds when the first line is over, or can no longer be the beginning of a label in any accepted spelling.
+        It never holds without labels.
 
         Args:
-            text: an answer as far as it was generated; a character that is not complete yet stands at its end as
-                U+FFFD, and may still become any character.
+            text: the answer generated so far; a character that is not complete yet is U+FFFD at the end, and may
+                become any character.
         """
-        begun = text.rstrip(_UNFINISHED).lstrip()
+        begun = text.rstrip(_INCOMPLETE).lstrip()
         if not begun or not self.names:
             return False
         line = begun.splitlines()[0]
         if len(line) < len(begun):
             return True
         start = _fold(normalise_label(line))
-        # A space at the end may turn out to be nothing, a space, or part of a slash.
+        # A space at the end may become nothing, a space, or part of a slash.
         starts = (start,) if line == line.rstrip() or start.endswith("/") else (f"{start} ", f"{start}/")
-        return not any(key.startswith(starts) or key == start or _UNFINISHED in key for key in self._folded)
+        keys = map(_fold, self._ids)
+        return not any(key.startswith(starts) or key == start or _INCOMPLETE in key for key in keys)
 
     @cached_property
-    def _folded(self) -> tuple[str, ...]:
-        return tuple(_fold(normalise_label(name)) for name in self.names)
+    def _ids(self) -> dict[str, int]:
+        return {normalise_label(name): label for label, name in enumerate(self.names)}
+
+
+def most_frequent(spellings: Counter[str]) -> str:
+    """The spelling with the most rows; of equally frequent ones the first in the alphabet."""
+    return min(spellings, key=lambda name: (-spellings[name], name))
 
 
 def _fold(key: str) -> str:
-    """A sigma is lower-cased by what follows it, which is not known of a beginning."""
+    """Ignore the two lower-case forms of sigma: which one is right depends on what follows."""
     return key.replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")

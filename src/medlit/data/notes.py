@@ -1,53 +1,43 @@
-"""From whatever `data.source` names to the four columns that everything else works with.
+"""From any source to the four columns that everything else works with.
 
     id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
-    transcription  text    the note; line ends are line feeds, outer white space is gone, the rest is untouched
-    specialty      text    one spelling for each label (aliases applied, the commonest spelling wins); null: no label
+    transcription  text    the note; line ends are line feeds, outer white space is removed, the rest is unchanged
+    specialty      text    one spelling for each label (aliases applied, else the most frequent one); null: no label
     text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
 
-No other column gets past this file: what else a table holds, the public dataset's `keywords` for one, ends here. Two
-notes with one `text_hash` are the same text. A row's number in an error counts from 1, header not included.
+No other column passes this file: anything else in a table, such as the public dataset's `keywords`, ends here. Notes
+with the same `text_hash` are the same text. Rows in error messages count from 1, header not included; no message
+repeats a note.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from medlit.data.cache import cache_folder, cache_key
-from medlit.data.iter_column import iter_column
-from medlit.data.label_rules import DROPPED, Spelling, check_label_column
+from medlit.data.cache import cache_folder, cache_key, iter_column
+from medlit.data.label_rules import DROPPED, canonical_spellings, check_label_column
 from medlit.data.labels import normalise_text
-from medlit.data.note_checks import check_columns, check_ids, check_labels, check_notes, id_column
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns, Labels
-from medlit.data.sources import ALL, SPLITS, RawTable, as_text, read_tables
+from medlit.data.sources import RawTable, as_text, read_tables
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-__all__ = [
-    "ALL",
-    "CANONICAL",
-    "SPLITS",
-    "Columns",
-    "Labels",
-    "canonical_tables",
-    "clean_note",
-    "hash_text",
-    "load_source",
-    "read_tables",
-]
-
-VERSION = 1  # part of the cache's key: raise it when the same table would become other rows
+VERSION = 1  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash")
 
 _ID_DIGITS = 16
+_MAX_NAME = 40  # characters of a column name or an id in an error message
+_FILL_IN = "delete such rows or fill them in"
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
 def load_source(
@@ -57,6 +47,7 @@ def load_source(
     columns: Columns,
     labels: Labels,
     require_labels: bool = True,
+    check_rows: bool = True,
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
 
@@ -65,70 +56,60 @@ def load_source(
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the source's columns.
         labels: aliases, labels to drop, and the fewest rows that a label must have (over the whole source).
-        require_labels: False takes rows without a label, or a table without the label column, as they are (null), and
-            drops no row.
+        require_labels: False accepts rows without a label (null), or a table without the column, and drops no row.
+        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
 
     Returns:
         Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
 
     Raises:
-        UserError: the source cannot be read, or a row of it cannot be used.
-    """
-    return canonical_tables(read_tables(source, revision, columns), columns, labels, require_labels=require_labels)
-
-
-def canonical_tables(
-    tables: Mapping[str, list[RawTable]],
-    columns: Columns,
-    labels: Labels,
-    *,
-    require_labels: bool = True,
-    check_rows: bool = True,
-) -> dict[str, Dataset]:
-    """The second half of `load_source`, for a caller that also needs the tables as they were read.
-
-    Args:
-        tables: what `read_tables` gave.
-        columns: as for `load_source`.
-        labels: as for `load_source`.
-        require_labels: as for `load_source`.
-        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
-
-    Raises:
-        UserError: a column is missing or of a wrong type, a note is empty, a label is missing, or an id stands twice.
+        UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, a label is
+            missing, or an id is repeated.
     """
     from datasets import concatenate_datasets
 
-    flat = [table for parts in tables.values() for table in parts]
+    tables = read_tables(source, revision, columns)
     counts = Counter[str]()
-    for table in flat:
-        check_columns(table, columns, require_labels=require_labels)
+    for table in (table for parts in tables.values() for table in parts):
+        _check_columns(table, columns, require_labels)
         counts.update(_label_counts(table, columns.label))
-    spelling = Spelling.of(counts, labels if require_labels else Labels(aliases=labels.aliases))
-    names = {name for name in spelling.names.values() if name}
+    spellings = canonical_spellings(counts, labels if require_labels else Labels(aliases=labels.aliases))
 
     result: dict[str, Dataset] = {}
     for split, parts in tables.items():
-        canonical = [_canonical(table, columns, spelling) for table in parts]
-        check_ids(split, parts, canonical, columns)
+        canonical = [_canonical(table, columns, spellings) for table in parts]
+        _check_ids(split, parts, canonical, columns)
         for table, rows in zip(parts, canonical, strict=True):
             if check_rows:
-                check_notes(table, rows, columns)
+                _check_notes(table, rows, columns)
             if check_rows and require_labels:
-                check_labels(table, rows, columns, names)
+                _check_labels(table, rows, columns, {name for name in spellings.values() if name})
         result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
         if len(result[split]) == 0:
             raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
     return _with_ids(result)
 
 
+def id_column(table: RawTable, columns: Columns) -> str | None:
+    """The column that names a table's notes, or None if their texts' hashes do."""
+    return columns.id or ("id" if "id" in table.rows.column_names else None)
+
+
+def clean_note(note: str | None) -> str:
+    """A note as every later step sees it: whole characters, line feeds for line ends, no outer white space."""
+    return "" if note is None else whole_characters(note).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
 def hash_text(text: str) -> str:
-    """32 hexadecimal digits that two notes share when they differ in white space only."""
+    """32 hexadecimal digits, the same for two notes that differ in white space only."""
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=16).hexdigest()
 
 
+# --- Canonical rows ---------------------------------------------------------------------------------------------------
+
+
 def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
-    """Rows of each label as it is written in the table."""
+    """Rows of each label as the table writes it."""
     import pyarrow.compute as pc
 
     counts = Counter[str]()
@@ -137,20 +118,20 @@ def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
     classes = table.classes(label)
     for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
         for item in pc.value_counts(batch.column(0)).to_pylist():
-            for name in as_text([item["values"]], classes):
-                counts[name or ""] += item["counts"]
+            (name,) = as_text([item["values"]], classes)
+            counts[name or ""] += item["counts"]
         check_label_column(counts, f"data.columns.label: column {label!r} of {table.name}")
     return counts
 
 
-def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset:
+def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None]) -> Dataset:
     """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
     import datasets
 
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = id_column(table, columns)
-    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spelling.names.items()))
+    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()))
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     as_arrow = rows.select_columns(chosen).with_format("arrow")
     try:
@@ -162,11 +143,11 @@ def _canonical(table: RawTable, columns: Columns, spelling: Spelling) -> Dataset
                 "label": label,
                 "identity": identity,
                 "classes": None if label is None else table.classes(label),
-                "spelling": spelling.names,
+                "spellings": spellings,
             },
             remove_columns=chosen,
             features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
-            # Named by us: a table that was saved to disk may lie in a folder that only others may write to.
+            # An explicit name: the folder of a table that was saved to disk may not be writable.
             cache_file_name=str(cache_folder() / f"{key}.arrow"),
             new_fingerprint=key,
             desc="Reading notes",
@@ -184,9 +165,9 @@ def _canonical_batch(
     label: str | None,
     identity: str | None,
     classes: list[str] | None,
-    spelling: dict[str, str | None],
+    spellings: dict[str, str | None],
 ) -> pa.Table:
-    """Canonical rows of a batch; its notes are the next of `notes`, so that the batch's own stay unread on disk."""
+    """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
     import pyarrow as pa
 
     cleaned = [clean_note(note) for note in islice(notes, len(batch))]
@@ -195,17 +176,12 @@ def _canonical_batch(
     if identity is not None:
         ids = as_text(batch.column(identity).to_pylist(), None)
     if label is not None:
-        specialties = [spelling[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
+        specialties = [spellings[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
     hashes = [hash_text(note) for note in cleaned]
     return pa.table(
         dict(zip(CANONICAL, (ids, cleaned, specialties, hashes), strict=True)),
         schema=pa.schema([(name, pa.string()) for name in CANONICAL]),
     )
-
-
-def clean_note(note: str | None) -> str:
-    """A note as every later step sees it: whole characters, line feeds for line ends, no outer white space."""
-    return "" if note is None else whole_characters(note).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _without_dropped(rows: Dataset) -> Dataset:
@@ -217,7 +193,7 @@ def _without_dropped(rows: Dataset) -> Dataset:
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Name the notes of tables without an id column by their text; the running number spans the splits."""
+    """Name the notes of tables without an id column by their text; repeats are numbered across splits."""
     seen = Counter[str]()
     result: dict[str, Dataset] = {}
     for split, rows in tables.items():
@@ -234,3 +210,109 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
         key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
+    """Check that the named columns exist and hold text, where text belongs."""
+    import pyarrow as pa
+
+    if require_labels and columns.label is None:
+        raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
+    names = table.rows.column_names
+    used = {"text": columns.text, "label": columns.label, "id": id_column(table, columns)}
+    for key, name in used.items():
+        if name is None or (key == "label" and name not in names and not require_labels):
+            continue
+        if name not in names:
+            # A file without a header has note text in place of the names: long ones are not repeated.
+            shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
+            raise UserError(f"data.columns.{key}: {table.name} has no column {name!r}; its columns are {shown}.")
+        kind = table.rows.features.arrow_schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_null(kind):
+            raise UserError(
+                f"data.columns.{key}: column {name!r} of {table.name} is null in every row; name another column."
+            )
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        is_code = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        if not is_text and (key == "text" or not is_code):
+            raise UserError(
+                f"data.columns.{key}: column {name!r} of {table.name} holds {kind}, not text; name another column."
+            )
+
+
+def _check_notes(table: RawTable, rows: Dataset, columns: Columns) -> None:
+    """Check that no note is empty; `rows` are the table's canonical rows, here and below."""
+    import pyarrow.compute as pc
+
+    empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
+    _refuse_rows(empty, table, rows, "text", columns.text, "the note is empty", _FILL_IN)
+
+
+def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[str]) -> None:
+    """Check that every row has a label, and that the labels of the source, `names`, are all words or all numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    labels = rows.data.column("specialty")
+    _refuse_rows(pc.is_null(labels), table, rows, "label", columns.label, "there is no label", _FILL_IN)
+    numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
+    words = sorted(names - set(numbers))
+    if numbers and words:
+        choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
+        rarer, fault = min(choices, key=lambda choice: len(choice[0]))
+        remedy = (
+            "correct such rows, or declare in data.labels what they mean (aliases) or that they are left out (drop)"
+        )
+        mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
+        _refuse_rows(mask, table, rows, "label", columns.label, fault, remedy)
+
+
+def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns) -> None:
+    """Check that the id column names every row of a split, each by a different name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    given = [(table, rows) for table, rows in zip(tables, parts, strict=True) if id_column(table, columns)]
+    for table, rows in given:
+        ids = rows.data.column("id")
+        missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
+        remedy = "fill it in or name another column"
+        _refuse_rows(missing, table, rows, "id", id_column(table, columns), "there is no id", remedy)
+    chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
+    together = pa.chunked_array(chunks, pa.string())
+    if pc.count_distinct(together).as_py() == len(together):
+        return
+    seen: dict[str, str] = {}
+    for table, rows in given:
+        for number, identity in enumerate(rows["id"][:], start=1):
+            place = f"{table.name}, row {number}"
+            if identity in seen:
+                raise UserError(
+                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]}"
+                    f" (the {split} split); make the ids unique or name another column in data.columns.id."
+                )
+            seen[identity] = place
+
+
+def _refuse_rows(
+    mask: pa.ChunkedArray, table: RawTable, rows: Dataset, key: str, column: str | None, fault: str, remedy: str
+) -> None:
+    """Raise a UserError that names the first row where `mask` is true, if there is one."""
+    import pyarrow.compute as pc
+
+    places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
+    if not places:
+        return
+    if len(places) == len(rows):
+        raise UserError(
+            f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
+        )
+    identity = rows[places[0]]["id"]
+    named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
+    more = f", as in {len(places) - 1} more" if len(places) > 1 else ""
+    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")

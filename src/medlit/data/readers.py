@@ -1,37 +1,57 @@
-"""One file of notes -> a memory-mapped table of its columns as they stand.
+"""One file of notes -> a memory-mapped table of its columns, as they are in the file.
 
-CSV, TSV, JSON and JSONL are parsed by medlit, row by row and with every value kept as text, and handed to `datasets`,
-which writes them to its Arrow cache once: its own CSV reader turns a note that says `None` into a missing one and an id
-of `007` into 7, and names no line when a row is ragged. Parquet has types of its own and goes through `datasets` as it
-is.
+CSV, TSV, JSON and JSONL are parsed row by row by the standard library, every value as text, and `datasets` writes them
+to its Arrow cache once. The CSV readers of pandas and `datasets` fill short rows silently, count records instead of
+lines, and guess types, so that an id `007` becomes 7. Parquet has types of its own and is read by `datasets` as it is.
+
+Nothing here guesses an encoding: a note decoded wrongly trains without a complaint, so a file that is not UTF-8 is
+refused, with the encoding that it seems to have and the command that converts it.
 """
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from medlit.data.cache import cache_folder, cache_key
-from medlit.data.csv_files import csv_header, csv_rows
-from medlit.data.encoding import not_utf8
-from medlit.data.json_files import json_columns, json_rows
+from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same file would be read otherwise
+VERSION = 1  # part of the cache's key: raise it when the same file would be read differently
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
+_CHUNK = 1 << 20  # characters of JSON read at once
+_MAX_OBJECT = 1 << 26  # characters in one JSON object
+_LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
+_HEAD = 1 << 16  # bytes read to judge a file
+_MAGIC = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
+}
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_HIGH = re.compile(rb"[\x80-\xff]")
+_LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+_NON_LATIN = ["shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1251"]
 
 
 def read_file(path: Path, columns: Columns) -> Dataset:
-    """Read one table; the second time it comes from the cache of `datasets`, unless the file has changed.
+    """Read one table; the second time it comes from the Arrow cache, unless the file has changed.
 
     Raises:
-        UserError: whatever keeps the file from being read, with the line or row.
+        UserError: the file cannot be read as a table; names the line or row.
     """
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
@@ -40,12 +60,12 @@ def read_file(path: Path, columns: Columns) -> Dataset:
         return _read_parquet(path)
     try:
         if suffix in _DELIMITERS:
-            header = csv_header(path, _DELIMITERS[suffix])
+            header = _csv_header(path, _DELIMITERS[suffix])
             return _cached(path, header, csv_rows, {"header": header, "delimiter": _DELIMITERS[suffix]})
-        names = json_columns(path)
+        names = _json_columns(path)
         return _cached(path, names, json_rows, {"names": names, "columns": columns})
     except UnicodeDecodeError:
-        raise not_utf8(path) from None
+        raise _not_utf8(path) from None
 
 
 def _cached(
@@ -54,19 +74,19 @@ def _cached(
     rows: Callable[..., Iterator[dict[str, str | None]]],
     settings: dict[str, object],
 ) -> Dataset:
-    """Run a row generator into the Arrow cache, or take what an earlier run left there.
+    """Write the rows of a generator to the Arrow cache, or map what an earlier run wrote.
 
     Args:
         path: the file.
         names: its columns.
-        rows: the generator; it gets the path and the settings.
-        settings: no lists among them, which `datasets` would take for shards.
+        rows: the generator; called with the path and the settings.
+        settings: tuples only, no lists, which `datasets` takes for shards.
     """
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
-    found = path.stat()
-    stamp = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    status = path.stat()
+    stamp = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     try:
         return Dataset.from_generator(
             rows,
@@ -96,3 +116,218 @@ def _read_parquet(path: Path) -> Dataset:
         raise UserError(
             f"data.source: {path} is not a whole Parquet file (cut short, or another format); copy or export it again."
         ) from None
+
+
+# --- CSV and TSV ------------------------------------------------------------------------------------------------------
+
+
+def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
+    _, header = next(_csv_records(str(path), delimiter), (1, []))
+    if not header:
+        raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
+    names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
+    if len(names) == 1:
+        other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
+        if other is not None:
+            expected = {",": "commas", "\t": "tabs"}[delimiter]
+            raise UserError(
+                f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r};"
+                f" save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
+            )
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"data.source: {path}, line 1: two columns are called {repeated[:40]!r}; rename one.")
+    return names
+
+
+def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[dict[str, str | None]]:
+    """Yield column -> value of each record after the header.
+
+    Raises:
+        UserError: naming the line.
+    """
+    records = _csv_records(path, delimiter)
+    next(records)
+    line = 0
+    for line, record in records:
+        if len(record) != len(header):
+            raise UserError(
+                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)};"
+                " put a note that contains the separator or a line break in double quotes."
+            )
+        yield dict(zip(header, record, strict=True))
+    if line == 0:
+        raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
+
+
+def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line on which the record begins, its fields); blank lines are skipped."""
+    csv.field_size_limit(_MAX_FIELD)
+    with _open_utf8(Path(path), newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:  # without the parser's own message, which may quote the note
+                raise UserError(
+                    f"data.source: {path}, line {line}: a quoted field that begins here is not closed, or has a quote "
+                    'inside it that is not doubled; write a quote inside a note as "".'
+                ) from None
+            if record:
+                yield line, record
+
+
+# --- JSON and JSONL ---------------------------------------------------------------------------------------------------
+
+
+def _json_columns(path: Path) -> tuple[str, ...]:
+    """Every key of the first objects, in order of appearance."""
+    rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
+    names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
+    if not names:
+        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
+    return names
+
+
+def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[dict[str, str | None]]:
+    """Yield column -> text of each object; a missing column and JSON's null are null.
+
+    Raises:
+        UserError: naming the row or line.
+    """
+    used = {name for name in (columns.text, columns.label, columns.id or "id") if name is not None}
+    for place, row in _json_objects(path):
+        for name in used & row.keys():
+            value = row[name]
+            if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
+                kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
+                raise UserError(
+                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs;"
+                    " correct the row or name another column."
+                )
+        yield {name: _json_text(row.get(name)) for name in names}
+
+
+def _json_text(value: object) -> str | None:
+    if value is None:
+        return None
+    return whole_characters(value if isinstance(value, str) else json.dumps(value))
+
+
+def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield (its place, object) for each row of a JSON array, of JSON Lines, or of concatenated objects."""
+    values = _json_lines(path) if path.lower().endswith(".jsonl") else _json_values(path)
+    for place, value in values:
+        if not isinstance(value, dict):
+            raise UserError(f"data.source: {path}, {place}: expected an object with one note's columns; write {{...}}.")
+        yield place, value
+
+
+def _json_lines(path: str) -> Iterator[tuple[str, object]]:
+    with _open_utf8(Path(path), newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    last = not any(rest.strip() for rest in file)
+                    fault = "breaks off: the last line is not complete JSON" if last else "the line is not valid JSON"
+                    raise UserError(
+                        f"data.source: {path}, line {number}: {fault}; correct the line or export the table again."
+                    ) from None
+                yield f"line {number}", value
+
+
+def _json_values(path: str) -> Iterator[tuple[str, object]]:
+    """Decode a `.json` file value by value, so that memory holds one chunk and never the whole table."""
+    decoder = json.JSONDecoder()
+    with _open_utf8(Path(path), newline="") as file:
+        pending = file.read(_CHUNK).lstrip()
+        array = pending.startswith("[")
+        at = int(array)
+        for number in itertools.count(1):
+            while True:
+                while at < len(pending) and pending[at] in " \t\r\n,":
+                    at += 1
+                if array and pending.startswith("]", at):
+                    return
+                try:
+                    value, at = decoder.raw_decode(pending, at)
+                    break
+                except (ValueError, RecursionError):
+                    more = file.read(max(_CHUNK, len(pending) - at))
+                    if not more and at == len(pending) and not array:
+                        return
+                    if not more or len(pending) - at > _MAX_OBJECT:
+                        raise UserError(
+                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here;"
+                            " correct the file or export the table again."
+                        ) from None
+                    pending, at = pending[at:] + more, 0
+            yield f"row {number}", value
+
+
+# --- Encodings --------------------------------------------------------------------------------------------------------
+
+
+def _open_utf8(path: Path, newline: str) -> TextIO:
+    """Open a text table; a byte-order mark is skipped.
+
+    Raises:
+        UserError: the file's first 64 KiB are not text, or text in UTF-16.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    if kind is not None:
+        raise UserError(
+            f"data.source: {path} is {kind}, not a text table;"
+            " export it as UTF-8 CSV or give it the file suffix of what it is."
+        )
+    # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    zeros = min(even, odd) * 20 < max(even, odd) and max(even, odd) * 4 > len(head)
+    if zeros or head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _other_encoding(path, "UTF-16", line=1)
+    if len(_CONTROL.findall(head)) > len(head) // 10:
+        raise _binary(path)
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _not_utf8(path: Path) -> UserError:
+    """The error for bytes that do not decode: names the first such line, and the encoding that its bytes fit."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):  # noqa: B007 - used after the loop
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                window = line[max(0, error.start - _HEAD // 2) : error.start + _HEAD // 2] + file.read(_HEAD)
+                break
+    if len(_CONTROL.findall(window)) > len(window) // 20:
+        return _binary(path)
+    return _other_encoding(path, _guess_encoding(window), line=number)
+
+
+def _guess_encoding(window: bytes) -> str:
+    """Name of the 8-bit or multi-byte encoding that bytes which are not UTF-8 most likely have."""
+    # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
+    if 2 * len(_LONE_HIGH.findall(window)) > len(_HIGH.findall(window)):
+        return "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(window, cp_isolation=_NON_LATIN).best()
+    return "ISO-8859-1" if best is None else best.encoding
+
+
+def _other_encoding(path: Path, encoding: str, line: int) -> UserError:
+    return UserError(
+        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding});"
+        f" convert it, e.g. `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
+    )
+
+
+def _binary(path: Path) -> UserError:
+    return UserError(f"data.source: {path} is a binary file, not a text table; export the notes as UTF-8 CSV or JSONL.")

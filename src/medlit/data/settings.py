@@ -7,6 +7,7 @@ from typing import Literal
 
 from medlit.base_model import BUILTIN
 from medlit.errors import UserError
+from medlit.number_types import NonNegativeInt, PositiveInt
 
 SplitKind = Literal["auto", "official", "official_clean", "grouped", "kfold"]
 LabelConflicts = Literal["keep", "drop", "majority"]
@@ -40,7 +41,7 @@ class Labels:
 
     aliases: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
-    min_count: int = 1
+    min_count: NonNegativeInt = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Split:
 
     kind: SplitKind = "auto"
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 3407
+    seed: NonNegativeInt = 3407
     folds: int = 5
     fold: int = 0
     near_threshold: float | None = None
@@ -104,14 +105,14 @@ class Batching:
         seed: seed of the training shuffle.
     """
 
-    global_batch_size: int = 32
-    micro_batch_size: int = 8
-    eval_batch_size: int = 32
-    token_budget: int | None = None
+    global_batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt = 8
+    eval_batch_size: PositiveInt = 32
+    token_budget: PositiveInt | None = None
     packing: bool | None = None
     class_balance: ClassBalance = "none"
-    num_workers: int = 0
-    seed: int = 3407
+    num_workers: NonNegativeInt = 0
+    seed: NonNegativeInt = 3407
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Where notes come from: one key, `data.source`, names them all.
+"""Where notes come from: `data.source` names any of them.
 
 `builtin`, a CSV, TSV, JSON, JSONL or Parquet file, a folder with one file per split, a folder that `datasets` saved to
-disk, a glob, or a dataset id of the Hugging Face Hub. Whatever it is becomes a dictionary from split name (`train`,
-`validation`, `test`, or `all` for a table that has no splits) to its tables, with all their columns.
+disk, a glob, or a dataset id of the Hugging Face Hub. Each becomes a dictionary from split name (`train`, `validation`,
+`test`, or `all` for a table that has no splits) to its tables, with all their columns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RawTable:
     """One table with all its columns, as read.
 
     Attributes:
-        name: what an error calls it: the file's path, or the dataset and its split.
+        name: its name in error messages: the file's path, or the dataset and its split.
         rows: the table, memory-mapped.
     """
 
@@ -53,14 +53,14 @@ class RawTable:
 
 
 def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
-    """Values of a column as text: their class names where they are numbers of classes; a negative one is none."""
+    """Values of a column as text: class names where they are class ids, of which a negative one means no class."""
     if classes is not None:
         return [classes[value] if value is not None and value >= 0 else None for value in values]
     return [None if value is None else str(value) for value in values]
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
-    """Read a source as it is: split name -> its tables, one for each file.
+    """Read a source with all its columns: split name -> its tables, one for each file.
 
     Raises:
         UserError: the source is missing, of an unknown kind, or cannot be read.
@@ -82,7 +82,7 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
 
 
 def split_of(name: str) -> str | None:
-    """Canonical split of a file's stem or a split's name: `train`, `validation`, `test`, or None for any other."""
+    """`train`, `validation` or `test` for a file's stem or a split's name that means it, else None."""
     name = _SHARD.sub("", name.lower())
     name = _ALIASES.get(name, name)
     return name if name in SPLITS else None
@@ -98,7 +98,7 @@ def _file(path: Path, columns: Columns) -> RawTable:
 
 
 def _by_split(paths: list[Path], columns: Columns) -> dict[str, list[RawTable]]:
-    """Read files whose names are the splits' names."""
+    """Read files that are named after splits."""
     chosen: dict[str, list[Path]] = {}
     for path in paths:
         chosen.setdefault(split_of(path.stem) or ALL, []).append(path)
@@ -112,10 +112,10 @@ def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"data.source: the folder {path} holds no {', '.join(SUFFIXES)} file.")
-    strange = [file.name for file in files if split_of(file.stem) is None]
-    if strange:
+    other = next((file.name for file in files if split_of(file.stem) is None), None)
+    if other is not None:
         raise UserError(
-            f"data.source: in the folder {path} the file {strange[0]} names no split; call the files train, validation"
+            f"data.source: in the folder {path} the file {other} names no split; call the files train, validation"
             " and test, or give one file or a glob instead of the folder."
         )
     return _by_split(files, columns)
@@ -162,27 +162,27 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
         option = f" --data.revision {revision}" if revision else ""
         reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
         raise NotCachedError(
-            f"data.source: {source} is no file here, and as a Hub dataset{at} it is neither in the cache nor to be had"
-            f" ({reason}); correct the name, or fill the cache on a machine with a network by `HF_HUB_OFFLINE=0 medlit"
-            f" audit --data.source {source}{option}`."
+            f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
+            f" ({reason}); correct the name, or fill the cache on a machine with a network by"
+            f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
         ) from error
     _check_revision(loaded, source, revision)
     return _named_splits(loaded, f"the Hub dataset {source}")
 
 
 def commit_of(tables: Iterable[Dataset]) -> str | None:
-    """The commit that tables of a Hub dataset were read at; None for tables from elsewhere."""
+    """The commit that the tables of a Hub dataset were read at; None for tables from elsewhere."""
     urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
-    return next((found for url in sorted(urls) for found in _COMMIT.findall(url)), None)
+    return next((commit for url in sorted(urls) for commit in _COMMIT.findall(url)), None)
 
 
 def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> None:
-    """Offline, `datasets` takes the newest cached revision whatever was asked for: refuse another commit than that."""
+    """Refuse another commit than the requested one: offline, `datasets` returns the newest that is cached."""
     commit = commit_of(loaded.values())
     if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
         raise UserError(
-            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision with"
-            f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
+            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision"
+            f" with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
 
 
@@ -198,8 +198,8 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
         split = split_of(str(given))
         if split is None or split in tables:
             raise UserError(
-                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
-                " validation and one test split."
+                f"data.source: {name} has the splits {', '.join(map(str, loaded))};"
+                " medlit knows one train, one validation and one test split."
             )
         tables[split] = [RawTable(f"{name}, split {given}", rows)]
     return {split: tables[split] for split in SPLITS if split in tables}

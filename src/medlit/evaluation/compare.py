@@ -1,15 +1,14 @@
-"""Two systems on the same notes: can their difference be told from chance?"""
+"""Two systems on the same notes: is their difference significant?"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
 from medlit.errors import UserError
-from medlit.evaluation.intervals import Interval, Resamples, interval
+from medlit.evaluation.intervals import Interval, Resamples, percentile_interval
 from medlit.evaluation.results import Results
 
 SIGNIFICANCE = 0.05
@@ -20,13 +19,13 @@ class Comparison:
     """System A against system B.
 
     Attributes:
-        notes: answered by both.
-        only_a: notes that A alone answered rightly.
-        only_b: notes that B alone answered rightly.
-        mcnemar_p: exact McNemar test: how often chance alone would part only_a and only_b so far or farther.
-        accuracy_difference: A less B.
+        notes: number of notes that both answered.
+        only_a: notes that only A answered correctly.
+        only_b: notes that only B answered correctly.
+        mcnemar_p: p-value of the exact McNemar test on only_a and only_b.
+        accuracy_difference: A minus B.
         accuracy_ci: of that difference, paired bootstrap over texts.
-        f1_macro_difference: A less B.
+        f1_macro_difference: A minus B.
         f1_macro_ci: of that difference, paired bootstrap over texts.
     """
 
@@ -39,72 +38,58 @@ class Comparison:
     f1_macro_difference: float
     f1_macro_ci: Interval
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def words(self, other: str) -> str:
-        """The comparison in one sentence.
-
-        Args:
-            other: what to call system B.
-        """
-        accuracy = _told(self.mcnemar_p < SIGNIFICANCE)
-        low, high = self.f1_macro_ci
-        f1 = _told(low > 0 or high < 0)
+    def summary(self, other: str) -> str:
+        """The comparison in one sentence; `other` is the title of system B."""
+        p, (low, high) = self.mcnemar_p, self.f1_macro_ci
         return (
-            f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy ({self.only_a} notes that it"
-            f" alone got right, {self.only_b} that only the other did; exact McNemar test, p {_p(self.mcnemar_p)}),"
-            f" {accuracy}; {self.f1_macro_difference:+.3f} macro F1 (95 % {low:+.3f} to {high:+.3f}, paired bootstrap"
-            f" over texts), {f1}."
+            f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy, {_verdict(p < SIGNIFICANCE)}"
+            f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, exact McNemar test: {self.only_a} notes correct only in"
+            f" this system, {self.only_b} only in the other); {self.f1_macro_difference:+.3f} macro F1,"
+            f" {_verdict(low > 0 or high < 0)} (95 % CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
         )
 
 
-def _told(significant: bool) -> str:
-    return f"which {'can' if significant else 'cannot'} be told from chance"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _verdict(significant: bool) -> str:
+    return "significant" if significant else "not significant"
 
 
 def compare(a: Results, b: Results) -> Comparison:
-    """Compare two records of the same notes.
+    """Compare two systems' results on the same notes.
 
     Raises:
-        UserError: the notes, their texts or their labels are not the same.
+        UserError: the notes, their texts or their labels differ.
     """
-    if not same_notes(a, b):
+    aligned = _align(a, b)
+    if aligned is None:
         raise UserError(
-            "run: the two systems were not tested on the same notes with the same labels; give both the same data"
+            "run_dir: the two systems were not tested on the same notes with the same labels; give both the same data"
             " settings and test again."
         )
-    order = _order(a, b)
-    right_a, right_b = a.correct, b.correct[order]
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    drawn = Resamples(a.truth, np.stack([a.answer, b.answer[order]]), a.groups, len(a.names))
-    f1 = drawn.observed_f1_macro
+    only_a, only_b = int((a.correct & ~aligned.correct).sum()), int((aligned.correct & ~a.correct).sum())
+    resamples = Resamples(a.truth, np.stack([a.answer, aligned.answer]), a.groups, len(a.names))
+    f1 = resamples.observed_f1_macro
     return Comparison(
         notes=len(a),
         only_a=only_a,
         only_b=only_b,
         mcnemar_p=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
-        accuracy_difference=float(right_a.mean() - right_b.mean()),
-        accuracy_ci=interval(drawn.accuracy[0] - drawn.accuracy[1]),
+        accuracy_difference=float(a.correct.mean() - aligned.correct.mean()),
+        accuracy_ci=percentile_interval(resamples.accuracy[0] - resamples.accuracy[1]),
         f1_macro_difference=float(f1[0] - f1[1]),
-        f1_macro_ci=interval(drawn.f1_macro[0] - drawn.f1_macro[1]),
+        f1_macro_ci=percentile_interval(resamples.f1_macro[0] - resamples.f1_macro[1]),
     )
 
 
 def same_notes(a: Results, b: Results) -> bool:
-    """Whether two records are of the same notes, in whatever order, with the same labels."""
+    """Whether two results are of the same notes, in any order, with the same labels."""
+    return _align(a, b) is not None
+
+
+def _align(a: Results, b: Results) -> Results | None:
+    """B in the order of A's notes; None if notes, texts or labels differ."""
     if a.names != b.names or sorted(a.ids) != sorted(b.ids):
-        return False
-    order = _order(a, b)
-    return np.array_equal(a.truth, b.truth[order]) and a.text_hashes == [b.text_hashes[i] for i in order]
-
-
-def _order(a: Results, b: Results) -> np.ndarray:
-    """Where each of A's notes stands in B."""
-    place = {note: i for i, note in enumerate(b.ids)}
-    return np.array([place[note] for note in a.ids], dtype=np.int64)
+        return None
+    position = {note: i for i, note in enumerate(b.ids)}
+    aligned = b.select(np.array([position[note] for note in a.ids], dtype=np.int64))
+    same = np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes
+    return aligned if same else None

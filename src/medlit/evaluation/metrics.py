@@ -4,15 +4,17 @@ METRICS holds one row for each single number of `<stage>_metrics.json`. From it 
 
 - LOGGED: names of the metrics that the module logs as `val/<name>` and `test/<name>`;
 - MONITORS: tag -> "min" or "max", what `checkpoint.monitor` and `early_stopping.monitor` accept, with the mode to use;
-- HYPERPARAMETERS: names of the logged metrics that TensorBoard shows beside the hyperparameters of a run;
-- REPORTED, TERMINAL: the columns of the report's table of systems, and those of them that fit a terminal;
+- HYPERPARAMETERS: names of the logged metrics that TensorBoard shows beside the hyperparameters of a run: those with an
+  interval;
+- HEADLINE: the metrics that fit a terminal and a model card;
+- REPORTED: the columns of the report's table of systems, HEADLINE first;
 - METRIC: name -> its row.
 
 `metric.value(metrics)` and `metric.interval(metrics)` format what the JSON holds. A value that is null (a system
 without probabilities) or absent (written by an older version) becomes EMPTY.
 
-To add a metric: add a row here and compute it in `model/metrics.py` (from counts, if it is logged) or in
-`evaluation/uncertainty.py` (from the results, note by note).
+To add a metric: add a row here and compute it in `model/metrics.py` (from counts, if it is logged) or below in
+`uncertainty` (from the results, note by note).
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from medlit.evaluation import calibration, selective
+from medlit.evaluation.intervals import Resamples, percentile_interval, wilson
+from medlit.evaluation.results import Results
 
 EMPTY = "–"  # noqa: RUF001 - an empty cell
 
@@ -51,9 +57,7 @@ class Metric:
         mode: "max" if higher is better, else "min"; as in Lightning's ModelCheckpoint.
         interval_key: key of its 95 % interval in the same file; None if it has none.
         logged: computed from counts in every validation, so it can be logged and monitored.
-        hyperparameter: shown beside a run's hyperparameters.
-        reported: a column of the report's table of systems.
-        terminal: a column of the table in the terminal, which has room for three.
+        shown: "headline", "report" or, if it is in the file only, None.
     """
 
     name: str
@@ -62,9 +66,7 @@ class Metric:
     mode: Literal["min", "max"] = "max"
     interval_key: str | None = None
     logged: bool = False
-    hyperparameter: bool = False
-    reported: bool = False
-    terminal: bool = False
+    shown: Literal["headline", "report"] | None = None
 
     def value(self, metrics: Mapping[str, Any]) -> str:
         """Format this metric's value."""
@@ -78,39 +80,59 @@ class Metric:
 
 METRICS = (
     Metric("loss", "loss", mode="min", logged=True),
-    Metric(
-        "accuracy",
-        "accuracy",
-        percent,
-        interval_key="accuracy_ci",
-        logged=True,
-        hyperparameter=True,
-        reported=True,
-        terminal=True,
-    ),
-    Metric(
-        "f1_macro",
-        "macro F1",
-        interval_key="f1_macro_ci",
-        logged=True,
-        hyperparameter=True,
-        reported=True,
-        terminal=True,
-    ),
+    Metric("accuracy", "accuracy", percent, interval_key="accuracy_ci", logged=True, shown="headline"),
+    Metric("f1_macro", "macro F1", interval_key="f1_macro_ci", logged=True, shown="headline"),
     Metric("f1_weighted", "weighted F1", logged=True),
-    Metric("invalid_rate", "invalid", percent, mode="min", logged=True, reported=True, terminal=True),
-    Metric("top3_accuracy", "top-3 accuracy", percent, reported=True),
-    Metric("log_loss", "log loss", mode="min", reported=True),
+    Metric("invalid_rate", "invalid", percent, mode="min", logged=True, shown="headline"),
+    Metric("top3_accuracy", "top-3 accuracy", percent, shown="report"),
+    Metric("log_loss", "log loss", mode="min", shown="report"),
     Metric("brier", "Brier score", mode="min"),
-    Metric("ece", "ECE", mode="min", reported=True),
-    Metric("aurc", "AURC", mode="min", reported=True),
+    Metric("ece", "ECE", mode="min", shown="report"),
+    Metric("aurc", "AURC", mode="min", shown="report"),
     Metric("accuracy_at_80", "accuracy at 80 % coverage", percent),
     Metric("accuracy_at_90", "accuracy at 90 % coverage", percent),
 )
 
 METRIC = {metric.name: metric for metric in METRICS}
 LOGGED = tuple(metric.name for metric in METRICS if metric.logged)
-MONITORS: dict[str, Literal["min", "max"]] = {f"val/{m.name}": m.mode for m in METRICS if m.logged}
-HYPERPARAMETERS = tuple(metric.name for metric in METRICS if metric.hyperparameter)
-REPORTED = tuple(metric for metric in METRICS if metric.reported)
-TERMINAL = tuple(metric for metric in METRICS if metric.terminal)
+MONITORS: dict[str, Literal["min", "max"]] = {f"val/{metric.name}": metric.mode for metric in METRICS if metric.logged}
+HYPERPARAMETERS = tuple(metric.name for metric in METRICS if metric.logged and metric.interval_key)
+HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")
+REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")
+
+
+def uncertainty(results: Results, temperature: float | None = None) -> dict[str, Any]:
+    """Compute what `<stage>_metrics.json` holds beyond counts.
+
+    accuracy_ci: Wilson's 95 % interval, notes taken as independent. accuracy_ci_bootstrap, f1_macro_ci: 95 % bootstrap
+    over texts. The others are null if the system gives no probabilities. top3_accuracy: share of notes whose true label
+    is among the three most probable. log_loss: nats. brier: 0 to 2. ece: expected calibration error in bins of equal
+    mass. aurc: area under the risk-coverage curve. accuracy_at_80, accuracy_at_90: on the most confident 80 and 90 % of
+    the notes. risk_coverage: (coverage, risk) at 20 coverages.
+
+    Args:
+        results: at least one note.
+        temperature: reported as it is: the one that a validation fitted or that a test's probabilities were divided by.
+    """
+    correct, probabilities, confidence = results.correct, results.probabilities, results.confidence
+    resamples = Resamples(results.truth, results.answer[None], results.groups, len(results.names))
+    metrics: dict[str, Any] = {
+        "accuracy_ci": wilson(int(correct.sum()), len(results)),
+        "accuracy_ci_bootstrap": percentile_interval(resamples.accuracy[0]),
+        "f1_macro_ci": percentile_interval(resamples.f1_macro[0]),
+        **dict.fromkeys(("top3_accuracy", "log_loss", "brier", "ece")),
+        "temperature": temperature,
+        **dict.fromkeys(("aurc", "accuracy_at_80", "accuracy_at_90", "risk_coverage")),
+    }
+    if probabilities is not None and confidence is not None:
+        metrics |= {
+            "top3_accuracy": calibration.top_accuracy(probabilities, results.truth),
+            "log_loss": calibration.log_loss(probabilities, results.truth),
+            "brier": calibration.brier(probabilities, results.truth),
+            "ece": calibration.reliability(confidence, correct).error,
+            "aurc": selective.aurc(confidence, correct),
+            "accuracy_at_80": selective.accuracy_at(0.8, confidence, correct),
+            "accuracy_at_90": selective.accuracy_at(0.9, confidence, correct),
+            "risk_coverage": selective.curve(confidence, correct),
+        }
+    return metrics

@@ -1,13 +1,14 @@
-"""What was answered, note by note: the record behind every number, without a word of any note.
+"""`Results`: one evaluation note by note, without the notes' text.
 
-Two systems that answered the same rows are compared pair by pair from two such records (`<verb>_answers.parquet`).
+Every score of an evaluation follows from it, and two systems that answered the same notes are compared pairwise by
+their two files, `<stage>_answers.parquet`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from medlit.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Results:
     """Answers to N notes with K labels, in the order of their table.
 
     Attributes:
-        names: the K labels; position is the label id.
-        rows: each note's place in its split, (N,).
+        names: the K labels; the position is the label id.
+        rows: each note's position in its split, (N,).
         ids: each note's id, N of them.
-        text_hashes: equal for notes that are the same text, N of them.
+        text_hashes: equal for notes with the same text, N of them.
         truth: label ids, 0 .. K-1, (N,).
-        answer: label ids, K where the answer is not on the list, (N,).
-        probabilities: of each label, rows adding up to 1, (N, K); None where the system gives none.
-        tokens: of each prompt, (N,); 0 where a system has none.
-        cut_tokens: tokens cut from each transcription, (N,).
+        answer: label ids, K for an invalid answer, (N,).
+        probabilities: of each label, rows sum to 1, (N, K); None if the system gives none.
+        tokens: in each prompt, (N,); 0 if the system counts none.
+        cut_tokens: cut from each transcription, (N,).
     """
 
     names: tuple[str, ...]
@@ -51,71 +53,88 @@ class Results:
 
     @classmethod
     def join(cls, parts: Sequence[Results]) -> Results:
-        """Put the batches of all processes together; a note that two processes had counts once."""
-        rows = np.concatenate([part.rows for part in parts])
-        _, first = np.unique(rows, return_index=True)
-        ids = [i for part in parts for i in part.ids]
-        hashes = [text for part in parts for text in part.text_hashes]
-        given = [part.probabilities for part in parts]
-        known = [part for part in given if part is not None]
-        return cls(
+        """Join the batches of all processes by row; a note that two processes had counts once."""
+        given = [part.probabilities for part in parts if part.probabilities is not None]
+        joined = cls(
             names=parts[0].names,
-            rows=rows[first],
-            ids=[ids[i] for i in first],
-            text_hashes=[hashes[i] for i in first],
-            truth=np.concatenate([part.truth for part in parts])[first],
-            answer=np.concatenate([part.answer for part in parts])[first],
-            probabilities=np.concatenate(known)[first] if len(known) == len(parts) else None,
-            tokens=np.concatenate([part.tokens for part in parts])[first],
-            cut_tokens=np.concatenate([part.cut_tokens for part in parts])[first],
+            rows=np.concatenate([part.rows for part in parts]),
+            ids=[note for part in parts for note in part.ids],
+            text_hashes=[text for part in parts for text in part.text_hashes],
+            truth=np.concatenate([part.truth for part in parts]),
+            answer=np.concatenate([part.answer for part in parts]),
+            probabilities=np.concatenate(given) if len(given) == len(parts) else None,
+            tokens=np.concatenate([part.tokens for part in parts]),
+            cut_tokens=np.concatenate([part.cut_tokens for part in parts]),
+        )
+        return joined.select(np.unique(joined.rows, return_index=True)[1])
+
+    def select(self, positions: IntArray) -> Results:
+        """The notes at these positions, in this order."""
+        return replace(
+            self,
+            rows=self.rows[positions],
+            ids=[self.ids[i] for i in positions],
+            text_hashes=[self.text_hashes[i] for i in positions],
+            truth=self.truth[positions],
+            answer=self.answer[positions],
+            probabilities=None if self.probabilities is None else self.probabilities[positions],
+            tokens=self.tokens[positions],
+            cut_tokens=self.cut_tokens[positions],
         )
 
     @property
     def groups(self) -> IntArray:
-        """Number of each note's text, (N,): what a resample draws is texts, not rows."""
+        """Number of each note's text, (N,); the bootstrap draws texts, not rows."""
         return np.unique(np.asarray(self.text_hashes, dtype=np.str_), return_inverse=True)[1].reshape(-1)
 
     @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether each note was answered rightly, (N,)."""
-        correct: npt.NDArray[np.bool_] = self.answer == self.truth
+    def correct(self) -> BoolArray:
+        """Whether each answer is the true label, (N,)."""
+        correct: BoolArray = self.answer == self.truth
         return correct
 
     @property
     def confidence(self) -> FloatArray | None:
-        """Probability of the label that was answered, 0 for an answer that is none, (N,)."""
+        """Probability of each answer, 0 for an invalid one, (N,)."""
         if self.probabilities is None:
             return None
         padded = np.concatenate([self.probabilities, np.zeros((len(self), 1))], axis=1)
         confidence: FloatArray = padded[np.arange(len(self)), self.answer]
         return confidence
 
+    @property
+    def confusion(self) -> IntArray:
+        """Notes by true label and answer, the last column invalid answers, (K, K+1)."""
+        counts = np.zeros((len(self.names), len(self.names) + 1), dtype=np.int64)
+        np.add.at(counts, (self.truth, self.answer), 1)
+        return counts
+
     def write(self, path: Path) -> None:
-        """Write as Parquet; the file appears whole."""
+        """Write a Parquet file atomically."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        spelled = [*self.names, None]
+        names = [*self.names, None]
         columns = {
             "id": pa.array(self.ids, pa.string()),
             "text_hash": pa.array(self.text_hashes, pa.string()),
-            "truth": pa.array([self.names[i] for i in self.truth], pa.string()),
-            "answer": pa.array([spelled[i] for i in self.answer], pa.string()),
+            "truth": pa.array([names[i] for i in self.truth], pa.string()),
+            "answer": pa.array([names[i] for i in self.answer], pa.string()),
             "tokens": pa.array(self.tokens, pa.int64()),
             "cut_tokens": pa.array(self.cut_tokens, pa.int64()),
         }
         if self.probabilities is not None:
             columns["probabilities"] = pa.array(list(self.probabilities), pa.list_(pa.float64()))
         table = pa.table(columns).replace_schema_metadata({"labels": json.dumps(self.names)})
-        with atomic_write(path) as beside:
-            pq.write_table(table, beside)
+        with atomic_write(path) as partial:
+            pq.write_table(table, partial)
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
-            UserError: there is no such file, or it is not medlit's.
+            UserError: the file is missing or is not one of medlit's.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -123,18 +142,20 @@ class Results:
         try:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
-            place: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
+            label_ids: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
             given = table["probabilities"].to_pylist() if "probabilities" in table.column_names else None
             return cls(
                 names=names,
                 rows=np.arange(len(table)),
                 ids=table["id"].to_pylist(),
                 text_hashes=table["text_hash"].to_pylist(),
-                truth=np.array([place[name] for name in table["truth"].to_pylist()], dtype=np.int64),
-                answer=np.array([place[name] for name in table["answer"].to_pylist()], dtype=np.int64),
+                truth=np.array([label_ids[name] for name in table["truth"].to_pylist()], dtype=np.int64),
+                answer=np.array([label_ids[name] for name in table["answer"].to_pylist()], dtype=np.int64),
                 probabilities=None if given is None else np.array(given, dtype=np.float64).reshape(len(table), -1),
                 tokens=table["tokens"].to_numpy(),
                 cut_tokens=table["cut_tokens"].to_numpy(),
             )
         except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-            raise UserError(f"run: {path} is missing or damaged; run 'medlit test' for that folder again.") from error
+            raise UserError(
+                f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
+            ) from error

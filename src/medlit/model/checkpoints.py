@@ -2,11 +2,19 @@
 
 A checkpoint is a zip archive with a pickle in it. `weights_only=True` rebuilds tensors and plain values and refuses
 everything else, but does not limit how large the archive's entries become when they are unpacked.
+
+The second half repairs the progress of a fit that resumes. Lightning 2.6.6 counts micro-batches, with three
+consequences. A checkpoint of another number of devices or another `data.batching.micro_batch_size` has counted
+micro-batches of another size, so its epoch would end too early or too late. A checkpoint that a validation made at an
+epoch's last step resumes with one stray micro-batch of the finished epoch, unless that step is a multiple of the
+validation interval. And one that was made before its step's validation resumes without it. An optimizer step is the
+same in every case, so progress is recomputed from the steps.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,3 +99,92 @@ def _no_checkpoint(path: Path) -> UserError:
     return UserError(
         f"ckpt_path: {path} is truncated, damaged or not a checkpoint; use another one, such as 'best' or 'last'."
     )
+
+
+def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint holds the progress that Lightning needs, as whole numbers; Lightning does not check.
+
+    Args:
+        checkpoint: as read from the file.
+        ours: the fit loop's state, as Lightning would save it now.
+        path: the checkpoint, as a message names it.
+
+    Raises:
+        UserError: something is missing or of another type.
+    """
+    loops, optimizers, schedules = (checkpoint.get(key) for key in ("loops", "optimizer_states", "lr_schedulers"))
+    theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
+    counted = _same_structure(checkpoint.get("global_step"), 0) and _same_structure(checkpoint.get("epoch"), 0)
+    if not (
+        _same_structure(theirs, ours) and counted and _one_state(optimizers, "param_groups") and _one_state(schedules)
+    ):
+        raise UserError(
+            f"ckpt_path: {path} lacks the progress of its fit, which medlit's own checkpoints hold; start a new fit"
+            " from its run's adapter (--model.adapter), or use another one."
+        )
+
+
+def _one_state(states: object, key: str = "base_lrs") -> bool:
+    """Whether there is exactly one state, of one optimizer or schedule, with a list of its groups."""
+    one = states[0] if isinstance(states, list) and len(states) == 1 else None
+    return isinstance(one, dict) and isinstance(one.get(key), list) and len(one[key]) > 0
+
+
+def _same_structure(theirs: object, ours: object) -> bool:
+    """Whether two states have the same keys and types; numbers are whole and not negative."""
+    if isinstance(ours, dict):
+        return (
+            isinstance(theirs, dict)
+            and theirs.keys() == ours.keys()
+            and all(_same_structure(theirs[k], ours[k]) for k in ours)
+        )
+    return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
+
+
+def repair_progress(
+    checkpoint: dict[str, Any], steps_per_epoch: int, micro_batches: int, validate_every: int, last: int
+) -> None:
+    """Rewrite a checkpoint's progress in place.
+
+    Args:
+        checkpoint: as Lightning read it, before its loops load it.
+        steps_per_epoch: optimizer steps of an epoch.
+        micro_batches: micro-batches that each process accumulates in a step, here and now.
+        validate_every: optimizer steps between validations.
+        last: the fit's last step, which is always validated.
+    """
+    step = int(checkpoint["global_step"])
+    loop = checkpoint["loops"]["fit_loop"]
+    batches, validation = loop["epoch_loop.batch_progress"], loop["epoch_loop.val_loop.batch_progress"]
+    # Made at the end of a micro-batch or at the start of a validation, not after it.
+    before = batches["total"]["completed"] < batches["total"]["started"] or validation["current"]["completed"] == 0
+    due = before and step > 0 and (step >= last or step % validate_every == 0)
+    epochs, steps = divmod(step, steps_per_epoch)
+    if due and steps == 0:
+        epochs, steps = epochs - 1, steps_per_epoch  # the validation belongs to the epoch that ends with it
+    batches["total"] = dict.fromkeys(batches["total"], step * micro_batches)
+    batches["current"] = dict.fromkeys(batches["current"], steps * micro_batches)
+    batches["is_last_batch"] = False
+    # Lightning recognises an interrupted validation by a started and unfinished batch; it restarts with the first.
+    validation["total"] = {"ready": int(due), "started": int(due), "processed": 0, "completed": 0}
+    if due:
+        validation["current"] = dict.fromkeys(validation["current"], 0)
+    # An epoch in progress is started and not processed; at an epoch's end the next one is not started yet.
+    begun = epochs + (steps > 0)
+    progress = {"ready": begun, "started": begun, "processed": epochs, "completed": epochs}
+    loop["epoch_progress"]["total"] = dict(progress)
+    loop["epoch_progress"]["current"] = dict(progress)
+
+
+def validation_due(checkpoint: dict[str, Any]) -> bool:
+    """Whether the validation of a checkpoint's step is still due, after `repair_progress`."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+    return bool(total["processed"] < total["started"])
+
+
+def last_step(max_steps: int, max_epochs: int | None, steps_per_epoch: int) -> int:
+    """A fit's last optimizer step, from max_steps and max_epochs; 2^63 - 1 where there is none."""
+    ends = [max_steps] if max_steps != -1 else []
+    if max_epochs not in (None, -1):
+        ends.append(max_epochs * steps_per_epoch)
+    return min(ends, default=sys.maxsize)

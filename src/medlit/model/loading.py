@@ -14,8 +14,8 @@ from torch import nn
 
 from medlit.base_model import missing, resolve
 from medlit.errors import UserError
-from medlit.model import memory, packing
-from medlit.model.families import FUSED_TARGETS
+from medlit.model import memory
+from medlit.model.families import FUSED_TARGETS, enable_packing
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.settings import LanguageModel, Lora
 
@@ -89,7 +89,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         for line in filter(str.strip, output.getvalue().splitlines()):
             _log.debug(line)
     if device.type == "cuda":
-        packing.enable(model, language_model.max_length)
+        enable_packing(model, language_model.max_length)
     return model  # type: ignore[no-any-return]
 
 

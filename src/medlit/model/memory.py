@@ -21,6 +21,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from medlit.model.families import FUSED_TARGETS
+from medlit.model.settings import LanguageModel, Lora
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -33,8 +36,16 @@ _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _UNMEASURED = 1.5
 # The allocator loses 2 to 4 % (measured) to gaps between blocks.
 SLACK = 0.95
+# Activations that "unsloth" checkpointing keeps, as a share of all, measured with 8B: (9.6 - 6) of (60.3 - 6) GiB.
+CHECKPOINTED = 0.07
+# What to stay within after the memory was full, as a share of what was in use then.
+SAFE = 0.9
 # Supervised tokens whose logits are held at once, in half and in twice full precision.
 _HEAD_ROWS = 256
+# On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
+# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/test_memory.py.
+_LIBRARIES = int(1.1 * GIB)
+_UNFUSED = 4.0
 
 
 class ModelDimensions(NamedTuple):
@@ -124,6 +135,32 @@ class Footprint:
         """
         spare = max(0, budget - self.peak(tokens, 1))
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
+
+
+@dataclass(frozen=True)
+class MeasuredMemory:
+    """GPU memory measured during a run, in GiB.
+
+    Attributes:
+        weights: before the first step.
+        peak: the most in use so far; when the memory is full, a lower bound of what is needed.
+        total: of the GPU; 0 without one.
+    """
+
+    weights: float
+    peak: float
+    total: float
+
+    @classmethod
+    def of(cls, weights: float) -> MeasuredMemory:
+        """Measure this process's GPU."""
+        if not torch.cuda.is_available():
+            return cls(weights, 0.0, 0.0)
+        return cls(weights, torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
+
+    def with_activations(self, share: float) -> float:
+        """What would be in use with a share of the activations, which grow with a batch's padded tokens."""
+        return self.weights + share * (self.peak - self.weights)
 
 
 def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: ANN401 - as for `model_dimensions`
@@ -223,3 +260,77 @@ class Recomputation:
     def excess(self, tokens: int) -> float:
         """GiB by which a micro-batch of T tokens exceeds the budget with one layer kept; 0 if it fits."""
         return max(0, self.footprint.peak(tokens, 1) - self.budget) / GIB
+
+
+@dataclass(frozen=True)
+class FitMemory:
+    """Bytes that a fit takes, estimated before anything is loaded.
+
+    Attributes:
+        weights: the base model as loaded, and on a CPU the libraries.
+        adapter: LoRA weights, their gradients and 8-bit optimizer state.
+        training: the largest micro-batch, beyond these.
+        evaluation: the largest evaluation batch, beyond the weights.
+        layers: decoder layers.
+        layers_kept: layers whose activations are kept for the backward pass.
+    """
+
+    weights: int
+    adapter: int
+    training: int
+    evaluation: int
+    layers: int
+    layers_kept: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.adapter + max(self.training, self.evaluation)
+
+
+def fit_memory(
+    config: Any,  # noqa: ANN401 - as for `model_dimensions`
+    language_model: LanguageModel,
+    lora: Lora | None,
+    tokens: int,
+    eval_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FitMemory:
+    """Estimate a fit's memory from the base model's configuration.
+
+    Args:
+        config: the base model's, of transformers.
+        language_model: how it is loaded.
+        lora: the adapter.
+        tokens: padded tokens of the largest training micro-batch.
+        eval_tokens: padded tokens of the largest evaluation batch, with its answers.
+        device: where the fit runs.
+        dtype: number format of what is not quantised.
+    """
+    model = skeleton(config)
+    trained = 0 if lora is None else _adapter_size(model, lora)
+    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
+    batch = footprint(config, 0, trained)
+    kept = batch.layers
+    if language_model.gradient_checkpointing == "unsloth":
+        kept = 1
+    elif language_model.gradient_checkpointing == "auto" and device.type == "cuda":
+        kept = batch.keeping(tokens, budget_on(device, language_model.memory_budget_gib) - weights - 4 * trained)
+    training = batch.peak(tokens, kept) - trained * (4 + 2)
+    of = model_dimensions(config)
+    # An evaluation keeps the keys and values of its batch and the work of one layer.
+    evaluation = dtype.itemsize * eval_tokens * (of.layers * 2 * of.keys + 4 * of.hidden + 3 * of.inner)
+    if device.type == "cpu":
+        weights += _LIBRARIES
+        training = int(_UNFUSED * training)
+    return FitMemory(weights, trained * (4 + 4 + 2), training, evaluation, batch.layers, kept)
+
+
+def _adapter_size(model: nn.Module, lora: Lora) -> int:
+    targets = {*lora.target_modules, *FUSED_TARGETS.values()}
+    return sum(
+        lora.r * (part.in_features + part.out_features)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets
+    )

@@ -212,8 +212,9 @@ class SpecialtyClassifier(L.LightningModule):
         """
         self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
         file = metadata_of_weights(self.trainer.ckpt_path, None)
-        if file is not None and not self.trainer.training:
-            self.temperature = AdapterMetadata.read(file).temperatures.get(decoding_key(self.decoding))
+        if not self.trainer.training:
+            temperatures = {} if file is None else AdapterMetadata.read(file).temperatures
+            self.temperature = temperatures.get(decoding_key(self.decoding))
         keys, trained = set(checkpoint["state_dict"]), self._trained_keys()
         if keys != trained:
             raise UserError(

@@ -1,11 +1,15 @@
 """The model's settings, grouped as `--help` and the YAML show them."""
 
+# ruff: noqa: RUF009 - `_lora` makes a field
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from medlit.base_model import BUILTIN
+from medlit.errors import UserError
+from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,11 +34,11 @@ class LanguageModel:
 
     base_model: str = BUILTIN
     revision: str | None = None
-    max_length: int = 2048
+    max_length: PositiveInt = 2048
     load_in_4bit: bool = True
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "none"] = "auto"
-    memory_budget_gib: float | None = None
+    memory_budget_gib: PositiveNumber | None = None
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type
@@ -59,14 +63,14 @@ class Lora:
         seed: seed of the adapter's initialisation and of dropout.
     """
 
-    r: int = _lora(16, "r")
-    alpha: int = _lora(16, "lora_alpha")
-    dropout: float = _lora(0.0, "lora_dropout", structural=False)
+    r: PositiveInt = _lora(16, "r")
+    alpha: PositiveInt = _lora(16, "lora_alpha")
+    dropout: DropoutRate = _lora(0.0, "lora_dropout", structural=False)
     bias: Literal["none", "all", "lora_only"] = _lora("none", "bias")
-    target_modules: list[str] = _lora(lambda: list(TARGET_MODULES), "target_modules")  # noqa: RUF009
+    target_modules: list[str] = _lora(lambda: list(TARGET_MODULES), "target_modules")
     rslora: bool = _lora(False, "use_rslora")
     loftq: bool = _lora(False)  # changes the frozen weights too, in a way that the same setting repeats at load
-    seed: int = _lora(3407, structural=False)
+    seed: NonNegativeInt = _lora(3407, structural=False)
 
     def as_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`, without initialisation."""
@@ -91,9 +95,9 @@ class Optimizer:
             'skip' skips the step and counts it in train/skipped_steps.
     """
 
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    warmup_steps: int = 5
+    learning_rate: PositiveNumber = 2e-4
+    weight_decay: NonNegativeNumber = 0.01
+    warmup_steps: NonNegativeInt = 5
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
@@ -114,6 +118,22 @@ class Decoding:
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
     stop_early: bool = True
-    abstain_below: float | None = None
+    abstain_below: Probability | None = None
+
+
+def check_decoding(decoding: Decoding) -> None:
+    """Check that predictions can abstain as the settings say.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    threshold = decoding.abstain_below
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {threshold}.")
+    if threshold is not None and decoding.mode == "generate":
+        raise UserError(
+            "model.decoding.abstain_below: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'"
+            " or 'constrained', or leave abstain_below out."
+        )

@@ -1,1 +1,1 @@
-"""Answers to notes as a table: its columns, the parts that it grows in, and its formats."""
+"""The table of predictions: its rows and file formats, the shards it grows in, and what resuming it requires."""

@@ -1,13 +1,12 @@
-"""What a run of `medlit predict` asked of what: an interrupted one goes on only if that is the same.
+"""The resume key of `medlit predict`: an interrupted run is resumed only with the same notes, weights and settings.
 
-What decides no answer may change between the two: number of devices, batch sizes, worker processes.
+Whatever leaves the answers alone may change between the two: number of devices, batch sizes, worker processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH = 10_000  # notes
-_NO_ANSWER = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that decide how it trains
+_TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a table's answers come from, without a word of any note.
+class ResumeKey:
+    """Identifies what a run of `medlit predict` answers, without any note's text.
 
     Attributes:
-        notes: how many.
-        notes_hash: digits that change with any note's id or text, with its tokens, and with their order.
-        weights_hash: digits that change with the weights and with their temperature.
+        notes: number of notes.
+        notes_hash: changes with any note's id, text or tokens, and with their order.
+        weights_hash: changes with the weights and with their temperature.
         settings: flag -> value of the settings that an answer depends on.
     """
 
@@ -43,48 +42,53 @@ class Origin:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Origin | None:
-        """Read what `to_dict` gave; None for anything else."""
-        return cls(**values) if values.keys() == cls.__dataclass_fields__.keys() else None
+    def from_dict(cls, values: object) -> ResumeKey | None:
+        """Read what `to_dict` returned; None for anything else."""
+        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
+            return None
+        return cls(**values)
 
-    def difference(self, other: Origin) -> str | None:
-        """Say what is not as it was in another run; None when everything is."""
-        found = []
-        if (self.notes, self.notes_hash) != (other.notes, other.notes_hash):
-            found.append("the notes are others")
-        if self.weights_hash != other.weights_hash:
-            found.append("the weights or their temperature are others")
-        for name in sorted(self.settings.keys() | other.settings.keys()):
-            then, now = other.settings.get(name), self.settings.get(name)
-            if then != now:
-                found.append(f"{name} was {json.dumps(then)} and is {json.dumps(now)}")
-        return ", ".join(found) or None
+    def difference(self, earlier: ResumeKey) -> str | None:
+        """What has changed since an earlier run; None when nothing has.
+
+        Settings that only one of the two knows do not count: the earlier run may be of another version of medlit.
+        """
+        changes = []
+        if (self.notes, self.notes_hash) != (earlier.notes, earlier.notes_hash):
+            changes.append("the notes have changed")
+        if self.weights_hash != earlier.weights_hash:
+            changes.append("the weights or their temperature have changed")
+        for name in sorted(self.settings.keys() & earlier.settings.keys()):
+            before, now = earlier.settings[name], self.settings[name]
+            if before != now:
+                changes.append(f"{name} was {json.dumps(before)} and is {json.dumps(now)}")
+        return ", ".join(changes) or None
 
 
-def settings_of(
+def answer_settings(
     language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
 ) -> dict[str, Any]:
-    """Flag -> value, in the types that JSON gives back.
+    """Flag -> value of the settings that an answer depends on, in JSON's types.
 
     Args:
         language_model: the base model.
-        lora: the adapter's shape.
-        decoding: the way of answering.
+        lora: the adapter; None: there is none.
+        decoding: how the model answers.
         others: further flags.
     """
-    found = {
+    settings = {
         f"model.language_model.{name}": value
         for name, value in asdict(language_model).items()
-        if name not in _NO_ANSWER
+        if name not in _TRAINING_ONLY
     }
-    found |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
-    found |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
-    plain: dict[str, Any] = json.loads(json.dumps(found | others))
+    settings |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
+    settings |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | others))
     return plain
 
 
 def hash_notes(rows: Dataset) -> str:
-    """Digits of tokenised notes, read in batches."""
+    """Hash tokenised notes, read in batches."""
     digest = hashlib.blake2b(digest_size=16)
     columns = rows.select_columns(["id", "text_hash", "length", "cut_tokens"])
     for batch in columns.iter(batch_size=_BATCH):
@@ -93,26 +97,21 @@ def hash_notes(rows: Dataset) -> str:
 
 
 def hash_weights(checkpoint: str | Path | None, adapter: Path | None, decoding: Decoding) -> str:
-    """Digits of the trained weights that answer, and of the temperature that belongs to this way of answering.
+    """Hash the trained weights and the temperature that belongs to this way of decoding.
 
     Args:
         checkpoint: the file, or None.
         adapter: the folder, or None.
-        decoding: the way of answering.
+        decoding: how the model answers.
     """
+    files = [] if checkpoint is None else [Path(checkpoint)]
+    files += [] if adapter is None else sorted(adapter.glob("adapter_model*"))
     digest = hashlib.blake2b(digest_size=16)
-    for file in _weight_files(checkpoint, adapter):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
-    measured = metadata_of_weights(checkpoint, None if adapter is None else str(adapter))
-    if measured is not None:
-        temperature = AdapterMetadata.read(measured).temperatures.get(decoding_key(decoding))
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    metadata_file = metadata_of_weights(checkpoint, None if adapter is None else str(adapter))
+    if metadata_file is not None:
+        temperature = AdapterMetadata.read(metadata_file).temperatures.get(decoding_key(decoding))
         digest.update(json.dumps(temperature).encode())
     return digest.hexdigest()
-
-
-def _weight_files(checkpoint: str | Path | None, adapter: Path | None) -> Iterable[Path]:
-    if checkpoint is not None:
-        yield Path(checkpoint)
-    if adapter is not None:
-        yield from sorted(adapter.glob("adapter_model*"))

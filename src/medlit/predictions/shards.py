@@ -1,126 +1,167 @@
-"""The parts that a table of predictions grows in: a file of JSON lines for each process, beside the table.
+"""The shards of a table of predictions: small Parquet files that processes write while they answer.
 
-Line 1 is the run's origin, every other one an answer with its place in the table (`row`). Lines are handed to the
-system batch by batch, so a process that is killed loses no more than the batch it was at. Of a part that ends in half a
-line, or is damaged further up, what stands before counts and the rest is dropped. A run that goes on may have more
-processes than the one before, or fewer: each reads every part that lies there and adds to its own.
+They are in a hidden folder beside the table, with the run's resume key. Each appears whole, every few seconds, so a
+process that is killed loses only those last seconds. A resumed run may have another number of processes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from array import array
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medlit.predictions.resume_key import Origin
+from medlit.atomic_io import atomic_write, read_json, write_json
+from medlit.predictions.resume_key import ResumeKey
+from medlit.predictions.table import FORMATS, PredictionRow, arrow_schema
 
-IntArray = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-
-@dataclass(frozen=True)
-class Part:
-    """A part as it was found.
-
-    Attributes:
-        path: the file.
-        origin: of the run that wrote it; None when it broke off before it had said so.
-        rows: places of the answered notes in their table, in the order of the file, (n,).
-        offsets: bytes before each of their lines, (n,).
-        end: bytes up to the end of the last whole line; 0 without an origin.
-    """
-
-    path: Path
-    origin: Origin | None
-    rows: IntArray
-    offsets: IntArray
-    end: int
+FLUSH_SECONDS = 5.0  # between two shards of a process
+ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
+_SLICE = 1_000  # rows that become Python objects at a time
+_KEY_FILE = "resume_key.json"
 
 
-def part_path(table: Path, rank: int) -> Path:
-    """The part of one process."""
-    return table.with_name(f".{table.name}.part{rank}")
+def shard_folder(table: Path) -> Path:
+    """The folder of a table's shards."""
+    return table.with_name(f".{table.name}.shards")
 
 
-def find_parts(table: Path) -> list[Path]:
-    """The parts that lie beside a table, whoever left them."""
-    name = re.compile(re.escape(part_path(table, 0).name.removesuffix("0")) + r"\d+")
-    return sorted(path for path in table.parent.glob(".*.part*") if name.fullmatch(path.name))
+def find_shards(table: Path) -> list[Path]:
+    """The shards of an interrupted run, in the order of process and time; none without its resume key."""
+    folder = shard_folder(table)
+    return sorted(folder.glob("[!.]*.parquet")) if (folder / _KEY_FILE).exists() else []
 
 
-def read_part(path: Path) -> Part:
-    """See what a part holds; memory grows by 16 bytes an answer."""
-    lines = _whole_lines(path)
-    first = next(lines, None)
-    origin = None if first is None else Origin.from_dict(first[1])
-    rows, offsets = array("q"), array("q")
-    end = first[2] if first is not None and origin is not None else 0
-    for start, value, stop in lines if origin is not None else ():
-        if not isinstance(value.get("row"), int):
-            break
-        rows.append(value["row"])
-        offsets.append(start)
-        end = stop
-    return Part(path, origin, np.frombuffer(rows, dtype=np.int64), np.frombuffer(offsets, dtype=np.int64), end)
+def read_resume_key(table: Path) -> ResumeKey | None:
+    """The resume key of an interrupted run; None where there is no such run, or none that this version can read."""
+    try:
+        return ResumeKey.from_dict(read_json(shard_folder(table) / _KEY_FILE))
+    except (OSError, ValueError):
+        return None
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Yield (bytes before it, object, bytes up to its end) for each line until one is not whole."""
-    start = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                value = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                return
-            if not isinstance(value, dict):
-                return
-            yield start, value, start + len(line)
-            start += len(line)
+def start_shards(table: Path, key: ResumeKey) -> None:
+    """Remove the shards of any earlier run and store this run's resume key."""
+    remove_shards(table)
+    shard_folder(table).mkdir(mode=0o700, parents=True)
+    write_json(shard_folder(table) / _KEY_FILE, key.to_dict())
 
 
-def answered(parts: Sequence[Part], notes: int) -> npt.NDArray[np.bool_]:
-    """Whether each of a table's notes stands in a part, (notes,)."""
-    found = np.zeros(notes, dtype=np.bool_)
-    for part in parts:
-        found[part.rows] = True
-    return found
+def remove_shards(table: Path) -> None:
+    """Remove the folder of shards."""
+    if shard_folder(table).exists():
+        shutil.rmtree(shard_folder(table))
 
 
-class PartFile:
-    """A part that is being written, readable by its owner alone.
+def whole_shards(table: Path) -> list[Path]:
+    """The shards that are not damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = []
+    for path in find_shards(table):
+        try:
+            pq.read_table(path, schema=_shard_schema(), partitioning=None, page_checksum_verification=True)
+        except (OSError, pa.ArrowException):
+            continue
+        whole.append(path)
+    return whole
+
+
+def answered_rows(shards: Sequence[Path], notes: int) -> npt.NDArray[np.bool_]:
+    """Whether each of N notes is in a shard, (N,)."""
+    import pyarrow.parquet as pq
+
+    answered = np.zeros(notes, dtype=np.bool_)
+    for path in shards:
+        answered[pq.read_table(path, columns=["row"], partitioning=None)["row"].to_numpy()] = True
+    return answered
+
+
+class ShardWriter:
+    """Writes one process's shards, readable by their owner alone.
 
     Args:
-        path: the file.
-        origin: of this run.
-        keep: bytes of what an interrupted run left in it; 0 begins anew.
+        table: the table of predictions.
+        rank: of the process.
     """
 
-    def __init__(self, path: Path, origin: Origin, keep: int) -> None:
-        self.path = path
-        if keep:
-            self._file: BinaryIO = path.open("r+b")
-            self._file.truncate(keep)
-            self._file.seek(keep)
-        else:
-            path.unlink(missing_ok=True)
-            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-            self.add([origin.to_dict()])
-        self.empty = keep == 0
+    def __init__(self, table: Path, rank: int) -> None:
+        self._folder = shard_folder(table)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._prefix = f"rank{rank:05d}"
+        self._rows: list[dict[str, Any]] = []
+        self._flushed_at = time.monotonic()
+        earlier = [int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{self._prefix}-*.parquet")]
+        self._next = max(earlier, default=-1) + 1
 
-    def add(self, values: Iterable[dict[str, Any]]) -> None:
-        """Add lines, and hand them to the system."""
-        self._file.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
-        self._file.flush()
-        self.empty = False
+    def add(self, rows: Iterable[PredictionRow]) -> None:
+        """Add rows; write a shard if the last one is some seconds old."""
+        self._rows += [row.to_dict() for row in rows]
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
 
-    def close(self) -> None:
-        """Write no more."""
-        self._file.close()
+    def flush(self) -> None:
+        """Write the rows that are in no shard yet.
+
+        Raises:
+            UserError: the disk is full, or the folder is not writable.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._rows:
+            shard = pa.Table.from_pylist(self._rows, schema=_shard_schema())
+            with atomic_write(self._folder / f"{self._prefix}-{self._next:06d}.parquet") as partial:
+                pq.write_table(shard, partial, write_page_checksum=True)
+            self._next += 1
+            self._rows = []
+        self._flushed_at = time.monotonic()
+
+
+def write_table(shards: Sequence[Path], notes: int, path: Path) -> None:
+    """Join shards to one table in the order of the source; it appears whole.
+
+    Args:
+        shards: with the answers.
+        notes: number of notes of the source; those without an answer are left out.
+        path: the table; its suffix, one of FORMATS, is its format.
+    """
+    with atomic_write(path) as partial:
+        FORMATS[path.suffix](partial, rows_in_order(shards, notes))
+
+
+def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[dict[str, Any]]:
+    """Yield the rows of shards by their position in the source; of several for one note, the last shard's.
+
+    Batches are sorted by length, so every shard has rows from all over the source. Each pass over the shards reads the
+    rows of one range, so memory is bounded whatever the number of notes.
+    """
+    if not shards:
+        return
+    import pyarrow.dataset as ds
+
+    row = ds.field("row")
+    dataset = ds.dataset(list(map(str, shards)), schema=_shard_schema(), format="parquet")
+    for start in range(0, notes, rows_per_pass):
+        rows = dataset.to_table(filter=(row >= start) & (row < start + rows_per_pass))
+        position = rows["row"].to_numpy()
+        order = np.argsort(position, kind="stable")
+        is_last = np.diff(position[order], append=notes) > 0
+        rows = rows.take(order[is_last])
+        for i in range(0, len(rows), _SLICE):
+            yield from rows.slice(i, _SLICE).to_pylist()
+
+
+def _shard_schema() -> pa.Schema:
+    """The columns of the table, after each row's position in the source."""
+    import pyarrow as pa
+
+    return arrow_schema().insert(0, pa.field("row", pa.int64()))

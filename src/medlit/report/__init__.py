@@ -1,1 +1,1 @@
-"""A test run for people: one page with every number, every doubt and every system that answered the same notes."""
+"""The report of a test: its scores, their uncertainty, and every other system tested on the same notes."""

@@ -1,4 +1,4 @@
-"""The systems of a run folder: the model that was tested, and what was tested beside it on the same notes.
+"""The systems of a run folder: the tested model, and the others that were tested on the same notes.
 
 logs/<config>/version_N/
     test_metrics.json             test_answers.parquet              the model
@@ -16,11 +16,12 @@ from typing import Any
 from medlit.atomic_io import write_json
 from medlit.errors import UserError
 from medlit.evaluation.compare import same_notes
+from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
 
 MODEL = "test"
-# The order of the table, and the words in it.
-KNOWN = {
+# Titles in the order of the table; systems of other names come before zero-shot.
+TITLES = {
     MODEL: "the model",
     "head": "classification head",
     "tfidf": "TF-IDF + logistic regression",
@@ -28,37 +29,46 @@ KNOWN = {
     "majority": "majority class",
 }
 _PREFIX = "baseline_"
+_METRICS = "_metrics.json"
 
 
 @dataclass(frozen=True)
 class System:
-    """What answered the test notes.
+    """One system's answers to the test notes.
 
     Attributes:
         name: `test` for the model, else the baseline's name.
-        metrics: what its metrics file holds.
-        answered: its record.
+        metrics: content of its metrics file; an older version may lack a key.
+        results: its answers, note by note.
     """
 
     name: str
     metrics: Mapping[str, Any]
-    answered: Results
+    results: Results
+
+    @classmethod
+    def score(cls, name: str, results: Results, loss: float | None = None) -> System:
+        """Compute the metrics of results that are complete."""
+        import torch
+
+        from medlit.data.labels import LabelSet
+        from medlit.model.metrics import SpecialtyMetrics
+
+        counts = SpecialtyMetrics(LabelSet(results.names))
+        counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth))
+        return cls(name, {**counts.scores(), **uncertainty(results), "loss": loss}, results)
 
     @property
     def title(self) -> str:
-        """Its name for people."""
-        return KNOWN.get(self.name, self.name)
-
-
-def stem(name: str) -> str:
-    """What the names of a system's two files begin with."""
-    return MODEL if name == MODEL else _PREFIX + name
+        """Its name in tables and figures."""
+        return TITLES.get(self.name, self.name)
 
 
 def write_system(folder: Path, system: System) -> None:
-    """Write a system's metrics and record."""
-    system.answered.write(folder / f"{stem(system.name)}_answers.parquet")
-    write_json(folder / f"{stem(system.name)}_metrics.json", system.metrics)
+    """Write a system's metrics and results."""
+    stem = _stem(system.name)
+    system.results.write(folder / f"{stem}_answers.parquet")
+    write_json(folder / f"{stem}{_METRICS}", system.metrics)
 
 
 def read_system(folder: Path, name: str) -> System:
@@ -67,12 +77,12 @@ def read_system(folder: Path, name: str) -> System:
     Raises:
         UserError: its files are missing or damaged.
     """
-    path = folder / f"{stem(name)}_metrics.json"
+    path = folder / f"{_stem(name)}{_METRICS}"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"run: {path} is missing or damaged; run 'medlit test' for that folder again.") from error
-    return System(name, metrics, Results.read(folder / f"{stem(name)}_answers.parquet"))
+        raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
+    return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"))
 
 
 def systems(folder: Path) -> list[System]:
@@ -81,21 +91,27 @@ def systems(folder: Path) -> list[System]:
     Raises:
         UserError: a file is damaged.
     """
-    names = [path.name.removesuffix("_metrics.json") for path in folder.glob(f"{_PREFIX}*_metrics.json")]
-    found = sorted(name.removeprefix(_PREFIX) for name in names)
-    if (folder / f"{MODEL}_metrics.json").is_file():
-        found.insert(0, MODEL)
-    order = list(KNOWN)
-    return [read_system(folder, name) for name in sorted(found, key=lambda n: order.index(n) if n in order else 2.5)]
+    baselines = [path.name.removesuffix(_METRICS) for path in folder.glob(f"{_PREFIX}*{_METRICS}")]
+    names = sorted(name.removeprefix(_PREFIX) for name in baselines)
+    if (folder / f"{MODEL}{_METRICS}").is_file():
+        names.insert(0, MODEL)
+    order = list(TITLES)
+    return [read_system(folder, name) for name in sorted(names, key=lambda n: order.index(n) if n in order else 2.5)]
 
 
 def comparable(folder: Path) -> tuple[list[System], list[System]]:
-    """The systems that answered the first one's notes, and those that answered others: a baseline of an earlier test.
+    """Split a folder's systems into those that answered the first one's notes and those of an earlier test.
 
     Raises:
         UserError: a file is damaged.
     """
-    everyone = systems(folder)
-    found = [system for system in everyone if same_notes(everyone[0].answered, system.answered)]
-    kept = {system.name for system in found}
-    return found, [system for system in everyone if system.name not in kept]
+    found = systems(folder)
+    same = [same_notes(found[0].results, system.results) for system in found]
+    return (
+        [system for system, kept in zip(found, same, strict=True) if kept],
+        [system for system, kept in zip(found, same, strict=True) if not kept],
+    )
+
+
+def _stem(name: str) -> str:
+    return MODEL if name == MODEL else _PREFIX + name

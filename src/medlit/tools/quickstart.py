@@ -1,6 +1,6 @@
-"""`make quickstart`: test the bare model, fine-tune it, test it again, file the test notes, compare.
+"""`make quickstart`: test the bare model, fine-tune it, test it again, classify the test notes, compare.
 
-One process does it all, so the ten seconds that importing takes are paid once.
+All in one process, so the ten seconds of imports are spent once.
 """
 
 from __future__ import annotations
@@ -18,41 +18,45 @@ ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
 
 
 def main() -> None:
-    """Run the verbs and report."""
+    """Run the commands and list what they wrote.
+
+    Raises:
+        SystemExit: code 2 outside the project's folder.
+    """
     console = Console()
     if not Path(CONFIG[1]).is_file():
-        console.print(f"medlit: {CONFIG[1]} is not here; run the quickstart in the project's folder.")
+        console.print(f"medlit: {CONFIG[1]} does not exist; run the quickstart in the project's folder.")
         raise SystemExit(2)
-    began = time.monotonic()
+    start = time.monotonic()
     import_unsloth()
-    before = _run(console, "1/5  test the model as it comes", ["test", *CONFIG, *ZERO_SHOT])
-    run = _run(console, "2/5  fine-tune it", ["fit", *CONFIG])
-    trained = ["--ckpt_path", "best", "--run_dir", str(run)]
+    before = _run(console, "1/5  test the bare model", ["test", *CONFIG, *ZERO_SHOT])
+    run_dir = _run(console, "2/5  fine-tune it", ["fit", *CONFIG])
+    trained = ["--ckpt_path", "best", "--run_dir", str(run_dir)]
     _run(console, "3/5  test it again", ["test", *CONFIG, *trained])
-    _run(console, "4/5  file the test notes", ["predict", *CONFIG, *trained])
-    console.rule("5/5  beside simpler systems", align="left")
+    _run(console, "4/5  classify the test notes", ["predict", *CONFIG, *trained])
+    console.rule("5/5  compare with simpler systems", align="left")
     from medlit.tools.baseline import run as baseline
 
-    baseline(["--run_dir", str(run), "--beside", str(before)])
+    baseline(["--run_dir", str(run_dir), "--beside", str(before)])
 
-    for what, where in (
-        ("report", run / "report.html"),
-        ("confusion matrix", run / "confusion_test.png"),
-        ("adapter (PEFT)", run / "adapter"),
-        ("predictions", run / "predictions.csv"),
+    for name, path in (
+        ("report", run_dir / "report.html"),
+        ("confusion matrix", run_dir / "confusion_test.png"),
+        ("adapter (PEFT)", run_dir / "adapter"),
+        ("predictions", run_dir / "predictions.csv"),
         ("TensorBoard", "make tensorboard, or .venv/bin/tensorboard --logdir logs"),
     ):
-        console.print(f"  {what:<18}{where}", highlight=False, soft_wrap=True)
-    console.print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.", highlight=False)
+        console.print(f"  {name:<18}{path}", highlight=False, soft_wrap=True)
+    console.print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes.", highlight=False)
 
 
 def _run(console: Console, title: str, arguments: list[str]) -> Path:
-    """Run a verb; returns its run folder."""
-    from medlit.cli.cli import main as run
+    """Run a command; returns its run folder."""
+    from medlit.cli.cli import main as medlit
 
     console.rule(title, align="left")
-    folder = run(arguments).run_folder
-    # The model of the verb before would stay beside the next one's until the collector happens to run.
+    folder = medlit(arguments).run_folder
+    # Free the model now; otherwise it stays in memory beside the next command's until the collector runs.
     gc.collect()
     return folder
 

@@ -1,12 +1,12 @@
-"""`medlit doctor`: look at this machine before a run does, and say how to mend what is missing.
+"""`medlit doctor`: check this machine before a run does, and name the cure for what is missing.
 
-Every check is one row: what was looked at, ok, warn or fail, what was found, and the cure. A warning leaves the job
-possible (no GPU: it is slow); a failure does not, and makes the exit code 1. Nothing is sent or fetched over the
-network, and of an access token only its presence is looked at.
+Each check is one row: what was checked, ok, warn or fail, what was found, and the cure. After a warning the job can
+still run (without a GPU it is slow); a failure means that it cannot, and makes the exit code 1. The doctor uses no
+network, and of an access token it reports only that there is one.
 
-With --config, and any setting of 'medlit fit' behind it, the fit is tried too: whether it will fit into memory, whether
-the labels can be told apart as tokens, what one example looks like to the model, and two training steps and one
-validation step with the clock running. Nothing of it is kept.
+With --config, and any setting of 'medlit fit' after it, the doctor also tries the fit: the memory that it needs,
+whether the labels differ as tokens, one example as the model sees it, and two training steps and one validation batch
+with their times. Nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS
-from medlit.tools.doctor import installed, machine
-from medlit.tools.doctor.check_result import EXAMPLE, TRIAL, Row
-from medlit.tools.doctor.machine import Facts
-from medlit.tools.doctor.show import Example, marked, show
+from medlit.tools.doctor import checks
+from medlit.tools.doctor.checks import CONFIG, EXAMPLE, REINSTALL, TRIAL, CheckResult
 
-PROBE_SECONDS = 180  # a first import of Unsloth on a cold disk takes a minute
+PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
+# Checks whose warning means that the later ones did not run.
+_GATES = ("notes", "base model", TRIAL)
 _EPILOG = """\
 exit code: 0; 1 when a check failed and the job cannot run here; 2 after a mistake in the settings.
 
@@ -38,23 +37,8 @@ examples:
 """
 
 
-@dataclass
-class Probed:
-    """What the child process told.
-
-    Attributes:
-        facts: what was found, by library; under `crash`, why the child ended too early.
-        rows: what was found of a config.
-        example: one note as the model is taught it, in runs of text; None where there is none to show.
-    """
-
-    facts: Facts = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    example: Example | None = None
-
-
 def run(args: Sequence[str]) -> int:
-    """Check the machine, and a config on it, and print what was found.
+    """Check the machine, and a config on it, and print the results.
 
     Args:
         args: the arguments after `medlit doctor`.
@@ -63,7 +47,7 @@ def run(args: Sequence[str]) -> int:
         0, or 1 when a check failed and the job cannot run here.
 
     Raises:
-        UserError: a setting behind `--config` is not understood.
+        UserError: a setting after `--config` is invalid.
     """
     parser = argparse.ArgumentParser(
         prog="medlit doctor",
@@ -73,14 +57,12 @@ def run(args: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the rows as a JSON list of check, status, found, cure"
-    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list of check, status, found, cure")
     parser.add_argument(
         "--config",
         action="append",
         metavar="FILE",
-        help="a config to try; several are layered, and flags override them, as for 'medlit fit'",
+        help="a config to try; several are layered and flags override them, as for 'medlit fit'",
     )
     parser.add_argument(
         "--show_notes",
@@ -89,111 +71,90 @@ def run(args: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
-        parser.error(f"{' '.join(rest) or '--show_notes'}: settings are looked at together with a --config")
+        parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")
     settings = [argument for argument in args if argument not in ("--json", "--show_notes")] if options.config else []
-    rows, example = examine(settings, show_notes=options.show_notes)
+    child = start_probe(settings, show_notes=options.show_notes)
+    results = checks.installation()  # while the child imports, which takes longest
+    results += read_probe(child, has_config=bool(settings))
     if options.json:
-        told = [
-            asdict(row) | {"found": f"{row.found}: {marked(example)}"}
-            if row.check == EXAMPLE and example
-            else asdict(row)
-            for row in rows
-        ]
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     else:
-        show(rows, example)
-    return int(any(row.status == "fail" for row in rows))
+        _print_table(results)
+    return int(any(result.status == "fail" for result in results))
 
 
-def examine(settings: Sequence[str] = (), *, show_notes: bool = False) -> tuple[list[Row], Example | None]:
-    """Every check, in the order in which a cure may mend the next.
-
-    Args:
-        settings: `--config` files and flags of a fit to try; none: the machine alone.
-        show_notes: take the example from the config's own notes.
-
-    Returns:
-        The rows, and the example of a config.
-
-    Raises:
-        UserError: a setting is not understood.
-    """
-    child = start(settings, show_notes=show_notes)
-    # While the child imports, which takes longer than all else together.
-    here = [
-        *installed.packages(),
-        installed.bundled_weights(),
-        installed.cache(),
-        installed.hub_cache(),
-        installed.hub(),
-        installed.token(),
-    ]
-    probed = gather(child, patient=bool(settings))
-    facts = probed.facts
-    rows = [
-        machine.python(),
-        machine.system(),
-        machine.torch(facts),
-        *machine.gpus(facts),
-        machine.driver(facts),
-        machine.nvcc(),
-        machine.imported("bitsandbytes", facts),
-        machine.quantised(facts),
-        machine.triton(facts),
-        machine.imported("unsloth", facts),
-        *here,
-        *installed.lock(facts),
-        *probed.rows,
-    ]
-    if settings and "crash" in facts and "unsloth" in facts:
-        rows.append(Row(TRIAL, "fail", facts["crash"]["error"], "run 'medlit fit' with the same settings to see more"))
-    return rows, probed.example
-
-
-def start(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
-    """Start the process of `medlit.tools.doctor.probe`."""
-    # The child gets no token and no network: it can neither tell the one nor use the other.
+def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
+    """Start `medlit.tools.doctor.probe`, without access token and network."""
     environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
     command = [sys.executable, "-m", "medlit.tools.doctor.probe", *["--show_notes"] * show_notes, *settings]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def gather(child: subprocess.Popen[str], *, patient: bool = False) -> Probed:
-    """Wait for the child and read what it found.
+def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
+    """Wait for the child process and read its results.
 
     Args:
         child: the process.
-        patient: wait as long as it takes: a config's weights may be large and the disk slow.
+        has_config: it tries a config; there is no time limit, since weights may be large and the disk slow.
 
     Raises:
-        UserError: a setting is not understood.
+        UserError: a setting is invalid.
     """
-    probed = Probed()
-    if patient:
-        print("medlit doctor: the config is tried too, which takes as long as loading its weights.", file=sys.stderr)
+    if has_config:
+        print("medlit doctor: trying the config too, which takes as long as loading its weights.", file=sys.stderr)
     try:
-        out, err = child.communicate(timeout=None if patient else PROBE_SECONDS)
+        out, err = child.communicate(timeout=None if has_config else PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        probed.facts = {"crash": {"error": f"no answer in {PROBE_SECONDS} s"}}
-        return probed
+        return [CheckResult("libraries", "fail", f"no answer in {PROBE_SECONDS} s", REINSTALL)]
     finally:
-        child.kill()  # also after Ctrl-C; one that has ended does not mind
-    for line in out.splitlines():
-        if line.startswith("{"):  # a library's C code may print here too
-            _read(json.loads(line), probed)
+        child.kill()  # after Ctrl-C too; harmless if it has ended
+    # A library's C code may print here too.
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    if lines and "mistake" in lines[-1]:
+        raise UserError(lines[-1]["mistake"])
+    results = [CheckResult(**line) for line in lines]
     if child.returncode:
         last = (err.strip().splitlines() or ["no message"])[-1]
-        probed.facts["crash"] = {"error": f"the checking process ended with code {child.returncode}: {last}"}
-    return probed
+        found = f"the checking process ended with code {child.returncode}: {last}"
+        if has_config and any(result.check == "unsloth" for result in results):
+            cure = "run 'medlit fit' with the same settings to see more"
+            results.append(CheckResult(TRIAL, "fail", found, cure))
+        else:
+            results.append(CheckResult("libraries", "fail", found, REINSTALL))
+    return results
 
 
-def _read(finding: dict[str, Any], probed: Probed) -> None:
-    if "mistake" in finding:
-        raise UserError(finding["mistake"])
-    if "row" in finding:
-        probed.rows.append(Row(**finding["row"]))
-    elif "example" in finding:
-        probed.example = [(text, taught) for text, taught in finding["example"]]
-    else:
-        probed.facts |= finding
+def verdict(results: Sequence[CheckResult]) -> str:
+    """The conclusion in one sentence."""
+    status = {result.check: result.status for result in results}
+    if failed := [result.check for result in results if result.status == "fail"]:
+        return f"medlit cannot run here: {', '.join(failed)}."
+    if CONFIG not in status:
+        return "medlit can run here."
+    if gates := [check for check in _GATES if status.get(check) == "warn"]:
+        return f"medlit can run here; not all of the config was tried: {', '.join(gates)}."
+    return "This fit can run here."
+
+
+def _print_table(results: Sequence[CheckResult]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table(title="medlit doctor")
+    for heading in ("check", "", "found", "cure"):
+        table.add_column(heading, overflow="fold")
+    for row in results:
+        if row.check != EXAMPLE:
+            table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
+    console = Console()
+    console.print(table)
+    for row in results:
+        if row.check == EXAMPLE:  # too long for the table
+            console.rule("one example: the model learns the text in double brackets")
+            console.print(Text(row.found), soft_wrap=True)
+            console.rule()
+    console.print(verdict(results))

@@ -1,7 +1,6 @@
-"""`medlit doctor --config`: a fit on the same road as `medlit fit`, as far as its second step, that leaves nothing.
+"""`medlit doctor --config`: a fit up to its second optimizer step, by the code of `medlit fit`, that leaves no files.
 
-The command line is parsed, the notes are read, the weights loaded and the Trainer run by the very code of a fit, told
-to be a trial (`trainer.fast_dev_run`), which writes no run folder, log or checkpoint.
+`trainer.fast_dev_run` keeps Lightning from writing a run folder, logs or checkpoints.
 """
 
 from __future__ import annotations
@@ -10,244 +9,327 @@ import contextlib
 import io
 import itertools
 import resource
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
+import lightning as L
 import psutil
 import torch
 
-from medlit.base_model import load_tokenizer, missing, resolve
-from medlit.cli.cli import PARTS, MedlitCLI
+from medlit.base_model import load_tokenizer, resolve
+from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device
-from medlit.cli.warnings import quiet
-from medlit.data.collate import Batch
+from medlit.cli.warnings import silence_warnings
+from medlit.data.builtin import builtin_notes
+from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
 from medlit.model.language_model import dtype_for
-from medlit.model.memory import GIB
-from medlit.model.module import TRAIN_LOSS
-from medlit.tools.doctor.check_result import CONFIG, EXAMPLE, TRIAL, Row, told
-from medlit.tools.doctor.memory_fit import memory_row, need
-from medlit.tools.doctor.show import Example
-from medlit.tools.doctor.step_timer import STEPS, Stopwatch
-from medlit.tools.doctor.tokens import example, invented, label_row, supervision_row
+from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
+from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult
 
-# Micro-batches that are looked through; an epoch of a large table would take minutes.
-MOST_BATCHES = 256
+STEPS = 2  # the first one compiles
+# Micro-batches to look at; an epoch of a large table would take minutes.
+MAX_BATCHES = 256
+# Share of the free memory above which a fit is close to the limit.
+_CLOSE = 0.9
+_LABELS_NAMED = 3
 
 
-class Trial(MedlitCLI):
-    """A fit of two steps and one validation batch by one process, which runs when `go` is called."""
+class StepTimer(L.Callback):
+    """Times, in seconds, the loading, each optimizer step with all its micro-batches, and a validation batch.
 
-    no_device: UserError | None = None
+    Attributes:
+        loading: reading the weights.
+        steps: each optimizer step, up to the end of the GPU's work.
+        notes: notes of the last step.
+        tokens: its tokens without padding.
+        validation: one validation batch.
+        validation_notes: notes in it.
+    """
+
+    def __init__(self) -> None:
+        self.loading = self.validation = 0.0
+        self.steps: list[float] = []
+        self.notes = self.tokens = self.validation_notes = 0
+        self._start: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start: the weights load next."""
+        self._start = time.perf_counter()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The weights are loaded."""
+        self.loading = self._stop(pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
+        """Start at a step's first micro-batch."""
+        if self._start is None:
+            self._start = time.perf_counter()
+            self.notes = self.tokens = 0
+        self.notes += len(batch.lengths)
+        self.tokens += sum(batch.lengths)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop at a step's last micro-batch."""
+        if trainer.global_step > len(self.steps):
+            self.steps.append(self._stop(pl_module))
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: EvalBatch, *_: int
+    ) -> None:
+        """Start."""
+        self._start = time.perf_counter()
+        self.validation_notes = len(batch.label_ids)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop."""
+        self.validation = self._stop(pl_module)
+
+    def _stop(self, pl_module: L.LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        start, self._start = self._start, None
+        return 0.0 if start is None else time.perf_counter() - start
+
+
+class DryRunCLI(MedlitCLI):
+    """A fit of two steps and one validation batch in one process, which `start` runs."""
+
+    device_error: UserError | None = None
 
     def before_instantiate_classes(self) -> None:
-        """One device of those that are asked for, or the CPU, and no trace."""
+        """Use one of the requested devices, or the CPU if there are none, and write nothing."""
         config = self.config.fit
         trainer = config.trainer
         try:
             check_device(trainer.accelerator, trainer.devices)
         except UserError as error:
-            self.no_device = error
+            self.device_error = error
             if not torch.cuda.is_available():
                 trainer.accelerator = "cpu"
         devices = trainer.devices
-        trainer.devices = devices[:1] if isinstance(devices, list) and self.no_device is None else 1
+        trainer.devices = devices[:1] if isinstance(devices, list) and self.device_error is None else 1
         trainer.num_nodes, trainer.strategy, trainer.plugins = 1, "auto", None
         trainer.fast_dev_run = True
         trainer.enable_progress_bar = trainer.enable_model_summary = trainer.logger = False
-        config.ckpt_path = None
-        config.log_samples = 0
+        config.ckpt_path, config.log_samples = None, 0
         super().before_instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
-        """Count as a fit does, then stop it after the second step."""
+        """Accumulate micro-batches as a fit does, but stop after the second step."""
         super().after_instantiate_classes()
         batches = STEPS * self.trainer.accumulate_grad_batches
         self.trainer.limit_train_batches = self.trainer.val_check_interval = batches
         self.trainer.fit_loop.epoch_loop.max_steps = STEPS
         self.datamodule.trainer = self.trainer
-        self.watch = Stopwatch()
-        self.trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]
+        self.timer = StepTimer()
+        self.trainer.callbacks.append(self.timer)  # type: ignore[attr-defined]
 
     def _run_subcommand(self, subcommand: str) -> None:
         return
 
-    def go(self) -> None:
-        """Run it."""
+    def start(self) -> None:
+        """Run the fit."""
         super()._run_subcommand("fit")
 
 
-def parse(settings: list[str]) -> Trial:
-    """Read the settings as `medlit fit` does.
-
-    Raises:
-        UserError: one is not understood, or does not go together with others.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return Trial(
-                **PARTS,
-                save_config_callback=None,
-                seed_everything_default=3407,
-                args=["fit", *settings],
-            )
-    except SystemExit as stop:
-        raise UserError(said.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
-
-
-def rehearse(settings: list[str], show_notes: bool) -> Iterator[Row | Example]:
-    """What there is to know about a fit before it is started, as it is found.
+def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
+    """Check a fit before it starts; yields each result as it is found.
 
     Args:
         settings: `--config` files and flags.
-        show_notes: take the example from the notes themselves.
+        show_notes: take the example from the user's notes.
 
     Raises:
-        UserError: a setting is not understood.
+        UserError: a setting is invalid.
     """
-    quiet()
-    cli = parse(settings)
-    language_model = cli.model.language_model
-    names = ", ".join(str(path) for path in cli.config.fit.config or [])
-    yield Row(CONFIG, "ok", f"{names}: base model {language_model.base_model}, notes {cli.datamodule.source}")
-    if cli.no_device is not None:
-        row = told("devices", "fail", cli.no_device)
-        yield replace(row, cure=row.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
+    silence_warnings()
+    cli = _parse(settings)
+    data, language_model = cli.datamodule, cli.model.language_model
+    files = ", ".join(str(path) for path in cli.config.fit.config or [])
+    yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
+    if cli.device_error is not None:
+        result = CheckResult.from_error("devices", cli.device_error)
+        yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
-        cli.datamodule.split()
+        data.read_splits()
         stage = "base model"
         load_tokenizer(language_model.base_model, language_model.revision)
         stage = "notes"
-        largest = yield from _look(cli.datamodule, show_notes)
+        tokens = yield from _check_notes(data, show_notes)
         stage = "memory"
-        fits = _memory(cli, largest)
-        yield fits
-        if fits.status == "fail" or cli.no_device is not None:
-            why = "no training step was tried, since the fit cannot run here as it is set"
-            yield Row(TRIAL, "warn", why, "mend what fails above")
+        needed, memory = _check_memory(cli, tokens)
+        yield memory
+        if memory.status == "fail" or cli.device_error is not None:
+            found = "no training step was tried, since the fit cannot run here with these settings"
+            yield CheckResult(TRIAL, "warn", found, "first cure what fails above")
             return
         stage = TRIAL
-        cli.go()
-        yield from _went(cli)
-    except NotCachedError:  # nothing is fetched here, and a fit may well
-        notes = stage == "notes"
-        yield _not_cached(
-            "notes" if notes else "base model", cli.datamodule.source if notes else language_model.base_model
+        cli.start()
+        yield from _measured(cli, needed)
+    except NotCachedError:  # a fit may fetch it, the doctor does not
+        name = data.source if stage == "notes" else language_model.base_model
+        found = (
+            f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         )
+        cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
+        gated = "" if stage == "notes" else "; a gated model needs HF_TOKEN"
+        yield CheckResult("notes" if stage == "notes" else "base model", "warn", found, cure + gated)
     except UserError as error:
-        yield told(stage, "fail", error)
-    except Exception as error:  # whatever would end the fit is the finding
+        yield CheckResult.from_error(stage, error)
+    except Exception as error:  # anything that would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
-        cure = "run 'medlit fit' with the same settings to see where; it may be a bug"
-        yield Row(stage, "fail", f"{type(error).__name__}: {text}", cure)
+        cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
+        yield CheckResult(stage, "fail", f"{type(error).__name__}: {text}", cure)
 
 
-def _not_cached(check: str, name: str) -> Row:
-    """What a machine without the weights or notes cannot tell."""
-    found = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
-    cure = "a fit fetches it where there is a network; where there is none bring the cache folder along (make bundle)"
-    return Row(check, "warn", found, f"{cure}; a gated model needs HF_TOKEN" if check != "notes" else cure)
+def _parse(settings: list[str]) -> DryRunCLI:
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return DryRunCLI(["fit", *settings])
+    except SystemExit as stop:
+        raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
 
 
-def _look(data: TranscriptionDataModule, show_notes: bool) -> Generator[Row | Example, None, int]:
-    """The notes as the model will see them.
+# --- notes and labels -------------------------------------------------------------------------------------------------
 
-    Returns:
-        Tokens of the largest micro-batch that was looked through, padding included.
 
-    Raises:
-        UserError: they cannot be used as they are.
-    """
+def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult, None, int]:
+    """The notes as the model sees them; returns the padded tokens of the largest micro-batch."""
     data.setup("fit")
-    tables = {name: data.rows(name) for name in data.split().notes}
+    tables = {name: data.rows(name) for name in data.read_splits().notes}
     longest = max(max(table["length"][:]) for table in tables.values())
     cut = sum(tokens > 0 for table in tables.values() for tokens in table["cut_tokens"][:])
     share = cut / sum(map(len, tables.values()))
     counts = ", ".join(f"{name} {len(table):,}" for name, table in tables.items())
-    yield Row(
-        "notes",
-        "ok",
-        f"{counts}; the longest prompt has {longest:,} of at most {data.max_length:,} tokens; {share:.1%} of the notes"
-        " are cut",
-    )
+    limit = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
+    found = f"{counts}; the longest prompt has {limit}; {share:.1%} of the notes are cut"
+    yield CheckResult("notes", "ok", found)
     if data.label_set is not None:
-        yield label_row(data.prompt, data.label_set.names)
-    batches = list(itertools.islice(_micro_batches(data), MOST_BATCHES + 1))
-    shown = batches[0] if show_notes else invented(data)
-    runs = example(shown, data.prompt)
-    whose = "a note of your own" if show_notes else "an invented note"
-    supervised = sum(place < shown.padded().input_ids.shape[1] for place in shown.padded().places.tolist())
-    yield Row(EXAMPLE, "ok", f"{whose}, {shown.lengths[0]} tokens of which {supervised} are taught")
-    yield runs
-    looked = batches[:MOST_BATCHES]
-    yield supervision_row(looked, whole=len(batches) <= MOST_BATCHES)
-    return max(batch.input_ids.numel() for batch in looked)
+        yield check_labels(data.prompt, data.label_set.names)
+    loader = data.train_dataloader()  # without its worker processes
+    batches = [loader.dataset[batch] for batch in itertools.islice(loader.sampler, MAX_BATCHES)]
+    example = batches[0] if show_notes else _invented_batch(data)
+    text, supervised = mark_supervised(example, data.prompt)
+    kind = "one of your notes" if show_notes else "an invented note"
+    found = f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised: {text}"
+    yield CheckResult(EXAMPLE, "ok", found)
+    return max(batch.input_ids.numel() for batch in batches)
 
 
-def _micro_batches(data: TranscriptionDataModule) -> Iterator[Batch]:
-    """An epoch's, without the loader's worker processes."""
-    loader = data.train_dataloader()
-    return (loader.dataset[batch] for batch in loader.sampler)
-
-
-def _memory(cli: Trial, tokens: int) -> Row:
-    """Whether it will fit.
-
-    Args:
-        cli: the fit.
-        tokens: of its largest micro-batch.
+def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
+    """Whether K labels differ as token ids, and whether one is the beginning of another.
 
     Raises:
-        UserError: the base model's configuration is not to be had.
+        UserError: a label is longer than `data.max_response_tokens`.
     """
+    answers = sorted((prompt.response(name)[:-1], name) for name in names)  # without EOS
+    # In the order of ids a label stands right before the labels that begin with it.
+    same = [(a, b) for (ids, a), (others, b) in pairwise(answers) if ids == others]
+    prefixes = [(a, b) for (ids, a), (others, b) in pairwise(answers) if ids != others and others[: len(ids)] == ids]
+    if same:
+        found = f"the same tokens stand for {_pairs(same)}, so that no answer can tell them apart"
+        return CheckResult("labels", "fail", found, "spell them differently with data.labels.aliases")
+    sizes = [len(ids) + 1 for ids, _ in answers]
+    found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS"
+    if prefixes:
+        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
+        cure = "none needed unless answers stop too early: then spell them differently with data.labels.aliases"
+        return CheckResult("labels", "warn", found, cure)
+    first = len({ids[0] for ids, _ in answers})
+    return CheckResult("labels", "ok", f"{found}, {first} different first tokens; none is the beginning of another")
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    more = f" and {len(pairs) - _LABELS_NAMED} more" if len(pairs) > _LABELS_NAMED else ""
+    return ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:_LABELS_NAMED]) + more
+
+
+def _invented_batch(data: TranscriptionDataModule) -> Batch:
+    (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
+    (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
+    row["specialty"] = note["medical_specialty"]
+    return data.collator.train([row], data.collator.supervised(row))
+
+
+def mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
+    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
+    padded = batch.padded()
+    ids = padded.input_ids[0, : padded.lengths[0]].tolist()
+    supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
+    text = ""
+    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
+        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
+        text += f"[[{part}]]" if learned else str(part)
+    return text, len(supervised)
+
+
+# --- memory and time --------------------------------------------------------------------------------------------------
+
+
+def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     from transformers import AutoConfig
 
     data, language_model = cli.datamodule, cli.model.language_model
     device = cli.trainer.strategy.root_device
-    try:
-        config = AutoConfig.from_pretrained(
-            resolve(language_model.base_model), revision=language_model.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise missing(language_model.base_model, language_model.revision) from error
+    folder = resolve(language_model.base_model)
+    config = AutoConfig.from_pretrained(folder, revision=language_model.revision, trust_remote_code=False)
     lengths = data.rows("validation")["length"][:]
-    room = cli.model.decoding.max_new_tokens
-    answering = max(len(rows) * (max(lengths[row] for row in rows) + room) for rows in data.val_dataloader().sampler)
-    takes = need(
-        config, language_model, cli.model.lora, tokens, answering, device, dtype_for(device, language_model.dtype)
+    answer = cli.model.decoding.max_new_tokens
+    eval_tokens = max(
+        len(rows) * (max(lengths[row] for row in rows) + answer) for rows in data.val_dataloader().sampler
     )
+    dtype = dtype_for(device, language_model.dtype)
+    needed = fit_memory(config, language_model, cli.model.lora, tokens, eval_tokens, device, dtype)
     if device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(device)[0], "the GPU"
+        free, place = torch.cuda.mem_get_info(device)[0], "the GPU"
     else:
-        # What this process took for its imports is part of the estimate.
-        free, where = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
-    return memory_row(takes, free, where, tokens)
+        # The estimate includes what this process took for its imports.
+        free, place = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
+    return needed, memory_result(needed, free, place, tokens)
 
 
-def _went(cli: Trial) -> Iterator[Row]:
-    """What the steps took."""
-    watch = cli.watch
-    first, *later = watch.steps
-    loss = float(cli.trainer.callback_metrics[TRAIN_LOSS])
-    took = f"{later[-1]:.2f} s, after a first of {first:.1f} s" if later else f"{first:.1f} s, the first"
-    speed = watch.tokens / (later or [first])[-1]
-    yield Row(
-        "training step",
-        "ok",
-        f"{took}: {watch.notes} notes, {speed:,.0f} tokens/s, loss {loss:.3f} nats a taught token; the weights were"
-        f" loaded in {watch.loading:.0f} s",
+def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> CheckResult:
+    """Compare the estimate for micro-batches of T tokens with the free bytes of a place: the GPU or this machine."""
+    found = (
+        f"about {needed.total / GIB:.1f} of {free / GIB:.1f} GiB that are free on {place}: weights"
+        f" {needed.weights / GIB:.1f}, adapter and optimizer {needed.adapter / GIB:.1f}, a training micro-batch of"
+        f" {tokens:,} tokens {needed.training / GIB:.1f} ({needed.layers_kept} of {needed.layers} layers kept),"
+        f" evaluation {needed.evaluation / GIB:.1f}"
     )
-    yield Row(
-        "validation step",
-        "ok",
-        f"{watch.validation:.1f} s for the longest {watch.answered} notes ({cli.model.decoding.mode})",
+    larger = "eval_batch_size" if needed.evaluation > needed.training else "micro_batch_size"
+    cure = f"set data.batching.{larger} or model.language_model.max_length lower, or choose a smaller base model"
+    if needed.evaluation <= needed.training and needed.layers_kept > 1:
+        cure = f"set model.language_model.gradient_checkpointing to 'unsloth', or {cure}"
+    if needed.total > SLACK * free:
+        return CheckResult("memory", "fail", found, cure)
+    if needed.total > _CLOSE * free:
+        return CheckResult("memory", "warn", f"{found}; that is close", cure)
+    return CheckResult("memory", "ok", found)
+
+
+def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
+    timer = cli.timer
+    first, *later = timer.steps
+    loss = float(cli.trainer.callback_metrics["train/loss"])
+    seconds = f"{later[-1]:.2f} s, after a first of {first:.1f} s" if later else f"{first:.1f} s, the first"
+    found = (
+        f"{seconds}: {timer.notes} notes, {timer.tokens / timer.steps[-1]:,.0f} tokens/s, loss {loss:.3f} nats per"
+        f" supervised token; the weights were loaded in {timer.loading:.0f} s"
     )
+    yield CheckResult("training step", "ok", found)
+    found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"
+    yield CheckResult("validation step", "ok", found)
     device = cli.trainer.strategy.root_device
     if device.type == "cuda":
-        peak, where = torch.cuda.max_memory_allocated(device), "the GPU"
+        peak, place = torch.cuda.max_memory_allocated(device), "the GPU"
     else:
-        peak, where = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
-    yield Row("memory, measured", "ok", f"{peak / GIB:.1f} GiB at the most on {where} in these steps")
+        peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
+    found = f"peak of {peak / GIB:.1f} GiB on {place} in these steps, estimated {needed.total / GIB:.1f}"
+    yield CheckResult("memory, measured", "ok", found)

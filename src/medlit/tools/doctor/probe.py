@@ -1,137 +1,190 @@
-"""What only running it can tell: `python -m medlit.tools.doctor.probe`, by the doctor, in a process of its own.
+"""The doctor's child process, `python -m medlit.tools.doctor.probe`: what only a run can show.
 
-A broken CUDA library ends the process that loads it, and Unsloth must be imported as the verbs import it; so the
-doctor asks a child, and one child for everything, since importing is what takes the time. Each finding is one line of
-JSON on standard output, written at once, so that what was found before a crash still arrives:
+A broken CUDA library ends the process that loads it, and Unsloth must be imported in the order of a fit. Each result is
+one line of JSON on standard output, written at once, so that a crash loses none of the earlier ones:
 
-    {"torch": {"version": "2.13.0+cpu", "cuda": null, "gpus": []}}
-    {"bitsandbytes": {"version": "0.50.2"}}
-    {"4-bit": {"forward": 0.09, "backward": 0.08}}
-    {"unsloth": {"error": "ImportError: ..."}}
+    {"check": "torch", "status": "ok", "found": "2.13.0+cpu, built for the CPU", "cure": ""}
 
-With a config among the arguments, what `trial.py` finds of it follows: `{"row": {...}}`, `{"example": [...]}`, or
-`{"mistake": "..."}` where the settings themselves are none.
+With a config among the arguments the results of `dry_run.py` follow, or `{"mistake": "..."}` for invalid settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-
-Facts = dict[str, Any]
+from medlit.errors import UserError
+from medlit.tools.doctor.checks import REINSTALL, CheckResult, version_of
 
 
 def main(args: list[str] | None = None) -> None:
-    """Print the findings; whatever the libraries print themselves goes to standard error."""
+    """Print the results; what the libraries print goes to standard error."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--show_notes", action="store_true")
     options, settings = parser.parse_known_args(args)
-    answers, sys.stdout = sys.stdout, sys.stderr
-
-    def tell(finding: Facts) -> None:
-        print(json.dumps(finding), file=answers, flush=True)
-
-    imported = True
-    for name, probe in {
-        "torch": _torch,
-        "bitsandbytes": _bitsandbytes,
-        "4-bit": _four_bit,
-        "8-bit AdamW": _optimizer,
-        "triton": _triton,
-        "unsloth": _unsloth,
-    }.items():
-        found = _attempt(probe)
-        imported = imported and (name == "triton" or "error" not in found)
-        tell({name: found})
-    if settings and imported:
-        _try(settings, options.show_notes, tell)
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            for result in _check(settings, options.show_notes):
+                print(json.dumps(asdict(result)), file=stdout, flush=True)
+        except UserError as error:
+            print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)
 
 
-def _try(settings: list[str], show_notes: bool, tell: Callable[[Facts], None]) -> None:
-    from medlit.errors import UserError
-    from medlit.tools.doctor.check_result import Row
-    from medlit.tools.doctor.dry_run import rehearse
+def _check(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
+    usable = True
+    for name, check in LIBRARY_CHECKS.items():
+        try:
+            results = check()
+        except Exception as error:  # an import may raise anything, and that is the finding
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            results = [CheckResult(name, "fail", found, library_cure(name, _cuda()))]
+        usable = usable and all(result.status != "fail" for result in results)
+        yield from results
+    if settings and usable:
+        from medlit.tools.doctor.dry_run import dry_run
 
+        yield from dry_run(settings, show_notes)
+
+
+def library_cure(name: str, cuda: str) -> str:
+    """What to do about a library that does not work beside a PyTorch for this CUDA version (empty: for the CPU)."""
+    if name == "torch":
+        return REINSTALL
+    if name == "unsloth" and not cuda and version_of("torchvision"):
+        return "pip uninstall torchvision: it does not load beside a CPU build of torch, and Unsloth works without it"
+    cure = f"pip install --no-deps -r requirements/{'gpu' if cuda else 'cpu'}.txt"
+    return cure if name == "unsloth" else f"{cure}; if the error stays, see 'python -m bitsandbytes'"
+
+
+def _cuda() -> str:
     try:
-        for finding in rehearse(settings, show_notes):
-            tell({"row": asdict(finding)} if isinstance(finding, Row) else {"example": finding})
-    except UserError as error:
-        tell({"mistake": str(error)})
+        import torch
+    except Exception:  # reported by its own check
+        return ""
+    return torch.version.cuda or ""
 
 
-def _attempt(probe: Callable[[], Facts]) -> Facts:
-    try:
-        return probe()
-    except Exception as error:  # an import may raise anything, and what it raised is the finding
-        text = " ".join(str(error).split())
-        return {"error": f"{type(error).__name__}: {text}"}
-
-
-def _device() -> torch.device:
+def _torch() -> list[CheckResult]:
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _torch() -> Facts:
-    import torch
-
-    gpus = []
+    devices = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        found = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        # Emulated bf16 answers yes everywhere; native support came with Ampere, compute capability 8.0.
-        gpus.append(
-            {
-                "name": found.name,
-                "gib": round(total / 2**30, 1),
-                "free": round(free / 2**30, 1),
-                "bf16": found.major >= 8,
-            }
-        )
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
+        device = torch.cuda.get_device_properties(index)
+        free, total = (round(size / 2**30, 1) for size in torch.cuda.mem_get_info(index))
+        # Native bf16 came with Ampere (8.0); PyTorch's own check counts emulation too.
+        devices.append({"name": device.name, "gib": total, "free": free, "bf16": device.major >= 8})
+    cuda = _cuda()
+    build = f"{torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
+    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), driver(cuda), triton(bool(devices))]
 
 
-def _bitsandbytes() -> Facts:
-    return {"version": importlib.import_module("bitsandbytes").__version__}
+def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
+    """The GPUs that PyTorch can use, or why there is none.
+
+    Args:
+        devices: name, gib, free and bf16 of each.
+        cuda: the CUDA version that PyTorch is built for; empty for a CPU build.
+    """
+    precision = {True: "bf16", False: "no bf16, so fits run in 16-mixed (as configs/hardware/t4_16gb.yaml)"}
+    if devices:
+        found = [f"{gpu['name']}, {gpu['free']} of {gpu['gib']} GiB free, {precision[gpu['bf16']]}" for gpu in devices]
+        return [CheckResult(f"GPU {i}", "ok", text) for i, text in enumerate(found)]
+    if not command_output("nvidia-smi", "-L"):
+        cure = "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
+        return [CheckResult("GPU", "warn", "none: everything runs on the CPU", cure)]
+    if cuda:
+        cure = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
+        return [CheckResult("GPU", "warn", "PyTorch cannot use the GPU of this machine", cure)]
+    cure = f"{REINSTALL} BUILD=gpu"
+    return [CheckResult("GPU", "warn", "this machine has one, but PyTorch is built for the CPU", cure)]
 
 
-def _four_bit() -> Facts:
-    from medlit.tools.doctor.quantised import four_bit
-
-    return {"device": str(_device()), **four_bit(_device())}
-
-
-def _optimizer() -> Facts:
-    from medlit.tools.doctor.quantised import optimizer_step
-
-    return {"device": str(_device()), **optimizer_step(_device())}
-
-
-def _triton() -> Facts:
-    if _device().type != "cuda":
-        return {"version": None}
-    from medlit.tools.doctor.kernel import doubles
-
-    if not doubles():
-        raise ArithmeticError("a compiled kernel gave a wrong result")
-    return {"version": importlib.import_module("triton").__version__}
+def driver(cuda: str) -> CheckResult:
+    """The NVIDIA driver's version, and whether it is new enough for the CUDA that PyTorch is built for."""
+    report = command_output("nvidia-smi")
+    version = re.search(r"Driver Version:\s*([\d.]+)", report)
+    if version is None:
+        return CheckResult("NVIDIA driver", "ok", "none (needed for a GPU only)")
+    newest = re.search(r"CUDA[^|\n]*? Version:\s*([\d.]+)", report)
+    found = version[1] + (f", for CUDA up to {newest[1]}" if newest else "")
+    if newest and cuda and int(newest[1].split(".")[0]) < int(cuda.split(".")[0]):
+        cure = f"update the driver (for CUDA 13: 580 or newer), or install a PyTorch for CUDA {newest[1]}"
+        return CheckResult("NVIDIA driver", "warn", f"{found}; PyTorch is built for CUDA {cuda}", cure)
+    return CheckResult("NVIDIA driver", "ok", found)
 
 
-def _unsloth() -> Facts:
+def triton(has_gpu: bool) -> CheckResult:
+    """What Triton compiles Unsloth's kernels with: a C compiler and Python's headers."""
+    if not has_gpu:
+        return CheckResult("Triton", "ok", "not needed without a GPU")
+    missing = [] if any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))) else ["C compiler"]
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python.h")
+    if missing:
+        cure = "install a C compiler and Python's headers (build-essential, python3-dev)"
+        return CheckResult("Triton", "warn", f"cannot compile kernels: no {' and no '.join(missing)}", cure)
+    return CheckResult("Triton", "ok", "C compiler and Python.h found")
+
+
+def command_output(*command: str) -> str:
+    """Standard output of a command; empty if the command does not exist or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _bitsandbytes() -> list[CheckResult]:
+    return [CheckResult("bitsandbytes", "ok", f"{importlib.import_module('bitsandbytes').__version__}, imports")]
+
+
+def _four_bit() -> list[CheckResult]:
+    """One step through an NF4 layer with 8-bit AdamW, as a fit takes it."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.optim import AdamW8bit
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
+    x = torch.nn.Parameter(torch.ones(32, 128, device=device))  # of fewer than 4,096 numbers the state has 32 bits
+    optimizer = AdamW8bit([x], lr=1e-2, weight_decay=0.0)
+    layer(x).sum().backward()
+    optimizer.step()
+    if not x.isfinite().all() or x.eq(1).all():
+        raise ArithmeticError("a step through a 4-bit layer gives wrong numbers")
+    if not any(getattr(state, "dtype", None) == torch.uint8 for state in optimizer.state[x].values()):
+        raise ArithmeticError("8-bit AdamW does not keep its state in 8 bits")
+    place = {"cpu": "the CPU", "cuda": "the GPU"}[device.type]
+    return [CheckResult("4-bit training", "ok", f"an NF4 layer and a step of 8-bit AdamW run on {place}")]
+
+
+def _unsloth() -> list[CheckResult]:
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    return {"version": sys.modules["unsloth"].__version__}
+    return [CheckResult("unsloth", "ok", f"{sys.modules['unsloth'].__version__}, imports")]
 
+
+LIBRARY_CHECKS = {
+    "torch": _torch,
+    "bitsandbytes": _bitsandbytes,
+    "4-bit training": _four_bit,
+    "unsloth": _unsloth,
+}
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from medlit._version import __version__
 from medlit.atomic_io import read_json
 from medlit.errors import UserError
-from medlit.report.content import number, percent, span
+from medlit.evaluation.metrics import number, percent, span
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
 from medlit.tools.export.source import Weights, hub_id, public_name

@@ -22,9 +22,10 @@ import torch
 
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
+from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable
 from medlit.cli.validation import check_settings
-from medlit.cli.warnings import quiet
+from medlit.cli.warnings import silence_warnings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline
@@ -33,7 +34,6 @@ from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, 
 from medlit.tools.export.merged import config_folder, merged_weights, write_merged
 from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
 from medlit.tools.export.verify import VERIFICATION_FILE, Verification
-from medlit.tools.settings import data_module, settings
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -51,7 +51,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     Raises:
         UserError: something cannot be used, or the export answers differently; nothing is left on disk.
     """
-    quiet()
+    silence_warnings()
     quantisations = _check_options(options)
     token = check_upload(options) if options.to == "hub" else None
     config = _read_settings(options, rest)
@@ -69,7 +69,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     log(f"loading {base.base_model} and {weights.path}")
     model = weights.load(device)
     log("scoring the labels with medlit's model")
-    reference = reference_answers(model, data_module(config), weights.metadata.labels, options.notes)
+    reference = reference_answers(model, make_datamodule(config), weights.metadata.labels, options.notes)
     verification = Verification(reference, options.max_changed, options.max_drift)
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {weights.base_bits}, on {device.type}"}
     if options.output.exists():
@@ -138,7 +138,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     has_config = any(argument.split("=")[0] == "--config" for argument in rest)
     recorded = fit_settings(run) if run is not None and not has_config else []
     adapter = [] if options.adapter is None else ["--model.adapter", options.adapter]
-    config = settings("export", [*recorded, *rest, *adapter])
+    config = parse_settings("export", [*recorded, *rest, *adapter])
     check_settings(config)
     check_device(config.trainer.accelerator, 1)
     return config

@@ -1,0 +1,114 @@
+"""Files that describe a run: its settings, its split, and on request a few notes with their answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+
+from medlit.atomic_io import atomic_write
+from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.data.collate import EvalBatch
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.model.module import SpecialtyClassifier
+
+
+class SaveRunFiles(SaveConfigCallback):
+    """Writes `config_<subcommand>.yaml` and `split.parquet`, which has ids and hashes of texts but no text.
+
+    They are written once notes are read and weights are loaded: a run that fails before leaves earlier files as they
+    are. The split is that of the last fit; another subcommand writes it only where there is none.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Do nothing yet, unlike Lightning's callback."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files of a fit."""
+        self.save_config(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files of `validate`, but not in the validations of a fit."""
+        if subcommand_of(trainer) == "validate":
+            self.save_config(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files of `test`."""
+        self.save_config(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files of `predict`; a table or a single note has no split."""
+        self.save_config(trainer, pl_module, "predict")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the files, on the first process."""
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        with atomic_write(folder / f"config_{stage}.yaml") as path:
+            path.write_text(text, encoding="utf-8")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        split_file = folder / "split.parquet"
+        has_split = isinstance(data, TranscriptionDataModule) and data.splits is not None
+        if has_split and (stage == "fit" or not split_file.exists()):
+            data.splits.write(split_file)
+
+
+class SaveSamples(L.Callback):
+    """Appends the prompts and answers of each validation's or test's first notes to `samples.jsonl`.
+
+    Patients' text is written nowhere else but in predictions, so this is off by default, and the file is readable by
+    its owner alone. A trial run (`fast_dev_run`) writes none.
+
+    Args:
+        notes: how many of the first process's notes.
+    """
+
+    def __init__(self, notes: int) -> None:
+        self.notes = notes
+        self._remaining = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start with the first note."""
+        self._path = run_folder(trainer) / "samples.jsonl"
+        is_trial = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._remaining = self.notes if trainer.is_global_zero and not is_trial else 0
+
+    on_test_start = on_validation_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's signature; answers here
+        batch: EvalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the samples of this batch."""
+        if not self._remaining or not isinstance(pl_module, SpecialtyClassifier):
+            return
+        prompts = batch.prompts
+        with open(self._path, "a", encoding="utf-8", opener=_open_private) as file:
+            for i in range(min(self._remaining, len(prompts.ids))):
+                prompt = prompts.input_ids[i][prompts.attention_mask[i].bool()]
+                sample = {
+                    "verb": subcommand_of(trainer),
+                    "step": trainer.global_step,
+                    "id": prompts.ids[i],
+                    "prompt": pl_module.tokenizer.decode(prompt, skip_special_tokens=True),
+                    "specialty": batch.label_names[int(batch.label_ids[i])],
+                    "answer": outputs["answers"].texts[i],
+                }
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+                self._remaining -= 1
+
+    on_test_batch_end = on_validation_batch_end
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,89 @@
+"""A full GPU ends a run with advice on which settings to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from compare import last_checkpoint
+
+from medlit.callbacks.memory import advice
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.settings import Batching
+from medlit.model.memory import GIB, Footprint, MeasuredMemory
+from medlit.model.module import SpecialtyClassifier
+from medlit.model.settings import LanguageModel
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (
+            "training_step",
+            "data.batching.micro_batch_size: the GPU's memory is too small for training; set"
+            " data.batching.micro_batch_size to 2",
+        ),
+        ("validation_step", "data.batching.eval_batch_size: the GPU's memory is too small for answering; set"),
+        ("configure_model", "model.language_model.base_model: "),
+    ],
+)
+def test_a_full_gpu_gives_advice_in_one_sentence(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, expected: str
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(SpecialtyClassifier, method, full)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
+    assert outcome.code == 2
+    message = outcome.err.splitlines()[-1]
+    assert message.startswith(f"medlit: {expected}"), outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_full_gpu_in_the_middle_of_a_fit_names_the_last_checkpoint(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SpecialtyClassifier.training_step
+
+    def full(self: SpecialtyClassifier, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+        if self.global_step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, *rest)
+
+    monkeypatch.setattr(SpecialtyClassifier, "training_step", full)
+    run = tmp_path / "version_0"
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
+    assert outcome.code == 2
+    assert outcome.err.endswith(f" The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}.\n")
+    assert last_checkpoint(run)["global_step"] == 4
+
+
+def test_the_advice_names_the_settings_to_change() -> None:
+    data = TranscriptionDataModule(batching=Batching(micro_batch_size=8, eval_batch_size=1))
+    kept = advice(
+        "training", LanguageModel(gradient_checkpointing="none"), data, MeasuredMemory(weights=6, peak=78, total=80)
+    )
+    assert "78.0 of 80.0 GiB" in kept
+    assert "data.batching.micro_batch_size to 4 (about 42.0 GiB or more)" in kept
+    assert "model.language_model.max_length to 1024 (about 42.0 GiB or more)" in kept
+    assert "model.language_model.gradient_checkpointing to 'unsloth' (about 11.0 GiB or more)" in kept
+    takes = Footprint(layers=32, fixed=6 * GIB, kept=108 * 1024, entry=8192, work=114_688)  # an 8B Llama's
+    auto = advice("training", LanguageModel(), data, MeasuredMemory(6, 78, 80), takes)
+    assert (
+        "set model.language_model.memory_budget_gib to 70.2, or data.batching.micro_batch_size to 4 (about 9.7 GiB"
+        " or more)" in auto
+    )
+    crowded = advice("training", LanguageModel(), data, MeasuredMemory(6, 12, 80), takes)
+    assert "memory_budget_gib" not in crowded, "one layer alone takes more"
+    assert "memory_budget_gib" not in advice("answering", LanguageModel(), data, MeasuredMemory(6, 78, 80), takes)
+    least = LanguageModel(gradient_checkpointing="unsloth")
+    assert "gradient_checkpointing" not in advice("training", least, data, MeasuredMemory(6, 78, 80))
+    single = advice("answering", LanguageModel(), data, MeasuredMemory(6, 78, 80))
+    assert "data.batching.eval_batch_size to" not in single
+    assert "set model.language_model.max_length to 1024" in single

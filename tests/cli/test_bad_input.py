@@ -1,0 +1,459 @@
+"""A user's mistake is one sentence that names the key, file or row and the cure; exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+Row = dict[str, str]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Run a verb that must fail as a user's mistake does; give the sentence."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> str:
+        before = {(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()}
+        folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+        outcome = medlit(*arguments)
+        assert outcome.code == 2, outcome.err
+        assert outcome.out == ""
+        assert "Traceback" not in outcome.err
+        said = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
+        assert len(said) == 1, outcome.err
+        assert outcome.err.rstrip().endswith(said[0])
+        assert {(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert {path for path in tmp_path.rglob("*") if path.is_dir()} == folders
+        return said[0]
+
+    return run
+
+
+@pytest.fixture
+def fit(refused: Refused, tiny_config: Path) -> Refused:
+    """Fit the tiny model with flags that cannot work."""
+    return lambda *flags: refused("fit", "--config", tiny_config, *flags)
+
+
+def table(path: Path, change: Callable[[list[Row]], object] = lambda rows: None) -> Path:
+    """The training notes as one CSV table, after a change to its rows."""
+    rows = [row for row in notes()["train"] if row["id"] != "train-04"]
+    changed = change(rows)
+    return write_csv(path, changed if isinstance(changed, list) else rows)
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(fit: Refused, tmp_path: Path) -> None:
+    said = fit("--data.source", tmp_path / "notes.csv")
+    assert f"data.source: there is no file or folder {tmp_path / 'notes.csv'}" in said
+
+
+def test_a_dataset_that_is_not_on_this_machine(fit: Refused) -> None:
+    said = fit("--data.source", "nobody/nothing")
+    assert "data.source: nobody/nothing" in said
+    assert "medlit audit --data.source nobody/nothing" in said
+
+
+@pytest.mark.parametrize("key", ["text", "label", "id"])
+def test_an_unknown_column(fit: Refused, tmp_path: Path, key: str) -> None:
+    source = table(tmp_path / "notes.csv")
+    said = fit("--data.source", source, f"--data.columns.{key}", "remarks")
+    assert f"data.columns.{key}: {source} has no column 'remarks'" in said
+    assert "id, transcription, medical_specialty" in said
+
+
+@pytest.mark.parametrize(("text", "what"), [("", "is empty"), ("transcription,medical_specialty\n", "no rows")])
+def test_an_empty_table(fit: Refused, tmp_path: Path, text: str, what: str) -> None:
+    source = tmp_path / "notes.csv"
+    source.write_text(text)
+    said = fit("--data.source", source)
+    assert str(source) in said
+    assert what in said
+    assert "at least one note" in said
+
+
+def test_a_label_column_with_one_class(fit: Refused, tmp_path: Path) -> None:
+    source = table(tmp_path / "notes.csv", lambda rows: [row | {"medical_specialty": HEART} for row in rows])
+    said = fit("--data.source", source)
+    assert "data.columns.label: a classifier needs at least two labels and the table has only" in said
+    assert HEART in said
+
+
+def test_an_empty_note(fit: Refused, tmp_path: Path) -> None:
+    source = table(tmp_path / "notes.csv", lambda rows: rows[6].update(transcription=" \n"))
+    said = fit("--data.source", source)
+    assert f"{source}, row 7 (id {notes()['train'][7]['id']}): the note is empty" in said
+    assert "delete such rows or fill them in" in said
+
+
+def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
+    source = write_notes(tmp_path / "notes")
+    rows = notes()["test"]
+    rows[3]["medical_specialty"] = "Radiology"
+    write_csv(source / "test.csv", rows)
+    said = fit("--data.source", source)
+    assert "the test split has the label 'Radiology' (first in note 'test-03')" in said
+    assert "data.labels.aliases" in said
+
+
+def test_no_message_repeats_a_note(fit: Refused, tmp_path: Path) -> None:
+    secret = "Jane Roe of Elm Street"
+    source = table(tmp_path / "notes.csv", lambda rows: [row | {"transcription": secret} for row in rows[:3]])
+    source.write_text(source.read_text() + f"x,{secret},Neurology,one field too many\n")
+    assert "Jane" not in fit("--data.source", source)
+
+
+def test_a_split_that_the_source_lacks(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    source = write_notes(tmp_path / "notes")
+    (source / "test.csv").unlink()
+    said = refused("test", "--config", tiny_config, "--data.source", source, "--data.split.kind", "official")
+    assert f"data.source: {source} has no test split" in said
+    assert "grouped" in said
+
+
+def test_fewer_notes_than_a_step_needs(fit: Refused) -> None:
+    assert "data.batching.global_batch_size: the training split has 24 notes" in fit(
+        "--data.batching.global_batch_size", "25"
+    )
+
+
+def test_a_limit_without_room_for_a_note(fit: Refused) -> None:
+    said = fit("--model.language_model.max_length", "50")
+    assert "model.language_model.max_length: 50 tokens leave no room for a note" in said
+    assert "set it to at least" in said
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_no_note_at_all(refused: Refused, tiny_config: Path, text: str) -> None:
+    assert "data.predict.text: the note is empty" in refused(
+        "predict", "--config", tiny_config, "--data.predict.text", text
+    )
+
+
+def test_predictions_to_a_file_of_unknown_format(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--output", "filed.xlsx")
+    assert "output: filed.xlsx ends in none of .csv, .jsonl, .parquet" in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "threshold", "reason"),
+    [("likelihood", "1.5", "must be a number from 0 to 1"), ("generate", "0.5", "gives no probabilities")],
+)
+def test_a_threshold_that_cannot_work(
+    refused: Refused, tiny_config: Path, mode: str, threshold: str, reason: str
+) -> None:
+    arguments = ["--model.decoding.mode", mode, "--model.decoding.abstain_below", threshold]
+    said = refused("predict", "--config", tiny_config, *arguments)
+    assert "model.decoding.abstain_below: " in said
+    assert reason in said
+
+
+def test_resuming_a_single_note(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.predict.text", "A knee.", "--resume")
+    assert "resume: a single note cannot be resumed" in said
+
+
+def test_one_note_into_a_table(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    said = refused(
+        "predict", "--config", tiny_config, "--data.predict.text", "A knee.", "--output", tmp_path / "filed.csv"
+    )
+    assert "output: the answer to one note is printed" in said
+
+
+def test_a_table_to_file_that_is_missing(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.predict.source", "incoming.csv")
+    assert "data.predict.source" in said
+    assert "incoming.csv" in said
+
+
+# --- models and machines ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_that_is_not_there(fit: Refused, tmp_path: Path) -> None:
+    said = fit("--model.language_model.base_model", tmp_path / "llama")
+    assert f"model.language_model.base_model: {tmp_path / 'llama'} is not a folder with a model" in said
+
+
+def test_a_folder_that_holds_no_model(fit: Refused, tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    assert "holds no config.json" in fit("--model.language_model.base_model", tmp_path / "llama")
+
+
+def test_a_model_that_is_neither_cached_nor_within_reach(fit: Refused) -> None:
+    said = fit("--model.language_model.base_model", "nobody/no-llama")
+    assert (
+        "model.language_model.base_model: nobody/no-llama is neither in the local cache nor to be had from the Hub"
+        in said
+    )
+    assert "hf download nobody/no-llama" in said
+
+
+def test_a_model_folder_without_its_weights(fit: Refused, llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    (folder / "model.safetensors").unlink()
+    assert f"model.language_model.base_model: {folder}" in fit("--model.language_model.base_model", folder)
+
+
+def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"model.language_model.base_model: {folder}" in fit("--model.language_model.base_model", folder)
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_read(
+    fit: Refused, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 405B's shape; the weights are still the tiny model's. Embedding and head are in float32, on a CPU."""
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
+    config |= {"num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}
+    config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("medlit.model.memory.free_on", lambda device: 24 * 2**30)
+    said = fit("--model.language_model.base_model", folder)
+    assert f"the weights of {folder} take about 209 GiB in 4 bit, and this machine has 24.0 GiB free" in said
+    assert "choose a smaller base model or a device with more memory" in said
+
+
+def test_layers_that_the_model_does_not_have(fit: Refused) -> None:
+    said = fit("--model.lora.target_modules", "[qkv_proj,o_proj]")
+    assert "model.lora.target_modules" in said
+    assert "qkv_proj" in said
+
+
+def test_a_gpu_config_on_a_machine_without_one(fit: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = fit("--config", Path(__file__).parents[2] / "configs" / "hardware" / "gpu_80gb.yaml")
+    assert "trainer.accelerator: the config needs a GPU and PyTorch sees none; run 'medlit doctor'" in said
+
+
+def test_more_gpus_than_there_are(fit: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    said = fit("--trainer.accelerator", "gpu", "--trainer.devices", "8")
+    assert "trainer.devices: the config needs 8 GPUs and PyTorch sees 1" in said
+
+
+def test_processes_that_do_not_divide_a_step(fit: Refused) -> None:
+    said = fit("--trainer.devices", "3")
+    assert "data.batching.global_batch_size: 8 notes an optimizer step cannot be shared evenly by 3 processes" in said
+
+
+# --- checkpoints and adapters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_of_another_base_model(
+    refused: Refused, run: Path, tiny_config: Path, llama: Path, tmp_path: Path, verb: str
+) -> None:
+    other = write_llama(tmp_path / "other")
+    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.language_model.base_model", other]
+    said = refused(verb, *arguments)
+    assert f"model.language_model.base_model: the checkpoint {run.relative_to(tmp_path)}/checkpoints/best.ckpt" in said
+    assert f"set it to '{llama}'" in said
+
+
+def test_a_checkpoint_of_another_adapter(refused: Refused, run: Path, tiny_config: Path) -> None:
+    said = refused("test", "--config", tiny_config, "--ckpt_path", "best", "--model.lora.r", "8")
+    assert "model.lora.r: the checkpoint" in said
+    assert "was trained with 16 and the config says 8" in said
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000, -1])
+def test_a_truncated_checkpoint(refused: Refused, run: Path, tiny_config: Path, size: int) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    path.write_bytes(path.read_bytes()[:size])
+    said = refused("validate", "--config", tiny_config, "--ckpt_path", "best")
+    assert "best.ckpt is cut short, damaged or not a checkpoint" in said
+
+
+def test_a_checkpoint_of_another_program(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
+    said = refused("validate", "--config", tiny_config, "--ckpt_path", "other.ckpt")
+    assert "ckpt_path" in said
+    assert "not written by medlit" in said
+
+
+def test_a_checkpoint_that_is_missing(refused: Refused, run: Path, tiny_config: Path) -> None:
+    (run / "checkpoints" / "best.ckpt").unlink()
+    said = refused("validate", "--config", tiny_config, "--ckpt_path", "best")
+    assert "ckpt_path: there is no best checkpoint in any run in logs/tiny; run 'medlit fit' first" in said
+    said = refused("validate", "--config", tiny_config, "--ckpt_path", "elsewhere.ckpt")
+    assert "ckpt_path: there is no file elsewhere.ckpt" in said
+
+
+def test_labels_that_a_checkpoint_never_learned(refused: Refused, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    source = write_notes(tmp_path / "notes")
+    for split, rows in notes().items():
+        renamed = {BONE: "Radiology"}
+        changed = [row | {"medical_specialty": renamed.get(row["medical_specialty"], HEART)} for row in rows]
+        write_csv(source / f"{split}.csv", changed)
+    said = refused("test", "--config", tiny_config, "--ckpt_path", "best", "--data.source", source)
+    assert "data.columns.label: the data has the label 'Radiology', which" in said
+
+
+def test_a_folder_without_an_adapter(fit: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "model.adapter: empty holds no adapter_config.json" in fit("--model.adapter", "empty")
+
+
+def test_an_adapter_that_is_neither_here_nor_within_reach(fit: Refused) -> None:
+    assert "model.adapter: nobody/no-adapter is neither a folder nor" in fit("--model.adapter", "nobody/no-adapter")
+
+
+def test_an_adapter_whose_weights_are_cut_short(refused: Refused, run: Path, tiny_config: Path) -> None:
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    said = refused("test", "--config", tiny_config, "--model.adapter", run / "adapter")
+    assert "adapter_model.safetensors is missing or broken" in said
+
+
+def test_an_adapter_of_another_base_model(refused: Refused, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    other = write_llama(tmp_path / "other")
+    arguments = [
+        "--config",
+        tiny_config,
+        "--model.adapter",
+        run / "adapter",
+        "--model.language_model.base_model",
+        other,
+    ]
+    assert "model.language_model.base_model: the adapter" in refused("test", *arguments)
+
+
+def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_config: Path) -> None:
+    (run / "adapter" / "medlit.json").write_text('{"base_model": ')
+    said = refused("test", "--config", tiny_config, "--model.adapter", run / "adapter")
+    assert "medlit.json" in said
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("--val_every_steps", "0", "val_every_steps: must be an integer of at least 1, not 0"),
+        ("--model.lora.r", "0", "model.lora.r"),
+        (
+            "--model.language_model.memory_budget_gib",
+            "0",
+            "model.language_model.memory_budget_gib: must be a number over 0 or null, not 0",
+        ),
+        ("--data.batching.micro_batch_size", "0", "data.batching.micro_batch_size"),
+        ("--data.batching.global_batch_size", "0", "data.batching.global_batch_size"),
+        ("--data.batching.eval_batch_size", "0", "data.batching.eval_batch_size"),
+        ("--model.decoding.max_new_tokens", "0", "model.decoding.max_new_tokens"),
+        ("--trainer.overfit_batches", "2", "trainer.overfit_batches"),
+        ("--trainer.limit_train_batches", "3", "trainer.limit_train_batches: it would cut optimizer steps in two"),
+        ("--trainer.val_check_interval", "10", "trainer.val_check_interval: a fit validates by optimizer steps"),
+        ("--trainer.check_val_every_n_epoch", "2", "leave it out and set val_every_steps"),
+        ("--checkpoint.save_top_k", "3", "checkpoint.save_top_k: 'best' is one checkpoint"),
+        (
+            "--checkpoint.save_weights_only",
+            "true",
+            "checkpoint.save_weights_only: a checkpoint already holds only the trained weights",
+        ),
+        ("--trainer.enable_checkpointing", "false", "trainer.enable_checkpointing"),
+        ("--model.optimizer.learning_rate", "0", "model.optimizer.learning_rate: must be a number over 0, not 0"),
+        ("--model.optimizer.warmup_steps", "-1", "model.optimizer.warmup_steps: must be an integer of at least 0"),
+        ("--model.lora.dropout", "1", "model.lora.dropout: must be a number from 0 to under 1, not 1"),
+        ("--model.lora.r", "2.5", "model.lora.r: must be an integer of at least 1, not 2.5"),
+        ("--model.lora", "null", "model.lora: null is the bare base model, and a fit trains an adapter"),
+        ("--trainer.max_steps", "0", "trainer.max_steps: must be at least 1, or -1"),
+        ("--data.split.shares", "[0.5, 0.2, 0.2]", "data.split.shares"),
+    ],
+)
+def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: str) -> None:
+    assert what in fit(flag, value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"), [("--trainer.default_root_dir", "trainer.default_root_dir"), ("--run_dir", "run_dir")]
+)
+def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: str, key: str) -> None:
+    (tmp_path / "runs").write_text("a file")
+    said = fit(flag, "runs/here")
+    assert f"{key}: runs/here" in said
+    assert f"{tmp_path / 'runs'} is a file" in said
+
+
+def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "filed").write_text("a file")
+    said = refused("predict", "--config", tiny_config, "--output", "filed/out.csv")
+    assert "output: filed/out.csv cannot be written" in said
+
+
+@pytest.mark.parametrize("text", ["model: {lora: [", "just a sentence", "- a\n- list"])
+def test_a_config_that_is_no_mapping(medlit: Medlit, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    outcome = medlit("fit", "--config", path)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "config" in outcome.err
+
+
+def test_a_config_that_is_missing(medlit: Medlit) -> None:
+    outcome = medlit("fit", "--config", "nowhere.yaml")
+    assert outcome.code == 2
+    assert "nowhere.yaml" in outcome.err
+
+
+def test_the_messages_are_for_users_and_a_bug_keeps_its_traceback(
+    medlit: Medlit, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI.after_instantiate_classes", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        medlit("fit", "--config", tiny_config)
+
+
+# --- settings that the parser does not understand ---------------------------------------------------------------------
+
+
+def test_an_unknown_setting_is_one_sentence_and_not_pages_of_usage(fit: Refused) -> None:
+    said = fit("--data.txt_column", "note")
+    assert said.startswith("medlit: data.txt_column: there is no such setting; did you mean data.columns.text?")
+    assert "usage" not in said
+    assert "data.source" in fit("--data.source")
+    assert "model.lora.r" in fit("--model.lora.r", "lots")
+
+
+def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -> None:
+    assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("data: [\n")
+    refused("fit", "--config", "broken.yaml")
+
+
+def test_an_audit_whose_output_folder_is_a_file_is_refused_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medlit.__main__ import main
+
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--data.source", "builtin", "--output", str(tmp_path / "taken")])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"output: {tmp_path / 'taken' / 'audit.json'} cannot be written" in said.err

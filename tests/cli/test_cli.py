@@ -1,0 +1,590 @@
+"""The command line as a user sees it: settings and their precedence, run folders, four verbs on a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+import yaml
+from fakes import SPECIALTIES, notes, write_csv
+
+import medlit as package
+from medlit.errors import UserError
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+SOURCE = Path(package.__file__).parents[1]
+COUNTED = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
+OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
+SCORES = COUNTED | DOUBT | OF_PROBABILITIES
+COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
+HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", "numpy", "matplotlib")
+
+
+def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `medlit` in a process of its own, then a line of code in it."""
+    script = (
+        "import sys\nfrom medlit.__main__ import main\n"
+        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{code}"
+    )
+    return python("-c", script, cwd=cwd)
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def settings(medlit: Medlit, *arguments: object) -> dict[str, dict]:
+    """What `--print_config` shows."""
+    outcome = medlit(*arguments, "--print_config")
+    assert outcome.code == 0, outcome.err
+    return yaml.safe_load(outcome.out)
+
+
+def scores(path: Path) -> dict[str, object]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def curve(run: Path, tag: str) -> list[tuple[int, float]]:
+    """(step, value) of one metric in TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+# --- before any model -------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = command("--help", cwd=tmp_path, code=f"print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert all(f"  {verb} " in done.stdout for verb in ("fit", "validate", "test", "predict", "doctor", "audit"))
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert files(tmp_path) == set()
+
+
+def test_print_config_loads_no_weights_and_not_unsloth(tmp_path: Path) -> None:
+    arguments = ["fit", "--model.language_model.base_model", "./nowhere", "--print_config"]
+    done = command(*arguments, cwd=tmp_path, code="print('#', 'unsloth' in sys.modules)")
+    assert yaml.safe_load(done.stdout)["model"]["language_model"]["base_model"] == "./nowhere"
+    assert done.stdout.splitlines()[-1] == "# False"
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["--config", "a.yaml"]])
+def test_an_unknown_verb_exits_2(arguments: list[str]) -> None:
+    from medlit.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "config", "flag", "r"),
+    [
+        (False, False, False, 16),
+        (True, False, False, 4),
+        (True, True, False, 8),
+        (False, True, False, 8),
+        (True, True, True, 2),
+        (True, False, True, 2),
+    ],
+)
+def test_default_then_environment_then_config_then_flag(
+    medlit: Medlit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: bool,
+    config: bool,
+    flag: bool,
+    r: int,
+) -> None:
+    path = tmp_path / "lora.yaml"
+    path.write_text("model: {lora: {r: 8}}")
+    if environment:
+        monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
+    arguments = [*(["--config", path] if config else []), *(["--model.lora.r", "2"] if flag else [])]
+    assert settings(medlit, "fit", *arguments)["model"]["lora"]["r"] == r
+
+
+def test_a_later_config_wins_and_leaves_the_rest(medlit: Medlit, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("model: {lora: {r: 8, alpha: 32}}")
+    second.write_text("model: {lora: {r: 4}}")
+    lora = settings(medlit, "fit", "--config", first, "--config", second)["model"]["lora"]
+    assert (lora["r"], lora["alpha"]) == (4, 32)
+
+
+def test_a_variable_of_one_verb_does_not_affect_another(medlit: Medlit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
+    assert settings(medlit, "test")["model"]["lora"]["r"] == 16
+
+
+@pytest.mark.parametrize(
+    "flag", ["--model.lora.rank=4", "--data.sourse=builtin", "--trainer.steps=1", "--output=a.csv"]
+)
+def test_an_unknown_flag_exits_2(medlit: Medlit, flag: str) -> None:
+    outcome = medlit("fit", flag)
+    assert outcome.code == 2
+    assert flag.removeprefix("--").partition("=")[0].split(".")[-1] in outcome.err
+
+
+def test_an_unknown_key_in_a_config_exits_2(medlit: Medlit, tmp_path: Path) -> None:
+    path = tmp_path / "typo.yaml"
+    path.write_text("model: {lora: {rank: 4}}")
+    outcome = medlit("fit", "--config", path)
+    assert outcome.code == 2
+    assert "rank" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["MEDLIT_FIT__MODEL__LORA__RANK", "MEDLIT_TRAIN__MODEL__LORA__R", "MEDLIT_LORA_R"])
+def test_an_unknown_name_in_the_environment_exits_2(
+    medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "4")
+    for more in ([], ["--print_config"]):
+        outcome = medlit("fit", *more)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
+        assert outcome.out == ""
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
+def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    from medlit.cli.arguments import parse_settings
+
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SOURCE", "x.csv")
+    monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
+    assert parse_settings(tool, []).data.source == "x.csv"
+    monkeypatch.setenv(f"MEDLIT_{tool.upper()}__DATA__SORCE", "x.csv")
+    with pytest.raises(UserError, match=f"MEDLIT_{tool.upper()}__DATA__SORCE: there is no such setting"):
+        parse_settings(tool, [])
+
+
+@pytest.mark.parametrize("name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE"])
+def test_known_names_in_the_environment_pass(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    outcome = medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which fails right after the check
+    assert "trainer.accumulate_grad_batches" in outcome.err
+
+
+@pytest.mark.parametrize("how", ["flag", "config"])
+def test_accumulation_cannot_be_set(medlit: Medlit, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "accumulate.yaml"
+    path.write_text("trainer: {accumulate_grad_batches: 4}")
+    arguments = ["--config", path] if how == "config" else ["--trainer.accumulate_grad_batches", "4"]
+    outcome = medlit("fit", *arguments, "--trainer.default_root_dir", tmp_path / "logs")
+    assert outcome.code == 2
+    assert "trainer.accumulate_grad_batches: it follows from data.batching.global_batch_size" in outcome.err
+    assert files(tmp_path) == {"accumulate.yaml"}
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint.monitor", "--early_stopping.monitor"])
+def test_an_unknown_metric_is_refused_before_the_fit(medlit: Medlit, flag: str) -> None:
+    outcome = medlit("fit", flag, "val/f1")
+    assert outcome.code == 2
+    assert f"{flag[2:]}: 'val/f1' is not measured" in outcome.err
+    assert "val/f1_macro" in outcome.err
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_leaves_a_complete_run_folder(fitted: Path) -> None:
+    found = files(fitted)
+    events = {name for name in found if name.startswith("events.out.tfevents")}
+    adapter = {name for name in found if name.startswith("adapter/")}
+    assert len(events) == 1
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/medlit.json"} <= adapter
+    assert {"adapter/tokenizer.json", "adapter/tokenizer_config.json"} <= adapter
+    assert found - events - adapter == {
+        "config_fit.yaml",
+        "hparams.yaml",
+        "fit_metrics.json",
+        "fit_answers.parquet",
+        "confusion_fit.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "split.parquet",
+    }
+    assert not [path for path in fitted.parent.parent.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_fit_s_metrics_are_complete(fitted: Path) -> None:
+    found = scores(fitted / "fit_metrics.json")
+    assert set(found) == SCORES
+    assert set(found["per_class"]) == set(SPECIALTIES)
+    assert [len(row) for row in found["confusion"]] == [4, 4, 4]
+    assert sum(map(sum, found["confusion"])) == found["n"] == 8
+    assert found["loss"] > 0
+    assert found["accuracy_ci"][0] <= found["accuracy"] <= found["accuracy_ci"][1]
+    assert {found[name] for name in OF_PROBABILITIES} == {None}  # free generation weighs no labels
+    assert (fitted / "confusion_fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_of_answers_names_notes_and_holds_no_text(fitted: Path) -> None:
+    found = pd.read_parquet(fitted / "fit_answers.parquet")
+    assert list(found) == ["id", "text_hash", "truth", "answer", "tokens", "cut_tokens"]
+    given = {note["id"]: note["medical_specialty"] for note in notes()["validation"]}
+    assert dict(zip(found["id"], found["truth"], strict=True)) == given
+    assert list(found["id"]) == list(given)
+    accuracy = (found["answer"] == found["truth"]).mean()
+    assert accuracy == pytest.approx(scores(fitted / "fit_metrics.json")["accuracy"])
+    assert found["tokens"].between(50, 112).all()
+
+
+def test_the_saved_config_trains_the_same_again(fitted: Path, tiny_config: Path, medlit: Medlit) -> None:
+    saved = settings(medlit, "fit", "--config", fitted / "config_fit.yaml")
+    given = settings(medlit, "fit", "--config", tiny_config)
+    assert saved["model"] == given["model"]
+    assert saved["data"] == given["data"]
+    assert saved["trainer"]["max_steps"] == 11
+
+
+def test_tensorboard_has_losses_scores_and_settings(fitted: Path) -> None:
+    loss = curve(fitted, "train/loss")
+    assert len(loss) == 11
+    assert loss[-1][1] < loss[0][1] / 2
+    assert [step for step, _ in curve(fitted, "val/accuracy")] == [3, 7, 10]  # after 4 and 8 steps, and the last
+    assert all(math.isfinite(value) for _, value in curve(fitted, "val/loss"))
+    settings = yaml.safe_load((fitted / "hparams.yaml").read_text())
+    assert (settings["lora"]["r"], settings["optimizer"]["learning_rate"]) == (16, 0.02)
+    assert curve(fitted, "hparams/val/f1_macro")[0][1] == curve(fitted, "val/f1_macro")[-1][1]
+
+
+def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to(fitted: Path, llama: Path) -> None:
+    import torch
+
+    for name, step in (("last", 11), ("best", None)):
+        path = fitted / "checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint["state_dict"]
+        assert all("lora_" in key for key in checkpoint["state_dict"])
+        assert all(value.dtype == torch.float32 for value in checkpoint["state_dict"].values())
+        assert checkpoint["medlit"]["base_model"] == str(llama)
+        assert checkpoint["medlit"]["labels"] == sorted(SPECIALTIES)
+        assert "hyper_parameters" not in checkpoint
+        assert step in (None, checkpoint["global_step"])
+        assert path.stat().st_size < 1_000_000
+
+
+def test_a_run_does_not_touch_an_earlier_one(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert medlit("fit", "--config", tiny_config, "--trainer.max_steps", "1").code == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert (run.with_name("version_1") / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_trial_run_leaves_nothing(
+    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trial = ["--trainer.fast_dev_run", "true", "--log_samples", "2"]
+    outcome = medlit("fit", "--config", tiny_config, *trial)
+    assert outcome.code == 0
+    assert "written" not in outcome.err
+    assert not list(tmp_path.iterdir()), "no file, and no folder"
+
+
+def test_the_folder_of_another_logger_is_reported(
+    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere", "--trainer.max_steps", "1"]
+    outcome = medlit("fit", "--config", tiny_config, *other)
+    assert outcome.code == 0
+    written = Path(outcome.err.strip().rpartition("medlit: written: ")[2])
+    assert written.parts[0] == "elsewhere"
+    assert (written / "fit_metrics.json").is_file()
+
+
+def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    import torch
+
+    best = max(value for _, value in curve(run, "val/f1_macro"))
+    arguments = ["--config", tiny_config, "--ckpt_path", "last", "--trainer.max_steps", "14"]
+    outcome = medlit("fit", *arguments)
+    assert outcome.code == 0
+    assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_0")
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 14
+    steps = [step for step, _ in curve(run, "train/loss")]
+    assert steps == list(range(14))
+    best = max(best, *(value for _, value in curve(run, "val/f1_macro")))
+    medlit("validate", "--config", tiny_config, "--ckpt_path", "best")
+    assert scores(run / "validate_metrics.json")["f1_macro"] == pytest.approx(best)
+
+
+# --- from a checkpoint ------------------------------------------------------------------------------------------------
+
+
+def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    assert medlit("validate", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    found = scores(run / "validate_metrics.json")
+    assert set(found) == SCORES
+    best = max(range(3), key=lambda i: curve(run, "val/f1_macro")[i][1])
+    for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
+        assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
+    assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
+
+
+def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert medlit("test", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    assert {"report.html", "report.md", "test_facts.json", "test_answers.parquet", "test_metrics.json"} <= files(run)
+    facts = scores(run / "test_facts.json")
+    assert facts["data"]["rows"] == {"train": 24, "validation": 8, "test": 8}
+    assert facts["data"]["source"].endswith(str(yaml.safe_load(tiny_config.read_text())["data"]["source"]))
+    assert facts["run"]["weights"].endswith("best.ckpt")
+    page = (run / "report.html").read_text()
+    assert f"{scores(run / 'test_metrics.json')['accuracy']:.1%}" in page
+    texts = [note["transcription"] for split in notes().values() for note in split]
+    for path in run.glob("*"):
+        if path.suffix in (".html", ".md", ".json", ".parquet") or "tfevents" in path.name:
+            assert not any(text.encode() in path.read_bytes() for text in texts), path
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert {"test/confusion", "test/classes", "test/length"} <= set(events.Tags()["images"])
+    assert curve(run, "hparams/test/f1_macro")[0][1] == pytest.approx(scores(run / "test_metrics.json")["f1_macro"])
+
+
+def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    assert medlit("validate", "--config", tiny_config, "--ckpt_path", "last").code == 0
+    found, fit = scores(run / "validate_metrics.json"), scores(run / "fit_metrics.json")
+    assert found.pop("loss") == pytest.approx(fit.pop("loss"), abs=1e-5)
+    assert found == fit
+
+
+def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    arguments = ["test", "--config", tiny_config]
+    assert medlit(*arguments, "--ckpt_path", "best").code == 0
+    assert medlit(*arguments, "--model.adapter", run / "adapter", "--run_dir", run.with_name("adapted")).code == 0
+    ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
+    assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
+    assert ours == theirs
+
+
+def test_an_adapter_in_a_closed_folder_costs_no_number(
+    medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkstemp
+
+    def mkstemp(*given: Any, **named: Any) -> tuple[int, str]:  # noqa: ANN401 - as the real one
+        if named.get("dir") == run / "adapter":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return make(*given, **named)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    before = (run / "adapter" / "medlit.json").read_bytes()
+    weighed = ["--model.decoding.mode", "likelihood", "--model.adapter", run / "adapter"]
+    outcome = medlit("validate", "--config", tiny_config, *weighed)
+    assert outcome.code == 0
+    told = f"is not kept with the adapter: {run / 'adapter' / 'medlit.json'} cannot be written (Permission denied)"
+    assert outcome.err.count(told) == 1
+    assert scores(run.with_name("version_1") / "validate_metrics.json")["temperature"] > 0
+    assert (run / "adapter" / "medlit.json").read_bytes() == before
+
+
+def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
+    medlit: Medlit, run: Path, tiny_config: Path, llama: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    from medlit.data.prompt import AlpacaPrompt
+
+    assert medlit("predict", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    base = AutoModelForCausalLM.from_pretrained(llama, quantization_config=quantised, device_map={"": "cpu"})
+    model = PeftModel.from_pretrained(base, run / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    prompt = AlpacaPrompt(tokenizer, max_length=112, max_response_tokens=8)
+    answers = []
+    for note in notes()["test"]:
+        ids = torch.tensor([prompt.prompt(note["transcription"]).input_ids])
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        answers.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    assert answers == list(pd.read_csv(run / "predictions.csv")["answer"])
+
+
+@pytest.mark.parametrize("word", ["best", "last"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_best_and_last_without_a_checkpoint_exit_2_before_lightning(
+    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, word: str
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the trainer was made")
+
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI.instantiate_trainer", never)
+    monkeypatch.chdir(tmp_path)
+    outcome = medlit(verb, "--ckpt_path", word)
+    assert outcome.code == 2
+    assert f"there is no {word} checkpoint in any run in logs/medlit" in outcome.err
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_trained_run_is_not_evaluated_with_untrained_weights(
+    medlit: Medlit, run: Path, tiny_config: Path, verb: str
+) -> None:
+    before = files(run)
+    outcome = medlit(verb, "--config", tiny_config, "--run_dir", run)
+    assert outcome.code == 2
+    assert "no weights are named; add --ckpt_path best" in outcome.err
+    assert files(run) == before
+
+
+def test_best_is_that_of_the_newest_run_or_of_run_dir(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    newer = run.with_name("version_1")
+    shutil.copytree(run, newer)
+    arguments = ["validate", "--config", tiny_config, "--ckpt_path", "best"]
+    assert medlit(*arguments).code == 0
+    assert "validate_metrics.json" in files(newer) - files(run)
+    assert medlit(*arguments, "--run_dir", run).code == 0
+    assert "validate_metrics.json" in files(run)
+
+
+def test_a_checkpoint_by_its_path(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "kept.ckpt"
+    shutil.copy(run / "checkpoints" / "last.ckpt", elsewhere)
+    assert medlit("validate", "--config", tiny_config, "--ckpt_path", elsewhere).code == 0
+    found = scores(run.with_name("version_1") / "validate_metrics.json")
+    assert found["confusion"] == scores(run / "fit_metrics.json")["confusion"]
+
+
+def test_a_flag_wins_over_what_a_checkpoint_saw(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    arguments = ["--config", tiny_config, "--ckpt_path", "last", "--model.decoding.max_new_tokens", "1"]
+    assert medlit("validate", *arguments).code == 0
+    saved = yaml.safe_load((run / "config_validate.yaml").read_text())
+    assert saved["model"]["decoding"]["max_new_tokens"] == 1
+    long = scores(run / "fit_metrics.json")["confusion"]
+    assert scores(run / "validate_metrics.json")["confusion"] != long  # the longest label has 3 tokens
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_in_each_format_are_the_same_table(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    weighed = ["--model.decoding.mode", "likelihood", "--model.decoding.abstain_below", "0"]
+    arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", *weighed]
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        assert medlit(*arguments, "--output", name).code == 0
+    tables = [
+        pd.read_csv("out.csv", dtype={"id": str}),
+        pd.read_json("out.jsonl", lines=True, dtype={"id": str}, precise_float=True),
+        pd.read_parquet("out.parquet"),
+    ]
+    for table in tables:
+        assert tuple(table.columns) == COLUMNS
+        assert list(table["id"]) == [note["id"] for note in notes()["test"]]
+        assert table.to_dict("records") == tables[0].to_dict("records")
+    assert set(tables[0]["specialty"]) <= set(SPECIALTIES)
+    assert not list(Path().glob(".*"))
+
+
+def test_an_answer_off_the_list_has_no_specialty(
+    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        assert medlit("predict", "--config", tiny_config, "--output", name).code == 0  # untrained: gibberish
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        assert {row["specialty"] for row in csv.DictReader(file)} == {""}
+    with open("out.jsonl", encoding="utf-8") as file:
+        assert {json.loads(line)["specialty"] for line in file} == {None}
+    assert pd.read_parquet("out.parquet")["specialty"].isna().all()
+
+
+def test_a_table_without_labels_is_classified(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"00{i}", "transcription": note["transcription"]} for i, note in enumerate(notes()["train"])]
+    table = write_csv(tmp_path / "unlabelled.csv", rows)
+    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.predict.source", table]
+    assert medlit("predict", *arguments).code == 0
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert {row["specialty"] for row in found} <= {*SPECIALTIES, ""}
+    assert int(found[0]["cut_tokens"]) > 0
+    assert found[1]["cut_tokens"] == "0"
+
+
+def test_one_note_prints_its_answer_and_writes_nothing(
+    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    before = files(tmp_path)
+    several = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]  # a config that trains on more than one
+    arguments = ["predict", "--config", tiny_config, *several, "--ckpt_path", "best", "--data.predict.text"]
+    outcome = medlit(*arguments, "Patient 30 years old, since Monday: heart pain.")
+    assert outcome.code == 0
+    assert outcome.out.strip()
+    assert len(outcome.out.splitlines()) == 1
+    assert files(tmp_path) == before
+
+
+def test_one_note_from_standard_input_in_a_fresh_process(
+    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "Patient 30 years old, since Monday:\nheart pain."
+    arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.predict.text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(note))
+    here = medlit(*arguments, "-").out
+    before = files(tmp_path)
+    assert command(*arguments, note, cwd=tmp_path).stdout == here
+    assert files(tmp_path) == before
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
+    ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
+    two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    python("-m", "medlit", "fit", *two, "--log_samples", "1", cwd=tmp_path)
+    run = tmp_path / "logs" / "tiny" / "version_0"
+    samples = (run / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [4, 8, 11]
+    assert files(run) - {path.name for path in run.glob("events*")} - {"samples.jsonl"} == (
+        files(fitted) - {path.name for path in fitted.glob("events*")}
+    )
+    for tag in ("train/loss", "val/loss", "val/accuracy"):
+        assert curve(run, tag) == [(step, pytest.approx(value, abs=1e-4)) for step, value in curve(fitted, tag)]
+    ours, theirs = (pd.read_parquet(folder / "fit_answers.parquet") for folder in (run, fitted))
+    assert ours["id"].tolist() == theirs["id"].tolist()
+    assert ours["truth"].tolist() == theirs["truth"].tolist()
+    python("-m", "medlit", "predict", *two, "--ckpt_path", "last", "--output", "two.csv", cwd=tmp_path)
+    one = tmp_path / "one.csv"
+    arguments = ["--config", tiny_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", "--output", one]
+    assert medlit("predict", *arguments).code == 0
+    assert one.read_text() == (tmp_path / "two.csv").read_text()

@@ -1,0 +1,339 @@
+"""From a table to batches: what gets to the model, what is refused, and where a resumed epoch goes on."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
+
+from medlit.data.data_fingerprint import DataFingerprint
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import UserError
+from medlit.report.facts import data_facts
+
+Make = Callable[..., TranscriptionDataModule]
+SECRET = "Zebra"
+
+
+@pytest.fixture
+def make(llama: Path, notes_folder: Path) -> Make:
+    """A datamodule of the forty notes with the tiny model's tokenizer; settings override."""
+
+    return functools.partial(tiny_datamodule, notes_folder, llama)
+
+
+def on_rank(
+    data: TranscriptionDataModule, rank: int, world_size: int, step: int = 0, device: str = "cpu"
+) -> TranscriptionDataModule:
+    """As if Lightning ran it as one of several processes."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy, global_step=step)  # type: ignore[assignment]
+    return data
+
+
+def read(data: TranscriptionDataModule, ids: torch.Tensor) -> str:
+    return str(data.prompt.tokenizer.decode(ids.tolist()))
+
+
+def all_text(data: TranscriptionDataModule) -> str:
+    """Everything that any batch of any verb shows to the model."""
+    data.setup("fit")
+    evaluated = [batch for loader in (data.val_dataloader(), data.test_dataloader()) for batch in loader]
+    asked = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
+    tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *asked]]
+    return "".join(read(data, row) for tensor in tensors for row in tensor)
+
+
+# --- what gets to the model -------------------------------------------------------------------------------------------
+
+
+def test_no_other_column_reaches_the_model(make: Make, tmp_path: Path) -> None:
+    for split, rows in notes().items():
+        extra = {"keywords": SECRET, "description": SECRET, "text": SECRET}
+        write_csv(tmp_path / f"{split}.csv", [row | extra for row in rows])
+    assert SECRET not in all_text(make(source=str(tmp_path)))
+    assert SECRET in all_text(make(source=str(tmp_path), columns={"text": "keywords"})), "the test would see it"
+
+
+def test_the_answer_is_in_no_prompt_and_the_text_ends_where_it_begins(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    for batch in data.val_dataloader():
+        specialties = [batch.label_names[label] for label in batch.label_ids]
+        answers = "".join(f"{name}{data.prompt.tokenizer.eos_token}" for name in specialties)
+        assert read(data, batch.loss.targets) == answers
+        for prompt in batch.prompts.input_ids:
+            assert read(data, prompt).endswith("### Response:\n")
+
+
+def test_an_epoch_shows_every_note_of_a_split_once(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    ids = {split: [row["id"] for row in rows] for split, rows in notes().items()}
+    assert sorted(i for batch in data.train_dataloader() for i in batch.ids) == sorted(ids["train"])
+    assert sorted(i for batch in data.val_dataloader() for i in batch.prompts.ids) == sorted(ids["validation"])
+    assert sorted(i for batch in data.test_dataloader() for i in batch.loss.ids) == sorted(ids["test"])
+    assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == sorted(ids["test"])
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make, mask_prompt: bool) -> None:
+    data = make(mask_prompt=mask_prompt)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 6
+    for step in (batches[:2], batches[2:4], batches[4:]):
+        labelled = sum(len(batch.targets) for batch in step)
+        assert {batch.step_tokens for batch in step} == {labelled}
+
+
+@pytest.mark.parametrize(("class_balance", "share"), [("none", 0.125), ("inverse", 0.5)])
+def test_class_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, class_balance: str, share: float) -> None:
+    rows = [row | {"medical_specialty": HEART if place < 3 else BONE} for place, row in enumerate(notes()["train"])]
+    rare = {row["id"] for row in rows[:3]}
+    source = str(write_csv(tmp_path / "train.csv", rows).parent)
+    data = make(source=source, split={"kind": "official"}, batching={"class_balance": class_balance})
+    data.setup("fit")
+    shown = [i for batch in data.train_dataloader() for i in batch.ids]
+    assert len(shown) == 24
+    assert len(data.train_dataloader()) == data.steps_per_epoch * 2
+    assert sum(i in rare for i in shown) == 24 * share
+
+
+def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
+    shown = []
+    for packing in (None, False, True):
+        data = make(batching={"packing": packing})
+        data.setup("fit")
+        batches = list(data.train_dataloader())
+        assert {batch.starts is not None for batch in batches} == {packing is True}, "a CPU pads"
+        shown.append([sorted(i for batch in batches[at : at + 2] for i in batch.ids) for at in (0, 2, 4)])
+    assert shown[0] == shown[1] == shown[2]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "capability", "packed"),
+    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), False), ("gemma2", (9, 0), False)],
+)
+def test_card_and_base_model_decide_whether_notes_are_packed(
+    make: Make,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    capability: tuple[int, int],
+    packed: bool,
+) -> None:
+    """What the model cannot take packed is grouped by length: notes dealt for packing and padded would waste it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    folder = shutil.copytree(llama, tmp_path / "base")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"model_type": model_type}))
+    data = on_rank(make(tokenizer={"base_model": str(folder)}), 0, 1, device="cuda")
+    data.setup("fit")
+    assert data.train_dataloader().sampler.packed is packed  # type: ignore[attr-defined]
+
+
+def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path) -> None:
+    data = make()
+    assert data_facts(data) == {}
+    data.read_splits()
+    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
+    data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, data.splits.hashes)  # type: ignore[union-attr]
+    assert data_facts(data)["revision"] == "a" * 40
+    one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
+    one_table.read_splits()
+    assert data_facts(one_table)["split"] == "grouped"
+
+
+def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
+    data = make(tokenizer={"max_length": 128})
+    data.setup("fit")
+    cut = {row["id"]: row["cut_tokens"] for row in data.rows("train")}
+    assert cut["train-00"] > 0
+    assert sum(count > 0 for count in cut.values()) == 1
+    assert max(length for batch in data.train_dataloader() for length in batch.lengths) <= 128
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_out_every_loader(make: Make, world_size: int) -> None:
+    ranks = [on_rank(make(), rank, world_size) for rank in range(world_size)]
+    for data in ranks:
+        data.setup("fit")
+    trained = [[i for batch in data.train_dataloader() for i in batch.ids] for data in ranks]
+    validated = [[i for batch in data.val_dataloader() for i in batch.loss.ids] for data in ranks]
+    for shares, size in ((trained, SPLITS["train"]), (validated, SPLITS["validation"])):
+        assert sum(map(len, shares)) == size
+        assert len({i for share in shares for i in share}) == size
+    # In training it is padded tokens that are shared evenly, not notes.
+    assert {len(share) for share in validated} == {SPLITS["validation"] // world_size}
+    assert all(trained)
+    assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make: Make, split: str) -> None:
+    size = SPLITS[split]
+    for rank in range(size + 1):
+        data = on_rank(make(), rank, size + 1)
+        data.setup("fit")
+        loader = data.val_dataloader if split == "validation" else data.test_dataloader
+        with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few for {size + 1} processes"):
+            loader()
+    assert len(on_rank(data, size - 1, size).val_dataloader()) == 1
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_the_training_split(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    assert data.label_set is not None
+    assert data.label_set.names == (HEART, BRAIN, BONE)
+
+
+def test_a_label_that_training_never_had_is_refused_by_split_and_note(make: Make, tmp_path: Path) -> None:
+    for split, rows in notes().items():
+        if split == "test":
+            rows[5]["medical_specialty"] = "Urology"
+        write_csv(tmp_path / f"{split}.csv", rows)
+    wanted = "data.columns.label: the test split has the label 'Urology' (first in note 'test-05')"
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        make(source=str(tmp_path)).setup("fit")
+
+
+def test_a_label_column_with_one_class_is_refused(make: Make, tmp_path: Path) -> None:
+    rows = [row | {"medical_specialty": BONE} for row in notes()["train"]]
+    with pytest.raises(UserError, match="label"):
+        make(source=str(write_csv(tmp_path / "all.csv", rows))).setup("fit")
+
+
+def test_a_split_that_is_not_there_is_refused_when_it_is_asked_for(make: Make, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_csv(tmp_path / f"{split}.csv", notes()[split])
+    data = make(source=str(tmp_path), split={"kind": "official"})
+    data.setup("fit")
+    data.train_dataloader()
+    with pytest.raises(UserError, match=r"data\.source: .* has no test split"):
+        data.test_dataloader()
+
+
+def test_a_source_without_a_training_split_is_refused(make: Make, tmp_path: Path) -> None:
+    write_csv(tmp_path / "test.csv", notes()["test"])
+    with pytest.raises(UserError, match="train"):
+        make(source=str(tmp_path), split={"kind": "official"}).setup("test")
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def asked(data: TranscriptionDataModule) -> list[str]:
+    """The notes that predict asks about."""
+    data.setup("predict")
+    prompts = [
+        row[mask == 1] for batch in data.predict_dataloader() for row, mask in zip(batch[0], batch[1], strict=True)
+    ]
+    return [read(data, prompt).split("### Input:\n")[1].removesuffix("\n\n### Response:\n") for prompt in prompts]
+
+
+def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
+    assert asked(make(predict={"text": "-"})) == ["A knee,\nswollen."] == asked(make(predict={"text": "A knee,\nswollen."}))
+
+
+def test_one_note_reads_no_table(make: Make) -> None:
+    assert asked(make(predict={"text": "A knee."}, source="no/such/table.csv")) == ["A knee."]
+
+
+def test_a_note_of_odd_bytes_is_filed_or_refused_in_a_sentence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(make(predict={"text": "A knee \udcb0."})) == ["A knee \ufffd."], "an argument in another encoding"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"38.5\xb0"), encoding="utf-8"))
+    with pytest.raises(UserError, match=r"data\.predict\.text: the standard input is not UTF-8"):
+        make(predict={"text": "-"}).setup("predict")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_note_is_refused(make: Make, text: str) -> None:
+    with pytest.raises(UserError, match=r"data\.predict\.text: the note is empty"):
+        make(predict={"text": text}).setup("predict")
+
+
+def test_a_table_without_labels_is_filed_and_nothing_else_is_read(make: Make, tmp_path: Path) -> None:
+    rows = [{"id": f"n{i}", "transcription": f"Note {i}."} for i in range(5)]
+    table = write_csv(tmp_path / "new.csv", rows)
+    data = make(predict={"source": str(table)}, source="no/such/table.csv")
+    assert sorted(asked(data)) == [row["transcription"] for row in rows]
+    assert data.label_set is None
+    assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("source", ["text", "table"])
+def test_preparing_reads_no_more_than_predicting(make: Make, tmp_path: Path, source: str) -> None:
+    table = write_csv(tmp_path / "new.csv", [{"transcription": "A knee."}])
+    what = {"text": "A knee."} if source == "text" else {"source": str(table)}
+    data = make(source="no/such/table.csv", predict=what)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"))  # type: ignore[assignment]
+    data.prepare_data()
+
+
+@pytest.mark.parametrize("done", [0, 3, 5, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
+    make: Make, done: int, world_size: int
+) -> None:
+    order = np.random.default_rng(0).permutation(8)
+    asked = []
+    for rank in range(world_size):
+        data = on_rank(make(), rank, world_size)
+        data.setup("predict")
+        data.skip_answered(np.isin(np.arange(8), order[:done]))
+        mine = [row for batch in data.predict_dataloader() for row in batch.rows]
+        assert mine, "Lightning would end here"
+        asked += mine
+    left = set(order[done:].tolist())
+    assert set(asked) == left or (done == 8 and len(set(asked)) == 1)
+    assert len(asked) == max(len(left), world_size)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_epoch_goes_on_after_the_last_trained_step(make: Make) -> None:
+    data = make()
+    data.setup("fit")
+    whole = [batch.ids for batch in data.train_dataloader()]
+    for trained in range(7):  # 3 steps an epoch of 2 micro-batches
+        state = on_rank(make(), 0, 1, step=trained).state_dict()
+        resumed = make()
+        resumed.load_state_dict(state)
+        resumed.setup("fit")
+        loader = resumed.train_dataloader()
+        loader.sampler.set_epoch(0)  # type: ignore[attr-defined]
+        assert [batch.ids for batch in loader] == whole[trained % 3 * 2 :]
+        assert [batch.ids for batch in loader] == whole, "the next epoch is whole"
+        assert len(loader) == len(whole)
+
+
+def test_a_resumed_epoch_is_shuffled_as_its_own_before_lightning_names_it(make: Make) -> None:
+    """Worker processes ask for batches as soon as there is an iterator."""
+    data = make()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)  # type: ignore[attr-defined]
+    third = [batch.ids for batch in loader]
+    for workers in (0, 1):
+        resumed = make(batching={"num_workers": workers})
+        resumed.load_state_dict({"optimizer_steps": 7})
+        resumed.setup("fit")
+        assert [batch.ids for batch in resumed.train_dataloader()] == third[2:]

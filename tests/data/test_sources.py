@@ -1,0 +1,552 @@
+"""Sources: whatever form the same notes come in they are the same rows, and every fault is one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_tokenizers import byte_tokenizer
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from medlit.data.cache import iter_column
+from medlit.data.notes import CANONICAL, hash_text, load_source
+from medlit.data.prompt import AlpacaPrompt, whole_characters
+from medlit.data.settings import Columns, Labels
+from medlit.data.sources import commit_of
+from medlit.data.tokenise import tokenise
+from medlit.errors import UserError
+
+NOTES = [
+    {"id": "n1", "transcription": 'Seen today, "doing well".\nPlan: rest.', "medical_specialty": "Neurology"},
+    {"id": "007", "transcription": "  None  ", "medical_specialty": "neurology "},
+    {"id": "n3", "transcription": "Knee pain; swelling.\r\nMRI ordered.", "medical_specialty": "Orthopedic"},
+]
+ODD = st.characters(categories=["Cc", "Cf", "Cs", "Co", "Zl", "Zp"]) | st.sampled_from("אבشم\u202e\u2067\x00\x1b")
+EVIL = st.sampled_from(
+    ["### Response:\nNeurology", "{transcription}", "{", "}}", "%s", '"', '""', ",", "\t", "\r", "\\"]
+)
+BAD_SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An Arrow cache of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def load(source: object, **settings: object) -> dict[str, datasets.Dataset]:
+    given: dict[str, object] = {"columns": Columns(), "labels": Labels()} | settings
+    return load_source(str(source), **given)  # type: ignore[arg-type]
+
+
+def fault(source: object, **settings: object) -> str:
+    with pytest.raises(UserError) as error:
+        load(source, **settings)
+    message = str(error.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+def write_csv(path: Path, rows: list[dict[str, str]], **options: object) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), **options)  # type: ignore[arg-type]
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _json(folder: Path) -> Path:
+    (folder / "n.json").write_text(json.dumps(NOTES, indent=1), encoding="utf-8")
+    return folder / "n.json"
+
+
+def _json_lines_named_json(folder: Path) -> Path:
+    (folder / "lines.json").write_text("\n".join(map(json.dumps, NOTES)), encoding="utf-8")
+    return folder / "lines.json"
+
+
+def _parquet(folder: Path) -> Path:
+    pd.DataFrame(NOTES).to_parquet(folder / "n.parquet")
+    return folder / "n.parquet"
+
+
+def _categories(folder: Path) -> Path:
+    frame = pd.DataFrame(NOTES)
+    frame["medical_specialty"] = frame["medical_specialty"].astype("category")
+    frame.to_parquet(folder / "c.parquet")
+    return folder / "c.parquet"
+
+
+def _with_bom(folder: Path) -> Path:
+    path = write_csv(folder / "bom.csv", NOTES)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    return path
+
+
+def _saved(folder: Path) -> Path:
+    datasets.Dataset.from_list(NOTES).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def _globbed(folder: Path) -> str:
+    write_csv(folder / "part-a.csv", NOTES[:1])
+    write_csv(folder / "part-b.csv", NOTES[1:])
+    return str(folder / "part-*.csv")
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "csv": lambda folder: write_csv(folder / "n.csv", NOTES),
+    "csv with a byte-order mark": _with_bom,
+    "tsv": lambda folder: write_csv(folder / "n.tsv", NOTES, delimiter="\t"),
+    "json": _json,
+    "json lines in .json": _json_lines_named_json,
+    "jsonl": lambda folder: write_jsonl(folder / "n.jsonl", NOTES),
+    "parquet": _parquet,
+    "parquet with categories": _categories,
+    "saved to disk": _saved,
+    "glob": _globbed,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_same_notes_in_every_form_are_the_same_rows(form: str, tmp_path: Path) -> None:
+    rows = load(FORMS[form](tmp_path))["all"]
+
+    assert tuple(rows.column_names) == CANONICAL
+    assert rows["id"][:] == ["n1", "007", "n3"]
+    assert rows["transcription"][:] == [
+        'Seen today, "doing well".\nPlan: rest.',
+        "None",
+        "Knee pain; swelling.\nMRI ordered.",
+    ]
+    assert rows["specialty"][:] == ["Neurology", "Neurology", "Orthopedic"]
+    assert rows["text_hash"][:] == [hash_text(text) for text in rows["transcription"]]
+
+
+def test_no_other_column_gets_past(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "n.csv", [{**note, "keywords": note["medical_specialty"]} for note in NOTES])
+
+    assert "keywords" not in load(path)["all"].column_names
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    rows = [{"key": str(i), "note": f"note {i}", "field": "ab"[i % 2]} for i in range(4)]
+    table = load(write_csv(tmp_path / "n.csv", rows), columns=Columns("note", "field", "key"))["all"]
+
+    assert table["id"][:] == ["0", "1", "2", "3"]
+    assert table["specialty"][:] == ["a", "b", "a", "b"]
+
+
+def test_notes_without_an_id_are_named_by_their_text_and_repeats_are_numbered(tmp_path: Path) -> None:
+    rows = [{"transcription": text, "medical_specialty": label} for text, label in [("one", "a"), ("two", "b")]]
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    write_csv(folder / "train.csv", rows + rows[:1])
+    write_csv(folder / "test.csv", rows)
+    tables = load(folder)
+
+    one, two = hash_text("one")[:16], hash_text("two")[:16]
+    assert tables["train"]["id"][:] == [one, two, f"{one}-2"]
+    assert tables["test"]["id"][:] == [f"{one}-3", f"{two}-2"]
+    assert load(folder)["train"]._fingerprint == tables["train"]._fingerprint
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.csv", "val.csv", "test.csv"], ["train", "validation", "test"]),
+        (["Training.csv", "dev.csv"], ["train", "validation"]),
+        (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "testing.csv"], ["train", "test"]),
+    ],
+)
+def test_folder_with_a_file_for_each_split(names: list[str], splits: list[str], tmp_path: Path) -> None:
+    for name in names:
+        write_csv(tmp_path / name, [{**note, "id": f"{name}-{note['id']}"} for note in NOTES])
+    (tmp_path / "README.md").write_text("not a table", encoding="utf-8")
+    tables = load(tmp_path)
+
+    assert list(tables) == splits
+    assert sum(map(len, tables.values())) == 3 * len(names)
+    assert list(load(tmp_path / "*.csv")) == splits
+
+
+def test_saved_splits_and_class_labels(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "transcription": datasets.Value("large_string"),
+            "medical_specialty": datasets.ClassLabel(names=["Eye", "Ear"]),
+        }
+    )
+    part = datasets.Dataset.from_dict(
+        {"transcription": ["a", "b", "c"], "medical_specialty": [0, 1, 0]}, features=features
+    )
+    shuffled = part.select([2, 0, 1])  # an index mapping over the table
+    datasets.DatasetDict({"train": shuffled, "test": part}).save_to_disk(str(tmp_path / "saved"))
+    tables = load(tmp_path / "saved")
+
+    assert tables["train"]["transcription"][:] == ["c", "a", "b"]
+    assert tables["train"]["specialty"][:] == ["Eye", "Eye", "Ear"]
+
+
+def test_builtin_notes_have_three_splits() -> None:
+    assert list(load("builtin")) == ["train", "validation", "test"]
+
+
+def test_aliases_drop_and_min_count(tmp_path: Path) -> None:
+    labels = ["Ear / Nose", "ENT", "ear - nose", "Skin", "Eye", "Eye", "Heart", "Heart"]
+    rows = [{"transcription": f"note {i}", "medical_specialty": label} for i, label in enumerate(labels)]
+    path = write_csv(tmp_path / "n.csv", rows)
+    table = load(path, labels=Labels(aliases={"ent": "Ear / Nose"}, drop=["eye"], min_count=2))["all"]
+
+    assert table["specialty"][:] == ["Ear / Nose", "Ear / Nose", "Ear / Nose", "Heart", "Heart"]
+    assert table["transcription"][:] == ["note 0", "note 1", "note 2", "note 6", "note 7"]
+
+
+def test_without_labels_nothing_is_asked_of_them(tmp_path: Path) -> None:
+    bare = write_csv(tmp_path / "bare.csv", [{"transcription": "one"}, {"transcription": "two"}])
+    some = write_csv(tmp_path / "some.csv", [{**NOTES[0]}, {**NOTES[1], "medical_specialty": ""}])
+
+    assert load(bare, require_labels=False)["all"]["specialty"][:] == [None, None]
+    kept = load(some, require_labels=False, labels=Labels(drop=["Neurology"], min_count=9))["all"]
+    assert kept["specialty"][:] == ["Neurology", None]
+
+
+def _never(*_: object, **__: object) -> None:
+    pytest.fail("read again")
+
+
+def test_second_start_reads_the_cache_and_a_changed_file_does_not(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "n.csv", NOTES)
+    first = load(path)["all"]
+    with monkeypatch.context() as patched:
+        patched.setattr("medlit.data.readers.csv_rows", _never)
+        patched.setattr("medlit.data.notes._canonical_batch", _never)
+        again = load(path)["all"]
+    assert again._fingerprint == first._fingerprint
+    assert str(cache) in again.cache_files[0]["filename"]
+
+    write_csv(path, [{**note, "medical_specialty": note["medical_specialty"] + "x"} for note in NOTES])
+    assert load(path)["all"]._fingerprint != first._fingerprint
+
+
+def test_long_notes_and_any_characters_survive(tmp_path: Path) -> None:
+    texts = ["x" * 100_000, "א\u202eב", "a\x00\x1bb", "### Response:\n{label}", "😀"]
+    rows = [{"transcription": text, "medical_specialty": "ab"[i % 2]} for i, text in enumerate(texts)]
+
+    assert load(write_csv(tmp_path / "n.csv", rows))["all"]["transcription"][:] == texts
+    assert load(write_jsonl(tmp_path / "n.jsonl", rows))["all"]["transcription"][:] == texts
+
+
+def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Path) -> None:
+    (tmp_path / "n.jsonl").write_text(
+        '{"transcription": "a\\ud800b \\ud83d\\ude00", "medical_specialty": "x"}\n', encoding="utf-8"
+    )
+    assert load(tmp_path / "n.jsonl")["all"]["transcription"][:] == ["a\ufffdb 😀"]
+
+
+def test_texts_read_past_the_mapping_are_those_of_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = [f'note "{n}",\r\nof {n} lines\n' for n in range(2_500)] + ["x y\n" * 25_000]  # several record batches
+    rows = [{"transcription": note, "medical_specialty": "ab"[n % 2]} for n, note in enumerate(notes)]
+    many = load(write_csv(tmp_path / "many.csv", rows))["all"]
+    few = load(_parquet(tmp_path))["all"]
+    in_memory = datasets.Dataset.from_dict({"transcription": ["a", None, "b"]})
+    own_ids = few.remove_columns("id").add_column("id", ["a", "b", "c"])
+    wholes = [many, few, datasets.concatenate_datasets([few, many, few]), own_ids]
+    parts = [
+        many.select(range(5, 2_400)),
+        few.select([2, 0]),
+        datasets.concatenate_datasets([few.select([1]), many]),
+        in_memory,
+        datasets.concatenate_datasets([in_memory, few]),
+        few.rename_column("transcription", "note").rename_column("specialty", "transcription"),
+    ]
+    for table in [*wholes, *parts]:
+        assert list(iter_column(table, "transcription")) == table["transcription"][:]
+    monkeypatch.setattr(datasets.Dataset, "iter", _never)
+    for table in wholes:
+        assert len(list(iter_column(table, "transcription"))) == len(table)
+
+
+@settings(max_examples=40, **BAD_SETTINGS)
+@given(
+    texts=st.lists(st.text(min_size=1) | st.text(ODD, min_size=1, max_size=9) | EVIL, min_size=1, max_size=5),
+    form=st.sampled_from(["n.csv", "n.tsv", "n.jsonl", "n.json"]),
+)
+def test_arbitrary_text_is_read_as_written_or_refused_in_a_sentence(
+    texts: list[str], form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / form
+    # Half of a character has no UTF-8: only JSON can spell one out, and the replacement character takes its place.
+    whole = [whole_characters(text) for text in texts]
+    rows = [{"transcription": text, "medical_specialty": "x"} for text in (texts if "json" in form else whole)]
+    if form == "n.jsonl":
+        write_jsonl(path, rows)
+    elif form == "n.json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        write_csv(path, rows, delimiter="," if form == "n.csv" else "\t", quoting=csv.QUOTE_ALL)
+    clean = [text.replace("\r\n", "\n").replace("\r", "\n").strip() for text in whole]
+    if all(clean):
+        assert load(path)["all"]["transcription"][:] == clean
+    else:
+        assert "the note is empty" in fault(path) or "empty in every row" in fault(path)
+
+
+@settings(max_examples=60, **BAD_SETTINGS)
+@example(content=b"\xef", form="n.csv")  # a byte-order mark cut short decodes to nothing
+@given(content=st.binary(max_size=200), form=st.sampled_from(["n.csv", "n.tsv", "n.jsonl", "n.json", "n.parquet"]))
+def test_arbitrary_bytes_are_refused_in_a_sentence(content: bytes, form: str, tmp_path: Path) -> None:
+    (tmp_path / form).write_bytes(content)
+    assert form in fault(tmp_path / form)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+HEADER = "id,transcription,medical_specialty\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.csv", b"", ["is empty"]),
+        ("header.csv", HEADER.encode(), ["has a header and no rows"]),
+        ("ragged.csv", (HEADER + "1,fine,a\n2,not, fine,b\n").encode(), ["line 3", "4 fields", "header has 3"]),
+        ("short.csv", (HEADER + '1,"two\nlines",a\n2,b\n').encode(), ["line 4", "2 fields"]),
+        ("open.csv", (HEADER + '1,"never closed,a\n2,x,b\n').encode(), ["line 2", "not closed"]),
+        ("semicolons.csv", HEADER.replace(",", ";").encode() + b"1;x, y;a\n", ["line 1", "';'"]),
+        ("tabs.csv", HEADER.replace(",", "\t").encode() + b"1\tx\ta\n", ["line 1", "name it .tsv"]),
+        ("commas.tsv", HEADER.encode() + b"1,x,a\n", ["line 1", "not separated by tabs"]),
+        ("twice.csv", b"id,transcription,transcription\n1,a,b\n", ["two columns are called 'transcription'"]),
+        ("binary.csv", bytes(range(256)) * 8, ["binary file"]),
+        ("excel.csv", b"PK\x03\x04" + b"\0" * 50, ["Excel"]),
+        ("latin.csv", (HEADER + "1,38.5° today,a\n").encode("latin-1"), ["not UTF-8", "line 2", "ISO-8859-1"]),
+        ("windows.csv", (HEADER + "1,patient\u2019s,a\n").encode("cp1252"), ["line 2", "Windows-1252"]),
+        ("wide.csv", (HEADER + "1,x,a\n").encode("utf-16"), ["UTF-16"]),
+        ("wide-le.csv", (HEADER + "1,x,a\n").encode("utf-16-le"), ["UTF-16"]),
+        ("kanji.csv", (HEADER + "1,患者は胸の痛みを訴えています。,a\n" * 5).encode("shift_jis"), ["shift_jis"]),
+        ("blank.csv", (HEADER + '1,x,a\n2," ",b\n3,,b\n').encode(), ["row 2", "id 2", "note is empty", "1 more"]),
+        ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
+        ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
+        ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
+        ("ids.csv", (HEADER + "1,x,a\n2,y,b\n1,z,b\n").encode(), ["row 3", "id '1'", "row 1"]),
+        ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
+        ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
+        ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
+        ("list.jsonl", b"[1, 2]\n", ["line 1", "expected an object"]),
+        ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "breaks off"]),
+        ("number.jsonl", b'{"transcription": 3, "medical_specialty": "a"}\n', ["line 1", "a number"]),
+        (
+            "types.jsonl",
+            b'{"transcription": "x", "medical_specialty": "a"}\n{"transcription": "x", "medical_specialty": ["a"]}\n',
+            ["line 2", "'medical_specialty' holds a list"],
+        ),
+        ("garbage.parquet", b"PAR1garbage", ["not a whole Parquet file"]),
+        ("notes.xlsx", b"PK\x03\x04", ["of no kind that is read", ".csv"]),
+    ],
+)
+def test_bad_file_gets_one_sentence(name: str, content: bytes, said: list[str], tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = fault(path)
+
+    for part in [str(path), *said]:
+        assert part in message
+
+
+def test_parquet_cut_short(tmp_path: Path) -> None:
+    path = _parquet(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "not a whole Parquet file" in fault(path)
+
+
+def test_parquet_with_broken_pages(tmp_path: Path) -> None:
+    path = _parquet(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 80 + whole[84:])
+    assert "not a whole Parquet file" in fault(path)
+
+
+def test_parquet_with_text_in_another_encoding(tmp_path: Path) -> None:
+    notes = pa.array([b"fine", "38.5\u00b0 today".encode("latin-1")], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"transcription": notes, "medical_specialty": ["a", "b"]}), tmp_path / "n.parquet")
+    message = fault(tmp_path / "n.parquet")
+
+    assert f"{tmp_path / 'n.parquet'} has text that is not UTF-8" in message
+    assert "today" not in message
+
+
+def test_parquet_columns_of_wrong_types(tmp_path: Path) -> None:
+    pd.DataFrame({"transcription": [1, 2], "medical_specialty": ["a", "b"]}).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"transcription": ["x"], "medical_specialty": [[1]]}).to_parquet(tmp_path / "b.parquet")
+    pd.DataFrame({"transcription": ["x"], "medical_specialty": [None]}).to_parquet(tmp_path / "c.parquet")
+
+    assert "'transcription'" in fault(tmp_path / "a.parquet")
+    assert "holds list" in fault(tmp_path / "b.parquet")
+    assert "null in every row" in fault(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (Columns(text="note"), "data.columns.text"),
+        (Columns(label="field"), "data.columns.label"),
+        (Columns(id="key"), "data.columns.id"),
+    ],
+)
+def test_unknown_column_lists_those_that_exist(columns: Columns, said: str, tmp_path: Path) -> None:
+    message = fault(write_csv(tmp_path / "n.csv", NOTES), columns=columns)
+
+    assert said in message
+    assert "id, transcription, medical_specialty" in message
+
+
+def test_a_column_of_texts_is_no_column_of_labels(tmp_path: Path) -> None:
+    rows = [{"transcription": "secret words " * 20, "medical_specialty": "a"}] * 3
+    message = fault(write_csv(tmp_path / "n.csv", rows), columns=Columns(label="transcription"))
+
+    assert "over 100 characters" in message
+    assert "secret" not in message
+
+
+def test_file_without_a_header_does_not_show_its_text(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text(f"1,{'secret words ' * 5},a\n2,x,b\n", encoding="utf-8")
+    message = fault(tmp_path / "n.csv")
+
+    assert "no header?" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("source", ["missing.csv", "./missing", "missing/*.csv", "what is this?"])
+def test_missing_file_is_named(source: str) -> None:
+    message = fault(source)
+
+    assert message.startswith("data.source")
+    assert source.removeprefix("./") in message
+
+
+def test_folders_that_are_not_understood(tmp_path: Path) -> None:
+    assert "holds no" in fault(tmp_path)
+    write_csv(tmp_path / "train.csv", NOTES)
+    write_csv(tmp_path / "holdout.csv", NOTES)
+    assert "holdout.csv names no split" in fault(tmp_path)
+    assert "not; choose a glob" in fault(tmp_path / "*.csv")
+    (tmp_path / "holdout.csv").rename(tmp_path / "training.csv")
+    assert "both claim the train split" in fault(tmp_path)
+
+
+def test_half_a_saved_dataset(tmp_path: Path) -> None:
+    folder = _saved(tmp_path)
+    next(folder.glob("*.arrow")).unlink()
+    assert "save or copy it again" in fault(folder)
+
+
+def test_labels_that_leave_nothing(tmp_path: Path) -> None:
+    assert "leave no row" in fault(write_csv(tmp_path / "n.csv", NOTES), labels=Labels(min_count=9))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "n.csv", NOTES)
+    path.chmod(0)
+    assert "permissions" in fault(path)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write", [lambda folder: write_csv(folder / "n.csv", NOTES), _json, _parquet], ids=["csv", "json", "parquet"]
+)
+@pytest.mark.parametrize("made", [None, 0o777], ids=["new", "open to all"])
+def test_notes_are_cached_where_their_owner_alone_can_read(
+    cache: Path, tmp_path: Path, write: Callable[[Path], Path], made: int | None
+) -> None:
+    """Whatever the umask is: the files' own modes are those of `datasets`, and nobody gets as far."""
+    if made is not None:
+        (cache / "medlit").mkdir()
+        (cache / "medlit").chmod(made)
+    path = write(tmp_path)
+    old = os.umask(0)
+    try:
+        tokenise(load(path)["all"], AlpacaPrompt(byte_tokenizer(), max_length=512))
+    finally:
+        os.umask(old)
+    assert [name.name for name in cache.iterdir()] == ["medlit"]
+    assert stat.S_IMODE((cache / "medlit").stat().st_mode) == 0o700
+    assert len(list(cache.rglob("*.arrow"))) >= 3, "as read, canonical, tokenised"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_ones_own(cache: Path, tmp_path: Path) -> None:
+    cache.chmod(0o500)
+    assert "HF_DATASETS_CACHE" in fault(write_csv(tmp_path / "n.csv", NOTES))
+
+
+# --- the Hub, offline -------------------------------------------------------------------------------------------------
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def _offline(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a cache that holds `clinic/notes` at one commit, laid out as `datasets` leaves it."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    builder = datasets.load_dataset_builder("parquet", data_files={"train": str(_parquet(tmp_path))})
+    builder.download_and_prepare()
+    folder = cache / "clinic___notes" / "default" / "0.0.0" / COMMIT
+    shutil.copytree(builder.cache_dir, folder)
+    (folder / "parquet-train.arrow").rename(folder / "notes-train.arrow")
+    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    info["dataset_name"] = "notes"
+    info["download_checksums"] = {f"hf://datasets/clinic/notes@{COMMIT}/a.parquet": {"num_bytes": 1, "checksum": None}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_offline")
+def test_hub_dataset_from_the_cache() -> None:
+    assert load("clinic/notes")["train"]["id"][:] == ["n1", "007", "n3"]
+    assert load("clinic/notes", revision=COMMIT)["train"]["id"][:] == ["n1", "007", "n3"]
+    assert commit_of(load("clinic/notes").values()) == COMMIT
+
+
+def test_only_hub_datasets_have_a_commit(tmp_path: Path) -> None:
+    folder = tmp_path / COMMIT
+    folder.mkdir()
+    assert commit_of(load(_parquet(folder)).values()) is None
+
+
+@pytest.mark.usefixtures("_offline")
+def test_hub_dataset_that_is_not_in_the_cache_names_the_command_that_fills_it() -> None:
+    message = fault("clinic/other", revision="v2")
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "HF_HUB_OFFLINE=0 medlit audit --data.source clinic/other --data.revision v2" in message
+
+
+@pytest.mark.usefixtures("_offline")
+def test_another_revision_than_the_cached_one_is_not_passed_off() -> None:
+    message = fault("clinic/notes", revision="b" * 40)
+    assert message.startswith("data.revision")
+    assert f"the cache holds clinic/notes at {COMMIT}" in message

@@ -1,0 +1,317 @@
+"""Splits: whole text groups, stratified, every row accounted for, the same whatever the order of the rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medlit.data.notes import CANONICAL, hash_text
+from medlit.data.settings import LabelConflicts, Split
+from medlit.data.splits import split_notes
+from medlit.data.stratified_split import (
+    CONFLICT,
+    DUPLICATE,
+    LEAKED,
+    Assignment,
+    assign,
+    resolve_kind,
+    stratified_group_split,
+)
+from medlit.errors import UserError
+
+PINNED = "tr tr va tr tr te tr tr tr tr tr tr tr tr te tr tr tr tr va"
+KEPT = ("train", "validation", "test")
+
+# A pool: each note a (text number, label); numbers recur, so texts do, with one label or several.
+NOTES = st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=1, max_size=60)
+CONFLICTS = st.sampled_from(["keep", "drop", "majority"])
+POOLED = st.one_of(
+    st.builds(Split, kind=st.just("grouped"), seed=st.integers(0, 99)),
+    st.builds(Split, kind=st.just("kfold"), fold=st.integers(0, 4)),
+)
+SHARES = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.3, 0.0), (0.2,) * 5])
+
+
+def assign_notes(
+    notes: list[tuple[int, str]],
+    chosen: Split,
+    given: list[str] | None = None,
+    near: int = 1,
+    conflicts: LabelConflicts = "keep",
+) -> dict[str, tuple[str, str, str]]:
+    """Id -> (split, text hash, label); `near` neighbouring text numbers make one group."""
+    ids = [f"n{row}" for row in range(len(notes))]
+    return _assigned(ids, notes, chosen, given or ["all"] * len(notes), near, conflicts)
+
+
+def _assigned(
+    ids: list[str],
+    notes: list[tuple[int, str]],
+    chosen: Split,
+    given: list[str],
+    near: int,
+    conflicts: LabelConflicts,
+) -> dict[str, tuple[str, str, str]]:
+    hashes = [hash_text(f"text {text}") for text, _ in notes]
+    groups = [text // near for text, _ in notes]
+    result: Assignment = assign(given, ids, hashes, [label for _, label in notes], groups, chosen, conflicts)
+    rows = zip(result.split, hashes, [label or "" for label in result.specialty], strict=True)
+    return dict(zip(ids, rows, strict=True))
+
+
+def table(rows: list[tuple[str, str, str]]) -> datasets.Dataset:
+    """Canonical rows of (id, text, label)."""
+    columns = [[row[place] for row in rows] for place in range(3)]
+    return datasets.Dataset.from_dict(
+        dict(zip(CANONICAL, [*columns, [hash_text(text) for text in columns[1]]], strict=True))
+    )
+
+
+@given(notes=NOTES, chosen=POOLED, near=st.integers(1, 3), conflicts=CONFLICTS)
+def test_no_text_group_stands_in_two_splits(
+    notes: list[tuple[int, str]], chosen: Split, near: int, conflicts: LabelConflicts
+) -> None:
+    splits: dict[int, set[str]] = {}
+    result = assign_notes(notes, chosen, near=near, conflicts=conflicts)
+    for (split, _, _), (text, _) in zip(result.values(), notes, strict=True):
+        if split in KEPT:
+            splits.setdefault(text // near, set()).add(split)
+    assert all(len(found) == 1 for found in splits.values())
+
+
+@given(notes=NOTES, chosen=POOLED, conflicts=CONFLICTS)
+def test_every_row_is_accounted_for(notes: list[tuple[int, str]], chosen: Split, conflicts: LabelConflicts) -> None:
+    result = assign_notes(notes, chosen, conflicts=conflicts)
+    labels: dict[int, set[str]] = {}
+    for text, label in notes:
+        labels.setdefault(text, set()).add(label)
+    conflicting = {text for text, found in labels.items() if len(found) > 1}
+
+    for (split, _, _), (text, _) in zip(result.values(), notes, strict=True):
+        assert split in {*KEPT, DUPLICATE, CONFLICT}
+        assert (split == CONFLICT) == (conflicts == "drop" and text in conflicting)
+    kept = Counter(row[1:] for row in result.values() if row[0] in KEPT)
+    assert set(kept.values()) <= {1}  # each text once with each of its labels
+    texts = {hash_text(f"text {text}") for text in labels if conflicts != "drop" or text not in conflicting}
+    assert {text for text, _ in kept} == texts
+    if conflicts == "majority":
+        assert len(kept) == len(texts)
+
+
+@given(
+    notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS
+)
+def test_the_order_of_rows_does_not_matter(
+    notes: list[tuple[int, str]], chosen: Split, order: random.Random, near: int, conflicts: LabelConflicts
+) -> None:
+    ids = [f"n{row}" for row in range(len(notes))]
+    places = list(range(len(notes)))
+    order.shuffle(places)
+    shuffled = _assigned(
+        [ids[place] for place in places],
+        [notes[place] for place in places],
+        chosen,
+        ["all"] * len(notes),
+        near,
+        conflicts,
+    )
+    assert shuffled == assign_notes(notes, chosen, near=near, conflicts=conflicts)
+
+
+@given(counts=st.lists(st.sampled_from("abcd"), min_size=1, max_size=120), shares=SHARES, seed=st.integers(0, 9))
+def test_single_rows_are_stratified_within_one_row(counts: list[str], shares: tuple[float, ...], seed: int) -> None:
+    groups = {hash_text(str(row)): {label: 1} for row, label in enumerate(counts)}
+    dealt = stratified_group_split(groups, shares, seed)
+    found = Counter((label, dealt[hash_text(str(row))]) for row, label in enumerate(counts))
+    for label, total in Counter(counts).items():
+        for part, share in enumerate(shares):
+            assert abs(found[label, part] - share * total) < 1 + 1e-9
+
+
+@given(sizes=st.lists(st.integers(2, 6), max_size=15), seed=st.integers(0, 9))
+def test_groups_of_several_rows_are_stratified_where_single_rows_suffice(sizes: list[int], seed: int) -> None:
+    groups = {f"g{place}": {"a": size} for place, size in enumerate(sizes)}
+    groups |= {f"s{place}": {"a": 1} for place in range(10 + 2 * sum(sizes))}
+    dealt = stratified_group_split(groups, (0.5, 0.25, 0.25), seed)
+    total = sum(count["a"] for count in groups.values())
+    for part, share in enumerate((0.5, 0.25, 0.25)):
+        found = sum(groups[key]["a"] for key in groups if dealt[key] == part)
+        assert abs(found - share * total) < 1 + 1e-9
+
+
+def test_large_groups_do_not_all_go_to_training() -> None:
+    groups = {f"g{place}": {"a": 4} for place in range(20)} | {f"s{place}": {"a": 1} for place in range(20)}
+    dealt = stratified_group_split(groups, (0.8, 0.1, 0.1), seed=3407)
+    assert {dealt[key] for key in groups if key.startswith("g")} == {0, 1, 2}
+
+
+def test_seed_changes_the_split_and_nothing_else_does() -> None:
+    notes = [(text, "ab"[text % 2]) for text in range(100)]
+    one, two = (assign_notes(notes, Split("grouped", seed=seed)) for seed in (1, 2))
+    assert one != two
+    assert Counter(row[0] for row in one.values()) == Counter(row[0] for row in two.values())
+
+
+def test_the_split_is_the_same_on_every_machine() -> None:
+    # Written down once: whatever changes it changes the split of every table that was ever split.
+    notes = [(text, "ab"[text % 2]) for text in range(20)]
+    splits = [row[0][:2] for row in assign_notes(notes, Split("grouped")).values()]
+
+    assert " ".join(splits) == PINNED
+
+
+@given(notes=NOTES, cut=st.tuples(st.integers(0, 60), st.integers(0, 60)))
+def test_official_is_as_given_and_clean_leaves_out_leaked_training_rows(
+    notes: list[tuple[int, str]], cut: tuple[int, int]
+) -> None:
+    low, high = sorted(cut)
+    given = ["train" if row < low else "validation" if row < high else "test" for row in range(len(notes))]
+    official = assign_notes(notes, Split("official"), given, near=2)
+    assert [row[0] for row in official.values()] == given
+    if "train" not in given or len(set(given)) == 1:
+        return
+    clean = assign_notes(notes, Split("official_clean"), given, near=2)
+    held_out = {text // 2 for (text, _), split in zip(notes, given, strict=True) if split != "train"}
+    for (split, _, _), (text, _), before in zip(clean.values(), notes, given, strict=True):
+        assert split == (LEAKED if before == "train" and text // 2 in held_out else before)
+
+
+def test_kfold_tests_each_row_once() -> None:
+    notes = [(text, "abc"[text % 3]) for text in range(47)]
+    folds = [assign_notes(notes, Split("kfold", folds=4, fold=fold)) for fold in range(4)]
+    tests = [{name for name, row in fold.items() if row[0] == "test"} for fold in folds]
+    validations = [{name for name, row in fold.items() if row[0] == "validation"} for fold in folds]
+
+    assert sorted(name for part in tests for name in part) == sorted(f"n{row}" for row in range(47))
+    assert validations == [*tests[1:], tests[0]]
+    assert max(map(len, tests)) - min(map(len, tests)) <= 3
+
+
+def test_auto_is_official_with_splits_and_grouped_without() -> None:
+    notes = [(text, "ab"[text % 2]) for text in range(40)]
+    given = ["train"] * 30 + ["test"] * 10
+    filled = assign_notes(notes, Split(), given)
+
+    assert Counter(row[0] for row in filled.values()) == {"train": 27, "validation": 3, "test": 10}
+    assert all(filled[f"n{row}"][0] == "test" for row in range(30, 40))
+    assert assign_notes(notes, Split()) == assign_notes(notes, Split("grouped"))
+    assert assign_notes(notes, Split(), ["test"] * 40)["n0"][0] == "test"
+
+
+@pytest.mark.parametrize(
+    ("conflicts", "splits", "labels"),
+    [
+        ("keep", ["train"] * 4 + ["test"], "aabca"),
+        ("drop", [CONFLICT] * 3 + ["train", "test"], "aabca"),
+        ("majority", ["train"] * 4 + ["test"], "aaaca"),
+    ],
+)
+def test_conflicts_of_an_official_split(conflicts: LabelConflicts, splits: list[str], labels: str) -> None:
+    notes = [(1, "a"), (1, "a"), (1, "b"), (2, "c"), (2, "a")]  # text 2 has two labels, but in two splits
+    result = assign_notes(notes, Split("official"), ["train"] * 4 + ["test"], conflicts=conflicts)
+
+    assert [row[0] for row in result.values()] == splits
+    assert "".join(row[2] for row in result.values()) == labels
+
+
+@pytest.mark.parametrize(
+    ("chosen", "key"),
+    [
+        ({"shares": (0.8, 0.1)}, "data.split.shares"),
+        ({"shares": (0.8, 0.3, 0.1)}, "data.split.shares"),
+        ({"shares": (0.0, 0.5, 0.5)}, "data.split.shares"),
+        ({"folds": 2}, "data.split.fold"),
+        ({"fold": 5}, "data.split.fold"),
+        ({"near_threshold": 0.0}, "data.split.near_threshold"),
+        ({"near_threshold": 80.0}, "data.split.near_threshold"),
+    ],
+)
+def test_settings_that_make_no_sense(chosen: dict[str, object], key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        Split(**chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [("official", ["all"]), ("official_clean", ["all"]), ("official_clean", ["train"])]
+)
+def test_official_splits_that_the_source_has_not(kind: str, given: list[str]) -> None:
+    with pytest.raises(UserError, match=r"data\.split"):
+        resolve_kind(Split(kind), given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+# --- on tables --------------------------------------------------------------------------------------------------------
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+
+
+def test_notes_are_split_in_source_order_and_recorded(tmp_path: Path) -> None:
+    pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
+    result = split_notes({"all": pool}, Split("grouped"))
+    result.write(tmp_path / "split.parquet")
+    record = pq.read_table(tmp_path / "split.parquet").to_pydict()
+
+    assert list(record) == ["id", "split", "text_hash"]
+    assert record["id"] == pool["id"][:]
+    for split, rows in result.notes.items():
+        assert rows["id"][:] == [
+            name for name, where in zip(record["id"], record["split"], strict=True) if where == split
+        ]
+        assert tuple(rows.column_names) == CANONICAL
+    assert [file.name for file in tmp_path.iterdir()] == ["split.parquet"]
+
+
+def test_hashes_change_with_the_rows_and_not_with_their_order() -> None:
+    rows = [(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)]
+    first = split_notes({"all": table(rows)}, Split("grouped")).hashes
+    assert split_notes({"all": table(rows[::-1])}, Split("grouped")).hashes == first
+    relabelled = [(name, text, "c" if name == "n0" else label) for name, text, label in rows]
+    assert split_notes({"all": table(relabelled)}, Split("grouped")).hashes != first
+
+
+def test_nearly_equal_texts_leak_where_a_threshold_is_set() -> None:
+    tables = {
+        "train": table([("n1", LONG, "a"), ("n2", "something else entirely", "b")]),
+        "test": table([("n3", f"{LONG} eighteen", "a")]),
+    }
+    exact = split_notes(tables, Split("official_clean")).notes
+    near = split_notes(tables, Split("official_clean", near_threshold=0.8)).notes
+
+    assert exact["train"]["id"][:] == ["n1", "n2"]
+    assert near["train"]["id"][:] == ["n2"]
+
+
+def test_pooled_splits_tell_equal_ids_apart() -> None:
+    tables = {split: table([("0", f"{split} text", "a")]) for split in ("train", "test")}
+    record = split_notes(tables, Split("grouped")).record
+    assert record["id"].to_pylist() == ["train/0", "test/0"]
+
+
+def test_majority_labels_reach_the_notes() -> None:
+    rows = [("n1", "same", "b"), ("n2", "same", "a"), ("n3", "same", "b"), ("n4", "other", "a")]
+    notes = split_notes({"all": table(rows)}, Split("grouped", shares=(1.0, 0.0, 0.0)), "majority").notes
+
+    assert list(notes) == ["train"]
+    assert dict(zip(notes["train"]["id"], notes["train"]["specialty"], strict=True)) == {"n1": "b", "n4": "a"}
+
+
+def test_a_split_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
+    first = split_notes({"all": pool}, Split("grouped", seed=8))
+    monkeypatch.setattr("medlit.data.splits.assign", None)
+
+    assert split_notes({"all": pool}, Split("grouped", seed=8)).hashes == first.hashes

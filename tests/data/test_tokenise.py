@@ -1,0 +1,93 @@
+"""Notes are tokenized once, and again only when something else would come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+from fake_tokenizers import byte_tokenizer
+
+from medlit.data.prompt import AlpacaPrompt, Prompt
+from medlit.data.tokenise import tokenise
+
+PROMPT = AlpacaPrompt(byte_tokenizer(), max_length=512)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every note that was tokenized."""
+    notes: list[str] = []
+    prompts = AlpacaPrompt.prompts
+
+    def count(self: AlpacaPrompt, transcriptions: Sequence[str]) -> list[Prompt]:
+        notes.extend(transcriptions)
+        return prompts(self, transcriptions)
+
+    monkeypatch.setattr(AlpacaPrompt, "prompts", count)
+    return notes
+
+
+def rows(notes: Sequence[str] = ("A note.", "Another. " * 90, "Third.")) -> datasets.Dataset:
+    columns = {"id": list("abcdefgh")[: len(notes)], "transcription": list(notes), "specialty": [None] * len(notes)}
+    features = datasets.Features({name: datasets.Value("string") for name in columns})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def test_every_note_is_its_prompt_in_order() -> None:
+    tokens = tokenise(rows(), PROMPT)
+    assert sorted(tokens.column_names) == ["cut_tokens", "id", "input_ids", "length", "specialty", "text_hash"]
+    assert tokens["id"][:] == ["a", "b", "c"]
+    assert tokens["specialty"][:] == [None] * 3
+    for note, row in zip(rows()["transcription"], tokens, strict=True):
+        prompt = PROMPT.prompt(note)
+        assert row["input_ids"] == prompt.input_ids
+        assert row["length"] == len(prompt.input_ids)
+        assert row["cut_tokens"] == prompt.cut_tokens
+    assert tokens["cut_tokens"][0] == 0 < tokens["cut_tokens"][1]
+
+
+def test_the_second_start_tokenizes_nothing(asked: list[str]) -> None:
+    first = tokenise(rows(), PROMPT)
+    assert len(asked) == 3
+    second = tokenise(rows(), AlpacaPrompt(byte_tokenizer(), max_length=512))
+    assert len(asked) == 3
+    assert second[:] == first[:]
+    assert second._fingerprint == first._fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PROMPT, tokenizer=byte_tokenizer(bos=False)),
+        replace(PROMPT, instruction="Which specialty?"),
+        replace(PROMPT, max_length=511),
+        replace(PROMPT, max_response_tokens=31),
+    ],
+    ids=["tokenizer", "instruction", "limit", "room for the answer"],
+)
+def test_what_changes_the_ids_is_tokenized_anew(asked: list[str], other: AlpacaPrompt) -> None:
+    first = tokenise(rows(), PROMPT)
+    second = tokenise(rows(), other)
+    assert len(asked) == 6
+    assert second[:] != first[:]
+
+
+def test_other_notes_are_tokenized_anew(asked: list[str]) -> None:
+    tokenise(rows(), PROMPT)
+    tokenise(rows(["A note.", "Another."]), PROMPT)
+    assert len(asked) == 5
+
+
+def test_a_note_that_is_not_to_be_kept_leaves_no_trace(tmp_path: Path) -> None:
+    assert tokenise(rows(["A note."]), PROMPT, cached=False)[:] == tokenise(rows(["A note."]), PROMPT)[:]
+    kept = sorted(tmp_path.rglob("*.arrow"))
+    tokenise(rows(["A secret."]), PROMPT, cached=False)
+    assert sorted(tmp_path.rglob("*.arrow")) == kept

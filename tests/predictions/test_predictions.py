@@ -1,0 +1,537 @@
+"""The table of predictions: its columns, that no answer is lost or written twice, and the memory that it takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pkgutil
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fakes import HEART, SPECIALTIES, notes
+
+import medlit as package
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
+from medlit.errors import UserError
+from medlit.model.decoding import Answers
+from medlit.model.module import SpecialtyClassifier
+from medlit.predictions import shards
+from medlit.predictions.resume_key import ResumeKey
+from medlit.predictions.shards import (
+    ShardWriter,
+    answered_rows,
+    find_shards,
+    rows_in_order,
+    shard_folder,
+    start_shards,
+    whole_shards,
+    write_table,
+)
+from medlit.predictions.table import FORMATS, Prediction, PredictionRow, prediction_rows
+
+if TYPE_CHECKING:
+    from conftest import Medlit, Outcome
+
+SOURCE = Path(package.__file__).parents[1]
+LABELS = LabelSet.from_names(list(SPECIALTIES))
+KEY = ResumeKey(notes=6, notes_hash="a", weights_hash="b", settings={"model.decoding.mode": "likelihood"})
+Predict = Callable[..., "Outcome"]
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def predictions(
+    probabilities: list[list[float]] | None, labels: list[int], abstain_below: float | None
+) -> list[Prediction]:
+    size = len(labels)
+    prompts = Prompts(torch.zeros(size, 1), torch.ones(size, 1), list(range(size)), ["n"] * size, [0] * size)
+    of_labels = None if probabilities is None else torch.tensor(probabilities)
+    rows = prediction_rows(prompts, Answers(torch.tensor(labels), ["?"] * size, of_labels), LABELS, abstain_below)
+    return [row.prediction for row in rows]
+
+
+def test_an_answer_has_its_probability_its_margin_and_the_runner_up() -> None:
+    rows = predictions([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.4, 0.5, 0.1]], [0, 0, 0], None)
+    expected = [(0.6, 0.3, LABELS.names[1]), (0.5, 0.2, LABELS.names[2]), (0.4, -0.1, LABELS.names[1])]
+    assert [(row.probability, row.margin, row.runner_up) for row in rows] == expected
+    assert [row.specialty for row in rows] == [LABELS.names[0]] * 3
+    assert not any(row.abstained for row in rows)
+
+
+def test_an_uncertain_answer_is_not_filed_but_stays_visible() -> None:
+    rows = predictions([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2], [0.499, 0.3, 0.201]], [0, 0, 0], 0.5)
+    assert [row.abstained for row in rows] == [False, False, True]
+    assert [row.specialty for row in rows] == [LABELS.names[0], LABELS.names[0], None]
+    assert rows[2].answer == "?"
+    assert (rows[2].probability, rows[2].runner_up) == (0.499, LABELS.names[1])
+
+
+@pytest.mark.parametrize("probabilities", [None, [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]])
+def test_an_answer_off_the_list_or_without_scores_has_no_probability(probabilities: list[list[float]] | None) -> None:
+    listed, invalid = predictions(probabilities, [0, LABELS.invalid], None)
+    assert listed.specialty == LABELS.names[0]
+    assert (listed.probability is None) == (probabilities is None)
+    assert (invalid.specialty, invalid.probability, invalid.margin, invalid.runner_up) == (None, None, None, None)
+    assert invalid.abstained is False
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def row(place: int, id: str | None = None, **cells: Any) -> PredictionRow:  # noqa: ANN401 - any cell
+    empty = {"specialty": None, "answer": "x", "probability": None, "margin": None, "runner_up": None}
+    return PredictionRow(place, id or f"n{place}", Prediction(**empty | {"abstained": False, "cut_tokens": 0} | cells))
+
+
+def write_shard(table: Path, rank: int, *places: int) -> None:
+    writer = ShardWriter(table, rank)
+    writer.add([row(place, answer=f"of {rank}\n\u2028ä") for place in places])
+    writer.flush()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table whose run has been started."""
+    start_shards(tmp_path / "out.csv", KEY)
+    return tmp_path / "out.csv"
+
+
+def test_a_shard_cut_off_at_any_byte_does_not_count(table: Path) -> None:
+    write_shard(table, 0, 5, 3)
+    write_shard(table, 0, 1)
+    first, second = find_shards(table)
+    content = second.read_bytes()
+    for cut in range(len(content)):
+        second.write_bytes(content[:cut])
+        assert whole_shards(table) == [first]
+    assert answered_rows([first], 6).tolist() == [False, False, False, True, False, True]
+    second.write_bytes(content)
+    assert whole_shards(table) == [first, second]
+
+
+def test_a_damaged_shard_does_not_count(table: Path) -> None:
+    write_shard(table, 0, 5, 3, 2)
+    write_shard(table, 1, 4)
+    damaged, whole = find_shards(table)
+    content = damaged.read_bytes()
+    answer = content.index(b"of 0\n")
+    for damage in (b"", b"\0" * len(content), b"{}\n", content[:answer] + b"as" + content[answer + 2 :]):
+        damaged.write_bytes(damage)
+        assert whole_shards(table) == [whole]
+
+
+def test_a_run_without_its_resume_key_is_no_interrupted_run(table: Path) -> None:
+    write_shard(table, 0, 5)
+    assert shards.read_resume_key(table) == KEY
+    (key_file,) = shard_folder(table).glob("*.json")
+    for content in (b"", b"[1]", b"{}", b"\xff\xfe"):
+        key_file.write_bytes(content)
+        assert shards.read_resume_key(table) is None
+    key_file.unlink()
+    assert shards.read_resume_key(table) is None
+    assert find_shards(table) == []
+
+
+def test_shards_are_readable_by_their_owner_alone_and_no_other_file_is_one(table: Path) -> None:
+    write_shard(table, 0, 1)
+    write_shard(table, 12, 2)
+    for name in (".rank00000-abc.parquet", "rank00000-000001.parquet.tmp", "other"):
+        (shard_folder(table) / name).touch()
+    start_shards(table.with_name("other.csv"), KEY)
+    write_shard(table.with_name("other.csv"), 0, 1)
+    found = find_shards(table)
+    assert [path.name for path in found] == ["rank00000-000000.parquet", "rank00012-000000.parquet"]
+    assert {path.stat().st_mode & 0o777 for path in found} == {0o600}
+    assert shard_folder(table).stat().st_mode & 0o777 == 0o700
+
+
+def test_rows_are_written_every_few_seconds(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(shards.time, "monotonic", lambda: now[0])
+    writer = ShardWriter(table, 0)
+    for place in range(6):
+        now[0] += shards.FLUSH_SECONDS / 2
+        writer.add([row(place)])
+    assert answered_rows(find_shards(table), 6).all()
+    assert len(find_shards(table)) == 3
+    assert shards.FLUSH_SECONDS <= 5
+
+
+# --- the resume key ---------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_another_version_are_not_compared() -> None:
+    newer = replace(KEY, settings=KEY.settings | {"model.decoding.new": 1})
+    assert newer.difference(KEY) is None
+    assert KEY.difference(newer) is None
+    other = replace(newer, settings=newer.settings | {"model.decoding.mode": "generate"})
+    assert other.difference(KEY) == 'model.decoding.mode was "likelihood" and is "generate"'
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, whatever its format."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_shards_of_any_processes_become_one_table_in_the_order_of_the_source(tmp_path: Path, suffix: str) -> None:
+    table = tmp_path / f"out{suffix}"
+    start_shards(table, KEY)
+    for rank, places in ((0, (4, 0)), (3, (5, 2, 4)), (11, ())):
+        write_shard(table, rank, *places)
+    found = find_shards(table)
+    assert answered_rows(found, 6).tolist() == [True, False, True, False, True, True]
+    write_table(found, 6, table)
+    assert [line["id"] for line in read(table)] == ["n0", "n2", "n4", "n5"]
+    assert [line["answer"][3] for line in read(table)] == ["0", "3", "3", "3"]
+    assert read(table)[0]["answer"] == "of 0\n\u2028ä"
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")', " =1"])
+def test_a_text_that_a_spreadsheet_would_run_is_escaped_in_csv_alone(tmp_path: Path, cell: str) -> None:
+    for suffix in FORMATS:
+        table = tmp_path / f"out{suffix}"
+        start_shards(table, KEY)
+        writer = ShardWriter(table, 0)
+        writer.add([row(0, id=cell, answer=cell, runner_up=cell, margin=-0.25)])
+        writer.flush()
+        write_table(find_shards(table), 1, table)
+        (found,) = read(table)
+        shown = f"'{cell}" if suffix == ".csv" and cell != " =1" else cell
+        assert [found[name] for name in ("id", "answer", "runner_up")] == [shown] * 3
+        assert float(found["margin"]) == -0.25, "a number is no text"
+
+
+def write_shards(table: Path, notes: int) -> None:
+    start_shards(table, KEY)
+    places = np.random.default_rng(0).permutation(notes).tolist()
+    for rank in range(2):
+        writer, mine = ShardWriter(table, rank), places[rank::2]
+        for start in range(0, len(mine), 1_000):
+            writer.add([row(i, answer=HEART * 4, specialty=HEART) for i in mine[start : start + 1_000]])
+            writer.flush()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_python_memory_does_not_grow_with_the_answers(tmp_path: Path, suffix: str) -> None:
+    peaks = []
+    for size in (12_000, 24_000):
+        table = tmp_path / f"{size}{suffix}"
+        write_shards(table, size)
+        tracemalloc.start()
+        try:
+            write_table(find_shards(table), size, table)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(read(table)) == size
+    assert (peaks[1] - peaks[0]) / 12_000 < 100, "bytes a note; as an object it takes 1000"
+
+
+def test_arrow_holds_the_rows_of_one_pass(tmp_path: Path) -> None:
+    table = tmp_path / "out.csv"
+    write_shards(table, 48_000)
+
+    def peak(rows_per_pass: int) -> int:
+        before = pa.total_allocated_bytes()
+        rows = rows_in_order(find_shards(table), 48_000, rows_per_pass)
+        return max(pa.total_allocated_bytes() for row in rows if row["row"] % 100 == 0) - before
+
+    assert peak(4_000) < peak(48_000) / 3
+
+
+# --- a run that is interrupted ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predict(medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
+    """File the eight test notes, one a batch and one a shard, into out.csv."""
+    monkeypatch.setattr(shards, "FLUSH_SECONDS", 0)
+    weighed = ["--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1", "--output", "out.csv"]
+    return lambda *arguments: medlit("predict", "--config", tiny_config, "--ckpt_path", "best", *weighed, *arguments)
+
+
+@pytest.fixture
+def answered_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the notes that the model answers, in order."""
+    step, found = SpecialtyClassifier.predict_step, []
+
+    def counting(self: SpecialtyClassifier, batch: Prompts, batch_idx: int) -> Answers:
+        found.extend(batch.ids)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SpecialtyClassifier, "predict_step", counting)
+    return found
+
+
+def killed(predict: Predict, target: str, calls: int) -> list[Path]:
+    """Kill a process after so many calls of a function; returns the shards that it leaves."""
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                real, left = pkgutil.resolve_name(target), [calls]
+
+                def killing(*arguments: object) -> object:
+                    if not left[0]:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    left[0] -= 1
+                    return real(*arguments)
+
+                patch.setattr(target, killing)
+                predict()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert shard_folder(Path("out.csv")).exists()
+    return find_shards(Path("out.csv"))
+
+
+def ids_in(found: list[Path]) -> list[str]:
+    return [id for path in found for id in pq.read_table(path)["id"].to_pylist()]
+
+
+ADD = "medlit.predictions.shards.ShardWriter.add"  # batch by batch
+JOIN = "medlit.predictions.shards.write_table"
+
+
+@pytest.fixture
+def whole(predict: Predict) -> bytes:
+    """The table of an uninterrupted run."""
+    assert predict().code == 0
+    table = Path("out.csv").read_bytes()
+    Path("out.csv").unlink()
+    return table
+
+
+@pytest.mark.parametrize(
+    ("target", "calls", "torn", "kept"), [(ADD, 0, 0, 0), (ADD, 3, 0, 3), (ADD, 5, 7, 4), (JOIN, 0, 0, 8)]
+)
+def test_a_killed_run_is_resumed_and_neither_repeats_nor_loses_a_note(
+    predict: Predict, whole: bytes, answered_ids: list[str], target: str, calls: int, torn: int, kept: int
+) -> None:
+    found = killed(predict, target, calls)
+    assert not Path("out.csv").exists()
+    if torn:
+        os.truncate(found[-1], found[-1].stat().st_size - torn)
+        found.pop()
+    before = ids_in(found)
+    outcome = predict("--resume")
+    assert outcome.code == 0
+    assert f"{kept} of 8 notes were answered before" in outcome.err
+    assert outcome.err.rstrip().endswith("medlit: written: out.csv")
+    assert Path("out.csv").read_bytes() == whole
+    everyone = {note["id"] for note in notes()["test"]}
+    assert len(before) == kept
+    if kept < 8:
+        assert set(answered_ids) == everyone - set(before)
+        assert len(answered_ids) == 8 - kept
+    assert not list(Path().glob(".out*"))
+
+
+def test_without_resume_the_shards_of_an_earlier_run_are_removed(
+    predict: Predict, whole: bytes, answered_ids: list[str]
+) -> None:
+    left = killed(predict, ADD, 2)
+    shutil.copy(left[0], left[0].with_name("rank00005-000000.parquet"))
+    assert predict().code == 0
+    assert len(answered_ids) == 8
+    assert Path("out.csv").read_bytes() == whole
+    assert not list(Path().glob(".out*"))
+
+
+def test_resume_without_an_interrupted_run_starts_over(predict: Predict, whole: bytes, answered_ids: list[str]) -> None:
+    outcome = predict("--resume")
+    assert "there is no interrupted run beside out.csv; starting with the first note" in outcome.err
+    assert len(answered_ids) == 8
+    assert Path("out.csv").read_bytes() == whole
+
+
+def test_the_shards_of_another_number_of_processes_count(
+    predict: Predict, whole: bytes, answered_ids: list[str]
+) -> None:
+    found = killed(predict, ADD, 5)
+    names = ("00000-000000", "00001-000000", "00001-000001", "00004-000000", "00007-000003")
+    for path, name in zip(found, names, strict=True):
+        path.rename(path.with_name(f"rank{name}.parquet"))
+    os.truncate(path.with_name("rank00007-000003.parquet"), 20)
+    assert predict("--resume").code == 0
+    assert len(answered_ids) == 8 - 4
+    assert Path("out.csv").read_bytes() == whole
+    assert not list(Path().glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["--model.decoding.mode", "constrained"], 'model.decoding.mode was "likelihood" and is "constrained"'),
+        (["--model.decoding.abstain_below", "0.5"], "model.decoding.abstain_below was null and is 0.5"),
+        (["--data.predict.source", "validation"], "the notes have changed"),
+        (["--ckpt_path", "other.ckpt"], "the weights or their temperature have changed"),
+    ],
+)
+def test_an_interrupted_run_with_other_inputs_is_not_resumed(
+    predict: Predict, run: Path, arguments: list[str], difference: str
+) -> None:
+    left = {path: path.read_bytes() for path in killed(predict, ADD, 2)}
+    if "other.ckpt" in arguments:
+        checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        torch.save(checkpoint | {"global_step": 99}, "other.ckpt")
+    outcome = predict("--resume", *arguments)
+    assert outcome.code == 2
+    message = outcome.err.strip().splitlines()[-1]
+    assert message.startswith("medlit: resume: the interrupted run beside out.csv had other inputs (")
+    assert difference in message
+    assert {path: path.read_bytes() for path in find_shards(Path("out.csv"))} == left
+    assert not Path("out.csv").exists()
+
+
+def test_the_batch_size_may_change_before_a_resume(predict: Predict, whole: bytes, answered_ids: list[str]) -> None:
+    killed(predict, ADD, 2)
+    assert predict("--resume", "--data.batching.eval_batch_size", "4").code == 0
+    assert len(answered_ids) == 6
+    assert [row["answer"] for row in read(Path("out.csv"))] == [
+        row["answer"] for row in csv.DictReader(io.StringIO(whole.decode()))
+    ]
+
+
+@pytest.mark.parametrize("stopped", ["SIGTERM", "an error"])
+def test_a_run_that_stops_says_how_to_continue(
+    predict: Predict, whole: bytes, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    step = SpecialtyClassifier.predict_step
+
+    def stopping(self: SpecialtyClassifier, batch: Prompts, batch_idx: int) -> Answers:
+        if batch_idx == 2 and stopped == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif batch_idx == 2:
+            raise UserError("the disk is full")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(shards, "FLUSH_SECONDS", 3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(SpecialtyClassifier, "predict_step", stopping)
+        outcome = predict()
+    assert outcome.code == (128 + signal.SIGTERM if stopped == "SIGTERM" else 2)
+    assert "the answers so far are kept; the same command with --resume continues" in outcome.err
+    assert not Path("out.csv").exists()
+    before = len(answered_ids)
+    assert predict("--resume").code == 0
+    assert len(answered_ids) == 8 == before + 8 - (3 if stopped == "SIGTERM" else 2)
+    assert Path("out.csv").read_bytes() == whole
+
+
+def test_a_run_that_stops_before_its_first_answer_leaves_nothing(
+    predict: Predict, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Answers:
+        raise UserError("no")
+
+    monkeypatch.setattr(SpecialtyClassifier, "predict_step", failing)
+    outcome = predict()
+    assert "--resume" not in outcome.err
+    assert not list(Path().glob(".out*"))
+
+
+def test_a_run_in_its_own_folder_is_kept_and_found_again(
+    medlit: Medlit, run: Path, tiny_config: Path, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SpecialtyClassifier.predict_step
+
+    def failing(self: SpecialtyClassifier, batch: Prompts, batch_idx: int) -> Answers:
+        if batch_idx == 1:
+            raise UserError("the GPU is full")
+        return step(self, batch, batch_idx)
+
+    adapted = ["predict", "--config", tiny_config, "--model.adapter", run / "adapter"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SpecialtyClassifier, "predict_step", failing)
+        assert medlit(*adapted).code == 2
+    assert medlit(*adapted, "--resume").code == 0
+    found = read(run.with_name("version_1") / "predictions.csv")
+    assert [row["id"] for row in found] == [note["id"] for note in notes()["test"]]
+    assert len(answered_ids) == 8
+    assert not run.with_name("version_2").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_resume_what_one_left(predict: Predict, whole: bytes, tiny_config: Path) -> None:
+    killed(predict, ADD, 3)
+    ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
+    two = ["--config", ddp, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--output", "out.csv"]
+    weighed = ["--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1", "--ckpt_path", "best"]
+    best = ["--run_dir", "logs/tiny/version_0"]
+    command = [sys.executable, "-m", "medlit", "predict", "--config", tiny_config, *two, *weighed, *best, "--resume"]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=True)
+    assert "3 of 8 notes were answered before" in done.stderr
+    assert Path("out.csv").read_bytes() == whole
+    assert not list(Path().glob(".out*"))
+
+
+# --- one note, and abstaining -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["constrained", "likelihood"])
+def test_one_note_prints_the_answer_and_its_probability(
+    medlit: Medlit, run: Path, tiny_config: Path, mode: str
+) -> None:
+    arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.decoding.mode", mode]
+    arguments += ["--model.decoding.abstain_below", "1", "--data.predict.text", "Patient 30 years old: heart pain."]
+    outcome = medlit("predict", *arguments)
+    assert outcome.out.removesuffix("\n") in SPECIALTIES
+    probability = re.search(
+        r"medlit: probability 0\.\d{3}, margin -?0\.\d{3}, runner-up (.+); model\.decoding\.abstain_below would",
+        outcome.err,
+    )
+    assert probability is not None
+    assert probability[1] in SPECIALTIES
+
+
+def test_uncertain_answers_are_withheld(predict: Predict) -> None:
+    assert predict("--model.decoding.abstain_below", "1").code == 0
+    found = read(Path("out.csv"))
+    assert {(row["specialty"], row["abstained"]) for row in found} == {("", "True")}
+    assert {row["answer"] for row in found} <= set(SPECIALTIES)
+    assert all(0 < float(row["probability"]) < 1 and row["runner_up"] != row["answer"] for row in found)
+
+
+def test_written_answers_are_not_kept_in_memory(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning collects what predict_step returns, for a million notes as for eight."""
+    step, given = SpecialtyClassifier.predict_step, []
+    alive = []
+
+    def watched(self: SpecialtyClassifier, batch: Prompts, batch_idx: int) -> Answers:
+        alive.append(sum(labels() is not None for labels in given))
+        answers = step(self, batch, batch_idx)
+        given.append(weakref.ref(answers.label_ids))
+        return answers
+
+    monkeypatch.setattr(SpecialtyClassifier, "predict_step", watched)
+    assert predict().code == 0
+    assert len(alive) == 8
+    assert max(alive) <= 1

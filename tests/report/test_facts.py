@@ -1,0 +1,47 @@
+"""Facts about the notes are counted by hand; the report shows counts and hashes, no text."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from datasets import Dataset
+
+from medlit.data.settings import Split
+from medlit.report.facts import data_facts
+
+
+def notes(*rows: tuple[str, str]) -> Dataset:
+    hashes, labels = zip(*rows, strict=True)
+    return Dataset.from_dict({"text_hash": hashes, "specialty": labels})
+
+
+def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
+    splits = SimpleNamespace(
+        notes={
+            "train": notes(("a", "Bones"), ("b", "Heart"), ("b", "Heart")),
+            "validation": notes(("c", "Heart")),
+            "test": notes(("b", "Heart"), ("c", "Heart"), ("d", "Bones"), ("d", "Bones"), ("d", "Heart")),
+        },
+        kind="kfold",
+        hashes={"test": "0123"},
+        assignment=SimpleNamespace(split=["train", "test", "conflict", "conflict", "duplicate"]),
+    )
+    split = Split(kind="kfold", seed=1, fold=2)
+    facts = data_facts(SimpleNamespace(source="notes.csv", fingerprint=None, splits=splits, split=split))  # type: ignore[arg-type]
+    assert facts == {
+        "source": "notes.csv",
+        "revision": None,
+        "split": "kfold",
+        "seed": 1,
+        "fold": "2 of 5",
+        "near_threshold": None,
+        "rows": {"train": 3, "validation": 1, "test": 5},
+        "texts": {"train": 2, "validation": 1, "test": 3},
+        "hash": {"test": "0123"},
+        "classes": {"Bones": [1, 0, 2], "Heart": [2, 1, 3]},
+        "test_texts_in_train": 1,
+        "test_texts_in_validation": 1,
+        "test_conflicts": 3,
+        "test_ceiling": 4 / 5,
+        "left_out": {"conflict": 2, "duplicate": 1},
+    }

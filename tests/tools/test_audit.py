@@ -1,0 +1,328 @@
+"""The audit's counts are those of ten lines of pandas, and its report holds no note."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+import yaml
+
+import medlit as package
+from medlit.__main__ import main
+from medlit.data.audit import AuditReport, audit
+from medlit.data.builtin import builtin_notes
+from medlit.data.settings import Columns, Labels
+from medlit.tools.audit import EXIT_OVER_LIMIT, run
+from medlit.tools.audit.report import audit_figure
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal wide enough that no line of a table is broken
+
+
+def planted() -> dict[str, list[dict[str, str]]]:
+    """Built-in notes with duplicates, conflicts, leaks, near copies, and columns that give the label away."""
+    splits = builtin_notes(train=60, validation=20, test=30)
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    other = {"medical_specialty": "Radiology"}
+    train += [{**note, "id": f"again-{note['id']}"} for note in train[:7]]
+    train += [{**note, "id": f"conflict-{note['id']}"} | other for note in train[5:9]]
+    train += [{**train[0], "id": "spaced", "transcription": f"  {train[0]['transcription']} ".replace(" ", "\n ")}]
+    validation += [{**note, "id": f"leaked-{note['id']}"} for note in train[20:23]]
+    test += [{**note, "id": f"leaked-{note['id']}"} for note in train[20:25]]
+    test += [
+        {**note, "id": f"near-{note['id']}", "transcription": note["transcription"] + " Noted."}
+        for note in train[30:33]
+    ]
+    test += [{**test[0], "id": "short", "transcription": "Seen today."}]
+    for place, note in enumerate(train + validation + test):
+        note["keywords"] = "" if place % 4 == 0 else f"{note['medical_specialty'].lower()}, findings, plan"
+        note["code"] = str(sum(note["medical_specialty"].encode()))
+        note["ward"] = "north" if place % 2 else "south"
+    return splits
+
+
+def write(folder: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, notes in splits.items():
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(notes[0]))
+            writer.writeheader()
+            writer.writerows(notes)
+    return folder
+
+
+def report_of(source: Path | str, **settings: object) -> AuditReport:
+    return audit(str(source), columns=Columns(), labels=Labels(), **settings).report  # type: ignore[arg-type]
+
+
+def test_counts_agree_with_pandas(tmp_path: Path) -> None:
+    report = report_of(write(tmp_path / "notes", planted()))
+
+    frame = pd.concat(pd.DataFrame(notes).assign(split=split) for split, notes in planted().items())
+    frame["text"] = frame["transcription"].str.split().str.join(" ")
+    groups = frame.groupby("text")["medical_specialty"]
+    size, labels = groups.transform("size"), groups.transform("nunique")
+    assert report.rows == len(frame)
+    assert report.classes == frame["medical_specialty"].value_counts().to_dict()
+    assert report.splits == frame["split"].value_counts(sort=False).to_dict()
+    assert report.duplicates["groups"] == (groups.size() > 1).sum() > 0
+    assert report.duplicates["rows"] == (size > 1).sum()
+    assert report.conflicts["groups"] == (groups.nunique() > 1).sum() > 0
+    assert report.conflicts["rows"] == (labels > 1).sum()
+    assert report.accuracy_ceiling == pytest.approx(
+        groups.agg(lambda names: names.value_counts().max()).sum() / len(frame)
+    )
+    texts = frame.groupby("split")["text"].agg(set)
+    for pair, rows in report.leakage.items():
+        earlier, later = pair.split("/")
+        assert rows == frame.loc[frame["split"] == later, "text"].isin(texts[earlier]).sum()
+    assert report.leakage == {"train/validation": 3, "train/test": 5, "validation/test": 3}
+    words = frame["text"].str.split().str.len()
+    assert report.lengths["words"]["max"] == words.max()
+    assert report.lengths["words"]["mean"] == pytest.approx(words.mean(), abs=0.05)
+    assert report.short["rows"] == (words < 20).sum()
+
+
+def test_near_copies_are_found(tmp_path: Path) -> None:
+    report = report_of(write(tmp_path / "notes", planted()))
+
+    assert report.near_threshold == 0.8
+    assert report.near_duplicates is not None
+    assert report.near_leakage is not None
+    assert report.near_duplicates["groups"] == 3
+    assert report.near_leakage["train/test"] == report.leakage["train/test"] + 3
+
+
+def test_columns_that_give_the_label_away(tmp_path: Path) -> None:
+    leaks = report_of(write(tmp_path / "notes", planted())).label_leaks
+
+    assert leaks == {"code": 1.0, "keywords": 1.0}
+
+
+def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> None:
+    long = 'Seen "today", well.\r\n\nPlan: rest.\n' * 4_000
+    texts = [long, long.replace("\r\n", "\n"), long + "Noted.", "One\ntwo."]
+    notes = [{"id": str(n), "transcription": text, "medical_specialty": "ab"[n % 2]} for n, text in enumerate(texts)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    report = report_of(source, count_tokens=lambda texts: [len(text) for text in texts])
+
+    assert report.lengths["tokens"]["max"] == len(texts[1]) + len("Noted.") > 100_000
+    assert report.duplicates == {"groups": 1, "rows": 2, "ids": [["0", "1"]]}
+    assert report.conflicts["rows"] == 2
+    assert (report.lengths["words"]["min"], report.lengths["words"]["max"]) == (2, 20_001)
+
+
+def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) -> None:
+    rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
+    notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]
+    report = report_of(write(tmp_path / "notes", {"train": notes}) / "train.csv")
+
+    assert report.empty == {"rows": 1, "ids": ["b"]}
+    assert report.unlabelled == 1
+    assert report.accuracy_ceiling == 1
+    assert report.splits == {"all": 4}
+    assert report.leakage == {}
+
+
+def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
+    notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    tokens = report_of(source, count_tokens=lambda texts: [len(text) for text in texts], limit=8).lengths["tokens"]
+
+    assert tokens["max"] == 10
+    assert tokens["limit"] == 8
+    assert tokens["share_cut"] == 0.2
+
+
+def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.data.audit.TOKENISED", 4)
+    monkeypatch.setattr("medlit.data.audit._BATCH", 3)
+    notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    lengths = audit(
+        str(source),
+        columns=Columns(),
+        labels=Labels(),
+        count_tokens=lambda texts: [len(text) for text in texts],
+        limit=8,
+    ).lengths
+
+    assert lengths["tokens"].tolist() == [1, 4, 7, 10]
+    assert len(lengths["words"]) == 10
+
+
+def test_verb_writes_counts_and_a_picture_and_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = planted()
+    source = write(tmp_path / "notes", notes)
+    output = tmp_path / "out"
+    assert run([*_flags(source), "--output", str(output)]) == 0
+
+    content = (output / "audit.json").read_text(encoding="utf-8")
+    expected = {
+        "rows",
+        "classes",
+        "lengths",
+        "duplicates",
+        "near_duplicates",
+        "conflicts",
+        "accuracy_ceiling",
+        "leakage",
+        "label_leaks",
+    }
+    assert expected <= json.loads(content).keys()
+    assert (output / "audit.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for note in notes["train"]:
+        assert note["transcription"][:25] not in content + printed
+
+
+def _flags(source: Path | str) -> list[str]:
+    return [f"--data.source={source}", f"--model.language_model.base_model={Path(__file__).parent}"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ([], EXIT_OVER_LIMIT),
+        (["--max_leakage", "1", "--max_conflicts", "1"], 0),
+        (["--max_leakage=1"], EXIT_OVER_LIMIT),
+    ],
+)
+def test_strict_holds_the_audit_to_its_limits(limits: list[str], code: int, tmp_path: Path) -> None:
+    source = write(tmp_path / "notes", planted())
+
+    assert run([*_flags(source), "--strict", *limits]) == code
+    assert run([*_flags(source), *limits]) == 0
+
+
+def test_builtin_notes_pass_a_strict_audit() -> None:
+    assert run([*_flags("builtin"), "--strict"]) == 0
+    report = report_of("builtin")
+    assert report.duplicates["rows"] == 0
+    assert report.near_leakage == {"train/validation": 0, "train/test": 0, "validation/test": 0}
+
+
+def test_empty_and_unlabelled_notes_fail_a_strict_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
+    notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+
+    assert run([*_flags(source), "--strict"]) == EXIT_OVER_LIMIT
+    printed = capsys.readouterr().out
+    assert "over a limit: 1 notes are empty" in printed
+    assert "over a limit: 1 notes have no label" in printed
+
+
+# --- as its user meets it ---------------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
+
+
+def verb(*arguments: object) -> int:
+    """`medlit audit` with these arguments; the exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def test_the_config_for_a_gpu_audits_here_with_a_flag_on_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "notes", planted())
+    arguments = ["--config", RECIPE, "--data.source", source]
+    assert verb(*arguments, "--output", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["source"] == str(source)
+    assert f"medlit audit: {source}" in out
+    assert "test notes whose text is also in train" in out
+    assert "lengths are in words only, because the tokenizer is not available" in err
+    assert verb(*arguments, "--strict") == EXIT_OVER_LIMIT
+
+
+def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
+    names = {"id": "key", "transcription": "note", "medical_specialty": "department"}
+    rows = [{names.get(key, key): value for key, value in note.items()} for note in planted()["train"]]
+    source = write(tmp_path / "notes", {"train": rows}) / "train.csv"
+    config = tmp_path / "own.yaml"
+    data = {"source": str(source), "columns": {"id": "key", "text": "note", "label": "department"}}
+    config.write_text(yaml.safe_dump({"data": data | {"labels": {"aliases": {"Radiology": "Imaging"}}}}))
+    assert verb("--config", config, "--output", tmp_path) == 0
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert report["rows"] == len(rows)
+    assert report["classes"]["Imaging"] > 0
+    assert "Radiology" not in report["classes"]
+    assert {"key", "note"}.isdisjoint(report["label_leaks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.sorce", "notes.csv"], "sorce"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.source", "nowhere.csv"], "medlit: data.source: there is no file or folder nowhere.csv"),
+        (["--data.split.near_threshold", "2"], "medlit: data.split.near_threshold"),
+        (["--max_cut", "some"], "--max_cut"),
+    ],
+)
+def test_a_mistake_exits_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(*arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_broken_table_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.csv").write_text("id,transcription,medical_specialty\n1,not, quoted,a\n", encoding="utf-8")
+    assert verb("--data.source", tmp_path / "notes.csv", "--output", tmp_path / "out") == 2
+    assert f"{tmp_path / 'notes.csv'}, line 2: 4 fields where the header has 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_quick_and_names_settings_limits_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb("--help") == 0
+    out = capsys.readouterr().out
+    for part in ("--config FILE", "--data.source", "--output DIR", "--strict", "--max_leakage", "exit code: 0; 3 when"):
+        assert part in out
+    code = "import sys, medlit.tools.audit\nassert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    source = str(Path(package.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": source}, check=True)
+
+
+def test_a_table_too_large_to_compare_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medlit.data.audit.NEAR_ROWS", 50)
+    source = write(tmp_path / "notes", planted())
+    assert verb(*_flags(source)) == 0
+    assert "set --data.split.near_threshold" in capsys.readouterr().out
+    assert report_of(source, near_threshold=0.8).near_duplicates is not None
+
+
+def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:
+    notes = [
+        {"id": str(n), "transcription": "x " * n, "medical_specialty": "ab"[n % 2]} for n in [*range(1, 300), 100_000]
+    ]
+    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    lengths = audit_figure(found).axes[1]
+
+    assert lengths.get_xlim()[1] < 1000
+    assert sum(bar.get_height() for bar in lengths.patches) == 300
+
+
+@pytest.mark.parametrize("size", [6, 10, 24])
+def test_a_picture_of_few_notes_counts_whole_ones(tmp_path: Path, size: int) -> None:
+    notes = [{"id": str(n), "transcription": "x " * (n + 1), "medical_specialty": "ab"[n % 2]} for n in range(size)]
+    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    balance, lengths = audit_figure(found).axes
+    for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):
+        assert all(tick == round(tick) for tick in axis.get_ticklocs())

@@ -1,0 +1,250 @@
+"""`medlit baseline`: the model's own test notes, scored by simpler systems, compared and reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from medlit.errors import UserError
+from medlit.evaluation.results import Results
+from medlit.tools.baseline import run as baseline
+
+ZERO_SHOT = Path(__file__).parents[2] / "configs" / "debug" / "zero_shot.yaml"
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+
+def metrics(folder: Path, name: str) -> dict[str, object]:
+    return json.loads((folder / f"{name}_metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tested(fitted: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny fit with its test."""
+    from medlit.cli.cli import main
+
+    folder = tmp_path_factory.mktemp("tested") / "tiny" / "version_0"
+    shutil.copytree(fitted, folder)
+    best = str(folder / "checkpoints" / "best.ckpt")
+    main(["test", "--config", str(tiny_config), "--ckpt_path", best, "--run_dir", str(folder)])
+    return folder
+
+
+def test_without_a_model_the_baselines_are_a_run_of_their_own(
+    notes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The base model does not exist: no weights and no tokenizer are needed.
+    assert baseline(["--data.source", str(notes_folder), "--model.language_model.base_model", "./nowhere"]) == 0
+    folder = tmp_path / "logs" / "medlit" / "version_0"
+    written = {"metrics.json", "answers.parquet"}
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "report.md",
+        *(f"baseline_{name}_{file}" for name in ("majority", "tfidf") for file in written),
+    }
+    assert "TF-IDF" in capsys.readouterr().out
+
+    given = notes()
+    train, test = ([row["transcription"] for row in given[split]] for split in ("train", "test"))
+    labels = [row["medical_specialty"] for row in given["train"]]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(
+        vectorizer.fit_transform(train), labels
+    )
+    found = pd.read_parquet(folder / "baseline_tfidf_answers.parquet")
+    assert found["answer"].tolist() == model.predict(vectorizer.transform(test)).tolist()
+    wanted = model.predict_proba(vectorizer.transform(test))
+    assert np.stack(found["probabilities"]) == pytest.approx(wanted, abs=1e-6)
+    assert metrics(folder, "baseline_tfidf")["accuracy"] == pytest.approx((found["answer"] == found["truth"]).mean())
+
+    commonest = max(SPECIALTIES, key=labels.count)
+    answers = pd.read_parquet(folder / "baseline_majority_answers.parquet")
+    assert set(answers["answer"]) == {commonest} == {HEART}
+    assert answers["probabilities"][0].max() == pytest.approx(labels.count(HEART) / len(labels))
+
+
+def test_a_run_s_baselines_answer_its_notes_and_are_compared_in_its_report(tested: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(tested, folder)
+    before = (folder / "test_metrics.json").read_bytes()
+    assert baseline(["--run_dir", str(folder)]) == 0
+    model, tfidf = (pd.read_parquet(folder / f"{name}_answers.parquet") for name in ("test", "baseline_tfidf"))
+    for column in ("id", "text_hash", "truth", "tokens", "cut_tokens"):
+        assert model[column].tolist() == tfidf[column].tolist(), column
+    assert set(metrics(folder, "test")) == set(metrics(folder, "baseline_tfidf"))
+    assert (folder / "test_metrics.json").read_bytes() == before
+    report = (folder / "report.md").read_text()
+    assert "Against TF-IDF + logistic regression:" in report
+    assert "Against majority class:" in report
+    assert not (tmp_path / "logs").exists()
+
+
+def test_another_run_is_added_to_the_report(tested: Path, tmp_path: Path) -> None:
+    folder, bare, other = tmp_path / "version_0", tmp_path / "version_1", tmp_path / "version_2"
+    for copy in (folder, bare, other):
+        shutil.copytree(tested, copy)
+    config = yaml.safe_load((bare / "config_test.yaml").read_text())
+    config["model"]["lora"], config["ckpt_path"] = None, None
+    (bare / "config_test.yaml").write_text(yaml.safe_dump(config))
+    assert baseline(["--run_dir", str(folder), "--beside", str(bare), "--beside", str(other)]) == 0
+    report = (folder / "report.md").read_text()
+    assert "Against zero-shot: +0.0 points" in report
+    assert f"Against {tmp_path.name}-version_2: +0.0 points" in report
+
+
+def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested: Path, tmp_path: Path) -> None:
+    folder, other = tmp_path / "version_0", tmp_path / "version_1"
+    for copy in (folder, other):
+        shutil.copytree(tested, copy)
+    record = Results.read(other / "test_answers.parquet")
+    replace(record, ids=[*record.ids[1:], "another"]).write(other / "test_answers.parquet")
+    with pytest.raises(UserError, match="not tested on the same notes"):
+        baseline(["--run_dir", str(folder), "--beside", str(other)])
+    assert not list(folder.glob("baseline_*"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda run: shutil.rmtree(run), "there is no folder"),
+        (lambda run: (run / "config_test.yaml").unlink(), "has no config_test.yaml"),
+        (lambda run: (run / "config_test.yaml").write_text("[1"), r"config_test\.yaml is damaged"),
+        (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is missing or damaged"),
+    ],
+    ids=["no folder", "no test", "a damaged config", "damaged metrics"],
+)
+def test_a_folder_without_a_whole_test_is_refused(tested: Path, tmp_path: Path, spoil: object, says: str) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(tested, folder)
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(UserError, match=says):
+        baseline(["--run_dir", str(folder)])
+    assert not list(folder.glob("baseline_*"))
+
+
+def test_other_notes_than_the_model_s_are_refused(tested: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(tested, folder)
+    for split, rows in notes().items():
+        edited = [{**row, "transcription": row["transcription"] + " Edited."} for row in rows]
+        write_csv(tmp_path / f"{split}.csv", edited)
+    with pytest.raises(UserError, match="other texts than when the model was tested"):
+        baseline(["--run_dir", str(folder), "--data.source", str(tmp_path)])
+    with pytest.raises(UserError, match="not tested on this test split"):
+        baseline(["--run_dir", str(folder), "--data.split.kind", "grouped", "--data.split.seed", "1"])
+
+
+def test_an_unknown_setting_exits_2(medlit: Medlit) -> None:
+    with pytest.raises(SystemExit) as stop:
+        baseline(["--data.sorce", "builtin"])
+    assert stop.value.code == 2
+
+
+def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(tested, folder)
+    assert baseline(["--run_dir", str(folder), "--head", "--trainer.max_steps", "24"]) == 0
+    found = metrics(folder, "baseline_head")
+    assert found["accuracy"] > metrics(folder, "baseline_majority")["accuracy"] + 0.2  # type: ignore[operator]
+    assert found["log_loss"] < metrics(folder, "baseline_majority")["log_loss"]  # type: ignore[operator]
+    assert "Against classification head:" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["--model.language_model.dtype", "float16"],
+            "model.language_model.dtype: the classification head does not train in",
+        ),
+        (["--config", str(ZERO_SHOT)], "model.lora: the classification head trains an adapter"),
+        (["--trainer.max_steps", "-1"], "trainer.max_steps: the classification head needs a last step"),
+    ],
+)
+def test_a_head_that_cannot_be_trained_is_refused(
+    tiny_config: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    logs = ["--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=says):
+        baseline(["--config", str(tiny_config), "--head", *logs, *arguments])
+
+
+def test_a_head_without_base_weights_is_refused(llama: Path, tmp_path: Path) -> None:
+    import torch
+
+    from medlit.model.settings import LanguageModel, Lora
+    from medlit.tools.baseline.head import load_head
+
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
+        load_head(LanguageModel(str(folder)), Lora(), 3, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rare", "steps"),
+    [({"data.batching.class_balance": "inverse"}, 12, 3), ({"trainer.max_steps": -1, "trainer.max_epochs": 2}, 6, 6)],
+    ids=["balance", "epochs"],
+)
+def test_the_head_trains_on_the_notes_that_the_run_does(
+    llama: Path,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    rare: int,
+    steps: int,
+) -> None:
+    """As many steps, and as many notes of a rare specialty: 3 of 24, or half if specialties are balanced."""
+    import torch
+
+    rows = [row | {"medical_specialty": HEART if i < 3 else BONE} for i, row in enumerate(notes()["train"])]
+    folder = write_notes(tmp_path / "notes")
+    for split in ("train", "validation", "test"):
+        write_csv(folder / f"{split}.csv", rows)
+    seen: list[int] = []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def recorded(scores: Any, labels: Any, **options: Any) -> Any:  # noqa: ANN401 - PyTorch's signature
+        seen.append(int((labels == sorted((HEART, BONE)).index(HEART)).sum()))
+        return cross_entropy(scores, labels, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", recorded)
+    given = {"data.source": folder, "trainer.default_root_dir": tmp_path, "trainer.max_steps": 3}
+    flags = [f"--{name}={value}" for name, value in (given | settings).items()]
+    assert baseline(["--config", str(tiny_config), "--head", *flags]) == 0
+    assert len(seen) == steps * 2, "8 notes a step in 2 micro-batches"
+    assert sum(seen) == rare
+
+
+def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(llama: Path) -> None:
+    import torch
+
+    from medlit.model.settings import LanguageModel, Lora
+    from medlit.tools.baseline.head import load_head
+
+    model = load_head(LanguageModel(str(llama)), Lora(), 3, 0, torch.device("cpu")).eval()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or ".score." in name for name in trained)
+    assert any(".score." in name for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    ids = torch.tensor([[1, 40, 41, 42]])
+    padded = torch.tensor([[1, 40, 41, 42, 0, 0], [1, 9, 8, 7, 6, 5]])
+    mask = (padded > 0).long()
+    with torch.no_grad():
+        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        together = model(input_ids=padded, attention_mask=mask).logits[0]
+    assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)

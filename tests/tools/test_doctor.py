@@ -1,0 +1,334 @@
+"""`medlit doctor`: every fault has a row with a cure, a failure sets the exit code, and no secret is printed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import tempfile
+from collections import namedtuple
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from medlit.tools import doctor
+from medlit.tools.doctor import checks, probe
+from medlit.tools.doctor.checks import CheckResult
+
+LIBRARIES = {
+    name: CheckResult(name, "ok", "imports") for name in ("torch", "bitsandbytes", "4-bit training", "unsloth")
+}
+SECRET = "hf_thisisnotarealtokenatall"
+
+
+@pytest.fixture(autouse=True)
+def a_quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A CPU machine where everything imports, with its own cache and home."""
+    monkeypatch.setattr(probe, "command_output", lambda *command: "")
+    probed(monkeypatch, *LIBRARIES.values())
+    monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Child:
+    """A process that has ended, or hangs."""
+
+    def __init__(self, out: str = "", err: str = "", code: int = 0, *, hangs: bool = False) -> None:
+        self.out, self.err, self.returncode, self.hangs = out, err, code, hangs
+
+    def communicate(self, timeout: float | None) -> tuple[str, str]:
+        if self.hangs:
+            raise subprocess.TimeoutExpired("probe", timeout or 0)
+        return self.out, self.err
+
+    def kill(self) -> None:
+        self.hangs = False
+
+
+def lines(*results: CheckResult) -> str:
+    return "\n".join(json.dumps(asdict(result)) for result in results)
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, *results: CheckResult) -> None:
+    """Fake the child process of a machine without a GPU."""
+    machine = [*probe.gpus([], cuda=""), probe.driver(cuda=""), probe.triton(has_gpu=False)]
+    child = Child(f"noise\n{lines(*results, *machine)}")
+    monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: child)
+
+
+def rows_of(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, CheckResult]]:
+    code = doctor.run(["--json"])
+    return code, {row["check"]: CheckResult(**row) for row in json.loads(capsys.readouterr().out)}
+
+
+def test_a_cpu_machine_can_run_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    code, rows = rows_of(capsys)
+    assert code == 0
+    assert [row.check for row in rows.values() if row.status != "ok"] == ["GPU"]
+    assert all(row.cure for row in rows.values() if row.status != "ok")
+
+
+def test_the_table_ends_with_the_verdict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.run([]) == 0
+    assert capsys.readouterr().out.strip().endswith("medlit can run here.")
+    probed(monkeypatch, CheckResult("unsloth", "fail", "ImportError: no [such] thing", "install it"))
+    assert doctor.run([]) == 1
+    assert capsys.readouterr().out.strip().endswith("medlit cannot run here: unsloth.")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_tokens_value_is_never_printed(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    saved = tmp_path / "hub" / "token"
+    saved.parent.mkdir()
+    saved.write_text(SECRET)
+    doctor.run(flags)
+    printed = capsys.readouterr()
+    assert SECRET not in printed.out + printed.err
+    assert "HF_TOKEN" in printed.out
+    assert "saved" in printed.out
+
+
+def test_the_probing_process_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    seen = {}
+
+    def child(command: list[str], env: dict[str, str], **_: object) -> Child:
+        seen.update(env)
+        return Child(f"noise\n{lines(LIBRARIES['torch'])}\n")
+
+    monkeypatch.setattr(subprocess, "Popen", child)
+    assert doctor.read_probe(doctor.start_probe([], show_notes=False)) == [LIBRARIES["torch"]]
+    assert SECRET not in seen.values()
+    assert seen["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("name", ["lightning", "pytorch-lightning"])
+@pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
+def test_a_malicious_lightning_fails_and_names_the_advisory(
+    name: str, version: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checks.version_of
+    monkeypatch.setattr(checks, "version_of", lambda package: version if package == name else real(package))
+    code, rows = rows_of(capsys)
+    assert code == 1
+    assert rows[name].status == "fail"
+    assert "GHSA-w37p-236h-pfx3" in rows[name].cure
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "status"),
+    [
+        ("transformers", "5.18.0", "warn"),
+        ("datasets", "5.0.0", "warn"),
+        ("peft", "0.10.0", "warn"),
+        ("trl", "", "fail"),
+    ],
+)
+def test_a_package_out_of_bounds_warns_and_a_missing_one_fails(
+    name: str, version: str, status: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checks.version_of
+    monkeypatch.setattr(checks, "version_of", lambda package: version if package == name else real(package))
+    code, rows = rows_of(capsys)
+    assert (code, rows[name].status) == (int(status == "fail"), status)
+
+
+def test_requirements_of_extras_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["lightning>=2", 'pytest>=99; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: lines)
+    assert [row.check for row in checks.packages()] == ["lightning", "other packages"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "cuda", "driver", "status", "words"),
+    [
+        ([{"name": "T4", "gib": 15.6, "bf16": False}], "13.0", "580.1", "ok", "no bf16"),
+        ([{"name": "H200", "gib": 139.8, "bf16": True}], "13.0", "580.1", "ok", "12.3 of 139.8 GiB free, bf16"),
+        ([], "13.0", "470.1", "warn", "update the NVIDIA driver"),
+        ([], "", "580.1", "warn", "BUILD=gpu"),
+        ([], "", "", "warn", "runs on the CPU"),
+    ],
+)
+def test_a_missing_gpu_differs_from_an_unused_one(
+    devices: list[dict], cuda: str, driver: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "command_output", lambda *command: driver)
+    (row,) = probe.gpus([device | {"free": 12.3} for device in devices], cuda)
+    assert row.status == status
+    assert words in f"{row.found} {row.cure}"
+
+
+def test_torchvision_beside_a_cpu_torch_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "version_of", lambda package: "0.28.0")
+    assert "uninstall torchvision" in probe.library_cure("unsloth", cuda="")
+    assert "requirements/gpu.txt" in probe.library_cure("unsloth", cuda="13.0")
+    monkeypatch.setattr(probe, "version_of", lambda package: "")
+    assert "requirements/cpu.txt" in probe.library_cure("unsloth", cuda="")
+
+
+@pytest.mark.parametrize(("has_config", "check"), [(False, "libraries"), (True, "trial")])
+def test_a_crashed_probe_keeps_its_earlier_results(has_config: bool, check: str) -> None:
+    found = list(LIBRARIES.values()) if has_config else [LIBRARIES["torch"]]
+    child = Child(lines(*found) + "\n", "loading\nSegmentation fault\n", -11)
+    *earlier, crash = doctor.read_probe(child, has_config=has_config)
+    assert earlier == found
+    assert (crash.check, crash.status) == (check, "fail")
+    assert "-11" in crash.found
+    assert "Segmentation fault" in crash.found
+    assert crash.cure
+
+
+def test_a_hanging_probe_fails_and_is_killed() -> None:
+    child = Child(hangs=True)
+    (row,) = doctor.read_probe(child)
+    assert row.status == "fail"
+    assert not child.hangs
+
+
+def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[CheckResult]:
+        print("a library that greets")
+        raise OSError("libcudart.so.13:\n cannot open")
+
+    monkeypatch.setitem(probe.LIBRARY_CHECKS, "bitsandbytes", broken)
+    monkeypatch.setitem(probe.LIBRARY_CHECKS, "unsloth", lambda: [LIBRARIES["unsloth"]])
+    probe.main([])
+    rows = [CheckResult(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    names = [row.check for row in rows if not row.check.startswith("GPU")]
+    assert names == ["torch", "NVIDIA driver", "Triton", "bitsandbytes", "4-bit training", "unsloth"]
+    row = {row.check: row for row in rows}
+    assert row["torch"].found
+    assert row["bitsandbytes"].status == "fail"
+    assert row["bitsandbytes"].found == "OSError: libcudart.so.13: cannot open"
+    assert row["bitsandbytes"].cure
+    assert row["4-bit training"].status == "ok"
+
+
+@pytest.mark.parametrize("factor", [0, float("nan")])
+def test_a_4_bit_layer_without_a_finite_gradient_is_noticed(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    forward = Linear4bit.forward
+    monkeypatch.setattr(Linear4bit, "forward", lambda self, x: factor * forward(self, x))
+    with pytest.raises(ArithmeticError, match="wrong numbers"):
+        probe.LIBRARY_CHECKS["4-bit training"]()
+
+
+def test_an_optimizer_that_takes_no_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    monkeypatch.setattr(AdamW8bit, "step", lambda self: None)
+    with pytest.raises(ArithmeticError, match="wrong numbers"):
+        probe.LIBRARY_CHECKS["4-bit training"]()
+
+
+def test_4_bit_training_that_does_not_run_fails_with_a_cure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[CheckResult]:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(probe, "LIBRARY_CHECKS", {"4-bit training": broken})
+    probe.main([])
+    row = CheckResult(**json.loads(capsys.readouterr().out))
+    assert (row.check, row.status, row.found) == ("4-bit training", "fail", "RuntimeError: no kernel image")
+    assert "python -m bitsandbytes" in row.cure
+    probed(monkeypatch, row)
+    assert rows_of(capsys)[0] == 1
+
+
+def test_triton_needs_a_c_compiler_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    row = probe.triton(has_gpu=True)
+    assert row.status == "warn"
+    assert "no C compiler" in row.found
+    assert "build-essential" in row.cure
+    assert probe.triton(has_gpu=False).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "words"),
+    [
+        ("", "ok", "none"),
+        ("| NVIDIA-SMI 580.9  Driver Version: 580.95.05  CUDA Version: 13.0 |", "ok", "580.95.05, for CUDA up to 13.0"),
+        ("| NVIDIA-SMI 595  Driver Version: 595.1  CUDA UMD Version: 13.2 |", "ok", "595.1, for CUDA up to 13.2"),
+        ("| NVIDIA-SMI 550  Driver Version: 550.54  CUDA Version: 12.4 |", "warn", "PyTorch is built for CUDA 13.0"),
+    ],
+)
+def test_the_driver_is_compared_with_the_cuda_of_torch(
+    output: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "command_output", lambda *command: output)
+    row = probe.driver("13.0")
+    assert row.status == status
+    assert words in row.found
+
+
+def test_an_unusable_cache_fails_and_a_full_disk_warns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100, 99, 2**30))
+    _, rows = rows_of(capsys)
+    assert (rows["cache"].status, rows["Hub cache"].status) == ("warn", "warn")
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("MEDLIT_CACHE", str(blocked))
+    code, rows = rows_of(capsys)
+    assert (code, rows["cache"].status) == (1, "fail")
+    assert "MEDLIT_CACHE" in rows["cache"].cure
+
+
+def test_the_hub_cache_is_that_of_the_hub_libraries(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/home/hub, ")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "weights"))
+    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/weights, ")
+
+
+def test_a_read_only_cache_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, rows = rows_of(capsys)
+    assert (code, rows["cache"].status, rows["Hub cache"].status) == (1, "fail", "fail")
+    assert "Read-only" in rows["cache"].found
+    assert "HF_HOME" in rows["Hub cache"].cure
+    assert not (tmp_path / "hub").exists(), "the check creates no folder"
+
+
+def test_bare_sources_are_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", not_installed)
+    code, rows = rows_of(capsys)
+    assert (code, rows["packages"].status) == (0, "warn")
+
+
+def test_offline_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("online")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in rows_of(capsys)[1]["Hugging Face Hub"].found
+
+
+def test_help_exits_0_and_an_unknown_flag_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        doctor.run(["--help"])
+    assert "--json" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        doctor.run(["--nonsense"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jsonargparse.typing import register_type
 
@@ -16,10 +16,10 @@ from jsonargparse.typing import register_type
 def _bounded(name: str, base: type[int] | type[float], words: str, fits: Callable[[float], bool]) -> type:
     """Register a type with jsonargparse; its docstring is what a value must be, in words."""
 
-    def parse(value: object) -> float:
+    def parse(value: Any) -> float:  # noqa: ANN401 - of a YAML or a flag
         try:
-            number = base(value)  # type: ignore[call-overload]
-            if not isinstance(value, bool) and number == float(value) and fits(number):  # type: ignore[arg-type]
+            number = base(value)
+            if not isinstance(value, bool) and number == float(value) and fits(number):
                 return number
         except (TypeError, ValueError, OverflowError):
             pass

@@ -139,6 +139,7 @@ def test_the_first_process_chooses_the_run_folder_for_all(
     """A host may not see yet what another has made: to it the next number is another one."""
 
     def prepare(rank: int) -> None:
+        from medlit.cli import cli
 
         if rank == 1:
             cli.next_version = lambda root, name: root / name / "version_7"

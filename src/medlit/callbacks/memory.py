@@ -72,7 +72,7 @@ def over_budget(recomputation: Recomputation, tokens: int, data: TranscriptionDa
     smaller = f"; data.batching.micro_batch_size {size // 2} takes less" if size > 1 else ""
     return (
         f"model.language_model.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needed:.1f} GiB with"
-        f" all layers but one recomputed, more than the budget of {recomputation.budget / GIB:.1f} GiB{smaller}."
+        f" all layers but one recomputed, more than the {recomputation.budget / GIB:.1f} GiB of the budget{smaller}."
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import lightning as L
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -156,7 +156,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
 def make_parser(tool: str) -> ArgumentParser:
     """Make the parser of a tool's settings: those of every verb, without the verb's own arguments."""
     parser = Parser(prog=f"medlit {tool}", default_env=True, env_prefix=f"{ENV_PREFIX}_{tool.upper()}_")
-    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("-c", "--config", action="config")
     parser.add_argument("--seed_everything", type=bool | int, default=SEED)
     parser.add_lightning_class_args(L.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})

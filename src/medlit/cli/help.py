@@ -35,11 +35,11 @@ _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
 
 
-class _GroupOrNull(_ActionConfigLoad):  # type: ignore[misc] - jsonargparse's class is untyped
+class _GroupOrNull(_ActionConfigLoad):
     """A group of settings that a flag or a variable can set to null, as a YAML can."""
 
     def _load_config(self, value: Any, parser: LightningArgumentParser) -> Any:  # noqa: ANN401 - jsonargparse's
-        return None if value == "null" else super()._load_config(value, parser)
+        return None if value == "null" else super()._load_config(value, parser)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -52,9 +52,9 @@ class Parser(LightningArgumentParser):
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - jsonargparse's
         super().__init__(**{"formatter_class": HelpFormatter} | kwargs)
 
-    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, **kwargs: Any) -> list[str]:  # noqa: ANN401
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Add the arguments of a class; `model.lora` may be null."""
-        added = super().add_lightning_class_args(lightning_class, nested_key, **kwargs)
+        added = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull

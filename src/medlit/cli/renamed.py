@@ -46,11 +46,12 @@ REMOVED = {
     "model.decoding.content_free": "removed, since contextual calibration did not improve accuracy; leave it out",
 }
 # (Name, old value) -> what to do instead.
-OLD_VALUES = {
-    **{
-        ("data.split", kind): f"now a group of settings; set data.split.kind to {kind}"
-        for kind in ("auto", "official", "official_clean", "grouped", "kfold")
-    },
+OLD_VALUES: dict[tuple[str, str | bool], str] = {
+    ("data.split", "auto"): "now a group of settings; set data.split.kind to auto",
+    ("data.split", "official"): "now a group of settings; set data.split.kind to official",
+    ("data.split", "official_clean"): "now a group of settings; set data.split.kind to official_clean",
+    ("data.split", "grouped"): "now a group of settings; set data.split.kind to grouped",
+    ("data.split", "kfold"): "now a group of settings; set data.split.kind to kfold",
     ("model.adapter", "none"): "'none' is no longer a value; set model.lora to null for the bare base model",
     # YAML reads a bare off as false.
     ("model.language_model.gradient_checkpointing", "off"): "'off' is now 'none'",

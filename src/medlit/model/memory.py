@@ -43,7 +43,7 @@ SAFE = 0.9
 # Supervised tokens whose logits are held at once, in half and in twice full precision.
 _HEAD_ROWS = 256
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
-# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/test_memory.py.
+# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
 _LIBRARIES = int(1.1 * GIB)
 _UNFUSED = 4.0
 

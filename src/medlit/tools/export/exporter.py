@@ -97,8 +97,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-            arguments = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
-            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
+            source = {"base": resolve(base.base_model), "revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            verification.check("adapter", "peft", folder, str(device), base=source)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
         write_json(folder / VERIFICATION_FILE, facts | verification.report())

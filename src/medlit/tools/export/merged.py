@@ -62,7 +62,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _lora_update(layer: nn.Module) -> Tensor:
     """`B @ A * scaling` of PEFT's LoRA layer, in float32."""
     up, down = (getattr(layer, name)["default"].weight.detach().cpu().float() for name in ("lora_B", "lora_A"))
-    update: Tensor = up @ down * layer.scaling["default"]  # type: ignore[index, operator]
+    update: Tensor = up @ down * layer.scaling["default"]  # type: ignore[index]
     return update
 
 

@@ -36,31 +36,20 @@ from medlit.tools.export.verify import Reference
 # A Hub id. A name with a table's suffix is a file, even if it does not exist here.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-# Where the bundled weights were published.
-_HUB_ID_OF = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _BATCH = 8  # notes that medlit's model answers together
 _FIT_CONFIG = "config_fit.yaml"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights on disk, read and checked; no model is loaded yet.
-
-    Attributes:
-        language_model: the base model.
-        lora: the adapter's settings.
-        metadata: of the weights, with this config's inference settings.
-        path: a checkpoint or an adapter folder.
-        state: parameter -> value of a checkpoint; None for an adapter folder.
-        run: the run folder that they are in; None if they are in none.
-    """
+    """Trained weights on disk, read and checked; no model is loaded yet."""
 
     language_model: LanguageModel
     lora: Lora
-    metadata: AdapterMetadata
-    path: Path
-    state: dict[str, torch.Tensor] | None
-    run: Path | None
+    metadata: AdapterMetadata  # with this config's inference settings
+    path: Path  # a checkpoint or an adapter folder
+    state: dict[str, torch.Tensor] | None  # of a checkpoint: parameter -> value
+    run: Path | None  # the run folder that they are in
 
     @property
     def base_bits(self) -> str:
@@ -106,14 +95,13 @@ def public_name(source: str) -> str:
 
 
 def hub_id(base_model: str) -> str:
-    """The name under which a base model is published; another name is returned unchanged."""
-    return _HUB_ID_OF.get(base_model, base_model)
+    """The name under which a base model is published."""
+    return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
 
 
 def run_of_adapter(adapter: str | None) -> Path | None:
     """The run folder that an adapter folder is in, or None."""
-    run = None if adapter is None else Path(adapter).parent
-    return run if run is not None and (run / _FIT_CONFIG).is_file() else None
+    return Path(adapter).parent if adapter and Path(adapter).with_name(_FIT_CONFIG).is_file() else None
 
 
 def fit_settings(run: Path) -> list[str]:
@@ -132,12 +120,7 @@ def fit_settings(run: Path) -> list[str]:
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
-    """Read the weights to export.
-
-    Args:
-        config: parsed settings.
-        ckpt_path: 'best', 'last', a path, or None.
-        run: run folder to look in.
+    """Read the weights to export: the config's adapter, or the checkpoint 'best', 'last' or a path, of `run` if given.
 
     Raises:
         UserError: there are none, or they belong to another model than the config's.

@@ -1,9 +1,12 @@
-"""A merged Llama as a GGUF file, for llama.cpp and everything built on it.
+"""What an export writes besides an adapter: a merged model for transformers, and a merged Llama as a GGUF file.
+
+An adapter that was trained on 4-bit weights makes up for their errors; on the 16-bit weights that these were quantised
+from it answers differently (8 of 50 notes with the quickstart's 135M Llama). So it is merged into the 4-bit weights
+themselves, dequantised. The sum is computed in float32 and rounded to 16 bits once.
 
 PyPI has llama.cpp's GGUF writer (the package `gguf`) but not its converter, so Llama's conversion is here: names from
 llama.cpp's own map, attention rows in its order, the tokenizer's vocabulary and merges. F16 and Q8_0 are written
 directly, K-quants by llama.cpp itself if llama-cpp-python is installed. Memory holds one tensor at a time.
-
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -11,16 +14,25 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from medlit.atomic_io import read_json
+from medlit.atomic_io import read_json, write_json
+from medlit.base_model import missing, resolve
 from medlit.errors import UserError
+from medlit.model.families import causal_lm
 from medlit.tools.export.verify import WorkerFailed, run_worker
 
+_SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
 # The requirements of the extra `gguf`.
 INSTALL = (
@@ -34,6 +46,89 @@ _PRE_TOKENIZERS = {
     "Digits": "smollm",
     "ByteLevel": "gpt-2",
 }
+
+
+def config_folder(base_model: str, revision: str | None) -> Path:
+    """The folder with a base model's JSON files, from the Hub or its cache if it is not local.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    source = resolve(base_model)
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.json"]))
+        except (OSError, ValueError) as error:
+            raise missing(base_model, revision) from error
+    if not (folder / "config.json").is_file():
+        raise missing(base_model, revision)
+    return folder
+
+
+# --- merged -----------------------------------------------------------------------------------------------------------
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each weight of a PEFT model's base model with its LoRA update added, in 16 bits; tied weights once."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    inner = causal_lm(model)
+    for name, parameter in inner.named_parameters():
+        if ".lora_" in name:
+            continue
+        quant_state = getattr(parameter, "quant_state", None)
+        weight = parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)
+        weight = weight.cpu()
+        dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
+        if name.endswith(".base_layer.weight"):
+            layer = inner.get_submodule(name.removesuffix(".base_layer.weight"))
+            up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
+            weight = weight.float() + up @ down * layer.scaling["default"]
+        yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
+
+
+def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
+    """Write weights, and the config of the folder `base`, as a model that transformers loads; without a tokenizer."""
+    shards: list[list[str]] = []
+    total, dtype = 0, torch.bfloat16
+    for shard in _shards(weights):
+        if any(value.dtype == torch.float16 for value in shard.values()):
+            dtype = torch.float16
+        total += sum(value.nbytes for value in shard.values())
+        save_file(shard, folder / f".{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        final = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        (folder / f".{number}.safetensors").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+    config = read_json(base / "config.json")
+    for name in ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path"):
+        config.pop(name, None)
+    write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+
+
+def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Collect weights into shards."""
+    shard: dict[str, Tensor] = {}
+    for name, value in weights:
+        shard[name] = value
+        if sum(each.nbytes for each in shard.values()) >= _SHARD_BYTES:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
 def has_llama_cpp() -> bool:
@@ -71,24 +166,22 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
     if quantisation == "q4_k_m":
         _write_q4_k_m(model, path)
         return
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
-
     config = read_json(model / "config.json")
-    writer = GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama")
     _add_hyperparameters(writer, config)
-    _add_tokenizer(writer, model, config)
-    matrix_type = GGMLQuantizationType[quantisation.upper()]
-    writer.add_file_type(LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
+    _add_tokenizer(writer, model, config["vocab_size"])
+    matrix_type = gguf.GGMLQuantizationType[quantisation.upper()]
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(2)
     for name, tensor in _tensors(model, config):
-        stored_type = matrix_type if tensor.ndim > 1 else GGMLQuantizationType.F32
-        shape = quants.quant_shape_to_byte_shape(tensor.shape, stored_type)
+        stored_type = matrix_type if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, stored_type)
         writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=stored_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for _, tensor in _tensors(model, config):
-        writer.write_tensor_data(quants.quantize(tensor, matrix_type) if tensor.ndim > 1 else tensor)
+        writer.write_tensor_data(gguf.quantize(tensor, matrix_type) if tensor.ndim > 1 else tensor)
     writer.close()
 
 
@@ -106,48 +199,43 @@ def _write_q4_k_m(model: Path, path: Path) -> None:
         full.unlink()
 
 
-def _head_dim(config: dict[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _add_hyperparameters(writer: Any, config: dict[str, Any]) -> None:  # noqa: ANN401 - gguf is imported late
-    heads = config["num_attention_heads"]
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
-    writer.add_rope_dimension_count(_head_dim(config))
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config.get("num_key_value_heads", config["num_attention_heads"]))
+    for add_width in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_width(_head_dim(config))
     writer.add_rope_freq_base(_rope(config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
 
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """The rotary embedding's settings, in either of transformers' two spellings."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    return rope
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": config.get("rope_theta", 10000.0), **rope}
 
 
-def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:  # noqa: ANN401
-    from gguf import TokenType
+def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> None:
     from transformers import AutoTokenizer
 
     file = read_json(model / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    types = dict.fromkeys(tokenizer.get_vocab().values(), TokenType.NORMAL)
-    for entry in file["added_tokens"]:
-        types[entry["id"]] = TokenType.CONTROL if entry["special"] else TokenType.USER_DEFINED
     token_of = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-    ids = range(config["vocab_size"])
+    types = dict.fromkeys(range(vocab_size), gguf.TokenType.UNUSED) | dict.fromkeys(token_of, gguf.TokenType.NORMAL)
+    for entry in file["added_tokens"]:
+        types[entry["id"]] = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_tokenizer(file))
-    writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in ids])
-    writer.add_token_types([types[i] if i in token_of else TokenType.UNUSED for i in ids])
+    writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in range(vocab_size)])
+    writer.add_token_types([types[i] for i in range(vocab_size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
     writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
     for name in ("bos", "eos", "pad"):
@@ -171,10 +259,7 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
 
 def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield llama.cpp's names and float32 tensors, rows in its order."""
-    from gguf import MODEL_ARCH, get_tensor_name_map
-    from safetensors import safe_open
-
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     heads = config["num_attention_heads"]
     rotary_heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
     for shard in sorted(model.glob("*.safetensors")):
@@ -186,15 +271,12 @@ def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndar
                 tensor = file.get_tensor(key).float().numpy()
                 projection = key.split(".")[-2]
                 if projection in rotary_heads:
-                    tensor = _interleave_rotary_halves(tensor, rotary_heads[projection])
+                    # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.
+                    halves = tensor.reshape(rotary_heads[projection], 2, -1, *tensor.shape[1:])
+                    tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
                 yield name, tensor
     if (factors := rope_factors(config)) is not None:
         yield "rope_freqs.weight", factors
-
-
-def _interleave_rotary_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """Put rotary pairs side by side as llama.cpp expects; transformers has a head's second half behind its first."""
-    return tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
 
 
 def rope_factors(config: dict[str, Any]) -> np.ndarray | None:

@@ -85,9 +85,7 @@ def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("in_process")
 def test_gguf_files_read_by_transformers_answer_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import exporter
-
-    monkeypatch.setattr(exporter, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr(formats, "has_llama_cpp", lambda: False)
     folder = exported(run, "gguf", "--max_drift", "2", "--max_changed", "0.2")
     others = {"README.md", "confusion.png", "medlit.json", "verification.json"}
     assert files(folder) == others | {"model-f16.gguf", "model-q8_0.gguf"}
@@ -160,14 +158,12 @@ def llama_model_quantize(full, path, parameters):
 @pytest.fixture
 def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
-    from medlit.tools.export import exporter
 
     def install(ends: str) -> Path:
         site = tmp_path_factory.mktemp("site")
         (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
         monkeypatch.setenv("PYTHONPATH", str(site))
-        for module in (formats, exporter):
-            monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
+        monkeypatch.setattr(formats, "has_llama_cpp", lambda: True)
         return site
 
     return install

@@ -45,13 +45,8 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
     if weights.run is not None and (figure := weights.run / f"confusion_{command}.png").is_file():
         shutil.copyfile(figure, folder / FIGURE)
     # Markdown, not HTML: only the bars in a table's cells need escaping, which the template does.
-    environment = Environment(
-        loader=PackageLoader("medlit.tools", "export"),
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    loader = PackageLoader("medlit.tools", "export")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.globals |= {"number": number, "percent": percent, "public_name": public_name, "hub_id": hub_id}
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")
     try:
@@ -59,13 +54,11 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             target=target,
             version=__version__,
             weights=weights,
-            metadata=weights.metadata,
-            library=_WORDS["libraries"][target],
+            words=_WORDS,
             license=license_of(weights.language_model.base_model),
             fit=read("config_fit.yaml"),
             data=read(FACTS).get("data", {}),
             command=command,
-            measured_on=_WORDS["measured_on"].get(command),
             metrics=metrics,
             columns=HEADLINE,
             systems=systems or [("this model", metrics)],

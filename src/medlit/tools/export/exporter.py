@@ -28,17 +28,8 @@ from medlit.cli.warnings import silence_warnings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline
+from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.formats import (
-    INSTALL,
-    QUANTISATIONS,
-    check_convertible,
-    config_folder,
-    has_llama_cpp,
-    merged_weights,
-    write_gguf,
-    write_merged,
-)
 from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
 from medlit.tools.export.verify import Verification
 
@@ -68,9 +59,9 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             " of the Hub, or export with --to adapter."
         )
     if options.to == "gguf":
-        check_convertible(config_folder(base.base_model, base.revision), quantisations)
-        if not has_llama_cpp():
-            log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {INSTALL}")
+        formats.check_convertible(formats.config_folder(base.base_model, base.revision), quantisations)
+        if not formats.has_llama_cpp():
+            log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {formats.INSTALL}")
 
     use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
@@ -79,10 +70,11 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     log("scoring the labels with medlit's model")
     reference = reference_answers(model, make_datamodule(config), weights.metadata.labels, options.notes)
     verification = Verification(reference, options.max_changed, options.max_drift)
-    facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {weights.base_bits}, on {device.type}"}
-    if options.output.exists():
-        options.output.rmdir()  # it is empty
+    bits = "4-bit" if base.load_in_4bit else "16-bit"
+    facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
     output = options.output
+    if output.exists():
+        output.rmdir()  # it is empty
     with (
         _exit_on_sigterm(),
         atomic_dir(output) as folder,
@@ -92,23 +84,23 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
             published = hub_id(base.base_model) if options.to == "hub" else base.base_model
-            metadata = replace(weights.metadata, base_model=published)
-            save_adapter(model, tokenizer, metadata, model_folder)  # type: ignore[arg-type]
+            save_adapter(model, tokenizer, replace(weights.metadata, base_model=published), model_folder)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
-            write_merged(merged_weights(model), config_folder(base.base_model, base.revision), model_folder)
+            configs = formats.config_folder(base.base_model, base.revision)
+            formats.write_merged(formats.merged_weights(model), configs, model_folder)
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if options.to == "gguf":
-            loader = "llama.cpp" if has_llama_cpp() else "transformers-gguf"
+            loader = "llama.cpp" if formats.has_llama_cpp() else "transformers-gguf"
             for quantisation in quantisations:
                 path = folder / f"model-{quantisation}.gguf"
                 log(f"writing {path.name}")
-                write_gguf(model_folder, path, quantisation)
+                formats.write_gguf(model_folder, path, quantisation)
                 log(f"reloading it with {loader.removesuffix('-gguf')}")
                 verification.check(path.name, loader, path, "cpu", quantisation)
         elif options.to == "merged":
@@ -116,15 +108,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-            verification.check(
-                "adapter",
-                "peft",
-                folder,
-                str(device),
-                base=resolve(base.base_model),
-                revision=base.revision,
-                load_in_4bit=base.load_in_4bit,
-            )
+            arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
         notes = {"split": reference.split, "ids": reference.ids, "specialties": len(reference.answers)}
@@ -155,18 +140,20 @@ def _check_options(options: argparse.Namespace) -> list[str]:
     if options.to != "hub" and (options.push or options.public or options.repo):
         raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
     quantisations = list(dict.fromkeys(filter(None, options.gguf_types.lower().split(","))))
-    if not quantisations or not set(quantisations) <= set(QUANTISATIONS):
-        raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(QUANTISATIONS)}.")
+    if not quantisations or not set(quantisations) <= set(formats.QUANTISATIONS):
+        raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(formats.QUANTISATIONS)}.")
     return quantisations
 
 
 def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Namespace
     """Read the flags over --config, or over the settings of the run's fit."""
     run = options.run_dir or run_of_adapter(options.adapter)
-    has_config = any(argument.split("=")[0] == "--config" for argument in rest)
-    recorded = fit_settings(run) if run is not None and not has_config else []
-    adapter = [] if options.adapter is None else ["--model.adapter", options.adapter]
-    config = parse_settings("export", [*recorded, *rest, *adapter])
+    settings = list(rest)
+    if run is not None and not any(argument.split("=")[0] == "--config" for argument in rest):
+        settings = fit_settings(run) + settings
+    if options.adapter is not None:
+        settings += ["--model.adapter", options.adapter]
+    config = parse_settings("export", settings)
     check_settings(config)
     check_device(config.trainer.accelerator, 1)
     return config
@@ -206,7 +193,6 @@ def check_upload(options: argparse.Namespace) -> str | None:
 def upload(options: argparse.Namespace, token: str | None, client: HfApi | None = None) -> None:
     """Upload an exported folder, but not its verification, which names notes by their ids; without --push list it."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     folder = options.output
     paths = (path for path in folder.rglob("*") if path.is_file())
@@ -226,7 +212,7 @@ def upload(options: argparse.Namespace, token: str | None, client: HfApi | None 
             allow_patterns=files,
             commit_message="Adapter and model card, by medlit",
         )
-    except (HfHubHTTPError, OSError) as error:
+    except OSError as error:  # the Hub's own errors too
         message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"push: the Hub refused the upload ({message}); {folder} is complete, so try again.") from error
     print(f"medlit: uploaded to {commit}", file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -54,13 +55,10 @@ def config_folder(base_model: str, revision: str | None) -> Path:
     Raises:
         UserError: there is no such model.
     """
-    source = resolve(base_model)
-    folder = Path(source)
+    folder = Path(resolve(base_model))
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         try:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.json"]))
+            folder = Path(snapshot_download(base_model, revision=revision, allow_patterns=["*.json"]))
         except (OSError, ValueError) as error:
             raise missing(base_model, revision) from error
     if not (folder / "config.json").is_file():
@@ -93,10 +91,9 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
     """Write weights, and the config of the folder `base`, as a model that transformers loads; without a tokenizer."""
     shards: list[list[str]] = []
-    total, dtype = 0, torch.bfloat16
+    total, dtypes = 0, set()
     for shard in _shards(weights):
-        if any(value.dtype == torch.float16 for value in shard.values()):
-            dtype = torch.float16
+        dtypes |= {value.dtype for value in shard.values()}
         total += sum(value.nbytes for value in shard.values())
         save_file(shard, folder / f".{len(shards)}.safetensors", metadata={"format": "pt"})
         shards.append(list(shard))
@@ -113,7 +110,7 @@ def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path
     config = read_json(base / "config.json")
     for name in ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path"):
         config.pop(name, None)
-    write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+    write_json(folder / "config.json", config | {"dtype": "float16" if torch.float16 in dtypes else "bfloat16"})
 
 
 def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -163,8 +160,17 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
     Raises:
         UserError: a weight has no place in GGUF, or llama.cpp cannot quantise the model.
     """
-    if quantisation == "q4_k_m":
-        _write_q4_k_m(model, path)
+    if quantisation == "q4_k_m":  # by llama.cpp, from a temporary 16-bit file
+        full = path.with_suffix(".f16")
+        write_gguf(model, full, "f16")
+        try:
+            run_worker({"loader": "quantise", "full": str(full), "path": str(path)})
+        except WorkerFailed as error:
+            raise UserError(
+                f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
+            ) from error
+        finally:
+            full.unlink()
         return
     config = read_json(model / "config.json")
     writer = gguf.GGUFWriter(path, "llama")
@@ -183,20 +189,6 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
     for _, tensor in _tensors(model, config):
         writer.write_tensor_data(gguf.quantize(tensor, matrix_type) if tensor.ndim > 1 else tensor)
     writer.close()
-
-
-def _write_q4_k_m(model: Path, path: Path) -> None:
-    """Quantise with llama.cpp, from a temporary 16-bit file."""
-    full = path.with_suffix(".f16")
-    write_gguf(model, full, "f16")
-    try:
-        run_worker({"loader": "quantise", "full": str(full), "path": str(path)})
-    except WorkerFailed as error:
-        raise UserError(
-            f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
-        ) from error
-    finally:
-        full.unlink()
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:

@@ -52,8 +52,10 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     load = transformers.AutoModelForCausalLM.from_pretrained
-    arguments: dict[str, Any] = {"dtype": getattr(torch, request["dtype"]), "device_map": {"": request["device"]}}
+    dtype = getattr(torch, request["dtype"])
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": request["device"]}}
     loader, path = request["loader"], Path(request["path"])
+    model: Any
     reader = f"transformers {transformers.__version__}"
     if loader == "transformers-gguf":
         model = load(path.parent, gguf_file=path.name, **arguments)
@@ -65,12 +67,8 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
 
         if request["load_in_4bit"]:
             # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
-            arguments["quantization_config"] = transformers.BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=arguments["dtype"],
-            )
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+            arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
         base = load(request["base"], revision=request["revision"], **arguments)
         model = peft.PeftModel.from_pretrained(base, path)
         reader = f"peft {peft.__version__}, {reader}"

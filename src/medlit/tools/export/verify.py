@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from medlit.evaluation.results import FloatArray
 
 MAX_CHANGED = 0.02  # share of notes that may get another label
-# Largest allowed drift in nats, and the number formats with a bound of their own: above everything measured (help.yaml
-# has the values), far below what a mistake causes. The 4-bit bound rests on one run of a 135M Llama whose rows are no
-# multiples of 256, so 180 of its 272 tensors were kept in 5 or 8 bits: a model that is 4-bit throughout may drift
-# further.
+# Largest allowed drift in nats, and the number formats with a bound of their own: above everything measured, far below
+# what a mistake causes. The 4-bit bound rests on one run of a 135M Llama whose rows are no multiples of 256, so 180 of
+# its 272 tensors were kept in 5 or 8 bits: a model that is 4-bit throughout may drift further.
 MAX_DRIFT = 0.5
 MAX_DRIFT_OF = {"q4_k_m": 3.0}
 _LARGE = 4 * 2**30  # bytes of weights above which a CPU computes in 16 bits
@@ -35,35 +34,25 @@ _LARGE = 4 * 2**30  # bytes of weights above which a CPU computes in 16 bits
 
 @dataclass(frozen=True)
 class Reference:
-    """What medlit's own model answers for N notes, as token ids.
-
-    Attributes:
-        answers: the K labels, each with its EOS.
-        texts: what the exported tokenizer must tokenize alike: the labels and the instruction.
-        tokens: of each text.
-        log_likelihood: of each label after each prompt, in nats, (N, K).
-    """
+    """What medlit's own model answers for N notes of a split."""
 
     split: str
     ids: list[str]
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    texts: list[str]
-    tokens: list[list[int]]
-    log_likelihood: FloatArray
+    prompts: list[list[int]]  # token ids, N of them
+    answers: list[list[int]]  # token ids of the K labels, each with its EOS
+    texts: list[str]  # what the exported tokenizer must tokenize alike: the labels and the instruction
+    tokens: list[list[int]]  # token ids of each text
+    log_likelihood: FloatArray  # of each label after each prompt, in nats, (N, K)
 
 
 @dataclass
 class Verification:
-    """The comparisons of one export.
-
-    `max_drift` is None for the default of the number format; `rows`, one per file, are as in `verification.json`.
-    """
+    """The comparisons of one export."""
 
     reference: Reference
-    max_changed: float
-    max_drift: float | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    max_changed: float  # share of notes that may get another label
+    max_drift: float | None  # in nats; None for the default of the number format
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one per file, as in `verification.json`
 
     def check(
         self, name: str, loader: str, path: Path, device: str, quantisation: str | None = None, **base: object
@@ -135,10 +124,8 @@ def compare(ours: FloatArray, theirs: FloatArray, ids: list[str], close: float) 
         them medlit's own model holds the two labels less than `close` nats apart, so that rounding may put either
         first; drift_max, drift_median: of medlit's most likely label, in nats; all_max, all_median: of all labels.
     """
-    before, after = ours.argmax(axis=1), theirs.argmax(axis=1)
-    changed = before != after
-    rows = np.arange(len(ours))
-    drift = np.abs(theirs - ours)
+    rows, before, after = np.arange(len(ours)), ours.argmax(axis=1), theirs.argmax(axis=1)
+    changed, drift = before != after, np.abs(theirs - ours)
     margin = ours[rows, before] - ours[rows, after]
     return {
         "notes": len(ours),
@@ -174,7 +161,7 @@ def run_worker(request: dict[str, Any]) -> dict[str, Any]:
     progress_bar = os.dup(2)  # the worker's own standard error is captured for the message
     try:
         done = subprocess.run(
-            # -P: this folder has modules with the names of packages.
+            # -P: this folder is not on the worker's import path.
             [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
             input=json.dumps(request | {"progress_bar": progress_bar}),
             capture_output=True,

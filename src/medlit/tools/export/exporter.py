@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import HfApi
 
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
@@ -32,9 +33,6 @@ from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
 from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
 from medlit.tools.export.verify import Verification
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 VERIFICATION_FILE = "verification.json"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -64,7 +62,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {formats.INSTALL}")
 
     use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+    device = torch.device("cuda:0" if use_gpu else "cpu")
     log(f"loading {base.base_model} and {weights.path}")
     model = weights.load(device)
     log("scoring the labels with medlit's model")
@@ -192,8 +190,6 @@ def check_upload(options: argparse.Namespace) -> str | None:
 
 def upload(options: argparse.Namespace, token: str | None, client: HfApi | None = None) -> None:
     """Upload an exported folder, but not its verification, which names notes by their ids; without --push list it."""
-    from huggingface_hub import HfApi
-
     folder = options.output
     paths = (path for path in folder.rglob("*") if path.is_file())
     files = sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != VERIFICATION_FILE)

@@ -78,8 +78,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if ".lora_" in name:
             continue
         quant_state = getattr(parameter, "quant_state", None)
-        weight = parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)
-        weight = weight.cpu()
+        weight = (parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)).cpu()
         dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
         if name.endswith(".base_layer.weight"):
             layer = inner.get_submodule(name.removesuffix(".base_layer.weight"))
@@ -107,9 +106,8 @@ def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path
         write_json(folder / "model.safetensors.index.json", index)
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
-    config = read_json(base / "config.json")
-    for name in ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path"):
-        config.pop(name, None)
+    others = ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path")  # of the base's file alone
+    config = {name: value for name, value in read_json(base / "config.json").items() if name not in others}
     write_json(folder / "config.json", config | {"dtype": "float16" if torch.float16 in dtypes else "bfloat16"})
 
 
@@ -139,8 +137,7 @@ def check_convertible(model: Path, quantisations: list[str]) -> None:
     Raises:
         UserError: it cannot.
     """
-    model_type = read_json(model / "config.json").get("model_type")
-    if model_type != "llama":
+    if (model_type := read_json(model / "config.json").get("model_type")) != "llama":
         raise UserError(
             f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert it"
             " with llama.cpp's convert_hf_to_gguf.py."
@@ -166,9 +163,8 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         try:
             run_worker({"loader": "quantise", "full": str(full), "path": str(path)})
         except WorkerFailed as error:
-            raise UserError(
-                f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
-            ) from error
+            message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
+            raise UserError(message) from error
         finally:
             full.unlink()
         return
@@ -230,10 +226,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> Non
     writer.add_token_types([types[i] for i in range(vocab_size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
     writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
-    for name in ("bos", "eos", "pad"):
-        token_id = getattr(tokenizer, f"{name}_token_id")
-        if token_id is not None:
-            getattr(writer, f"add_{name}_token_id")(token_id)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (token_id := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(token_id)
 
 
 def _pre_tokenizer(file: dict[str, Any]) -> str:
@@ -261,8 +256,7 @@ def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndar
                 if name is None:
                     raise UserError(f"to: GGUF has no name for the weight {key}; export it with --to merged.")
                 tensor = file.get_tensor(key).float().numpy()
-                projection = key.split(".")[-2]
-                if projection in rotary_heads:
+                if (projection := key.split(".")[-2]) in rotary_heads:
                     # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.
                     halves = tensor.reshape(rotary_heads[projection], 2, -1, *tensor.shape[1:])
                     tensor = halves.swapaxes(1, 2).reshape(tensor.shape)

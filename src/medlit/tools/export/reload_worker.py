@@ -42,8 +42,7 @@ def main() -> None:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request."""
-    answer_with = {"quantise": _quantise, "llama.cpp": _llama_cpp}.get(request["loader"], _transformers)
-    return answer_with(request)
+    return {"quantise": _quantise, "llama.cpp": _llama_cpp}.get(request["loader"], _transformers)(request)
 
 
 def _transformers(request: dict[str, Any]) -> dict[str, Any]:

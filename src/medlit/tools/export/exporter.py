@@ -106,13 +106,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-<<<<<<< HEAD
-            source = {"base": resolve(base.base_model), "revision": base.revision, "load_in_4bit": base.load_in_4bit}
-            verification.check("adapter", "peft", folder, str(device), base=source)
-=======
             arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
->>>>>>> room/export2
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
         notes = {"split": reference.split, "ids": reference.ids, "specialties": len(reference.answers)}

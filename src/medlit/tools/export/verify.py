@@ -55,45 +55,19 @@ class Verification:
     rows: list[dict[str, Any]] = field(default_factory=list)  # one per file, as in `verification.json`
 
     def check(
-        self,
-        name: str,
-        loader: str,
-        path: Path,
-        device: str,
-        quantisation: str | None = None,
-        base: dict[str, Any] | None = None,
+        self, name: str, loader: str, path: Path, device: str, quantisation: str | None = None, **base: object
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-<<<<<<< HEAD
-        Args:
-            name: the export's name in the report.
-            loader: as in `reload_worker.py`.
-            path: the export's folder or file.
-            device: where to compute.
-            quantisation: number format of the weights; None for 16 bits.
-            base: an adapter's base model: base, revision and load_in_4bit of the request.
-=======
         `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in `reload_worker.py`;
         `quantisation` is the number format of the weights, None for 16 bits.
->>>>>>> room/export2
 
         Raises:
             UserError: it cannot be loaded, or its answers differ too much.
         """
         reference = self.reference
-        request: dict[str, Any] = {
-            "loader": loader,
-            "path": str(path),
-            "device": device,
-            "dtype": _dtype(path, device, base),
-        }
-        request |= {
-            "prompts": reference.prompts,
-            "answers": reference.answers,
-            "texts": reference.texts,
-            **(base or {}),
-        }
+        request = {"loader": loader, "path": str(path), "device": device, "dtype": _dtype(path, device, base), **base}
+        request |= {"prompts": reference.prompts, "answers": reference.answers, "texts": reference.texts}
         try:
             result = run_worker(request)
         except WorkerFailed as error:
@@ -165,13 +139,13 @@ def compare(ours: FloatArray, theirs: FloatArray, ids: list[str], close: float) 
     }
 
 
-def _dtype(path: Path, device: str, base: dict[str, Any] | None) -> str:
+def _dtype(path: Path, device: str, base: dict[str, Any]) -> str:
     """Half precision on a GPU, and on a CPU for weights too large to hold in 32 bits."""
     import torch
 
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    files = [path] if path.is_file() else Path(base["base"] if base else path).glob("*.safetensors")
+    files = [path] if path.is_file() else Path(base.get("base", path)).glob("*.safetensors")
     return "bfloat16" if sum(file.stat().st_size for file in files) > _LARGE else "float32"
 
 

@@ -45,7 +45,7 @@ class _GroupOrNull(_ActionConfigLoad):
 
 def _instantiate_unless_null(group: Any, config: Any) -> None:  # noqa: ANN401 - jsonargparse's
     if config.get(group.dest) is not None:
-        group_instantiate_class(group, config)
+        group_instantiate_class(group, config)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -67,7 +67,7 @@ class Parser(LightningArgumentParser):
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
         for group in self._action_groups:
             if getattr(group, "dest", None) == "model.lora":
-                group.instantiate_class = _instantiate_unless_null
+                group.instantiate_class = _instantiate_unless_null  # type: ignore[attr-defined]
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -43,7 +43,7 @@ def fit(
     gradient: bool = False,
     tiny: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run the verb, launched by Lightning; one batch is validated, after the last step.
+    """Run the command, launched by Lightning; one batch is validated, after the last step.
 
     Args:
         folder: an existing one, for the run and what the clock leaves.
@@ -65,7 +65,7 @@ def fit(
     settings: dict[str, Any] = {
         "trainer": quiet | trainer | {"callbacks": callbacks} | ({"accelerator": "cpu"} if tiny else {}),
         "val_every_steps": trainer["max_steps"],
-        "run": str(folder / "run"),
+        "run_dir": str(folder / "run"),
         "model": {"language_model": {"base_model": str(weights)} | ({"max_length": 512} if tiny else {})},
         "data": {
             "source": str(notes),

@@ -1,4 +1,4 @@
-"""A clock beside `medlit fit`: what every process's steps took, each in a file of its own.
+"""A clock beside `medlit fit`: what every process's steps took, one file per process.
 
 A callback that a config names, so that Lightning's own launcher may start the processes; see `scaling.py`.
 """

@@ -63,7 +63,7 @@ def finished(options: argparse.Namespace, name: str, fold: int) -> Path:
 
 def fold_flags(options: argparse.Namespace, fold: int) -> list[str]:
     """The settings of the notes and of one fold."""
-    flags = ["--data.source", options.source, "--data.split", "kfold", "--data.split.folds", str(options.folds)]
+    flags = ["--data.source", options.source, "--data.split.kind", "kfold", "--data.split.folds", str(options.folds)]
     flags += ["--data.split.fold", str(fold), "--data.split.near_threshold", str(options.near_threshold)]
     return [*flags, *shlex.split(options.data)]
 

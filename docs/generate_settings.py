@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medlit.__main__ import MODEL_VERBS, TOOLS
 from medlit.__main__ import main as medlit
+from medlit.cli import MODEL_VERBS, TOOLS
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -31,8 +31,8 @@ settings of `Trainer`, `ModelCheckpoint` and `EarlyStopping` are accepted too, u
 _HEADING = re.compile(r"(?m)^(?=\S.*:$)")
 _FLAG = re.compile(r"(?m)^  (?=-)")
 _NAMES = re.compile(r"((?:-\w(?: \S+)?, )?(--[\w.]+)(?: (\[ITEM,\.\.\.\]|\[=flags\]|\S+))?)(?:\s{2,}|\s*\n\s*|$)")
-_NUMBERS = {"N": "int", "X": "float"}
-_TYPE_AND_DEFAULT = re.compile(r" ?\((?:type: (?P<type>.*?)(?:, )?)?(?:default: (?P<default>.*))?\)$")
+_NUMBERS = {"N": "integer", "X": "number"}
+_TYPE_AND_DEFAULT = re.compile(r" ?\((?:(?P<type>[^;()]+); )?default: (?P<default>.*)\)$")
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _setting(entry: str) -> Setting:
     values, default = names[3] or "", ""
     if tail := _TYPE_AND_DEFAULT.search(meaning):
         meaning = meaning[: tail.start()]
-        values, default = tail["type"] or values, tail["default"] or ""
+        values, default = re.sub(r"^an? ", "", tail["type"] or values), tail["default"]
     if "{" in values:
         values = values.strip("[{}]").replace(",", ", ")
     name = names[2].removeprefix("--")

@@ -39,5 +39,5 @@ def seconds_since_failure(output: str) -> float:
 
 
 def environment() -> dict[str, str]:
-    """Variables for a command of its own that imports what this process does."""
+    """Environment of a separate command that imports the same sources."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

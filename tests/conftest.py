@@ -1,4 +1,4 @@
-"""What every test stands on: caches of its own, no network, and the tiny model with its notes.
+"""Fixtures of all tests: separate caches, no network, and the tiny model with its notes.
 
 `import unsloth` takes ten seconds and is done once, by the first test that needs a model.
 """
@@ -54,7 +54,7 @@ Medlit = Callable[..., Outcome]
 
 @pytest.fixture
 def medlit(capsys: pytest.CaptureFixture[str]) -> Medlit:
-    """Run a verb in this process; whatever is not a user's mistake is raised."""
+    """Run a command in this process; only user errors end in an exit code, others are raised."""
     from medlit.cli.cli import main
 
     def run(*arguments: object) -> Outcome:

@@ -23,8 +23,9 @@ _CHOICES = (
     "model.decoding.mode",
     "model.optimizer.on_nonfinite",
     "model.optimizer.schedule",
-    "data.keep",
     "data.split",
+    "data.split.kind",
+    "data.batching.class_balance",
     "data.label_conflicts",
     "data.mask_prompt",
 )
@@ -33,7 +34,6 @@ _NUMBERS = {
     "model.optimizer.learning_rate": ("0", "-1e-4", "nan", "inf", "fast", "null"),
     "model.optimizer.weight_decay": ("-0.1", "nan", "inf", "some"),
     "model.optimizer.warmup_steps": ("-1", "0.5", "none"),
-    "model.optimizer.loraplus_ratio": ("0", "-1", "nan", "inf", "high"),
     "model.lora.dropout": ("-0.1", "1.0", "2", "nan", "half"),
     "data.batching.token_budget": ("0", "-5", "1.5", "large"),
     "data.batching.num_workers": ("-1", "0.5", "all"),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from medlit.data.datamodule import TranscriptionDataModule
 
 HEART, BRAIN, BONE = "Cardiovascular / Pulmonary", "Neurology", "Orthopedic"
@@ -129,6 +131,17 @@ def write_llama(folder: Path, hidden: int = 64, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def randomise_adapter(model: nn.Module, seed: int = 1) -> None:
+    """Give an adapter weights that change something; a new one is the identity."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=generator)
 
 
 def make_datamodule(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401 - the datamodule's own

@@ -54,6 +54,19 @@ def kill(*_: object) -> None:
 # --- whole or not at all ----------------------------------------------------------------------------------------------
 
 
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.json"
+    with atomic_write(path) as beside:
+        beside.write_text("first")
+        assert not path.exists()
+        assert beside.suffix == ".json"
+    writing = atomic_write(path)
+    writing.__enter__().write_text("half of the sec")
+    assert not writing.__exit__(KeyError, KeyError(), None)
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path], "nothing is left beside it"
+
+
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write(path, 10)

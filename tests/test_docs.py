@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from medlit import __version__
-from medlit.__main__ import MODEL_VERBS, TOOLS
 from medlit.__main__ import main as entry
+from medlit.cli import MODEL_VERBS, TOOLS
+from medlit.cli.renamed import RENAMED
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -199,6 +200,13 @@ def test_the_readme_is_short() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == __version__
+
+
+def test_the_changelog_lists_every_renamed_setting() -> None:
+    rows = re.findall(
+        r"^\| `(?:--)?([\w.]+)` \| `(?:--)?([\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert RENAMED.items() <= set(rows)
 
 
 def test_pre_commit_runs_what_make_runs() -> None:

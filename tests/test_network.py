@@ -1,4 +1,4 @@
-"""With a network, medlit speaks to the Hub and to nobody else: neither to Unsloth's statistics nor to telemetry."""
+"""With a network, medlit contacts the Hub only: neither Unsloth's statistics nor telemetry."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, int, list[str]]]:
-    """Address of a Hub that has nothing, and the paths that it was asked for."""
+    """Address of an empty Hub, and the paths requested from it."""
     asked: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Asked", (Hub,), {"asked": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -87,7 +87,7 @@ def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -
     return json.loads((tmp_path / "report.json").read_text()), done.stderr.split("=== run\n")[1:]
 
 
-def test_nobody_but_the_hub_is_asked_and_what_is_not_there_is_told(
+def test_only_the_hub_is_contacted_and_missing_repositories_are_reported(
     hub: tuple[str, int, list[str]], tiny_config: Path, tmp_path: Path
 ) -> None:
     config = ["--config", str(tiny_config)]
@@ -111,7 +111,7 @@ def test_nobody_but_the_hub_is_asked_and_what_is_not_there_is_told(
 
 
 def test_the_guard_guards(hub: tuple[str, int, list[str]], tmp_path: Path) -> None:
-    """Somebody else on the same machine is somebody else."""
+    """Another port of the same machine is refused too."""
     ask = "import urllib.request as u\ntry:\n    u.urlopen('http://127.0.0.1:9')\nexcept OSError: pass\n"
     host, port, _ = hub
     script = GUARDED.replace("from medlit.__main__ import main\n", f"{ask}u.urlopen\nmain = None\n")

@@ -1,4 +1,4 @@
-"""Properties of run folders: which one a verb finds, and that a file appears whole or not at all."""
+"""Properties of run folders: their names, and which one a command finds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from medlit.atomic_io import atomic_write
 from medlit.errors import UserError
 from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
 
@@ -28,7 +27,7 @@ def checkpoint(root: Path, run: str, name: str) -> Path:
         (["configs/hardware/ddp.yaml"], "medlit"),
     ],
 )
-def test_a_run_is_named_by_its_configs_less_the_machine(configs: list[str], name: str) -> None:
+def test_a_run_is_named_by_its_configs_without_the_hardware(configs: list[str], name: str) -> None:
     assert run_name(configs) == name
 
 
@@ -75,16 +74,3 @@ def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "version_0", "best")
     assert run_of(path) == tmp_path / "small" / "version_0"
     assert run_of(tmp_path / "best.ckpt") is None
-
-
-def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "metrics.json"
-    with atomic_write(path) as beside:
-        beside.write_text("first")
-        assert not path.exists()
-        assert beside.suffix == ".json"
-    writing = atomic_write(path)
-    writing.__enter__().write_text("half of the sec")
-    assert not writing.__exit__(KeyError, KeyError(), None)
-    assert path.read_text() == "first"
-    assert list(path.parent.iterdir()) == [path], "nothing is left beside it"

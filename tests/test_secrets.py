@@ -84,7 +84,7 @@ def test_the_canaries_would_be_found(tmp_path: Path) -> None:
     assert hits(tmp_path / "none", "fine", f"bad: {TOKEN}") == ["text 1"]
 
 
-def test_every_verb_keeps_both_to_itself(
+def test_no_command_leaks_a_note_or_the_token(
     medlit: Medlit,
     tiny_config: Path,
     source: Path,
@@ -151,7 +151,7 @@ def test_a_crash_shows_the_code_and_not_the_notes(
     assert hits(work, *map(str, said)) == []
 
 
-def test_a_loss_that_is_no_number_names_ids_only(
+def test_a_nonfinite_loss_names_ids_only(
     medlit: Medlit, tiny_config: Path, source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SpecialtyClassifier.training_step
@@ -175,7 +175,7 @@ def test_a_run_folder_keeps_the_mode_that_its_owner_gave_it(medlit: Medlit, tiny
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
-def test_samples_are_written_if_asked_for_and_privately(
+def test_samples_are_written_on_request_and_privately(
     medlit: Medlit, tiny_config: Path, source: Path, work: Path
 ) -> None:
     arguments = ["--log_samples", "3", "--trainer.max_steps", "2", "--val_every_steps", "1"]
@@ -220,7 +220,7 @@ def test_the_guard_guards(guarded: list[str]) -> None:
     assert guarded
 
 
-def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
+def test_no_command_opens_a_connection_offline(
     medlit: Medlit,
     tiny_config: Path,
     source: Path,
@@ -242,7 +242,7 @@ def test_no_verb_opens_a_connection_when_it_is_told_to_stay_offline(
     assert guarded == []
 
 
-def test_the_doctor_tells_nobody_and_asks_nobody(
+def test_the_doctor_leaks_nothing_and_opens_no_connection(
     capsys: pytest.CaptureFixture[str], work: Path, guarded: list[str]
 ) -> None:
     out, err = tool(capsys, "doctor", "--json")

@@ -24,7 +24,7 @@ def test_accumulation_follows_from_the_step(examples: int, batch: int, world: in
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.data())
-def test_sharing_out_gives_each_as_many_and_no_swap_would_help(ranks: int, each: int, data: st.DataObject) -> None:
+def test_ranks_get_equal_numbers_and_no_swap_helps(ranks: int, each: int, data: st.DataObject) -> None:
     costs = data.draw(st.lists(st.integers(1, 2048), min_size=ranks * each, max_size=ranks * each))
     costs.sort(reverse=True)
     dealt = balance_ranks(costs, ranks)
@@ -49,7 +49,7 @@ def every_cut(n: int, groups: int) -> list[list[int]]:
 
 
 @given(LENGTHS, st.data())
-def test_groups_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
+def test_groups_by_length_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, len(lengths)))
     budget = data.draw(st.none() | st.integers(1, 3 * max(lengths)))
     sizes = split_by_length(lengths, groups, budget)
@@ -72,7 +72,7 @@ def test_the_budget_holds_where_equal_groups_of_the_longest_notes_would_hold(see
 
 
 @given(LENGTHS, st.data())
-def test_packing_deals_each_note_once_and_nearly_as_evenly_as_can_be(lengths: list[int], data: st.DataObject) -> None:
+def test_packed_groups_hold_each_note_once_and_are_nearly_even(lengths: list[int], data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, len(lengths)))
     dealt = balance_tokens(lengths, groups)
     assert sorted(place for group in dealt for place in group) == list(range(len(lengths)))

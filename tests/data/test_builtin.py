@@ -64,7 +64,7 @@ def test_the_default_rows_are_pinned_to_the_byte(notes: Notes) -> None:
     assert hashlib.sha256(canonical.encode()).hexdigest() == DEFAULT_SHA256
 
 
-def test_rows_have_the_asked_shape(notes: Notes) -> None:
+def test_rows_have_the_requested_shape(notes: Notes) -> None:
     assert {split: len(rows) for split, rows in notes.items()} == {"train": 650, "validation": 65, "test": 143}
     rows = [row for split in SPLITS for row in notes[split]]
     assert all(list(row) == ["id", "transcription", "medical_specialty"] for row in rows)
@@ -176,12 +176,12 @@ def test_a_hundred_thousand_notes_are_all_different() -> None:
     assert len(set(texts)) == 100_000
 
 
-def test_a_negative_size_is_the_users_error() -> None:
+def test_a_negative_size_is_a_user_error() -> None:
     with pytest.raises(UserError, match="test asks for -1 notes"):
         builtin_notes(test=-1)
 
 
-def test_pools_that_run_dry_are_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exhausted_pools_are_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "_note", lambda rng, specialty, split: f"{split} {specialty}")
     with pytest.raises(UserError, match="ask for fewer train notes"):
         builtin_notes(train=14)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 from medlit.data.samplers import MicroBatch, StepSampler, epoch_order, shares
 from medlit.data.settings import Batching, ClassBalance
 
@@ -25,7 +24,7 @@ def labels_of(counts: list[int]) -> np.ndarray:
 
 
 @given(COUNTS, kinds, st.integers(0, 99), st.integers(0, 9))
-def test_an_epoch_draws_each_label_its_share_and_its_notes_alike(
+def test_an_epoch_draws_labels_by_their_share_and_their_notes_evenly(
     counts: list[int], class_balance: ClassBalance, seed: int, epoch: int
 ) -> None:
     labels = labels_of(counts)
@@ -57,14 +56,14 @@ def test_over_many_steps_every_note_comes_up_as_often_as_expected(class_balance:
     assert by_label == pytest.approx(shares(np.array(counts), class_balance), abs=0.005)
 
 
-def test_off_is_the_plain_shuffle() -> None:
+def test_none_is_the_plain_shuffle() -> None:
     labels = labels_of([30, 3])
     assert sorted(epoch_order(labels, "none", 0, 0)) == list(range(33))
     assert epoch_order(labels, "none", 0, 0).tolist() == np.random.default_rng([0, 0]).permutation(33).tolist()
 
 
 @pytest.mark.parametrize("class_balance", KINDS)
-def test_an_epoch_has_one_order_and_another_has_another(class_balance: ClassBalance) -> None:
+def test_seed_and_epoch_decide_the_order(class_balance: ClassBalance) -> None:
     labels = labels_of([30, 20, 10])
     first = epoch_order(labels, class_balance, 0, 0).tolist()
     assert epoch_order(labels, class_balance, 0, 0).tolist() == first
@@ -75,7 +74,9 @@ def test_an_epoch_has_one_order_and_another_has_another(class_balance: ClassBala
 # --- in the sampler ---------------------------------------------------------------------------------------------------
 
 
-def sampler(labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1) -> StepSampler:
+def sampler(
+    labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1
+) -> StepSampler:
     lengths = np.random.default_rng(1).integers(1, 900, len(labels))
     batching = Batching(global_batch_size=16, micro_batch_size=micro_batch_size, class_balance=class_balance, seed=7)
     return StepSampler(lengths, lengths, labels, batching, token_budget=10**9, rank=rank, world_size=world)
@@ -92,14 +93,14 @@ def notes(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     COUNTS.filter(lambda counts: sum(counts) >= 16),
     kinds,
     st.sampled_from([(1, 4), (1, 1), (2, 4), (4, 3), (16, 1)]),
     st.integers(0, 3),
 )
-def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
+def test_a_step_has_the_same_notes_for_any_ranks_and_micro_batches(
     counts: list[int], class_balance: ClassBalance, shape: tuple[int, int], epoch: int
 ) -> None:
     labels = labels_of(counts)
@@ -120,7 +121,7 @@ def _each(labels: np.ndarray, class_balance: ClassBalance, epoch: int) -> list[t
 
 
 @pytest.mark.parametrize("class_balance", KINDS)
-def test_resuming_goes_on_where_the_epoch_was(class_balance: ClassBalance) -> None:
+def test_resuming_continues_within_the_epoch(class_balance: ClassBalance) -> None:
     found = sampler(labels_of([60, 30, 8, 2]), class_balance, micro_batch_size=4)
     found.set_epoch(3)
     whole = list(found)

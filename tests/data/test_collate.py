@@ -39,7 +39,7 @@ def row(ids: list[int], specialty: str | None = "Neurology") -> TokenisedNote:
     return TokenisedNote(row=3, id="n3", text_hash="f0", input_ids=ids, cut_tokens=1, specialty=specialty)
 
 
-def test_the_module_s_own_example() -> None:
+def test_the_example_of_the_docstring() -> None:
     batch = response.train([row([1, 2, 3]), row([1, 4])], step_tokens=4)
     assert batch.input_ids.tolist() == [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
     assert batch.places.tolist() == [2, 3, 6, 7]
@@ -72,7 +72,7 @@ def test_training_pads_on_the_right_and_supervises_the_answers_alone(rows: list[
 
 
 @given(ROWS)
-def test_loss_on_the_whole_supervises_every_token_but_the_first_and_the_padding(rows: list[TokenisedNote]) -> None:
+def test_without_a_prompt_mask_all_tokens_but_the_first_and_padding_are_supervised(rows: list[TokenisedNote]) -> None:
     batch = whole.train(rows, step_tokens=1)
     assert torch.equal(batch.input_ids, response.train(rows, 1).input_ids)
     for i, length in enumerate(batch.lengths):
@@ -117,7 +117,7 @@ def test_prompts_pad_on_the_left_and_end_without_the_answer(rows: list[Tokenised
     assert prompts.cut_tokens == [note["cut_tokens"] for note in rows]
 
 
-def test_prompts_lie_on_a_device_as_lightning_would_have_them() -> None:
+def test_prompts_move_to_a_device_as_with_lightning() -> None:
     prompts, device = response.prompts([row([1, 2, 3]), row([1, 4])]), torch.device("meta")
     moved, theirs = prompts.on(device), move_data_to_device(prompts, device)
     assert [tensor.device for tensor in moved[:2]] == [tensor.device for tensor in theirs[:2]] == [device, device]
@@ -136,7 +136,7 @@ def test_supervised_tokens_are_counted_as_they_are_labelled(rows: list[Tokenised
         assert both.prompts.ids == both.loss.ids
 
 
-def test_a_note_without_a_label_can_be_asked() -> None:
+def test_a_note_without_a_label_has_a_prompt() -> None:
     assert response.prompts([row([5, 6], specialty=None)]).input_ids.tolist() == [[5, 6]]
 
 

@@ -1,4 +1,4 @@
-"""Weights say which notes they come from, and a difference is told by split and source."""
+"""Weights record which notes they come from, and a difference names split and source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_it_survives_a_checkpoint_and_an_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
-def test_weights_from_elsewhere_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
+def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     assert DataFingerprint.from_dict(values) is None
 
 
@@ -41,17 +41,17 @@ def test_the_same_notes_from_another_place_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hashes", "said"),
+    ("hashes", "message"),
     [
         ({"test": "44"}, "the test split is not what it was trained with"),
         ({"train": "44", "test": "44"}, "the train and test splits are not"),
         ({"train": "4", "validation": "4", "test": "4"}, "the train, validation and test splits are not"),
     ],
 )
-def test_the_splits_that_differ_are_named(hashes: dict[str, str], said: str) -> None:
+def test_the_splits_that_differ_are_named(hashes: dict[str, str], message: str) -> None:
     difference = replace(THEN, hashes=THEN.hashes | hashes).difference(THEN, "it")
     assert difference is not None
-    assert said in difference
+    assert message in difference
     assert "clinic/notes at aaaa" in difference
     assert difference.count(".") == 1, "one sentence"
 

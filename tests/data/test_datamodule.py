@@ -1,4 +1,4 @@
-"""From a table to batches: what gets to the model, what is refused, and where a resumed epoch goes on."""
+"""From a table to batches: what reaches the model, what is refused, and where a resumed epoch continues."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import pytest
 import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
 
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.report.facts import data_facts
 
 Make = Callable[..., TranscriptionDataModule]
 SECRET = "Zebra"
@@ -28,7 +26,6 @@ SECRET = "Zebra"
 @pytest.fixture
 def make(llama: Path, notes_folder: Path) -> Make:
     """A datamodule of the forty notes with the tiny model's tokenizer; settings override."""
-
     return functools.partial(tiny_datamodule, notes_folder, llama)
 
 
@@ -46,11 +43,11 @@ def read(data: TranscriptionDataModule, ids: torch.Tensor) -> str:
 
 
 def all_text(data: TranscriptionDataModule) -> str:
-    """Everything that any batch of any verb shows to the model."""
+    """Everything that any batch of any command shows to the model."""
     data.setup("fit")
     evaluated = [batch for loader in (data.val_dataloader(), data.test_dataloader()) for batch in loader]
-    asked = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
-    tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *asked]]
+    prompts = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
+    tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *prompts]]
     return "".join(read(data, row) for tensor in tensors for row in tensor)
 
 
@@ -65,7 +62,7 @@ def test_no_other_column_reaches_the_model(make: Make, tmp_path: Path) -> None:
     assert SECRET in all_text(make(source=str(tmp_path), columns={"text": "keywords"})), "the test would see it"
 
 
-def test_the_answer_is_in_no_prompt_and_the_text_ends_where_it_begins(make: Make) -> None:
+def test_no_prompt_contains_its_answer(make: Make) -> None:
     data = make()
     data.setup("fit")
     for batch in data.val_dataloader():
@@ -98,7 +95,9 @@ def test_the_step_s_tokens_are_those_that_its_micro_batches_supervise(make: Make
 
 
 @pytest.mark.parametrize(("class_balance", "share"), [("none", 0.125), ("inverse", 0.5)])
-def test_class_balance_draws_a_rare_specialty_more_often(make: Make, tmp_path: Path, class_balance: str, share: float) -> None:
+def test_class_balance_draws_a_rare_specialty_more_often(
+    make: Make, tmp_path: Path, class_balance: str, share: float
+) -> None:
     rows = [row | {"medical_specialty": HEART if place < 3 else BONE} for place, row in enumerate(notes()["train"])]
     rare = {row["id"] for row in rows[:3]}
     source = str(write_csv(tmp_path / "train.csv", rows).parent)
@@ -144,18 +143,6 @@ def test_card_and_base_model_decide_whether_notes_are_packed(
     assert data.train_dataloader().sampler.packed is packed  # type: ignore[attr-defined]
 
 
-def test_a_report_s_facts_are_what_was_read_and_made(make: Make, tmp_path: Path) -> None:
-    data = make()
-    assert data_facts(data) == {}
-    data.read_splits()
-    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
-    data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, data.splits.hashes)  # type: ignore[union-attr]
-    assert data_facts(data)["revision"] == "a" * 40
-    one_table = make(source=str(write_csv(tmp_path / "notes.csv", [row for rows in notes().values() for row in rows])))
-    one_table.read_splits()
-    assert data_facts(one_table)["split"] == "grouped"
-
-
 def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
     data = make(tokenizer={"max_length": 128})
     data.setup("fit")
@@ -166,7 +153,7 @@ def test_a_long_note_is_cut_and_the_cut_is_counted(make: Make) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_share_out_every_loader(make: Make, world_size: int) -> None:
+def test_ranks_share_every_loader(make: Make, world_size: int) -> None:
     ranks = [on_rank(make(), rank, world_size) for rank in range(world_size)]
     for data in ranks:
         data.setup("fit")
@@ -203,7 +190,7 @@ def test_labels_are_those_of_the_training_split(make: Make) -> None:
     assert data.label_set.names == (HEART, BRAIN, BONE)
 
 
-def test_a_label_that_training_never_had_is_refused_by_split_and_note(make: Make, tmp_path: Path) -> None:
+def test_a_label_that_is_not_in_training_is_refused_with_split_and_note(make: Make, tmp_path: Path) -> None:
     for split, rows in notes().items():
         if split == "test":
             rows[5]["medical_specialty"] = "Urology"
@@ -219,7 +206,7 @@ def test_a_label_column_with_one_class_is_refused(make: Make, tmp_path: Path) ->
         make(source=str(write_csv(tmp_path / "all.csv", rows))).setup("fit")
 
 
-def test_a_split_that_is_not_there_is_refused_when_it_is_asked_for(make: Make, tmp_path: Path) -> None:
+def test_a_missing_split_is_refused_when_it_is_needed(make: Make, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write_csv(tmp_path / f"{split}.csv", notes()[split])
     data = make(source=str(tmp_path), split={"kind": "official"})
@@ -238,8 +225,8 @@ def test_a_source_without_a_training_split_is_refused(make: Make, tmp_path: Path
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
-def asked(data: TranscriptionDataModule) -> list[str]:
-    """The notes that predict asks about."""
+def predicted_notes(data: TranscriptionDataModule) -> list[str]:
+    """The notes that predict classifies."""
     data.setup("predict")
     prompts = [
         row[mask == 1] for batch in data.predict_dataloader() for row, mask in zip(batch[0], batch[1], strict=True)
@@ -249,15 +236,21 @@ def asked(data: TranscriptionDataModule) -> list[str]:
 
 def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
-    assert asked(make(predict={"text": "-"})) == ["A knee,\nswollen."] == asked(make(predict={"text": "A knee,\nswollen."}))
+    assert (
+        predicted_notes(make(predict={"text": "-"}))
+        == ["A knee,\nswollen."]
+        == predicted_notes(make(predict={"text": "A knee,\nswollen."}))
+    )
 
 
 def test_one_note_reads_no_table(make: Make) -> None:
-    assert asked(make(predict={"text": "A knee."}, source="no/such/table.csv")) == ["A knee."]
+    assert predicted_notes(make(predict={"text": "A knee."}, source="no/such/table.csv")) == ["A knee."]
 
 
-def test_a_note_of_odd_bytes_is_filed_or_refused_in_a_sentence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked(make(predict={"text": "A knee \udcb0."})) == ["A knee \ufffd."], "an argument in another encoding"
+def test_a_note_that_is_not_utf_8_is_repaired_or_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert predicted_notes(make(predict={"text": "A knee \udcb0."})) == ["A knee \ufffd."], (
+        "an argument in another encoding"
+    )
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"38.5\xb0"), encoding="utf-8"))
     with pytest.raises(UserError, match=r"data\.predict\.text: the standard input is not UTF-8"):
         make(predict={"text": "-"}).setup("predict")
@@ -269,11 +262,11 @@ def test_an_empty_note_is_refused(make: Make, text: str) -> None:
         make(predict={"text": text}).setup("predict")
 
 
-def test_a_table_without_labels_is_filed_and_nothing_else_is_read(make: Make, tmp_path: Path) -> None:
+def test_predict_reads_a_table_without_labels_and_nothing_else(make: Make, tmp_path: Path) -> None:
     rows = [{"id": f"n{i}", "transcription": f"Note {i}."} for i in range(5)]
     table = write_csv(tmp_path / "new.csv", rows)
     data = make(predict={"source": str(table)}, source="no/such/table.csv")
-    assert sorted(asked(data)) == [row["transcription"] for row in rows]
+    assert sorted(predicted_notes(data)) == [row["transcription"] for row in rows]
     assert data.label_set is None
     assert sorted(i for batch in data.predict_dataloader() for i in batch.ids) == [row["id"] for row in rows]
 
@@ -289,27 +282,25 @@ def test_preparing_reads_no_more_than_predicting(make: Make, tmp_path: Path, sou
 
 @pytest.mark.parametrize("done", [0, 3, 5, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_what_is_answered_is_not_asked_again_and_no_process_is_without_a_note(
-    make: Make, done: int, world_size: int
-) -> None:
+def test_answered_notes_are_skipped_and_every_process_gets_a_note(make: Make, done: int, world_size: int) -> None:
     order = np.random.default_rng(0).permutation(8)
-    asked = []
+    rows = []
     for rank in range(world_size):
         data = on_rank(make(), rank, world_size)
         data.setup("predict")
         data.skip_answered(np.isin(np.arange(8), order[:done]))
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
         assert mine, "Lightning would end here"
-        asked += mine
+        rows += mine
     left = set(order[done:].tolist())
-    assert set(asked) == left or (done == 8 and len(set(asked)) == 1)
-    assert len(asked) == max(len(left), world_size)
+    assert set(rows) == left or (done == 8 and len(set(rows)) == 1)
+    assert len(rows) == max(len(left), world_size)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_epoch_goes_on_after_the_last_trained_step(make: Make) -> None:
+def test_a_resumed_epoch_continues_after_the_last_trained_step(make: Make) -> None:
     data = make()
     data.setup("fit")
     whole = [batch.ids for batch in data.train_dataloader()]
@@ -325,7 +316,7 @@ def test_a_resumed_epoch_goes_on_after_the_last_trained_step(make: Make) -> None
         assert len(loader) == len(whole)
 
 
-def test_a_resumed_epoch_is_shuffled_as_its_own_before_lightning_names_it(make: Make) -> None:
+def test_a_resumed_epoch_has_its_own_shuffle_before_set_epoch(make: Make) -> None:
     """Worker processes ask for batches as soon as there is an iterator."""
     data = make()
     data.setup("fit")

@@ -79,7 +79,7 @@ def test_the_order_of_the_names_does_not_matter(names: list[str]) -> None:
     assert list(SET) == sorted(NAMES)
 
 
-def test_of_several_spellings_the_commonest_stands() -> None:
+def test_the_most_frequent_spelling_is_used() -> None:
     labels = [
         "ent - otolaryngology",
         "ENT - Otolaryngology",
@@ -120,7 +120,7 @@ def label_sets(draw: st.DrawFn) -> LabelSet:
 
 
 @given(label_sets(), WRITTEN, WRITTEN)
-def test_what_is_settled_stays_so(labels: LabelSet, begun: str, rest: str) -> None:
+def test_settled_answers_stay_settled(labels: LabelSet, begun: str, rest: str) -> None:
     if labels.settled(begun):
         assert labels.parse(begun + rest) == labels.parse(begun)
         assert labels.settled(begun + rest)
@@ -136,7 +136,7 @@ def test_no_beginning_of_a_label_is_settled(labels: LabelSet, data: st.DataObjec
 
 
 @given(label_sets(), st.text("neurolgy a-/", max_size=8))
-def test_what_is_not_settled_can_still_become_a_label(labels: LabelSet, begun: str) -> None:
+def test_unsettled_answers_can_still_become_a_label(labels: LabelSet, begun: str) -> None:
     keys = [normalise_label(name) for name in labels]
     rests = [join + key[i:] for key in keys for i in range(len(key) + 1) for join in ("", " ", "/")]
     if keys and not labels.settled(begun) and not any("\ufffd" in key for key in keys):
@@ -159,7 +159,7 @@ def test_what_is_not_settled_can_still_become_a_label(labels: LabelSet, begun: s
         ("The", True),
     ],
 )
-def test_when_an_answer_is_over(text: str, over: bool) -> None:
+def test_settled(text: str, over: bool) -> None:
     assert SET.settled(text) is over
 
 

@@ -66,7 +66,7 @@ def notes(step: list[list[MicroBatch]]) -> list[int]:
     st.integers(0, 3),
     st.booleans(),
 )
-def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
+def test_a_step_has_the_same_notes_for_any_ranks_and_micro_batches(
     shape: tuple[int, int], n: int, epoch: int, packed: bool
 ) -> None:
     world_size, micro_batch_size = shape
@@ -78,7 +78,7 @@ def test_a_step_has_the_same_notes_whatever_ranks_and_micro_batches(
 
 @settings(max_examples=30)
 @given(st.sampled_from([(1, 4), (1, 5), (2, 3), (4, 4), (8, 1)]), st.integers(16, 70), st.booleans())
-def test_every_rank_gets_as_many_micro_batches_none_empty_and_packed_as_many_notes(
+def test_ranks_get_equal_numbers_of_micro_batches_and_packed_notes(
     shape: tuple[int, int], n: int, packed: bool
 ) -> None:
     world_size, micro_batch_size = shape
@@ -93,7 +93,7 @@ def test_every_rank_gets_as_many_micro_batches_none_empty_and_packed_as_many_not
             assert not packed or sum(len(batch.indices) for batch in rank) == 16 // world_size
 
 
-def test_an_epoch_shows_no_note_twice_and_the_next_one_is_another_shuffle() -> None:
+def test_an_epoch_has_no_note_twice_and_each_is_another_shuffle() -> None:
     lengths = log_normal(100)
     first, again, second = (steps(lengths, epoch=epoch) for epoch in (0, 0, 1))
     shown = [index for step in first for index in notes(step)]
@@ -103,7 +103,7 @@ def test_an_epoch_shows_no_note_twice_and_the_next_one_is_another_shuffle() -> N
     assert [notes(step) for step in first] != [notes(step) for step in steps(lengths, seed=1)]
 
 
-def test_what_one_epoch_leaves_out_another_shows() -> None:
+def test_notes_left_out_of_one_epoch_come_up_in_another() -> None:
     lengths = log_normal(31)
     shown = {index for epoch in range(30) for step in steps(lengths, epoch=epoch) for index in notes(step)}
     assert shown == set(range(31))
@@ -128,7 +128,7 @@ def test_step_tokens_are_those_of_the_whole_step_over_all_ranks() -> None:
     # Dealt in rounds alone, 8 ranks would idle for 4.3 % of a step; with padding for 2, 11 and 22 %.
     [(2, True, 0.002), (4, True, 0.004), (8, True, 0.015), (2, False, 0.03), (4, False, 0.08), (8, False, 0.15)],
 )
-def test_ranks_hardly_wait_for_one_another(world_size: int, packed: bool, idle: float) -> None:
+def test_ranks_hardly_idle(world_size: int, packed: bool, idle: float) -> None:
     """As in the recipe, 32 notes a step in micro-batches of 8: of the time of the slowest, what a rank waits."""
     lengths = np.array(log_normal(32 * 100))
     dealt = steps(
@@ -146,7 +146,7 @@ def cells(lengths: np.ndarray, packed: bool) -> int:
     return int(lengths.sum() if packed else lengths.max() * len(lengths))
 
 
-def test_padded_notes_of_several_ranks_are_cut_from_the_whole_step() -> None:
+def test_padded_notes_of_several_ranks_are_grouped_over_the_whole_step() -> None:
     """A rank's own mixture of 4 lengths would more than double the tokens of the slowest of 8."""
     lengths = np.array(log_normal(32 * 64))
     dealt = steps(lengths.tolist(), 8, global_batch_size=32, micro_batch_size=8, token_budget=8 * 2048)
@@ -210,7 +210,7 @@ def test_packed_micro_batches_of_real_lengths_are_nearly_equal(micro_batch_size:
     assert np.mean([max(step) / np.mean(step) for step in tokens]) < share
 
 
-def test_dealing_is_quick_and_a_long_epoch_starts_at_once() -> None:
+def test_sampling_is_fast() -> None:
     lengths = log_normal(60 * 32)
     start = time.perf_counter()
     steps(lengths, global_batch_size=32, micro_batch_size=4)

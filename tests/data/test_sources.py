@@ -1,4 +1,4 @@
-"""Sources: whatever form the same notes come in they are the same rows, and every fault is one sentence."""
+"""The same notes in any file format are the same rows, and every fault is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BAD_SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An Arrow cache of the test's own."""
+    """A fresh Arrow cache."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     return folder
@@ -142,7 +142,7 @@ def test_same_notes_in_every_form_are_the_same_rows(form: str, tmp_path: Path) -
     assert rows["text_hash"][:] == [hash_text(text) for text in rows["transcription"]]
 
 
-def test_no_other_column_gets_past(tmp_path: Path) -> None:
+def test_no_other_column_is_kept(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "n.csv", [{**note, "keywords": note["medical_specialty"]} for note in NOTES])
 
     assert "keywords" not in load(path)["all"].column_names
@@ -221,7 +221,7 @@ def test_aliases_drop_and_min_count(tmp_path: Path) -> None:
     assert table["transcription"][:] == ["note 0", "note 1", "note 2", "note 6", "note 7"]
 
 
-def test_without_labels_nothing_is_asked_of_them(tmp_path: Path) -> None:
+def test_rows_without_labels_are_kept_if_labels_are_not_required(tmp_path: Path) -> None:
     bare = write_csv(tmp_path / "bare.csv", [{"transcription": "one"}, {"transcription": "two"}])
     some = write_csv(tmp_path / "some.csv", [{**NOTES[0]}, {**NOTES[1], "medical_specialty": ""}])
 
@@ -327,7 +327,7 @@ HEADER = "id,transcription,medical_specialty\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("empty.csv", b"", ["is empty"]),
         ("header.csv", HEADER.encode(), ["has a header and no rows"]),
@@ -365,12 +365,12 @@ HEADER = "id,transcription,medical_specialty\n"
         ("notes.xlsx", b"PK\x03\x04", ["of no kind that is read", ".csv"]),
     ],
 )
-def test_bad_file_gets_one_sentence(name: str, content: bytes, said: list[str], tmp_path: Path) -> None:
+def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[str], tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     message = fault(path)
 
-    for part in [str(path), *said]:
+    for part in [str(path), *expected]:
         assert part in message
 
 
@@ -407,17 +407,17 @@ def test_parquet_columns_of_wrong_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "expected"),
     [
         (Columns(text="note"), "data.columns.text"),
         (Columns(label="field"), "data.columns.label"),
         (Columns(id="key"), "data.columns.id"),
     ],
 )
-def test_unknown_column_lists_those_that_exist(columns: Columns, said: str, tmp_path: Path) -> None:
+def test_unknown_column_lists_those_that_exist(columns: Columns, expected: str, tmp_path: Path) -> None:
     message = fault(write_csv(tmp_path / "n.csv", NOTES), columns=columns)
 
-    assert said in message
+    assert expected in message
     assert "id, transcription, medical_specialty" in message
 
 
@@ -482,7 +482,7 @@ def test_file_that_may_not_be_read(tmp_path: Path) -> None:
 def test_notes_are_cached_where_their_owner_alone_can_read(
     cache: Path, tmp_path: Path, write: Callable[[Path], Path], made: int | None
 ) -> None:
-    """Whatever the umask is: the files' own modes are those of `datasets`, and nobody gets as far."""
+    """The umask does not matter: the files have the mode of `datasets`, but the folder is private."""
     if made is not None:
         (cache / "medlit").mkdir()
         (cache / "medlit").chmod(made)
@@ -498,7 +498,7 @@ def test_notes_are_cached_where_their_owner_alone_can_read(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_cannot_be_ones_own(cache: Path, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_private_is_refused(cache: Path, tmp_path: Path) -> None:
     cache.chmod(0o500)
     assert "HF_DATASETS_CACHE" in fault(write_csv(tmp_path / "n.csv", NOTES))
 
@@ -546,7 +546,7 @@ def test_hub_dataset_that_is_not_in_the_cache_names_the_command_that_fills_it() 
 
 
 @pytest.mark.usefixtures("_offline")
-def test_another_revision_than_the_cached_one_is_not_passed_off() -> None:
+def test_another_revision_than_the_cached_one_is_refused() -> None:
     message = fault("clinic/notes", revision="b" * 40)
     assert message.startswith("data.revision")
     assert f"the cache holds clinic/notes at {COMMIT}" in message

@@ -76,7 +76,7 @@ def table(rows: list[tuple[str, str, str]]) -> datasets.Dataset:
 
 
 @given(notes=NOTES, chosen=POOLED, near=st.integers(1, 3), conflicts=CONFLICTS)
-def test_no_text_group_stands_in_two_splits(
+def test_no_text_group_is_in_two_splits(
     notes: list[tuple[int, str]], chosen: Split, near: int, conflicts: LabelConflicts
 ) -> None:
     splits: dict[int, set[str]] = {}
@@ -106,9 +106,7 @@ def test_every_row_is_accounted_for(notes: list[tuple[int, str]], chosen: Split,
         assert len(kept) == len(texts)
 
 
-@given(
-    notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS
-)
+@given(notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS)
 def test_the_order_of_rows_does_not_matter(
     notes: list[tuple[int, str]], chosen: Split, order: random.Random, near: int, conflicts: LabelConflicts
 ) -> None:
@@ -234,7 +232,7 @@ def test_conflicts_of_an_official_split(conflicts: LabelConflicts, splits: list[
         ({"near_threshold": 80.0}, "data.split.near_threshold"),
     ],
 )
-def test_settings_that_make_no_sense(chosen: dict[str, object], key: str) -> None:
+def test_invalid_settings_are_refused(chosen: dict[str, object], key: str) -> None:
     with pytest.raises(UserError, match=key):
         Split(**chosen)  # type: ignore[arg-type]
 
@@ -242,7 +240,7 @@ def test_settings_that_make_no_sense(chosen: dict[str, object], key: str) -> Non
 @pytest.mark.parametrize(
     ("kind", "given"), [("official", ["all"]), ("official_clean", ["all"]), ("official_clean", ["train"])]
 )
-def test_official_splits_that_the_source_has_not(kind: str, given: list[str]) -> None:
+def test_official_splits_that_the_source_lacks_are_refused(kind: str, given: list[str]) -> None:
     with pytest.raises(UserError, match=r"data\.split"):
         resolve_kind(Split(kind), given)  # type: ignore[arg-type]
 
@@ -295,7 +293,7 @@ def test_nearly_equal_texts_leak_where_a_threshold_is_set() -> None:
     assert near["train"]["id"][:] == ["n2"]
 
 
-def test_pooled_splits_tell_equal_ids_apart() -> None:
+def test_pooled_splits_get_distinct_ids() -> None:
     tables = {split: table([("0", f"{split} text", "a")]) for split in ("train", "test")}
     record = split_notes(tables, Split("grouped")).record
     assert record["id"].to_pylist() == ["train/0", "test/0"]
@@ -309,7 +307,7 @@ def test_majority_labels_reach_the_notes() -> None:
     assert dict(zip(notes["train"]["id"], notes["train"]["specialty"], strict=True)) == {"n1": "b", "n4": "a"}
 
 
-def test_a_split_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
     first = split_notes({"all": pool}, Split("grouped", seed=8))
     monkeypatch.setattr("medlit.data.splits.assign", None)

@@ -1,4 +1,4 @@
-"""Notes are tokenized once, and again only when something else would come of it."""
+"""Notes are tokenized once, and again only if the result would differ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every note that was tokenized."""
     notes: list[str] = []
     prompts = AlpacaPrompt.prompts
@@ -54,11 +54,11 @@ def test_every_note_is_its_prompt_in_order() -> None:
     assert tokens["cut_tokens"][0] == 0 < tokens["cut_tokens"][1]
 
 
-def test_the_second_start_tokenizes_nothing(asked: list[str]) -> None:
+def test_the_second_start_tokenizes_nothing(tokenized: list[str]) -> None:
     first = tokenise(rows(), PROMPT)
-    assert len(asked) == 3
+    assert len(tokenized) == 3
     second = tokenise(rows(), AlpacaPrompt(byte_tokenizer(), max_length=512))
-    assert len(asked) == 3
+    assert len(tokenized) == 3
     assert second[:] == first[:]
     assert second._fingerprint == first._fingerprint
 
@@ -73,20 +73,20 @@ def test_the_second_start_tokenizes_nothing(asked: list[str]) -> None:
     ],
     ids=["tokenizer", "instruction", "limit", "room for the answer"],
 )
-def test_what_changes_the_ids_is_tokenized_anew(asked: list[str], other: AlpacaPrompt) -> None:
+def test_settings_that_change_the_ids_tokenize_again(tokenized: list[str], other: AlpacaPrompt) -> None:
     first = tokenise(rows(), PROMPT)
     second = tokenise(rows(), other)
-    assert len(asked) == 6
+    assert len(tokenized) == 6
     assert second[:] != first[:]
 
 
-def test_other_notes_are_tokenized_anew(asked: list[str]) -> None:
+def test_other_notes_are_tokenized(tokenized: list[str]) -> None:
     tokenise(rows(), PROMPT)
     tokenise(rows(["A note.", "Another."]), PROMPT)
-    assert len(asked) == 5
+    assert len(tokenized) == 5
 
 
-def test_a_note_that_is_not_to_be_kept_leaves_no_trace(tmp_path: Path) -> None:
+def test_an_uncached_note_leaves_no_file(tmp_path: Path) -> None:
     assert tokenise(rows(["A note."]), PROMPT, cached=False)[:] == tokenise(rows(["A note."]), PROMPT)[:]
     kept = sorted(tmp_path.rglob("*.arrow"))
     tokenise(rows(["A secret."]), PROMPT, cached=False)

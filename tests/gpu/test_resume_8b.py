@@ -143,7 +143,7 @@ def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
     print(f"\n{said}")
     assert full.returncode == 2, full.stderr[-2000:]
     assert "Traceback" not in full.stderr
-    assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory does not suffice for training (")
+    assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory is too small for training (")
     estimate = r" \(about (\d+\.\d) GiB or more\)"
     change = (
         "data.batching.micro_batch_size to 16",

@@ -5,18 +5,40 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.adapter_metadata import (
+    AdapterMetadata,
+    InferenceSettings,
+    check_metadata,
+    decoding_key,
+    metadata_of_weights,
+    write_temperature,
+)
+from medlit.model.settings import Decoding, LanguageModel, Lora
 
 LABELS = LabelSet.from_names(["Neurology", "Radiology", "Orthopedic"])
 TRAINED = AdapterMetadata.of(LanguageModel("owner/name", "abc"), Lora(), LABELS)
+# A value other than the default for every field of `Lora`; a field that is missing here fails a test.
+OTHER_LORA: dict[str, Any] = {
+    "r": 8,
+    "alpha": 32,
+    "dropout": 0.1,
+    "bias": "all",
+    "target_modules": ["q_proj"],
+    "rslora": True,
+    "loftq": True,
+    "seed": 1,
+}
+# Do not change what trained weights mean.
+TRAINING_ONLY = {"dropout", "seed"}
 
 
 def ours(
@@ -37,25 +59,19 @@ def test_it_survives_json() -> None:
         ours(labels=LabelSet.from_names(["radiology ", "Neurology"])),
         ours(lora=Lora(target_modules=list(reversed(Lora().target_modules)))),
         ours(lora=Lora(dropout=0.1, seed=1)),
-        ours(LanguageModel("owner/name", "abc", max_length=64, load_in_4bit=False, gradient_checkpointing="off")),
+        ours(LanguageModel("owner/name", "abc", max_length=64, load_in_4bit=False, gradient_checkpointing="none")),
     ],
     ids=["equal", "no labels in the data", "fewer labels", "targets in another order", "training only", "loading only"],
 )
-def test_what_does_not_change_the_weights_may_differ(same: AdapterMetadata) -> None:
+def test_settings_that_do_not_change_the_weights_may_differ(same: AdapterMetadata) -> None:
     check_metadata(same, TRAINED, "the checkpoint")
 
 
 @pytest.mark.parametrize("instruction", ["Which specialty?", None])
-def test_weights_that_do_not_say_what_they_were_told_are_not_compared(instruction: str | None) -> None:
+def test_an_instruction_that_is_not_in_the_file_is_not_compared(instruction: str | None) -> None:
     older = TRAINED.to_dict()
     del older["instruction"]
     check_metadata(replace(ours(), instruction=instruction), AdapterMetadata.from_dict(older), "the checkpoint")
-
-
-def test_weights_of_a_time_that_knew_one_way_to_cut_were_cut_so() -> None:
-    older = TRAINED.to_dict()
-    del older["keep"]
-    assert AdapterMetadata.from_dict(older) == TRAINED
 
 
 @pytest.mark.parametrize(
@@ -67,20 +83,49 @@ def test_weights_of_a_time_that_knew_one_way_to_cut_were_cut_so() -> None:
         ),
         (ours(LanguageModel("owner/name", None)), "model.language_model.revision: the checkpoint belongs to 'abc'"),
         (ours(lora=Lora(r=8)), "model.lora.r: the checkpoint was trained with 16 and the config says 8"),
-        (ours(lora=Lora(alpha=32)), "model.lora.alpha"),
-        (ours(lora=Lora(bias="all")), "model.lora.bias"),
-        (ours(lora=Lora(rslora=True)), "model.lora.rslora"),
-        (ours(lora=Lora(loftq=True)), "model.lora.loftq"),
-        (ours(lora=Lora(target_modules=["q_proj"])), "model.lora.target_modules"),
+        (replace(ours(), lora={}), "model.lora: null is the bare base model and the checkpoint is an adapter"),
         (replace(ours(), instruction="Which?"), "data.instruction: the checkpoint was trained with 'Classify the"),
-        (replace(ours(), keep="head_tail"), "data.keep: the checkpoint was trained with 'head'.*set it to 'head'"),
-        (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit asks with 'alpaca-0'"),
+        (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit uses 'alpaca-0'"),
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.columns.label: .*'Urology'"),
     ],
 )
-def test_what_does_is_refused_by_name(other: AdapterMetadata, names: str) -> None:
+def test_a_difference_that_matters_is_refused_by_name(other: AdapterMetadata, names: str) -> None:
     with pytest.raises(UserError, match=names):
         check_metadata(other, TRAINED, "the checkpoint")
+
+
+def test_every_field_of_lora_has_another_value_here() -> None:
+    defaults = Lora()
+    assert OTHER_LORA.keys() == {field.name for field in fields(Lora)}
+    assert all(getattr(defaults, name) != value for name, value in OTHER_LORA.items())
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Lora)])
+def test_every_field_of_lora_is_compared_unless_it_is_of_training_only(name: str) -> None:
+    other = ours(lora=Lora(**{name: OTHER_LORA[name]}))
+    if name in TRAINING_ONLY:
+        check_metadata(other, TRAINED, "the checkpoint")
+    else:
+        with pytest.raises(UserError, match=rf"model\.lora\.{name}: the checkpoint was trained with"):
+            check_metadata(other, TRAINED, "the checkpoint")
+
+
+def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default() -> None:
+    older = TRAINED.to_dict()
+    del older["lora"]["loftq"]
+    theirs = AdapterMetadata.from_dict(older)
+    check_metadata(ours(), theirs, "the checkpoint")
+    with pytest.raises(UserError, match=r"model\.lora\.loftq: the checkpoint was trained with False"):
+        check_metadata(ours(lora=Lora(loftq=True)), theirs, "the checkpoint")
+
+
+def test_a_setting_of_lora_that_only_a_newer_file_knows_is_compared() -> None:
+    newer = AdapterMetadata.from_dict(TRAINED.to_dict() | {"lora": TRAINED.lora | {"dora": True}})
+    with pytest.raises(UserError, match=r"model\.lora\.dora: the checkpoint was trained with True"):
+        check_metadata(ours(), newer, "the checkpoint")
+
+
+INFERENCE = TRAINED.to_dict()["inference"]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +144,15 @@ def test_what_does_is_refused_by_name(other: AdapterMetadata, names: str) -> Non
                 {"revision": 3},
                 {"prompt": ["alpaca-1"]},
                 {"instruction": 3},
-                {"keep": "tail"},
-                {"keep": ["head"]},
+                {"inference": 3},
+                {"inference": {"max_length": 2048}},
+                {"inference": INFERENCE | {"max_length": 0}},
+                {"inference": INFERENCE | {"max_length": True}},
+                {"inference": INFERENCE | {"max_response_tokens": "32"}},
+                {"inference": INFERENCE | {"load_in_4bit": 1}},
+                {"inference": INFERENCE | {"dtype": "float8"}},
+                {"inference": INFERENCE | {"keep": "head"}},
+                {"conditions": 3},
                 {"lora": None},
                 {"lora": [["r", 16]]},
                 {"labels": 3},
@@ -122,3 +174,106 @@ def test_what_does_is_refused_by_name(other: AdapterMetadata, names: str) -> Non
 def test_a_file_of_another_program_is_refused(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     with pytest.raises(UserError, match=re.escape("not written by medlit, or by a version unknown here")):
         AdapterMetadata.from_dict(values)
+
+
+# --- files of release 0.1 ---------------------------------------------------------------------------------------------
+
+FINGERPRINT = {"source": "notes.csv", "revision": None, "hashes": {"train": "aa"}}
+CONDITIONS = {"max_length": 1024, "response_tokens": 8, "load_in_4bit": False, "dtype": "bfloat16"}
+OLD = {
+    "base_model": "owner/name",
+    "revision": "abc",
+    "lora": Lora().structure(),
+    "prompt": "alpaca-1",
+    "labels": list(LABELS.names),
+    "instruction": TRAINED.instruction,
+    "keep": "head",
+    "conditions": CONDITIONS,
+    "temperatures": {
+        "mode=generate, length_normalise=False, content_free=[]": 1.5,
+        "mode=likelihood, length_normalise=False, content_free=[]": 2.5,
+        "mode=likelihood, length_normalise=True, content_free=['N/A']": 3.5,
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["adapter", "checkpoint"])
+def test_a_file_of_release_0_1_is_read(tmp_path: Path, form: str) -> None:
+    """The checkpoint's entry has no fingerprint: the datamodule's state holds it."""
+    if form == "adapter":
+        (tmp_path / "medlit.json").write_text(json.dumps(OLD | {"data": FINGERPRINT}))
+        read = AdapterMetadata.read(tmp_path / "medlit.json")
+        assert read.data == DataFingerprint.from_dict(FINGERPRINT)
+    else:
+        read = AdapterMetadata.from_dict(OLD)
+        assert read.data is None
+    check_metadata(ours(), read, "the adapter")
+    assert read.labels == list(LABELS.names)
+    assert read.inference == InferenceSettings(
+        max_length=1024, max_response_tokens=8, load_in_4bit=False, dtype="bfloat16"
+    )
+    assert read.temperatures[decoding_key(Decoding())] == 1.5
+    assert read.temperatures[decoding_key(Decoding("likelihood"))] == 2.5
+    assert AdapterMetadata.from_dict(json.loads(json.dumps(read.to_dict()))) == read, "and written as today's"
+
+
+@pytest.mark.parametrize("missing", ["keep", "conditions", "temperatures", "instruction"])
+def test_a_file_of_release_0_1_may_lack_later_keys(missing: str) -> None:
+    older = {name: value for name, value in OLD.items() if name != missing}
+    read = AdapterMetadata.from_dict(older)
+    check_metadata(ours(), read, "the adapter")
+    assert (read.inference is None) == (missing == "conditions")
+    assert (read.temperatures == {}) == (missing == "temperatures")
+
+
+def test_weights_trained_with_head_tail_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.keep head_tail, which medlit 0\.2 removed; use medlit 0\.1"):
+        AdapterMetadata.from_dict(OLD | {"keep": "head_tail"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"conditions": CONDITIONS | {"keep": "head"}},
+        {"conditions": CONDITIONS | {"response_tokens": 0}},
+        {"conditions": {"response_tokens": 8}},
+        {"temperatures": {"mode=generate, length_normalise=False, content_free=[]": 0}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_release_0_1_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="not written by medlit"):
+        AdapterMetadata.from_dict(OLD | damage)
+
+
+# --- temperatures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_is_added_to_the_file_and_nothing_else_changes(tmp_path: Path) -> None:
+    file = tmp_path / "medlit.json"
+    before = replace(TRAINED, data=DataFingerprint.from_dict(FINGERPRINT), temperatures={"mode=likelihood": 1.5})
+    file.write_text(json.dumps(before.to_dict()))
+    file.chmod(0o644)
+    write_temperature(file, Decoding(), 2.0)
+    write_temperature(file, Decoding(max_new_tokens=9), 2.5)
+    after = AdapterMetadata.read(file)
+    assert after == replace(before, temperatures={"mode=likelihood": 1.5, "mode=generate": 2.5})
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_weights_in_use_have_their_metadata_in_an_adapter_folder_or_nowhere(tmp_path: Path) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "adapter"
+    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    assert metadata_of_weights(best, None) is None, "a run without an adapter folder"
+    for folder in (run / "adapter", adapter):
+        folder.mkdir(parents=True)
+        (folder / "medlit.json").touch()
+    assert metadata_of_weights(best, None) == run / "adapter" / "medlit.json"
+    assert metadata_of_weights(last, None) is None
+    assert metadata_of_weights(tmp_path / "best.ckpt", None) is None, "not in a run folder"
+    assert metadata_of_weights(None, str(adapter)) == adapter / "medlit.json"
+    assert metadata_of_weights(last, str(adapter)) is None, "the checkpoint's weights are used"
+    assert metadata_of_weights(best, str(adapter)) == run / "adapter" / "medlit.json"
+    assert metadata_of_weights(None, "owner/on-the-hub") is None
+    assert metadata_of_weights(None, None) is None

@@ -1,4 +1,4 @@
-"""A stranger's file is read as data: its code is not run, a bomb is not unpacked, each is refused in a sentence."""
+"""Untrusted files are read as data: no code runs, no bomb is unpacked, each is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import yaml
 from fakes import SPECIALTIES
 
 from medlit.errors import UserError
@@ -44,7 +43,7 @@ def trap(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(medlit: Medlit, tiny_config: Path, trap: Path) -> Callable[..., str]:
-    """Run a verb that must refuse; give the sentence."""
+    """Run a command that must refuse; returns its message."""
 
     def run(verb: str, *arguments: object) -> str:
         outcome = medlit(verb, "--config", tiny_config, *arguments)
@@ -92,10 +91,10 @@ def learn_other_labels(checkpoint: Checkpoint, trap: Path) -> None:
         (hold_the_whole_model, "the checkpoint's .* weights are not this model's"),
         (learn_other_labels, "data.columns.label: the data has the label 'Cardiovascular / Pulmonary'"),
         (lambda checkpoint, trap: checkpoint.pop("medlit"), "was not written by medlit"),
-        (lambda checkpoint, trap: checkpoint.pop("state_dict"), "cut short, damaged or not a checkpoint"),
+        (lambda checkpoint, trap: checkpoint.pop("state_dict"), "truncated, damaged or not a checkpoint"),
     ],
 )
-def test_a_checkpoint_that_is_not_what_it_should_be(
+def test_a_spoilt_checkpoint_is_refused(
     refused: Callable[..., str], run: Path, trap: Path, spoil: Callable[[Checkpoint, Path], object], says: str
 ) -> None:
     path = run / "checkpoints" / "best.ckpt"
@@ -151,7 +150,7 @@ def keep_no_rate(checkpoint: Checkpoint) -> None:
         keep_no_rate,
     ],
 )
-def test_a_fit_goes_on_from_no_place_that_nobody_was_in(
+def test_a_fit_does_not_resume_from_impossible_progress(
     refused: Callable[..., str], run: Path, spoil: Callable[[Checkpoint], object]
 ) -> None:
     path = run / "checkpoints" / "last.ckpt"
@@ -159,10 +158,10 @@ def test_a_fit_goes_on_from_no_place_that_nobody_was_in(
     spoil(checkpoint)
     torch.save(checkpoint, path)
     said = refused("fit", "--trainer.max_steps", 20, "--ckpt_path", "last")
-    assert "last.ckpt does not say, as medlit's own checkpoints do, how far its fit was" in said
+    assert "last.ckpt lacks the progress of its fit, which medlit's own checkpoints hold" in said
 
 
-def test_a_bare_pickle_with_code(tmp_path: Path, trap: Path) -> None:
+def test_a_bare_pickle_with_code_is_refused(tmp_path: Path, trap: Path) -> None:
     path = tmp_path / "old.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Touch(trap)}))
     with pytest.raises(UserError, match="not a checkpoint"):
@@ -183,7 +182,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, run: Path, monkeypatch: pyte
         read_checkpoint(path)
 
 
-def test_a_tar_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_tar_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tar.ckpt"
     (tmp_path / "pickle").write_bytes(pickle.dumps({}))
     with tarfile.open(path, "w:gz") as archive:
@@ -195,13 +194,13 @@ def test_a_tar_is_no_checkpoint(tmp_path: Path) -> None:
 # --- adapters and base models -----------------------------------------------------------------------------------------
 
 
-def test_an_adapter_that_is_a_pickle(refused: Callable[..., str], run: Path, trap: Path) -> None:
+def test_an_adapter_that_is_a_pickle_is_refused(refused: Callable[..., str], run: Path, trap: Path) -> None:
     (run / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({"weight": Touch(trap)}, run / "adapter" / "adapter_model.bin")
     assert "adapter_model.safetensors is missing or broken" in refused("test", "--model.adapter", run / "adapter")
 
 
-def test_an_adapter_of_no_numbers(refused: Callable[..., str], run: Path) -> None:
+def test_an_adapter_with_nan_is_refused(refused: Callable[..., str], run: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     file = run / "adapter" / "adapter_model.safetensors"
@@ -211,7 +210,7 @@ def test_an_adapter_of_no_numbers(refused: Callable[..., str], run: Path) -> Non
     assert "holds weights that are not finite numbers" in refused("test", "--model.adapter", run / "adapter")
 
 
-def test_an_adapter_of_other_labels(refused: Callable[..., str], run: Path) -> None:
+def test_an_adapter_with_other_labels_is_refused(refused: Callable[..., str], run: Path) -> None:
     file = run / "adapter" / "medlit.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"labels": ["Radiology", *SPECIALTIES[1:]]}))
@@ -219,7 +218,7 @@ def test_an_adapter_of_other_labels(refused: Callable[..., str], run: Path) -> N
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_a_base_model_that_brings_code(
+def test_a_base_model_with_code_is_refused(
     refused: Callable[..., str], llama: Path, tmp_path: Path, trap: Path, file: str
 ) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
@@ -232,50 +231,14 @@ def test_a_base_model_that_brings_code(
     (folder / file).write_text(json.dumps(values))
     said = refused("fit", "--model.language_model.base_model", folder)
     assert f"model.language_model.base_model: {folder}" in said
-    assert "wants to run code of its own" in said
+    assert "needs code from its repository, which medlit never runs" in said
 
 
-def test_a_base_model_that_is_a_pickle(refused: Callable[..., str], llama: Path, tmp_path: Path, trap: Path) -> None:
+def test_a_base_model_that_is_a_pickle_is_refused(
+    refused: Callable[..., str], llama: Path, tmp_path: Path, trap: Path
+) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
     (folder / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Touch(trap)}, folder / "pytorch_model.bin")
-    assert f"model.language_model.base_model: {folder}" in refused("fit", "--model.language_model.base_model", folder)
-
-
-# --- configs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"model": {"class_path": "os.system", "init_args": {"command": "touch sprung"}}},
-        {"data": {"class_path": "medlit.data.datamodule.TranscriptionDataModule"}},
-        {"model": {"language_model": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
-        {"trainer": {"callbacks": [{"class_path": "os.system", "init_args": {"command": "touch sprung"}}]}},
-        {"trainer": {"logger": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
-        {"trainer": {"strategy": {"class_path": "builtins.eval", "init_args": {"source": "1"}}}},
-        {"checkpoint": {"class_path": "pathlib.Path"}},
-    ],
-    ids=str,
-)
-def test_a_config_names_no_class_but_where_the_trainer_takes_one(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(yaml.safe_dump(settings))
-    outcome = medlit("fit", "--config", "stranger.yaml")
-    assert outcome.code == 2
-    assert "Traceback" not in outcome.err
-    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
-
-
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch sprung']", "a: !!python/name:os.system ''"])
-def test_a_config_is_plain_yaml(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(text)
-    assert medlit("fit", "--config", "stranger.yaml").code == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
-
-
-def test_a_flag_of_that_name_is_unknown(medlit: Medlit) -> None:
-    assert medlit("fit", "--model.language_model.trust_remote_code", "true").code == 2
+    message = refused("fit", "--model.language_model.base_model", folder)
+    assert f"model.language_model.base_model: the weights of {folder} are" in message

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medlit.errors import UserError
-from medlit.model import loading
+from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
 
 CPU = torch.device("cpu")
@@ -22,17 +22,17 @@ def settings(llama: Path) -> LanguageModel:
     return LanguageModel(str(llama), max_length=256, gradient_checkpointing="unsloth")
 
 
-def test_a_model_that_is_not_there_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_a_missing_model_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.language_model\.base_model: owner/no-such-model is neither"):
-        loading.load(LanguageModel("owner/no-such-model"), Lora(), CPU)
+        load_model(LanguageModel("owner/no-such-model"), Lora(), CPU)
     bare = shutil.copytree(llama, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
-        loading.load(LanguageModel(str(bare)), Lora(), CPU)
+        load_model(LanguageModel(str(bare)), Lora(), CPU)
 
 
-def test_the_very_repository_that_is_named_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unsloth has another one for many a name, without the revision, unless it is told to take this."""
+def test_exactly_the_named_repository_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default Unsloth replaces many names by another repository, without the revision."""
     from unsloth import FastLanguageModel
 
     asked: dict[str, object] = {}
@@ -43,12 +43,12 @@ def test_the_very_repository_that_is_named_is_loaded(settings: LanguageModel, mo
         return stock(name, **arguments)
 
     monkeypatch.setattr(FastLanguageModel, "from_pretrained", staticmethod(from_pretrained))
-    loading.load(replace(settings, revision="v1.0"), None, CPU)
+    load_model(replace(settings, revision="v1.0"), None, CPU)
     assert (asked["name"], asked["revision"]) == (settings.base_model, "v1.0")
     assert asked["use_exact_model_name"] is True
 
 
-def test_weights_stored_in_four_bits_are_not_called_sixteen(
+def test_weights_stored_in_4_bits_are_not_loaded_as_16(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "llama"
@@ -56,17 +56,17 @@ def test_weights_stored_in_four_bits_are_not_called_sixteen(
     config = json.loads((folder / "config.json").read_text())
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
-    (folder / "model.safetensors").unlink()  # it is told before the weights are read
+    (folder / "model.safetensors").unlink()  # refused before the weights are read
     with pytest.raises(UserError, match=r"model\.language_model\.load_in_4bit: .*llama is stored in 4-bit"):
-        loading.load(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
+        load_model(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
     monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)
     with pytest.raises(UserError, match=r"model\.language_model\.load_in_4bit: .* did not load in 4-bit"):
-        loading.load(LanguageModel(str(llama)), Lora(), CPU)
+        load_model(LanguageModel(str(llama)), Lora(), CPU)
 
 
-def test_what_a_cpu_cannot_do_is_refused(settings: LanguageModel) -> None:
+def test_settings_that_need_a_gpu_are_refused_on_a_cpu(settings: LanguageModel) -> None:
     half = LanguageModel(settings.base_model, dtype="float16")
     with pytest.raises(UserError, match=r"model\.language_model\.dtype: float16 does not train on a CPU"):
-        loading.load(half, Lora(), CPU)
+        load_model(half, Lora(), CPU)
     with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
-        loading.load(settings, Lora(loftq=True), CPU)
+        load_model(settings, Lora(loftq=True), CPU)

@@ -98,17 +98,17 @@ def test_as_many_layers_are_kept_as_fit_and_no_more(takes: Footprint, tokens: in
 
 
 @given(FOOTPRINTS, st.integers(1, 10**5))
-def test_what_is_kept_for_more_tokens_is_never_more(takes: Footprint, tokens: int) -> None:
+def test_more_tokens_never_keep_more_layers(takes: Footprint, tokens: int) -> None:
     budget = takes.peak(tokens, max(1, takes.layers // 2))
     assert takes.keeping(tokens + 1, budget) <= takes.keeping(tokens, budget)
 
 
-def test_an_architecture_that_nobody_measured_is_thought_larger() -> None:
+def test_an_unmeasured_architecture_is_estimated_larger() -> None:
     mistral = footprint(MistralConfig(**LLAMA_8B), 0, 0)
     assert mistral.kept == pytest.approx(1.5 * footprint(LlamaConfig(**LLAMA_8B), 0, 0).kept, rel=0.01)
 
 
-def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> None:
+def test_a_budget_that_cannot_be_met_is_reported_with_the_need() -> None:
     chosen = Recomputation([], llama_8b(), int(SLACK * 10 * GIB))
     assert chosen.excess(6_000) == 0
     needed = llama_8b().peak(10_000, 1) / GIB
@@ -116,7 +116,7 @@ def test_a_budget_that_no_recomputation_meets_is_told_with_what_is_needed() -> N
     said = over_budget(chosen, 10_000, TranscriptionDataModule(batching=Batching(micro_batch_size=8)))
     assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
     assert f"{needed:.1f} GiB" in said
-    assert "the 9.5 GiB" in said
+    assert "the budget of 9.5 GiB" in said
     assert said.endswith("data.batching.micro_batch_size 4 takes less.")
 
 

@@ -19,10 +19,8 @@ from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter_folder import write_adapter
-from medlit.callbacks.data_link import DataLink
-from medlit.callbacks.temperature import AdapterTemperature
-from medlit.callbacks.validate_last_step import LastStep
+from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink, write_adapter
+from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -158,9 +156,7 @@ def test_a_step_of_8_by_4_is_a_step_of_32_by_1(parts: Parts, forty: str, mask_pr
     watches = []
     for micro_batch_size, packing in ((32, False), (8, False), (3, False), (8, True)):
         batching = {"global_batch_size": 32, "micro_batch_size": micro_batch_size, "packing": packing}
-        module, data = parts(
-            source=forty, split={"kind": "official"}, batching=batching, mask_prompt=mask_prompt
-        )
+        module, data = parts(source=forty, split={"kind": "official"}, batching=batching, mask_prompt=mask_prompt)
         watches.append(Watch())
         trainer(data, watches[-1], max_steps=2).fit(module, data)
         assert len(watches[-1].gradients) == 2
@@ -446,7 +442,7 @@ def test_last_weights_have_no_temperature(parts: Parts, run: Path) -> None:
         ("notes", "comes from other validation notes"),
     ],
 )
-def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
+def test_a_partial_validation_leaves_the_adapter_alone(
     parts: Parts, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str, says: str
 ) -> None:
     source = tmp_path / "notes"
@@ -467,7 +463,7 @@ def test_a_validation_that_says_too_little_leaves_the_adapter_alone(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to_and_runs_no_code(fitted: Fitted) -> None:
+def test_a_checkpoint_holds_the_adapter_and_its_metadata_and_no_code(fitted: Fitted) -> None:
     checkpoint = torch.load(fitted[0], weights_only=True)
     assert checkpoint["state_dict"].keys() == fitted[2].keys()
     assert all("lora_" in name for name in checkpoint["state_dict"])
@@ -586,10 +582,10 @@ def go_on(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noq
         trainer(data, save, Stop(step), max_steps=STEPS, val_every=2, enable_checkpointing=True).fit(module, data)
         return str(folder / str(step) / "at.ckpt")
 
-    def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:
+    def go_on(step: int, val_every: int = 2, **given: Any) -> tuple[SpecialtyClassifier, L.Trainer, Watch]:  # noqa: ANN401
         module, data = parts(**model, **given)
         watch = Watch()
-        run = trainer(data, LastStep(), watch, max_steps=STEPS, val_every=val_every)
+        run = trainer(data, ValidateLastStep(), watch, max_steps=STEPS, val_every=val_every)
         run.fit(module, data, ckpt_path=until(step) if step else None, weights_only=True)
         return module, run, watch
 
@@ -607,7 +603,7 @@ def optimizer_state(module: SpecialtyClassifier, run: L.Trainer) -> dict[tuple[s
     [(3, {}), (4, {}), (5, {"batching": {"num_workers": 1}}), (6, {"val_every": 3})],
     ids=["an epoch's end", "mid-epoch", "mid-epoch, off the interval, with workers", "an epoch's end on the interval"],
 )
-def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
+def test_a_resumed_fit_ends_as_an_uninterrupted_one(
     go_on: Any,  # noqa: ANN401
     step: int,
     given: dict[str, Any],
@@ -628,7 +624,7 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_interrupted(
 
 
 @pytest.mark.parametrize(("step", "micro_batch_size"), [(3, 2), (5, 8)])
-def test_a_fit_can_go_on_with_other_micro_batches(go_on: Any, step: int, micro_batch_size: int) -> None:  # noqa: ANN401
+def test_a_fit_can_resume_with_other_micro_batches(go_on: Any, step: int, micro_batch_size: int) -> None:  # noqa: ANN401
     """As on another number of devices: the same notes in the same steps, so the same losses but for rounding."""
     _, run, whole = go_on(0)
     _, again, rest = go_on(step, batching={"micro_batch_size": micro_batch_size})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from datasets import Dataset
+from fakes import notes as forty_notes
+from fakes import tiny_datamodule, write_csv
 
+from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.settings import Split
-from medlit.report.facts import data_facts
+from medlit.report.systems import data_facts
 
 
 def notes(*rows: tuple[str, str]) -> Dataset:
@@ -45,3 +49,16 @@ def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
         "test_ceiling": 4 / 5,
         "left_out": {"conflict": 2, "duplicate": 1},
     }
+
+
+def test_facts_follow_what_a_datamodule_has_read(llama: Path, notes_folder: Path, tmp_path: Path) -> None:
+    data = tiny_datamodule(notes_folder, llama)
+    assert data_facts(data) == {}
+    splits = data.read_splits()
+    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
+    data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, splits.hashes)
+    assert data_facts(data)["revision"] == "a" * 40
+    rows = [row for split in forty_notes().values() for row in split]
+    one_table = tiny_datamodule(notes_folder, llama, source=str(write_csv(tmp_path / "notes.csv", rows)))
+    one_table.read_splits()
+    assert data_facts(one_table)["split"] == "grouped"

@@ -144,7 +144,7 @@ def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
     assert tokens["share_cut"] == 0.2
 
 
-def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.data.audit.TOKENISED", 4)
     monkeypatch.setattr("medlit.data.audit._BATCH", 3)
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
@@ -161,7 +161,7 @@ def test_of_a_large_table_some_notes_are_tokenised(tmp_path: Path, monkeypatch: 
     assert len(lengths["words"]) == 10
 
 
-def test_verb_writes_counts_and_a_picture_and_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_writes_counts_and_a_figure_but_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notes = planted()
     source = write(tmp_path / "notes", notes)
     output = tmp_path / "out"
@@ -198,7 +198,7 @@ def _flags(source: Path | str) -> list[str]:
         (["--max_leakage=1"], EXIT_OVER_LIMIT),
     ],
 )
-def test_strict_holds_the_audit_to_its_limits(limits: list[str], code: int, tmp_path: Path) -> None:
+def test_strict_fails_over_a_limit(limits: list[str], code: int, tmp_path: Path) -> None:
     source = write(tmp_path / "notes", planted())
 
     assert run([*_flags(source), "--strict", *limits]) == code
@@ -223,7 +223,7 @@ def test_empty_and_unlabelled_notes_fail_a_strict_audit(tmp_path: Path, capsys: 
     assert "over a limit: 1 notes have no label" in printed
 
 
-# --- as its user meets it ---------------------------------------------------------------------------------------------
+# --- on the command line ---------------------------------------------------------------------------------------------
 
 RECIPE = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
 
@@ -249,7 +249,7 @@ def test_the_config_for_a_gpu_audits_here_with_a_flag_on_top(
     assert verb(*arguments, "--strict") == EXIT_OVER_LIMIT
 
 
-def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
+def test_columns_and_labels_of_a_config_are_used(tmp_path: Path) -> None:
     names = {"id": "key", "transcription": "note", "medical_specialty": "department"}
     rows = [{names.get(key, key): value for key, value in note.items()} for note in planted()["train"]]
     source = write(tmp_path / "notes", {"train": rows}) / "train.csv"
@@ -265,7 +265,7 @@ def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--data.sorce", "notes.csv"], "sorce"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -274,10 +274,10 @@ def test_what_a_config_says_of_columns_and_labels_holds(tmp_path: Path) -> None:
         (["--max_cut", "some"], "--max_cut"),
     ],
 )
-def test_a_mistake_exits_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_exits_with_2(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert verb(*arguments) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert expected in err
     assert "Traceback" not in err
 
 
@@ -298,7 +298,7 @@ def test_help_is_quick_and_names_settings_limits_and_exit_codes(capsys: pytest.C
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": source}, check=True)
 
 
-def test_a_table_too_large_to_compare_says_so(
+def test_a_table_too_large_for_near_duplicates_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("medlit.data.audit.NEAR_ROWS", 50)

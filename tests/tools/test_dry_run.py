@@ -220,10 +220,10 @@ def test_an_unexpected_error_is_a_row(tried: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("flag", ["--data.sauce=x", "--trainer.max_steps=none", "--val_every_steps=0"])
 def test_an_invalid_setting_is_a_mistake(tried: Any, flag: str) -> None:  # noqa: ANN401
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         tried(flag)
-    assert flag[2:].partition("=")[0] in str(told.value)
-    assert "medlit:" not in str(told.value)
+    assert flag[2:].partition("=")[0] in str(error.value)
+    assert "medlit:" not in str(error.value)
 
 
 def test_a_mistake_in_the_settings_ends_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
-from medlit.model.checkpoints import read_checkpoint
-from medlit.model.checkpoints import check_progress
+from medlit.model.checkpoints import check_progress, read_checkpoint
 
 ENV_PREFIX = "MEDLIT"
 # Variables with the prefix that are not settings.

@@ -148,7 +148,8 @@ def audit(
 
     splits = {name: len(rows) for name, rows in tables.items()}
     notes = pd.DataFrame({"text": texts, "near": near, "label": pool["specialty"][:], "words": lengths["words"]})
-    notes["split"] = np.repeat(list(splits), list(splits.values()))
+    split_codes = np.repeat(np.arange(len(splits)), list(splits.values()))
+    notes["split"] = pd.Categorical.from_codes(split_codes, pd.Index(list(splits)))
     by_text = notes.groupby("text")
     votes = notes.groupby(["text", "label"]).size()  # notes without a label are left out
     similar = notes.groupby("near")["text"].transform("nunique") > 1

@@ -25,7 +25,9 @@ def main() -> None:
     """
     console = Console()
     if not Path(CONFIG[1]).is_file():
-        console.print(f"medlit: {CONFIG[1]} does not exist; run the quickstart in the project's folder.")
+        console.print(
+            f"medlit: {CONFIG[1]} does not exist; run the quickstart in the project's folder.", soft_wrap=True
+        )
         raise SystemExit(2)
     start = time.monotonic()
     import_unsloth()

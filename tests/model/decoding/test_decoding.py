@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokens
 
 from medlit.base_model import load_tokenizer
-from medlit.data.collate import Collator, Prompts, Row
+from medlit.data.collate import Collator, Prompts, TokenisedNote, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
-from medlit.model import language_model as language_model
-from medlit.model import loading
-from medlit.model.decoding import Answers, Decoder, Generate, LabelScorer, eos_ids, make_decoder
+from medlit.model.decoding import Answers, Decoder, Generate, LabelScorer, make_decoder
+from medlit.model.decoding.generate import eos_ids
 from medlit.model.decoding.trie import TokenTrie
+from medlit.model.families import causal_lm
+from medlit.model.language_model import inference_mode, loss_sum
+from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
 
 LABELS = LabelSet.from_names([*SPECIALTIES, "Neurosurgery", "Neurology - Pediatric", "Bone"])
@@ -46,22 +48,18 @@ def prompt(tokenizer: Tokens) -> AlpacaPrompt:
 @pytest.fixture(scope="module")
 def model(llama: Path) -> nn.Module:
     """The tiny model ready to answer, with an adapter that does something."""
-    model = loading.load(LanguageModel(str(llama), max_length=512), Lora(), CPU)
+    model = load_model(LanguageModel(str(llama), max_length=512), Lora(), CPU)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    language_model.answer_mode(model)
+    inference_mode(model)
     return model
 
 
 def ask(prompt: AlpacaPrompt, texts: list[str]) -> Prompts:
-    rows = [
-        Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=0, specialty=None)
-        for i, one in enumerate(prompt.prompts(texts))
-    ]
-    return Collator(lambda name: [], prompt.tokenizer.pad_token_id, "response").prompts(rows)
+    return Collator(lambda name: [], prompt.tokenizer.pad_token_id).prompts(unnamed_rows(prompt.prompts(texts)))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def texts() -> list[str]:
 def decoder(model: nn.Module, prompt: AlpacaPrompt) -> Callable[..., Decoder]:
     def decoder(mode: Any, labels: LabelSet = LABELS, **given: Any) -> Decoder:  # noqa: ANN401
         given = {"max_new_tokens": 12, "stop_early": False, **given}
-        return make_decoder(Decoding(mode, **given), model, prompt, labels, CPU)
+        return make_decoder(Decoding(mode, **given), model, prompt, labels)
 
     return decoder
 
@@ -83,14 +81,14 @@ Make = Callable[..., Decoder]
 
 
 def next_scores(model: nn.Module, ids: list[int]) -> Tensor:
-    """Log-probabilities of the next token by a forward of its own, float64."""
+    """Log-probabilities of the next token by a separate forward, float64."""
     with torch.no_grad():
-        scores = language_model.causal_lm(model)(input_ids=torch.tensor([ids])).logits[0, -1]
+        scores = causal_lm(model)(input_ids=torch.tensor([ids])).logits[0, -1]
     return scores.double().log_softmax(dim=0)
 
 
 def one_by_one(model: nn.Module, prompt: AlpacaPrompt, text: str, labels: LabelSet) -> list[list[float]]:
-    """Log-probability of every token of every label, each token by a forward of its own."""
+    """Log-probability of every token of every label, each token by a separate forward."""
     asked = prompt.prompt(text).input_ids
     answers = [prompt.response(name) for name in labels]
     return [
@@ -130,13 +128,13 @@ def test_padding_on_the_left_has_no_effect(decoder: Make, prompt: AlpacaPrompt, 
     same(decoder(mode)(padded), decoder(mode)(asked))
 
 
-def test_a_label_that_is_likelier_than_not_is_everybody_s_answer(llama: Path, prompt: AlpacaPrompt) -> None:
+def test_a_label_with_more_than_half_the_probability_is_every_mode_s_answer(llama: Path, prompt: AlpacaPrompt) -> None:
     """More than one half for the whole is more than one half for each token: no other way to answer has a chance."""
     labels = LabelSet.from_names(SPECIALTIES)
     model = taught(llama, prompt)
     asked = ask(prompt, [row["transcription"] for row in notes()["test"]])
     answers = [
-        make_decoder(Decoding(mode, stop_early=early), model, prompt, labels, CPU)(asked)  # type: ignore[arg-type]
+        make_decoder(Decoding(mode, stop_early=early), model, prompt, labels)(asked)  # type: ignore[arg-type]
         for mode, early in [("likelihood", True), ("constrained", True), ("generate", True), ("generate", False)]
     ]
     likelihoods = answers[0].log_likelihoods
@@ -149,19 +147,26 @@ def test_a_label_that_is_likelier_than_not_is_everybody_s_answer(llama: Path, pr
 
 def taught(llama: Path, prompt: AlpacaPrompt) -> nn.Module:
     """The tiny model after some steps on the training notes."""
-    model = loading.load(LanguageModel(str(llama), max_length=512), Lora(), CPU)
+    model = load_model(LanguageModel(str(llama), max_length=512), Lora(), CPU)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     rows = [
-        Row(row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=0, specialty=note["medical_specialty"])
+        TokenisedNote(
+            row=i,
+            id=str(i),
+            text_hash="",
+            input_ids=one.input_ids,
+            cut_tokens=0,
+            specialty=note["medical_specialty"],
+        )
         for i, note in enumerate(notes()["train"][3:])
         for one in [prompt.prompt(note["transcription"])]
     ]
-    batch = Collator(prompt.response, prompt.tokenizer.pad_token_id, "response").train(rows, len(rows))
+    batch = Collator(prompt.response, prompt.tokenizer.pad_token_id).train(rows, len(rows))
     for _ in range(25):
-        (language_model.loss_sum(model, batch) / len(rows)).backward()
+        (loss_sum(model, batch) / len(rows)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    language_model.answer_mode(model)
+    inference_mode(model)
     return model
 
 
@@ -169,7 +174,7 @@ def test_a_free_answer_that_stays_on_the_trie_is_the_constrained_one(prompt: Alp
     model = scripted(prompt.tokenizer, [f"{name}</s>" for name in LABELS])
     asked = ask(prompt, ["A note."] * len(LABELS))
     for mode in MODES:
-        found = make_decoder(Decoding(mode), model, prompt, LABELS, CPU)(asked)  # type: ignore[arg-type]
+        found = make_decoder(Decoding(mode), model, prompt, LABELS)(asked)  # type: ignore[arg-type]
         assert found.label_ids.tolist() == list(range(len(LABELS))), mode
         assert found.texts == list(LABELS)
 
@@ -181,7 +186,7 @@ def test_no_pass_is_wider_than_the_prompts(
     labels = LabelSet.from_names([f"{a}{b} {c}" for a in "abcd" for b in "efgh" for c in "ijklmnop"])
     asked = ask(prompt, ["Pain.", "Heart pain for two weeks."])
     widths, rows = [], []
-    inner = language_model.causal_lm(model)
+    inner = causal_lm(model)
     forward = inner.model.forward
 
     def watch(*args: Any, **given: Any) -> Any:  # noqa: ANN401
@@ -203,17 +208,16 @@ def test_no_pass_is_wider_than_the_prompts(
 
 
 @pytest.mark.parametrize("mode", ["constrained", "likelihood"])
-def test_without_labels_there_is_nothing_to_choose_from(decoder: Make, mode: str) -> None:
+def test_modes_that_need_labels_are_refused_without_any(decoder: Make, mode: str) -> None:
     with pytest.raises(UserError, match=f"model.decoding.mode: '{mode}' needs the list of labels"):
         decoder(mode, LabelSet(()))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_labels_that_were_read_tell_their_loss(
+def test_label_log_likelihoods_are_those_of_a_forward_per_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], mode: str
 ) -> None:
-    more = {"length_normalise": True, "content_free": ["N/A"]} if mode == "likelihood" else {}
-    found = decoder(mode, **more)(ask(prompt, texts))
+    found = decoder(mode)(ask(prompt, texts))
     wanted = [[sum(one) for one in one_by_one(model, prompt, text, LABELS)] for text in texts]
     torch.testing.assert_close(found.label_nats, torch.tensor(wanted), atol=1e-3, rtol=1e-4)
 
@@ -221,38 +225,24 @@ def test_labels_that_were_read_tell_their_loss(
 # --- likelihood -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mean", [False, True])
-def test_likelihoods_are_those_of_a_forward_a_label(
-    decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], mean: bool
+def test_likelihoods_are_those_of_a_forward_per_label(
+    decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
-    found = decoder("likelihood", length_normalise=mean)(ask(prompt, texts))
+    found = decoder("likelihood")(ask(prompt, texts))
     assert found.log_likelihoods is not None
     assert found.probabilities is not None
     tokens = [one_by_one(model, prompt, text, LABELS) for text in texts]
-    wanted = torch.tensor([[sum(one) / (len(one) if mean else 1) for one in row] for row in tokens])
+    wanted = torch.tensor([[sum(one) for one in row] for row in tokens])
     torch.testing.assert_close(found.log_likelihoods, wanted, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.probabilities, wanted.softmax(dim=1), atol=1e-4, rtol=0)
     assert found.label_ids.tolist() == wanted.argmax(dim=1).tolist()
     assert found.texts == [LABELS.names[i] for i in found.label_ids]
 
 
-def test_calibration_divides_by_what_says_nothing(decoder: Make, prompt: AlpacaPrompt, texts: list[str]) -> None:
-    free = ["N/A", "."]
-    plain, without = (decoder("likelihood")(ask(prompt, given)) for given in (texts, free))
-    found = decoder("likelihood", content_free=free)(ask(prompt, texts))
-    assert plain.probabilities is not None
-    assert without.probabilities is not None
-    wanted = plain.probabilities / without.probabilities.mean(dim=0)
-    torch.testing.assert_close(found.probabilities, wanted / wanted.sum(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
-    assert found.label_ids.tolist() == wanted.argmax(dim=1).tolist()
-    nothing = decoder("likelihood", content_free=["N/A"])(ask(prompt, ["N/A"]))
-    torch.testing.assert_close(nothing.probabilities, torch.full((1, len(LABELS)), 1 / len(LABELS)))
-
-
 # --- constrained ------------------------------------------------------------------------------------------------------
 
 
-def test_constrained_takes_the_likeliest_token_that_is_allowed(
+def test_constrained_takes_the_most_likely_allowed_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     found = decoder("constrained")(ask(prompt, texts))
@@ -283,13 +273,13 @@ def test_a_sampling_model_is_greedy_all_the_same(
 ) -> None:
     asked = ask(prompt, texts)
     greedy = decoder("generate")(asked).texts
-    config = language_model.causal_lm(model).generation_config
+    config = causal_lm(model).generation_config
     for name, value in {"do_sample": True, "temperature": 9.0, "top_k": 50, "top_p": 0.9}.items():
         monkeypatch.setattr(config, name, value)
     assert decoder("generate")(asked).texts == greedy
 
 
-def test_it_is_what_the_likeliest_next_token_gives(
+def test_generation_takes_the_most_likely_next_token(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     found = decoder("generate")(ask(prompt, texts[:3]))
@@ -301,7 +291,7 @@ def test_it_is_what_the_likeliest_next_token_gives(
         assert answer == prompt.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_it_is_what_transformers_generates(
+def test_generation_is_that_of_transformers(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str]
 ) -> None:
     asked = ask(prompt, texts)
@@ -313,7 +303,7 @@ def test_it_is_what_transformers_generates(
     assert decoder("generate")(asked).texts == wanted
 
 
-def test_labels_read_ahead_change_nothing(model: nn.Module, prompt: AlpacaPrompt, texts: list[str]) -> None:
+def test_scoring_labels_ahead_changes_no_answer(model: nn.Module, prompt: AlpacaPrompt, texts: list[str]) -> None:
     """The draft holds the answers' own beginnings, so that some rows follow it far and others leave it at once."""
     asked = ask(prompt, texts)
     tokenizer = prompt.tokenizer
@@ -328,7 +318,7 @@ def test_labels_read_ahead_change_nothing(model: nn.Module, prompt: AlpacaPrompt
     assert answer(*drafts) == alone
 
 
-def test_it_stops_at_every_end(
+def test_generation_stops_at_every_eos(
     decoder: Make, model: nn.Module, prompt: AlpacaPrompt, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever token the model happens to give as its third is made an EOS, for two notes at once."""
@@ -341,7 +331,7 @@ def test_it_stops_at_every_end(
     free = out[:, asked.input_ids.shape[1] :].tolist()
     ends = [free[0][2], free[1][2]]
     assert ends[0] != ends[1]
-    monkeypatch.setattr(language_model.causal_lm(model).generation_config, "eos_token_id", ends)
+    monkeypatch.setattr(causal_lm(model).generation_config, "eos_token_id", ends)
     first_end = [next((i for i, t in enumerate(row) if t in [*ends, tokenizer.eos_token_id]), 12) for row in free]
     wanted = [tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(free, first_end, strict=True)]
     assert decoder("generate")(asked).texts == wanted
@@ -353,7 +343,7 @@ def test_it_stops_at_every_end(
 
 
 class Script(nn.Module):
-    """A model that gives the answers it was told to give, whatever it reads.
+    """A model that gives scripted answers, whatever it reads.
 
     Args:
         answers: token ids of each row's answer.
@@ -410,7 +400,7 @@ def scripted(tokenizer: Tokens, answers: list[str], ends: int | list[int] | None
 def read(tokenizer: Tokens, answers: list[str], ends: int | list[int] | None = None, **given: Any) -> Answers:  # noqa: ANN401
     prompt = AlpacaPrompt(tokenizer, max_length=512)
     model = scripted(tokenizer, answers, ends)
-    return make_decoder(Decoding(**given), model, prompt, LABELS, CPU)(ask(prompt, ["A note."] * len(answers)))
+    return make_decoder(Decoding(**given), model, prompt, LABELS)(ask(prompt, ["A note."] * len(answers)))
 
 
 def test_the_first_line_counts_if_it_is_on_the_list(tokenizer: Tokens) -> None:
@@ -430,13 +420,13 @@ def test_the_first_line_counts_if_it_is_on_the_list(tokenizer: Tokens) -> None:
     assert (found.probabilities, found.log_likelihoods) == (None, None)
 
 
-def test_nothing_after_any_end_is_read(tokenizer: Tokens) -> None:
+def test_text_after_any_eos_is_ignored(tokenizer: Tokens) -> None:
     other = tokenizer(":", add_special_tokens=False)["input_ids"]
     found = read(tokenizer, [f"{BRAIN}</s> and more", f"{BRAIN}: and more"], other)
     assert found.texts == [BRAIN, BRAIN]
 
 
-def test_an_answer_ends_where_nothing_can_change_its_label(tokenizer: Tokens) -> None:
+def test_an_answer_ends_where_its_label_is_settled(tokenizer: Tokens) -> None:
     """Its text is kept as far as it came, and costs no pass once the labels were read ahead."""
     answers = ["The specialty is Neurology", f"{BRAIN}\nand more", f"{BRAIN} and more", f"{BONE}</s>"]
     found = read(tokenizer, answers)
@@ -452,12 +442,12 @@ def test_an_answer_ends_where_nothing_can_change_its_label(tokenizer: Tokens) ->
 def test_answers_on_the_list_take_two_passes(prompt: AlpacaPrompt) -> None:
     answers = [f"{name}</s>" for name in LABELS]
     model = scripted(prompt.tokenizer, answers)
-    make_decoder(Decoding(), model, prompt, LABELS, CPU)(ask(prompt, ["A note."] * len(answers)))
+    make_decoder(Decoding(), model, prompt, LABELS)(ask(prompt, ["A note."] * len(answers)))
     assert model.passes == 2
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 7])
-def test_no_answer_is_longer_than_it_may_be(tokenizer: Tokens, tokens: int) -> None:
+def test_no_answer_is_longer_than_max_new_tokens(tokenizer: Tokens, tokens: int) -> None:
     answers = ["and" * 9, f"{BRAIN} {BONE}"]
     found = read(tokenizer, answers, max_new_tokens=tokens, stop_early=False)
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"][:tokens] for text in answers]
@@ -483,7 +473,7 @@ def test_stopping_early_never_changes_a_label(answers: list[str], names: list[st
     asked = ask(prompt, ["A note."] * (len(answers) + len(names)))
     model = scripted(tokenizer, [f"{text}<|im_end|>" for text in [*answers, *names]])
     short, whole = (
-        make_decoder(Decoding(max_new_tokens=80, stop_early=early), model, prompt, labels, CPU)(asked)
+        make_decoder(Decoding(max_new_tokens=80, stop_early=early), model, prompt, labels)(asked)
         for early in (True, False)
     )
     assert short.label_ids.tolist() == whole.label_ids.tolist()
@@ -491,6 +481,6 @@ def test_stopping_early_never_changes_a_label(answers: list[str], names: list[st
 
 
 @pytest.mark.parametrize(("configured", "ends"), [(None, [2]), (7, [2, 7]), ([7, 2, 9], [2, 7, 9])])
-def test_every_end_is_known(tokenizer: Tokens, configured: int | list[int] | None, ends: list[int]) -> None:
+def test_every_eos_is_known(tokenizer: Tokens, configured: int | list[int] | None, ends: list[int]) -> None:
     assert tokenizer.eos_token_id == 2
     assert eos_ids(scripted(tokenizer, ["a"], configured), tokenizer) == ends

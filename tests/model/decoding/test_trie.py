@@ -24,7 +24,7 @@ def test_every_answer_is_a_path_from_the_root_to_its_end(answers: list[list[int]
 
 
 @given(ANSWERS)
-def test_what_answers_share_is_there_once(answers: list[list[int]]) -> None:
+def test_shared_beginnings_are_stored_once(answers: list[list[int]]) -> None:
     trie = TokenTrie.of(answers)
     beginnings = {tuple(answer[:i]) for answer in answers for i in range(1, len(answer))}
     assert len(trie) == len(beginnings)

@@ -23,10 +23,10 @@ from medlit.base_model import missing, resolve
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
+from medlit.model.checkpoints import last_step
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import check_stored
 from medlit.model.optimizer import make_optimizer, make_schedule
-from medlit.model.checkpoints import last_step
 from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.report.systems import System
 from medlit.tools.baseline.sklearn_baselines import BaselineData

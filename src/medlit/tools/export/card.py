@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from medlit._version import __version__
 from medlit.atomic_io import read_json
 from medlit.errors import UserError
-from medlit.evaluation.metrics import number, percent, span
+from medlit.evaluation.metrics import HEADLINE, number, percent
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
 from medlit.tools.export.source import Weights, hub_id, public_name
@@ -42,13 +42,7 @@ _LICENSES = {
 
 
 def write_card(folder: Path, weights: Weights, target: str, verification: Verification) -> None:
-    """Write `README.md` and the confusion matrix that it shows.
-
-    Args:
-        folder: of the export.
-        weights: what was exported.
-        target: 'adapter', 'merged', 'gguf' or 'hub'.
-        verification: the comparison with medlit's model.
+    """Write `README.md`, and the confusion matrix that it shows, into the export's folder.
 
     Raises:
         UserError: a file of the run folder is damaged.
@@ -68,6 +62,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
         "data": {} if run is None else read_run_file(run / FACTS).get("data", {}),
         "measured_on": _MEASURED_ON.get(command),
         "metrics": metrics,
+        "columns": HEADLINE,
         # After a test, baselines on the same notes too.
         "systems": [("this model", metrics)]
         if run is None or command != "test"
@@ -84,7 +79,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals |= {"number": number, "percent": percent, "span": span, "public_name": public_name}
+    environment.globals |= {"number": number, "percent": percent, "public_name": public_name}
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")
     try:
         text = environment.get_template("card.md.j2").render(content)

@@ -32,7 +32,7 @@ from medlit.paths import HUB_TOKENS, hub_is_offline
 from medlit.tools.export.card import write_card
 from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
 from medlit.tools.export.merged import config_folder, merged_weights, write_merged
-from medlit.tools.export.source import Weights, find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
+from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
 from medlit.tools.export.verify import VERIFICATION_FILE, Verification
 
 if TYPE_CHECKING:
@@ -92,8 +92,13 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             torch.cuda.empty_cache()
         if options.to == "gguf":
             _write_and_verify_gguf(verification, model_folder, folder, quantisations)
+        elif options.to == "merged":
+            log("reloading the merged model with transformers")
+            verification.check("merged", "transformers", folder, str(device))
         else:
-            _verify_model(verification, weights, options.to, model_folder, device)
+            log("reloading the adapter with PEFT")
+            arguments = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
         write_json(folder / VERIFICATION_FILE, facts | verification.report())
@@ -106,11 +111,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> list[str]:
-    """Check each flag by itself; return the requested GGUF types.
-
-    Raises:
-        UserError: a flag cannot be used.
-    """
+    """Check each flag by itself; return the requested GGUF types."""
     output = options.output
     if options.run_dir is not None and not options.run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {options.run_dir}; give the run folder of a fit.")
@@ -132,11 +133,7 @@ def _check_options(options: argparse.Namespace) -> list[str]:
 
 
 def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Namespace
-    """Read the flags over --config, or over the settings of the run's fit.
-
-    Raises:
-        UserError: a setting cannot be used.
-    """
+    """Read the flags over --config, or over the settings of the run's fit."""
     run = options.run_dir or run_of_adapter(options.adapter)
     has_config = any(argument.split("=")[0] == "--config" for argument in rest)
     recorded = fit_settings(run) if run is not None and not has_config else []
@@ -145,19 +142,6 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     check_settings(config)
     check_device(config.trainer.accelerator, 1)
     return config
-
-
-def _verify_model(
-    verification: Verification, weights: Weights, target: str, folder: Path, device: torch.device
-) -> None:
-    if target == "merged":
-        log("reloading the merged model with transformers")
-        verification.check("merged", "transformers", folder, str(device))
-    else:
-        log("reloading the adapter with PEFT")
-        base = weights.language_model
-        arguments = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
-        verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
 
 
 def _write_and_verify_gguf(
@@ -231,11 +215,6 @@ def upload(options: argparse.Namespace, token: str | None, client: HfApi | None 
     """Upload an exported folder, or without --push list what would be uploaded.
 
     The verification is left out: it names notes by their ids.
-
-    Args:
-        options: the command's own flags.
-        token: access token.
-        client: of the Hub; by default one with the token.
 
     Raises:
         UserError: the Hub refuses or cannot be reached; the folder stays.

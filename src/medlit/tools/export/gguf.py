@@ -42,11 +42,7 @@ def has_llama_cpp() -> bool:
 
 
 def check_convertible(model: Path, quantisations: list[str]) -> None:
-    """Check that a model can be written in the requested formats, before anything is loaded.
-
-    Args:
-        model: a folder with config.json and tokenizer.json.
-        quantisations: some of `QUANTISATIONS`.
+    """Check that the model of a folder can be written in these formats.
 
     Raises:
         UserError: it cannot.
@@ -67,12 +63,7 @@ def check_convertible(model: Path, quantisations: list[str]) -> None:
 
 
 def write_gguf(model: Path, path: Path, quantisation: str) -> None:
-    """Write a merged model as one GGUF file.
-
-    Args:
-        model: a folder with config.json, safetensors and tokenizer.json.
-        path: the file.
-        quantisation: one of `QUANTISATIONS`.
+    """Write a folder with a merged model and its tokenizer as one GGUF file.
 
     Raises:
         UserError: a weight has no place in GGUF, or llama.cpp cannot quantise the model.
@@ -166,11 +157,7 @@ def _add_tokenizer(writer: Any, model: Path, config: dict[str, Any]) -> None:  #
 
 
 def _pre_tokenizer(file: dict[str, Any]) -> str:
-    """llama.cpp's name of a tokenizer's pre-tokenizer.
-
-    Raises:
-        UserError: it is not one of `_PRE_TOKENIZERS`.
-    """
+    """llama.cpp's name of a tokenizer's pre-tokenizer."""
     steps = file.get("pre_tokenizer") or {}
     first = (steps.get("pretokenizers") or [steps])[0]
     pattern = first.get("pattern", {}).get("Regex") or first.get("type")

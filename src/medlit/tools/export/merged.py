@@ -67,13 +67,7 @@ def _lora_update(layer: nn.Module) -> Tensor:
 
 
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
-    """Write weights as a model that transformers loads; without a tokenizer.
-
-    Args:
-        weights: names and values, see `merged_weights`.
-        base: folder with the base model's config.json.
-        folder: existing folder to write to.
-    """
+    """Write weights, and the config of the folder `base`, as a model that transformers loads; without a tokenizer."""
     from safetensors.torch import save_file
 
     shards: list[tuple[Path, list[str]]] = []

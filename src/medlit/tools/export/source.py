@@ -74,11 +74,7 @@ class Weights:
         return f"the weights that it was trained on ({self.base_bits}{dequantised})"
 
     def load(self, device: torch.device) -> nn.Module:
-        """Load the model in inference mode, as medlit's commands do.
-
-        Raises:
-            UserError: there is no such base model, or the weights do not fit it.
-        """
+        """Load the model in inference mode, as medlit's commands do."""
         model = load_model(self.language_model, self.lora, device)
         if self.state is None:
             load_adapter(model, self.path)  # type: ignore[arg-type]
@@ -93,12 +89,7 @@ class Weights:
         return model
 
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
-        """Write `medlit.json`, with the name alone of any path to the notes.
-
-        Args:
-            folder: of the export.
-            with_base: whether the base model's weights are part of the export; its path is not needed then.
-        """
+        """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""
         metadata = self.metadata
         if metadata.data is not None:
             metadata = replace(metadata, data=replace(metadata.data, source=public_name(metadata.data.source)))
@@ -126,11 +117,7 @@ def run_of_adapter(adapter: str | None) -> Path | None:
 
 
 def fit_settings(run: Path) -> list[str]:
-    """The settings of a run's fit, as an argument that further flags override.
-
-    Raises:
-        UserError: the run has none.
-    """
+    """The settings of a run's fit, as an argument that further flags override."""
     file = run / _FIT_CONFIG
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -183,13 +170,7 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
 
 
 def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], count: int) -> Reference:
-    """Score the labels with medlit's own model, for notes spread evenly over the test split (else validation).
-
-    Args:
-        model: in inference mode.
-        data: the notes.
-        labels: the K labels of the weights.
-        count: most notes.
+    """Score the labels with medlit's own model, for `count` notes spread over the test split (else validation).
 
     Raises:
         UserError: the notes cannot be read, or there are neither test nor validation notes.

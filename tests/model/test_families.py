@@ -32,7 +32,7 @@ def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tens
     return attend(config=None, context=SimpleNamespace(causal_mask=mask), Q=query, K=key, V=value)
 
 
-def test_a_note_in_company_attends_as_alone() -> None:
+def test_a_packed_note_attends_as_alone() -> None:
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, 21, 8, generator=draw) for heads in (4, 2, 2))
     starts = torch.tensor([0, 5, 6, 15, 21, 21], dtype=torch.int32)
@@ -44,7 +44,7 @@ def test_a_note_in_company_attends_as_alone() -> None:
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
-def test_what_is_not_packed_goes_the_stock_way(mask: Tensor | None) -> None:
+def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
     query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))
     ours = call(query, key, value, mask)
     assert torch.equal(ours, stock(config=None, context=None, Q=query, K=key, V=value))

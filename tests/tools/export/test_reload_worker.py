@@ -1,0 +1,61 @@
+"""A fresh process scores labels as the whole sequences would be scored, with the model's own head."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medlit.tools.export import reload_worker
+
+PROMPTS = [[1, *range(20, 45)], [1, 5, 6]]
+ANSWERS = [[7, 8, 2], [9, 2]]
+
+
+def scores(folder: Path, dtype: str) -> np.ndarray:
+    """What the worker answers for the prompts, (N, K)."""
+    request = {"loader": "transformers", "path": str(folder), "device": "cpu", "dtype": dtype, "progress_bar": 2}
+    request |= {"prompts": PROMPTS, "answers": ANSWERS, "texts": []}
+    return np.array(reload_worker.answer(request)["log_likelihood"])
+
+
+def whole_sequence(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+    """Log-likelihood of an answer, without a cache."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    return float(logits.float().log_softmax(-1)[torch.arange(len(answer)), answer].sum())
+
+
+@pytest.fixture
+def gemma(llama: Path, tmp_path: Path) -> Path:
+    """A tiny Gemma 2, whose logits are soft-capped, with the tiny model's tokenizer."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=768,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.3,
+        final_logit_softcapping=5.0,
+        sliding_window=8,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    for file in llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def test_scores_are_those_of_whole_sequences_soft_cap_included(gemma: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32).eval()
+    expected = [[whole_sequence(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
+    np.testing.assert_allclose(scores(gemma, "float32"), expected, atol=1e-4)

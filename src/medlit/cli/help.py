@@ -60,7 +60,7 @@ class Parser(LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Add the arguments of a class; `model.lora` may be null."""
-        added = super().add_class_arguments(*args, **kwargs)
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull

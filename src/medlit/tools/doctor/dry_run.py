@@ -29,7 +29,7 @@ from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
 from medlit.model.language_model import dtype_for
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult
+from medlit.tools.doctor import CONFIG, EXAMPLE, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
 # Micro-batches to look at; an epoch of a large table would take minutes.
@@ -39,54 +39,40 @@ _CLOSE = 0.9
 _LABELS_NAMED = 3
 
 
-class StepTimer(L.Callback):
-    """Times, in seconds, the loading, each optimizer step with all its micro-batches, and a validation batch.
-
-    Attributes:
-        loading: reading the weights.
-        steps: each optimizer step, up to the end of the GPU's work.
-        notes: notes of the last step.
-        tokens: its tokens without padding.
-        validation: one validation batch.
-        validation_notes: notes in it.
-    """
+class _StepTimer(L.Callback):
+    """Times, in seconds, loading, each optimizer step up to the end of the GPU's work, and a validation batch."""
 
     def __init__(self) -> None:
         self.loading = self.validation = 0.0
         self.steps: list[float] = []
+        # Of the last step (tokens without padding) and of the validation batch.
         self.notes = self.tokens = self.validation_notes = 0
         self._start: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start: the weights load next."""
-        self._start = time.perf_counter()
+        self._start = time.perf_counter()  # the weights load next
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The weights are loaded."""
         self.loading = self._stop(pl_module)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
-        """Start at a step's first micro-batch."""
-        if self._start is None:
+        if self._start is None:  # a step's first micro-batch
             self._start = time.perf_counter()
             self.notes = self.tokens = 0
         self.notes += len(batch.lengths)
         self.tokens += sum(batch.lengths)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop at a step's last micro-batch."""
-        if trainer.global_step > len(self.steps):
+        if trainer.global_step > len(self.steps):  # a step's last micro-batch
             self.steps.append(self._stop(pl_module))
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: EvalBatch, *_: int
     ) -> None:
-        """Start."""
         self._start = time.perf_counter()
         self.validation_notes = len(batch.label_ids)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop."""
         self.validation = self._stop(pl_module)
 
     def _stop(self, pl_module: L.LightningModule) -> float:
@@ -126,7 +112,7 @@ class DryRunCLI(MedlitCLI):
         self.trainer.limit_train_batches = self.trainer.val_check_interval = batches
         self.trainer.fit_loop.epoch_loop.max_steps = STEPS
         self.datamodule.trainer = self.trainer
-        self.timer = StepTimer()
+        self.timer = _StepTimer()
         self.trainer.callbacks.append(self.timer)  # type: ignore[attr-defined]
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -153,7 +139,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
     if cli.device_error is not None:
-        result = CheckResult.from_error("devices", cli.device_error)
+        result = _failure("devices", cli.device_error)
         yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
@@ -165,23 +151,24 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         stage = "memory"
         needed, memory = _check_memory(cli, tokens)
         yield memory
+        stage = TRIAL
         if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
             yield CheckResult(TRIAL, "warn", found, "first cure what fails above")
-            return
-        stage = TRIAL
-        cli.start()
-        yield from _measured(cli, needed)
+        else:
+            cli.start()
+            yield from _measured(cli, needed)
     except NotCachedError:  # a fit may fetch it, the doctor does not
-        name = data.source if stage == "notes" else language_model.base_model
+        check, name, gated = "base model", language_model.base_model, "; a gated model needs HF_TOKEN"
+        if stage == "notes":
+            check, name, gated = "notes", data.source, ""
         found = (
             f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         )
         cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
-        gated = "" if stage == "notes" else "; a gated model needs HF_TOKEN"
-        yield CheckResult("notes" if stage == "notes" else "base model", "warn", found, cure + gated)
+        yield CheckResult(check, "warn", found, cure + gated)
     except UserError as error:
-        yield CheckResult.from_error(stage, error)
+        yield _failure(stage, error)
     except Exception as error:  # anything that would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
@@ -195,6 +182,12 @@ def _parse(settings: list[str]) -> DryRunCLI:
             return DryRunCLI(["fit", *settings])
     except SystemExit as stop:
         raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
+
+
+def _failure(check: str, error: UserError) -> CheckResult:
+    """A failure from a user's mistake, whose sentence has the cure after a semicolon."""
+    found, _, cure = str(error).rstrip(".").partition("; ")
+    return CheckResult(check, "fail", found, cure or "change the setting that the message names")
 
 
 # --- notes and labels -------------------------------------------------------------------------------------------------
@@ -215,12 +208,29 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
         yield check_labels(data.prompt, data.label_set.names)
     loader = data.train_dataloader()  # without its worker processes
     batches = [loader.dataset[batch] for batch in itertools.islice(loader.sampler, MAX_BATCHES)]
-    example = batches[0] if show_notes else _invented_batch(data)
-    text, supervised = mark_supervised(example, data.prompt)
-    kind = "one of your notes" if show_notes else "an invented note"
+    if show_notes:
+        kind, example = "one of your notes", batches[0]
+    else:
+        (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
+        (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
+        row["specialty"] = note["medical_specialty"]
+        kind, example = "an invented note", data.collator.train([row], data.collator.supervised(row))
+    text, supervised = _mark_supervised(example, data.prompt)
     found = f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised: {text}"
     yield CheckResult(EXAMPLE, "ok", found)
     return max(batch.input_ids.numel() for batch in batches)
+
+
+def _mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
+    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
+    padded = batch.padded()
+    ids = padded.input_ids[0, : padded.lengths[0]].tolist()
+    supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
+    text = ""
+    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
+        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
+        text += f"[[{part}]]" if learned else str(part)
+    return text, len(supervised)
 
 
 def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
@@ -249,25 +259,6 @@ def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     more = f" and {len(pairs) - _LABELS_NAMED} more" if len(pairs) > _LABELS_NAMED else ""
     return ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:_LABELS_NAMED]) + more
-
-
-def _invented_batch(data: TranscriptionDataModule) -> Batch:
-    (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
-    (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
-    row["specialty"] = note["medical_specialty"]
-    return data.collator.train([row], data.collator.supervised(row))
-
-
-def mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
-    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
-    padded = batch.padded()
-    ids = padded.input_ids[0, : padded.lengths[0]].tolist()
-    supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
-    text = ""
-    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
-        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
-        text += f"[[{part}]]" if learned else str(part)
-    return text, len(supervised)
 
 
 # --- memory and time --------------------------------------------------------------------------------------------------

@@ -109,9 +109,6 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
     return messages
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
 def _print_report(report: AuditReport) -> None:
     """Print counts, shares and the first row ids of every finding, and the notes of each specialty."""
     from rich.console import Console
@@ -182,9 +179,6 @@ def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
     listed += ["..."] * (number > len(groups))
     details = f"{number:,} group{'s' * (number != 1)}: {'; '.join(listed)}" if number else ""
     return name, _share(finding["rows"], total), details, finding["rows"] > 0
-
-
-# --- the figure -------------------------------------------------------------------------------------------------------
 
 
 def audit_figure(audit: Audit) -> Figure:

@@ -116,9 +116,8 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    results = systems[0].results
-    title = f"{len(results)} test notes, {len(results.names)} specialties"
-    table = Table(title=title, title_justify="left")
+    first = systems[0].results
+    table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
     table.add_column("system", overflow="fold")
     for metric in HEADLINE:
         table.add_column(metric.title, justify="right", no_wrap=True)
@@ -131,26 +130,15 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     console.print(f"written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
-# --- the baselines ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class BaselineData:
-    """The notes that baselines are fitted and scored on, not tokenised.
-
-    Attributes:
-        names: the K labels.
-        train: canonical notes of the training split.
-        test: canonical notes; those that the model was tested on, if there is a model.
-        tokens: in each test note's prompt, (N,); 0 without a model.
-        cut_tokens: cut from each test note, (N,).
-    """
+    """The notes that baselines are fitted and scored on, not tokenised: canonical tables, and the K labels."""
 
     names: tuple[str, ...]
     train: Dataset
-    test: Dataset
-    tokens: IntArray
-    cut_tokens: IntArray
+    test: Dataset  # the notes that the model was tested on, if there is a model
+    tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
+    cut_tokens: IntArray  # from each test note, (N,)
 
     @classmethod
     def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:

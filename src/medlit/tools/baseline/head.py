@@ -11,7 +11,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,17 +33,14 @@ from medlit.tools.baseline import BaselineData
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from jsonargparse import Namespace
 
     from medlit.data.datamodule import TranscriptionDataModule
 
 HEAD = "score"  # transformers' name of the last layer
 
 
-def classification_head(
-    notes: BaselineData,
-    data: TranscriptionDataModule,
-    config: Any,  # noqa: ANN401 - jsonargparse's Namespace
-) -> System:
+def classification_head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace) -> System:
     """Train on the training split and answer the test notes, with settings as for `medlit fit`.
 
     Raises:
@@ -127,14 +124,8 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
             llm_int8_skip_modules=[HEAD],
         )
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            revision=revision,
-            config=settings,
-            dtype=dtype,
-            quantization_config=quantisation,
-            device_map={"": str(device)},
-        )
+        loading = {"revision": revision, "config": settings, "dtype": dtype, "quantization_config": quantisation}
+        model = AutoModelForSequenceClassification.from_pretrained(path, device_map={"": str(device)}, **loading)
     except OSError as error:
         raise missing(language_model.base_model, revision) from error
     if language_model.gradient_checkpointing != "none":

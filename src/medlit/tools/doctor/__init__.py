@@ -32,8 +32,7 @@ REINSTALL = "make clean install"
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
 FREE_GIB = 10.0
 MALICIOUS = ("2.6.2", "2.6.3")  # of lightning and pytorch-lightning
-# Packages with a row even if all is well: users ask about them.
-NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")
+NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")  # users ask about them
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,6 @@ def verdict(results: Sequence[CheckResult]) -> str:
     return "This fit can run here."
 
 
-# --- the child process ------------------------------------------------------------------------------------------------
-
-
 def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
     """Start `medlit.tools.doctor.probe`, without access token and network."""
     environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
@@ -147,9 +143,6 @@ def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> lis
         found = f"the checking process ended with code {child.returncode}: {last}"
         results.append(CheckResult(check, "fail", found, cure))
     return results
-
-
-# --- the installation -------------------------------------------------------------------------------------------------
 
 
 def version_of(package: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import lightning as L
+import numpy as np
 import psutil
 import torch
 
@@ -32,10 +33,8 @@ from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
 from medlit.tools.doctor import CONFIG, EXAMPLE, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
-# Micro-batches to look at; an epoch of a large table would take minutes.
-MAX_BATCHES = 256
-# Share of the free memory above which a fit is close to the limit.
-_CLOSE = 0.9
+MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
+_CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
 _LABELS_NAMED = 3
 
 
@@ -49,35 +48,33 @@ class _StepTimer(L.Callback):
         self.notes = self.tokens = self.validation_notes = 0
         self._start: float | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, *_: object, **__: object) -> None:
         self._start = time.perf_counter()  # the weights load next
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.loading = self._stop(pl_module)
+    def on_fit_start(self, *_: object) -> None:
+        self.loading = self._stop()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
+    def on_train_batch_start(self, trainer: object, pl_module: object, batch: Batch, *_: int) -> None:
         if self._start is None:  # a step's first micro-batch
             self._start = time.perf_counter()
             self.notes = self.tokens = 0
         self.notes += len(batch.lengths)
         self.tokens += sum(batch.lengths)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step > len(self.steps):  # a step's last micro-batch
-            self.steps.append(self._stop(pl_module))
+            self.steps.append(self._stop())
 
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: EvalBatch, *_: int
-    ) -> None:
+    def on_validation_batch_start(self, trainer: object, pl_module: object, batch: EvalBatch, *_: int) -> None:
         self._start = time.perf_counter()
         self.validation_notes = len(batch.label_ids)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self.validation = self._stop(pl_module)
+    def on_validation_batch_end(self, *_: object) -> None:
+        self.validation = self._stop()
 
-    def _stop(self, pl_module: L.LightningModule) -> float:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
+    def _stop(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         start, self._start = self._start, None
         return 0.0 if start is None else time.perf_counter() - start
 
@@ -124,11 +121,7 @@ class DryRunCLI(MedlitCLI):
 
 
 def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
-    """Check a fit before it starts; yields each result as it is found.
-
-    Args:
-        settings: `--config` files and flags.
-        show_notes: take the example from the user's notes.
+    """Check the fit of these `--config` files and flags before it starts; yields each result as it is found.
 
     Raises:
         UserError: a setting is invalid.
@@ -162,11 +155,9 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         check, name, gated = "base model", language_model.base_model, "; a gated model needs HF_TOKEN"
         if stage == "notes":
             check, name, gated = "notes", data.source, ""
-        found = (
-            f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
-        )
+        text = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
-        yield CheckResult(check, "warn", found, cure + gated)
+        yield CheckResult(check, "warn", text, cure + gated)
     except UserError as error:
         yield _failure(stage, error)
     except Exception as error:  # anything that would end the fit is the finding
@@ -190,9 +181,6 @@ def _failure(check: str, error: UserError) -> CheckResult:
     return CheckResult(check, "fail", found, cure or "change the setting that the message names")
 
 
-# --- notes and labels -------------------------------------------------------------------------------------------------
-
-
 def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult, None, int]:
     """The notes as the model sees them; returns the padded tokens of the largest micro-batch."""
     data.setup("fit")
@@ -201,9 +189,8 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
     cut = sum(tokens > 0 for table in tables.values() for tokens in table["cut_tokens"][:])
     share = cut / sum(map(len, tables.values()))
     counts = ", ".join(f"{name} {len(table):,}" for name, table in tables.items())
-    limit = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
-    found = f"{counts}; the longest prompt has {limit}; {share:.1%} of the notes are cut"
-    yield CheckResult("notes", "ok", found)
+    room = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
+    yield CheckResult("notes", "ok", f"{counts}; the longest prompt has {room}; {share:.1%} of the notes are cut")
     if data.label_set is not None:
         yield check_labels(data.prompt, data.label_set.names)
     loader = data.train_dataloader()  # without its worker processes
@@ -216,8 +203,8 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
         row["specialty"] = note["medical_specialty"]
         kind, example = "an invented note", data.collator.train([row], data.collator.supervised(row))
     text, supervised = _mark_supervised(example, data.prompt)
-    found = f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised: {text}"
-    yield CheckResult(EXAMPLE, "ok", found)
+    kind += f", {example.lengths[0]} tokens of which {supervised} are supervised"
+    yield CheckResult(EXAMPLE, "ok", f"{kind}: {text}")
     return max(batch.input_ids.numel() for batch in batches)
 
 
@@ -249,8 +236,8 @@ def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
     sizes = [len(ids) + 1 for ids, _ in answers]
     found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS"
     if prefixes:
-        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
         cure = "none needed unless answers stop too early: then spell them differently with data.labels.aliases"
+        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
         return CheckResult("labels", "warn", found, cure)
     first = len({ids[0] for ids, _ in answers})
     return CheckResult("labels", "ok", f"{found}, {first} different first tokens; none is the beginning of another")
@@ -261,9 +248,6 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:_LABELS_NAMED]) + more
 
 
-# --- memory and time --------------------------------------------------------------------------------------------------
-
-
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     from transformers import AutoConfig
 
@@ -271,11 +255,8 @@ def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     device = cli.trainer.strategy.root_device
     folder = resolve(language_model.base_model)
     config = AutoConfig.from_pretrained(folder, revision=language_model.revision, trust_remote_code=False)
-    lengths = data.rows("validation")["length"][:]
-    answer = cli.model.decoding.max_new_tokens
-    eval_tokens = max(
-        len(rows) * (max(lengths[row] for row in rows) + answer) for rows in data.val_dataloader().sampler
-    )
+    lengths, answer = np.array(data.rows("validation")["length"][:]), cli.model.decoding.max_new_tokens
+    eval_tokens = max(len(rows) * (int(lengths[rows].max()) + answer) for rows in data.val_dataloader().sampler)
     dtype = dtype_for(device, language_model.dtype)
     needed = fit_memory(config, language_model, cli.model.lora, tokens, eval_tokens, device, dtype)
     if device.type == "cuda":
@@ -317,10 +298,8 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     yield CheckResult("training step", "ok", found)
     found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"
     yield CheckResult("validation step", "ok", found)
-    device = cli.trainer.strategy.root_device
-    if device.type == "cuda":
+    peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
+    if (device := cli.trainer.strategy.root_device).type == "cuda":
         peak, place = torch.cuda.max_memory_allocated(device), "the GPU"
-    else:
-        peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
     found = f"peak of {peak / GIB:.1f} GiB on {place} in these steps, estimated {needed.total / GIB:.1f}"
     yield CheckResult("memory, measured", "ok", found)

@@ -70,11 +70,8 @@ def library_cure(name: str, cuda: str) -> str:
 
 
 def _cuda() -> str:
-    try:
-        import torch
-    except Exception:  # reported by its own check
-        return ""
-    return torch.version.cuda or ""
+    torch = sys.modules.get("torch")  # absent if its import failed, which its own check reports
+    return (torch and torch.version.cuda) or ""
 
 
 def _torch() -> list[CheckResult]:

@@ -57,6 +57,7 @@ class MedlitCLI(LightningCLI):
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb, *rest = args
         check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -65,14 +66,10 @@ class MedlitCLI(LightningCLI):
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
+            parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
             args=args,
         )
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        """Let parsers read environment variables."""
-        return super().init_parser(default_env=True, env_prefix=ENV_PREFIX, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add medlit's own arguments."""
@@ -93,8 +90,6 @@ class MedlitCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
         return
-
-    # --- before anything is built -------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
         """Check the settings, and derive those that depend on the machine and on earlier runs."""

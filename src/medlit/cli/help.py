@@ -32,6 +32,7 @@ HIDDEN: list[str] = _TEXTS["hidden"]
 FIT_ONLY: tuple[str, ...] = tuple(_TEXTS["fit_only"])
 VERBS: dict[str, list[str]] = _TEXTS["verbs"]
 
+_LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
@@ -129,9 +130,7 @@ class HelpFormatter(DefaultHelpFormatter):
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
             return isinstance(action, _GroupOrNull)
         name = action.dest
-        if name in HIDDEN or (
-            name.startswith(("trainer.", "checkpoint.", "early_stopping.")) and name not in LIGHTNING_HELP
-        ):
+        if name in HIDDEN or (name.startswith(_LIGHTNING) and name not in LIGHTNING_HELP):
             return False
         if name in VERBS:
             return self._verb in VERBS[name]

@@ -24,20 +24,13 @@ from medlit.evaluation.metrics import MONITORS
 from medlit.model.module import SpecialtyClassifier
 
 ENV_PREFIX = "MEDLIT"
-# Variables with the prefix that are not settings.
-_NOT_SETTINGS = ("MEDLIT_CACHE",)
-
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 RENAMED: dict[str, str] = _TABLES["renamed"]
 REMOVED: dict[str, str] = _TABLES["removed"]
 OLD_VALUES: dict[tuple[str, str | bool], str] = {
     (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
 }
-_MODE = (("min", "max").__contains__, "must be 'min' or 'max', not {value!r}")
-_MONITOR = (
-    tuple(MONITORS).__contains__,
-    f"{{value!r}} is not measured in a validation; choose one of {', '.join(MONITORS)}",
-)
+_MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
 _LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
 # Setting -> whether a value is allowed, and what to say of any other value.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -52,10 +45,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.limit_test_batches": _LIMIT,
     "trainer.limit_predict_batches": _LIMIT,
     **{name: (each["values"].__contains__, each["advice"]) for name, each in _TABLES["fixed"].items()},
-    "checkpoint.mode": _MODE,
-    "checkpoint.monitor": _MONITOR,
-    "early_stopping.mode": _MODE,
-    "early_stopping.monitor": _MONITOR,
+    "checkpoint.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
+    "early_stopping.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
 }
 
 
@@ -101,7 +92,7 @@ def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  #
 def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
     """Check that every variable for one of the verbs is a setting; jsonargparse ignores a misspelt one."""
     for name in sorted(os.environ):
-        if not name.startswith(f"{ENV_PREFIX}_") or name in _NOT_SETTINGS:
+        if not name.startswith(f"{ENV_PREFIX}_") or name == "MEDLIT_CACHE":
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
         if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:

@@ -21,8 +21,7 @@ import torch
 
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.cli import MedlitCLI
-from medlit.cli.environment import check_device
-from medlit.cli.warnings import silence_warnings
+from medlit.cli.environment import check_device, silence_warnings
 from medlit.data.builtin import builtin_notes
 from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule

@@ -23,9 +23,8 @@ from huggingface_hub import HfApi
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
-from medlit.cli.environment import check_device, check_writable
+from medlit.cli.environment import check_device, check_writable, silence_warnings
 from medlit.cli.validation import check_settings
-from medlit.cli.warnings import silence_warnings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline

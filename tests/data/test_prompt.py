@@ -150,7 +150,7 @@ def test_prompts_of_many_notes_are_those_of_each_alone(tokenizer: object) -> Non
 
 
 @pytest.mark.parametrize(
-    ("chosen", "meanwhile"), [("", "for a while"), ("false", "false"), ("true", "true"), (None, None)]
+    ("chosen", "meanwhile"), [("", "temporarily"), ("false", "false"), ("true", "true"), (None, None)]
 )
 def test_notes_are_tokenized_on_all_cores_unless_the_user_chose_otherwise(
     monkeypatch: pytest.MonkeyPatch, chosen: str | None, meanwhile: str | None

@@ -13,15 +13,13 @@ from torch.utils.data import DataLoader
 from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.balance_ranks import micro_batches_per_step
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
-from medlit.data.notes import load_source
-from medlit.data.predict_notes import read_predict_notes
+from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
-from medlit.data.splits import NoteSplits, split_notes
+from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.number_types import PositiveInt

@@ -1,9 +1,8 @@
 """Samplers: which notes an optimizer step trains on, and how they are shared by ranks and micro-batches.
 
 `StepSampler` draws each step's notes at random (none twice in an epoch, unless `class_balance` draws rare labels more
-often) and only then sorts them by length and shares them. Grouping therefore changes how much padding a step costs and
-nothing else: the notes of step s are the same set for any number of ranks and micro-batches, so one YAML trains alike
-on 1 or 8 GPUs.
+often) and only then sorts them by length and shares them. So the notes of step s are the same set for any number of
+ranks and micro-batches, and one YAML trains alike on 1 or 8 GPUs.
 
 Class balance: of N training notes with K labels, n_c of them with label c, an epoch of N draws gives label c on average
 
@@ -11,8 +10,7 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
     sqrt     N x sqrt(n_c) / sum of all sqrt(n_k)   between the two (as Mahajan 2018, arXiv 1805.00932)
     inverse  N / K                                  every label equally often
 
-and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once. So a frequent
-label's notes are not all seen in an epoch, and a rare label's are seen several times.
+and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
 """
 
 from __future__ import annotations
@@ -34,40 +32,27 @@ _POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
 
 
 def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
-    """Expected share of each label among the draws, (K,), adding up to 1.
-
-    Args:
-        counts: notes of each label, (K,), at least 1 each.
-        class_balance: how labels are weighted.
-    """
+    """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
     weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
     return weights / float(weights.sum())
 
 
 def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
-    """Row numbers of the N notes of an epoch in training order, (N,).
-
-    Args:
-        labels: label id of each note, (N,).
-        class_balance: how labels are weighted.
-        seed: of the run.
-        epoch: number of the epoch; each has a different order.
-    """
+    """Row numbers of the N notes of an epoch in training order, (N,), from their label ids, (N,)."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(labels))
     if class_balance == "none":
         return order
-    present, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
     edges = np.floor(np.cumsum(shares(counts, class_balance)) * len(labels) + rng.random()).astype(np.int64)
     edges[-1] = len(labels)
     drawn = np.diff(edges, prepend=0)
     parts = []
-    for label in range(len(present)):
+    for label, draws in enumerate(drawn.tolist()):
         notes = order[codes[order] == label]
-        rounds = -(-int(drawn[label]) // len(notes))
-        repeated = [notes, *(rng.permutation(notes) for _ in range(rounds - 1))]
-        parts.append(np.concatenate(repeated)[: drawn[label]])
+        again = [rng.permutation(notes) for _ in range(-(-draws // len(notes)) - 1)]
+        parts.append(np.concatenate([notes, *again])[:draws])
     return rng.permutation(np.concatenate(parts))
 
 
@@ -86,7 +71,7 @@ class StepSampler(Sampler[MicroBatch]):
     Args:
         lengths: tokens of each of the N notes, prompt and response, (N,).
         supervised: tokens of each note that carry loss, (N,).
-        labels: label of each note as a number, for `class_balance`, (N,).
+        labels: label of each note as a number, (N,).
         batching: batch sizes, class balance and seed; epoch e uses the seed (seed, e).
         token_budget: most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead.
         packed: micro-batches are not padded: they get about equal numbers of tokens instead of notes of similar length.
@@ -118,9 +103,7 @@ class StepSampler(Sampler[MicroBatch]):
         self.lengths = lengths
         self.supervised = supervised
         self.labels = labels
-        self.global_batch_size = step
-        self.class_balance = batching.class_balance
-        self.seed = batching.seed
+        self.batching = batching
         self.token_budget = token_budget
         self.packed = packed
         self.rank = rank
@@ -131,7 +114,7 @@ class StepSampler(Sampler[MicroBatch]):
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.lengths) // self.global_batch_size
+        return len(self.lengths) // self.batching.global_batch_size
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -145,10 +128,11 @@ class StepSampler(Sampler[MicroBatch]):
         return self._sorted(self._order(), step)
 
     def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.class_balance, self.seed, self.epoch)
+        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
 
     def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
-        notes = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        size = self.batching.global_batch_size
+        notes = order[step * size : (step + 1) * size]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -166,16 +150,12 @@ class StepSampler(Sampler[MicroBatch]):
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
         mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
-        return [
-            [mine[place] for place in group] for group in balance_tokens(lengths[mine].tolist(), self.micro_batches)
-        ]
+        groups = balance_tokens(lengths[mine].tolist(), self.micro_batches)
+        return [[mine[place] for place in group] for group in groups]
 
     def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
-        """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens.
-
-        One rank minimises padding within the budget. Several divide the whole step together and minimise the largest
-        group, since all ranks wait for it.
-        """
+        """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens."""
+        # One rank minimises padding within the budget; several minimise the largest group, for which all ranks wait.
         budget = self.token_budget if self.world_size == 1 else None
         ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]

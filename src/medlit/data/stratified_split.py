@@ -1,7 +1,7 @@
 """Which split a note goes to: pure functions of ids, text hashes, labels and a seed.
 
 Nothing depends on the order of the rows, on the machine or on the Python version: groups are assigned in the order of a
-keyed hash, and of equal rows the one with the smallest id is kept. `medlit.data.splits` applies this to tables.
+keyed hash, and of equal rows the one with the smallest id is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import ALL, SPLITS
@@ -37,17 +37,11 @@ def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
     return settings.kind
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The split of each row, in the order of the rows.
+class Assignment(NamedTuple):
+    """What becomes of each row."""
 
-    Attributes:
-        split: `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`.
-        specialty: its label, changed where a conflict was resolved by majority.
-    """
-
-    split: list[str]
-    specialty: list[str | None]
+    split: list[str]  # `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`
+    specialty: list[str | None]  # its label, changed where a conflict was resolved by majority
 
 
 def assign(
@@ -68,12 +62,8 @@ def assign(
         specialties: label of each row.
         groups: number of each row's text group: equal texts and, where they count, near ones.
         settings: how to divide the rows.
-        label_conflicts: what to do with rows of one split that have the same text and several labels: `keep` them,
-            `drop` them, or give all of them the `majority` label (of equally common ones the first in alphabetical
-            order).
-
-    Raises:
-        UserError: the settings do not fit the source.
+        label_conflicts: of rows of one split that have the same text and several labels, as in `data.label_conflicts`;
+            of equally common labels, `majority` takes the first in the alphabet.
     """
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
@@ -96,10 +86,9 @@ def assign(
         keys: dict[int, str] = {}
         for row in rows:
             keys[groups[row]] = min(keys.get(groups[row], text_hashes[row]), text_hashes[row])
-        counts: dict[str, dict[str, int]] = {}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
-            count = counts.setdefault(keys[groups[row]], {})
-            count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
+            counts[keys[groups[row]]][specialty[row] or ""] += 1
         assigned = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
             split[row] = shares[assigned[keys[groups[row]]]][0]
@@ -125,8 +114,7 @@ def stratified_group_split(
     """
     totals = Counter[str]()
     for count in counts.values():
-        for label, n in count.items():
-            totals[label] += n
+        totals.update(count)
     parts = [part for part, share in enumerate(shares) if share > 0]
     quota = {label: [total * share for share in shares] for label, total in totals.items()}
     missing = {label: list(rows) for label, rows in quota.items()}
@@ -141,7 +129,8 @@ def stratified_group_split(
 
     assigned: dict[str, int] = {}
     sizes = {key: sum(count.values()) for key, count in counts.items()}
-    for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), _order(seed, key))):
+    order = {key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in counts}
+    for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), order[key])):
         count = counts[key]
         fitting = []
         if sizes[key] > 1:
@@ -156,10 +145,6 @@ def stratified_group_split(
             missing[label][part] -= n
             short[part] -= n
     return assigned
-
-
-def _order(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
 
 
 def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:

@@ -86,19 +86,12 @@ def audit(
     labels: Labels,
     near_threshold: float | None = None,
     count_tokens: CountTokens | None = None,
-    limit: int | None = None,
+    limit: int | None = None,  # most tokens of a transcription that fit in the prompt
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
-    Args:
-        source: as for `load_source`, and the next three.
-        revision: of a Hub dataset.
-        columns: names of the source's columns.
-        labels: rules of the labels.
-        near_threshold: least Jaccard similarity of similar texts. None: 0.8, and only for tables of at most 50,000
-            notes, since the search takes a minute for every 40,000.
-        count_tokens: transcriptions -> tokens of each.
-        limit: most tokens of a transcription that fit in the prompt.
+    Without a `near_threshold` it is 0.8, in tables of at most 50,000 notes only: the search takes a minute for every
+    40,000.
 
     Raises:
         UserError: the source cannot be read.

@@ -19,6 +19,7 @@ the same column. Padding is explicit here because Unsloth changes the tokenizer'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -120,32 +121,16 @@ def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Toke
     return answer if mask_prompt else length - 1
 
 
+@dataclass(eq=False)
 class Collator:
-    """Turns rows into batches.
+    """Turns rows into batches."""
 
-    Args:
-        response: specialty -> token ids of the answer with its EOS.
-        pad_id: token id of the padding.
-        mask_prompt: supervise the answer alone; otherwise every token but the first.
-        label_names: the data's labels; a label's index is its id.
-        most_notes: of a packed batch; `starts` always has this size + 2, so that nothing is compiled again.
-    """
-
-    def __init__(
-        self,
-        response: Callable[[str], list[int]],
-        pad_id: int,
-        mask_prompt: bool = True,
-        label_names: tuple[str, ...] = (),
-        most_notes: int = 32,
-    ) -> None:
-        self.response = response
-        self.pad_id = pad_id
-        self.mask_prompt = mask_prompt
-        self.label_names = label_names
-        self.most_notes = most_notes
-        self._label_ids = {name: label for label, name in enumerate(label_names)}
-        self._answers: dict[str, list[int]] = {}
+    response: Callable[[str], list[int]]  # specialty -> token ids of the answer with its EOS
+    pad_id: int
+    mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
+    label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
+    most_notes: int = 32  # of a packed batch; `starts` always has this size + 2, so that nothing is compiled again
+    _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def _answer(self, row: TokenisedNote) -> list[int]:
         specialty = row["specialty"] or ""
@@ -200,26 +185,27 @@ class Collator:
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """Left-pad the prompts of B rows."""
         input_ids, real = _pad([row["input_ids"] for row in rows], self.pad_id, "left")
-        numbers, ids, cut = ([row[name] for row in rows] for name in ("row", "id", "cut_tokens"))
-        return Prompts(input_ids, real, numbers, ids, cut)
+        numbers, ids = [row["row"] for row in rows], [row["id"] for row in rows]
+        return Prompts(input_ids, real, numbers, ids, [row["cut_tokens"] for row in rows])
 
     def evaluate(self, rows: Sequence[TokenisedNote]) -> EvalBatch:
         """Both views of B labelled rows; `step_tokens` counts this batch alone."""
+        label_ids = {name: label for label, name in enumerate(self.label_names)}
         return EvalBatch(
             loss=self.train(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
-            label_ids=torch.tensor([self._label_ids[row["specialty"] or ""] for row in rows]),
+            label_ids=torch.tensor([label_ids[row["specialty"] or ""] for row in rows]),
             label_names=self.label_names,
             text_hashes=[row["text_hash"] for row in rows],
         )
 
 
+@dataclass(eq=False)
 class BatchDataset(TorchDataset[Any]):
     """Whole batches by their row indices: the sampler chooses them, this fetches and collates."""
 
-    def __init__(self, rows: Dataset, collate: Collate) -> None:
-        self.rows = rows
-        self.collate = collate
+    rows: Dataset
+    collate: Collate
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -240,5 +226,5 @@ def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
 
 
 def identity(batch: object) -> object:
-    """The loader's collate function, since the dataset collates; a function, so that worker processes can pickle it."""
+    """The loader's collate function, since the dataset collates; worker processes can pickle it."""
     return batch

@@ -45,11 +45,6 @@ class TranscriptionDataModule(L.LightningDataModule):
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.
         tokenizer: set from model.language_model.
-
-    Attributes:
-        label_set: the training split's labels, once the source is read.
-        splits: the notes of each split, once the source is read.
-        fingerprint: which notes they are, once the source is read.
     """
 
     def __init__(
@@ -80,7 +75,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.batching = batching
         self.predict = predict
         self.tokenizer = tokenizer
-        self.label_set: LabelSet | None = None
+        self.label_set: LabelSet | None = None  # of the training split; these three once the source is read
         self.splits: NoteSplits | None = None
         self.fingerprint: DataFingerprint | None = None
         self._tokenised: dict[str, Dataset] = {}

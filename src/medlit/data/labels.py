@@ -115,14 +115,10 @@ class LabelSet:
 
 
 def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, str | None]:
-    """Apply the rules of `data.labels` to the labels of a whole source.
-
-    Args:
-        counts: label as a table writes it (the empty text: none) -> its rows.
-        rules: the declared rules.
+    """Apply the rules of `data.labels` to the labels of a whole source, counted as its tables write them.
 
     Returns:
-        Label as a table writes it -> its one spelling, None for no label, or `DROPPED`.
+        Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
     dropped = {normalise_label(name) for name in rules.drop}

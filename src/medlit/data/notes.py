@@ -48,18 +48,10 @@ def load_source(
     revision: str | None = None,
     columns: Columns,
     labels: Labels,
-    require_labels: bool = True,
-    check_rows: bool = True,
+    require_labels: bool = True,  # False accepts rows or a table without labels (null), and drops no row
+    check_rows: bool = True,  # False keeps empty notes and, as a null, missing labels; the audit counts them
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
-
-    Args:
-        source: as for `TranscriptionDataModule`, and the next three.
-        revision: of a Hub dataset.
-        columns: names of the source's columns.
-        labels: rules, applied over the whole source.
-        require_labels: False accepts rows without a label (null), or a table without the column, and drops no row.
-        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
 
     Returns:
         Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.

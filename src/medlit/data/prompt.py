@@ -74,19 +74,12 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class AlpacaPrompt:
-    """Builds prompts and responses for one tokenizer.
-
-    Args:
-        tokenizer: the base model's tokenizer.
-        instruction: the instruction of the prompt.
-        max_length: most tokens of prompt and response together.
-        max_response_tokens: tokens of `max_length` that are reserved for the response.
-    """
+    """Builds prompts and responses for one tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
-    max_length: int = 2048
-    max_response_tokens: int = 32
+    max_length: int = 2048  # most tokens of prompt and response together
+    max_response_tokens: int = 32  # tokens of these that are reserved for the response
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         whole = [whole_characters(text) for text in texts]

@@ -62,7 +62,10 @@ def read_file(path: Path, columns: Columns) -> Dataset:
         if suffix in _DELIMITERS:
             header = _csv_header(path, _DELIMITERS[suffix])
             return _cached(path, header, csv_rows, header=header, delimiter=_DELIMITERS[suffix])
-        names = _json_columns(path)
+        rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
+        names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
+        if not names:
+            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
         return _cached(path, names, json_rows, names=names, columns=columns)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
@@ -87,9 +90,8 @@ def _cached(path: Path, names: tuple[str, ...], rows: Callable[..., Iterator[Row
             fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),
         )
     except DatasetGenerationError as error:
-        cause = error.__cause__
-        if isinstance(cause, (UserError, UnicodeDecodeError)):
-            raise cause from None
+        if isinstance(error.__cause__, (UserError, UnicodeDecodeError)):
+            raise error.__cause__ from None
         raise
 
 
@@ -162,15 +164,6 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 ) from None
             if record:
                 yield line, record
-
-
-def _json_columns(path: Path) -> tuple[str, ...]:
-    """Every key of the first objects, in order of appearance."""
-    rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
-    names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
-    if not names:
-        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-    return names
 
 
 def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:

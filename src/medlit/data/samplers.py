@@ -16,6 +16,7 @@ and a label's draws are spread evenly over its notes: none is drawn twice before
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,53 +64,35 @@ class MicroBatch(NamedTuple):
     step_tokens: int
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[MicroBatch]):
     """Shares the notes of every optimizer step among the ranks and their micro-batches.
 
     An incomplete step at the end of an epoch is left out; its notes are drawn in the next shuffle.
 
-    Args:
-        lengths: tokens of each of the N notes, prompt and response, (N,).
-        supervised: tokens of each note that carry loss, (N,).
-        labels: label of each note as a number, (N,).
-        batching: batch sizes, class balance and seed; epoch e uses the seed (seed, e).
-        token_budget: most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead.
-        packed: micro-batches are not padded: they get about equal numbers of tokens instead of notes of similar length.
-        rank: this process, 0 .. world_size - 1.
-        world_size: number of processes.
-
     Raises:
         UserError: fewer notes than one step needs, or ranks that do not divide a step.
     """
 
-    def __init__(
-        self,
-        lengths: IntArray,
-        supervised: IntArray,
-        labels: IntArray,
-        batching: Batching,
-        token_budget: int,
-        packed: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        step = batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, batching.micro_batch_size, world_size)
-        if len(lengths) < step:
+    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,)
+    supervised: IntArray  # tokens of each note that carry loss, (N,)
+    labels: IntArray  # label of each note as a number, (N,)
+    batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
+    token_budget: int  # most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
+    packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        step = self.batching.global_batch_size
+        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
+        if len(self.lengths) < step:
             raise UserError(
-                f"data.batching.global_batch_size: the training split has {len(lengths)} notes, fewer than the {step}"
-                f" of one optimizer step; set data.batching.global_batch_size to {len(lengths)} or less."
+                f"data.batching.global_batch_size: the training split has {len(self.lengths)} notes, fewer than the"
+                f" {step} of one optimizer step; set data.batching.global_batch_size to {len(self.lengths)} or less."
             )
-        self.lengths = lengths
-        self.supervised = supervised
-        self.labels = labels
-        self.batching = batching
-        self.token_budget = token_budget
-        self.packed = packed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_step = 0
 
     @property
     def steps(self) -> int:
@@ -166,25 +149,16 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 class LengthSortedSampler(Sampler[list[int]]):
-    """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks.
-
-    Args:
-        lengths: tokens of each note's prompt.
-        batch_size: most notes of a batch.
-        token_budget: most padded tokens of a batch; a single note may exceed it.
-        rank: this process.
-        world_size: number of processes; their numbers of notes differ by at most one.
-        indices: the notes to use; None: all of them.
-    """
+    """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks."""
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int],  # tokens of each note's prompt
         batch_size: int,
-        token_budget: int,
+        token_budget: int,  # most padded tokens of a batch; a single note may exceed it
         rank: int = 0,
-        world_size: int = 1,
-        indices: np.ndarray | None = None,
+        world_size: int = 1,  # the processes' numbers of notes differ by at most one
+        indices: np.ndarray | None = None,  # the notes to use; None: all of them
     ) -> None:
         notes = np.arange(len(lengths)) if indices is None else indices
         order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]

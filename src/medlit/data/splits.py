@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -58,12 +57,6 @@ class NoteSplits:
         texts = {split: "\n".join(sorted(lines[split])).encode() for split in self.notes}
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
-    @cached_property
-    def labels(self) -> dict[str, set[str | None]]:
-        """Split -> the labels that its rows have."""
-        pairs = set(zip(self.assignment.split, self.assignment.specialty, strict=True))
-        return {split: {name for where, name in pairs if where == split} for split in self.notes}
-
     def label_set(self, source: str) -> LabelSet:
         """The training split's labels; `source` is `data.source`, for messages.
 
@@ -75,9 +68,10 @@ class NoteSplits:
                 f"data.source: {source} has no train split, which defines the labels; add one, or set data.split.kind"
                 " to 'grouped' to split it here."
             )
-        label_set = LabelSet.from_labels(name for name in self.labels["train"] if name)
+        pairs = {(split, name) for split, name in zip(*self.assignment, strict=True) if name}
+        label_set = LabelSet.from_labels(name for split, name in pairs if split == "train")
         for split, rows in self.notes.items():
-            unknown = sorted(name for name in self.labels[split] if name and label_set.index(name) is None)
+            unknown = sorted(name for where, name in pairs if where == split and label_set.index(name) is None)
             if unknown:
                 columns = zip(rows["id"][:], rows["specialty"][:], strict=True)
                 first = next(identity for identity, name in columns if name == unknown[0])
@@ -105,8 +99,7 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
     result = _assignment(pool, given, settings, label_conflicts)
-    specialties = pool["specialty"][:]
-    if result.specialty != specialties:
+    if result.specialty != pool["specialty"][:]:
         key = cache_key("specialty", pool._fingerprint, result.specialty)
         named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
         pool = named.select_columns(pool.column_names)
@@ -184,17 +177,10 @@ class DataFingerprint:
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
         read = cls(**values)
-        texts = [read.source, read.revision or ""]
-        if isinstance(read.hashes, dict):
-            texts += [*read.hashes, *read.hashes.values()]
-        if not isinstance(read.hashes, dict) or not all(isinstance(text, str) for text in texts):
+        hashes = [*read.hashes, *read.hashes.values()] if isinstance(read.hashes, dict) else [None]
+        if not all(isinstance(text, str) for text in (read.source, read.revision or "", *hashes)):
             raise UserError("ckpt_path: the stored data fingerprint is corrupt; copy the weights again.")
         return read
-
-    @classmethod
-    def read(cls, file: Path) -> DataFingerprint | None:
-        """Read the entry `data` of an adapter's metadata file."""
-        return cls.from_dict(json.loads(file.read_text(encoding="utf-8")).get("data"))
 
     def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""

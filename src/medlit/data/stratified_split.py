@@ -45,25 +45,17 @@ class Assignment(NamedTuple):
 
 
 def assign(
-    given: Sequence[str],
-    ids: Sequence[str],
+    given: Sequence[str],  # split that the source puts each row in; `all` when it has none
+    ids: Sequence[str],  # no two alike
     text_hashes: Sequence[str],
     specialties: Sequence[str | None],
-    groups: Sequence[int],
+    groups: Sequence[int],  # number of each row's text group: equal texts and, where they count, near ones
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
     """Assign every row to a split, or say why it is in none.
 
-    Args:
-        given: split that the source puts each row in; `all` when it has none.
-        ids: name of each row, no two alike.
-        text_hashes: rows with the same text have the same hash.
-        specialties: label of each row.
-        groups: number of each row's text group: equal texts and, where they count, near ones.
-        settings: how to divide the rows.
-        label_conflicts: of rows of one split that have the same text and several labels, as in `data.label_conflicts`;
-            of equally common labels, `majority` takes the first in the alphabet.
+    Of equally common labels of a text, the `majority` is the first in the alphabet.
     """
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
@@ -77,8 +69,11 @@ def assign(
                 split[row] = LEAKED
     if label_conflicts != "keep":
         _resolve_conflicts(split, specialty, text_hashes, label_conflicts)
-    if pooled:
-        _mark_duplicates(split, specialty, ids, text_hashes)
+    if pooled:  # of rows with the same text and label keep the one with the smallest id
+        by_id = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
+        kept = {(text_hashes[row], specialty[row]): row for row in by_id if split[row] == "train"}
+        for row in {row for row in by_id if split[row] == "train"} - set(kept.values()):
+            split[row] = DUPLICATE
 
     shares = _shares(kind, set(given), settings)
     if shares:
@@ -174,17 +169,3 @@ def _resolve_conflicts(
                 split[row] = CONFLICT
             else:
                 specialty[row] = min(vote, key=lambda name: (-vote[name], name))
-
-
-def _mark_duplicates(
-    split: list[str], specialty: Sequence[str | None], ids: Sequence[str], text_hashes: Sequence[str]
-) -> None:
-    """Of rows with the same text and label keep the one with the smallest id."""
-    first: dict[tuple[str, str | None], int] = {}
-    for row, key in enumerate(zip(text_hashes, specialty, strict=True)):
-        if split[row] == "train" and (key not in first or ids[row] < ids[first[key]]):
-            first[key] = row
-    kept = set(first.values())
-    for row, name in enumerate(split):
-        if name == "train" and row not in kept:
-            split[row] = DUPLICATE

@@ -93,7 +93,7 @@ def notes(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     COUNTS.filter(lambda counts: sum(counts) >= 16),
     kinds,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.evaluation import selective
+from medlit.evaluation import calibration
 
 
 @settings(deadline=None, max_examples=40)
@@ -16,15 +16,15 @@ def test_risk_and_coverage_do_not_depend_on_the_order(notes: list[tuple[float, b
     shuffled = list(notes)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     (p, right), (q, other) = (map(np.array, zip(*some, strict=True)) for some in (notes, shuffled))
-    assert selective.risks(p, right) == pytest.approx(selective.risks(q, other))
-    assert selective.risks(p, right)[-1] == pytest.approx(1 - right.mean())
-    assert selective.aurc(p, right) == pytest.approx(selective.risks(p, right).mean())
-    assert selective.curve(p, right)[-1] == (1.0, pytest.approx(1 - right.mean()))
+    assert calibration.risks(p, right) == pytest.approx(calibration.risks(q, other))
+    assert calibration.risks(p, right)[-1] == pytest.approx(1 - right.mean())
+    assert calibration.aurc(p, right) == pytest.approx(calibration.risks(p, right).mean())
+    assert calibration.curve(p, right)[-1] == (1.0, pytest.approx(1 - right.mean()))
 
 
 def test_risk_and_coverage_by_hand() -> None:
     """Right, wrong, and two equally sure of which one is right: risks 0, 1/2, 1/2, 1/2."""
     confidence, right = np.array([0.9, 0.8, 0.5, 0.5]), np.array([True, False, True, False])
-    assert selective.risks(confidence, right) == pytest.approx([0, 1 / 2, 1.5 / 3, 2 / 4])
-    assert selective.accuracy_at(0.25, confidence, right) == 1
-    assert selective.accuracy_at(0.9, confidence, right) == pytest.approx(0.5)
+    assert calibration.risks(confidence, right) == pytest.approx([0, 1 / 2, 1.5 / 3, 2 / 4])
+    assert calibration.accuracy_at(0.25, confidence, right) == 1
+    assert calibration.accuracy_at(0.9, confidence, right) == pytest.approx(0.5)

@@ -109,7 +109,8 @@ def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_j
 LIMITED = """
 import sys
 import torch
-from medlit.unsloth_first import import_unsloth, main
+from medlit.__main__ import main
+from medlit.unsloth_first import import_unsloth
 import_unsloth()
 _, total = torch.cuda.mem_get_info()
 torch.cuda.set_per_process_memory_fraction(24 * 2**30 / total)
@@ -143,7 +144,7 @@ def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
     print(f"\n{said}")
     assert full.returncode == 2, full.stderr[-2000:]
     assert "Traceback" not in full.stderr
-    assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory does not suffice for training (")
+    assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory is too small for training (")
     estimate = r" \(about (\d+\.\d) GiB or more\)"
     change = (
         "data.batching.micro_batch_size to 16",

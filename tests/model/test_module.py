@@ -19,8 +19,7 @@ from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter_folder import AdapterTemperature, write_adapter
-from medlit.callbacks.data_link import DataLink
+from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink, write_adapter
 from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule

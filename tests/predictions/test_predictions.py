@@ -33,8 +33,8 @@ from medlit.errors import UserError
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
-from medlit.predictions.resume_key import ResumeKey
 from medlit.predictions.shards import (
+    ResumeKey,
     ShardWriter,
     answered_rows,
     find_shards,

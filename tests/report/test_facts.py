@@ -11,7 +11,7 @@ from fakes import tiny_datamodule, write_csv
 
 from medlit.data.settings import Split
 from medlit.data.splits import DataFingerprint
-from medlit.report.facts import data_facts
+from medlit.report.systems import data_facts
 
 
 def notes(*rows: tuple[str, str]) -> Dataset:

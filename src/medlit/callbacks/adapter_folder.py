@@ -1,4 +1,4 @@
-"""The best adapter in PEFT's format, `adapter/`, and the temperature that `medlit validate` fits for it."""
+"""The adapter of a run: the best one as a folder, its temperature, and the labels and notes that it belongs to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import lightning as L
 from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
-from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
-from medlit.model.adapter import save_adapter
-from medlit.model.adapter_metadata import AdapterMetadata, metadata_of_weights, write_temperature
+from medlit.model.adapter import adapter_folder, save_adapter
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_temperature
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -26,10 +26,6 @@ class AdapterFolder(L.Callback):
     """Writes `adapter/` whenever a validation of a fit is better than all before it.
 
     It is no `Checkpoint`: Lightning calls those last, and a checkpoint must include this callback's new best score.
-
-    Args:
-        monitor: the metric; the same as the best checkpoint's.
-        mode: `max` where larger is better, or `min`.
     """
 
     def __init__(self, monitor: str, mode: Literal["max", "min"]) -> None:
@@ -114,3 +110,22 @@ def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerpri
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+class DataLink(L.Callback):
+    """Gives the module the labels of the data, and warns where its adapter was trained with other notes.
+
+    Lightning sets up the datamodule, then the callbacks, then the module.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Link the two; a source without labels leaves them to the weights."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, SpecialtyClassifier) or not isinstance(data, TranscriptionDataModule):
+            return
+        if data.label_set is not None:
+            pl_module.label_set = data.label_set
+        if pl_module.adapter is not None and stage != "fit" and data.fingerprint is not None and trainer.is_global_zero:
+            file = adapter_folder(pl_module.adapter) / METADATA_FILE
+            if file.is_file():
+                data.fingerprint.warn_if_different(AdapterMetadata.read(file).data, f"the adapter {file.parent}")

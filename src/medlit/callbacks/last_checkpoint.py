@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from medlit.atomic_io import remove_partial
-from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.collate import Batch
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in ModelCheckpoint's state

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -83,15 +83,7 @@ def advice(
     measured: MeasuredMemory,
     footprint: Footprint | None = None,
 ) -> str:
-    """One sentence: the settings to change, each with an estimate of what it takes.
-
-    Args:
-        phase: what the run was doing.
-        language_model: the model's settings.
-        data: the data's settings.
-        measured: memory in use; where layers are recomputed on demand, this says nothing about the batch.
-        footprint: of a training batch, where layers are recomputed on demand.
-    """
+    """One sentence: the settings to change, each with an estimate of what it takes."""
     usage = f" ({measured.peak:.1f} of {measured.total:.1f} GiB were in use)" if measured.total else ""
     if phase == "loading":
         return (

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from medlit.callbacks.run_folder import run_folder
+from medlit.callbacks.run_files import run_folder
 from medlit.data.collate import Batch
 from medlit.errors import UserError
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.atomic_io import remove_partial
-from medlit.callbacks.run_folder import make_private
+from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -20,7 +20,7 @@ from medlit.model.adapter import adapter_folder
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
-from medlit.predictions.resume_key import ResumeKey, answer_settings, hash_notes, hash_weights
+from medlit.predictions.shards import ResumeKey, answer_settings, hash_notes, hash_weights
 from medlit.predictions.table import Prediction, prediction_rows
 
 

@@ -10,14 +10,14 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.atomic_io import atomic_write, write_json
-from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.adapter_metadata import decoding_key
 from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
-from medlit.report.facts import data_facts, versions
 from medlit.report.figures import confusion_figure
 from medlit.report.page import FACTS, write_report
+from medlit.report.systems import data_facts, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

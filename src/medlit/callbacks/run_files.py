@@ -1,16 +1,19 @@
-"""Files that describe a run: its settings, its split, and on request a few notes with their answers."""
+"""The run folder, and the files that describe a run: settings, split, and on request a few notes with answers."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
 
 from medlit.atomic_io import atomic_write
-from medlit.callbacks.run_folder import run_folder, subcommand_of
 from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.module import SpecialtyClassifier
@@ -63,9 +66,6 @@ class SaveSamples(L.Callback):
 
     Patients' text is written nowhere else but in predictions, so this is off by default, and the file is readable by
     its owner alone. A trial run (`fast_dev_run`) writes none.
-
-    Args:
-        notes: how many of the first process's notes.
     """
 
     def __init__(self, notes: int) -> None:
@@ -112,3 +112,36 @@ class SaveSamples(L.Callback):
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's logger; it is the first to need the run folder, and makes it readable by its owner alone."""
+
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The writer."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            make_private(Path(self.log_dir))
+        return super().experiment  # type: ignore[no-any-return]
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can read; an existing one keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """The run folder, made if it is missing; every process must call this, since `log_dir` is broadcast.
+
+    A trial run (`fast_dev_run`) gets a path, but no folder.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        make_private(folder)
+    return folder
+
+
+def subcommand_of(trainer: L.Trainer) -> str:
+    """The subcommand that is running: `fit`, `validate`, `test` or `predict`."""
+    return "" if trainer.state.fn is None else str(trainer.state.fn.value)

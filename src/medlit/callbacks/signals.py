@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
-from medlit.callbacks.run_folder import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.collate import Batch, EvalBatch
 
 # `sbatch --signal` and other schedulers send SIGUSR1 or SIGUSR2 some time before they kill.
@@ -28,9 +28,6 @@ class StopOnSignal(L.Callback):
 
     Lightning's own handlers (2.6.6) stop without writing, wait for the other processes inside the handler, and exit
     with code 0 or 1.
-
-    Args:
-        last: writes the file.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:

@@ -39,9 +39,6 @@ class Throughput(L.Callback):
 
     Padding tokens do not count. MFU (Chowdhery 2022, arXiv 2204.02311) is relative to the vendor's figure for dense
     matrix products, where Lightning knows the card.
-
-    Args:
-        steps: optimizer steps that a mean is taken over.
     """
 
     def __init__(self, steps: int = 10) -> None:

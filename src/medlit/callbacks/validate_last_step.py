@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from medlit.callbacks.run_folder import subcommand_of
+from medlit.callbacks.run_files import subcommand_of
 from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.checkpoints import last_step, repair_progress, validation_due

@@ -16,16 +16,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature
-from medlit.callbacks.data_link import DataLink
+from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.progress_bar import ProgressBar
 from medlit.callbacks.report import RunReport
-from medlit.callbacks.run_files import SaveRunFiles, SaveSamples
-from medlit.callbacks.run_folder import RunLogger
+from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import Throughput
 from medlit.callbacks.validate_last_step import ValidateLastStep

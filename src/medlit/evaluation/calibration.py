@@ -40,17 +40,11 @@ def top_accuracy(probabilities: FloatArray, truth: IntArray, k: int = 3) -> floa
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equally many notes, the least confident first.
+    """Bins of equally many notes, the least confident first."""
 
-    Attributes:
-        confidence: mean confidence of each bin.
-        accuracy: share of correct answers in each bin.
-        notes: number of notes in each bin.
-    """
-
-    confidence: FloatArray
-    accuracy: FloatArray
-    notes: IntArray
+    confidence: FloatArray  # mean confidence of each bin
+    accuracy: FloatArray  # share of correct answers in each bin
+    notes: IntArray  # number of notes in each bin
 
     @property
     def error(self) -> float:
@@ -83,3 +77,35 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     """Divide log-probabilities by a temperature and normalise; the order of the labels does not change."""
     scaled: FloatArray = softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1)
     return scaled
+
+
+POINTS = 20
+
+
+def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
+    """Risk when the most confident 1, 2, ... N notes are answered, (N,)."""
+    _, rank = np.unique(-confidence, return_inverse=True)
+    rank = rank.reshape(-1)
+    shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
+    errors = shared[np.sort(rank)]
+    risk: FloatArray = np.cumsum(errors) / np.arange(1, len(errors) + 1)
+    return risk
+
+
+def aurc(confidence: FloatArray, correct: BoolArray) -> float:
+    """Area under the risk-coverage curve (Geifman 2019, arXiv 1805.08206): the mean risk; lower is better."""
+    return float(risks(confidence, correct).mean())
+
+
+def accuracy_at(coverage: float, confidence: FloatArray, correct: BoolArray) -> float:
+    """Accuracy on the most confident share of the notes, at least one note."""
+    n = max(1, round(coverage * len(confidence)))
+    return float(1 - risks(confidence, correct)[n - 1])
+
+
+def curve(confidence: FloatArray, correct: BoolArray) -> list[tuple[float, float]]:
+    """(coverage, risk) at 20 coverages."""
+    risk = risks(confidence, correct)
+    n = len(risk)
+    counts = np.unique(np.ceil(np.linspace(0, n, POINTS + 1)[1:]).astype(int))
+    return [(float(i / n), float(risk[i - 1])) for i in counts]

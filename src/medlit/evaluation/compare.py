@@ -16,27 +16,16 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """System A against system B.
+    """System A against system B."""
 
-    Attributes:
-        notes: number of notes that both answered.
-        only_a: notes that only A answered correctly.
-        only_b: notes that only B answered correctly.
-        mcnemar_p: p-value of the exact McNemar test on only_a and only_b.
-        accuracy_difference: A minus B.
-        accuracy_ci: of that difference, paired bootstrap over texts.
-        f1_macro_difference: A minus B.
-        f1_macro_ci: of that difference, paired bootstrap over texts.
-    """
-
-    notes: int
-    only_a: int
-    only_b: int
-    mcnemar_p: float
-    accuracy_difference: float
-    accuracy_ci: Interval
-    f1_macro_difference: float
-    f1_macro_ci: Interval
+    notes: int  # number of notes that both answered
+    only_a: int  # notes that only A answered correctly
+    only_b: int  # notes that only B answered correctly
+    mcnemar_p: float  # p-value of the exact McNemar test on only_a and only_b
+    accuracy_difference: float  # A minus B
+    accuracy_ci: Interval  # of that difference, paired bootstrap over texts
+    f1_macro_difference: float  # A minus B
+    f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
 
     def summary(self, other: str) -> str:
         """The comparison in one sentence; `other` is the title of system B."""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medlit.evaluation import calibration, selective
+from medlit.evaluation import calibration
 from medlit.evaluation.intervals import Resamples, percentile_interval, wilson
 from medlit.evaluation.results import Results
 
@@ -48,25 +48,15 @@ def span(interval: Sequence[float], form: Callable[[float], str]) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation.
+    """One number of an evaluation."""
 
-    Attributes:
-        name: key in `<stage>_metrics.json` and second half of its tag `stage/name`.
-        title: column heading.
-        form: formats a value.
-        mode: "max" if higher is better, else "min"; as in Lightning's ModelCheckpoint.
-        interval_key: key of its 95 % interval in the same file; None if it has none.
-        logged: computed from counts in every validation, so it can be logged and monitored.
-        shown: "headline", "report" or, if it is in the file only, None.
-    """
-
-    name: str
-    title: str
-    form: Callable[[float | None], str] = number
-    mode: Literal["min", "max"] = "max"
-    interval_key: str | None = None
-    logged: bool = False
-    shown: Literal["headline", "report"] | None = None
+    name: str  # key in `<stage>_metrics.json` and second half of its tag `stage/name`
+    title: str  # column heading
+    form: Callable[[float | None], str] = number  # formats a value
+    mode: Literal["min", "max"] = "max"  # "max" if higher is better, else "min"; as in Lightning's ModelCheckpoint
+    interval_key: str | None = None  # key of its 95 % interval in the same file; None if it has none
+    logged: bool = False  # computed from counts in every validation, so it can be logged and monitored
+    shown: Literal["headline", "report"] | None = None  # "headline", "report" or, if it is in the file only, None
 
     def value(self, metrics: Mapping[str, Any]) -> str:
         """Format this metric's value."""
@@ -130,9 +120,9 @@ def uncertainty(results: Results, temperature: float | None = None) -> dict[str,
             "log_loss": calibration.log_loss(probabilities, results.truth),
             "brier": calibration.brier(probabilities, results.truth),
             "ece": calibration.reliability(confidence, correct).error,
-            "aurc": selective.aurc(confidence, correct),
-            "accuracy_at_80": selective.accuracy_at(0.8, confidence, correct),
-            "accuracy_at_90": selective.accuracy_at(0.9, confidence, correct),
-            "risk_coverage": selective.curve(confidence, correct),
+            "aurc": calibration.aurc(confidence, correct),
+            "accuracy_at_80": calibration.accuracy_at(0.8, confidence, correct),
+            "accuracy_at_90": calibration.accuracy_at(0.9, confidence, correct),
+            "risk_coverage": calibration.curve(confidence, correct),
         }
     return metrics

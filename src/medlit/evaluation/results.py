@@ -24,29 +24,17 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Results:
-    """Answers to N notes with K labels, in the order of their table.
+    """Answers to N notes with K labels, in the order of their table."""
 
-    Attributes:
-        names: the K labels; the position is the label id.
-        rows: each note's position in its split, (N,).
-        ids: each note's id, N of them.
-        text_hashes: equal for notes with the same text, N of them.
-        truth: label ids, 0 .. K-1, (N,).
-        answer: label ids, K for an invalid answer, (N,).
-        probabilities: of each label, rows sum to 1, (N, K); None if the system gives none.
-        tokens: in each prompt, (N,); 0 if the system counts none.
-        cut_tokens: cut from each transcription, (N,).
-    """
-
-    names: tuple[str, ...]
-    rows: IntArray
-    ids: list[str]
-    text_hashes: list[str]
-    truth: IntArray
-    answer: IntArray
-    probabilities: FloatArray | None
-    tokens: IntArray
-    cut_tokens: IntArray
+    names: tuple[str, ...]  # the K labels; the position is the label id
+    rows: IntArray  # each note's position in its split, (N,)
+    ids: list[str]  # each note's id, N of them
+    text_hashes: list[str]  # equal for notes with the same text, N of them
+    truth: IntArray  # label ids, 0 .. K-1, (N,)
+    answer: IntArray  # label ids, K for an invalid answer, (N,)
+    probabilities: FloatArray | None  # of each label, rows sum to 1, (N, K); None if the system gives none
+    tokens: IntArray  # in each prompt, (N,); 0 if the system counts none
+    cut_tokens: IntArray  # cut from each transcription, (N,)
 
     def __len__(self) -> int:
         return len(self.ids)

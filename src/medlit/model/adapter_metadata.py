@@ -28,46 +28,28 @@ _DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """The other settings that an adapter's answers depend on.
+    """The other settings that an adapter's answers depend on."""
 
-    Attributes:
-        max_length: most tokens of prompt and answer together.
-        max_response_tokens: tokens of these that are reserved for the answer.
-        load_in_4bit: whether the frozen weights are held in bitsandbytes NF4.
-        dtype: number format of the frozen computation.
-    """
-
-    max_length: int
-    max_response_tokens: int
-    load_in_4bit: bool
-    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    max_length: int  # most tokens of prompt and answer together
+    max_response_tokens: int  # tokens of these that are reserved for the answer
+    load_in_4bit: bool  # whether the frozen weights are held in bitsandbytes NF4
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]  # number format of the frozen computation
 
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """Metadata of an adapter or a checkpoint.
+    """Metadata of an adapter or a checkpoint."""
 
-    Attributes:
-        base_model: as the user named it.
-        revision: of the base model on the Hub.
-        lora: the structural settings of `Lora`; empty for the bare base model.
-        prompt: version of the prompt template.
-        labels: label names, in the order of their ids.
-        instruction: the instruction of the prompt; None if the file lacks it.
-        inference: None if the file lacks it.
-        temperatures: `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
-        data: the notes that the weights were trained with; an adapter's file only.
-    """
-
-    base_model: str
-    revision: str | None
-    lora: dict[str, Any]
-    prompt: str
-    labels: list[str]
-    instruction: str | None = None
-    inference: InferenceSettings | None = None
+    base_model: str  # as the user named it
+    revision: str | None  # of the base model on the Hub
+    lora: dict[str, Any]  # the structural settings of `Lora`; empty for the bare base model
+    prompt: str  # version of the prompt template
+    labels: list[str]  # label names, in the order of their ids
+    instruction: str | None = None  # the instruction of the prompt; None if the file lacks it
+    inference: InferenceSettings | None = None  # None if the file lacks it
+    # `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
     temperatures: dict[str, float] = field(default_factory=dict)
-    data: DataFingerprint | None = None
+    data: DataFingerprint | None = None  # the notes that the weights were trained with; an adapter's file only
 
     @classmethod
     def of(
@@ -167,11 +149,6 @@ def _are_inference_settings(given: InferenceSettings) -> bool:
 
 def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) -> None:
     """Compare a config's model with weights that are to be loaded into it.
-
-    Args:
-        ours: of the config; without labels where the data has none.
-        theirs: of the weights.
-        source: the weights, as a message names them.
 
     Raises:
         UserError: they do not match, or the data has a label that the weights were not trained on.

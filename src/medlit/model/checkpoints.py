@@ -104,11 +104,6 @@ def _no_checkpoint(path: Path) -> UserError:
 def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
     """Check that a checkpoint holds the progress that Lightning needs, as whole numbers; Lightning does not check.
 
-    Args:
-        checkpoint: as read from the file.
-        ours: the fit loop's state, as Lightning would save it now.
-        path: the checkpoint, as a message names it.
-
     Raises:
         UserError: something is missing or of another type.
     """

@@ -65,12 +65,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
-    """Let Unsloth's Llama attention take packed notes, and keep its model from cutting them at one note's limit.
-
-    Args:
-        model: loaded on a GPU.
-        max_length: most tokens of one note.
-    """
+    """Let Unsloth's Llama attention take packed notes, and keep its model from cutting them at one note's limit."""
     import unsloth.models.llama as unsloth_llama
     from unsloth.utils.packing import mark_allow_overlength
 
@@ -101,12 +96,7 @@ def varlen_kernel(longest: int) -> Kernel:
 
 
 def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]:
-    """Unsloth's attention call with packed notes sent to a varlen kernel.
-
-    Args:
-        stock: Unsloth's call: `config`, `context`, and `Q`, `K`, `V` of (B, heads, T, D), to (B, T, heads, D).
-        kernel: attention for packed notes, which are recognised by a mask of one dimension.
-    """
+    """Unsloth's attention call, which sends packed notes, recognised by a mask of one dimension, to a varlen kernel."""
 
     def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
         starts = context.causal_mask

@@ -26,12 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
-    """Load the base model on a device and give it a new adapter.
-
-    Args:
-        language_model: what to load.
-        lora: the adapter; None leaves the bare base model.
-        device: where this process computes.
+    """Load the base model on a device and give it a new adapter; without LoRA settings the bare base model.
 
     Raises:
         UserError: there is no such model, or it or the machine does not support the settings.

@@ -49,23 +49,14 @@ _UNFUSED = 4.0
 
 
 class ModelDimensions(NamedTuple):
-    """Widths of a decoder with gated MLPs, in values per token.
+    """Widths of a decoder with gated MLPs, in values per token."""
 
-    Attributes:
-        layers: decoder layers.
-        hidden: of the residual stream.
-        queries: of all heads together.
-        keys: of all heads together; the values' width is the same.
-        inner: of the MLP.
-        vocabulary: number of tokens.
-    """
-
-    layers: int
-    hidden: int
-    queries: int
-    keys: int
-    inner: int
-    vocabulary: int
+    layers: int  # decoder layers
+    hidden: int  # of the residual stream
+    queries: int  # of all heads together
+    keys: int  # of all heads together; the values' width is the same
+    inner: int  # of the MLP
+    vocabulary: int  # number of tokens
 
     @property
     def linear(self) -> int:
@@ -102,29 +93,16 @@ def flops_per_token(shape: ModelDimensions) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """GPU memory of one micro-batch's forward and backward pass, in bytes.
+    """GPU memory of one micro-batch's forward and backward pass, in bytes."""
 
-    Attributes:
-        layers: decoder layers.
-        fixed: independent of the batch: weights, adapter with gradients and optimizer state, work space.
-        kept: per token and layer that is not recomputed.
-        entry: per token and layer that is recomputed: its input.
-        work: per token, once: the backward pass of a gated MLP.
-    """
-
-    layers: int
-    fixed: int
-    kept: int
-    entry: int
-    work: int
+    layers: int  # decoder layers
+    fixed: int  # independent of the batch: weights, adapter with gradients and optimizer state, work space
+    kept: int  # per token and layer that is not recomputed
+    entry: int  # per token and layer that is recomputed: its input
+    work: int  # per token, once: the backward pass of a gated MLP
 
     def peak(self, tokens: int, keeping: int) -> int:
-        """Most bytes in use while T tokens (padding included) pass forward and backward.
-
-        Args:
-            tokens: T.
-            keeping: layers that are not recomputed; even at 0 the layer at work holds its activations.
-        """
+        """Most bytes in use for T tokens, padding included; with 0 layers kept, the layer at work still is."""
         layers = max(keeping, 1) * self.kept + (self.layers - keeping) * self.entry
         return self.fixed + tokens * (layers + self.work)
 
@@ -139,17 +117,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """GPU memory measured during a run, in GiB.
+    """GPU memory measured during a run, in GiB."""
 
-    Attributes:
-        weights: before the first step.
-        peak: the most in use so far; when the memory is full, a lower bound of what is needed.
-        total: of the GPU; 0 without one.
-    """
-
-    weights: float
-    peak: float
-    total: float
+    weights: float  # before the first step
+    peak: float  # the most in use so far; when the memory is full, a lower bound of what is needed
+    total: float  # of the GPU; 0 without one
 
     @classmethod
     def of(cls, weights: float) -> MeasuredMemory:
@@ -198,13 +170,7 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def weight_bytes(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
-    """Bytes of a base model's loaded weights, counted layer by layer.
-
-    Args:
-        skeleton: the model on the meta device.
-        in_4bit: whether linear layers, except the head, are in NF4.
-        itemsize: bytes of a weight that is not in NF4.
-    """
+    """Bytes of a base model's loaded weights, counted layer by layer."""
     numbers = sum(p.numel() for p in skeleton.parameters())
     if not in_4bit:
         return numbers * itemsize
@@ -234,12 +200,6 @@ class Recomputation:
     The switch is a flag of each layer (transformers' GradientCheckpointingLayer) that is read outside of the compiled
     code, so changing it costs nothing. The last layers are kept: their backward pass comes first, when memory is
     fullest anyway.
-
-    Args:
-        layers: the decoder layers, first to last.
-        footprint: their memory.
-        budget: bytes that may be used.
-        random: whether a layer draws random numbers (dropout), which recomputation must repeat.
     """
 
     def __init__(self, layers: Sequence[nn.Module], footprint: Footprint, budget: int, *, random: bool = False) -> None:
@@ -264,23 +224,14 @@ class Recomputation:
 
 @dataclass(frozen=True)
 class FitMemory:
-    """Bytes that a fit takes, estimated before anything is loaded.
+    """Bytes that a fit takes, estimated before anything is loaded."""
 
-    Attributes:
-        weights: the base model as loaded, and on a CPU the libraries.
-        adapter: LoRA weights, their gradients and 8-bit optimizer state.
-        training: the largest micro-batch, beyond these.
-        evaluation: the largest evaluation batch, beyond the weights.
-        layers: decoder layers.
-        layers_kept: layers whose activations are kept for the backward pass.
-    """
-
-    weights: int
-    adapter: int
-    training: int
-    evaluation: int
-    layers: int
-    layers_kept: int
+    weights: int  # the base model as loaded, and on a CPU the libraries
+    adapter: int  # LoRA weights, their gradients and 8-bit optimizer state
+    training: int  # the largest micro-batch, beyond these
+    evaluation: int  # the largest evaluation batch, beyond the weights
+    layers: int  # decoder layers
+    layers_kept: int  # layers whose activations are kept for the backward pass
 
     @property
     def total(self) -> int:

@@ -55,11 +55,7 @@ class Scores(TypedDict):
 
 
 class SpecialtyMetrics(MetricCollection):
-    """Counts the answers of an epoch over all processes.
-
-    Args:
-        label_set: the K labels.
-    """
+    """Counts the answers of an epoch over all processes."""
 
     def __init__(self, label_set: LabelSet) -> None:
         k = len(label_set) + 1
@@ -120,14 +116,7 @@ def _ids_in(label_set: LabelSet, names: tuple[str, ...]) -> Tensor:
 
 
 def batch_results(batch: EvalBatch, labels: Tensor, answers: Answers, label_set: LabelSet) -> Results:
-    """One batch's results, without the notes' text and without the raw answers.
-
-    Args:
-        batch: B labelled notes.
-        labels: their true label ids, (B,).
-        answers: the model's.
-        label_set: the K labels.
-    """
+    """Results of B notes with their true label ids, (B,); without the notes' text and the raw answers."""
     prompts, given = batch.prompts, answers.probabilities
     return Results(
         names=label_set.names,

@@ -16,11 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from medlit.atomic_io import atomic_write, read_json, write_json
-from medlit.predictions.resume_key import ResumeKey
 from medlit.predictions.table import FORMATS, PredictionRow, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
+from medlit.model.settings import Decoding, LanguageModel, Lora
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
@@ -86,12 +95,7 @@ def answered_rows(shards: Sequence[Path], notes: int) -> npt.NDArray[np.bool_]:
 
 
 class ShardWriter:
-    """Writes one process's shards, readable by their owner alone.
-
-    Args:
-        table: the table of predictions.
-        rank: of the process.
-    """
+    """Writes one process's shards, readable by their owner alone."""
 
     def __init__(self, table: Path, rank: int) -> None:
         self._folder = shard_folder(table)
@@ -127,13 +131,7 @@ class ShardWriter:
 
 
 def write_table(shards: Sequence[Path], notes: int, path: Path) -> None:
-    """Join shards to one table in the order of the source; it appears whole.
-
-    Args:
-        shards: with the answers.
-        notes: number of notes of the source; those without an answer are left out.
-        path: the table; its suffix, one of FORMATS, is its format.
-    """
+    """Join shards to one table in the order of the source; it appears whole."""
     with atomic_write(path) as partial:
         FORMATS[path.suffix](partial, rows_in_order(shards, notes))
 
@@ -165,3 +163,83 @@ def _shard_schema() -> pa.Schema:
     import pyarrow as pa
 
     return arrow_schema().insert(0, pa.field("row", pa.int64()))
+
+
+_BATCH = 10_000  # notes
+_TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
+
+
+@dataclass(frozen=True)
+class ResumeKey:
+    """Identifies what a run of `medlit predict` answers, without any note's text."""
+
+    notes: int  # number of notes
+    notes_hash: str  # changes with any note's id, text or tokens, and with their order
+    weights_hash: str  # changes with the weights and with their temperature
+    settings: dict[str, Any]  # flag -> value of the settings that an answer depends on
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> ResumeKey | None:
+        """Read what `to_dict` returned; None for anything else."""
+        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
+            return None
+        return cls(**values)
+
+    def difference(self, earlier: ResumeKey) -> str | None:
+        """What has changed since an earlier run; None when nothing has.
+
+        Settings that only one of the two knows do not count: the earlier run may be of another version of medlit.
+        """
+        changes = []
+        if (self.notes, self.notes_hash) != (earlier.notes, earlier.notes_hash):
+            changes.append("the notes have changed")
+        if self.weights_hash != earlier.weights_hash:
+            changes.append("the weights or their temperature have changed")
+        for name in sorted(self.settings.keys() & earlier.settings.keys()):
+            before, now = earlier.settings[name], self.settings[name]
+            if before != now:
+                changes.append(f"{name} was {json.dumps(before)} and is {json.dumps(now)}")
+        return ", ".join(changes) or None
+
+
+def answer_settings(
+    language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
+) -> dict[str, Any]:
+    """Flag -> value of the settings that an answer depends on, in JSON's types."""
+    settings = {
+        f"model.language_model.{name}": value
+        for name, value in asdict(language_model).items()
+        if name not in _TRAINING_ONLY
+    }
+    settings |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
+    settings |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | others))
+    return plain
+
+
+def hash_notes(rows: Dataset) -> str:
+    """Hash tokenised notes, read in batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    columns = rows.select_columns(["id", "text_hash", "length", "cut_tokens"])
+    for batch in columns.iter(batch_size=_BATCH):
+        digest.update(json.dumps(batch).encode())
+    return digest.hexdigest()
+
+
+def hash_weights(checkpoint: str | Path | None, adapter: Path | None, decoding: Decoding) -> str:
+    """Hash the trained weights and the temperature that belongs to this way of decoding."""
+    files = [] if checkpoint is None else [Path(checkpoint)]
+    files += [] if adapter is None else sorted(adapter.glob("adapter_model*"))
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    metadata_file = metadata_of_weights(checkpoint, None if adapter is None else str(adapter))
+    if metadata_file is not None:
+        temperature = AdapterMetadata.read(metadata_file).temperatures.get(decoding_key(decoding))
+        digest.update(json.dumps(temperature).encode())
+    return digest.hexdigest()

@@ -30,40 +30,26 @@ class Prediction:
 
     `probability`, `margin` and `runner_up` are None for an answer that is not on the list of specialties, and in the
     mode 'generate', which does not score the labels.
-
-    Attributes:
-        specialty: where to file the note; None: the answer is not on the list, or too uncertain (`abstained`).
-        answer: the model's answer, verbatim.
-        probability: of the answer, at the fitted temperature, 0 to 1.
-        margin: the answer's probability minus that of the runner-up, -1 to 1. In the mode 'constrained' it can be below
-            0, since decoding token by token does not always find the likeliest label.
-        runner_up: the likeliest other specialty.
-        abstained: whether the specialty is withheld because the probability is below `abstain_below`.
-        cut_tokens: tokens of the note that did not fit and that the model did not see.
     """
 
-    specialty: str | None
-    answer: str
-    probability: float | None
+    specialty: str | None  # where to file the note; None: the answer is not on the list, or too uncertain (`abstained`)
+    answer: str  # the model's answer, verbatim
+    probability: float | None  # of the answer, at the fitted temperature, 0 to 1
+    # the answer's probability minus that of the runner-up, -1 to 1. In the mode 'constrained' it can be below 0, since
+    # decoding token by token does not always find the likeliest label.
     margin: float | None
-    runner_up: str | None
-    abstained: bool
-    cut_tokens: int
+    runner_up: str | None  # the likeliest other specialty
+    abstained: bool  # whether the specialty is withheld because the probability is below `abstain_below`
+    cut_tokens: int  # tokens of the note that did not fit and that the model did not see
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """A prediction, with the note that it belongs to.
+    """A prediction, with the note that it belongs to."""
 
-    Attributes:
-        row: the note's position in its source.
-        id: the note's id.
-        prediction: the answer.
-    """
-
-    row: int
-    id: str
-    prediction: Prediction
+    row: int  # the note's position in its source
+    id: str  # the note's id
+    prediction: Prediction  # the answer
 
     def to_dict(self) -> dict[str, Any]:
         """Row number and columns as plain types."""
@@ -73,14 +59,7 @@ class PredictionRow:
 def prediction_rows(
     prompts: Prompts, answers: Answers, label_set: LabelSet, abstain_below: float | None
 ) -> list[PredictionRow]:
-    """Turn a batch's answers into rows.
-
-    Args:
-        prompts: the B notes.
-        answers: to them.
-        label_set: the K labels.
-        abstain_below: withhold a specialty whose probability is below this; None: withhold none.
-    """
+    """Turn a batch's answers into rows."""
     rows = []
     for i, label in enumerate(answers.label_ids.tolist()):
         is_listed = label < label_set.invalid

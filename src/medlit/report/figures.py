@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medlit.evaluation import calibration, selective
+from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
 from medlit.report.systems import System
@@ -122,7 +122,7 @@ def risk_coverage_figure(systems: Sequence[System]) -> Figure:
             label = f"{system.title}, {wrong:.0%} errors" + (" (above the axis)" if wrong > top else "")
             axes.plot([1], [wrong], "D", color=colour, label=label, clip_on=wrong > top, zorder=3)
         else:
-            risk = selective.risks(confidence, correct)
+            risk = calibration.risks(confidence, correct)
             coverage = np.arange(1, len(risk) + 1) / len(risk)
             label = f"{system.title}, AURC {risk.mean():.3f}"
             axes.plot(coverage, risk, color=colour, linewidth=2, label=label, drawstyle="steps-pre")

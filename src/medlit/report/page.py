@@ -37,34 +37,20 @@ _INTERVALS = (
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the report.
+    """One section of the report."""
 
-    Attributes:
-        title: heading.
-        subtitle: what the figure or table shows.
-        figure: name of a figure; on the HTML page only.
-        columns: headings of the table; none for pairs of name and value.
-        rows: cells; a second line of a cell is small print.
-        sentences: below the table.
-        text_columns: number of leading columns that hold text.
-        half: may share its row of the HTML page with another such section.
-    """
-
-    title: str
-    subtitle: str = ""
-    figure: str | None = None
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
-    sentences: Sequence[str] = ()
-    text_columns: int = 1
-    half: bool = False
+    title: str  # heading
+    subtitle: str = ""  # what the figure or table shows
+    figure: str | None = None  # name of a figure; on the HTML page only
+    columns: Sequence[str] = ()  # headings of the table; none for pairs of name and value
+    rows: Sequence[Sequence[Any]] = ()  # cells; a second line of a cell is small print
+    sentences: Sequence[str] = ()  # below the table
+    text_columns: int = 1  # number of leading columns that hold text
+    half: bool = False  # may share its row of the HTML page with another such section
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
     """Write both pages; does nothing in a folder without any system's files.
-
-    Args:
-        folder: a run folder with `test_metrics.json` or the files of a baseline.
 
     Returns:
         The figures of the report, by name.

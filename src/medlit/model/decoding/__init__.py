@@ -38,12 +38,6 @@ Decoder = Callable[[Prompts], Answers]
 def make_decoder(settings: Decoding, model: nn.Module, prompt: AlpacaPrompt, label_set: LabelSet) -> Decoder:
     """Build the decoder that the settings name.
 
-    Args:
-        settings: how to answer.
-        model: in inference mode.
-        prompt: tokenises the labels as answers.
-        label_set: the K labels.
-
     Raises:
         UserError: a list of labels is needed and there is none, or a label has too many tokens.
     """

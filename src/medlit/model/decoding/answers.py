@@ -11,22 +11,15 @@ from medlit.evaluation.calibration import at_temperature
 
 
 class Answers(NamedTuple):
-    """A batch of answers, on the host.
+    """A batch of answers, on the host."""
 
-    Attributes:
-        label_ids: 0 .. K-1, or K for an answer that is not a label, (B,) int64.
-        texts: raw answers, special tokens removed, B of them.
-        probabilities: of the K labels, (B, K) float32, rows sum to 1; None from `generate`.
-        log_likelihoods: scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where
-            there are no probabilities.
-        label_nats: log-likelihood of each label with its EOS, in nats, (B, K) float32; None where the labels were not
-            scored.
-    """
-
-    label_ids: Tensor
-    texts: list[str]
-    probabilities: Tensor | None = None
+    label_ids: Tensor  # 0 .. K-1, or K for an answer that is not a label, (B,) int64
+    texts: list[str]  # raw answers, special tokens removed, B of them
+    probabilities: Tensor | None = None  # of the K labels, (B, K) float32, rows sum to 1; None from `generate`
+    # scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where there are no
+    # probabilities.
     log_likelihoods: Tensor | None = None
+    # log-likelihood of each label with its EOS, in nats, (B, K) float32; None where the labels were not scored.
     label_nats: Tensor | None = None
 
 

@@ -31,16 +31,7 @@ def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - tr
 
 
 class Generate:
-    """Greedy answers that may be anything; `LabelSet.parse` reads the label.
-
-    Args:
-        model: in inference mode.
-        tokenizer: the base model's.
-        label_set: the K labels.
-        max_new_tokens: most tokens of an answer.
-        scorer: scores the labels.
-        stop_early: stop as soon as no continuation can change the label; otherwise at an EOS only.
-    """
+    """Greedy answers that may be anything; `LabelSet.parse` reads the label."""
 
     def __init__(
         self,

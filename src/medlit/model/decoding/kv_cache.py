@@ -27,21 +27,13 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of B rows.
+    """Keys and values of B rows."""
 
-    Attributes:
-        layers: keys and values of every layer, (B, heads, C, head width) each.
-        mask: columns that are the row's own tokens, (B, C) bool.
-        lengths: tokens of each row, (B,) int64: the position of the next token.
-        last: hidden state of each row's last token, after the final norm, (B, D).
-        as_tuple: the model takes the layers as a tuple; otherwise as a `DynamicCache`.
-    """
-
-    layers: Layers
-    mask: Tensor
-    lengths: Tensor
-    last: Tensor
-    as_tuple: bool
+    layers: Layers  # keys and values of every layer, (B, heads, C, head width) each
+    mask: Tensor  # columns that are the row's own tokens, (B, C) bool
+    lengths: Tensor  # tokens of each row, (B,) int64: the position of the next token
+    last: Tensor  # hidden state of each row's last token, after the final norm, (B, D)
+    as_tuple: bool  # the model takes the layers as a tuple; otherwise as a `DynamicCache`
 
     def rows(self, chosen: Tensor) -> KVCache:
         """Some of the rows, by their indices, (b,) int64."""

@@ -23,12 +23,7 @@ _LOGIT_ROWS = 512
 
 
 class LabelScorer:
-    """Scores the edges of the label trie after prompts.
-
-    Args:
-        model: in inference mode.
-        trie: the K labels, each with its EOS.
-    """
+    """Scores the edges of the label trie after prompts."""
 
     def __init__(self, model: nn.Module, trie: TokenTrie) -> None:
         self.model = model
@@ -108,12 +103,7 @@ class LabelScorer:
 
 
 class Likelihood:
-    """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax.
-
-    Args:
-        scorer: scores the labels.
-        label_set: the K labels.
-    """
+    """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax."""
 
     def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
         self.scorer = scorer
@@ -133,10 +123,6 @@ class Constrained:
     Its probabilities are those of sampling in the same way: the product, over a label's tokens, of the token's
     probability among those that can still lead to a label. They sum to 1; the greedy answer need not be the label with
     the highest one, which is what `Likelihood` answers.
-
-    Args:
-        scorer: scores the labels.
-        label_set: the K labels.
     """
 
     def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:

@@ -18,23 +18,14 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class TokenTrie:
-    """K answers that share their beginnings.
+    """K answers that share their beginnings."""
 
-    Attributes:
-        tokens: the token that leads to each node, N of them, a node after its parent.
-        parents: each node's parent, `ROOT` for a first token, N of them.
-        depths: tokens before each node's own, N of them.
-        edges: (node, token) of every continuation, E of them.
-        paths: edges of each label from the root to its EOS, K of them.
-        children: node -> token -> node.
-    """
-
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    depths: tuple[int, ...]
-    edges: tuple[tuple[int, int], ...]
-    paths: tuple[tuple[int, ...], ...]
-    children: dict[int, dict[int, int]]
+    tokens: tuple[int, ...]  # the token that leads to each node, N of them, a node after its parent
+    parents: tuple[int, ...]  # each node's parent, `ROOT` for a first token, N of them
+    depths: tuple[int, ...]  # tokens before each node's own, N of them
+    edges: tuple[tuple[int, int], ...]  # (node, token) of every continuation, E of them
+    paths: tuple[tuple[int, ...], ...]  # edges of each label from the root to its EOS, K of them
+    children: dict[int, dict[int, int]]  # node -> token -> node
 
     @classmethod
     def of(cls, answers: Sequence[Sequence[int]]) -> TokenTrie:

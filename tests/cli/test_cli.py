@@ -588,3 +588,10 @@ def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_confi
     arguments = ["--config", tiny_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", "--output", one]
     assert medlit("predict", *arguments).code == 0
     assert one.read_text() == (tmp_path / "two.csv").read_text()
+
+
+def test_the_bare_base_model_is_tested_without_an_adapter(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    flags = ["--model.lora", "null", "--run_dir", tmp_path / "bare"]
+    assert medlit("test", "--config", tiny_config, *flags).code == 0
+    metrics = json.loads((tmp_path / "bare" / "test_metrics.json").read_text())
+    assert metrics["n"] == 8

@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._link_arguments import ActionLink
+from jsonargparse._signatures import group_instantiate_class
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli import MODEL_VERBS
@@ -42,6 +43,11 @@ class _GroupOrNull(_ActionConfigLoad):
         return None if value == "null" else super()._load_config(value, parser)  # type: ignore[no-untyped-call]
 
 
+def _instantiate_unless_null(group: Any, config: Any) -> None:  # noqa: ANN401 - jsonargparse's
+    if config.get(group.dest) is not None:
+        group_instantiate_class(group, config)
+
+
 class Parser(LightningArgumentParser):
     """Reports an error in one sentence, without pages of usage.
 
@@ -59,6 +65,9 @@ class Parser(LightningArgumentParser):
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
+        for group in self._action_groups:
+            if getattr(group, "dest", None) == "model.lora":
+                group.instantiate_class = _instantiate_unless_null
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 RUNNER = """
 import os, signal, time
-from medlit.unsloth_first import import_unsloth, main
+from medlit.__main__ import main
+from medlit.unsloth_first import import_unsloth
 import_unsloth()
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier as Module

@@ -19,7 +19,7 @@ import yaml
 from medlit import __version__
 from medlit.__main__ import main as entry
 from medlit.cli import MODEL_VERBS, TOOLS
-from medlit.cli.renamed import RENAMED
+from medlit.cli.validation import RENAMED
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser

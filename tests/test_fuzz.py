@@ -55,7 +55,7 @@ def command(
         raise Accepted
 
     monkeypatch.setattr(LightningCLI, "setup_parser", lambda self, *_, **__: vars(self).update(built))
-    monkeypatch.setattr("medlit.cli.cli.MedlitCLI._run_verb", accept)
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI._run_subcommand", accept)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: medlit("fit", *arguments)
 

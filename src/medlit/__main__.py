@@ -9,15 +9,13 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from pathlib import Path
 
 from medlit.cli import MODEL_VERBS, TOOLS
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `medlit`.
-
-    Args:
-        args: command line arguments; by default those of the process.
+    """Run `medlit` with these arguments, by default those of the process.
 
     Raises:
         SystemExit: 0, or 2 after a user's mistake; tools have further codes.
@@ -25,7 +23,9 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
-        print(_usage())
+        verbs = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
+        usage = Path(__file__).with_name("cli") / "usage.txt"
+        print(usage.read_text(encoding="utf-8").format(verbs=verbs), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
         from medlit._version import __version__
@@ -53,25 +53,6 @@ def main(args: list[str] | None = None) -> None:
     from medlit.cli.cli import main as run
 
     run(arguments)
-
-
-def _usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
-    return f"""\
-usage: medlit <verb> [--config FILE ...] [--GROUP.KEY VALUE ...]
-
-Fine-tune a language model to classify medical transcriptions by specialty, and measure how good it is.
-
-verbs:
-{verbs}
-
-examples:
-  medlit doctor
-  medlit fit --config configs/quickstart.yaml
-  medlit test --config configs/quickstart.yaml --ckpt_path best
-  medlit predict --config configs/quickstart.yaml --ckpt_path best --data.predict.text 'CHIEF COMPLAINT: ...'
-
-'medlit <verb> --help' is the manual of a verb; 'medlit fit --print_config' prints every setting."""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from medlit.__main__ import main as entry
 from medlit.cli import MODEL_VERBS, TOOLS
-from medlit.cli.help_texts import ABOUT, FIT_ONLY, HIDDEN, LIGHTNING_HELP, TITLES, VERBS
+from medlit.cli.help import ABOUT, FIT_ONLY, HIDDEN, LIGHTNING_HELP, TITLES, VERBS
 
 if TYPE_CHECKING:
     from conftest import Medlit

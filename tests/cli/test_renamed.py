@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from medlit.cli.renamed import OLD_VALUES, REMOVED, RENAMED, advice
+from medlit.cli.validation import OLD_VALUES, REMOVED, RENAMED, advice
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def known() -> set[str]:
 def test_an_old_setting_is_refused_with_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str | bool, form: str
 ) -> None:
-    from medlit.cli.renamed import check_renamed
+    from medlit.cli.validation import check_renamed
 
     args = give(form, name, value, tmp_path, monkeypatch)
     with pytest.raises(UserError) as refused:

@@ -109,7 +109,8 @@ def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_j
 LIMITED = """
 import sys
 import torch
-from medlit.unsloth_first import import_unsloth, main
+from medlit.__main__ import main
+from medlit.unsloth_first import import_unsloth
 import_unsloth()
 _, total = torch.cuda.mem_get_info()
 torch.cuda.set_per_process_memory_fraction(24 * 2**30 / total)

@@ -61,7 +61,8 @@ AT_ONCE = 6  # commands: a 135M leaves room on a card for many
 WATCHED = """
 import json
 from pathlib import Path
-from medlit.unsloth_first import import_unsloth, main
+from medlit.__main__ import main
+from medlit.unsloth_first import import_unsloth
 import_unsloth()
 import torch
 from medlit.model.module import SpecialtyClassifier as Module

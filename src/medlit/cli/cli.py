@@ -29,24 +29,20 @@ from medlit.callbacks.throughput import Throughput
 from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments
 from medlit.cli.environment import (
-    ENV_PREFIX,
-    check_checkpoint,
     check_device,
     check_processes,
     check_slurm,
-    check_variables,
     check_weights_named,
     check_writable,
+    silence_warnings,
 )
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
-from medlit.cli.help import Parser
-from medlit.cli.help_texts import ABOUT
-from medlit.cli.renamed import check_renamed
-from medlit.cli.validation import check_settings
-from medlit.cli.warnings import silence_warnings
+from medlit.cli.help import ABOUT, Parser
+from medlit.cli.validation import ENV_PREFIX, check_renamed, check_settings, check_variables
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.checkpoints import AtomicCheckpointIO
+from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
+from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.shards import find_shards
@@ -54,16 +50,12 @@ from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of
 
 
 class MedlitCLI(LightningCLI):
-    """`medlit fit | validate | test | predict`.
-
-    Args:
-        args: command line arguments, the verb first.
-        save_config_callback: writes the config of the run; None: nothing does.
-    """
+    """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb, *rest = args
         check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -72,14 +64,10 @@ class MedlitCLI(LightningCLI):
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={verb: {"description": text} for verb, text in ABOUT.items()},
+            parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
             args=args,
         )
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's signature
-        """Let every parser read environment variables."""
-        return super().init_parser(default_env=True, env_prefix=ENV_PREFIX, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add medlit's own arguments."""
@@ -100,8 +88,6 @@ class MedlitCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
         return
-
-    # --- before anything is built -------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
         """Check the settings, and derive those that depend on the machine and on earlier runs."""
@@ -182,12 +168,14 @@ class MedlitCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
-        ckpt_path = self.config[self.subcommand].ckpt_path
         trainer = self.trainer
         check_processes(trainer)
-        if ckpt_path is not None:
-            fit_loop = trainer.fit_loop.state_dict() if self.subcommand == "fit" else None
-            check_checkpoint(Path(ckpt_path), self.model.metadata, fit_loop)
+        if (path := self.config[self.subcommand].ckpt_path) is not None:
+            checkpoint = read_checkpoint(Path(path))
+            theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"))
+            check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
+            if self.subcommand == "fit":
+                check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
@@ -199,22 +187,16 @@ class MedlitCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb."""
         with clean_up_on_failure(self.trainer, self.run_folder):
-            self._run_verb(subcommand)
-
-    def _run_verb(self, subcommand: str) -> None:
-        try:
-            super()._run_subcommand(subcommand)
-        except torch.OutOfMemoryError as error:
-            raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
+            try:
+                super()._run_subcommand(subcommand)
+            except torch.OutOfMemoryError as error:
+                raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:
             print(f"medlit: written: {written}", file=sys.stderr)
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
-    """Run a verb.
-
-    Args:
-        args: command line arguments; by default those of the process.
+    """Run a verb with these arguments, by default those of the process.
 
     Raises:
         SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.

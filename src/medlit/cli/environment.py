@@ -1,48 +1,21 @@
-"""Checks of the machine, the environment and the files, made before notes are read or weights are loaded."""
+"""Before notes are read or weights are loaded: checks of the machine and the files, and warnings to silence."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import Namespace
 
-from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.errors import UserError
-from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
-from medlit.model.checkpoints import check_progress, read_checkpoint
 
-ENV_PREFIX = "MEDLIT"
-# Variables with the prefix that are not settings.
-_NOT_SETTINGS = ("MEDLIT_CACHE",)
 # What `srun` sets for each of its processes.
 _SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-
-
-def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
-    """Check that every variable with medlit's prefix is a setting; jsonargparse ignores a misspelt one.
-
-    Args:
-        parsers: verb -> its parser. Variables of other verbs are ignored.
-
-    Raises:
-        UserError: naming the variable.
-    """
-    for name in sorted(os.environ):
-        if not name.startswith(f"{ENV_PREFIX}_") or name in _NOT_SETTINGS:
-            continue
-        verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:
-            continue
-        settings = parsers[verb]._actions if verb in parsers else []
-        if key not in [action.dest.replace(".", "__").lower() for action in settings]:
-            raise UserError(
-                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
-                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
-            )
 
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
@@ -67,11 +40,7 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
 
 
 def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or None, as jsonargparse parsed them
-    """Check that `srun` started this process if the config has Lightning's SLURMEnvironment.
-
-    Raises:
-        UserError: it did not, or it did not set the number of processes of each machine.
-    """
+    """Check that `srun` started this process if the config has Lightning's SLURMEnvironment."""
     names = [str(each.class_path) for each in (plugins if isinstance(plugins, list) else [plugins]) if each]
     if not any(name.endswith(".SLURMEnvironment") for name in names):
         return
@@ -88,11 +57,7 @@ def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or N
 
 
 def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other checks; Lightning's strategies differ
-    """Check that `srun` or `torchrun` started as many processes as the config has.
-
-    Raises:
-        UserError: it started another number.
-    """
+    """Check that `srun` or `torchrun` started as many processes as the config has."""
     cluster = getattr(trainer.strategy, "cluster_environment", None)
     try:
         if cluster is not None:
@@ -102,11 +67,7 @@ def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other che
 
 
 def check_writable(key: str, path: Path) -> None:
-    """Check that a file or folder can be created.
-
-    Args:
-        key: the setting that names it.
-        path: the file or folder.
+    """Check that a file or folder, which the setting `key` names, can be created.
 
     Raises:
         UserError: the nearest existing folder is a file, or closed to this user.
@@ -118,35 +79,22 @@ def check_writable(key: str, path: Path) -> None:
         raise UserError(f"{key}: {path} cannot be written, since you may not write to {parent}; name another place.")
 
 
-def check_checkpoint(path: Path, ours: AdapterMetadata, fit_loop: dict[str, Any] | None) -> None:
-    """Compare a checkpoint with the config.
-
-    Args:
-        path: of the checkpoint.
-        ours: the model that the config describes.
-        fit_loop: for a fit that resumes: state of the new fit loop.
-
-    Raises:
-        UserError: the file is broken, unsafe, not medlit's, or of another model.
-    """
-    checkpoint = read_checkpoint(path)
-    check_metadata(ours, AdapterMetadata.from_dict(checkpoint.get("medlit")), source=f"the checkpoint {path}")
-    if fit_loop is not None:
-        check_progress(checkpoint, fit_loop, path)
-
-
 def check_weights_named(run_dir: Path, model: Namespace) -> None:
-    """Check that a run folder with trained weights is not evaluated with untrained ones by mistake.
-
-    Args:
-        run_dir: the run folder that the verb writes to; the command names no checkpoint.
-        model: the model's settings.
-
-    Raises:
-        UserError: the folder holds trained weights, and neither they nor the bare base model are named.
-    """
+    """Check that a command without --ckpt_path does not evaluate untrained weights in a run that has trained ones."""
     if model.adapter is None and model.lora is not None and (run_dir / "checkpoints" / "best.ckpt").is_file():
         raise UserError(
             f"run_dir: {run_dir} holds a trained model, and no weights are named; add --ckpt_path best to use it, or"
             " --model.lora null to use the bare base model."
         )
+
+
+def silence_warnings() -> None:
+    """Filter the known useless messages of Lightning and its dependencies."""
+    # Unsloth gives the root logger a handler, which would print each line of Lightning's a second time.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).propagate = False
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(advertised in record.getMessage() for advertised in ("litlogger", "TPU available"))
+    )
+    for message in yaml.safe_load(Path(__file__).with_name("silenced_warnings.yaml").read_text(encoding="utf-8")):
+        warnings.filterwarnings("ignore", message=message)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
@@ -31,17 +30,14 @@ def exit_codes() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        print(f"medlit: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
     except SIGTERMException as stop:  # during a fit StopOnSignal handles it
         raise SystemExit(128 + signal.SIGTERM) from stop
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise SystemExit(128 + signal.SIGINT) from stop
         raise
-    except OSError as error:  # Lightning and its loggers write files too
-        message = unwritable(error)
+    except (UserError, OSError) as error:  # Lightning and its loggers write files too
+        message = unwritable(error) if isinstance(error, OSError) else error
         if message is None:
             raise
         print(f"medlit: {message}", file=sys.stderr)
@@ -52,9 +48,7 @@ def exit_codes() -> Iterator[None]:
 def clean_up_on_failure(trainer: L.Trainer, folder: Path) -> Iterator[None]:
     """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was.
 
-    Args:
-        trainer: the verb's.
-        folder: its run folder, which may not exist yet.
+    The folder may not exist yet.
     """
     existed = folder.exists()
     events = set(folder.glob("events.out.tfevents.*"))
@@ -87,5 +81,5 @@ def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
     elif not (folder / "checkpoints").exists() and not find_shards(folder / PREDICTIONS):  # nothing to resume from
         shutil.rmtree(folder, ignore_errors=True)
         for parent in (folder.parent, folder.parent.parent):
-            with contextlib.suppress(OSError):  # it holds other runs
+            with suppress(OSError):  # it holds other runs
                 parent.rmdir()

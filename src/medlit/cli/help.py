@@ -1,8 +1,7 @@
 """The parser of settings: `--help` as a manual, and errors of one sentence.
 
-Lightning's parser documents each of its settings in Sphinx markup, lists every class that a setting accepts, prints the
-environment variable of each line and begins with eighty lines of usage. Here a setting has a sentence, its type and its
-default.
+Lightning's parser prints Sphinx markup, every class that a setting accepts, an environment variable on each line and
+eighty lines of usage. Here a setting has a sentence (a docstring's, or one of `help.yaml`), its type and its default.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import yaml
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._link_arguments import ActionLink
@@ -22,8 +23,17 @@ from jsonargparse._signatures import group_instantiate_class
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli import MODEL_VERBS
-from medlit.cli.help_texts import FIT_ONLY, HIDDEN, LIGHTNING, LIGHTNING_HELP, TITLES, VERBS
 
+_TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ABOUT: dict[str, str] = _TEXTS["about"]
+TITLES: dict[str, str] = _TEXTS["titles"]
+LIGHTNING_HELP: dict[str, str] = _TEXTS["lightning"]
+OWN_HELP: dict[str, str] = _TEXTS["own"]
+HIDDEN: list[str] = _TEXTS["hidden"]
+FIT_ONLY: tuple[str, ...] = tuple(_TEXTS["fit_only"])
+VERBS: dict[str, list[str]] = _TEXTS["verbs"]
+
+_LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
@@ -45,29 +55,25 @@ class _GroupOrNull(_ActionConfigLoad):
 
 def _instantiate_unless_null(group: Any, config: Any) -> None:  # noqa: ANN401 - jsonargparse's
     if config.get(group.dest) is not None:
-        group_instantiate_class(group, config)
+        group_instantiate_class(group, config)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
-    """Reports an error in one sentence, without pages of usage.
-
-    Args:
-        kwargs: as for Lightning's parser.
-    """
+    """Reports an error in one sentence, without pages of usage."""
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - jsonargparse's
         super().__init__(**{"formatter_class": HelpFormatter} | kwargs)
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Add the arguments of a class; `model.lora` may be null."""
-        added = super().add_class_arguments(*args, **kwargs)
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
         for group in self._action_groups:
             if getattr(group, "dest", None) == "model.lora":
-                group.instantiate_class = _instantiate_unless_null
+                group.instantiate_class = _instantiate_unless_null  # type: ignore[attr-defined]
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -133,7 +139,7 @@ class HelpFormatter(DefaultHelpFormatter):
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
             return isinstance(action, _GroupOrNull)
         name = action.dest
-        if name in HIDDEN or (name.startswith(LIGHTNING) and name not in LIGHTNING_HELP):
+        if name in HIDDEN or (name.startswith(_LIGHTNING) and name not in LIGHTNING_HELP):
             return False
         if name in VERBS:
             return self._verb in VERBS[name]
@@ -180,16 +186,10 @@ class HelpFormatter(DefaultHelpFormatter):
         text = text[:1].upper() + text[1:].rstrip(".")
         if action.dest in ("help", "config", "print_config") or isinstance(action, _GroupOrNull):
             return text + "."
-        kind = self._type_words(action)
-        return f"{text}. ({f'{kind}; ' if kind else ''}default: %(default)s)"
-
-    def _type_words(self, action: argparse.Action) -> str | None:
-        """The type, where text and choices do not show it."""
         kind = getattr(action, "_typehint", None)
-        if action.dest in LIGHTNING_HELP or get_origin(kind) is Literal:
-            return None
         words = describe(kind)
-        return words if words != "text" and not str(words).startswith("true") else None
+        shown = action.dest in LIGHTNING_HELP or get_origin(kind) is Literal or words in (None, "text")
+        return f"{text}. ({'' if shown or str(words).startswith('true') else f'{words}; '}default: %(default)s)"
 
     def _expand_help(self, action: argparse.Action) -> str:
         # As YAML and the command line write it.

@@ -1,34 +1,37 @@
-"""Checks of settings that a type cannot express: Lightning's own settings, and null where a value is needed."""
+"""Checks of settings that the parser does not make: values that a type cannot express, null, and names that are gone.
+
+Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 
+from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.module import SpecialtyClassifier
 
-_OVER_0 = "must be over 0, or null, not {value}"
-_INTERVAL = "a fit validates by optimizer steps; leave it out and set val_every_steps"
-_EVERY_VALIDATION = "the best checkpoint is chosen in every validation; leave it out"
-_MODE = "must be 'min' or 'max', not {value!r}"
-_MONITOR = f"{{value!r}} is not measured in a validation; choose one of {', '.join(MONITORS)}"
-
-
-def _one_of(*values: object) -> Callable[[Any], bool]:
-    return lambda value: value in values
-
-
-def _null_or(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
+ENV_PREFIX = "MEDLIT"
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+RENAMED: dict[str, str] = _TABLES["renamed"]
+REMOVED: dict[str, str] = _TABLES["removed"]
+OLD_VALUES: dict[tuple[str, str | bool], str] = {
+    (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
+}
+_MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
+_LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
 # Setting -> whether a value is allowed, and what to say of any other value.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # With 0 steps Lightning ends at once, with exit code 0.
@@ -36,55 +39,19 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x >= 1 or x == -1,
         "must be at least 1, or -1 for as many as the epochs have, not {value}",
     ),
-    "trainer.max_epochs": (_null_or(lambda x: x >= 1 or x == -1), "must be at least 1, or null, not {value}"),
-    "trainer.gradient_clip_val": (_null_or(lambda x: 0 < x < math.inf), _OVER_0),
-    "trainer.limit_val_batches": (_null_or(lambda x: x > 0), _OVER_0),
-    "trainer.limit_test_batches": (_null_or(lambda x: x > 0), _OVER_0),
-    "trainer.limit_predict_batches": (_null_or(lambda x: x > 0), _OVER_0),
-    # What medlit sets itself.
-    "trainer.accumulate_grad_batches": (
-        _one_of(1),
-        "it follows from data.batching.global_batch_size, data.batching.micro_batch_size and the number of devices;"
-        " leave it out and set those",
-    ),
-    "trainer.overfit_batches": (
-        _one_of(0),
-        "it would replace the sampler that makes up optimizer steps; use configs/debug/overfit.yaml",
-    ),
-    "trainer.limit_train_batches": (
-        _one_of(None),
-        "it would cut optimizer steps in two; leave it out and set trainer.max_steps, or give data.source fewer notes",
-    ),
-    "trainer.val_check_interval": (_one_of(None), _INTERVAL),
-    "trainer.check_val_every_n_epoch": (_one_of(None, 1), _INTERVAL),
-    "trainer.enable_checkpointing": (
-        _one_of(None, True),
-        "the best and the last weights are always kept; leave it out, or set trainer.fast_dev_run to leave no files",
-    ),
-    "checkpoint.save_top_k": (_one_of(1), "'best' is a single checkpoint; leave it out"),
-    "checkpoint.filename": (_one_of("best"), "the best checkpoint is found by its name, best.ckpt; leave it out"),
-    "checkpoint.enable_version_counter": (_one_of(False), "a new best checkpoint replaces the old one; leave it out"),
-    "checkpoint.save_weights_only": (
-        _one_of(False),
-        "a checkpoint already holds only the trained weights, and a fit needs the rest to resume; leave it out",
-    ),
-    "checkpoint.dirpath": (_one_of(None), "checkpoints belong in their run folder; leave it out and set run_dir"),
-    "checkpoint.every_n_train_steps": (_one_of(None), _EVERY_VALIDATION),
-    "checkpoint.every_n_epochs": (_one_of(None), _EVERY_VALIDATION),
-    "checkpoint.train_time_interval": (_one_of(None), _EVERY_VALIDATION),
-    "checkpoint.mode": (_one_of("min", "max"), _MODE),
-    "checkpoint.monitor": (_one_of(*MONITORS), _MONITOR),
-    "early_stopping.mode": (_one_of("min", "max"), _MODE),
-    "early_stopping.monitor": (_one_of(*MONITORS), _MONITOR),
+    "trainer.max_epochs": (lambda x: x is None or x >= 1 or x == -1, "must be at least 1, or null, not {value}"),
+    "trainer.gradient_clip_val": (lambda x: x is None or 0 < x < math.inf, _LIMIT[1]),
+    "trainer.limit_val_batches": _LIMIT,
+    "trainer.limit_test_batches": _LIMIT,
+    "trainer.limit_predict_batches": _LIMIT,
+    **{name: (each["values"].__contains__, each["advice"]) for name, each in _TABLES["fixed"].items()},
+    "checkpoint.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
+    "early_stopping.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
 }
 
 
 def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Check the values that a type does not.
-
-    Args:
-        config: the settings of a verb, parsed.
-        fit: the verb is fit.
+    """Check the values of a verb's parsed settings that a type does not.
 
     Raises:
         UserError: naming the setting.
@@ -120,3 +87,65 @@ def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  #
             _check_group(key, hint, values[name])  # type: ignore[arg-type]
         elif values[name] is None and type(None) not in get_args(hint):
             raise UserError(f"{key}: must have a value; leave it out for the default.")
+
+
+def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
+    """Check that every variable for one of the verbs is a setting; jsonargparse ignores a misspelt one."""
+    for name in sorted(os.environ):
+        if not name.startswith(f"{ENV_PREFIX}_") or name == "MEDLIT_CACHE":
+            continue
+        verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
+        if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:
+            continue
+        settings = parsers[verb]._actions if verb in parsers else []
+        if key not in [action.dest.replace(".", "__").lower() for action in settings]:
+            raise UserError(
+                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
+                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
+            )
+
+
+def check_renamed(args: Sequence[str], env_prefix: str) -> None:
+    """Check that no flag, config or environment variable uses a setting of an earlier release.
+
+    Args:
+        args: the command line after the verb.
+        env_prefix: of the verb's environment variables, such as 'MEDLIT_FIT__'.
+    """
+    for where, settings in _given(args, env_prefix):
+        found = {name: text for name, value in settings.items() if (text := advice(name, value))}
+        if found:
+            raise UserError("; ".join(f"{name}: {text}" for name, text in found.items()) + f" ({where}).")
+
+
+def advice(name: str, value: object) -> str | None:
+    """What to write instead of a setting, or None if it is not an old one."""
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            renamed = new + name.removeprefix(old)
+            also = advice(renamed, value)
+            return f"renamed to {renamed}" + (f", where {also}" if also else "")
+    return REMOVED.get(name) or (OLD_VALUES.get((name, value)) if isinstance(value, str | bool) else None)
+
+
+def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where settings are given, and name -> value there; whether they exist is for the parser to say."""
+    for variable, value in os.environ.items():
+        if variable.startswith(env_prefix):
+            name = variable.removeprefix(env_prefix).replace("__", ".").lower()
+            yield f"environment variable {variable}", {name: value}
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
+        flag, equals, value = argument.partition("=")
+        value = value if equals else following
+        if flag in ("-c", "--config") and Path(value).is_file():
+            with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
+                yield value, _flat("", yaml.safe_load(Path(value).read_text(encoding="utf-8")))
+        elif flag.startswith("--"):
+            yield f"flag {flag}", {flag[2:]: value}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(value, dict):
+        return {name: value}
+    inner = [_flat(f"{name}.{key}" if name else str(key), below) for key, below in value.items()]
+    return {key: leaf for settings in inner for key, leaf in settings.items()}

@@ -15,7 +15,7 @@ import torch
 from exports import exported, files, left, verification
 
 from medlit.errors import UserError
-from medlit.tools.export import build_parser, reload_worker, verify
+from medlit.tools.export import build_parser, formats, reload_worker, verify
 from medlit.tools.export import run as export
 
 # --- all or nothing ---------------------------------------------------------------------------------------------------
@@ -34,22 +34,18 @@ from medlit.tools.export import run as export
 def test_a_damaged_export_is_refused_and_leaves_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[str, torch.Tensor], torch.Tensor], message: str
 ) -> None:
-    from medlit.tools.export import exporter
-
-    merged_weights = exporter.merged_weights
+    merged_weights = formats.merged_weights
 
     def damaged(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, change(name, weight)) for name, weight in merged_weights(model))
 
-    monkeypatch.setattr(exporter, "merged_weights", damaged)
+    monkeypatch.setattr(formats, "merged_weights", damaged)
     with pytest.raises(UserError, match=message):
         exported(run, "merged")
     assert left(run) == set()
 
 
 def test_an_export_ended_by_sigterm_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import exporter
-
     before = signal.getsignal(signal.SIGTERM)
     unfinished: list[set[str]] = []
 
@@ -57,7 +53,7 @@ def test_an_export_ended_by_sigterm_leaves_nothing(run: Path, monkeypatch: pytes
         unfinished.append(left(run))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(exporter, "write_merged", ended)
+    monkeypatch.setattr(formats, "write_merged", ended)
     with pytest.raises(SystemExit) as stop:
         exported(run, "merged")
     assert stop.value.code == 143

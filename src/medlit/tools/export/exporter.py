@@ -14,39 +14,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import HfApi
 
 from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
-from medlit.cli.environment import check_device, check_writable
+from medlit.cli.environment import check_device, check_writable, silence_warnings
 from medlit.cli.validation import check_settings
-from medlit.cli.warnings import silence_warnings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline
+from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.gguf import INSTALL, QUANTISATIONS, check_convertible, has_llama_cpp, write_gguf
-from medlit.tools.export.merged import config_folder, merged_weights, write_merged
 from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
-from medlit.tools.export.verify import VERIFICATION_FILE, Verification
+from medlit.tools.export.verify import Verification
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
+VERIFICATION_FILE = "verification.json"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Export, verify and report.
-
-    Args:
-        options: the command's own flags.
-        rest: settings as for `medlit fit`.
+    """Export, verify and report; `rest` are settings as for `medlit fit`.
 
     Raises:
         UserError: something cannot be used, or the export answers differently; nothing is left on disk.
@@ -57,51 +49,69 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = _read_settings(options, rest)
     weights = find_weights(config, options.ckpt_path, options.run_dir)
     base = weights.language_model
-    if options.to == "hub":
-        _check_published(base.base_model)
+    is_local = Path(base.base_model).expanduser().exists() or base.base_model.startswith((".", "/", "~"))
+    if options.to == "hub" and is_local:
+        raise UserError(
+            "to: an adapter on the Hub names its base model, and this one's is a local folder; fine-tune from a model"
+            " of the Hub, or export with --to adapter."
+        )
     if options.to == "gguf":
-        check_convertible(config_folder(base.base_model, base.revision), quantisations)
-        if not has_llama_cpp():
-            log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {INSTALL}")
+        formats.check_convertible(formats.config_folder(base.base_model, base.revision), quantisations)
+        if not formats.has_llama_cpp():
+            log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {formats.INSTALL}")
 
     use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+    device = torch.device("cuda:0" if use_gpu else "cpu")
     log(f"loading {base.base_model} and {weights.path}")
     model = weights.load(device)
     log("scoring the labels with medlit's model")
     reference = reference_answers(model, make_datamodule(config), weights.metadata.labels, options.notes)
     verification = Verification(reference, options.max_changed, options.max_drift)
-    facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {weights.base_bits}, on {device.type}"}
-    if options.output.exists():
-        options.output.rmdir()  # it is empty
-    with _exit_on_sigterm(), atomic_dir(options.output) as folder, _scratch_folder(options.output) as scratch:
-        model_folder = scratch if options.to == "gguf" else folder
+    bits = "4-bit" if base.load_in_4bit else "16-bit"
+    facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
+    output = options.output
+    if output.exists():
+        output.rmdir()  # it is empty
+    with (
+        _exit_on_sigterm(),
+        atomic_dir(output) as folder,
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-step-", dir=output.parent) as scratch,
+    ):
+        model_folder = Path(scratch) if options.to == "gguf" else folder  # on the disk of the export
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
             published = hub_id(base.base_model) if options.to == "hub" else base.base_model
-            metadata = replace(weights.metadata, base_model=published)
-            save_adapter(model, tokenizer, metadata, model_folder)  # type: ignore[arg-type]
+            save_adapter(model, tokenizer, replace(weights.metadata, base_model=published), model_folder)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
-            write_merged(merged_weights(model), config_folder(base.base_model, base.revision), model_folder)
+            configs = formats.config_folder(base.base_model, base.revision)
+            formats.write_merged(formats.merged_weights(model), configs, model_folder)
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if options.to == "gguf":
-            _write_and_verify_gguf(verification, model_folder, folder, quantisations)
+            loader = "llama.cpp" if formats.has_llama_cpp() else "transformers-gguf"
+            for quantisation in quantisations:
+                path = folder / f"model-{quantisation}.gguf"
+                log(f"writing {path.name}")
+                formats.write_gguf(model_folder, path, quantisation)
+                log(f"reloading it with {loader.removesuffix('-gguf')}")
+                verification.check(path.name, loader, path, "cpu", quantisation)
         elif options.to == "merged":
             log("reloading the merged model with transformers")
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-            arguments = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
-        write_json(folder / VERIFICATION_FILE, facts | verification.report())
+        notes = {"split": reference.split, "ids": reference.ids, "specialties": len(reference.answers)}
+        report = {"notes": notes, "max_changed": options.max_changed, "exports": verification.rows}
+        write_json(folder / VERIFICATION_FILE, facts | report)
     for line in verification.summary():
         log(line)
     log(f"written: {options.output}")
@@ -127,54 +137,33 @@ def _check_options(options: argparse.Namespace) -> list[str]:
     if options.to != "hub" and (options.push or options.public or options.repo):
         raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
     quantisations = list(dict.fromkeys(filter(None, options.gguf_types.lower().split(","))))
-    if not quantisations or not set(quantisations) <= set(QUANTISATIONS):
-        raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(QUANTISATIONS)}.")
+    if not quantisations or not set(quantisations) <= set(formats.QUANTISATIONS):
+        raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(formats.QUANTISATIONS)}.")
     return quantisations
 
 
 def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Namespace
     """Read the flags over --config, or over the settings of the run's fit."""
     run = options.run_dir or run_of_adapter(options.adapter)
-    has_config = any(argument.split("=")[0] == "--config" for argument in rest)
-    recorded = fit_settings(run) if run is not None and not has_config else []
-    adapter = [] if options.adapter is None else ["--model.adapter", options.adapter]
-    config = parse_settings("export", [*recorded, *rest, *adapter])
+    settings = list(rest)
+    if run is not None and not any(argument.split("=")[0] == "--config" for argument in rest):
+        settings = fit_settings(run) + settings
+    if options.adapter is not None:
+        settings += ["--model.adapter", options.adapter]
+    config = parse_settings("export", settings)
     check_settings(config)
     check_device(config.trainer.accelerator, 1)
     return config
 
 
-def _write_and_verify_gguf(
-    verification: Verification, model_folder: Path, folder: Path, quantisations: list[str]
-) -> None:
-    loader = "llama.cpp" if has_llama_cpp() else "transformers-gguf"
-    for quantisation in quantisations:
-        path = folder / f"model-{quantisation}.gguf"
-        log(f"writing {path.name}")
-        write_gguf(model_folder, path, quantisation)
-        log(f"reloading it with {loader.removesuffix('-gguf')}")
-        verification.check(path.name, loader, path, "cpu", quantisation)
-
-
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
     """Turn a job manager's SIGTERM into an exception, so that unfinished files are removed as after Ctrl-C."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _scratch_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder for intermediate files, on the disk of the export."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-step-", dir=output.parent) as name:
-        yield Path(name)
 
 
 def log(message: str) -> None:
@@ -187,11 +176,7 @@ def log(message: str) -> None:
 
 
 def check_upload(options: argparse.Namespace) -> str | None:
-    """Check the flags and the environment of an upload, without a request; return the access token, if there is one.
-
-    Raises:
-        UserError: the repository has no valid name, or a push has no token or no network.
-    """
+    """Check the flags and the environment of an upload, without a request; return the access token, if there is one."""
     if not _REPOSITORY.fullmatch(options.repo or ""):
         raise UserError(f"repo: {options.repo!r} is not the name of a repository; give owner/name.")
     token = next((os.environ[name] for name in HUB_TOKENS if os.environ.get(name)), None)
@@ -202,47 +187,27 @@ def check_upload(options: argparse.Namespace) -> str | None:
     return token
 
 
-def _check_published(base_model: str) -> None:
-    """Check that others can load the base model too."""
-    if Path(base_model).expanduser().exists() or base_model.startswith((".", "/", "~")):
-        raise UserError(
-            "to: an adapter on the Hub names its base model, and this one's is a local folder; fine-tune from a model"
-            " of the Hub, or export with --to adapter."
-        )
-
-
 def upload(options: argparse.Namespace, token: str | None, client: HfApi | None = None) -> None:
-    """Upload an exported folder, or without --push list what would be uploaded.
-
-    The verification is left out: it names notes by their ids.
-
-    Raises:
-        UserError: the Hub refuses or cannot be reached; the folder stays.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    folder, private = options.output, not options.public
+    """Upload an exported folder, but not its verification, which names notes by their ids; without --push list it."""
+    folder = options.output
     paths = (path for path in folder.rglob("*") if path.is_file())
     files = sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != VERIFICATION_FILE)
     if not options.push:
         size = sum((folder / name).stat().st_size for name in files) / 1e6
-        visibility = "private" if private else "public"
-        print(
-            f"medlit: nothing is uploaded; --push would send to {options.repo} (if new, {visibility}), {size:.1f} MB:"
-        )
+        target = f"{options.repo} (if new, {'public' if options.public else 'private'})"
+        print(f"medlit: nothing is uploaded; --push would send to {target}, {size:.1f} MB:")
         print("\n".join(f"  {name}" for name in files))
         return
     client = client or HfApi(token=token)
     try:
-        client.create_repo(options.repo, private=private, exist_ok=True)
+        client.create_repo(options.repo, private=not options.public, exist_ok=True)
         commit = client.upload_folder(
             repo_id=options.repo,
             folder_path=str(folder),
             allow_patterns=files,
             commit_message="Adapter and model card, by medlit",
         )
-    except (HfHubHTTPError, OSError) as error:
+    except OSError as error:  # the Hub's own errors too
         message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"push: the Hub refused the upload ({message}); {folder} is complete, so try again.") from error
     print(f"medlit: uploaded to {commit}", file=sys.stderr)

@@ -35,30 +35,46 @@ def main() -> None:
     """Answer the request on standard input."""
     out = os.dup(1)
     os.dup2(2, 1)  # libraries print greetings to standard output
-    request = json.load(sys.stdin)
-    result = answer(request)
+    result = answer(json.load(sys.stdin))
     with os.fdopen(out, "w", encoding="utf-8") as file:
         json.dump(result, file)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request."""
-    if request["loader"] == "quantise":
-        return _quantise(request)
-    return _llama_cpp(request) if request["loader"] == "llama.cpp" else _transformers(request)
+    return {"quantise": _quantise, "llama.cpp": _llama_cpp}.get(request["loader"], _transformers)(request)
 
 
 def _transformers(request: dict[str, Any]) -> dict[str, Any]:
+    """Load with transformers or PEFT and score."""
     import torch
     import transformers
 
-    model, reader = _load(request)
-    model.eval()
-    log_likelihood = _score(model, _with_progress(request), request["answers"])
-    if request["loader"] == "transformers-gguf":
-        tokens = None  # transformers converts a GGUF file's tokenizer in its own way
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    dtype = getattr(torch, request["dtype"])
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": request["device"]}}
+    loader, path = request["loader"], Path(request["path"])
+    model: Any
+    reader = f"transformers {transformers.__version__}"
+    if loader == "transformers-gguf":
+        model = load(path.parent, gguf_file=path.name, **arguments)
+        reader += " (weights dequantised)"
+    elif loader == "transformers":
+        model = load(path, **arguments)
     else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(request["path"])
+        import peft
+
+        if request["load_in_4bit"]:
+            # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+            arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+        base = load(request["base"], revision=request["revision"], **arguments)
+        model = peft.PeftModel.from_pretrained(base, path)
+        reader = f"peft {peft.__version__}, {reader}"
+    log_likelihood = _score(model.eval(), _with_progress(request), request["answers"])
+    tokens = None
+    if loader != "transformers-gguf":  # transformers converts a GGUF file's tokenizer in its own way
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]]
     reader = f"{reader}, torch {torch.__version__} on {request['device']}"
     return {"log_likelihood": log_likelihood, "tokens": tokens, "reader": reader}
@@ -72,73 +88,36 @@ def _with_progress(request: dict[str, Any]) -> Iterator[list[int]]:
         yield from tqdm(request["prompts"], "Verifying", unit=" notes", leave=False, file=file, disable=None)
 
 
-def _load(request: dict[str, Any]) -> tuple[Any, str]:
-    import torch
-    import transformers
-
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    arguments: dict[str, Any] = {"dtype": getattr(torch, request["dtype"]), "device_map": {"": request["device"]}}
-    reader = f"transformers {transformers.__version__}"
-    path = Path(request["path"])
-    if request["loader"] == "transformers-gguf":
-        return load(path.parent, gguf_file=path.name, **arguments), f"{reader} (weights dequantised)"
-    if request["loader"] == "transformers":
-        return load(path, **arguments), reader
-    import peft
-
-    if request["load_in_4bit"]:
-        # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
-        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=arguments["dtype"],
-        )
-    base = load(request["base"], revision=request["revision"], **arguments)
-    return peft.PeftModel.from_pretrained(base, request["path"]), f"peft {peft.__version__}, {reader}"
-
-
 def _score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
     """Log-likelihood of each answer after each prompt, in nats, (N, K); each prompt is computed once."""
     import torch
 
-    _compute_logits_in_float32(model)
-    batches = [answers[start : start + _ANSWER_BATCH] for start in range(0, len(answers), _ANSWER_BATCH)]
+    # The output embedding computes in float32: logits of two digits are multiples of 1/16 in bfloat16.
+    head = model.get_output_embeddings()
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    head.register_forward_hook(lambda _, args, __: torch.nn.functional.linear(args[0].float(), weight, bias))
     scores = []
     with torch.inference_mode():
         for prompt in prompts:
+            row: list[float] = []
             first = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
-            scores.append([score for batch in batches for score in _score_answers(model, first, batch)])
+            for start in range(0, len(answers), _ANSWER_BATCH):
+                batch = answers[start : start + _ANSWER_BATCH]
+                width = max(map(len, batch))
+                # The padding is behind every real token and is not counted.
+                padded = torch.tensor([ids + [ids[-1]] * (width - len(ids)) for ids in batch], device=model.device)
+                cache = copy.deepcopy(first.past_key_values)
+                cache.batch_repeat_interleave(len(batch))
+                rest = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True)
+                logits = torch.cat([first.logits[:, -1:].expand(len(batch), -1, -1), rest.logits], dim=1)
+                tokens = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]  # (answers, width)
+                row += [float(nats[: len(ids)].sum()) for nats, ids in zip(tokens, batch, strict=True)]
+            scores.append(row)
     return scores
 
 
-def _score_answers(model: Any, prompt: Any, answers: list[list[int]]) -> list[float]:  # noqa: ANN401
-    """Log-likelihood of each answer, in nats, given the model's output for the prompt."""
-    import torch
-
-    width = max(map(len, answers))
-    # The padding is behind every real token and is not counted.
-    padded = torch.tensor([ids + [ids[-1]] * (width - len(ids)) for ids in answers], device=model.device)
-    cache = copy.deepcopy(prompt.past_key_values)
-    cache.batch_repeat_interleave(len(answers))
-    rest = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True)
-    logits = torch.cat([prompt.logits[:, -1:].expand(len(answers), -1, -1), rest.logits], dim=1)  # (K, width, V)
-    tokens = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]
-    return [float(row[: len(ids)].sum()) for row, ids in zip(tokens, answers, strict=True)]
-
-
-def _compute_logits_in_float32(model: Any) -> None:  # noqa: ANN401
-    """Have the output embedding compute in float32: logits of two digits are multiples of 1/16 in bfloat16."""
-    import torch
-
-    head = model.get_output_embeddings()
-    weight = head.weight.float()
-    bias = None if head.bias is None else head.bias.float()
-    head.register_forward_hook(lambda _, args, __: torch.nn.functional.linear(args[0].float(), weight, bias))
-
-
 def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
-    """Load with llama.cpp through llama-cpp-python, on the CPU."""
+    """Load with llama.cpp through llama-cpp-python, on the CPU, and score."""
     import llama_cpp
 
     prompts, answers = request["prompts"], request["answers"]

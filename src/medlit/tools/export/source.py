@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,60 +33,47 @@ from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
 from medlit.tools.export.verify import Reference
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 # A Hub id. A name with a table's suffix is a file, even if it does not exist here.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-# Where the bundled weights were published.
-_HUB_ID_OF = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _BATCH = 8  # notes that medlit's model answers together
 _FIT_CONFIG = "config_fit.yaml"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights on disk, read and checked; no model is loaded yet.
-
-    Attributes:
-        language_model: the base model.
-        lora: the adapter's settings.
-        metadata: of the weights, with this config's inference settings.
-        path: a checkpoint or an adapter folder.
-        state: parameter -> value of a checkpoint; None for an adapter folder.
-        run: the run folder that they are in; None if they are in none.
-    """
+    """Trained weights on disk, read and checked; no model is loaded yet."""
 
     language_model: LanguageModel
     lora: Lora
-    metadata: AdapterMetadata
-    path: Path
-    state: dict[str, torch.Tensor] | None
-    run: Path | None
-
-    @property
-    def base_bits(self) -> str:
-        """Number format of the base model's weights, in words."""
-        return "4-bit" if self.language_model.load_in_4bit else "16-bit"
+    metadata: AdapterMetadata  # with this config's inference settings
+    path: Path  # a checkpoint or an adapter folder
+    state: dict[str, torch.Tensor] | None  # of a checkpoint: parameter -> value
+    run: Path | None  # the run folder that they are in
 
     @property
     def merged_into(self) -> str:
         """What a merge adds the adapter to, in words."""
-        dequantised = ", dequantised to 16 bits" if self.language_model.load_in_4bit else ""
-        return f"the weights that it was trained on ({self.base_bits}{dequantised})"
+        bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else "16-bit"
+        return f"the weights that it was trained on ({bits})"
 
-    def load(self, device: torch.device) -> nn.Module:
+    def load(self, device: torch.device) -> PeftModel:
         """Load the model in inference mode, as medlit's commands do."""
-        model = load_model(self.language_model, self.lora, device)
+        model: Any = load_model(self.language_model, self.lora, device)
         if self.state is None:
-            load_adapter(model, self.path)  # type: ignore[arg-type]
-        else:
-            if self.state.keys() != trainable_names(model):
-                raise UserError(
-                    f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of"
-                    " their fit."
-                )
+            load_adapter(model, self.path)
+        elif self.state.keys() == trainable_names(model):
             model.load_state_dict(self.state, strict=False)
+        else:
+            raise UserError(
+                f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of their"
+                " fit."
+            )
         inference_mode(model)
-        return model
+        return model  # type: ignore[no-any-return]
 
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
         """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""
@@ -106,14 +93,13 @@ def public_name(source: str) -> str:
 
 
 def hub_id(base_model: str) -> str:
-    """The name under which a base model is published; another name is returned unchanged."""
-    return _HUB_ID_OF.get(base_model, base_model)
+    """The name under which a base model is published."""
+    return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
 
 
 def run_of_adapter(adapter: str | None) -> Path | None:
     """The run folder that an adapter folder is in, or None."""
-    run = None if adapter is None else Path(adapter).parent
-    return run if run is not None and (run / _FIT_CONFIG).is_file() else None
+    return Path(adapter).parent if adapter and (Path(adapter).parent / _FIT_CONFIG).is_file() else None
 
 
 def fit_settings(run: Path) -> list[str]:
@@ -125,34 +111,26 @@ def fit_settings(run: Path) -> list[str]:
         settings["model"].pop("adapter", None)  # what the fit started from
         settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"run_dir: {file} is missing or damaged; give the settings of the fit with --config."
-        ) from error
+        message = f"run_dir: {file} is missing or damaged; give the settings of the fit with --config."
+        raise UserError(message) from error
     return ["--config", json.dumps(settings)]
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
-    """Read the weights to export.
-
-    Args:
-        config: parsed settings.
-        ckpt_path: 'best', 'last', a path, or None.
-        run: run folder to look in.
+    """Read the weights to export: the config's adapter, or the checkpoint 'best', 'last' or a path, of `run` if given.
 
     Raises:
         UserError: there are none, or they belong to another model than the config's.
     """
     language_model = LanguageModel(**config.model.language_model.as_dict())
     lora = None if config.model.lora is None else Lora(**config.model.lora.as_dict())
-    ours = AdapterMetadata.of(
-        language_model, lora, LabelSet(()), config.data.instruction, config.data.max_response_tokens
-    )
+    data = config.data
+    ours = AdapterMetadata.of(language_model, lora, LabelSet(()), data.instruction, data.max_response_tokens)
     if ckpt_path is None and config.model.adapter is not None:
         path = adapter_folder(config.model.adapter)
-        file = path / METADATA_FILE
-        if not file.is_file():
+        if not (path / METADATA_FILE).is_file():
             raise UserError(f"model.adapter: {path} holds no {METADATA_FILE}; give an adapter that medlit trained.")
-        theirs, source, state = AdapterMetadata.read(file), f"the adapter {path}", None
+        theirs, source, state = AdapterMetadata.read(path / METADATA_FILE), f"the adapter {path}", None
         run = run or run_of_adapter(str(path))
     else:
         root, name = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
@@ -190,20 +168,13 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
     log_likelihood = []
     with Tqdm(desc="Scoring", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
         for start in range(0, len(rows), _BATCH):
-            indices = list(range(start, min(start + _BATCH, len(rows))))
-            prompts: Any = batches[indices]
+            prompts: Any = batches[indices := list(range(len(rows)))[start : start + _BATCH]]
             with torch.no_grad(), at_default_precision(device):
                 label_nats = decoder(prompts.on(device)).label_nats
             assert label_nats is not None
             log_likelihood.append(label_nats.double().numpy())
             bar.update(len(indices))
-    texts = [*labels, data.instruction]
-    return Reference(
-        split=split,
-        ids=rows["id"][:],
-        prompts=rows["input_ids"][:],
-        answers=[data.prompt.response(name) for name in labels],
-        texts=texts,
-        tokens=[data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts],
-        log_likelihood=np.concatenate(log_likelihood),
-    )
+    answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
+    tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    nats = np.concatenate(log_likelihood)
+    return Reference(split, rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,71 +23,44 @@ from medlit.errors import UserError
 if TYPE_CHECKING:
     from medlit.evaluation.results import FloatArray
 
-VERIFICATION_FILE = "verification.json"
 MAX_CHANGED = 0.02  # share of notes that may get another label
 # Largest allowed drift in nats, and the number formats with a bound of their own: above everything measured, far below
 # what a mistake causes. The 4-bit bound rests on one run of a 135M Llama whose rows are no multiples of 256, so 180 of
 # its 272 tensors were kept in 5 or 8 bits: a model that is 4-bit throughout may drift further.
 MAX_DRIFT = 0.5
 MAX_DRIFT_OF = {"q4_k_m": 3.0}
-MEASURED_DRIFT = (
-    "Largest values measured: 0.04 from rounding to 16 bits, 0.15 to 8 bits, 0.3 on a GPU that computes in bfloat16,"
-    " 1.6 from q4_k_m (one 135M model, 180 of whose 272 tensors were not 4-bit); a wrong layer moves it by many"
-)
 _LARGE = 4 * 2**30  # bytes of weights above which a CPU computes in 16 bits
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What medlit's own model answers for N notes.
-
-    Attributes:
-        split: the split that the notes are from.
-        ids: N note ids.
-        prompts: token ids of the N prompts.
-        answers: token ids of the K labels, each with its EOS.
-        texts: what the exported tokenizer must tokenize alike: the labels and the instruction.
-        tokens: token ids of each text.
-        log_likelihood: of each label after each prompt, in nats, (N, K).
-    """
+    """What medlit's own model answers for N notes of a split."""
 
     split: str
     ids: list[str]
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    texts: list[str]
-    tokens: list[list[int]]
-    log_likelihood: FloatArray
+    prompts: list[list[int]]  # token ids, N of them
+    answers: list[list[int]]  # token ids of the K labels, each with its EOS
+    texts: list[str]  # what the exported tokenizer must tokenize alike: the labels and the instruction
+    tokens: list[list[int]]  # token ids of each text
+    log_likelihood: FloatArray  # of each label after each prompt, in nats, (N, K)
 
 
 @dataclass
 class Verification:
-    """The comparisons of one export.
-
-    Attributes:
-        reference: medlit's own answers.
-        max_changed: allowed share of notes with another label.
-        max_drift: allowed drift in nats; None for the default of the number format.
-        rows: one per file, as in `verification.json`.
-    """
+    """The comparisons of one export."""
 
     reference: Reference
-    max_changed: float
-    max_drift: float | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    max_changed: float  # share of notes that may get another label
+    max_drift: float | None  # in nats; None for the default of the number format
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one per file, as in `verification.json`
 
     def check(
         self, name: str, loader: str, path: Path, device: str, quantisation: str | None = None, **base: object
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-        Args:
-            name: the export's name in the report.
-            loader: as in `reload_worker.py`.
-            path: the export's folder or file.
-            device: where to compute.
-            quantisation: number format of the weights; None for 16 bits.
-            base: the base model of an adapter: base, revision, load_in_4bit.
+        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in `reload_worker.py`;
+        `quantisation` is the number format of the weights, None for 16 bits.
 
         Raises:
             UserError: it cannot be loaded, or its answers differ too much.
@@ -109,16 +83,9 @@ class Verification:
             )
         max_drift = self.max_drift or MAX_DRIFT_OF.get(quantisation or "", MAX_DRIFT)
         row = compare(reference.log_likelihood, log_likelihood, reference.ids, min(max_drift, MAX_DRIFT))
+        entry = {"export": name, "reader": result["reader"], "against_medlit": row}
         tokenizer = None if result["tokens"] is None else "the same"
-        self.rows.append(
-            {
-                "export": name,
-                "reader": result["reader"],
-                "against_medlit": row,
-                "tokenizer": tokenizer,
-                "max_drift": max_drift,
-            }
-        )
+        self.rows.append(entry | {"tokenizer": tokenizer, "max_drift": max_drift})
         if result["tokens"] not in (None, reference.tokens):
             raise UserError(
                 f"to: {name} tokenizes text differently from the base model, so nothing was written; use the versions"
@@ -137,45 +104,28 @@ class Verification:
                 f" {max_drift:g}), so nothing was written; use a finer quantisation or allow more."
             )
 
-    def report(self) -> dict[str, Any]:
-        """What `verification.json` says of the notes and the files: ids, no text."""
-        reference = self.reference
-        notes = {"split": reference.split, "ids": reference.ids, "specialties": len(reference.answers)}
-        return {"notes": notes, "max_changed": self.max_changed, "exports": self.rows}
-
-    def summary(self) -> list[str]:
+    def summary(self) -> Iterator[str]:
         """One line per file."""
-        lines = []
         for row in self.rows:
             ours = row["against_medlit"]
-            same = ours["notes"] - ours["changed"]
             undecided = f" ({ours['undecided']} of the others are undecided)" if ours["undecided"] else ""
-            lines.append(
-                f"{row['export']}: {same} of {ours['notes']} notes get the same label{undecided}; log-likelihood of the"
-                f" answer moved by {ours['drift_median']:.4f} nats in the median, {ours['drift_max']:.4f} at most"
-                f" ({row['reader']})"
+            yield (
+                f"{row['export']}: {ours['notes'] - ours['changed']} of {ours['notes']} notes get the same"
+                f" label{undecided}; log-likelihood of the answer moved by {ours['drift_median']:.4f} nats in the"
+                f" median, {ours['drift_max']:.4f} at most ({row['reader']})"
             )
-        return lines
 
 
 def compare(ours: FloatArray, theirs: FloatArray, ids: list[str], close: float) -> dict[str, Any]:
     """Compare log-likelihoods, (N, K), of medlit's model and an export.
 
-    Args:
-        ours: medlit's.
-        theirs: the export's.
-        ids: of the notes.
-        close: two labels less than this many nats apart are undecided: rounding may put either first.
-
     Returns:
-        notes: N; changed: notes whose most likely label differs, changed_ids: their ids; undecided: how many of them
-        medlit's own model barely decides; drift_max, drift_median: of medlit's most likely label, in nats; all_max,
-        all_median: of all labels.
+        notes: N; changed: notes whose most likely label differs, changed_ids: their ids; undecided: for how many of
+        them medlit's own model holds the two labels less than `close` nats apart, so that rounding may put either
+        first; drift_max, drift_median: of medlit's most likely label, in nats; all_max, all_median: of all labels.
     """
-    before, after = ours.argmax(axis=1), theirs.argmax(axis=1)
-    changed = before != after
-    rows = np.arange(len(ours))
-    drift = np.abs(theirs - ours)
+    rows, before, after = np.arange(len(ours)), ours.argmax(axis=1), theirs.argmax(axis=1)
+    changed, drift = before != after, np.abs(theirs - ours)
     margin = ours[rows, before] - ours[rows, after]
     return {
         "notes": len(ours),
@@ -206,15 +156,12 @@ class WorkerFailed(Exception):
 def run_worker(request: dict[str, Any]) -> dict[str, Any]:
     """Run `reload_worker.py` in a fresh process, which may abort without ending medlit.
 
-    An exception in this process, such as a signal's, kills the worker.
-
-    Raises:
-        WorkerFailed: its exit code is not 0.
+    An exception in this process, such as a signal's, kills the worker. A failed one raises WorkerFailed.
     """
     progress_bar = os.dup(2)  # the worker's own standard error is captured for the message
     try:
         done = subprocess.run(
-            # -P: this folder has modules with the names of packages.
+            # -P: this folder is not on the worker's import path.
             [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
             input=json.dumps(request | {"progress_bar": progress_bar}),
             capture_output=True,

@@ -1,4 +1,4 @@
-"""GGUF files answer like the model, and what cannot be written is refused before anything is loaded."""
+"""The merge is PEFT's own, GGUF files answer like the model, and what cannot be written is refused before loading."""
 
 from __future__ import annotations
 
@@ -20,17 +20,72 @@ import torch
 from exports import exported, files, left, verification
 
 from medlit.errors import UserError
-from medlit.tools.export import gguf
-from medlit.tools.export.gguf import INSTALL, check_convertible, rope_factors
+from medlit.tools.export import formats
+from medlit.tools.export.formats import INSTALL, check_convertible, merged_weights, rope_factors, write_merged
 
 ROOT = Path(__file__).parents[3]
+MODEL = {"README.md", "config.json", "generation_config.json", "medlit.json", "model.safetensors", "tokenizer.json"}
+
+# --- merged -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_merged_model_answers_like_the_measured_one(run: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = exported(run, "merged")
+    assert files(folder) == MODEL | {"confusion.png", "tokenizer_config.json", "verification.json"}
+    (row,) = verification(folder)["exports"]
+    assert row["against_medlit"]["changed"] == 0
+    assert 0 < row["against_medlit"]["drift_max"] < 0.2
+    assert verification(folder)["notes"]["ids"][0] == "test-00"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert not hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("bias", ["none", "lora_only"])
+def test_the_sum_is_pefts_own(llama: Path, tmp_path: Path, rslora: bool, bias: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attention_bias=bias != "none")
+    targets = ["q_proj", "o_proj", "down_proj"]
+    settings = LoraConfig(r=4, lora_alpha=24, target_modules=targets, use_rslora=rslora, bias=bias)
+    model = get_peft_model(base, settings)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    base.config.save_pretrained(tmp_path / "base")
+    (tmp_path / "merged").mkdir()
+    write_merged(merged_weights(model), tmp_path / "base", tmp_path / "merged")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    for name, size in (("one", 10**9), ("several", 50_000)):
+        monkeypatch.setattr(formats, "_SHARD_BYTES", size)
+        (tmp_path / name).mkdir()
+        write_merged(merged_weights(whole), llama, tmp_path / name)
+    assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
+    one, several = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "several"))
+    assert all(torch.equal(one[name], several[name]) for name in one)
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("in_process")
 def test_gguf_files_read_by_transformers_answer_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medlit.tools.export import exporter
-
-    monkeypatch.setattr(exporter, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr(formats, "has_llama_cpp", lambda: False)
     folder = exported(run, "gguf", "--max_drift", "2", "--max_changed", "0.2")
     others = {"README.md", "confusion.png", "medlit.json", "verification.json"}
     assert files(folder) == others | {"model-f16.gguf", "model-q8_0.gguf"}
@@ -73,7 +128,7 @@ def test_a_missing_quantiser_is_reported(llama: Path, monkeypatch: pytest.Monkey
     find_spec = importlib.util.find_spec
     for absent in ("llama_cpp", "diskcache"):  # the second is the first one's only requirement that medlit lacks
         monkeypatch.setattr(
-            gguf.importlib.util,
+            formats.importlib.util,
             "find_spec",
             lambda name, absent=absent: None if name == absent else find_spec("json" if name == "llama_cpp" else name),
         )
@@ -103,14 +158,12 @@ def llama_model_quantize(full, path, parameters):
 @pytest.fixture
 def quantiser(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Install a llama.cpp that ends in the middle of a file, in a folder where other processes find it too."""
-    from medlit.tools.export import exporter
 
     def install(ends: str) -> Path:
         site = tmp_path_factory.mktemp("site")
         (site / "llama_cpp.py").write_text(LLAMA_CPP.format(ends=ends))
         monkeypatch.setenv("PYTHONPATH", str(site))
-        for module in (gguf, exporter):
-            monkeypatch.setattr(module, "has_llama_cpp", lambda: True)
+        monkeypatch.setattr(formats, "has_llama_cpp", lambda: True)
         return site
 
     return install

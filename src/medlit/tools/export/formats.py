@@ -1,0 +1,278 @@
+"""What an export writes besides an adapter: a merged model for transformers, and a merged Llama as a GGUF file.
+
+An adapter that was trained on 4-bit weights makes up for their errors; on the 16-bit weights that these were quantised
+from it answers differently (8 of 50 notes with the quickstart's 135M Llama). So it is merged into the 4-bit weights
+themselves, dequantised. The sum is computed in float32 and rounded to 16 bits once.
+
+PyPI has llama.cpp's GGUF writer (the package `gguf`) but not its converter, so Llama's conversion is here: names from
+llama.cpp's own map, attention rows in its order, the tokenizer's vocabulary and merges. F16 and Q8_0 are written
+directly, K-quants by llama.cpp itself if llama-cpp-python is installed. Memory holds one tensor at a time.
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medlit.atomic_io import read_json, write_json
+from medlit.base_model import missing, resolve
+from medlit.errors import UserError
+from medlit.model.families import causal_lm
+from medlit.tools.export.verify import WorkerFailed, run_worker
+
+_SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
+QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
+# The requirements of the extra `gguf`.
+INSTALL = (
+    '\'pip install --no-deps "llama-cpp-python>=0.3.30,<0.4" "diskcache>=5.6,<6"\' (where there is no wheel, it'
+    " compiles for minutes and needs cmake and a C++ compiler)"
+)
+# llama.cpp's name of a pre-tokenizer, by the first pattern in tokenizer.json.
+_PRE_TOKENIZERS = {
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+": "llama-bpe",
+    "Digits": "smollm",
+    "ByteLevel": "gpt-2",
+}
+
+
+def config_folder(base_model: str, revision: str | None) -> Path:
+    """The folder with a base model's JSON files, from the Hub or its cache if it is not local.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder = Path(resolve(base_model))
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(base_model, revision=revision, allow_patterns=["*.json"]))
+        except (OSError, ValueError) as error:
+            raise missing(base_model, revision) from error
+    if not (folder / "config.json").is_file():
+        raise missing(base_model, revision)
+    return folder
+
+
+# --- merged -----------------------------------------------------------------------------------------------------------
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each weight of a PEFT model's base model with its LoRA update added, in 16 bits; tied weights once."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    inner = causal_lm(model)
+    for name, parameter in inner.named_parameters():
+        if ".lora_" in name:
+            continue
+        quant_state = getattr(parameter, "quant_state", None)
+        weight = (parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)).cpu()
+        dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
+        if name.endswith(".base_layer.weight"):
+            layer = inner.get_submodule(name.removesuffix(".base_layer.weight"))
+            up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
+            weight = weight.float() + up @ down * layer.scaling["default"]
+        yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
+
+
+def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
+    """Write weights, and the config of the folder `base`, as a model that transformers loads; without a tokenizer."""
+    shards: list[list[str]] = []
+    total, dtypes = 0, set()
+    for shard in _shards(weights):
+        dtypes |= {value.dtype for value in shard.values()}
+        total += sum(value.nbytes for value in shard.values())
+        save_file(shard, folder / f".{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        final = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        (folder / f".{number}.safetensors").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+    others = ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path")  # of the base's file alone
+    config = {name: value for name, value in read_json(base / "config.json").items() if name not in others}
+    write_json(folder / "config.json", config | {"dtype": "float16" if torch.float16 in dtypes else "bfloat16"})
+
+
+def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Collect weights into shards."""
+    shard: dict[str, Tensor] = {}
+    for name, value in weights:
+        shard[name] = value
+        if sum(each.nbytes for each in shard.values()) >= _SHARD_BYTES:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed, with its one requirement that medlit does not share."""
+    return all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "diskcache"))
+
+
+def check_convertible(model: Path, quantisations: list[str]) -> None:
+    """Check that the model of a folder can be written in these formats.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if (model_type := read_json(model / "config.json").get("model_type")) != "llama":
+        raise UserError(
+            f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert it"
+            " with llama.cpp's convert_hf_to_gguf.py."
+        )
+    if not (model / "tokenizer.json").is_file():
+        raise UserError(f"to: {model} has no tokenizer.json, which GGUF's vocabulary comes from; use --to merged.")
+    _pre_tokenizer(read_json(model / "tokenizer.json"))
+    if "q4_k_m" in quantisations and not has_llama_cpp():
+        raise UserError(
+            f"gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run {INSTALL}, or leave it out."
+        )
+
+
+def write_gguf(model: Path, path: Path, quantisation: str) -> None:
+    """Write a folder with a merged model and its tokenizer as one GGUF file.
+
+    Raises:
+        UserError: a weight has no place in GGUF, or llama.cpp cannot quantise the model.
+    """
+    if quantisation == "q4_k_m":  # by llama.cpp, from a temporary 16-bit file
+        full = path.with_suffix(".f16")
+        write_gguf(model, full, "f16")
+        try:
+            run_worker({"loader": "quantise", "full": str(full), "path": str(path)})
+        except WorkerFailed as error:
+            message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
+            raise UserError(message) from error
+        finally:
+            full.unlink()
+        return
+    config = read_json(model / "config.json")
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_hyperparameters(writer, config)
+    _add_tokenizer(writer, model, config["vocab_size"])
+    matrix_type = gguf.GGMLQuantizationType[quantisation.upper()]
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
+    writer.add_quantization_version(2)
+    for name, tensor in _tensors(model, config):
+        stored_type = matrix_type if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, stored_type)
+        writer.add_tensor_info(name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=stored_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, tensor in _tensors(model, config):
+        writer.write_tensor_data(gguf.quantize(tensor, matrix_type) if tensor.ndim > 1 else tensor)
+    writer.close()
+
+
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config.get("num_key_value_heads", config["num_attention_heads"]))
+    for add_width in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_width(_head_dim(config))
+    writer.add_rope_freq_base(_rope(config)["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's settings, in either of transformers' two spellings."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": config.get("rope_theta", 10000.0), **rope}
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> None:
+    from transformers import AutoTokenizer
+
+    file = read_json(model / "tokenizer.json")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    token_of = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    types = dict.fromkeys(range(vocab_size), gguf.TokenType.UNUSED) | dict.fromkeys(token_of, gguf.TokenType.NORMAL)
+    for entry in file["added_tokens"]:
+        types[entry["id"]] = gguf.TokenType.CONTROL if entry["special"] else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(file))
+    writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in range(vocab_size)])
+    writer.add_token_types([types[i] for i in range(vocab_size)])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
+    writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (token_id := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(token_id)
+
+
+def _pre_tokenizer(file: dict[str, Any]) -> str:
+    """llama.cpp's name of a tokenizer's pre-tokenizer."""
+    steps = file.get("pre_tokenizer") or {}
+    first = (steps.get("pretokenizers") or [steps])[0]
+    pattern = first.get("pattern", {}).get("Regex") or first.get("type")
+    if file["model"]["type"] != "BPE" or pattern not in _PRE_TOKENIZERS:
+        raise UserError(
+            "to: GGUF supports tokenizers like Llama 3's and SmolLM's and this is another kind; export it with --to"
+            " merged and convert it with llama.cpp's convert_hf_to_gguf.py."
+        )
+    return _PRE_TOKENIZERS[pattern]
+
+
+def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield llama.cpp's names and float32 tensors, rows in its order."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    heads = config["num_attention_heads"]
+    rotary_heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
+    for shard in sorted(model.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            for key in file.keys():
+                name = names.get_name(key, (".weight", ".bias"))
+                if name is None:
+                    raise UserError(f"to: GGUF has no name for the weight {key}; export it with --to merged.")
+                tensor = file.get_tensor(key).float().numpy()
+                if (projection := key.split(".")[-2]) in rotary_heads:
+                    # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.
+                    halves = tensor.reshape(rotary_heads[projection], 2, -1, *tensor.shape[1:])
+                    tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+                yield name, tensor
+    if (factors := rope_factors(config)) is not None:
+        yield "rope_freqs.weight", factors
+
+
+def rope_factors(config: dict[str, Any]) -> np.ndarray | None:
+    """What Llama 3.1 divides the rotary frequencies by, float32, (head_dim / 2,); None for plain frequencies."""
+    rope = _rope(config)
+    if rope.get("rope_type", "default") != "llama3":
+        return None
+    width = _head_dim(config)
+    wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, width, 2) / width)
+    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = ((rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0, 1)
+    factors: np.ndarray = 1 / ((1 - smooth) / factor + smooth)
+    return factors.astype(np.float32)

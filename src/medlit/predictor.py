@@ -261,8 +261,8 @@ def _default_inference(file: Path) -> InferenceSettings:
     assumed = InferenceSettings(base.max_length, 32, base.load_in_4bit, base.dtype)
     warnings.warn(
         f"{file} does not hold max_length, load_in_4bit and dtype; assuming {assumed.max_length} tokens,"
-        f" {'4-bit weights' if assumed.load_in_4bit else 'weights as stored'} and {assumed.dtype!r}; if the adapter was"
-        " trained with another limit, give max_length.",
+        f" {'4-bit weights' if assumed.load_in_4bit else 'weights as stored'} and {assumed.dtype!r}; if the adapter"
+        " was trained with another limit, give max_length.",
         stacklevel=3,
     )
     return assumed

@@ -132,8 +132,8 @@ class PredictionWriter(L.Callback):
             # A whole number limits the batches; 1.0 is all of them.
             if missing and trainer.limit_predict_batches == 1.0 and isinstance(trainer.limit_predict_batches, float):
                 raise UserError(
-                    f"output: {missing} of {notes} answers are not beside {self.path}, where this process"
-                    " looks for all of them; several machines need a folder that they share."
+                    f"output: {missing} of {notes} answers are not beside {self.path}, where this process looks for"
+                    " all of them; several machines need a folder that they share."
                 )
             shards.write_table(found, notes, self.path)
             self.written = self.path
@@ -158,8 +158,8 @@ def _print(prediction: Prediction) -> None:
     if prediction.probability is not None:
         withheld = "; model.decoding.abstain_below would withhold it" if prediction.abstained else ""
         print(
-            f"medlit: probability {prediction.probability:.3f}, margin {prediction.margin:.3f},"
-            f" runner-up {prediction.runner_up}{withheld}",
+            f"medlit: probability {prediction.probability:.3f}, margin {prediction.margin:.3f}, runner-up"
+            f" {prediction.runner_up}{withheld}",
             file=sys.stderr,
         )
 

@@ -178,8 +178,8 @@ def _result_sections(systems: Sequence[System], others: Sequence[str], drawn: Ma
         ),
         Section(
             "Reliability",
-            "Accuracy against mean confidence, with 95 % intervals, in bins of equally many notes. A calibrated system"
-            " lies on the diagonal: of answers with 80 % confidence, 80 % are correct.",
+            "Accuracy against mean confidence, with 95 % intervals, in bins of equally many notes. A calibrated"
+            " system lies on the diagonal: of answers with 80 % confidence, 80 % are correct.",
             figure="reliability",
             half=True,
         ),

@@ -179,8 +179,8 @@ def run_pip(command: Sequence[str]) -> None:
         errors = [line for line in lines if line.startswith("ERROR")]
         reason = (errors or lines or ["no message"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise UserError(
-            f"bundle: pip could not fetch everything ({reason}); look at the network, and at the lock for the requested"
-            " Python and machine."
+            f"bundle: pip could not fetch everything ({reason}); look at the network, and at the lock for the"
+            " requested Python and machine."
         )
 
 

@@ -160,8 +160,8 @@ class BaselineData:
         position = {note: i for i, note in enumerate(test["id"][:])}
         if tested.names != names or not all(note in position for note in tested.ids):
             raise UserError(
-                "run_dir: the model was not tested on this test split; leave the data settings to those of the run, or"
-                " test it again."
+                "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
+                " or test it again."
             )
         test = test.select([position[note] for note in tested.ids])
         if test["text_hash"][:] != tested.text_hashes:

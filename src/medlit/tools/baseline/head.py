@@ -57,8 +57,8 @@ def classification_head(notes: BaselineData, data: TranscriptionDataModule, conf
     dtype = dtype_for(device, language_model.dtype)
     if dtype == torch.float16:
         raise UserError(
-            "model.language_model.dtype: the classification head does not train in float16, which 'auto' means on a GPU"
-            " before Ampere; set it to 'float32' or leave out --head."
+            "model.language_model.dtype: the classification head does not train in float16, which 'auto' means on a"
+            " GPU before Ampere; set it to 'float32' or leave out --head."
         )
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
     train, test = (tokenise(rows, data.prompt) for rows in (notes.train, notes.test))

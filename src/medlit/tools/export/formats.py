@@ -139,8 +139,8 @@ def check_convertible(model: Path, quantisations: list[str]) -> None:
     """
     if (model_type := read_json(model / "config.json").get("model_type")) != "llama":
         raise UserError(
-            f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert it"
-            " with llama.cpp's convert_hf_to_gguf.py."
+            f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert"
+            " it with llama.cpp's convert_hf_to_gguf.py."
         )
     if not (model / "tokenizer.json").is_file():
         raise UserError(f"to: {model} has no tokenizer.json, which GGUF's vocabulary comes from; use --to merged.")

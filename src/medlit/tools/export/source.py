@@ -69,8 +69,8 @@ class Weights:
             model.load_state_dict(self.state, strict=False)
         else:
             raise UserError(
-                f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of their"
-                " fit."
+                f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of"
+                " their fit."
             )
         inference_mode(model)
         return model  # type: ignore[no-any-return]

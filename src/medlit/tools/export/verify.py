@@ -72,8 +72,8 @@ class Verification:
             result = run_worker(request)
         except WorkerFailed as error:
             raise UserError(
-                f"to: {path.name} does not load with {loader} ({error}), so nothing was written; check that its package"
-                " is installed and supports the base model."
+                f"to: {path.name} does not load with {loader} ({error}), so nothing was written; check that its"
+                " package is installed and supports the base model."
             ) from error
         log_likelihood = np.array(result["log_likelihood"])
         if log_likelihood.shape != reference.log_likelihood.shape or not np.isfinite(log_likelihood).all():
@@ -94,14 +94,14 @@ class Verification:
         changed = row["changed"] - row["undecided"]
         if changed > self.max_changed * row["notes"]:
             raise UserError(
-                f"max_changed: {name} clearly gives {changed} of {row['notes']} notes another label than medlit's model"
-                f" (allowed share: {self.max_changed:g}), so nothing was written; use a finer quantisation or allow"
-                " more."
+                f"max_changed: {name} clearly gives {changed} of {row['notes']} notes another label than medlit's"
+                f" model (allowed share: {self.max_changed:g}), so nothing was written; use a finer quantisation or"
+                " allow more."
             )
         if row["drift_max"] > max_drift:
             raise UserError(
-                f"max_drift: {name} moves the log-likelihood of a note's label by {row['drift_max']:.3f} nats (allowed:"
-                f" {max_drift:g}), so nothing was written; use a finer quantisation or allow more."
+                f"max_drift: {name} moves the log-likelihood of a note's label by {row['drift_max']:.3f} nats"
+                f" (allowed: {max_drift:g}), so nothing was written; use a finer quantisation or allow more."
             )
 
     def summary(self) -> Iterator[str]:

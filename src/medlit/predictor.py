@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -41,6 +42,7 @@ from medlit.predictions.table import Prediction, prediction_rows
 Mode = Literal["generate", "constrained", "likelihood"]
 
 
+@dataclass(repr=False, eq=False)
 class SpecialtyPredictor:
     """Classifies notes by specialty; `load` makes one from an adapter.
 
@@ -52,43 +54,24 @@ class SpecialtyPredictor:
     >>> all(0 < prediction.margin <= prediction.probability <= 1 for prediction in predictions)
     True
 
-    Args:
-        model: the language model with its adapter, on its device.
-        prompt: builds the prompts.
-        label_set: the K labels.
-        decoding: how the model answers.
-        temperature: divides the log-probabilities; None: nothing does.
-        batch_size: most notes of a batch.
-        token_budget: most padded tokens of a batch; a single note may exceed it.
-        device: where the model computes.
-
     Attributes:
         specialties: the K labels, in alphabetical order.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        prompt: AlpacaPrompt,
-        label_set: LabelSet,
-        decoding: Decoding,
-        *,
-        temperature: float | None,
-        batch_size: int,
-        token_budget: int,
-        device: torch.device,
-    ) -> None:
-        self.specialties = label_set.names
-        self._prompt = prompt
-        self._label_set = label_set
-        self._decoding = decoding
-        self._temperature = temperature
-        self._batch_size = batch_size
-        self._token_budget = token_budget
-        self._device = device
-        self._collator = Collator(prompt.response, int(prompt.tokenizer.pad_token_id))
-        inference_mode(model)
-        self._decoder = make_decoder(decoding, model, prompt, label_set)
+    _model: nn.Module
+    _prompt: AlpacaPrompt
+    _label_set: LabelSet
+    _decoding: Decoding
+    _temperature: float | None
+    _batch_size: int
+    _token_budget: int
+    _device: torch.device
+
+    def __post_init__(self) -> None:
+        self.specialties = self._label_set.names
+        self._collator = Collator(self._prompt.response, int(self._prompt.tokenizer.pad_token_id))
+        inference_mode(self._model)
+        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set)
 
     @classmethod
     def load(
@@ -128,7 +111,9 @@ class SpecialtyPredictor:
         decoding = Decoding(mode, max_new_tokens, stop_early, abstain_below)
         _check_settings(decoding, max_length, batch_size, token_budget)
         target = _find_device(device)
-        file = _find_adapter(adapter) / METADATA_FILE
+        file = Path(adapter).expanduser() / "adapter" / METADATA_FILE
+        if not file.is_file():
+            file = adapter_folder(str(adapter)) / METADATA_FILE
         if not file.is_file():
             raise UserError(
                 f"adapter: {file.parent} has no {METADATA_FILE}, which names the labels; give an adapter that medlit"
@@ -161,10 +146,10 @@ class SpecialtyPredictor:
             prompt,
             label_set,
             decoding,
-            temperature=metadata.temperatures.get(decoding_key(decoding)),
-            batch_size=batch_size,
-            token_budget=token_budget or 8 * language_model.max_length,
-            device=target,
+            metadata.temperatures.get(decoding_key(decoding)),
+            batch_size,
+            token_budget or 8 * language_model.max_length,
+            target,
         )
 
     def predict(self, notes: Iterable[str], *, progress: bool = False) -> list[Prediction]:
@@ -220,13 +205,8 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
     if decoding.mode not in get_args(Mode):
         raise UserError(f"mode: must be one of {', '.join(get_args(Mode))}, not {decoding.mode!r}.")
     check_decoding(decoding)
-    counts = {
-        "max_new_tokens": decoding.max_new_tokens,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "token_budget": token_budget,
-    }
-    for name, count in counts.items():
+    counts = (decoding.max_new_tokens, max_length, batch_size, token_budget)
+    for name, count in zip(("max_new_tokens", "max_length", "batch_size", "token_budget"), counts, strict=True):
         if count is not None and count < 1:
             raise UserError(f"{name}: must be at least 1, not {count}.")
 
@@ -248,12 +228,6 @@ def _find_device(device: str | torch.device | None) -> torch.device:
             f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
         )
     return torch.device("cuda", index)
-
-
-def _find_adapter(adapter: str | Path) -> Path:
-    """The folder of an adapter: that of a run folder, or as `model.adapter` takes it."""
-    in_run = Path(adapter).expanduser() / "adapter"
-    return in_run if (in_run / METADATA_FILE).is_file() else adapter_folder(str(adapter))
 
 
 def _default_inference(file: Path) -> InferenceSettings:

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.data.collate import Batch
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in ModelCheckpoint's state
 
@@ -52,9 +51,7 @@ class LastCheckpoint(Checkpoint):
     # Lightning (2.6.6) counts a step for its loggers after the validation that follows it, and restores that count
     # wrongly in three of four cases: a resumed curve would repeat a step or miss one.
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Log a step under its own number."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 

@@ -38,9 +38,7 @@ class MemoryAdvice(L.Callback):
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
         """Warn once of a micro-batch that exceeds the budget even with all layers but one recomputed."""
         if self.has_warned or not isinstance(pl_module, SpecialtyClassifier) or pl_module.recomputation is None:
             return

@@ -97,13 +97,7 @@ class PredictionWriter(L.Callback):
         self._writer = shards.ShardWriter(self.path, trainer.global_rank)
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Answers,
-        batch: Prompts,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Answers, batch: Prompts, *_: int
     ) -> None:
         """Write a batch's answers, and stop after SIGTERM, which Lightning's predict loop ignores."""
         if isinstance(pl_module, SpecialtyClassifier):

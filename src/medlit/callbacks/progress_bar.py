@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.data.collate import EvalBatch, Prompts
@@ -43,57 +40,22 @@ class ProgressBar(TQDMProgressBar):
                 metrics["tokens/s"] = round(callback.rates[TOKENS_PER_SECOND])
         return metrics
 
-    def init_validation_tqdm(self) -> Tqdm:
-        """A bar of notes."""
-        return _of_notes(super().init_validation_tqdm())
-
-    def init_test_tqdm(self) -> Tqdm:
-        """A bar of notes."""
-        return _of_notes(super().init_test_tqdm())
-
-    def init_predict_tqdm(self) -> Tqdm:
-        """A bar of notes."""
-        return _of_notes(super().init_predict_tqdm())
-
-    @property
-    def total_val_batches_current_dataloader(self) -> int:
-        """Notes of a validation."""
-        return self._notes(self.trainer.val_dataloaders, super().total_val_batches_current_dataloader)
-
-    @property
-    def total_test_batches_current_dataloader(self) -> int:
-        """Notes of a test."""
-        return self._notes(self.trainer.test_dataloaders, super().total_test_batches_current_dataloader)
-
-    @property
-    def total_predict_batches_current_dataloader(self) -> int:
-        """Notes to predict."""
-        return self._notes(self.trainer.predict_dataloaders, super().total_predict_batches_current_dataloader)
-
-    def _notes(self, loader: Any, batches: float) -> int:  # noqa: ANN401 - Lightning's type covers any loaders
-        return sum(map(len, loader.sampler.batches[: int(batches)])) * self.trainer.world_size
+    def on_predict_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Start to count notes."""
+        if self.has_dataloader_changed(0):
+            stage = trainer.state.stage.dataloader_prefix  # type: ignore[union-attr]
+            batches = getattr(trainer, f"{stage}_dataloaders").sampler.batches
+            limit = int(getattr(self, f"total_{stage}_batches_current_dataloader"))
+            self._bar = getattr(self, f"{stage}_progress_bar")
+            self._bar.unit = " notes"
+            self._bar.reset(sum(map(len, batches[:limit])) * trainer.world_size)
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature
-        batch: EvalBatch | Prompts,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: EvalBatch | Prompts, *_: int
     ) -> None:
         """Count a batch's notes."""
-        bar: Any  # tqdm's stubs leave n and total open
-        if trainer.predicting:
-            bar = self.predict_progress_bar
-        else:
-            bar = self.test_progress_bar if trainer.testing else self.val_progress_bar
         prompts = batch if isinstance(batch, Prompts) else batch.prompts
-        bar.update(min(len(prompts.rows) * self.trainer.world_size, bar.total - bar.n))
+        self._bar.update(min(len(prompts.rows) * trainer.world_size, self._bar.total - self._bar.n))
 
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end
-
-
-def _of_notes(bar: Tqdm) -> Tqdm:
-    bar.unit = " notes"
-    return bar
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start  # type: ignore[assignment]
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,14 +13,10 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.adapter_metadata import decoding_key
-from medlit.model.metrics import Scores
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure
 from medlit.report.page import FACTS, write_report
 from medlit.report.systems import data_facts, versions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class RunReport(L.Callback):
@@ -41,19 +37,9 @@ class RunReport(L.Callback):
             trainer.logger.log_hyperparams(hyperparameters(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report a validation, but not the sanity check."""
-        if not trainer.sanity_checking:
-            self._report(trainer, pl_module)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report a test."""
-        self._report(trainer, pl_module)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the settings with their results."""
-        self._log_settings(trainer, pl_module)
-
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report a validation or a test, but not the sanity check."""
+        if trainer.sanity_checking:
+            return
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -65,17 +51,24 @@ class RunReport(L.Callback):
         metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
         pl_module.results.write(folder / f"{subcommand}_answers.parquet")
         write_json(folder / f"{subcommand}_metrics.json", metrics)
-        figures = {"confusion": confusion_figure(pl_module.results, _title(subcommand, scores))}
+        title = f"{subcommand}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
+        figures = {"confusion": confusion_figure(pl_module.results, title)}
         with atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
         if subcommand == "test":
             write_json(folder / FACTS, _facts(trainer, pl_module))
             figures = {**write_report(folder), **figures}
-            self._log_settings(trainer, pl_module)
-        _log_figures(trainer, pl_module.stage, figures)
+            self.on_fit_end(trainer, pl_module)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, figure in figures.items():
+                    logger.experiment.add_figure(f"{pl_module.stage}/{name}", figure, trainer.global_step, close=True)
         self.written = folder
 
-    def _log_settings(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    on_test_end = on_validation_end
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the settings with their results."""
         if not isinstance(pl_module, SpecialtyClassifier):
             return
         metrics = trainer.callback_metrics
@@ -98,13 +91,6 @@ def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:
     return plain | {"adapter": module.adapter}
 
 
-def _log_figures(trainer: L.Trainer, stage: str, figures: dict[str, Figure]) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            for name, figure in figures.items():
-                logger.experiment.add_figure(f"{stage}/{name}", figure, trainer.global_step, close=True)
-
-
 def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
     """What the report shows besides metrics."""
     return {
@@ -120,7 +106,3 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
         },
         "versions": versions(),
     }
-
-
-def _title(subcommand: str, scores: Scores) -> str:
-    return f"{subcommand}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.utils.tensorboard import SummaryWriter
 
 from medlit.atomic_io import atomic_write
@@ -30,24 +31,18 @@ class SaveRunFiles(SaveConfigCallback):
         """Do nothing yet, unlike Lightning's callback."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of a fit."""
-        self.save_config(trainer, pl_module, "fit")
+        """Write the files of the subcommand."""
+        self.save_config(trainer, pl_module, subcommand_of(trainer))
+
+    on_test_start = on_predict_start = on_train_start
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the files of `validate`, but not in the validations of a fit."""
         if subcommand_of(trainer) == "validate":
             self.save_config(trainer, pl_module, "validate")
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of `test`."""
-        self.save_config(trainer, pl_module, "test")
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of `predict`; a table or a single note has no split."""
-        self.save_config(trainer, pl_module, "predict")
-
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the files, on the first process."""
+        """Write the files, on the first process; a table or a single note has no split."""
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
@@ -81,19 +76,13 @@ class SaveSamples(L.Callback):
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; answers here
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: EvalBatch, *_: int
     ) -> None:
         """Write the samples of this batch."""
         if not self._remaining or not isinstance(pl_module, SpecialtyClassifier):
             return
         prompts = batch.prompts
-        with open(self._path, "a", encoding="utf-8", opener=_open_private) as file:
+        with open(self._path, "a", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
             for i in range(min(self._remaining, len(prompts.ids))):
                 prompt = prompts.input_ids[i][prompts.attention_mask[i].bool()]
                 sample = {
@@ -102,16 +91,12 @@ class SaveSamples(L.Callback):
                     "id": prompts.ids[i],
                     "prompt": pl_module.tokenizer.decode(prompt, skip_special_tokens=True),
                     "specialty": batch.label_names[int(batch.label_ids[i])],
-                    "answer": outputs["answers"].texts[i],
+                    "answer": outputs["answers"].texts[i],  # type: ignore[index, union-attr]
                 }
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
                 self._remaining -= 1
 
-    on_test_batch_end = on_validation_batch_end
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
 
 class RunLogger(TensorBoardLogger):

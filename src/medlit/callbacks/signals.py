@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import sys
@@ -9,11 +10,10 @@ from pathlib import Path
 from types import FrameType
 
 import lightning as L
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.data.collate import Batch, EvalBatch
+from medlit.data.collate import Batch
 
 # `sbatch --signal` and other schedulers send SIGUSR1 or SIGUSR2 some time before they kill.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,19 +34,14 @@ class StopOnSignal(L.Callback):
         self.last = last
         self.received = 0
 
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers; Lightning has just installed its own."""
-        self.on_train_start(trainer, pl_module)
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers; Lightning restores the previous ones after the fit."""
-        if self.received:
-            return
-        try:
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
-        except ValueError:
-            return  # only the main thread can
+        """Install the handlers over Lightning's, which restores the previous ones after the fit."""
+        if not self.received:
+            with contextlib.suppress(ValueError):  # only the main thread can
+                for number in SIGNALS:
+                    signal.signal(number, self._receive)
+
+    on_sanity_check_start = on_train_start
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -65,15 +60,7 @@ class StopOnSignal(L.Callback):
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking:
             self._stop_if_received(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop between two batches; several processes finish the validation, since their batch counts may differ."""
         in_fit = subcommand_of(trainer) == "fit" and not trainer.sanity_checking
         if self.received and in_fit and trainer.world_size == 1:
@@ -92,11 +79,9 @@ class StopOnSignal(L.Callback):
         if not trainer.is_global_zero:
             raise SystemExit(0)  # after a failure Lightning would kill the first process before its message
         number = self.received or signal.SIGTERM
-        written = f"; last.ckpt is written, and this continues: {resume_command(folder)}"
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            written = ""
-        name = signal.Signals(number).name
-        print(f"medlit: {name} after step {trainer.global_step}{written}", file=sys.stderr)
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
+        written = "" if is_trial else f"; last.ckpt is written, and this continues: {resume_command(folder)}"
+        print(f"medlit: {signal.Signals(number).name} after step {trainer.global_step}{written}", file=sys.stderr)
         raise SystemExit(128 + number)
 
 

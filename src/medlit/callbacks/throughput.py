@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -19,15 +18,6 @@ from medlit.model.module import SpecialtyClassifier
 TOKENS_PER_SECOND = "train/tokens_per_second"
 NOTES_PER_SECOND = "train/notes_per_second"
 PADDING = "train/padding"
-PEAK_GIB = "train/peak_gib"
-MFU = "train/mfu"
-
-
-class _Step(NamedTuple):
-    seconds: float
-    tokens: int
-    padded_tokens: int
-    notes: int
 
 
 class Throughput(L.Callback):
@@ -43,7 +33,7 @@ class Throughput(L.Callback):
 
     def __init__(self, steps: int = 10) -> None:
         self.rates: dict[str, float] | None = None
-        self._steps: deque[_Step] = deque(maxlen=steps)
+        self._steps: deque[tuple[float, int, int, int]] = deque(maxlen=steps)  # seconds, tokens, padded tokens, notes
         self._started_at: float | None = None
         self._last_step = 0
 
@@ -70,9 +60,7 @@ class Throughput(L.Callback):
         """Stop the clock; the next micro-batch restarts it."""
         self._reset_step()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Start the clock, unless it is running."""
         if self._started_at is None:
             self._started_at = time.perf_counter()
@@ -87,7 +75,7 @@ class Throughput(L.Callback):
         if trainer.global_step == self._last_step or self._started_at is None:
             return
         now = time.perf_counter()
-        self._steps.append(_Step(now - self._started_at, self._tokens, self._padded_tokens, self._notes))
+        self._steps.append((now - self._started_at, self._tokens, self._padded_tokens, self._notes))
         self._reset_step()
         self._last_step, self._started_at = trainer.global_step, now
         self.rates = self._means(trainer, pl_module.device)
@@ -99,15 +87,14 @@ class Throughput(L.Callback):
                 logger.log_metrics(self.rates, step=trainer.global_step)
 
     def _means(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
-        seconds = sum(step.seconds for step in self._steps)
-        tokens = sum(step.tokens for step in self._steps)
+        seconds, tokens, padded_tokens, notes = map(sum, zip(*self._steps, strict=True))
         rates = {
             TOKENS_PER_SECOND: trainer.world_size * tokens / seconds,
-            NOTES_PER_SECOND: trainer.world_size * sum(step.notes for step in self._steps) / seconds,
-            PADDING: 1 - tokens / sum(step.padded_tokens for step in self._steps),
+            NOTES_PER_SECOND: trainer.world_size * notes / seconds,
+            PADDING: 1 - tokens / padded_tokens,
         }
         if device.type == "cuda":
-            rates[PEAK_GIB] = torch.cuda.max_memory_allocated(device) / 2**30
+            rates["train/peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         if self._mfu_per_token is not None:
-            rates[MFU] = self._mfu_per_token * tokens / seconds
+            rates["train/mfu"] = self._mfu_per_token * tokens / seconds
         return rates

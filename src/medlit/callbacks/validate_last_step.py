@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.callbacks.run_files import subcommand_of
-from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.checkpoints import last_step, repair_progress, validation_due
 
@@ -54,9 +52,7 @@ class ValidateLastStep(L.Callback):
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the last step."""
         if trainer.global_step >= self.last:
             trainer.should_stop = True

@@ -1,17 +1,7 @@
 """The table of metrics: every place that names, logs, prints or compares one reads it here.
 
-METRICS holds one row for each single number of `<stage>_metrics.json`. From it follow
-
-- LOGGED: names of the metrics that the module logs as `val/<name>` and `test/<name>`;
-- MONITORS: tag -> "min" or "max", what `checkpoint.monitor` and `early_stopping.monitor` accept, with the mode to use;
-- HYPERPARAMETERS: names of the logged metrics that TensorBoard shows beside the hyperparameters of a run: those with an
-  interval;
-- HEADLINE: the metrics that fit a terminal and a model card;
-- REPORTED: the columns of the report's table of systems, HEADLINE first;
-- METRIC: name -> its row.
-
-`metric.value(metrics)` and `metric.interval(metrics)` format what the JSON holds. A value that is null (a system
-without probabilities) or absent (written by an older version) becomes EMPTY.
+METRICS holds one row for each single number of `<stage>_metrics.json`, and all other tables follow from it. A value
+that is null (a system without probabilities) or absent (written by an older version) becomes EMPTY.
 
 To add a metric: add a row here and compute it in `model/metrics.py` (from counts, if it is logged) or below in
 `uncertainty` (from the results, note by note).
@@ -84,11 +74,13 @@ METRICS = (
 )
 
 METRIC = {metric.name: metric for metric in METRICS}
-LOGGED = tuple(metric.name for metric in METRICS if metric.logged)
+LOGGED = tuple(metric.name for metric in METRICS if metric.logged)  # as `val/<name>` and `test/<name>`
+# What `checkpoint.monitor` and `early_stopping.monitor` accept, with the mode to use.
 MONITORS: dict[str, Literal["min", "max"]] = {f"val/{metric.name}": metric.mode for metric in METRICS if metric.logged}
+# Shown in TensorBoard beside the hyperparameters of a run: those with an interval.
 HYPERPARAMETERS = tuple(metric.name for metric in METRICS if metric.logged and metric.interval_key)
-HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")
-REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")
+HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")  # on terminals and model cards
+REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")  # columns of the table of systems
 
 
 def uncertainty(results: Results, temperature: float | None = None) -> dict[str, Any]:

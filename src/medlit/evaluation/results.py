@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from medlit.errors import UserError
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,25 @@ class Results:
     def join(cls, parts: Sequence[Results]) -> Results:
         """Join the batches of all processes by row; a note that two processes had counts once."""
         given = [part.probabilities for part in parts if part.probabilities is not None]
-        joined = cls(
-            names=parts[0].names,
-            rows=np.concatenate([part.rows for part in parts]),
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
+        joined = replace(
+            parts[0],
+            **arrays,
             ids=[note for part in parts for note in part.ids],
             text_hashes=[text for part in parts for text in part.text_hashes],
-            truth=np.concatenate([part.truth for part in parts]),
-            answer=np.concatenate([part.answer for part in parts]),
             probabilities=np.concatenate(given) if len(given) == len(parts) else None,
-            tokens=np.concatenate([part.tokens for part in parts]),
-            cut_tokens=np.concatenate([part.cut_tokens for part in parts]),
         )
         return joined.select(np.unique(joined.rows, return_index=True)[1])
 
     def select(self, positions: IntArray) -> Results:
         """The notes at these positions, in this order."""
+        arrays = {name: getattr(self, name)[positions] for name in _ARRAYS}
         return replace(
             self,
-            rows=self.rows[positions],
+            **arrays,
             ids=[self.ids[i] for i in positions],
             text_hashes=[self.text_hashes[i] for i in positions],
-            truth=self.truth[positions],
-            answer=self.answer[positions],
             probabilities=None if self.probabilities is None else self.probabilities[positions],
-            tokens=self.tokens[positions],
-            cut_tokens=self.cut_tokens[positions],
         )
 
     @property

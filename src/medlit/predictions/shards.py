@@ -6,9 +6,12 @@ process that is killed loses only those last seconds. A resumed run may have ano
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medlit.atomic_io import atomic_write, read_json, write_json
+from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
+from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.predictions.table import FORMATS, PredictionRow, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
-
-from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
-from medlit.model.settings import Decoding, LanguageModel, Lora
-
-if TYPE_CHECKING:
     from datasets import Dataset
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
@@ -51,8 +47,8 @@ def find_shards(table: Path) -> list[Path]:
 def read_resume_key(table: Path) -> ResumeKey | None:
     """The resume key of an interrupted run; None where there is no such run, or none that this version can read."""
     try:
-        return ResumeKey.from_dict(read_json(shard_folder(table) / _KEY_FILE))
-    except (OSError, ValueError):
+        return ResumeKey(**read_json(shard_folder(table) / _KEY_FILE))
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -60,7 +56,7 @@ def start_shards(table: Path, key: ResumeKey) -> None:
     """Remove the shards of any earlier run and store this run's resume key."""
     remove_shards(table)
     shard_folder(table).mkdir(mode=0o700, parents=True)
-    write_json(shard_folder(table) / _KEY_FILE, key.to_dict())
+    write_json(shard_folder(table) / _KEY_FILE, asdict(key))
 
 
 def remove_shards(table: Path) -> None:
@@ -178,17 +174,6 @@ class ResumeKey:
     weights_hash: str  # changes with the weights and with their temperature
     settings: dict[str, Any]  # flag -> value of the settings that an answer depends on
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: object) -> ResumeKey | None:
-        """Read what `to_dict` returned; None for anything else."""
-        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
-            return None
-        return cls(**values)
-
     def difference(self, earlier: ResumeKey) -> str | None:
         """What has changed since an earlier run; None when nothing has.
 
@@ -210,13 +195,10 @@ def answer_settings(
     language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
 ) -> dict[str, Any]:
     """Flag -> value of the settings that an answer depends on, in JSON's types."""
-    settings = {
-        f"model.language_model.{name}": value
-        for name, value in asdict(language_model).items()
-        if name not in _TRAINING_ONLY
-    }
-    settings |= {f"model.lora.{name}": value for name, value in ({} if lora is None else lora.structure()).items()}
-    settings |= {f"model.decoding.{name}": value for name, value in asdict(decoding).items()}
+    base = {name: value for name, value in asdict(language_model).items() if name not in _TRAINING_ONLY}
+    structure = {} if lora is None else lora.structure()
+    groups = {"language_model": base, "lora": structure, "decoding": asdict(decoding)}
+    settings = {f"model.{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     plain: dict[str, Any] = json.loads(json.dumps(settings | others))
     return plain
 

@@ -1,6 +1,6 @@
 """Write `report.html` and `report.md` of a run folder from its files alone: no model, no notes.
 
-Both pages lay out the same list of sections, so a new table or figure is one more `Section`.
+Both pages lay out the sections of `sections.yaml`, so a new table or figure is one more entry there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from medlit.atomic_io import atomic_write
 from medlit.evaluation.compare import compare
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FACTS = "test_facts.json"
 FILES = ("report.html", "report.md")
 PAIRS = 10
+_SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
 _INTERVALS = (
     f"Intervals are 95 %: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
     " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong."
@@ -63,15 +65,14 @@ def write_report(folder: Path) -> dict[str, Figure]:
         return {}
     facts, config = folder / FACTS, folder / "config_test.yaml"
     first, drawn = systems[0], figures(systems)
+    contents = _contents(systems, others, json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {})
+    sections = [Section(**fields, **contents.get(fields["title"], {})) for fields in _SECTIONS]
     values = {
         "title": "Test report" + ("" if first.name == MODEL else f": {first.title}"),
         "summary": f"{len(first.results)} test notes, {len(first.results.names)} specialties, "
         f"{folder.absolute().parent.name}/{folder.name}",
         "cards": _cards(first.metrics),
-        "sections": [
-            *_result_sections(systems, [system.title for system in others], drawn),
-            *_fact_sections(json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}),
-        ],
+        "sections": [each for each in sections if each.figure in drawn or each.rows or each.sentences],
         "figures": {name: _data_uri(figure) for name, figure in drawn.items()},
         "config": config.read_text(encoding="utf-8").rstrip() if config.is_file() else None,
         "disclaimer": "For research and teaching: not a medical device, not for decisions about patients. The figures"
@@ -133,85 +134,41 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _result_sections(systems: Sequence[System], others: Sequence[str], drawn: Mapping[str, Figure]) -> list[Section]:
-    first, metrics = systems[0], systems[0].metrics
+def _contents(systems: Sequence[System], others: Sequence[System], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Title of a section -> the fields that `sections.yaml` lacks; a fact that was not recorded is left out."""
+    metrics = systems[0].metrics
     alone = "No other system was tested on these notes; `medlit baseline --run_dir` adds some."
+    left_out = [f"Left out: {system.title}, which was tested on other notes." for system in others]
     classes = sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
-    accuracy = {n: METRIC[f"accuracy_at_{n}"].value(metrics) for n in (80, 90)}
+    scores = [
+        (name, of_class["support"], *(number(of_class[key]) for key in ("precision", "recall", "f1")))
+        for name, of_class in classes
+    ]
     selective = (
-        f"Accuracy on the most confident 90 % of the notes is {accuracy[90]}, on the most confident 80 %"
-        f" {accuracy[80]}, on all {METRIC['accuracy'].value(metrics)}."
+        f"Accuracy on the most confident 90 % of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
+        f" confident 80 % {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
     )
-    found = [
-        Section(
-            "Systems on the same notes",
-            _INTERVALS,
-            columns=["system", *(metric.title for metric in REPORTED)],
-            rows=system_rows(systems, REPORTED),
-            sentences=[
-                *(comparisons(systems) or [alone]),
-                *(f"Left out: {title}, which was tested on other notes." for title in others),
-            ],
-        ),
-        Section(
-            "Scores per specialty",
-            "F1 of each specialty, the most frequent first, with its number of test notes. Bars: the first system.",
-            figure="classes",
-            columns=("specialty", "test notes", "precision", "recall", "F1"),
-            rows=[
-                (name, scores["support"], *(number(scores[key]) for key in ("precision", "recall", "f1")))
-                for name, scores in classes
-            ],
-        ),
-        Section(
-            "Confusion matrix",
-            "Rows are true specialties; colours are shares of a row and numbers are notes. The last column holds"
-            " answers that are not on the label list.",
-            figure="confusion",
-        ),
-        Section(
-            "Most confused pairs",
-            columns=("true", "predicted", "notes", "share of the true specialty"),
-            rows=confused_pairs(first.results),
-            sentences=other_errors(first.results),
-            text_columns=2,
-        ),
-        Section(
-            "Reliability",
-            "Accuracy against mean confidence, with 95 % intervals, in bins of equally many notes. A calibrated"
-            " system lies on the diagonal: of answers with 80 % confidence, 80 % are correct.",
-            figure="reliability",
-            half=True,
-        ),
-        Section(
-            "Selective prediction (risk-coverage)",
-            "Share of errors if only the most confident notes are answered and the others are left to a person. A"
-            " system without probabilities is a point: it answers every note.",
-            figure="risk_coverage",
-            sentences=[] if metrics.get("accuracy_at_80") is None else [selective],
-            half=True,
-        ),
-        Section(
-            "Accuracy by prompt length",
-            "Accuracy in bins of equally many notes by the length of their prompt, with 95 % intervals.",
-            figure="length",
-        ),
-    ]
-    return [section for section in found if section.figure in drawn or section.rows or section.sentences]
-
-
-def _fact_sections(facts: Mapping[str, Any]) -> list[Section]:
-    """Data, settings and versions; a fact that an older version did not record is left out."""
     data = facts.get("data") or {}
-    classes = [(name, *counts) for name, counts in data.get("classes", {}).items()]
-    run = [(name, EMPTY if value is None else value) for name, value in facts.get("run", {}).items()]
-    found = [
-        Section("Data and split", rows=_data_rows(data), text_columns=2, half=True),
-        Section("Class distribution", columns=("specialty", "train", "validation", "test"), rows=classes, half=True),
-        Section("Run", rows=run, text_columns=2, half=True),
-        Section("Versions", rows=list(facts.get("versions", {}).items()), text_columns=2, half=True),
-    ]
-    return [section for section in found if section.rows]
+    return {
+        "Systems on the same notes": {
+            "subtitle": _INTERVALS,
+            "columns": ["system", *(metric.title for metric in REPORTED)],
+            "rows": system_rows(systems, REPORTED),
+            "sentences": [*(comparisons(systems) or [alone]), *left_out],
+        },
+        "Scores per specialty": {"rows": scores},
+        "Most confused pairs": {
+            "rows": confused_pairs(systems[0].results),
+            "sentences": other_errors(systems[0].results),
+        },
+        "Selective prediction (risk-coverage)": {
+            "sentences": [] if metrics.get("accuracy_at_80") is None else [selective]
+        },
+        "Data and split": {"rows": _data_rows(data)},
+        "Class distribution": {"rows": [(name, *counts) for name, counts in data.get("classes", {}).items()]},
+        "Run": {"rows": [(name, EMPTY if value is None else value) for name, value in facts.get("run", {}).items()]},
+        "Versions": {"rows": list(facts.get("versions", {}).items())},
+    }
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:

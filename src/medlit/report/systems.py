@@ -20,11 +20,13 @@ import torch
 
 from medlit._version import __version__
 from medlit.atomic_io import write_json
+from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
 from medlit.evaluation.compare import same_notes
 from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
+from medlit.model.metrics import SpecialtyMetrics
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
@@ -53,11 +55,6 @@ class System:
     @classmethod
     def score(cls, name: str, results: Results, loss: float | None = None) -> System:
         """Compute the metrics of results that are complete."""
-        import torch
-
-        from medlit.data.labels import LabelSet
-        from medlit.model.metrics import SpecialtyMetrics
-
         counts = SpecialtyMetrics(LabelSet(results.names))
         counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth))
         return cls(name, {**counts.scores(), **uncertainty(results), "loss": loss}, results)
@@ -109,12 +106,11 @@ def comparable(folder: Path) -> tuple[list[System], list[System]]:
     Raises:
         UserError: a file is damaged.
     """
-    found = systems(folder)
-    same = [same_notes(found[0].results, system.results) for system in found]
-    return (
-        [system for system, kept in zip(found, same, strict=True) if kept],
-        [system for system, kept in zip(found, same, strict=True) if not kept],
-    )
+    same: list[System] = []
+    others: list[System] = []
+    for system in systems(folder):
+        (same if not same or same_notes(same[0].results, system.results) else others).append(system)
+    return same, others
 
 
 def _stem(name: str) -> str:
@@ -143,6 +139,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     if splits is None:
         return {}
     texts = {split: rows["text_hash"][:] for split, rows in splits.notes.items()}
+    distinct = {split: set(texts.get(split, ())) for split in SPLITS}
     labels = {split: rows["specialty"][:] for split, rows in splits.notes.items()}
     label_counts = {split: Counter(names) for split, names in labels.items()}
     test = texts.get("test", [])
@@ -164,14 +161,9 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
             name: [label_counts.get(split, Counter())[name] for split in SPLITS]
             for name in sorted(set().union(*label_counts.values()))
         },
-        "test_texts_in_train": _shared(test, texts.get("train", [])),
-        "test_texts_in_validation": _shared(test, texts.get("validation", [])),
+        "test_texts_in_train": sum(text in distinct["train"] for text in test),
+        "test_texts_in_validation": sum(text in distinct["validation"] for text in test),
         "test_conflicts": sum(count.total() for count in counts if len(count) > 1),
         "test_ceiling": sum(max(count.values()) for count in counts) / max(len(test), 1),
         "left_out": dict(Counter(name for name in splits.assignment.split if name not in SPLITS)),
     }
-
-
-def _shared(rows: list[str], others: list[str]) -> int:
-    known = set(others)
-    return sum(text in known for text in rows)

@@ -1,11 +1,14 @@
-"""Splits: whole text groups, stratified, every row accounted for, the same whatever the order of the rows."""
+"""Splits: whole text groups, stratified, every row accounted for, the same in any order; weights record theirs."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from medlit.data.notes import CANONICAL, hash_text
 from medlit.data.settings import LabelConflicts, Split
-from medlit.data.splits import split_notes
+from medlit.data.splits import DataFingerprint, split_notes
 from medlit.data.stratified_split import (
     CONFLICT,
     DUPLICATE,
@@ -313,3 +316,53 @@ def test_a_split_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.data.splits.assign", None)
 
     assert split_notes({"all": pool}, Split("grouped", seed=8)).hashes == first.hashes
+
+
+THEN = DataFingerprint("clinic/notes", "a" * 40, {"train": "11", "validation": "22", "test": "33"})
+
+
+def test_a_fingerprint_survives_a_checkpoint_and_an_adapter() -> None:
+    assert DataFingerprint.from_dict(json.loads(json.dumps(THEN.to_dict()))) == THEN
+
+
+@pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
+def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
+    assert DataFingerprint.from_dict(values) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"hashes": None}, {"hashes": ["11"]}, {"hashes": {"train": 11}}, {"source": 3}, {"revision": ["a"]}],
+    ids=str,
+)
+def test_a_corrupt_fingerprint_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the stored data fingerprint is corrupt"):
+        DataFingerprint.from_dict(THEN.to_dict() | damage)
+
+
+def test_the_same_notes_from_another_place_are_the_same() -> None:
+    assert replace(THEN, source="notes.csv", revision=None).difference(THEN, "it") is None
+
+
+@pytest.mark.parametrize(
+    ("hashes", "message"),
+    [
+        ({"test": "44"}, "the test split is not what it was trained with"),
+        ({"train": "44", "test": "44"}, "the train and test splits are not"),
+        ({"train": "4", "validation": "4", "test": "4"}, "the train, validation and test splits are not"),
+    ],
+)
+def test_the_splits_that_differ_are_named(hashes: dict[str, str], message: str) -> None:
+    difference = replace(THEN, hashes=THEN.hashes | hashes).difference(THEN, "it")
+    assert difference is not None
+    assert message in difference
+    assert "clinic/notes at aaaa" in difference
+    assert difference.count(".") == 1, "one sentence"
+
+
+def test_a_split_that_is_no_longer_there_differs_and_another_source_is_named() -> None:
+    now = DataFingerprint("notes.csv", None, {"train": "11", "validation": "22"})
+    difference = now.difference(THEN, "it")
+    assert difference is not None
+    assert "the test split is" in difference
+    assert f"data.source was clinic/notes at {'a' * 40} and is notes.csv" in difference

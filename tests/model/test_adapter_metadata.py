@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
+from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import (
     AdapterMetadata,

@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from medlit.errors import UserError
+from medlit.model import loading
 from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
 
@@ -70,3 +72,33 @@ def test_settings_that_need_a_gpu_are_refused_on_a_cpu(settings: LanguageModel) 
         load_model(half, Lora(), CPU)
     with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
         load_model(settings, Lora(loftq=True), CPU)
+
+
+def test_settings_of_lora_reach_the_adapter(settings: LanguageModel) -> None:
+    """`loftq` and `seed` aside, which PEFT's configuration does not keep."""
+    values = {"r": 8, "alpha": 32, "dropout": 0.25, "bias": "lora_only", "rslora": True}
+    lora = Lora(**values, target_modules=["down_proj", "q_proj"], seed=1)  # type: ignore[arg-type]
+    config: Any = load_model(settings, lora, CPU).peft_config["default"]  # type: ignore[index]
+    found = (config.r, config.lora_alpha, config.lora_dropout, config.bias, config.use_rslora)
+    assert found == tuple(values.values())
+    assert set(config.target_modules) == {"down_proj", "q_proj"}
+
+
+@pytest.mark.parametrize("loftq", [True, False])
+def test_loftq_and_seed_reach_the_initialisation(
+    settings: LanguageModel, monkeypatch: pytest.MonkeyPatch, loftq: bool
+) -> None:
+    from unsloth import FastLanguageModel
+
+    given: dict[str, object] = {}
+
+    def get_peft_model(model: object, **arguments: object) -> object:
+        given.update(arguments)
+        return model
+
+    monkeypatch.setattr(loading, "_check_loftq", lambda *_: None)  # it needs a GPU
+    monkeypatch.setattr(FastLanguageModel, "get_peft_model", staticmethod(get_peft_model))
+    load_model(settings, Lora(loftq=loftq, seed=5), CPU)
+    assert given["random_state"] == 5
+    assert given["init_lora_weights"] == ("loftq" if loftq else True)
+    assert (given["loftq_config"] is not None) == loftq

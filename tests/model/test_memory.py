@@ -116,7 +116,7 @@ def test_a_budget_that_cannot_be_met_is_reported_with_the_need() -> None:
     said = over_budget(chosen, 10_000, TranscriptionDataModule(batching=Batching(micro_batch_size=8)))
     assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
     assert f"{needed:.1f} GiB" in said
-    assert "the budget of 9.5 GiB" in said
+    assert "the 9.5 GiB of the budget" in said
     assert said.endswith("data.batching.micro_batch_size 4 takes less.")
 
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from fakes import notes as forty_notes
 from fakes import tiny_datamodule, write_csv
 
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.settings import Split
+from medlit.data.splits import DataFingerprint
 from medlit.report.systems import data_facts
 
 

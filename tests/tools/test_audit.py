@@ -19,8 +19,7 @@ from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
 from medlit.data.settings import Columns, Labels
-from medlit.tools.audit import EXIT_OVER_LIMIT, run
-from medlit.tools.audit.report import audit_figure
+from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from medlit.tools import doctor
-from medlit.tools.doctor import checks, probe
-from medlit.tools.doctor.checks import CheckResult
+from medlit.tools.doctor import CheckResult, probe
 
 LIBRARIES = {
     name: CheckResult(name, "ok", "imports") for name in ("torch", "bitsandbytes", "4-bit training", "unsloth")
@@ -116,8 +115,8 @@ def test_the_probing_process_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_malicious_lightning_fails_and_names_the_advisory(
     name: str, version: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checks.version_of
-    monkeypatch.setattr(checks, "version_of", lambda package: version if package == name else real(package))
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda package: version if package == name else real(package))
     code, rows = rows_of(capsys)
     assert code == 1
     assert rows[name].status == "fail"
@@ -136,8 +135,8 @@ def test_a_malicious_lightning_fails_and_names_the_advisory(
 def test_a_package_out_of_bounds_warns_and_a_missing_one_fails(
     name: str, version: str, status: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checks.version_of
-    monkeypatch.setattr(checks, "version_of", lambda package: version if package == name else real(package))
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda package: version if package == name else real(package))
     code, rows = rows_of(capsys)
     assert (code, rows[name].status) == (int(status == "fail"), status)
 
@@ -145,7 +144,7 @@ def test_a_package_out_of_bounds_warns_and_a_missing_one_fails(
 def test_requirements_of_extras_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["lightning>=2", 'pytest>=99; extra == "dev"']
     monkeypatch.setattr(metadata, "requires", lambda name: lines)
-    assert [row.check for row in checks.packages()] == ["lightning", "other packages"]
+    assert [row.check for row in doctor.packages()] == ["lightning", "other packages"]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError
 from medlit.model.memory import GIB, FitMemory
 from medlit.tools import doctor
-from medlit.tools.doctor import dry_run, probe, verdict
-from medlit.tools.doctor.checks import CheckResult
+from medlit.tools.doctor import CheckResult, dry_run, probe, verdict
 from medlit.tools.doctor.dry_run import DryRunCLI, check_labels, memory_result
 
 # --- labels and tokens ------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, save_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_temperature

@@ -55,7 +55,7 @@ class _GroupOrNull(_ActionConfigLoad):
 
 def _instantiate_unless_null(group: Any, config: Any) -> None:  # noqa: ANN401 - jsonargparse's
     if config.get(group.dest) is not None:
-        group_instantiate_class(group, config)
+        group_instantiate_class(group, config)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -66,14 +66,14 @@ class Parser(LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Add the arguments of a class; `model.lora` may be null."""
-        added = super().add_class_arguments(*args, **kwargs)
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
         for group in self._action_groups:
             if getattr(group, "dest", None) == "model.lora":
-                group.instantiate_class = _instantiate_unless_null
+                group.instantiate_class = _instantiate_unless_null  # type: ignore[attr-defined]
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

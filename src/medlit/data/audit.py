@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,53 +35,35 @@ _BATCH = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
+Number = TypeVar("Number", int, float)
 CountTokens = Callable[[list[str]], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The findings; `as_dict` is `audit.json`.
-
-    Attributes:
-        source: `data.source`.
-        rows: notes.
-        splits: split -> notes; the one split `all` for a table without splits.
-        classes: specialty -> notes, the most frequent first.
-        classes_by_split: split -> specialty -> notes.
-        unlabelled: notes without a specialty.
-        lengths: unit (`words`; with a tokenizer also `tokens`, without the prompt's) -> notes counted, min, mean,
-            p5 ... p99, max; under `tokens` also `limit`, the most that fit in the prompt, and `share_cut`, the share of
-            notes that are longer. At most 20,000 notes, evenly spaced, are tokenised.
-        empty: notes without a word: rows, and the first ids.
-        short: notes of 1 to 19 words: rows, and the first ids.
-        duplicates: texts that occur more than once: groups, rows in them, the first groups' ids.
-        near_duplicates: groups that hold different but similar texts, in the same form; None if not searched for.
-        near_threshold: least Jaccard similarity of similar texts; None if they were not searched for.
-        conflicts: texts that carry several specialties, in the same form.
-        accuracy_ceiling: share of the labelled notes that are right when each text is answered by its most frequent
-            label: no classifier of texts scores more on these rows.
-        leakage: `a/b` -> rows of split b whose text is also in split a.
-        near_leakage: the same including similar texts; None if they were not searched for.
-        label_leaks: column other than note, label and id -> share of its non-empty values that name the label, or that
-            occur with one label only; columns without such values are left out.
-    """
+    """The findings; `as_dict` is `audit.json`. Findings of rows and of groups list the first ids."""
 
     source: str
     rows: int
-    splits: dict[str, int]
-    classes: dict[str, int]
+    splits: dict[str, int]  # split -> notes; the one split `all` for a table without splits
+    classes: dict[str, int]  # specialty -> notes, the most frequent first
     classes_by_split: dict[str, dict[str, int]]
     unlabelled: int
+    # Unit (`words`; with a tokenizer also `tokens`, without the prompt's) -> notes counted, min, mean, p5 ... p99, max;
+    # under `tokens` also `limit`, the most that fit in the prompt, and `share_cut`, the share of notes that are longer.
+    # At most 20,000 notes, evenly spaced, are tokenised.
     lengths: dict[str, dict[str, float]]
-    empty: dict[str, Any]
-    short: dict[str, Any]
-    duplicates: dict[str, Any]
-    near_duplicates: dict[str, Any] | None
-    near_threshold: float | None
-    conflicts: dict[str, Any]
+    empty: dict[str, Any]  # notes without a word
+    short: dict[str, Any]  # notes of 1 to 19 words
+    duplicates: dict[str, Any]  # texts that occur more than once
+    near_duplicates: dict[str, Any] | None  # groups that hold different but similar texts; None if not searched for
+    near_threshold: float | None  # least Jaccard similarity of similar texts
+    conflicts: dict[str, Any]  # texts that carry several specialties
+    # Share of the labelled notes that are right when each text is answered by its most frequent label: no classifier of
+    # texts scores more on these rows.
     accuracy_ceiling: float
-    leakage: dict[str, int]
-    near_leakage: dict[str, int] | None
+    leakage: dict[str, int]  # `a/b` -> rows of split b whose text is also in split a
+    near_leakage: dict[str, int] | None  # the same including similar texts
     label_leaks: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,14 +71,8 @@ class AuditReport:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Audit:
-    """A report, and the lengths behind it for a figure.
-
-    Attributes:
-        report: the findings.
-        lengths: unit -> lengths of the notes that were counted.
-    """
+class Audit(NamedTuple):
+    """A report, and unit -> lengths of the notes that were counted, for a figure."""
 
     report: AuditReport
     lengths: dict[str, IntArray]
@@ -110,19 +86,12 @@ def audit(
     labels: Labels,
     near_threshold: float | None = None,
     count_tokens: CountTokens | None = None,
-    limit: int | None = None,
+    limit: int | None = None,  # most tokens of a transcription that fit in the prompt
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
-    Args:
-        source: as for `load_source`.
-        revision: as for `load_source`.
-        columns: as for `load_source`.
-        labels: as for `load_source`.
-        near_threshold: least Jaccard similarity of similar texts. None: 0.8, and only for tables of at most 50,000
-            notes, since the search takes a minute for every 40,000.
-        count_tokens: transcriptions -> tokens of each.
-        limit: most tokens of a transcription that fit in the prompt.
+    Without a `near_threshold` it is 0.8, in tables of at most 50,000 notes only: the search takes a minute for every
+    40,000.
 
     Raises:
         UserError: the source cannot be read.
@@ -130,13 +99,9 @@ def audit(
     import pandas as pd
     from datasets import concatenate_datasets
 
+    labelled = columns.label is not None
     tables = load_source(
-        source,
-        revision=revision,
-        columns=columns,
-        labels=labels,
-        require_labels=columns.label is not None,
-        check_rows=False,
+        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, check_rows=False
     )
     pool = concatenate_datasets(list(tables.values()))
     ids = pool["id"]  # read from disk one by one
@@ -178,38 +143,39 @@ def audit(
 
 def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
-    spaced = np.zeros(number, dtype=np.bool_)
-    spaced[np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64)] = True
+    spaced = set(np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64).tolist())
     words: list[int] = []
     tokens: list[int] = []
     remaining = iter(notes)
     while batch := list(islice(remaining, _BATCH)):
-        chosen = spaced[len(words) : len(words) + len(batch)]
-        words += [len(note.split()) for note in batch]
         if count_tokens is not None:
-            tokens += count_tokens([note for note, counted in zip(batch, chosen, strict=True) if counted])
-    lengths = {"words": np.array(words, dtype=np.int64)}
-    if count_tokens is not None:
-        lengths["tokens"] = np.array(tokens, dtype=np.int64)
-    return lengths
+            tokens += count_tokens([note for place, note in enumerate(batch, len(words)) if place in spaced])
+        words += [len(note.split()) for note in batch]
+    counted = {"words": words} if count_tokens is None else {"words": words, "tokens": tokens}
+    return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 
 def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
     """Distribution of lengths, (N,), and with a limit the share of notes that are cut at it."""
     points = np.percentile(lengths, _PERCENTILES, method="inverted_cdf")
-    summary: dict[str, float] = {"notes": len(lengths), "min": int(lengths.min())}
-    summary["mean"] = round(float(lengths.mean()), 1)
-    summary |= {f"p{percent}": int(point) for percent, point in zip(_PERCENTILES, points, strict=True)}
-    summary["max"] = int(lengths.max())
-    if limit is not None:
-        summary |= {"limit": limit, "share_cut": float((lengths > limit).mean())}
-    return summary
+    cut = {} if limit is None else {"limit": limit, "share_cut": float((lengths > limit).mean())}
+    return {
+        "notes": len(lengths),
+        "min": int(lengths.min()),
+        "mean": round(float(lengths.mean()), 1),
+        **{f"p{percent}": int(point) for percent, point in zip(_PERCENTILES, points, strict=True)},
+        "max": int(lengths.max()),
+        **cut,
+    }
 
 
 def _class_counts(specialties: pd.Series) -> dict[str, int]:
     """Specialty -> notes, the most frequent first, equally frequent ones by name."""
-    counts = {str(name): int(rows) for name, rows in specialties.value_counts().items()}
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return _descending({str(name): int(rows) for name, rows in specialties.value_counts().items()})
+
+
+def _descending(values: dict[str, Number]) -> dict[str, Number]:
+    return dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
@@ -250,8 +216,7 @@ def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str
             if len({value for value, _ in counts}) > _MAX_CODES:
                 pairs[name] = None
     revealing = {name: max(naming[name], _recurring(pairs[name] or Counter(), values[name])) for name in values}
-    shares = {name: rows / values[name] for name, rows in revealing.items() if rows}
-    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+    return _descending({name: rows / values[name] for name, rows in revealing.items() if rows})
 
 
 def _other_columns(source: str, revision: str | None, columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -37,37 +37,32 @@ def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> 
         G group sizes that add up to n.
     """
     n = len(lengths)
-    longest = np.asarray(lengths, dtype=np.int64)
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
-    cost = longest[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
-    for limit in (None,) if budget is None else (budget, None):
-        if limit is None:
-            limit = _smallest_peak(cost, n, groups)
-        best = np.full((groups + 1, n + 1), np.inf)
-        cut = np.zeros((groups + 1, n + 1), dtype=np.int64)
-        best[0, 0] = 0
-        for g in range(1, groups + 1):
-            for j in range(g, n - (groups - g) + 1):
-                total = best[g - 1, g - 1 : j] + np.where(cost[g - 1 : j, j] <= limit, cost[g - 1 : j, j], np.inf)
-                i = int(np.argmin(total))
-                best[g, j], cut[g, j] = total[i], g - 1 + i
-        if np.isfinite(best[groups, n]):
-            break
-    sizes, end = [], n
-    for g in range(groups, 0, -1):
-        sizes.append(end - int(cut[g, end]))
-        end = int(cut[g, end])
-    return sizes[::-1]
+    cost = np.asarray(lengths)[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
+    least, sizes = np.inf, list[int]()
+    if budget is not None:
+        least, sizes = _divide(np.where(cost <= budget, cost, np.inf), groups, np.add)
+    if np.isinf(least):
+        peak, _ = _divide(cost, groups, np.maximum)
+        _, sizes = _divide(np.where(cost <= peak, cost, np.inf), groups, np.add)
+    return sizes
 
 
-def _smallest_peak(cost: np.ndarray, n: int, groups: int) -> int:
-    """The lowest limit at which n notes fit into this many groups."""
-    peak = np.full((groups + 1, n + 1), np.inf)
-    peak[0, 0] = 0
+def _divide(cost: np.ndarray, groups: int, combine: np.ufunc) -> tuple[float, list[int]]:
+    """The least sum or maximum (`combine`) of the groups' costs, and the groups' sizes that have it."""
+    n = len(cost)
+    best = np.full((groups + 1, n + 1), np.inf)
+    cut = np.zeros((groups + 1, n + 1), dtype=np.int64)
+    best[0, 0] = 0
     for g in range(1, groups + 1):
-        for j in range(g, n + 1):
-            peak[g, j] = np.min(np.maximum(peak[g - 1, g - 1 : j], cost[g - 1 : j, j]))
-    return int(peak[groups, n])
+        for j in range(g, n - (groups - g) + 1):
+            total = combine(best[g - 1, g - 1 : j], cost[g - 1 : j, j])
+            i = int(np.argmin(total))
+            best[g, j], cut[g, j] = total[i], g - 1 + i
+    ends = [n]
+    for g in range(groups, 0, -1):
+        ends.append(int(cut[g, ends[-1]]))
+    return float(best[groups, n]), [end - start for start, end in pairwise(ends[::-1])]
 
 
 def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:
@@ -77,7 +72,7 @@ def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:
 
     Args:
         lengths: n lengths in tokens, longest first.
-        groups: number of groups G, at most n; none is empty.
+        groups: number of groups, at most n; none is empty.
 
     Returns:
         Indices into `lengths` of each group's notes.
@@ -104,12 +99,12 @@ def balance_ranks(costs: Sequence[int], ranks: int) -> list[list[int]]:
         R lists of n / R indices into `costs`.
     """
     assigned: list[list[int]] = [[] for _ in range(ranks)]
-    totals = [0] * ranks
     for start in range(0, len(costs), ranks):
+        totals = [sum(costs[index] for index in mine) for mine in assigned]
         for index, rank in enumerate(sorted(range(ranks), key=totals.__getitem__), start):
             assigned[rank].append(index)
-        totals = [sum(costs[index] for index in mine) for mine in assigned]
     while True:
+        totals = [sum(costs[index] for index in mine) for mine in assigned]
         most = totals.index(max(totals))
         gain, rank, ours, theirs = 0, most, 0, 0
         for other in set(range(ranks)) - {most}:
@@ -121,4 +116,3 @@ def balance_ranks(costs: Sequence[int], ranks: int) -> list[list[int]]:
         if not gain:
             return assigned
         assigned[most][ours], assigned[rank][theirs] = assigned[rank][theirs], assigned[most][ours]
-        totals = [sum(costs[index] for index in mine) for mine in assigned]

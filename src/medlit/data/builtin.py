@@ -7,8 +7,7 @@ report:
     CHIEF COMPLAINT: 52-year-old man seen today for glare while driving at night. VITAL SIGNS: P 71, R 14, BP 122/80.
 
 Training, validation and test notes come from disjoint pools of phrases (`phrases.yaml`), so a model is scored on cases
-that it never saw: "trabeculectomy" in training, "phacoemulsification" in the test. What carries over is the vocabulary
-of the field, which a bag of words knows in part and a pretrained language model knows better.
+that it never saw: "trabeculectomy" in training, "phacoemulsification" in the test.
 
 The notes are the same on every machine and Python version: every draw is `random.Random.random`, whose sequence for a
 seed the standard library guarantees.
@@ -20,7 +19,6 @@ import functools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,26 +36,12 @@ _ATTEMPTS = 200  # draws for one note before its pool counts as exhausted
 _LENGTHS = range(90, 341)
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The phrases of one specialty in one split: whole cases, and the lines that fit any case."""
-
-    cases: tuple[dict[str, str], ...]
-    lines: dict[str, list[str]]
-
-
 def builtin_notes(
     seed: int = 3407, train: int = 650, validation: int = 65, test: int = 143
 ) -> dict[str, list[dict[str, str]]]:
-    """Generate labelled notes; the same arguments give the same notes on every machine.
+    """Generate so many labelled notes for each split, with specialties balanced to within one note.
 
     A split's first n notes do not depend on its size, nor on the size of the other splits.
-
-    Args:
-        seed: any integer.
-        train: notes in the training split; specialties are balanced to within one note, in every split.
-        validation: notes in the validation split.
-        test: notes in the test split.
 
     Returns:
         Split name (train, validation, test) -> rows with the columns id, transcription and medical_specialty. No
@@ -77,7 +61,8 @@ def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, st
     rng = random.Random(f"medlit/{seed}/{split}")
     rows: list[dict[str, str]] = []
     while len(rows) < size:
-        for specialty in _shuffled(rng, SPECIALTIES)[: size - len(rows)]:
+        keyed = sorted((rng.random(), place, name) for place, name in enumerate(SPECIALTIES))
+        for _, _, specialty in keyed[: size - len(rows)]:
             text = _unseen_note(rng, specialty, split, seen)
             row_id = f"{split}-{len(rows):05d}"
             rows.append({"id": row_id, "transcription": text, "medical_specialty": specialty})
@@ -94,25 +79,25 @@ def _unseen_note(rng: random.Random, specialty: str, split: str, seen: set[str])
 
 
 def _note(rng: random.Random, specialty: str, split: str) -> str:
-    pool = _pool(specialty, split)
-    case = _pick(rng, pool.cases)
+    cases, lines = _pool(specialty, split)
+    case = _pick(rng, cases)
     sections = []
     # Part of the public transcriptions were exported with commas where their lines ended; so are some of these.
     after_heading, between = (": , ", ",") if rng.random() < 0.2 else (": ", " ")
     for section in PHRASES["layouts"][_pick(rng, PHRASES["specialties"][specialty]["layouts"])]:
         if rng.random() < section.get("chance", 1.0):
             slot = section["slot"]
-            phrase = case[slot] if slot in case else _pick(rng, pool.lines[slot])
+            phrase = case[slot] if slot in case else _pick(rng, lines[slot])
             if slot == "opening":
-                phrase = phrase.format(person=_pick(rng, pool.lines["person"]), complaint=case["complaint"])
+                phrase = phrase.format(person=_pick(rng, lines["person"]), complaint=case["complaint"])
             text = _fill(rng, phrase)
             sections.append(f"{_pick(rng, section['headings'])}{after_heading}{text[0].upper()}{text[1:]}.")
     return between.join(sections)
 
 
 @functools.cache
-def _pool(specialty: str, split: str) -> _Pool:
-    """Parse the phrases of one specialty and split."""
+def _pool(specialty: str, split: str) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
+    """The phrases of one specialty in one split: whole cases, and the lines that fit any case."""
     entry = PHRASES["specialties"][specialty]
     table = entry[split].splitlines()
     cases = []
@@ -124,7 +109,7 @@ def _pool(specialty: str, split: str) -> _Pool:
         lines |= {"person": lines["infant"], "vitals": lines["infant_vitals"]}
     else:
         lines["person"] = [entry["person"]]
-    return _Pool(tuple(cases), lines)
+    return cases, lines
 
 
 def _fill(rng: random.Random, phrase: str) -> str:
@@ -146,8 +131,3 @@ def _value(rng: random.Random, slot: str) -> str:
 
 def _pick(rng: random.Random, items: Sequence[_T]) -> _T:
     return items[int(rng.random() * len(items))]
-
-
-def _shuffled(rng: random.Random, items: Sequence[_T]) -> list[_T]:
-    keyed = [(rng.random(), position) for position in range(len(items))]
-    return [items[position] for _, position in sorted(keyed)]

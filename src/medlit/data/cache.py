@@ -24,11 +24,7 @@ def cache_key(*parts: object) -> str:
 def cache_folder() -> Path:
     """The folder for the text of notes, in the cache of `datasets`; only its owner may enter it.
 
-    The files in it have the mode that `datasets` gives them. What comes from the Hub is not copied here, because
-    `datasets` must find it again offline.
-
-    Raises:
-        UserError: the folder cannot be created, or belongs to another user.
+    What comes from the Hub is not copied here, because `datasets` must find it again offline.
     """
     import datasets
 

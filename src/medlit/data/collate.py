@@ -19,6 +19,7 @@ the same column. Padding is explicit here because Unsloth changes the tokenizer'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -54,26 +55,16 @@ class Batch(NamedTuple):
     """A micro-batch for the loss, right-padded or packed.
 
     Supervised tokens come as indices, not as a mask: `nonzero()` would synchronise with the GPU.
-
-    Attributes:
-        input_ids: prompt and response, (B, T) int64; packed: (1, tokens).
-        places: in `input_ids` row after row, the token that predicts each supervised one, (S,) int64.
-        targets: the supervised tokens' ids, (S,) int64.
-        lengths: tokens of each note, B of them, without padding or filler.
-        step_tokens: supervised tokens in the whole optimizer step, over all its micro-batches and ranks.
-        ids: the notes' ids, B of them.
-        starts: packed: where each note begins and the filler ends, int32; the same size for any number of notes.
-        positions: packed: each token's position in its own note, (1, tokens) int32.
     """
 
-    input_ids: Tensor
-    places: Tensor
-    targets: Tensor
-    lengths: list[int]
-    step_tokens: int
-    ids: list[str]
-    starts: Tensor | None = None
-    positions: Tensor | None = None
+    input_ids: Tensor  # prompt and response, (B, T) int64; packed: (1, tokens)
+    places: Tensor  # in `input_ids` row after row, the token that predicts each supervised one, (S,) int64
+    targets: Tensor  # the supervised tokens' ids, (S,) int64
+    lengths: list[int]  # tokens of each note, B of them, without padding or filler
+    step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
+    ids: list[str]  # the notes' ids, B of them
+    starts: Tensor | None = None  # packed: where each note begins and the filler ends, int32; of one size for any B
+    positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
 
     def padded(self) -> Batch:
         """A packed batch with its notes padded instead, on the same device."""
@@ -90,44 +81,25 @@ class Batch(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Left-padded prompts for an answer.
+    """Left-padded prompts for an answer."""
 
-    Attributes:
-        input_ids: (B, T) int64.
-        attention_mask: 1 on tokens, 0 on padding, (B, T) int64.
-        rows: the notes' row numbers in their table, B of them.
-        ids: the notes' ids, B of them.
-        cut_tokens: tokens cut from each transcription, B of them.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    rows: list[int]
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # 1 on tokens, 0 on padding, (B, T) int64
+    rows: list[int]  # the notes' row numbers in their table
     ids: list[str]
-    cut_tokens: list[int]
+    cut_tokens: list[int]  # tokens cut from each transcription
 
     def on(self, device: torch.device) -> Prompts:
-        """The same on a device.
-
-        Not called `to`, since Lightning would call that to move a batch.
-        """
+        """The same on a device; not called `to`, since Lightning would call that to move a batch."""
         return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
 class EvalBatch(NamedTuple):
-    """The same labelled notes twice: for the loss, and for an answer.
+    """The same labelled notes twice."""
 
-    Attributes:
-        loss: the notes with their true answers.
-        prompts: the notes alone.
-        label_ids: index of each true label in `label_names`, (B,) int64.
-        label_names: the data's labels.
-        text_hashes: equal for notes with the same text, B of them.
-    """
-
-    loss: Batch
-    prompts: Prompts
-    label_ids: Tensor
+    loss: Batch  # with their true answers
+    prompts: Prompts  # alone
+    label_ids: Tensor  # index of each true label in `label_names`, (B,) int64
     label_names: tuple[str, ...]
     text_hashes: list[str]
 
@@ -145,43 +117,20 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
 
 
 def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Tokens:
-    """Number of tokens that carry loss, of one note or of N: the answer's, or all but the first.
-
-    Args:
-        length: tokens of the note with its answer.
-        answer: tokens of the answer with its EOS.
-        mask_prompt: whether the answer alone carries loss.
-    """
+    """Tokens that carry loss, of one note or of N: those of its answer with EOS, or all but the first of `length`."""
     return answer if mask_prompt else length - 1
 
 
+@dataclass(eq=False)
 class Collator:
-    """Turns rows into batches.
+    """Turns rows into batches."""
 
-    Args:
-        response: specialty -> token ids of the answer with its EOS.
-        pad_id: token id of the padding.
-        mask_prompt: supervise the answer alone; otherwise every token but the first.
-        label_names: the data's labels; a label's index is its id.
-        most_notes: most notes of a packed batch; `starts` always has this size, so that nothing is compiled again for
-            another number of notes.
-    """
-
-    def __init__(
-        self,
-        response: Callable[[str], list[int]],
-        pad_id: int,
-        mask_prompt: bool = True,
-        label_names: tuple[str, ...] = (),
-        most_notes: int = 32,
-    ) -> None:
-        self.response = response
-        self.pad_id = pad_id
-        self.mask_prompt = mask_prompt
-        self.label_names = label_names
-        self.most_notes = most_notes
-        self._label_ids = {name: label for label, name in enumerate(label_names)}
-        self._answers: dict[str, list[int]] = {}
+    response: Callable[[str], list[int]]  # specialty -> token ids of the answer with its EOS
+    pad_id: int
+    mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
+    label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
+    most_notes: int = 32  # of a packed batch; `starts` always has this size + 2, so that nothing is compiled again
+    _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def _answer(self, row: TokenisedNote) -> list[int]:
         specialty = row["specialty"] or ""
@@ -236,60 +185,46 @@ class Collator:
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """Left-pad the prompts of B rows."""
         input_ids, real = _pad([row["input_ids"] for row in rows], self.pad_id, "left")
-        return Prompts(
-            input_ids=input_ids,
-            attention_mask=real,
-            rows=[row["row"] for row in rows],
-            ids=[row["id"] for row in rows],
-            cut_tokens=[row["cut_tokens"] for row in rows],
-        )
+        numbers, ids = [row["row"] for row in rows], [row["id"] for row in rows]
+        return Prompts(input_ids, real, numbers, ids, [row["cut_tokens"] for row in rows])
 
     def evaluate(self, rows: Sequence[TokenisedNote]) -> EvalBatch:
         """Both views of B labelled rows; `step_tokens` counts this batch alone."""
+        label_ids = {name: label for label, name in enumerate(self.label_names)}
         return EvalBatch(
             loss=self.train(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
-            label_ids=torch.tensor([self._label_ids[row["specialty"] or ""] for row in rows]),
+            label_ids=torch.tensor([label_ids[row["specialty"] or ""] for row in rows]),
             label_names=self.label_names,
             text_hashes=[row["text_hash"] for row in rows],
         )
 
 
+@dataclass(eq=False)
 class BatchDataset(TorchDataset[Any]):
     """Whole batches by their row indices: the sampler chooses them, this fetches and collates."""
 
-    def __init__(self, rows: Dataset, collate: Collate) -> None:
-        self.rows = rows
-        self.collate = collate
+    rows: Dataset
+    collate: Collate
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, batch: MicroBatch | list[int]) -> Batch | EvalBatch | Prompts:
-        if isinstance(batch, MicroBatch):
-            return self.collate(_as_rows(self.rows, batch.indices), batch.step_tokens)  # type: ignore[no-any-return]
-        return self.collate(_as_rows(self.rows, batch))  # type: ignore[no-any-return]
-
-
-def _as_rows(rows: Dataset, indices: Sequence[int]) -> list[TokenisedNote]:
-    columns = rows[list(indices)]
-    fields = (columns[name] for name in ("id", "text_hash", "input_ids", "cut_tokens", "specialty"))
-    return [
-        TokenisedNote(row=row, id=i, text_hash=text, input_ids=ids, cut_tokens=cut, specialty=name)
-        for row, i, text, ids, cut, name in zip(indices, *fields, strict=True)
-    ]
+    def __getitem__(self, batch: MicroBatch | list[int]) -> Any:  # noqa: ANN401 - what `collate` makes of them
+        indices, *step_tokens = batch if isinstance(batch, MicroBatch) else (batch,)
+        columns = self.rows[indices] | {"row": indices}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return self.collate(rows, *step_tokens)
 
 
 def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
     """Rows of notes without a table: the id is the index."""
     return [
-        TokenisedNote(
-            row=i, id=str(i), text_hash="", input_ids=one.input_ids, cut_tokens=one.cut_tokens, specialty=None
-        )
-        for i, one in enumerate(prompts)
+        TokenisedNote(row=i, id=str(i), text_hash="", input_ids=ids, cut_tokens=cut, specialty=None)
+        for i, (ids, cut) in enumerate(prompts)
     ]
 
 
 def identity(batch: object) -> object:
-    """The loader's collate function, since the dataset collates; a function, so that worker processes can pickle it."""
+    """The loader's collate function, since the dataset collates; worker processes can pickle it."""
     return batch

@@ -13,15 +13,13 @@ from torch.utils.data import DataLoader
 from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.balance_ranks import micro_batches_per_step
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
-from medlit.data.notes import load_source
-from medlit.data.predict_notes import read_predict_notes
+from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
-from medlit.data.splits import NoteSplits, split_notes
+from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.number_types import PositiveInt
@@ -47,11 +45,6 @@ class TranscriptionDataModule(L.LightningDataModule):
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.
         tokenizer: set from model.language_model.
-
-    Attributes:
-        label_set: the training split's labels, once the source is read.
-        splits: the notes of each split, once the source is read.
-        fingerprint: which notes they are, once the source is read.
     """
 
     def __init__(
@@ -82,7 +75,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.batching = batching
         self.predict = predict
         self.tokenizer = tokenizer
-        self.label_set: LabelSet | None = None
+        self.label_set: LabelSet | None = None  # of the training split; these three once the source is read
         self.splits: NoteSplits | None = None
         self.fingerprint: DataFingerprint | None = None
         self._tokenised: dict[str, Dataset] = {}

@@ -24,8 +24,7 @@ _WORD = re.compile(r"\w+")
 
 def exact_groups(text_hashes: Sequence[str]) -> IntArray:
     """Group number of each row, (N,): equal for equal hashes, numbered in the order of the hashes."""
-    digits = np.asarray(text_hashes, dtype=np.bytes_)
-    return np.unique(digits, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return np.unique(np.asarray(text_hashes, dtype=np.bytes_), return_inverse=True)[1].astype(np.int64)
 
 
 def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntArray:
@@ -68,7 +67,7 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """Number of bands, and rows of each: as few false pairs as hardly ever missing a pair at the threshold allows."""
+    """Number of bands, and rows of each: the fewest false pairs that `_RECALL` allows."""
     for rows in range(_PERMUTATIONS // 2, 1, -1):
         number = _PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** number >= _RECALL:

@@ -1,4 +1,4 @@
-"""The list of specialties: how a name is spelled, compared, and parsed from a model's answer.
+"""The list of specialties: how a name is spelled, compared, and parsed from an answer; the label rules of a source.
 
 Two spellings are the same label when `normalise_label` makes them equal (the recipe's rule: lower case, ` / ` and `-`
 as `/`, white space collapsed). Everything that compares labels uses that one function.
@@ -6,14 +6,22 @@ as `/`, white space collapsed). Everything that compares labels uses that one fu
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from medlit.data.settings import Labels
 from medlit.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+DROPPED = ""  # the spelling of a label that is left out
+
+_MAX_LABELS = 10_000
+_MAX_LABEL_LENGTH = 100  # characters
 _SLASH = re.compile(r"\s*[-/]\s*")
 _INCOMPLETE = "\ufffd"  # stands for a character of which not all bytes are generated yet
 
@@ -34,25 +42,17 @@ def normalise_label(name: str) -> str:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The K specialties of a task, in alphabetical order.
+    """The K specialties of a task, in alphabetical order."""
 
-    Attributes:
-        names: each specialty as the model is taught to spell it; the position is the label id, 0 .. K-1.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # as the model is taught to spell them; the position is the label id, 0 .. K-1
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> LabelSet:
-        """Collect the distinct labels of a table, each in its most frequent spelling.
-
-        Raises:
-            UserError: fewer than two distinct labels.
-        """
+        """Collect the distinct labels of a table, each in its most frequent spelling."""
         spellings: dict[str, Counter[str]] = {}
         for label in labels:
             spellings.setdefault(normalise_label(label), Counter())[normalise_text(label)] += 1
-        return cls.from_names([most_frequent(counts) for counts in spellings.values()])
+        return cls.from_names([_most_frequent(counts) for counts in spellings.values()])
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
@@ -94,11 +94,8 @@ class LabelSet:
         """Whether nothing that may follow `text` can change what `parse` returns for it.
 
         This holds when the first line is over, or can no longer be the beginning of a label in any accepted spelling.
-        It never holds without labels.
-
-        Args:
-            text: the answer generated so far; a character that is not complete yet is U+FFFD at the end, and may
-                become any character.
+        It never holds without labels. A character of `text` that is not complete yet is U+FFFD at the end, and may
+        become any character.
         """
         begun = text.rstrip(_INCOMPLETE).lstrip()
         if not begun or not self.names:
@@ -117,7 +114,43 @@ class LabelSet:
         return {normalise_label(name): label for label, name in enumerate(self.names)}
 
 
-def most_frequent(spellings: Counter[str]) -> str:
+def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, str | None]:
+    """Apply the rules of `data.labels` to the labels of a whole source, counted as its tables write them.
+
+    Returns:
+        Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
+    """
+    aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
+    dropped = {normalise_label(name) for name in rules.drop}
+    meanings = {raw: aliases.get(normalise_label(raw), normalise_text(raw)) for raw in counts}
+    known = {normalise_label(name) for name in [*counts, *meanings.values()]}
+    unused = sorted((aliases.keys() | dropped) - known)
+    if unused and counts:
+        logger.warning("data.labels: no row has the label %s", ", ".join(map(repr, unused)))
+
+    spellings: dict[str, Counter[str]] = {}
+    for raw, name in meanings.items():
+        spellings.setdefault(normalise_label(name), Counter())[name] += counts[raw]
+    chosen: dict[str, str | None] = {}
+    for key, written in spellings.items():
+        kept = key not in dropped and written.total() >= rules.min_count
+        chosen[key] = _most_frequent(written) if kept else DROPPED
+    chosen[""] = None
+    return {raw: chosen[normalise_label(name)] for raw, name in meanings.items()} | {"": None}
+
+
+def check_label_column(counts: Mapping[str, int], column: str) -> None:
+    """Refuse a column that cannot hold labels before its values, with their rows, fill the memory or a message."""
+    if len(counts) > _MAX_LABELS:
+        raise UserError(f"{column} has over {_MAX_LABELS} different values; name the column of the specialties.")
+    if any(len(normalise_text(name)) > _MAX_LABEL_LENGTH for name in counts):
+        raise UserError(
+            f"{column} has values of over {_MAX_LABEL_LENGTH} characters, too long for a label; name the column of the"
+            " specialties."
+        )
+
+
+def _most_frequent(spellings: Counter[str]) -> str:
     """The spelling with the most rows; of equally frequent ones the first in the alphabet."""
     return min(spellings, key=lambda name: (-spellings[name], name))
 

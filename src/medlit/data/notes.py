@@ -1,4 +1,4 @@
-"""From any source to the four columns that everything else works with.
+"""From any source, or a typed note, to the four columns that everything else works with.
 
     id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
     transcription  text    the note; line ends are line feeds, outer white space is removed, the rest is unchanged
@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medlit.data.cache import cache_folder, cache_key, iter_column
-from medlit.data.label_rules import DROPPED, canonical_spellings, check_label_column
-from medlit.data.labels import normalise_text
+from medlit.data.labels import DROPPED, canonical_spellings, check_label_column, normalise_text
 from medlit.data.prompt import whole_characters
-from medlit.data.settings import Columns, Labels
+from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, read_tables
 from medlit.errors import UserError
 
@@ -46,18 +48,10 @@ def load_source(
     revision: str | None = None,
     columns: Columns,
     labels: Labels,
-    require_labels: bool = True,
-    check_rows: bool = True,
+    require_labels: bool = True,  # False accepts rows or a table without labels (null), and drops no row
+    check_rows: bool = True,  # False keeps empty notes and, as a null, missing labels; the audit counts them
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
-
-    Args:
-        source: `builtin`, a file, a folder, a glob or a Hub dataset id.
-        revision: commit, tag or branch of a Hub dataset.
-        columns: names of the source's columns.
-        labels: aliases, labels to drop, and the fewest rows that a label must have (over the whole source).
-        require_labels: False accepts rows without a label (null), or a table without the column, and drops no row.
-        check_rows: False keeps empty notes and, as a null, missing labels; the audit counts them.
 
     Returns:
         Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
@@ -66,6 +60,7 @@ def load_source(
         UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, a label is
             missing, or an id is repeated.
     """
+    import pyarrow.compute as pc
     from datasets import concatenate_datasets
 
     tables = read_tables(source, revision, columns)
@@ -81,7 +76,8 @@ def load_source(
         _check_ids(split, parts, canonical, columns)
         for table, rows in zip(parts, canonical, strict=True):
             if check_rows:
-                _check_notes(table, rows, columns)
+                empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
+                _refuse_rows(empty, table, rows, "text", columns.text, "the note is empty", _FILL_IN)
             if check_rows and require_labels:
                 _check_labels(table, rows, columns, {name for name in spellings.values() if name})
         result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
@@ -95,6 +91,32 @@ def id_column(table: RawTable, columns: Columns) -> str | None:
     return columns.id or ("id" if "id" in table.rows.column_names else None)
 
 
+def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:
+    """Read the notes of `medlit predict` that are in no split: one typed note, or a source of their own.
+
+    Raises:
+        UserError: the note is empty, or the source cannot be read.
+    """
+    import datasets
+
+    if predict.text is None:
+        try:
+            tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False)
+        except UserError as error:
+            raise UserError(str(error).replace("data.source", "data.predict.source", 1)) from error
+        return datasets.concatenate_datasets(list(tables.values()))
+    try:
+        text = clean_note(sys.stdin.read() if predict.text == "-" else predict.text)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.predict.text: the standard input is not {error.encoding.upper()}; convert it, for example with"
+            " iconv."
+        ) from None
+    if not text:
+        raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
+    return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
+
+
 def clean_note(note: str | None) -> str:
     """A note as every later step sees it: whole characters, line feeds for line ends, no outer white space."""
     return "" if note is None else whole_characters(note).replace("\r\n", "\n").replace("\r", "\n").strip()
@@ -105,9 +127,6 @@ def hash_text(text: str) -> str:
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=16).hexdigest()
 
 
-# --- Canonical rows ---------------------------------------------------------------------------------------------------
-
-
 def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
     """Rows of each label as the table writes it."""
     import pyarrow.compute as pc
@@ -115,11 +134,10 @@ def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
     counts = Counter[str]()
     if label is None or label not in table.rows.column_names:
         return counts
-    classes = table.classes(label)
     for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
-        for item in pc.value_counts(batch.column(0)).to_pylist():
-            (name,) = as_text([item["values"]], classes)
-            counts[name or ""] += item["counts"]
+        values, numbers = pc.value_counts(batch.column(0)).flatten()
+        for name, number in zip(as_text(values.to_pylist(), table.classes(label)), numbers.to_pylist(), strict=True):
+            counts[name or ""] += number
         check_label_column(counts, f"data.columns.label: column {label!r} of {table.name}")
     return counts
 
@@ -170,22 +188,17 @@ def _canonical_batch(
     """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
     import pyarrow as pa
 
+    def text_of(column: str | None, classes: list[str] | None) -> list[str | None]:
+        return [None] * len(batch) if column is None else as_text(batch.column(column).to_pylist(), classes)
+
     cleaned = [clean_note(note) for note in islice(notes, len(batch))]
-    ids: list[str | None] = [None] * len(batch)
-    specialties: list[str | None] = [None] * len(batch)
-    if identity is not None:
-        ids = as_text(batch.column(identity).to_pylist(), None)
-    if label is not None:
-        specialties = [spellings[name or ""] for name in as_text(batch.column(label).to_pylist(), classes)]
-    hashes = [hash_text(note) for note in cleaned]
-    return pa.table(
-        dict(zip(CANONICAL, (ids, cleaned, specialties, hashes), strict=True)),
-        schema=pa.schema([(name, pa.string()) for name in CANONICAL]),
-    )
+    specialties = [spellings[name or ""] for name in text_of(label, classes)]
+    columns = (text_of(identity, None), cleaned, specialties, [hash_text(note) for note in cleaned])
+    schema = pa.schema([(name, pa.string()) for name in CANONICAL])
+    return pa.table(dict(zip(CANONICAL, columns, strict=True)), schema=schema)
 
 
 def _without_dropped(rows: Dataset) -> Dataset:
-    import numpy as np
     import pyarrow.compute as pc
 
     kept = pc.fill_null(pc.not_equal(rows.data.column("specialty"), DROPPED), True).to_numpy()
@@ -195,11 +208,10 @@ def _without_dropped(rows: Dataset) -> Dataset:
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
     """Name the notes of tables without an id column by their text; repeats are numbered across splits."""
     seen = Counter[str]()
-    result: dict[str, Dataset] = {}
+    result = dict(tables)
     for split, rows in tables.items():
         given = rows.data.column("id") if rows._indices is None else rows.with_format("arrow")[:]["id"]
         if given.null_count == 0:
-            result[split] = rows
             continue
         ids = []
         for identity, text_hash in zip(rows["id"][:], rows["text_hash"][:], strict=True):
@@ -210,9 +222,6 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
         key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result
-
-
-# --- Checks -----------------------------------------------------------------------------------------------------------
 
 
 def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
@@ -245,16 +254,8 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
             )
 
 
-def _check_notes(table: RawTable, rows: Dataset, columns: Columns) -> None:
-    """Check that no note is empty; `rows` are the table's canonical rows, here and below."""
-    import pyarrow.compute as pc
-
-    empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
-    _refuse_rows(empty, table, rows, "text", columns.text, "the note is empty", _FILL_IN)
-
-
 def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[str]) -> None:
-    """Check that every row has a label, and that the labels of the source, `names`, are all words or all numbers."""
+    """Check that canonical rows have labels, and that the labels of the source are all words or all numbers."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -278,14 +279,14 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
     import pyarrow.compute as pc
 
     given = [(table, rows) for table, rows in zip(tables, parts, strict=True) if id_column(table, columns)]
+    chunks: list[pa.Array] = []
     for table, rows in given:
         ids = rows.data.column("id")
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
         remedy = "fill it in or name another column"
         _refuse_rows(missing, table, rows, "id", id_column(table, columns), "there is no id", remedy)
-    chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
-    together = pa.chunked_array(chunks, pa.string())
-    if pc.count_distinct(together).as_py() == len(together):
+        chunks += ids.chunks
+    if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
         return
     seen: dict[str, str] = {}
     for table, rows in given:
@@ -293,8 +294,8 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
             place = f"{table.name}, row {number}"
             if identity in seen:
                 raise UserError(
-                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]}"
-                    f" (the {split} split); make the ids unique or name another column in data.columns.id."
+                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]} (the {split}"
+                    " split); make the ids unique or name another column in data.columns.id."
                 )
             seen[identity] = place
 
@@ -302,7 +303,7 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
 def _refuse_rows(
     mask: pa.ChunkedArray, table: RawTable, rows: Dataset, key: str, column: str | None, fault: str, remedy: str
 ) -> None:
-    """Raise a UserError that names the first row where `mask` is true, if there is one."""
+    """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
     import pyarrow.compute as pc
 
     places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from medlit.errors import UserError
 from medlit.unsloth_first import TOKENIZERS_PARALLELISM
@@ -34,10 +34,7 @@ _FOOTER = "\n\n### Response:\n"
 
 
 def whole_characters(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 and tokenizers cannot encode, by U+FFFD.
-
-    JSON can hold them, and so can a command line that is not UTF-8.
-    """
+    """Replace lone surrogates, which JSON can hold and neither UTF-8 nor tokenizers can encode, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -68,14 +65,8 @@ def _stay_on_one_core() -> None:
 os.register_at_fork(after_in_child=_stay_on_one_core)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids of one prompt.
-
-    Attributes:
-        input_ids: header, transcription and footer, 1 to `max_length - max_response_tokens` ids.
-        cut_tokens: tokens of the transcription that did not fit.
-    """
+class Prompt(NamedTuple):
+    """Token ids of one prompt, and how many of the transcription did not fit."""
 
     input_ids: list[int]
     cut_tokens: int
@@ -83,19 +74,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class AlpacaPrompt:
-    """Builds prompts and responses for one tokenizer.
-
-    Args:
-        tokenizer: the base model's tokenizer.
-        instruction: the instruction of the prompt.
-        max_length: most tokens of prompt and response together.
-        max_response_tokens: tokens of `max_length` that are reserved for the response.
-    """
+    """Builds prompts and responses for one tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
-    max_length: int = 2048
-    max_response_tokens: int = 32
+    max_length: int = 2048  # most tokens of prompt and response together
+    max_response_tokens: int = 32  # tokens of these that are reserved for the response
 
     def _rows(self, texts: list[str]) -> list[list[int]]:
         whole = [whole_characters(text) for text in texts]
@@ -116,11 +100,8 @@ class AlpacaPrompt:
     def _inside(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts in the middle of a prompt: tokenised after a line break where that avoids an added space."""
         lead = self._line_break
-        rows = self._rows(["\n" * bool(lead) + text for text in texts])
-        return [
-            ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(text)
-            for ids, text in zip(rows, texts, strict=True)
-        ]
+        size, rows = len(lead), self._rows(["\n" * bool(lead) + text for text in texts])
+        return [ids[size:] if ids[:size] == lead else self._ids(text) for ids, text in zip(rows, texts, strict=True)]
 
     @cached_property
     def header(self) -> list[int]:
@@ -151,24 +132,20 @@ class AlpacaPrompt:
         return room
 
     def prompt(self, transcription: str) -> Prompt:
-        """The prompt of one note; what does not fit is cut from the end of the transcription."""
+        """The prompt of one note."""
         return self.prompts([transcription])[0]
 
     def prompts(self, transcriptions: Sequence[str]) -> list[Prompt]:
-        """The prompts of several notes, in their order."""
+        """The prompts of notes, in their order; what does not fit is cut from the end of the transcription."""
         if not transcriptions:
             return []
         with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
             inside = self._inside(transcriptions)
-        return [
-            Prompt([*self.header, *ids[: self.room], *self.footer], cut_tokens=max(0, len(ids) - self.room))
-            for ids in inside
-        ]
+        room = self.room
+        return [Prompt([*self.header, *ids[:room], *self.footer], max(0, len(ids) - room)) for ids in inside]
 
     def response(self, specialty: str) -> list[int]:
-        """Ids of the answer, the tokenizer's EOS last.
-
-        The answer is tokenised in its place after the footer, where generation starts.
+        """Ids of the answer, tokenised after the footer, where generation starts, and the tokenizer's EOS.
 
         Raises:
             UserError: the answer is longer than `max_response_tokens`.

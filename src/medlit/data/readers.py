@@ -2,10 +2,8 @@
 
 CSV, TSV, JSON and JSONL are parsed row by row by the standard library, every value as text, and `datasets` writes them
 to its Arrow cache once. The CSV readers of pandas and `datasets` fill short rows silently, count records instead of
-lines, and guess types, so that an id `007` becomes 7. Parquet has types of its own and is read by `datasets` as it is.
-
-Nothing here guesses an encoding: a note decoded wrongly trains without a complaint, so a file that is not UTF-8 is
-refused, with the encoding that it seems to have and the command that converts it.
+lines, and guess types, so that an id `007` becomes 7. Parquet is read by `datasets` as it is. A note decoded wrongly
+trains without a complaint, so a file that is not UTF-8 is refused, with the command that converts it.
 """
 
 from __future__ import annotations
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VERSION = 1  # part of the cache's key: raise it when the same file would be read differently
+
+Row = dict[str, str | None]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
@@ -61,26 +61,20 @@ def read_file(path: Path, columns: Columns) -> Dataset:
     try:
         if suffix in _DELIMITERS:
             header = _csv_header(path, _DELIMITERS[suffix])
-            return _cached(path, header, csv_rows, {"header": header, "delimiter": _DELIMITERS[suffix]})
-        names = _json_columns(path)
-        return _cached(path, names, json_rows, {"names": names, "columns": columns})
+            return _cached(path, header, csv_rows, header=header, delimiter=_DELIMITERS[suffix])
+        rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
+        names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
+        if not names:
+            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
+        return _cached(path, names, json_rows, names=names, columns=columns)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
 
 
-def _cached(
-    path: Path,
-    names: tuple[str, ...],
-    rows: Callable[..., Iterator[dict[str, str | None]]],
-    settings: dict[str, object],
-) -> Dataset:
-    """Write the rows of a generator to the Arrow cache, or map what an earlier run wrote.
+def _cached(path: Path, names: tuple[str, ...], rows: Callable[..., Iterator[Row]], /, **settings: object) -> Dataset:
+    """Write what `rows` yields to the Arrow cache, or map what an earlier run wrote.
 
-    Args:
-        path: the file.
-        names: its columns.
-        rows: the generator; called with the path and the settings.
-        settings: tuples only, no lists, which `datasets` takes for shards.
+    The settings hold tuples and no lists, which `datasets` takes for shards.
     """
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
@@ -96,9 +90,8 @@ def _cached(
             fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),
         )
     except DatasetGenerationError as error:
-        cause = error.__cause__
-        if isinstance(cause, (UserError, UnicodeDecodeError)):
-            raise cause from None
+        if isinstance(error.__cause__, (UserError, UnicodeDecodeError)):
+            raise error.__cause__ from None
         raise
 
 
@@ -118,9 +111,6 @@ def _read_parquet(path: Path) -> Dataset:
         ) from None
 
 
-# --- CSV and TSV ------------------------------------------------------------------------------------------------------
-
-
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     _, header = next(_csv_records(str(path), delimiter), (1, []))
     if not header:
@@ -129,7 +119,7 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
         if other is not None:
-            expected = {",": "commas", "\t": "tabs"}[delimiter]
+            expected = "tabs" if delimiter == "\t" else "commas"
             raise UserError(
                 f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r};"
                 f" save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
@@ -140,20 +130,16 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     return names
 
 
-def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[dict[str, str | None]]:
-    """Yield column -> value of each record after the header.
-
-    Raises:
-        UserError: naming the line.
-    """
+def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row]:
+    """Yield column -> value of each record after the header."""
     records = _csv_records(path, delimiter)
     next(records)
     line = 0
     for line, record in records:
         if len(record) != len(header):
             raise UserError(
-                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)};"
-                " put a note that contains the separator or a line break in double quotes."
+                f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; put a"
+                " note that contains the separator or a line break in double quotes."
             )
         yield dict(zip(header, record, strict=True))
     if line == 0:
@@ -180,24 +166,8 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, record
 
 
-# --- JSON and JSONL ---------------------------------------------------------------------------------------------------
-
-
-def _json_columns(path: Path) -> tuple[str, ...]:
-    """Every key of the first objects, in order of appearance."""
-    rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
-    names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
-    if not names:
-        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-    return names
-
-
-def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[dict[str, str | None]]:
-    """Yield column -> text of each object; a missing column and JSON's null are null.
-
-    Raises:
-        UserError: naming the row or line.
-    """
+def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
+    """Yield column -> text of each object; a missing column and JSON's null are null."""
     used = {name for name in (columns.text, columns.label, columns.id or "id") if name is not None}
     for place, row in _json_objects(path):
         for name in used & row.keys():
@@ -205,16 +175,14 @@ def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[d
             if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
                 kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
                 raise UserError(
-                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs;"
-                    " correct the row or name another column."
+                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs; correct the row"
+                    " or name another column."
                 )
         yield {name: _json_text(row.get(name)) for name in names}
 
 
 def _json_text(value: object) -> str | None:
-    if value is None:
-        return None
-    return whole_characters(value if isinstance(value, str) else json.dumps(value))
+    return None if value is None else whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
 def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -233,8 +201,8 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError):
-                    last = not any(rest.strip() for rest in file)
-                    fault = "breaks off: the last line is not complete JSON" if last else "the line is not valid JSON"
+                    more = any(rest.strip() for rest in file)
+                    fault = "the line is not valid JSON" if more else "breaks off: the last line is not complete JSON"
                     raise UserError(
                         f"data.source: {path}, line {number}: {fault}; correct the line or export the table again."
                     ) from None
@@ -263,29 +231,22 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
                         return
                     if not more or len(pending) - at > _MAX_OBJECT:
                         raise UserError(
-                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here;"
-                            " correct the file or export the table again."
+                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; correct the"
+                            " file or export the table again."
                         ) from None
                     pending, at = pending[at:] + more, 0
             yield f"row {number}", value
 
 
-# --- Encodings --------------------------------------------------------------------------------------------------------
-
-
 def _open_utf8(path: Path, newline: str) -> TextIO:
-    """Open a text table; a byte-order mark is skipped.
-
-    Raises:
-        UserError: the file's first 64 KiB are not text, or text in UTF-16.
-    """
+    """Open a text table, unless its first 64 KiB are not text, or text in UTF-16; a byte-order mark is skipped."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
         raise UserError(
-            f"data.source: {path} is {kind}, not a text table;"
-            " export it as UTF-8 CSV or give it the file suffix of what it is."
+            f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or give it the file suffix of"
+            " what it is."
         )
     # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
     even, odd = head[0::2].count(0), head[1::2].count(0)
@@ -308,24 +269,20 @@ def _not_utf8(path: Path) -> UserError:
                 break
     if len(_CONTROL.findall(window)) > len(window) // 20:
         return _binary(path)
-    return _other_encoding(path, _guess_encoding(window), line=number)
-
-
-def _guess_encoding(window: bytes) -> str:
-    """Name of the 8-bit or multi-byte encoding that bytes which are not UTF-8 most likely have."""
     # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
-    if 2 * len(_LONE_HIGH.findall(window)) > len(_HIGH.findall(window)):
-        return "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
-    from charset_normalizer import from_bytes
+    encoding = "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
+    if 2 * len(_LONE_HIGH.findall(window)) <= len(_HIGH.findall(window)):
+        from charset_normalizer import from_bytes
 
-    best = from_bytes(window, cp_isolation=_NON_LATIN).best()
-    return "ISO-8859-1" if best is None else best.encoding
+        best = from_bytes(window, cp_isolation=_NON_LATIN).best()
+        encoding = "ISO-8859-1" if best is None else best.encoding
+    return _other_encoding(path, encoding, line=number)
 
 
 def _other_encoding(path: Path, encoding: str, line: int) -> UserError:
     return UserError(
-        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding});"
-        f" convert it, e.g. `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
+        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); convert it, e.g."
+        f" `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
     )
 
 

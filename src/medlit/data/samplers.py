@@ -1,9 +1,8 @@
 """Samplers: which notes an optimizer step trains on, and how they are shared by ranks and micro-batches.
 
 `StepSampler` draws each step's notes at random (none twice in an epoch, unless `class_balance` draws rare labels more
-often) and only then sorts them by length and shares them. Grouping therefore changes how much padding a step costs and
-nothing else: the notes of step s are the same set for any number of ranks and micro-batches, so one YAML trains alike
-on 1 or 8 GPUs.
+often) and only then sorts them by length and shares them. So the notes of step s are the same set for any number of
+ranks and micro-batches, and one YAML trains alike on 1 or 8 GPUs.
 
 Class balance: of N training notes with K labels, n_c of them with label c, an epoch of N draws gives label c on average
 
@@ -11,13 +10,13 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
     sqrt     N x sqrt(n_c) / sum of all sqrt(n_k)   between the two (as Mahajan 2018, arXiv 1805.00932)
     inverse  N / K                                  every label equally often
 
-and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once. So a frequent
-label's notes are not all seen in an epoch, and a rare label's are seen several times.
+and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,40 +33,27 @@ _POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
 
 
 def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
-    """Expected share of each label among the draws, (K,), adding up to 1.
-
-    Args:
-        counts: notes of each label, (K,), at least 1 each.
-        class_balance: how labels are weighted.
-    """
+    """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
     weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
     return weights / float(weights.sum())
 
 
 def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
-    """Row numbers of the N notes of an epoch in training order, (N,).
-
-    Args:
-        labels: label id of each note, (N,).
-        class_balance: how labels are weighted.
-        seed: of the run.
-        epoch: number of the epoch; each has a different order.
-    """
+    """Row numbers of the N notes of an epoch in training order, (N,), from their label ids, (N,)."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(labels))
     if class_balance == "none":
         return order
-    present, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
     edges = np.floor(np.cumsum(shares(counts, class_balance)) * len(labels) + rng.random()).astype(np.int64)
     edges[-1] = len(labels)
     drawn = np.diff(edges, prepend=0)
     parts = []
-    for label in range(len(present)):
+    for label, draws in enumerate(drawn.tolist()):
         notes = order[codes[order] == label]
-        rounds = -(-int(drawn[label]) // len(notes))
-        repeated = [notes, *(rng.permutation(notes) for _ in range(rounds - 1))]
-        parts.append(np.concatenate(repeated)[: drawn[label]])
+        again = [rng.permutation(notes) for _ in range(-(-draws // len(notes)) - 1)]
+        parts.append(np.concatenate([notes, *again])[:draws])
     return rng.permutation(np.concatenate(parts))
 
 
@@ -78,60 +64,40 @@ class MicroBatch(NamedTuple):
     step_tokens: int
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[MicroBatch]):
     """Shares the notes of every optimizer step among the ranks and their micro-batches.
 
     An incomplete step at the end of an epoch is left out; its notes are drawn in the next shuffle.
 
-    Args:
-        lengths: tokens of each of the N notes, prompt and response, (N,).
-        supervised: tokens of each note that carry loss, (N,).
-        labels: label of each note as a number, for `class_balance`, (N,).
-        batching: batch sizes, class balance and seed; epoch e uses the seed (seed, e).
-        token_budget: most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead.
-        packed: micro-batches are not padded: they get about equal numbers of tokens instead of notes of similar length.
-        rank: this process, 0 .. world_size - 1.
-        world_size: number of processes.
-
     Raises:
         UserError: fewer notes than one step needs, or ranks that do not divide a step.
     """
 
-    def __init__(
-        self,
-        lengths: IntArray,
-        supervised: IntArray,
-        labels: IntArray,
-        batching: Batching,
-        token_budget: int,
-        packed: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        step = batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, batching.micro_batch_size, world_size)
-        if len(lengths) < step:
+    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,)
+    supervised: IntArray  # tokens of each note that carry loss, (N,)
+    labels: IntArray  # label of each note as a number, (N,)
+    batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
+    token_budget: int  # most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
+    packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        step = self.batching.global_batch_size
+        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
+        if len(self.lengths) < step:
             raise UserError(
-                f"data.batching.global_batch_size: the training split has {len(lengths)} notes, fewer than the {step}"
-                f" of one optimizer step; set data.batching.global_batch_size to {len(lengths)} or less."
+                f"data.batching.global_batch_size: the training split has {len(self.lengths)} notes, fewer than the"
+                f" {step} of one optimizer step; set data.batching.global_batch_size to {len(self.lengths)} or less."
             )
-        self.lengths = lengths
-        self.supervised = supervised
-        self.labels = labels
-        self.global_batch_size = step
-        self.class_balance = batching.class_balance
-        self.seed = batching.seed
-        self.token_budget = token_budget
-        self.packed = packed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_step = 0
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.lengths) // self.global_batch_size
+        return len(self.lengths) // self.batching.global_batch_size
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -145,10 +111,11 @@ class StepSampler(Sampler[MicroBatch]):
         return self._sorted(self._order(), step)
 
     def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.class_balance, self.seed, self.epoch)
+        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
 
     def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
-        notes = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        size = self.batching.global_batch_size
+        notes = order[step * size : (step + 1) * size]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -166,16 +133,12 @@ class StepSampler(Sampler[MicroBatch]):
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
         mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
-        return [
-            [mine[place] for place in group] for group in balance_tokens(lengths[mine].tolist(), self.micro_batches)
-        ]
+        groups = balance_tokens(lengths[mine].tolist(), self.micro_batches)
+        return [[mine[place] for place in group] for group in groups]
 
     def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
-        """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens.
-
-        One rank minimises padding within the budget. Several divide the whole step together and minimise the largest
-        group, since all ranks wait for it.
-        """
+        """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens."""
+        # One rank minimises padding within the budget; several minimise the largest group, for which all ranks wait.
         budget = self.token_budget if self.world_size == 1 else None
         ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
@@ -186,25 +149,16 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 class LengthSortedSampler(Sampler[list[int]]):
-    """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks.
-
-    Args:
-        lengths: tokens of each note's prompt.
-        batch_size: most notes of a batch.
-        token_budget: most padded tokens of a batch; a single note may exceed it.
-        rank: this process.
-        world_size: number of processes; their numbers of notes differ by at most one.
-        indices: the notes to use; None: all of them.
-    """
+    """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks."""
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int],  # tokens of each note's prompt
         batch_size: int,
-        token_budget: int,
+        token_budget: int,  # most padded tokens of a batch; a single note may exceed it
         rank: int = 0,
-        world_size: int = 1,
-        indices: np.ndarray | None = None,
+        world_size: int = 1,  # the processes' numbers of notes differ by at most one
+        indices: np.ndarray | None = None,  # the notes to use; None: all of them
     ) -> None:
         notes = np.arange(len(lengths)) if indices is None else indices
         order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]

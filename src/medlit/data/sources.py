@@ -1,8 +1,7 @@
-"""Where notes come from: `data.source` names any of them.
+"""Where notes come from: `builtin`, a table's file, a folder of them, a saved dataset, a glob, or a Hub dataset id.
 
-`builtin`, a CSV, TSV, JSON, JSONL or Parquet file, a folder with one file per split, a folder that `datasets` saved to
-disk, a glob, or a dataset id of the Hugging Face Hub. Each becomes a dictionary from split name (`train`, `validation`,
-`test`, or `all` for a table that has no splits) to its tables, with all their columns.
+Each becomes a dictionary from split name (`train`, `validation`, `test`; `all` for a table that has no splits) to its
+tables, with all their columns.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medlit.data.readers import read_file
 from medlit.data.settings import Columns
@@ -20,7 +18,7 @@ from medlit.errors import NotCachedError, UserError
 from medlit.paths import hub_is_offline
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 ALL = "all"
 SPLITS = ("train", "validation", "test")
@@ -32,14 +30,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class RawTable:
-    """One table with all its columns, as read.
-
-    Attributes:
-        name: its name in error messages: the file's path, or the dataset and its split.
-        rows: the table, memory-mapped.
-    """
+class RawTable(NamedTuple):
+    """One table with all its columns, memory-mapped, and its name in error messages."""
 
     name: str
     rows: Dataset
@@ -66,14 +58,19 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
         UserError: the source is missing, of an unknown kind, or cannot be read.
     """
     if source == "builtin":
-        return _builtin()
+        from datasets import Dataset
+
+        from medlit.data.builtin import builtin_notes
+
+        notes = builtin_notes(validation=39, test=130).items()
+        return {split: [RawTable(f"builtin, split {split}", Dataset.from_list(rows))] for split, rows in notes}
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved(path)
         return _folder(path, columns)
     if path.exists():
-        return {ALL: [_file(path, columns)]}
+        return _by_split([path], columns, named=False)
     if any(mark in source for mark in "*?["):
         return _glob(path, columns)
     if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
@@ -88,6 +85,17 @@ def split_of(name: str) -> str | None:
     return name if name in SPLITS else None
 
 
+def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[str, list[RawTable]]:
+    """Read files, by split where they are `named` after splits."""
+    chosen: dict[str, list[Path]] = {}
+    for path in paths:
+        chosen.setdefault((named and split_of(path.stem)) or ALL, []).append(path)
+    for split, files in chosen.items():
+        if named and len(files) > 1 and not all(_SHARD.search(path.stem) for path in files):
+            raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
+    return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
+
+
 def _file(path: Path, columns: Columns) -> RawTable:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"data.source: {path} is of no kind that is read; use one of {', '.join(SUFFIXES)}.")
@@ -97,17 +105,6 @@ def _file(path: Path, columns: Columns) -> RawTable:
         raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
 
 
-def _by_split(paths: list[Path], columns: Columns) -> dict[str, list[RawTable]]:
-    """Read files that are named after splits."""
-    chosen: dict[str, list[Path]] = {}
-    for path in paths:
-        chosen.setdefault(split_of(path.stem) or ALL, []).append(path)
-    for split, files in chosen.items():
-        if len(files) > 1 and not all(_SHARD.search(path.stem) for path in files):
-            raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
-    return {split: [_file(path, columns) for path in chosen[split]] for split in SPLITS if split in chosen}
-
-
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
@@ -115,25 +112,23 @@ def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     other = next((file.name for file in files if split_of(file.stem) is None), None)
     if other is not None:
         raise UserError(
-            f"data.source: in the folder {path} the file {other} names no split; call the files train, validation"
-            " and test, or give one file or a glob instead of the folder."
+            f"data.source: in the folder {path} the file {other} names no split; call the files train, validation and"
+            " test, or give one file or a glob instead of the folder."
         )
     return _by_split(files, columns)
 
 
 def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
-    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    files = sorted(path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file())
     if not files:
         raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}).")
     named = [split_of(file.stem) is not None for file in files]
-    if all(named):
-        return _by_split(files, columns)
-    if any(named):
+    if any(named) and not all(named):
         raise UserError(
             f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not;"
             " choose a glob that matches only split files or none."
         )
-    return {ALL: [_file(file, columns) for file in files]}
+    return _by_split(files, columns, named=all(named))
 
 
 def _saved(path: Path) -> dict[str, list[RawTable]]:
@@ -163,10 +158,16 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
         reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
         raise NotCachedError(
             f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
-            f" ({reason}); correct the name, or fill the cache on a machine with a network by"
-            f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
+            f" ({reason}); correct the name, or fill the cache on a machine with a network by `HF_HUB_OFFLINE=0 medlit"
+            f" audit --data.source {source}{option}`."
         ) from error
-    _check_revision(loaded, source, revision)
+    # Offline, `datasets` returns the newest commit that is cached.
+    commit = commit_of(loaded.values())
+    if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
+        raise UserError(
+            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision with"
+            f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
+        )
     return _named_splits(loaded, f"the Hub dataset {source}")
 
 
@@ -174,16 +175,6 @@ def commit_of(tables: Iterable[Dataset]) -> str | None:
     """The commit that the tables of a Hub dataset were read at; None for tables from elsewhere."""
     urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
     return next((commit for url in sorted(urls) for commit in _COMMIT.findall(url)), None)
-
-
-def _check_revision(loaded: DatasetDict, source: str, revision: str | None) -> None:
-    """Refuse another commit than the requested one: offline, `datasets` returns the newest that is cached."""
-    commit = commit_of(loaded.values())
-    if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
-        raise UserError(
-            f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision"
-            f" with `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
-        )
 
 
 def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa: ANN401 - Dataset or DatasetDict
@@ -198,19 +189,8 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
         split = split_of(str(given))
         if split is None or split in tables:
             raise UserError(
-                f"data.source: {name} has the splits {', '.join(map(str, loaded))};"
-                " medlit knows one train, one validation and one test split."
+                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
+                " validation and one test split."
             )
         tables[split] = [RawTable(f"{name}, split {given}", rows)]
     return {split: tables[split] for split in SPLITS if split in tables}
-
-
-def _builtin() -> dict[str, list[RawTable]]:
-    from datasets import Dataset
-
-    from medlit.data.builtin import builtin_notes
-
-    return {
-        split: [RawTable(f"builtin, split {split}", Dataset.from_list([dict(note) for note in notes]))]
-        for split, notes in builtin_notes(validation=39, test=130).items()
-    }

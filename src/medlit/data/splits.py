@@ -1,14 +1,15 @@
-"""Split the tables of a source, and record the split of each row."""
+"""Split the tables of a source, record the split of each row, and identify the notes that weights were trained with."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,21 +31,14 @@ VERSION = 1  # part of the cache's key: raise it when the same notes would be sp
 
 @dataclass(frozen=True)
 class NoteSplits:
-    """Canonical notes by split.
+    """Canonical notes by split."""
 
-    Attributes:
-        notes: `train`, `validation`, `test` -> canonical rows in source order; a split without rows is left out.
-        pool: every row of the source, split by split.
-        assignment: the split of each row of the pool.
-        kind: how they were split, `auto` resolved.
-    """
-
-    notes: dict[str, Dataset]
-    pool: Dataset
+    notes: dict[str, Dataset]  # `train`, `validation`, `test` -> rows in source order; a split without rows is left out
+    pool: Dataset  # every row of the source, split by split
     assignment: Assignment
-    kind: SplitKind
+    kind: SplitKind  # how they were split, `auto` resolved
 
-    @cached_property
+    @property
     def record(self) -> pa.Table:
         """One row for each row of the source: columns id, split (or why it is in none) and text_hash."""
         import pyarrow as pa
@@ -60,32 +54,24 @@ class NoteSplits:
         lines: dict[str, list[str]] = {}
         for split, *row in zip(self.assignment.split, *columns, strict=True):
             lines.setdefault(split, []).append("\t".join(map(str, row)))
-        return {split: _digest(lines[split]) for split in self.notes}
-
-    @cached_property
-    def labels(self) -> dict[str, set[str | None]]:
-        """Split -> the labels that its rows have."""
-        pairs = set(zip(self.assignment.split, self.assignment.specialty, strict=True))
-        return {split: {name for where, name in pairs if where == split} for split in self.notes}
+        texts = {split: "\n".join(sorted(lines[split])).encode() for split in self.notes}
+        return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
     def label_set(self, source: str) -> LabelSet:
-        """The training split's labels.
-
-        Args:
-            source: `data.source`, as a message names it.
+        """The training split's labels; `source` is `data.source`, for messages.
 
         Raises:
-            UserError: there is no training split, it has fewer than two labels, or another split has a label that the
-                training split lacks.
+            UserError: the training split is missing, has fewer than two labels, or lacks a label of another split.
         """
         if "train" not in self.notes:
             raise UserError(
                 f"data.source: {source} has no train split, which defines the labels; add one, or set data.split.kind"
                 " to 'grouped' to split it here."
             )
-        label_set = LabelSet.from_labels(name for name in self.labels["train"] if name)
+        pairs = {(split, name) for split, name in zip(*self.assignment, strict=True) if name}
+        label_set = LabelSet.from_labels(name for split, name in pairs if split == "train")
         for split, rows in self.notes.items():
-            unknown = sorted(name for name in self.labels[split] if name and label_set.index(name) is None)
+            unknown = sorted(name for where, name in pairs if where == split and label_set.index(name) is None)
             if unknown:
                 columns = zip(rows["id"][:], rows["specialty"][:], strict=True)
                 first = next(identity for identity, name in columns if name == unknown[0])
@@ -105,12 +91,7 @@ class NoteSplits:
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
-    """Split canonical tables.
-
-    Args:
-        tables: what `load_source` gave.
-        settings: how to divide the notes.
-        label_conflicts: as for `assign`.
+    """Split the tables of `load_source`.
 
     Raises:
         UserError: the settings do not fit the source.
@@ -118,13 +99,16 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
     result = _assignment(pool, given, settings, label_conflicts)
-    specialties = pool["specialty"][:]
-    if result.specialty != specialties:
+    if result.specialty != pool["specialty"][:]:
         key = cache_key("specialty", pool._fingerprint, result.specialty)
         named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
         pool = named.select_columns(pool.column_names)
-    where = np.asarray(result.split)
-    notes = {split: _take(pool, np.flatnonzero(where == split), split) for split in SPLITS if (where == split).any()}
+    notes: dict[str, Dataset] = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(np.asarray(result.split) == split)
+        if len(rows):
+            key = cache_key("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
+            notes[split] = pool.select(rows, new_fingerprint=key)
     return NoteSplits(notes, pool, result, kind)
 
 
@@ -134,9 +118,8 @@ def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflict
     import pyarrow.parquet as pq
 
     sizes = sorted(Counter(given).items())
-    path = (
-        cache_folder() / f"{cache_key('split', VERSION, pool._fingerprint, sizes, settings, label_conflicts)}.parquet"
-    )
+    key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
+    path = cache_folder() / f"{key}.parquet"
     if path.exists():
         known = pq.read_table(path)
         return Assignment(known["split"].to_pylist(), known["specialty"].to_pylist())
@@ -157,25 +140,66 @@ def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
     from datasets import concatenate_datasets
 
     ids = {split: rows["id"][:] for split, rows in tables.items()}
-    if len(set().union(*ids.values())) < sum(map(len, ids.values())):
-        tables = {
-            split: rows.remove_columns("id")
-            .add_column("id", [f"{split}/{name}" for name in ids[split]], new_fingerprint=_key(rows, split))
-            .select_columns(rows.column_names)
-            for split, rows in tables.items()
-        }
-    given = [split for split, rows in tables.items() for _ in range(len(rows))]
-    return concatenate_datasets(list(tables.values())), given
+    given = [split for split, names in ids.items() for _ in names]
+    if len(set().union(*ids.values())) == len(given):
+        return concatenate_datasets(list(tables.values())), given
+    parts = []
+    for split, rows in tables.items():
+        key = cache_key("id", rows._fingerprint, split)
+        named = rows.remove_columns("id").add_column("id", [f"{split}/{i}" for i in ids[split]], new_fingerprint=key)
+        parts.append(named.select_columns(rows.column_names))
+    return concatenate_datasets(parts), given
 
 
-def _key(rows: Dataset, split: str) -> str:
-    return cache_key("id", rows._fingerprint, split)
+@dataclass(frozen=True)
+class DataFingerprint:
+    """Which notes a checkpoint or an adapter was trained with, and a warning where it is used with others; no text.
 
+    Another revision of the data is not an error; but its scores do not compare with the run's own, and its test notes
+    may be notes that were trained on.
+    """
 
-def _take(pool: Dataset, rows: np.ndarray, split: str) -> Dataset:
-    key = cache_key("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
-    return pool.select(rows, new_fingerprint=key)
+    source: str  # `data.source` as it was given
+    revision: str | None  # the commit of a Hub dataset where it is known, else `data.revision`
+    hashes: dict[str, str]  # as in `NoteSplits.hashes`
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON and for a checkpoint that loads without running code."""
+        return asdict(self)
 
-def _digest(lines: list[str]) -> str:
-    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=16).hexdigest()
+    @classmethod
+    def from_dict(cls, values: object) -> DataFingerprint | None:
+        """Read what `to_dict` gave; None for anything else, as in weights of other tools.
+
+        Raises:
+            UserError: the names are right and a type is not.
+        """
+        if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
+            return None
+        read = cls(**values)
+        hashes = [*read.hashes, *read.hashes.values()] if isinstance(read.hashes, dict) else [None]
+        if not all(isinstance(text, str) for text in (read.source, read.revision or "", *hashes)):
+            raise UserError("ckpt_path: the stored data fingerprint is corrupt; copy the weights again.")
+        return read
+
+    def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
+        """Print the `difference`, unless their notes are unknown."""
+        difference = None if theirs is None else self.difference(theirs, source)
+        if difference is not None:
+            print(f"medlit: {difference}", file=sys.stderr)
+
+    def difference(self, theirs: DataFingerprint, source: str) -> str | None:
+        """Describe which splits are not those of some weights, `source`; None if all are, even from another place."""
+        other = [split for split in SPLITS if self.hashes.get(split) != theirs.hashes.get(split)]
+        if not other:
+            return None
+        listed = f"{', '.join(other[:-1])} and {other[-1]} splits are" if other[1:] else f"{other[0]} split is"
+        then, now = theirs._name(), self._name()
+        moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
+        return (
+            f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own"
+            " and notes scored here may have been trained on."
+        )
+
+    def _name(self) -> str:
+        return f"{self.source} at {self.revision}" if self.revision else self.source

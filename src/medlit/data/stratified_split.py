@@ -1,7 +1,7 @@
 """Which split a note goes to: pure functions of ids, text hashes, labels and a seed.
 
 Nothing depends on the order of the rows, on the machine or on the Python version: groups are assigned in the order of a
-keyed hash, and of equal rows the one with the smallest id is kept. `medlit.data.splits` applies this to tables.
+keyed hash, and of equal rows the one with the smallest id is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import ALL, SPLITS
@@ -37,43 +37,25 @@ def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
     return settings.kind
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The split of each row, in the order of the rows.
+class Assignment(NamedTuple):
+    """What becomes of each row."""
 
-    Attributes:
-        split: `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`.
-        specialty: its label, changed where a conflict was resolved by majority.
-    """
-
-    split: list[str]
-    specialty: list[str | None]
+    split: list[str]  # `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`
+    specialty: list[str | None]  # its label, changed where a conflict was resolved by majority
 
 
 def assign(
-    given: Sequence[str],
-    ids: Sequence[str],
+    given: Sequence[str],  # split that the source puts each row in; `all` when it has none
+    ids: Sequence[str],  # no two alike
     text_hashes: Sequence[str],
     specialties: Sequence[str | None],
-    groups: Sequence[int],
+    groups: Sequence[int],  # number of each row's text group: equal texts and, where they count, near ones
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
     """Assign every row to a split, or say why it is in none.
 
-    Args:
-        given: split that the source puts each row in; `all` when it has none.
-        ids: name of each row, no two alike.
-        text_hashes: rows with the same text have the same hash.
-        specialties: label of each row.
-        groups: number of each row's text group: equal texts and, where they count, near ones.
-        settings: how to divide the rows.
-        label_conflicts: what to do with rows of one split that have the same text and several labels: `keep` them,
-            `drop` them, or give all of them the `majority` label (of equally common ones the first in alphabetical
-            order).
-
-    Raises:
-        UserError: the settings do not fit the source.
+    Of equally common labels of a text, the `majority` is the first in the alphabet.
     """
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
@@ -87,8 +69,11 @@ def assign(
                 split[row] = LEAKED
     if label_conflicts != "keep":
         _resolve_conflicts(split, specialty, text_hashes, label_conflicts)
-    if pooled:
-        _mark_duplicates(split, specialty, ids, text_hashes)
+    if pooled:  # of rows with the same text and label keep the one with the smallest id
+        by_id = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
+        kept = {(text_hashes[row], specialty[row]): row for row in by_id if split[row] == "train"}
+        for row in {row for row in by_id if split[row] == "train"} - set(kept.values()):
+            split[row] = DUPLICATE
 
     shares = _shares(kind, set(given), settings)
     if shares:
@@ -96,10 +81,9 @@ def assign(
         keys: dict[int, str] = {}
         for row in rows:
             keys[groups[row]] = min(keys.get(groups[row], text_hashes[row]), text_hashes[row])
-        counts: dict[str, dict[str, int]] = {}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
-            count = counts.setdefault(keys[groups[row]], {})
-            count[specialty[row] or ""] = count.get(specialty[row] or "", 0) + 1
+            counts[keys[groups[row]]][specialty[row] or ""] += 1
         assigned = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
             split[row] = shares[assigned[keys[groups[row]]]][0]
@@ -125,8 +109,7 @@ def stratified_group_split(
     """
     totals = Counter[str]()
     for count in counts.values():
-        for label, n in count.items():
-            totals[label] += n
+        totals.update(count)
     parts = [part for part, share in enumerate(shares) if share > 0]
     quota = {label: [total * share for share in shares] for label, total in totals.items()}
     missing = {label: list(rows) for label, rows in quota.items()}
@@ -141,7 +124,8 @@ def stratified_group_split(
 
     assigned: dict[str, int] = {}
     sizes = {key: sum(count.values()) for key, count in counts.items()}
-    for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), _order(seed, key))):
+    order = {key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in counts}
+    for key in sorted(counts, key=lambda key: (-sizes[key], -len(counts[key]), order[key])):
         count = counts[key]
         fitting = []
         if sizes[key] > 1:
@@ -156,10 +140,6 @@ def stratified_group_split(
             missing[label][part] -= n
             short[part] -= n
     return assigned
-
-
-def _order(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
 
 
 def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
@@ -189,17 +169,3 @@ def _resolve_conflicts(
                 split[row] = CONFLICT
             else:
                 specialty[row] = min(vote, key=lambda name: (-vote[name], name))
-
-
-def _mark_duplicates(
-    split: list[str], specialty: Sequence[str | None], ids: Sequence[str], text_hashes: Sequence[str]
-) -> None:
-    """Of rows with the same text and label keep the one with the smallest id."""
-    first: dict[tuple[str, str | None], int] = {}
-    for row, key in enumerate(zip(text_hashes, specialty, strict=True)):
-        if split[row] == "train" and (key not in first or ids[row] < ids[first[key]]):
-            first[key] = row
-    kept = set(first.values())
-    for row, name in enumerate(split):
-        if name == "train" and row not in kept:
-            split[row] = DUPLICATE

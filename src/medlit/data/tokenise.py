@@ -19,12 +19,11 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
 
     Args:
         rows: columns id, transcription, specialty and, except for a typed note, text_hash.
-        prompt: builds the prompts; tokenizer, instruction and limits are part of the cache key.
+        prompt: builds the prompts.
         cached: False leaves nothing on disk, for a typed note.
 
     Returns:
-        Columns id, specialty, text_hash, input_ids (prompt), length (tokens of the prompt), cut_tokens; in the order of
-        `rows`.
+        Columns id, specialty, text_hash, input_ids (of the prompt), length (their number), cut_tokens, row for row.
     """
     import datasets
 
@@ -37,16 +36,9 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         prompt.tokenizer.backend_tokenizer.to_str(),
         json.dumps([prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
-    features = datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            "specialty": datasets.Value("string"),
-            "text_hash": datasets.Value("string"),
-            "input_ids": datasets.List(datasets.Value("int32")),
-            "length": datasets.Value("int32"),
-            "cut_tokens": datasets.Value("int32"),
-        }
-    )
+    text, number = datasets.Value("string"), datasets.Value("int32")
+    named = {"id": text, "specialty": text, "text_hash": text}
+    counted = {"input_ids": datasets.List(number), "length": number, "cut_tokens": number}
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
@@ -63,7 +55,7 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
         to_prompts,
         batched=True,
         remove_columns=rows.column_names,
-        features=features,
+        features=datasets.Features(named | counted),
         cache_file_name=str(cache_folder() / f"{key}.arrow") if cached else None,
         load_from_cache_file=cached,
         keep_in_memory=not cached,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from medlit.atomic_io import write_json
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPT_VERSION
+from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import run_of

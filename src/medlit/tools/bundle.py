@@ -26,8 +26,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from medlit._version import __version__
 from medlit.atomic_io import atomic_dir
@@ -37,14 +37,11 @@ from medlit.paths import hub_cache_dir, hub_home
 ROOT = Path(__file__).parents[3]
 SUMS = "SHA256SUMS"
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-# glibc 2.28 is that of RHEL 8; pip takes each tag literally. 5 and 12 are manylinux1 and manylinux2010.
-_GLIBC_MINORS = range(28, 4, -1)
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
 _HUB_ID = re.compile(r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The machine that a bundle is for: the lock (`cpu` or `gpu`), Python (3.12) and processor (x86_64)."""
 
     build: str
@@ -61,16 +58,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """Make a bundle; returns the exit code, 2 after a user's mistake."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     parser = argparse.ArgumentParser(prog="python -m medlit.tools.bundle", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--build", choices=("cpu", "gpu"), default="cpu", help="the lock (default: cpu)")
-    parser.add_argument("--python", default=here, help=f"the target's Python version (default: {here})")
-    parser.add_argument("--output", type=Path, default=Path("dist"), help="parent of the bundle (default: dist)")
-    parser.add_argument(
-        "--config", type=Path, action="append", help="include its base model and data set (default: all configs)"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be fetched and copied, and stop")
-    options = parser.parse_args(args)
+    add = parser.add_argument
+    add("--build", choices=("cpu", "gpu"), default="cpu", help="the lock (default: cpu)")
+    add("--python", default=here, help=f"the target's Python version (default: {here})")
+    add("--output", type=Path, default=Path("dist"), help="parent of the bundle (default: dist)")
+    add("--config", type=Path, action="append", help="include its base model and data set (default: all configs)")
+    add("--dry_run", action="store_true", help="print what would be fetched and copied, and stop")
     try:
-        _bundle(options)
+        _bundle(parser.parse_args(args))
     except UserError as error:
         print(f"medlit: {error}", file=sys.stderr)
         return 2
@@ -118,12 +113,7 @@ def cached(name: str) -> list[Path]:
 
 
 def write_bundle(folder: Path, target: Target, caches: Sequence[Path]) -> None:
-    """Write a bundle, whole or not at all.
-
-    Args:
-        folder: the bundle, which does not exist yet.
-        target: the machine that it is for.
-        caches: folders of the Hub's caches to include.
+    """Write a bundle with these folders of the Hub's caches, whole or not at all.
 
     Raises:
         UserError: a package cannot be fetched, or the folder cannot be written.
@@ -154,8 +144,8 @@ def download_commands(wheels: Path, target: Target) -> list[list[str]]:
     """The downloads in order: PyTorch with its dependencies, then exactly the lock."""
     lock = ROOT / "requirements" / f"{target.build}.txt"
     torch = re.findall(r"^torch(?:vision)?==\S+", lock.read_text("utf-8"), re.MULTILINE)
-    fetch = [*_PIP, "download", "--dest", str(wheels), "--only-binary", ":all:"]
-    fetch += ["--implementation", "cp", "--python-version", target.python]
+    fetch = [*_PIP, "download", "--dest", str(wheels), "--only-binary", ":all:", "--implementation", "cp"]
+    fetch += ["--python-version", target.python]
     fetch += [argument for tag in platform_tags(target.machine) for argument in ("--platform", tag)]
     base = str(ROOT / "requirements" / "base.txt")
     return [[*fetch, "--constraint", base, *torch], [*fetch, "--no-deps", "--requirement", str(lock)]]
@@ -163,7 +153,8 @@ def download_commands(wheels: Path, target: Target) -> list[list[str]]:
 
 def platform_tags(machine: str) -> list[str]:
     """Tags of wheels that run on Linux with glibc 2.28 or later, newest first; `machine` is that of `uname -m`."""
-    tags = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC_MINORS]
+    # glibc 2.28 is that of RHEL 8; pip takes each tag literally. 5 and 12 are manylinux1 and manylinux2010.
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(28, 4, -1)]
     return [*tags, f"manylinux2014_{machine}", f"linux_{machine}"]
 
 
@@ -181,11 +172,7 @@ def build_command(source: Path, wheels: Path) -> list[str]:
 
 
 def run_pip(command: Sequence[str]) -> None:
-    """Run a pip command.
-
-    Raises:
-        UserError: there is no network, or a package does not exist for this Python and machine.
-    """
+    """Run a pip command, which may find no network, or no package for this Python and machine."""
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -199,13 +186,12 @@ def run_pip(command: Sequence[str]) -> None:
 
 def checksums(folder: Path) -> str:
     """One line per file, in the format of `sha256sum --check`; links are left out, their targets have a line."""
-    lines = []
+    lines = ""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.relative_to(folder)}\n")
-    return "".join(lines)
+                lines += f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -18,16 +18,11 @@ ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
 
 
 def main() -> None:
-    """Run the commands and list what they wrote.
-
-    Raises:
-        SystemExit: code 2 outside the project's folder.
-    """
+    """Run the commands and list what they wrote; exits with code 2 outside the project's folder."""
     console = Console()
     if not Path(CONFIG[1]).is_file():
-        console.print(
-            f"medlit: {CONFIG[1]} does not exist; run the quickstart in the project's folder.", soft_wrap=True
-        )
+        message = f"medlit: {CONFIG[1]} does not exist; run the quickstart in the project's folder."
+        console.print(message, soft_wrap=True)
         raise SystemExit(2)
     start = time.monotonic()
     import_unsloth()
@@ -41,14 +36,13 @@ def main() -> None:
 
     baseline(["--run_dir", str(run_dir), "--beside", str(before)])
 
-    for name, path in (
-        ("report", run_dir / "report.html"),
-        ("confusion matrix", run_dir / "confusion_test.png"),
-        ("adapter (PEFT)", run_dir / "adapter"),
-        ("predictions", run_dir / "predictions.csv"),
-        ("TensorBoard", "make tensorboard, or .venv/bin/tensorboard --logdir logs"),
-    ):
-        console.print(f"  {name:<18}{path}", highlight=False, soft_wrap=True)
+    files = f"""\
+  report            {run_dir / "report.html"}
+  confusion matrix  {run_dir / "confusion_test.png"}
+  adapter (PEFT)    {run_dir / "adapter"}
+  predictions       {run_dir / "predictions.csv"}
+  TensorBoard       make tensorboard, or .venv/bin/tensorboard --logdir logs"""
+    console.print(files, highlight=False, soft_wrap=True)
     console.print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes.", highlight=False)
 
 

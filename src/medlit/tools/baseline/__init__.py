@@ -1,40 +1,34 @@
 """`medlit baseline`: simpler systems on the same notes, and whether the model is significantly better.
 
-Fits the majority class and TF-IDF with logistic regression on the training split of any config and scores them on its
-test split. `--run_dir DIR` takes the settings of the test in that run folder, writes `baseline_<name>_metrics.json` and
-`baseline_<name>_answers.parquet` beside the model's, and rewrites the folder's report with comparisons. `--head` also
-trains the same base model with LoRA and a classification head instead of written answers. `--beside DIR` adds another
-test of the same notes to the report: of the bare base model (a run with `model.lora: null`), or of any other adapter.
+Here are the command and the baselines without a language model: the majority class, and TF-IDF with logistic
+regression. `head.py` trains the same base model with a classification head.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from medlit.errors import UserError
 from medlit.evaluation.compare import compare
 from medlit.evaluation.metrics import HEADLINE
+from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import next_version, run_name
+from medlit.tools import make_parser
 
-_EXAMPLES = """
-examples:
-  medlit baseline --run_dir logs/llama31_8b/version_0
-  medlit baseline --run_dir logs/llama31_8b/version_0 --beside logs/llama31_8b/version_1
-  medlit baseline --config configs/llama31_8b.yaml --data.source notes.csv
-"""
-_SETTINGS = """\
-settings: --config and every --data setting of 'medlit fit'; see 'medlit fit --help'. --head also uses
-model.language_model, model.lora, model.optimizer and the length of the fit.
-"""
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from medlit.data.datamodule import TranscriptionDataModule
+
 _SECTIONS = ("seed_everything", "model", "data")
 _TRAINER = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
 
@@ -42,23 +36,28 @@ _TRAINER = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
 def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare.
 
-    Args:
-        args: the arguments after `medlit baseline`.
-
     Raises:
         UserError: the settings, the source or the run folder cannot be used.
     """
-    options, rest = _parser().parse_known_args(args)
+    parser = make_parser("baseline")
+    add = parser.add_argument
+    text = "run folder of a test; without it the baselines are scored alone, in a new run folder"
+    add("--run_dir", type=Path, metavar="DIR", help=text)
+    text = "also train a classification head, which takes as long as a fit on a GPU"
+    add("--head", action="store_true", help=text)
+    text = "run folder of another test to add; may be given several times"
+    add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
+    options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
-    from medlit.tools.baseline.sklearn_baselines import BaselineData, majority, tfidf
 
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
-    config = parse_settings("baseline", [*([] if run_dir is None else recorded_settings(run_dir)), *rest])
-    folder = run_dir or _new_folder(config)
+    config = parse_settings("baseline", [*([] if run_dir is None else _recorded_settings(run_dir)), *rest])
+    name = run_name([str(path) for path in config.config or []])
+    folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
     check_writable("run_dir", folder / "report.html")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
@@ -80,12 +79,8 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def recorded_settings(run_dir: Path) -> list[str]:
-    """The settings of a run's test, and how long its fit trained, as an argument that flags can override.
-
-    Raises:
-        UserError: the run has no config of a test.
-    """
+def _recorded_settings(run_dir: Path) -> list[str]:
+    """The settings of a run's test, and how long its fit trained, as an argument that flags can override."""
     test, fit = run_dir / "config_test.yaml", run_dir / "config_fit.yaml"
     if not test.is_file():
         raise UserError(f"run_dir: {run_dir} has no config_test.yaml; run 'medlit test' for it first.")
@@ -94,39 +89,6 @@ def recorded_settings(run_dir: Path) -> list[str]:
     trainer = _read_config(fit if fit.is_file() else test).get("trainer", {})
     values["trainer"] = {name: trainer[name] for name in _TRAINER if trainer.get(name) is not None}
     return ["--config", json.dumps(values)]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="medlit baseline",
-        usage="medlit baseline [--run_dir DIR] [--config FILE ...] [--data.KEY VALUE ...] [--head] [--beside DIR ...]",
-        description=__doc__.partition("\n\n")[2] + _EXAMPLES,
-        epilog=_SETTINGS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--run_dir",
-        type=Path,
-        metavar="DIR",
-        help="run folder of a test; without it the baselines are scored alone, in a new run folder",
-    )
-    parser.add_argument(
-        "--head", action="store_true", help="also train a classification head, which takes as long as a fit on a GPU"
-    )
-    parser.add_argument(
-        "--beside",
-        type=Path,
-        metavar="DIR",
-        action="append",
-        default=[],
-        help="run folder of another test to add; may be given several times",
-    )
-    return parser
-
-
-def _new_folder(config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
-    return next_version(Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []]))
 
 
 def _other_run(run_dir: Path) -> System:
@@ -141,8 +103,8 @@ def _other_run(run_dir: Path) -> System:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"run_dir: {path} is damaged; run the command that wrote it again.") from error
+    except (OSError, yaml.YAMLError):
+        values = None
     if not isinstance(values, dict):
         raise UserError(f"run_dir: {path} is damaged; run the command that wrote it again.")
     return values
@@ -154,9 +116,8 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    results = systems[0].results
-    title = f"{len(results)} test notes, {len(results.names)} specialties"
-    table = Table(title=title, title_justify="left")
+    first = systems[0].results
+    table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
     table.add_column("system", overflow="fold")
     for metric in HEADLINE:
         table.add_column(metric.title, justify="right", no_wrap=True)
@@ -167,3 +128,83 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     for sentence in comparisons(systems):
         console.print(f"- {escape(sentence)}", highlight=False)
     console.print(f"written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class BaselineData:
+    """The notes that baselines are fitted and scored on, not tokenised: canonical tables, and the K labels."""
+
+    names: tuple[str, ...]
+    train: Dataset
+    test: Dataset  # the notes that the model was tested on, if there is a model
+    tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
+    cut_tokens: IntArray  # from each test note, (N,)
+
+    @classmethod
+    def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:
+        """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any.
+
+        Raises:
+            UserError: the source cannot be used, or its test split is not what the model was tested on.
+        """
+        notes = data.read_splits().notes
+        if "test" not in notes:
+            raise UserError(
+                f"data.source: {data.source} has no test split; add one, or set data.split.kind to 'grouped'."
+            )
+        assert data.label_set is not None
+        names, test = data.label_set.names, notes["test"]
+        if tested is None:
+            zeros = np.zeros(len(test), dtype=np.int64)
+            return cls(names, notes["train"], test, zeros, zeros)
+        position = {note: i for i, note in enumerate(test["id"][:])}
+        if tested.names != names or not all(note in position for note in tested.ids):
+            raise UserError(
+                "run_dir: the model was not tested on this test split; leave the data settings to those of the run, or"
+                " test it again."
+            )
+        test = test.select([position[note] for note in tested.ids])
+        if test["text_hash"][:] != tested.text_hashes:
+            raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
+        return cls(names, notes["train"], test, tested.tokens, tested.cut_tokens)
+
+    def label_ids(self, notes: Dataset) -> IntArray:
+        """Label ids of notes, (N,)."""
+        return np.array([self.names.index(name) for name in notes["specialty"][:]], dtype=np.int64)
+
+    def system(self, name: str, probabilities: FloatArray) -> System:
+        """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
+        results = Results(
+            names=self.names,
+            rows=np.arange(len(self.test)),
+            ids=self.test["id"][:],
+            text_hashes=self.test["text_hash"][:],
+            truth=self.label_ids(self.test),
+            answer=probabilities.argmax(axis=1),
+            probabilities=probabilities,
+            tokens=self.tokens,
+            cut_tokens=self.cut_tokens,
+        )
+        return System.score(name, results)
+
+
+def majority(data: BaselineData) -> System:
+    """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
+    counts = np.bincount(data.label_ids(data.train), minlength=len(data.names))
+    return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
+
+
+def tfidf(data: BaselineData) -> System:
+    """TF-IDF of words and word pairs with logistic regression, a strong baseline for long texts with key words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
+    )
+    model.fit(data.train["transcription"][:], data.label_ids(data.train))
+    probabilities = np.zeros((len(data.test), len(data.names)))  # a label without training notes has 0
+    probabilities[:, model.classes_] = model.predict_proba(data.test["transcription"][:])
+    return data.system("tfidf", probabilities)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,33 +29,26 @@ from medlit.model.loading import check_stored
 from medlit.model.optimizer import make_optimizer, make_schedule
 from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.report.systems import System
-from medlit.tools.baseline.sklearn_baselines import BaselineData
+from medlit.tools.baseline import BaselineData
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from jsonargparse import Namespace
 
     from medlit.data.datamodule import TranscriptionDataModule
 
 HEAD = "score"  # transformers' name of the last layer
-Scores = Callable[[list[int]], Tensor]  # rows of B notes -> logits, (B, K)
 
 
-def classification_head(
-    notes: BaselineData,
-    data: TranscriptionDataModule,
-    config: Any,  # noqa: ANN401 - jsonargparse's Namespace
-) -> System:
-    """Train on the training split and answer the test notes.
-
-    Args:
-        notes: both splits.
-        data: builds the prompts.
-        config: settings as for `medlit fit`.
+def classification_head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace) -> System:
+    """Train on the training split and answer the test notes, with settings as for `medlit fit`.
 
     Raises:
         UserError: the base model cannot be loaded or would train in float16, there are no LoRA settings, the training
             split is smaller than a step, or there is no last step.
     """
+    from rich.progress import track
+
     if config.model.lora is None:
         raise UserError("model.lora: the classification head trains an adapter; give its settings or leave out --head.")
     language_model = LanguageModel(**config.model.language_model.as_dict())
@@ -79,8 +72,19 @@ def classification_head(
     model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.names), pad_id, device)
     scores = functools.partial(_scores, model, pad_id, dtype)
     optimizer_settings = Optimizer(**config.model.optimizer.as_dict())
-    clip = config.trainer.gradient_clip_val
-    _fit(model, functools.partial(scores, train), torch.from_numpy(labels), sampler, optimizer_settings, steps, clip)
+    optimizer = make_optimizer(model, optimizer_settings)
+    schedule = make_schedule(optimizer, optimizer_settings, steps)
+    batches, truth = _endless(sampler), torch.from_numpy(labels).to(device)
+    model.train()
+    for _ in track(range(steps), "Training the classification head"):
+        for batch in itertools.islice(batches, sampler.micro_batches):
+            loss = functional.cross_entropy(scores(train, batch.indices), truth[batch.indices], reduction="sum")
+            (loss / batch.step_tokens).backward()  # type: ignore[no-untyped-call]
+        if clip := config.trainer.gradient_clip_val:
+            nn.utils.clip_grad_norm_([weight for weight in model.parameters() if weight.requires_grad], clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
     model.eval()
     probabilities = np.zeros((len(test), len(notes.names)))
     with torch.no_grad():
@@ -92,12 +96,7 @@ def classification_head(
 def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, device: torch.device) -> nn.Module:
     """The base model with K outputs and a fresh adapter; only adapter and head are trainable.
 
-    Args:
-        language_model: what to load.
-        lora: shape of the adapter.
-        k: number of labels.
-        pad_id: the padding token; the head reads the last other token.
-        device: where to compute.
+    The head reads the last token that is not the padding token.
 
     Raises:
         UserError: there is no such model, it cannot be downloaded, or it is stored in 4 bits and load_in_4bit is false.
@@ -107,12 +106,12 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
 
     path, revision = resolve(language_model.base_model), language_model.revision
     dtype = dtype_for(device, language_model.dtype)
-    quantisation = None
     try:
         settings = AutoConfig.from_pretrained(path, revision=revision, num_labels=k, pad_token_id=pad_id)
     except (OSError, ValueError) as error:
         raise missing(language_model.base_model, revision) from error
     check_stored(language_model, settings)
+    quantisation = None
     if stored := getattr(settings, "quantization_config", None):
         # Quantised by its publisher, without a head.
         stored["llm_int8_skip_modules"] = [*(stored.get("llm_int8_skip_modules") or []), HEAD]
@@ -125,54 +124,19 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
             llm_int8_skip_modules=[HEAD],
         )
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            revision=revision,
-            config=settings,
-            dtype=dtype,
-            quantization_config=quantisation,
-            device_map={"": str(device)},
-        )
+        loading = {"revision": revision, "config": settings, "dtype": dtype, "quantization_config": quantisation}
+        model = AutoModelForSequenceClassification.from_pretrained(path, device_map={"": str(device)}, **loading)
     except OSError as error:
         raise missing(language_model.base_model, revision) from error
     if language_model.gradient_checkpointing != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    adapted: nn.Module = get_peft_model(
-        model, LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft())
-    )
+    shape = LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft())
+    adapted: nn.Module = get_peft_model(model, shape)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
-
-
-def _fit(
-    model: nn.Module,
-    scores: Scores,
-    labels: Tensor,
-    sampler: StepSampler,
-    optimizer_settings: Optimizer,
-    steps: int,
-    clip: float | None,
-) -> None:
-    from rich.progress import track
-
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(model, optimizer_settings)
-    schedule = make_schedule(optimizer, optimizer_settings, steps)
-    batches = _endless(sampler)
-    model.train()
-    for _ in track(range(steps), "Training the classification head"):
-        for batch in itertools.islice(batches, sampler.micro_batches):
-            logits = scores(batch.indices)
-            loss = functional.cross_entropy(logits, labels[batch.indices].to(logits.device), reduction="sum")
-            (loss / batch.step_tokens).backward()  # type: ignore[no-untyped-call]
-        if clip:
-            nn.utils.clip_grad_norm_(trainable, clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
 
 
 def _endless(sampler: StepSampler) -> Iterator[MicroBatch]:

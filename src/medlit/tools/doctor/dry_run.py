@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import lightning as L
+import numpy as np
 import psutil
 import torch
 
@@ -28,69 +29,51 @@ from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import NotCachedError, UserError
 from medlit.model.language_model import dtype_for
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.tools.doctor.checks import CONFIG, EXAMPLE, TRIAL, CheckResult
+from medlit.tools.doctor import CONFIG, EXAMPLE, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
-# Micro-batches to look at; an epoch of a large table would take minutes.
-MAX_BATCHES = 256
-# Share of the free memory above which a fit is close to the limit.
-_CLOSE = 0.9
+MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
+_CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
 _LABELS_NAMED = 3
 
 
-class StepTimer(L.Callback):
-    """Times, in seconds, the loading, each optimizer step with all its micro-batches, and a validation batch.
-
-    Attributes:
-        loading: reading the weights.
-        steps: each optimizer step, up to the end of the GPU's work.
-        notes: notes of the last step.
-        tokens: its tokens without padding.
-        validation: one validation batch.
-        validation_notes: notes in it.
-    """
+class _StepTimer(L.Callback):
+    """Times, in seconds, loading, each optimizer step up to the end of the GPU's work, and a validation batch."""
 
     def __init__(self) -> None:
         self.loading = self.validation = 0.0
         self.steps: list[float] = []
+        # Of the last step (tokens without padding) and of the validation batch.
         self.notes = self.tokens = self.validation_notes = 0
         self._start: float | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start: the weights load next."""
-        self._start = time.perf_counter()
+    def setup(self, *_: object, **__: object) -> None:
+        self._start = time.perf_counter()  # the weights load next
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The weights are loaded."""
-        self.loading = self._stop(pl_module)
+    def on_fit_start(self, *_: object) -> None:
+        self.loading = self._stop()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
-        """Start at a step's first micro-batch."""
-        if self._start is None:
+    def on_train_batch_start(self, trainer: object, pl_module: object, batch: Batch, *_: int) -> None:
+        if self._start is None:  # a step's first micro-batch
             self._start = time.perf_counter()
             self.notes = self.tokens = 0
         self.notes += len(batch.lengths)
         self.tokens += sum(batch.lengths)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop at a step's last micro-batch."""
-        if trainer.global_step > len(self.steps):
-            self.steps.append(self._stop(pl_module))
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step > len(self.steps):  # a step's last micro-batch
+            self.steps.append(self._stop())
 
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: EvalBatch, *_: int
-    ) -> None:
-        """Start."""
+    def on_validation_batch_start(self, trainer: object, pl_module: object, batch: EvalBatch, *_: int) -> None:
         self._start = time.perf_counter()
         self.validation_notes = len(batch.label_ids)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop."""
-        self.validation = self._stop(pl_module)
+    def on_validation_batch_end(self, *_: object) -> None:
+        self.validation = self._stop()
 
-    def _stop(self, pl_module: L.LightningModule) -> float:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
+    def _stop(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         start, self._start = self._start, None
         return 0.0 if start is None else time.perf_counter() - start
 
@@ -125,7 +108,7 @@ class DryRunCLI(MedlitCLI):
         self.trainer.limit_train_batches = self.trainer.val_check_interval = batches
         self.trainer.fit_loop.epoch_loop.max_steps = STEPS
         self.datamodule.trainer = self.trainer
-        self.timer = StepTimer()
+        self.timer = _StepTimer()
         self.trainer.callbacks.append(self.timer)  # type: ignore[attr-defined]
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -137,11 +120,7 @@ class DryRunCLI(MedlitCLI):
 
 
 def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
-    """Check a fit before it starts; yields each result as it is found.
-
-    Args:
-        settings: `--config` files and flags.
-        show_notes: take the example from the user's notes.
+    """Check the fit of these `--config` files and flags before it starts; yields each result as it is found.
 
     Raises:
         UserError: a setting is invalid.
@@ -152,7 +131,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
     if cli.device_error is not None:
-        result = CheckResult.from_error("devices", cli.device_error)
+        result = _failure("devices", cli.device_error)
         yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
@@ -164,23 +143,22 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         stage = "memory"
         needed, memory = _check_memory(cli, tokens)
         yield memory
+        stage = TRIAL
         if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
             yield CheckResult(TRIAL, "warn", found, "first cure what fails above")
-            return
-        stage = TRIAL
-        cli.start()
-        yield from _measured(cli, needed)
+        else:
+            cli.start()
+            yield from _measured(cli, needed)
     except NotCachedError:  # a fit may fetch it, the doctor does not
-        name = data.source if stage == "notes" else language_model.base_model
-        found = (
-            f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
-        )
+        check, name, gated = "base model", language_model.base_model, "; a gated model needs HF_TOKEN"
+        if stage == "notes":
+            check, name, gated = "notes", data.source, ""
+        text = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
-        gated = "" if stage == "notes" else "; a gated model needs HF_TOKEN"
-        yield CheckResult("notes" if stage == "notes" else "base model", "warn", found, cure + gated)
+        yield CheckResult(check, "warn", text, cure + gated)
     except UserError as error:
-        yield CheckResult.from_error(stage, error)
+        yield _failure(stage, error)
     except Exception as error:  # anything that would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
@@ -196,7 +174,10 @@ def _parse(settings: list[str]) -> DryRunCLI:
         raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
 
 
-# --- notes and labels -------------------------------------------------------------------------------------------------
+def _failure(check: str, error: UserError) -> CheckResult:
+    """A failure from a user's mistake, whose sentence has the cure after a semicolon."""
+    found, _, cure = str(error).rstrip(".").partition("; ")
+    return CheckResult(check, "fail", found, cure or "change the setting that the message names")
 
 
 def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult, None, int]:
@@ -207,19 +188,35 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
     cut = sum(tokens > 0 for table in tables.values() for tokens in table["cut_tokens"][:])
     share = cut / sum(map(len, tables.values()))
     counts = ", ".join(f"{name} {len(table):,}" for name, table in tables.items())
-    limit = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
-    found = f"{counts}; the longest prompt has {limit}; {share:.1%} of the notes are cut"
-    yield CheckResult("notes", "ok", found)
+    room = f"{longest:,} of at most {data.tokenizer.max_length:,} tokens"
+    yield CheckResult("notes", "ok", f"{counts}; the longest prompt has {room}; {share:.1%} of the notes are cut")
     if data.label_set is not None:
         yield check_labels(data.prompt, data.label_set.names)
     loader = data.train_dataloader()  # without its worker processes
     batches = [loader.dataset[batch] for batch in itertools.islice(loader.sampler, MAX_BATCHES)]
-    example = batches[0] if show_notes else _invented_batch(data)
-    text, supervised = mark_supervised(example, data.prompt)
-    kind = "one of your notes" if show_notes else "an invented note"
-    found = f"{kind}, {example.lengths[0]} tokens of which {supervised} are supervised: {text}"
-    yield CheckResult(EXAMPLE, "ok", found)
+    if show_notes:
+        kind, example = "one of your notes", batches[0]
+    else:
+        (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
+        (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
+        row["specialty"] = note["medical_specialty"]
+        kind, example = "an invented note", data.collator.train([row], data.collator.supervised(row))
+    text, supervised = _mark_supervised(example, data.prompt)
+    kind += f", {example.lengths[0]} tokens of which {supervised} are supervised"
+    yield CheckResult(EXAMPLE, "ok", f"{kind}: {text}")
     return max(batch.input_ids.numel() for batch in batches)
+
+
+def _mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
+    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
+    padded = batch.padded()
+    ids = padded.input_ids[0, : padded.lengths[0]].tolist()
+    supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
+    text = ""
+    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
+        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
+        text += f"[[{part}]]" if learned else str(part)
+    return text, len(supervised)
 
 
 def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
@@ -238,8 +235,8 @@ def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
     sizes = [len(ids) + 1 for ids, _ in answers]
     found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS"
     if prefixes:
-        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
         cure = "none needed unless answers stop too early: then spell them differently with data.labels.aliases"
+        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
         return CheckResult("labels", "warn", found, cure)
     first = len({ids[0] for ids, _ in answers})
     return CheckResult("labels", "ok", f"{found}, {first} different first tokens; none is the beginning of another")
@@ -250,28 +247,6 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:_LABELS_NAMED]) + more
 
 
-def _invented_batch(data: TranscriptionDataModule) -> Batch:
-    (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
-    (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
-    row["specialty"] = note["medical_specialty"]
-    return data.collator.train([row], data.collator.supervised(row))
-
-
-def mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
-    """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
-    padded = batch.padded()
-    ids = padded.input_ids[0, : padded.lengths[0]].tolist()
-    supervised = {place + 1 for place in padded.places.tolist() if place < padded.input_ids.shape[1]}
-    text = ""
-    for learned, run in itertools.groupby(range(len(ids)), supervised.__contains__):
-        part = prompt.tokenizer.decode([ids[at] for at in run], clean_up_tokenization_spaces=False)
-        text += f"[[{part}]]" if learned else str(part)
-    return text, len(supervised)
-
-
-# --- memory and time --------------------------------------------------------------------------------------------------
-
-
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     from transformers import AutoConfig
 
@@ -279,11 +254,8 @@ def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     device = cli.trainer.strategy.root_device
     folder = resolve(language_model.base_model)
     config = AutoConfig.from_pretrained(folder, revision=language_model.revision, trust_remote_code=False)
-    lengths = data.rows("validation")["length"][:]
-    answer = cli.model.decoding.max_new_tokens
-    eval_tokens = max(
-        len(rows) * (max(lengths[row] for row in rows) + answer) for rows in data.val_dataloader().sampler
-    )
+    lengths, answer = np.array(data.rows("validation")["length"][:]), cli.model.decoding.max_new_tokens
+    eval_tokens = max(len(rows) * (int(lengths[rows].max()) + answer) for rows in data.val_dataloader().sampler)
     dtype = dtype_for(device, language_model.dtype)
     needed = fit_memory(config, language_model, cli.model.lora, tokens, eval_tokens, device, dtype)
     if device.type == "cuda":
@@ -325,10 +297,8 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     yield CheckResult("training step", "ok", found)
     found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"
     yield CheckResult("validation step", "ok", found)
-    device = cli.trainer.strategy.root_device
-    if device.type == "cuda":
+    peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
+    if (device := cli.trainer.strategy.root_device).type == "cuda":
         peak, place = torch.cuda.max_memory_allocated(device), "the GPU"
-    else:
-        peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
     found = f"peak of {peak / GIB:.1f} GiB on {place} in these steps, estimated {needed.total / GIB:.1f}"
     yield CheckResult("memory, measured", "ok", found)

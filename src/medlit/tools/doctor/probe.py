@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from medlit.errors import UserError
-from medlit.tools.doctor.checks import REINSTALL, CheckResult, version_of
+from medlit.tools.doctor import REINSTALL, CheckResult, version_of
 
 
 def main(args: list[str] | None = None) -> None:
@@ -70,11 +70,8 @@ def library_cure(name: str, cuda: str) -> str:
 
 
 def _cuda() -> str:
-    try:
-        import torch
-    except Exception:  # reported by its own check
-        return ""
-    return torch.version.cuda or ""
+    torch = sys.modules.get("torch")  # absent if its import failed, which its own check reports
+    return (torch and torch.version.cuda) or ""
 
 
 def _torch() -> list[CheckResult]:
@@ -92,24 +89,19 @@ def _torch() -> list[CheckResult]:
 
 
 def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
-    """The GPUs that PyTorch can use, or why there is none.
-
-    Args:
-        devices: name, gib, free and bf16 of each.
-        cuda: the CUDA version that PyTorch is built for; empty for a CPU build.
-    """
+    """The GPUs (name, gib, free, bf16) of a PyTorch for a CUDA version (empty: for the CPU), or why there is none."""
     precision = {True: "bf16", False: "no bf16, so fits run in 16-mixed (as configs/hardware/t4_16gb.yaml)"}
     if devices:
         found = [f"{gpu['name']}, {gpu['free']} of {gpu['gib']} GiB free, {precision[gpu['bf16']]}" for gpu in devices]
         return [CheckResult(f"GPU {i}", "ok", text) for i, text in enumerate(found)]
     if not command_output("nvidia-smi", "-L"):
-        cure = "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
-        return [CheckResult("GPU", "warn", "none: everything runs on the CPU", cure)]
-    if cuda:
+        text, cure = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
+    elif cuda:
+        text = "PyTorch cannot use the GPU of this machine"
         cure = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
-        return [CheckResult("GPU", "warn", "PyTorch cannot use the GPU of this machine", cure)]
-    cure = f"{REINSTALL} BUILD=gpu"
-    return [CheckResult("GPU", "warn", "this machine has one, but PyTorch is built for the CPU", cure)]
+    else:
+        text, cure = "this machine has one, but PyTorch is built for the CPU", f"{REINSTALL} BUILD=gpu"
+    return [CheckResult("GPU", "warn", text, cure)]
 
 
 def driver(cuda: str) -> CheckResult:
@@ -131,8 +123,7 @@ def triton(has_gpu: bool) -> CheckResult:
     if not has_gpu:
         return CheckResult("Triton", "ok", "not needed without a GPU")
     missing = [] if any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))) else ["C compiler"]
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        missing.append("Python.h")
+    missing += [] if Path(sysconfig.get_path("include"), "Python.h").is_file() else ["Python.h"]
     if missing:
         cure = "install a C compiler and Python's headers (build-essential, python3-dev)"
         return CheckResult("Triton", "warn", f"cannot compile kernels: no {' and no '.join(missing)}", cure)
@@ -158,7 +149,7 @@ def _four_bit() -> list[CheckResult]:
     from bitsandbytes.nn import Linear4bit
     from bitsandbytes.optim import AdamW8bit
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, place = ("cuda", "the GPU") if torch.cuda.is_available() else ("cpu", "the CPU")
     layer = Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
     x = torch.nn.Parameter(torch.ones(32, 128, device=device))  # of fewer than 4,096 numbers the state has 32 bits
     optimizer = AdamW8bit([x], lr=1e-2, weight_decay=0.0)
@@ -168,7 +159,6 @@ def _four_bit() -> list[CheckResult]:
         raise ArithmeticError("a step through a 4-bit layer gives wrong numbers")
     if not any(getattr(state, "dtype", None) == torch.uint8 for state in optimizer.state[x].values()):
         raise ArithmeticError("8-bit AdamW does not keep its state in 8 bits")
-    place = {"cpu": "the CPU", "cuda": "the GPU"}[device.type]
     return [CheckResult("4-bit training", "ok", f"an NF4 layer and a step of 8-bit AdamW run on {place}")]
 
 
@@ -179,12 +169,7 @@ def _unsloth() -> list[CheckResult]:
     return [CheckResult("unsloth", "ok", f"{sys.modules['unsloth'].__version__}, imports")]
 
 
-LIBRARY_CHECKS = {
-    "torch": _torch,
-    "bitsandbytes": _bitsandbytes,
-    "4-bit training": _four_bit,
-    "unsloth": _unsloth,
-}
+LIBRARY_CHECKS = {"torch": _torch, "bitsandbytes": _bitsandbytes, "4-bit training": _four_bit, "unsloth": _unsloth}
 
 if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from torch import nn
 from medlit.atomic_io import write_json
 from medlit.base_model import BUILTIN
 from medlit.data.collate import BatchDataset
-from medlit.data.data_fingerprint import DataFingerprint
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
+from medlit.data.splits import DataFingerprint
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter

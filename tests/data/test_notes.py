@@ -7,7 +7,7 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.predict_notes import read_predict_notes
+from medlit.data.notes import read_predict_notes
 from medlit.data.settings import Columns, Labels, Predict
 from medlit.errors import UserError
 

@@ -1,18 +1,34 @@
-"""An audit as a table in the terminal, and as a figure of class balance and lengths."""
+"""`medlit audit`: the quality of the notes before training on them, as a table, `audit.json` and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport
+from medlit.atomic_io import atomic_write, write_json
+from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
+from medlit.errors import UserError
+from medlit.tools import make_parser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from medlit.data.prompt import AlpacaPrompt
+
+EXIT_OVER_LIMIT = 3
+# Limit -> (its default, None for no limit; what is limited).
+_LIMITS = {
+    "max_leakage": (0.0, "share of a split's notes whose text is also in an earlier split"),
+    "max_conflicts": (0.0, "share of notes whose text has several labels"),
+    "max_cut": (None, "share of notes that are cut to the prompt's length"),
+}
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
 
@@ -20,7 +36,80 @@ _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all
 _Line = tuple[str, str, str, bool]
 
 
-def print_report(report: AuditReport) -> None:
+def run(args: Sequence[str]) -> int:
+    """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded.
+
+    Raises:
+        UserError: the settings or the source cannot be read.
+    """
+    parser = make_parser("audit")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write audit.json and audit.png to")
+    parser.add_argument("--strict", action="store_true", help="exit with code 3 when a limit is exceeded")
+    group = parser.add_argument_group("limits for --strict, from 0 to 1; no note may be empty or without a label")
+    for flag, (default, meaning) in _LIMITS.items():
+        text = f"largest {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
+        group.add_argument(f"--{flag}", type=float, default=default, metavar="SHARE", help=text)
+    options, rest = parser.parse_known_args(args)
+    # After --help: these imports take seconds.
+    from medlit.cli.arguments import make_datamodule, parse_settings
+    from medlit.cli.environment import check_writable
+
+    if options.output is not None:
+        check_writable("output", options.output / "audit.json")
+    data = make_datamodule(parse_settings("audit", rest))
+    prompt = None
+    try:
+        prompt = data.prompt
+    except UserError as error:
+        print(f"medlit: lengths are in words only, because the tokenizer is not available. {error}", file=sys.stderr)
+    result = audit(
+        data.source,
+        revision=data.revision,
+        columns=data.columns,
+        labels=data.labels,
+        near_threshold=data.split.near_threshold,
+        count_tokens=None if prompt is None else partial(_count_tokens, prompt),
+        limit=None if prompt is None else prompt.room,
+    )
+    _print_report(result.report)
+    exceeded = _exceeded_limits(result.report, options)
+    for message in exceeded:
+        print(f"over a limit: {message}")
+    if options.output is not None:
+        write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
+        with atomic_write(options.output / "audit.png") as path:
+            audit_figure(result).savefig(path, dpi=110)
+        print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
+    return EXIT_OVER_LIMIT if exceeded and options.strict else 0
+
+
+def _count_tokens(prompt: AlpacaPrompt, transcriptions: list[str]) -> list[int]:
+    """Tokens of each transcription, including those that would be cut."""
+    template = len(prompt.header) + len(prompt.footer)
+    return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
+
+
+def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:
+    """A message for each limit that a report exceeds."""
+    leaked = [rows / report.splits[pair.partition("/")[2]] for pair, rows in report.leakage.items()]
+    shares = {
+        "max_leakage": max(leaked, default=0.0),
+        "max_conflicts": report.conflicts["rows"] / report.rows,
+        "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
+    }
+    messages = [
+        f"the {_LIMITS[flag][1]} is {share:.4g}; --{flag} allows {limit:.4g}"
+        for flag, share in shares.items()
+        if (limit := getattr(options, flag)) is not None and share > limit
+    ]
+    if report.empty["rows"]:
+        messages.append(f"{report.empty['rows']:,} notes are empty")
+    if report.unlabelled:
+        messages.append(f"{report.unlabelled:,} notes have no label")
+    return messages
+
+
+def _print_report(report: AuditReport) -> None:
     """Print counts, shares and the first row ids of every finding, and the notes of each specialty."""
     from rich.console import Console
     from rich.markup import escape
@@ -34,9 +123,8 @@ def print_report(report: AuditReport) -> None:
         table.add_row(escape(name), value, escape(details), style="yellow" if warning else "")
     classes = Table(title="notes of each specialty", title_justify="left")
     classes.add_column("specialty")
-    for split in report.splits:
+    for split in (*report.splits, "share"):
         classes.add_column(split, justify="right")
-    classes.add_column("share", justify="right")
     for name, notes in report.classes.items():
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
         classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
@@ -69,13 +157,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     for pair, rows in report.leakage.items():
         earlier, _, later = pair.partition("/")
         similar = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
-        details = f"and {similar:,} near duplicates" if similar else ""
-        yield (
-            f"{later} notes whose text is also in {earlier}",
-            _share(rows, report.splits[later]),
-            details,
-            (rows + similar > 0),
-        )
+        name, value = f"{later} notes whose text is also in {earlier}", _share(rows, report.splits[later])
+        yield name, value, f"and {similar:,} near duplicates" if similar else "", rows + similar > 0
     for name, share in report.label_leaks.items():
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True
 
@@ -115,6 +198,8 @@ def audit_figure(audit: Audit) -> Figure:
         axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (balance, lengths):
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     return figure
 
 
@@ -123,14 +208,13 @@ def _draw_balance(axes: Axes, report: AuditReport) -> None:
     left = np.zeros(len(names))
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
-        axes.barh(names, notes, left=left, color=_COLOURS[split], label=split)
+        label = split if len(report.splits) > 1 else None
+        axes.barh(names, notes, left=left, color=_COLOURS[split], label=label)
         left += notes
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
     axes.margins(x=0.12, y=0.01)
     axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(names)} specialties")
-    if len(report.splits) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:
@@ -138,19 +222,17 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
     lengths, summary = audit.lengths[unit], audit.report.lengths[unit]
     # One note of 100,000 tokens would press all others into a single bar: the last bar holds all longer notes.
     end = max(1.0, min(summary["max"], 1.5 * summary["p99"]))
-    limit = summary.get("limit")
     width = -(-end // _BARS)  # an integer: bars of 2.5 would hold two lengths or three in turn, and look like a pattern
     bars = np.arange(0, end + width, width)
     axes.hist(np.minimum(lengths, bars[-1]), bins=bars.tolist(), color="#9db8d2", edgecolor="white", linewidth=0.5)
     marks = [("median", summary["p50"], "--", "#1d3557"), ("p95", summary["p95"], ":", "#1d3557")]
     title = f"{unit} per note"
-    if limit is not None:
+    if (limit := summary.get("limit")) is not None:
         title += f": {summary['share_cut']:.1%} over the limit of {limit:,.0f}"
         if limit <= 2 * end:
             marks.append(("limit", limit, "-", "#c1121f"))
     for name, value, style, colour in marks:
         axes.axvline(value, color=colour, linewidth=1.5, linestyle=style, label=f"{name} {value:,.0f}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     longer = "" if end == summary["max"] else "; the last bar: all longer notes"
     axes.set(xlim=(0, None), xlabel=f"{unit} (longest {summary['max']:,.0f}{longer})", ylabel="notes", title=title)

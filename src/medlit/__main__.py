@@ -43,8 +43,8 @@ def main(args: list[str] | None = None) -> None:
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error
     if verb not in MODEL_VERBS:
-        known = ", ".join([*MODEL_VERBS, *TOOLS])
-        print(f"medlit: there is no verb {verb!r}; the verbs are {known}.", file=sys.stderr)
+        verbs = ", ".join([*MODEL_VERBS, *TOOLS])
+        print(f"medlit: there is no verb {verb!r}; the verbs are {verbs}.", file=sys.stderr)
         raise SystemExit(2)
     if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
         from medlit.unsloth_first import import_unsloth

@@ -46,10 +46,7 @@ def exit_codes() -> Iterator[None]:
 
 @contextmanager
 def clean_up_on_failure(trainer: L.Trainer, folder: Path) -> Iterator[None]:
-    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was.
-
-    The folder may not exist yet.
-    """
+    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was."""
     existed = folder.exists()
     events = set(folder.glob("events.out.tfevents.*"))
     try:

@@ -106,12 +106,7 @@ def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
 
 
 def check_renamed(args: Sequence[str], env_prefix: str) -> None:
-    """Check that no flag, config or environment variable uses a setting of an earlier release.
-
-    Args:
-        args: the command line after the verb.
-        env_prefix: of the verb's environment variables, such as 'MEDLIT_FIT__'.
-    """
+    """Check that no flag after the verb, config or environment variable uses a setting of an earlier release."""
     for where, settings in _given(args, env_prefix):
         found = {name: text for name, value in settings.items() if (text := advice(name, value))}
         if found:

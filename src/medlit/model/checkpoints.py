@@ -141,12 +141,8 @@ def repair_progress(
 ) -> None:
     """Rewrite a checkpoint's progress in place.
 
-    Args:
-        checkpoint: as Lightning read it, before its loops load it.
-        steps_per_epoch: optimizer steps of an epoch.
-        micro_batches: micro-batches that each process accumulates in a step, here and now.
-        validate_every: optimizer steps between validations.
-        last: the fit's last step, which is always validated.
+    `checkpoint` is as Lightning read it, before its loops load it; a step accumulates `micro_batches` in each process,
+    here and now; validations are `validate_every` steps apart and after the fit's `last` step.
     """
     step = int(checkpoint["global_step"])
     loop = checkpoint["loops"]["fit_loop"]

@@ -58,16 +58,6 @@ class ModelDimensions(NamedTuple):
     inner: int  # of the MLP
     vocabulary: int  # number of tokens
 
-    @property
-    def linear(self) -> int:
-        """Weights of all layers' projections."""
-        return self.layers * self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.inner)
-
-    @property
-    def table(self) -> int:
-        """Weights of the embedding, or of the head."""
-        return self.vocabulary * self.hidden
-
 
 def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transformers' configurations share no typed base for these
     """Read a transformers configuration."""
@@ -88,7 +78,8 @@ def flops_per_token(shape: ModelDimensions) -> int:
     Two operations a weight forward and two for the gradients of activations; frozen weights have no gradient. The head
     counts as if every token needed it and recomputation does not count, so that equal results compare.
     """
-    return 4 * (shape.linear + shape.table)
+    per_layer = 2 * shape.queries + 2 * shape.keys + 3 * shape.inner
+    return 4 * shape.hidden * (shape.layers * per_layer + shape.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -130,26 +121,16 @@ class MeasuredMemory:
             return cls(weights, 0.0, 0.0)
         return cls(weights, torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
 
-    def with_activations(self, share: float) -> float:
-        """What would be in use with a share of the activations, which grow with a batch's padded tokens."""
-        return self.weights + share * (self.peak - self.weights)
-
 
 def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: ANN401 - as for `model_dimensions`
-    """The footprint of a 4-bit model with an adapter.
-
-    Args:
-        config: the base model's, of transformers.
-        weights: bytes of the loaded model with its adapter.
-        trained: parameters of the adapter; each has a gradient in float32 and two states of one byte.
-    """
+    """The footprint of a 4-bit model: bytes of its weights, and number of trained parameters."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
     # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(
         layers=of.layers,
-        fixed=weights + trained * (4 + 2) + room,
+        fixed=weights + trained * (4 + 2) + room,  # a gradient in float32 and two states of one byte
         kept=kept if config.model_type == "llama" else int(_UNMEASURED * kept),
         entry=_HALF * of.hidden,
         work=4 * _HALF * of.inner,
@@ -157,11 +138,7 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A base model on the meta device: nothing is allocated or read.
-
-    Raises:
-        ValueError: transformers has no causal language model for this configuration.
-    """
+    """A base model on the meta device, without allocating or reading; ValueError if transformers has none for it."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -250,14 +227,8 @@ def fit_memory(
 ) -> FitMemory:
     """Estimate a fit's memory from the base model's configuration.
 
-    Args:
-        config: the base model's, of transformers.
-        language_model: how it is loaded.
-        lora: the adapter.
-        tokens: padded tokens of the largest training micro-batch.
-        eval_tokens: padded tokens of the largest evaluation batch, with its answers.
-        device: where the fit runs.
-        dtype: number format of what is not quantised.
+    `config` is of transformers; `tokens` are the padded tokens of the largest training micro-batch and `eval_tokens`
+    those of the largest evaluation batch, with its answers; `dtype` is the format of what is not quantised.
     """
     model = skeleton(config)
     trained = 0 if lora is None else _adapter_size(model, lora)

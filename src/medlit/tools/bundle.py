@@ -113,11 +113,7 @@ def cached(name: str) -> list[Path]:
 
 
 def write_bundle(folder: Path, target: Target, caches: Sequence[Path]) -> None:
-    """Write a bundle with these folders of the Hub's caches, whole or not at all.
-
-    Raises:
-        UserError: a package cannot be fetched, or the folder cannot be written.
-    """
+    """Write a bundle with these folders of the Hub's caches, whole or not at all."""
     with atomic_dir(folder) as partial:
         wheels = partial / "wheels"
         wheels.mkdir()

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from medlit.data.datamodule import TranscriptionDataModule
 
-_SECTIONS = ("seed_everything", "model", "data")
-_TRAINER = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
-
 
 def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare.
@@ -85,9 +82,10 @@ def _recorded_settings(run_dir: Path) -> list[str]:
     if not test.is_file():
         raise UserError(f"run_dir: {run_dir} has no config_test.yaml; run 'medlit test' for it first.")
     config = _read_config(test)
-    values = {name: config[name] for name in _SECTIONS if name in config}
+    values: dict[str, Any] = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
     trainer = _read_config(fit if fit.is_file() else test).get("trainer", {})
-    values["trainer"] = {name: trainer[name] for name in _TRAINER if trainer.get(name) is not None}
+    kept = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
+    values["trainer"] = {name: trainer[name] for name in kept if trainer.get(name) is not None}
     return ["--config", json.dumps(values)]
 
 
@@ -142,11 +140,7 @@ class BaselineData:
 
     @classmethod
     def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:
-        """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any.
-
-        Raises:
-            UserError: the source cannot be used, or its test split is not what the model was tested on.
-        """
+        """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
         notes = data.read_splits().notes
         if "test" not in notes:
             raise UserError(

@@ -41,12 +41,7 @@ HEAD = "score"  # transformers' name of the last layer
 
 
 def classification_head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace) -> System:
-    """Train on the training split and answer the test notes, with settings as for `medlit fit`.
-
-    Raises:
-        UserError: the base model cannot be loaded or would train in float16, there are no LoRA settings, the training
-            split is smaller than a step, or there is no last step.
-    """
+    """Train on the training split and answer the test notes, with settings as for `medlit fit`."""
     from rich.progress import track
 
     if config.model.lora is None:
@@ -97,9 +92,6 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
     """The base model with K outputs and a fresh adapter; only adapter and head are trainable.
 
     The head reads the last token that is not the padding token.
-
-    Raises:
-        UserError: there is no such model, it cannot be downloaded, or it is stored in 4 bits and load_in_4bit is false.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig

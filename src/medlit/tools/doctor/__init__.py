@@ -117,11 +117,7 @@ def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Pope
 
 
 def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
-    """Wait for the child process, with a config without a time limit, and read its results.
-
-    Raises:
-        UserError: a setting is invalid.
-    """
+    """Wait for the child process, with a config without a time limit, and read its results."""
     if has_config:
         print("medlit doctor: trying the config too, which takes as long as loading its weights.", file=sys.stderr)
     try:

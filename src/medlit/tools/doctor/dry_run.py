@@ -41,41 +41,39 @@ class _StepTimer(L.Callback):
     """Times, in seconds, loading, each optimizer step up to the end of the GPU's work, and a validation batch."""
 
     def __init__(self) -> None:
-        self.loading = self.validation = 0.0
+        self.loading = self.validation = self._last = 0.0
         self.steps: list[float] = []
-        # Of the last step (tokens without padding) and of the validation batch.
-        self.notes = self.tokens = self.validation_notes = 0
-        self._start: float | None = None
+        self.lengths: list[int] = []  # tokens of each note of the last step
+        self.validation_notes = 0
 
     def setup(self, *_: object, **__: object) -> None:
-        self._start = time.perf_counter()  # the weights load next
+        self._lap()  # the weights load next
 
     def on_fit_start(self, *_: object) -> None:
-        self.loading = self._stop()
+        self.loading = self._lap()
 
-    def on_train_batch_start(self, trainer: object, pl_module: object, batch: Batch, *_: int) -> None:
-        if self._start is None:  # a step's first micro-batch
-            self._start = time.perf_counter()
-            self.notes = self.tokens = 0
-        self.notes += len(batch.lengths)
-        self.tokens += sum(batch.lengths)
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: object, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._lap()
+            self.lengths = []
+        self.lengths += batch.lengths
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step > len(self.steps):  # a step's last micro-batch
-            self.steps.append(self._stop())
+            self.steps.append(self._lap())
 
     def on_validation_batch_start(self, trainer: object, pl_module: object, batch: EvalBatch, *_: int) -> None:
-        self._start = time.perf_counter()
+        self._lap()
         self.validation_notes = len(batch.label_ids)
 
     def on_validation_batch_end(self, *_: object) -> None:
-        self.validation = self._stop()
+        self.validation = self._lap()
 
-    def _stop(self) -> float:
+    def _lap(self) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        start, self._start = self._start, None
-        return 0.0 if start is None else time.perf_counter() - start
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
 
 
 class DryRunCLI(MedlitCLI):
@@ -120,13 +118,14 @@ class DryRunCLI(MedlitCLI):
 
 
 def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
-    """Check the fit of these `--config` files and flags before it starts; yields each result as it is found.
-
-    Raises:
-        UserError: a setting is invalid.
-    """
+    """Check the fit of these `--config` files and flags before it starts; yields each result as it is found."""
     silence_warnings()
-    cli = _parse(settings)
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            cli = DryRunCLI(["fit", *settings])
+    except SystemExit as stop:
+        raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
     data, language_model = cli.datamodule, cli.model.language_model
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
@@ -163,15 +162,6 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
         yield CheckResult(stage, "fail", f"{type(error).__name__}: {text}", cure)
-
-
-def _parse(settings: list[str]) -> DryRunCLI:
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            return DryRunCLI(["fit", *settings])
-    except SystemExit as stop:
-        raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
 
 
 def _failure(check: str, error: UserError) -> CheckResult:
@@ -220,11 +210,7 @@ def _mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
 
 
 def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
-    """Whether K labels differ as token ids, and whether one is the beginning of another.
-
-    Raises:
-        UserError: a label is longer than `data.max_response_tokens`.
-    """
+    """Whether K labels differ as token ids, and whether one is the beginning of another."""
     answers = sorted((prompt.response(name)[:-1], name) for name in names)  # without EOS
     # In the order of ids a label stands right before the labels that begin with it.
     same = [(a, b) for (ids, a), (others, b) in pairwise(answers) if ids == others]
@@ -291,8 +277,8 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     loss = float(cli.trainer.callback_metrics["train/loss"])
     seconds = f"{later[-1]:.2f} s, after a first of {first:.1f} s" if later else f"{first:.1f} s, the first"
     found = (
-        f"{seconds}: {timer.notes} notes, {timer.tokens / timer.steps[-1]:,.0f} tokens/s, loss {loss:.3f} nats per"
-        f" supervised token; the weights were loaded in {timer.loading:.0f} s"
+        f"{seconds}: {len(timer.lengths)} notes, {sum(timer.lengths) / timer.steps[-1]:,.0f} tokens/s, loss {loss:.3f}"
+        f" nats per supervised token; the weights were loaded in {timer.loading:.0f} s"
     )
     yield CheckResult("training step", "ok", found)
     found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"

@@ -9,14 +9,12 @@ from typing import Any
 
 import yaml
 
+from medlit.tools import make_parser
 from medlit.tools.export import verify
 
 
 def run(args: Sequence[str]) -> int:
     """Export and verify.
-
-    Args:
-        args: the arguments after `medlit export`.
 
     Raises:
         UserError: the settings, weights or notes cannot be used, or the export answers differently.
@@ -34,17 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command's own flags; their help is in `help.yaml`."""
     texts = yaml.safe_load(Path(__file__).with_name("help.yaml").read_text(encoding="utf-8"))
     formats = "".join(f"; for {name} {nats:g}" for name, nats in verify.MAX_DRIFT_OF.items())
-    parser = argparse.ArgumentParser(
-        prog="medlit export",
-        usage=texts["usage"],
-        description=texts["description"],
-        epilog=texts["epilog"],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("export")
 
     def add(name: str, **settings: Any) -> None:  # noqa: ANN401 - argparse's
-        text = texts["flags"][name].format(MAX_DRIFT=verify.MAX_DRIFT, formats=formats)
+        text = texts[name].format(MAX_DRIFT=verify.MAX_DRIFT, formats=formats)
         parser.add_argument(f"--{name}", help=text, **settings)
 
     add("to", choices=("adapter", "merged", "gguf", "hub"), required=True)

@@ -29,11 +29,7 @@ _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("card.yaml").re
 
 
 def write_card(folder: Path, weights: Weights, target: str, verification: Verification) -> None:
-    """Write `README.md`, and the confusion matrix that it shows, into the export's folder.
-
-    Raises:
-        UserError: a file of the run folder is damaged.
-    """
+    """Write `README.md`, and the confusion matrix that it shows, into the export's folder."""
 
     def read(name: str) -> dict[str, Any]:
         return {} if weights.run is None else read_run_file(weights.run / name)
@@ -80,11 +76,7 @@ def license_of(base_model: str) -> tuple[str, str] | None:
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Read a JSON or YAML file of the run folder; empty if there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Read a JSON or YAML file of the run folder; empty if there is none."""
     if not path.is_file():
         return {}
     try:

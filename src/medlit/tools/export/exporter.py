@@ -38,11 +38,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Export, verify and report; `rest` are settings as for `medlit fit`.
-
-    Raises:
-        UserError: something cannot be used, or the export answers differently; nothing is left on disk.
-    """
+    """Export, verify and report, or leave nothing on disk; `rest` are settings as for `medlit fit`."""
     silence_warnings()
     quantisations = _check_options(options)
     token = check_upload(options) if options.to == "hub" else None

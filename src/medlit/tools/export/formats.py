@@ -50,11 +50,7 @@ _PRE_TOKENIZERS = {
 
 
 def config_folder(base_model: str, revision: str | None) -> Path:
-    """The folder with a base model's JSON files, from the Hub or its cache if it is not local.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """The folder with a base model's JSON files, from the Hub or its cache if it is not local."""
     folder = Path(resolve(base_model))
     if not folder.is_dir():
         try:
@@ -132,11 +128,7 @@ def has_llama_cpp() -> bool:
 
 
 def check_convertible(model: Path, quantisations: list[str]) -> None:
-    """Check that the model of a folder can be written in these formats.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Check that the model of a folder can be written in these formats."""
     if (model_type := read_json(model / "config.json").get("model_type")) != "llama":
         raise UserError(
             f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert"
@@ -152,11 +144,7 @@ def check_convertible(model: Path, quantisations: list[str]) -> None:
 
 
 def write_gguf(model: Path, path: Path, quantisation: str) -> None:
-    """Write a folder with a merged model and its tokenizer as one GGUF file.
-
-    Raises:
-        UserError: a weight has no place in GGUF, or llama.cpp cannot quantise the model.
-    """
+    """Write a folder with a merged model and its tokenizer as one GGUF file."""
     if quantisation == "q4_k_m":  # by llama.cpp, from a temporary 16-bit file
         full = path.with_suffix(".f16")
         write_gguf(model, full, "f16")

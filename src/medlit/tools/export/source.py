@@ -117,11 +117,7 @@ def fit_settings(run: Path) -> list[str]:
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
-    """Read the weights to export: the config's adapter, or the checkpoint 'best', 'last' or a path, of `run` if given.
-
-    Raises:
-        UserError: there are none, or they belong to another model than the config's.
-    """
+    """Read the weights to export: the config's adapter or the checkpoint (best, last or a path), of `run` if given."""
     language_model = LanguageModel(**config.model.language_model.as_dict())
     lora = None if config.model.lora is None else Lora(**config.model.lora.as_dict())
     data = config.data
@@ -148,11 +144,7 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
 
 
 def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], count: int) -> Reference:
-    """Score the labels with medlit's own model, for `count` notes spread over the test split (else validation).
-
-    Raises:
-        UserError: the notes cannot be read, or there are neither test nor validation notes.
-    """
+    """Score the labels with medlit's own model, for `count` notes spread over the test split (else validation)."""
     notes = data.read_splits().notes
     split = next((name for name in ("test", "validation") if name in notes), None)
     if split is None:

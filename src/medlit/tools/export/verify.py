@@ -61,9 +61,6 @@ class Verification:
 
         `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in `reload_worker.py`;
         `quantisation` is the number format of the weights, None for 16 bits.
-
-        Raises:
-            UserError: it cannot be loaded, or its answers differ too much.
         """
         reference = self.reference
         request = {"loader": loader, "path": str(path), "device": device, "dtype": _dtype(path, device, base), **base}

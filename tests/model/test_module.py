@@ -554,6 +554,31 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
         trainer(data).validate(other, data, verbose=False)
 
 
+def test_dora_trains_and_is_the_same_when_loaded(parts: Parts, tmp_path: Path) -> None:
+    module, data = parts(lora=Lora(dora=True))
+    watch = Watch()
+    run = trainer(data, watch, max_steps=2)
+    run.validate(module, data, verbose=False)
+    before = float(run.callback_metrics["val/loss"])
+    run.fit(module, data)
+    magnitudes = {name for name in watch.gradients[0] if "lora_magnitude_vector" in name}
+    assert len(magnitudes) == 2 * 7
+    assert all(watch.gradients[0][name].any() for name in magnitudes)
+    run.validate(module, data, verbose=False)
+    loss = float(run.callback_metrics["val/loss"])
+    assert loss < before
+    write_adapter(module, tmp_path, data.fingerprint)
+
+    again, data = parts(lora=Lora(dora=True), adapter=str(tmp_path))
+    run = trainer(data)
+    run.validate(again, data, verbose=False)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-6)
+
+    other, data = parts(adapter=str(tmp_path))
+    with pytest.raises(UserError, match=r"model\.lora\.dora: the adapter .* trained with True"):
+        trainer(data).validate(other, data, verbose=False)
+
+
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 STEPS = 9  # three epochs of three

@@ -596,3 +596,10 @@ def test_the_bare_base_model_is_tested_without_an_adapter(medlit: Medlit, tiny_c
     assert medlit("test", "--config", tiny_config, *flags).code == 0
     metrics = json.loads((tmp_path / "bare" / "test_metrics.json").read_text())
     assert metrics["n"] == 8
+
+
+def test_the_best_checkpoint_of_another_monitor_is_tested(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    flags = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
+    monitor = ["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min", "--trainer.max_steps", "1"]
+    assert medlit("fit", *flags, *monitor).code == 0
+    assert medlit("test", *flags, "--ckpt_path", "best").code == 0

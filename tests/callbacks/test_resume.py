@@ -12,6 +12,7 @@ import yaml
 from compare import differences, last_checkpoint
 
 from medlit.callbacks.validate_last_step import ValidateLastStep
+from medlit.evaluation.metrics import LOGGED
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -161,7 +162,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(
 
 
 def _no_better(_: object) -> dict[str, Any]:
-    return {"accuracy": 0.0, "f1_macro": -1.0, "f1_weighted": 0.0, "invalid_rate": 1.0, "n": 8} | NOTHING
+    return dict.fromkeys(LOGGED, 0.0) | {"f1_macro": -1.0, "invalid_rate": 1.0, "n": 8} | NOTHING
 
 
 NOTHING: dict[str, Any] = {"per_class": {"Neurology": {}}, "confusion": [[0, 8]]}

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
-COUNTED = {"accuracy", "f1_macro", "f1_weighted", "invalid_rate", "n", "per_class", "confusion", "loss"}
+COUNTED = {"accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
+COUNTED |= {"n", "per_class", "confusion", "loss"}
 DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
 OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
@@ -352,7 +353,7 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     found = scores(run / "validate_metrics.json")
     assert set(found) == SCORES
     best = max(range(3), key=lambda i: curve(run, "val/f1_macro")[i][1])
-    for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
+    for name in ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
         assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 
@@ -595,3 +596,10 @@ def test_the_bare_base_model_is_tested_without_an_adapter(medlit: Medlit, tiny_c
     assert medlit("test", "--config", tiny_config, *flags).code == 0
     metrics = json.loads((tmp_path / "bare" / "test_metrics.json").read_text())
     assert metrics["n"] == 8
+
+
+def test_the_best_checkpoint_of_another_monitor_is_tested(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    flags = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
+    monitor = ["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min", "--trainer.max_steps", "1"]
+    assert medlit("fit", *flags, *monitor).code == 0
+    assert medlit("test", *flags, "--ckpt_path", "best").code == 0

@@ -11,6 +11,7 @@ import pytest
 from medlit.__main__ import main as entry
 from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.cli.help import ABOUT, FIT_ONLY, HIDDEN, LIGHTNING_HELP, TITLES, VERBS
+from medlit.evaluation.metrics import MONITORS
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -108,3 +109,8 @@ def test_the_manual_of_a_tool_has_examples(verb: str, capsys: pytest.CaptureFixt
         entry([verb, "--help"])
     assert stop.value.code == 0
     assert f"\nexamples:\n  medlit {verb} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_the_help_names_every_metric_that_can_be_monitored(monitor: str) -> None:
+    assert monitor in LIGHTNING_HELP["checkpoint.monitor"]

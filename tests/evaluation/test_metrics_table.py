@@ -37,6 +37,7 @@ def test_monitors_are_the_logged_metrics_with_their_direction() -> None:
     assert MONITORS == {
         "val/loss": "min",
         "val/accuracy": "max",
+        "val/balanced_accuracy": "max",
         "val/f1_macro": "max",
         "val/f1_weighted": "max",
         "val/invalid_rate": "min",

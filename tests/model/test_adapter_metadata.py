@@ -34,6 +34,7 @@ OTHER_LORA: dict[str, Any] = {
     "bias": "all",
     "target_modules": ["q_proj"],
     "rslora": True,
+    "dora": True,
     "loftq": True,
     "seed": 1,
 }
@@ -110,18 +111,19 @@ def test_every_field_of_lora_is_compared_unless_it_is_of_training_only(name: str
             check_metadata(other, TRAINED, "the checkpoint")
 
 
-def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default() -> None:
+@pytest.mark.parametrize("name", ["dora", "loftq"])
+def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default(name: str) -> None:
     older = TRAINED.to_dict()
-    del older["lora"]["loftq"]
+    del older["lora"][name]
     theirs = AdapterMetadata.from_dict(older)
     check_metadata(ours(), theirs, "the checkpoint")
-    with pytest.raises(UserError, match=r"model\.lora\.loftq: the checkpoint was trained with False"):
-        check_metadata(ours(lora=Lora(loftq=True)), theirs, "the checkpoint")
+    with pytest.raises(UserError, match=rf"model\.lora\.{name}: the checkpoint was trained with False"):
+        check_metadata(ours(lora=Lora(**{name: True})), theirs, "the checkpoint")
 
 
 def test_a_setting_of_lora_that_only_a_newer_file_knows_is_compared() -> None:
-    newer = AdapterMetadata.from_dict(TRAINED.to_dict() | {"lora": TRAINED.lora | {"dora": True}})
-    with pytest.raises(UserError, match=r"model\.lora\.dora: the checkpoint was trained with True"):
+    newer = AdapterMetadata.from_dict(TRAINED.to_dict() | {"lora": TRAINED.lora | {"vera": True}})
+    with pytest.raises(UserError, match=r"model\.lora\.vera: the checkpoint was trained with True"):
         check_metadata(ours(), newer, "the checkpoint")
 
 

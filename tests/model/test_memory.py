@@ -108,6 +108,11 @@ def test_an_unmeasured_architecture_is_estimated_larger() -> None:
     assert mistral.kept == pytest.approx(1.5 * footprint(LlamaConfig(**LLAMA_8B), 0, 0).kept, rel=0.01)
 
 
+def test_dora_is_estimated_like_an_unmeasured_architecture() -> None:
+    config = LlamaConfig(**LLAMA_8B)
+    assert footprint(config, 0, 0, dora=True).kept == pytest.approx(1.5 * footprint(config, 0, 0).kept, rel=0.01)
+
+
 def test_a_budget_that_cannot_be_met_is_reported_with_the_need() -> None:
     chosen = Recomputation([], llama_8b(), int(SLACK * 10 * GIB))
     assert chosen.excess(6_000) == 0

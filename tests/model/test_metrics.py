@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
 from medlit.data.labels import LabelSet
 from medlit.model.metrics import Scores, SpecialtyMetrics
@@ -46,6 +54,9 @@ def test_every_number_is_scikit_learns(epoch: tuple[int, list[int], list[int]], 
     occurring = sorted(set(truth) | set(answers) - {k})
     macro = f1_score(truth, answers, labels=occurring, average="macro", zero_division=0)
     assert ours["f1_macro"] == pytest.approx(macro)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+        assert ours["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, answers))
     confusion = confusion_matrix(truth, answers, labels=[*labels, k])[:k]
     assert np.array_equal(ours["confusion"], confusion)
     assert ours["invalid_rate"] == pytest.approx(np.mean(np.array(answers) == k))
@@ -61,11 +72,18 @@ def test_an_invalid_answer_has_no_part_in_the_macro_mean() -> None:
 
 
 def test_accuracy_is_over_notes_and_not_over_classes() -> None:
-    """The mean of the classes' recalls would be 0.5."""
-    assert scores(truth=[0] * 9 + [1], answers=[0] * 10, k=2)["accuracy"] == pytest.approx(0.9)
+    ours = scores(truth=[0] * 9 + [1], answers=[0] * 10, k=2)
+    assert ours["accuracy"] == pytest.approx(0.9)
+    assert ours["balanced_accuracy"] == pytest.approx(0.5)
+
+
+def test_a_class_without_notes_has_no_part_in_the_balanced_accuracy() -> None:
+    """Class 2 is only answered, class 3 does not occur; an invalid answer is a note of class 1 not found."""
+    assert scores(truth=[0, 0, 1, 1], answers=[0, 2, 1, 4], k=4)["balanced_accuracy"] == pytest.approx(0.5)
 
 
 def test_nothing_but_invalid_answers_is_zero() -> None:
     ours = scores(truth=[0, 1, 1], answers=[2, 2, 2], k=2)
     assert (ours["accuracy"], ours["f1_macro"], ours["f1_weighted"], ours["invalid_rate"]) == (0, 0, 0, 1)
+    assert ours["balanced_accuracy"] == 0
     assert ours["confusion"] == [[0, 0, 1], [0, 0, 2]]

@@ -26,6 +26,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
+from medlit.evaluation.metrics import LOGGED
 from medlit.model import language_model
 from medlit.model import module as module_file
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key, write_temperature
@@ -266,7 +267,7 @@ def test_a_checkpoint_reproduces_its_validation_in_a_fresh_model(parts: Parts, f
     run = trainer(data)
     run.validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
     assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
-    assert numbers.keys() == {f"val/{name}" for name in ("accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss")}
+    assert numbers.keys() == {f"val/{name}" for name in LOGGED}
     assert all(torch.equal(value, weights[name]) for name, value in adapter(module).items())
 
 
@@ -551,6 +552,31 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
 
     other, data = parts(adapter=str(folder), lora=Lora(r=8))
     with pytest.raises(UserError, match=r"model\.lora\.r: the adapter .* trained with 16"):
+        trainer(data).validate(other, data, verbose=False)
+
+
+def test_dora_trains_and_is_the_same_when_loaded(parts: Parts, tmp_path: Path) -> None:
+    module, data = parts(lora=Lora(dora=True))
+    watch = Watch()
+    run = trainer(data, watch, max_steps=2)
+    run.validate(module, data, verbose=False)
+    before = float(run.callback_metrics["val/loss"])
+    run.fit(module, data)
+    magnitudes = {name for name in watch.gradients[0] if "lora_magnitude_vector" in name}
+    assert len(magnitudes) == 2 * 7
+    assert all(watch.gradients[0][name].any() for name in magnitudes)
+    run.validate(module, data, verbose=False)
+    loss = float(run.callback_metrics["val/loss"])
+    assert loss < before
+    write_adapter(module, tmp_path, data.fingerprint)
+
+    again, data = parts(lora=Lora(dora=True), adapter=str(tmp_path))
+    run = trainer(data)
+    run.validate(again, data, verbose=False)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-6)
+
+    other, data = parts(adapter=str(tmp_path))
+    with pytest.raises(UserError, match=r"model\.lora\.dora: the adapter .* trained with True"):
         trainer(data).validate(other, data, verbose=False)
 
 

@@ -18,6 +18,7 @@ IN_PEFT: dict[str, tuple[str, Any]] = {
     "bias": ("bias", "lora_only"),
     "target_modules": ("target_modules", ["q_proj", "down_proj"]),
     "rslora": ("use_rslora", True),
+    "dora": ("use_dora", True),
 }
 # Arguments of `FastLanguageModel.get_peft_model` (see test_loading.py).
 AT_LOAD = {"loftq", "seed"}

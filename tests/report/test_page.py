@@ -111,6 +111,7 @@ def test_both_pages_agree_with_the_files(folder: Path) -> None:
     html, markdown = Page((folder / "report.html").read_text()).text, (folder / "report.md").read_text()
     for system in found:
         row = next(line for line in markdown.splitlines() if line.startswith(f"| {system.title} |"))
+        assert f"{system.metrics['balanced_accuracy']:.1%}" in row
         for number in (f"{system.metrics['accuracy']:.1%}", f"{system.metrics['f1_macro']:.3f}"):
             assert number in row
             assert number in html

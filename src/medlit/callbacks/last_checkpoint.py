@@ -40,8 +40,9 @@ class LastCheckpoint(Checkpoint):
         """Find the best checkpoint again in a run folder that was moved or is spelled differently."""
         # Lightning drops the best score unless the folder's name is the same, letter by letter.
         for callback in trainer.checkpoint_callbacks:
-            state = checkpoint["callbacks"].get(callback.state_key, {})
-            if isinstance(callback, ModelCheckpoint) and (Path(str(callback.dirpath)) / "best.ckpt").exists():
+            # Its key names the monitor: a checkpoint of a fit with another one has no state for it.
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if state and isinstance(callback, ModelCheckpoint) and (Path(str(callback.dirpath)) / "best.ckpt").exists():
                 here = {old: str(Path(str(callback.dirpath)) / Path(old).name) for old in _paths(state)}
                 for key in _PATHS:
                     state[key] = here.get(state.get(key), "")

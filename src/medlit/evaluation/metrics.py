@@ -61,6 +61,7 @@ class Metric:
 METRICS = (
     Metric("loss", "loss", mode="min", logged=True),
     Metric("accuracy", "accuracy", percent, interval_key="accuracy_ci", logged=True, shown="headline"),
+    Metric("balanced_accuracy", "balanced accuracy", percent, logged=True, shown="report"),
     Metric("f1_macro", "macro F1", interval_key="f1_macro_ci", logged=True, shown="headline"),
     Metric("f1_weighted", "weighted F1", logged=True),
     Metric("invalid_rate", "invalid", percent, mode="min", logged=True, shown="headline"),

@@ -39,6 +39,11 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 
+def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
+    """Whether Unsloth trains a family with the fused kernels that the memory estimate was measured with."""
+    return bool(config.model_type == PACKING_FAMILY)
+
+
 def can_pack(model: nn.Module) -> bool:
     """Whether a model's attention takes packed notes: a Llama's on a GPU from Ampere on."""
     inner = causal_lm(model)

@@ -83,9 +83,9 @@ def make_recomputation(
     if language_model.gradient_checkpointing != "auto" or device.type != "cuda":
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    footprint = memory.footprint(inner.config, torch.cuda.memory_allocated(device), trained)
+    dora, dropout = lora is not None and lora.dora, lora is not None and lora.dropout > 0
+    footprint = memory.footprint(inner.config, torch.cuda.memory_allocated(device), trained, dora)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
-    dropout = lora is not None and lora.dropout > 0
     return memory.Recomputation(inner.model.layers, footprint, budget, random=dropout)
 
 

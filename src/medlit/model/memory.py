@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.model.families import FUSED_TARGETS
+from medlit.model.families import FUSED_TARGETS, has_fused_kernels
 from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ GIB = 2**30
 _HALF = 2
 # Bytes a weight in NF4: half, one a block of 64, and for every 256 of those four (QLoRA, arXiv 2305.14314).
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Layers of other families run other kernels, which keep more; not measured.
+# Layers of other families, and with DoRA, run other kernels, which keep more; not measured.
 _UNMEASURED = 1.5
 # The allocator loses 2 to 4 % (measured) to gaps between blocks.
 SLACK = 0.95
@@ -122,8 +122,8 @@ class MeasuredMemory:
         return cls(weights, torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
 
 
-def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: ANN401 - as for `model_dimensions`
-    """The footprint of a 4-bit model: bytes of its weights, and number of trained parameters."""
+def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Footprint:  # noqa: ANN401 - as above
+    """The footprint of a 4-bit model: bytes of its weights, trained parameters, and DoRA, which no fused kernel trains."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
     # One matrix at a time is dequantised.
@@ -131,7 +131,7 @@ def footprint(config: Any, weights: int, trained: int) -> Footprint:  # noqa: AN
     return Footprint(
         layers=of.layers,
         fixed=weights + trained * (4 + 2) + room,  # a gradient in float32 and two states of one byte
-        kept=kept if config.model_type == "llama" else int(_UNMEASURED * kept),
+        kept=kept if has_fused_kernels(config) and not dora else int(_UNMEASURED * kept),
         entry=_HALF * of.hidden,
         work=4 * _HALF * of.inner,
     )
@@ -233,7 +233,7 @@ def fit_memory(
     model = skeleton(config)
     trained = 0 if lora is None else _adapter_size(model, lora)
     weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
-    batch = footprint(config, 0, trained)
+    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
     kept = batch.layers
     if language_model.gradient_checkpointing == "unsloth":
         kept = 1

@@ -40,12 +40,14 @@ class ClassScores(TypedDict):
 class Scores(TypedDict):
     """What follows from the counts of an evaluation; part of `<verb>_metrics.json`.
 
-    accuracy: share of correct answers. f1_macro: mean F1 of the classes that occur in truth or answers. f1_weighted:
-    mean F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes.
-    confusion: notes, K rows (truth) of K+1 columns (answers, the last invalid).
+    accuracy: share of correct answers. balanced_accuracy: mean recall of the classes that occur in the truth. f1_macro:
+    mean F1 of the classes that occur in truth or answers. f1_weighted: mean F1 weighted by the notes of each class.
+    invalid_rate: share of answers that are not a label. n: notes. confusion: notes, K rows (truth) of K+1 columns
+    (answers, the last invalid).
     """
 
     accuracy: float
+    balanced_accuracy: float
     f1_macro: float
     f1_weighted: float
     invalid_rate: float
@@ -78,10 +80,11 @@ class SpecialtyMetrics(MetricCollection):
         k = len(self.names)
         confusion, support = counts[:k], counts[:k].sum(dim=1)
         n = int(support.sum())
-        f1 = values["f1"][:k].cpu().double()
+        f1, recall = (values[name][:k].cpu().double() for name in ("f1", "recall"))
         occurs = (support > 0) | (counts[:, :k].sum(dim=0) > 0)
         return Scores(
             accuracy=float(values["accuracy"]) if n else 0.0,
+            balanced_accuracy=float(recall[support > 0].mean()) if n else 0.0,
             f1_macro=float(f1[occurs].mean()) if n else 0.0,
             f1_weighted=float((f1 * support).sum() / max(n, 1)),
             invalid_rate=float(confusion[:, k].sum()) / max(n, 1),
@@ -89,7 +92,7 @@ class SpecialtyMetrics(MetricCollection):
             per_class={
                 name: ClassScores(
                     precision=float(values["precision"][i]),
-                    recall=float(values["recall"][i]),
+                    recall=float(recall[i]),
                     f1=float(f1[i]),
                     support=int(support[i]),
                 )

@@ -58,6 +58,8 @@ class Lora:
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
         target_modules: linear layers that get an adapter.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        dora: train the magnitude of each weight apart from its direction (Liu 2024, arXiv 2402.09353); slower, without
+            Unsloth's fast path.
         loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
@@ -69,6 +71,7 @@ class Lora:
     bias: Literal["none", "all", "lora_only"] = _lora("none", "bias")
     target_modules: list[str] = _lora(lambda: list(TARGET_MODULES), "target_modules")
     rslora: bool = _lora(False, "use_rslora")
+    dora: bool = _lora(False, "use_dora")
     loftq: bool = _lora(False)  # changes the frozen weights too, in a way that the same setting repeats at load
     seed: NonNegativeInt = _lora(3407, structural=False)
 

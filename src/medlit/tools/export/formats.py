@@ -66,7 +66,7 @@ def config_folder(base_model: str, revision: str | None) -> Path:
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield each weight of a PEFT model's base model with its LoRA update added, in 16 bits; tied weights once."""
+    """Yield each weight of a PEFT model's base model with its adapter merged in, in 16 bits; tied weights once."""
     from bitsandbytes.functional import dequantize_4bit
 
     inner = causal_lm(model)
@@ -77,10 +77,18 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         weight = (parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)).cpu()
         dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
         if name.endswith(".base_layer.weight"):
-            layer = inner.get_submodule(name.removesuffix(".base_layer.weight"))
-            up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-            weight = weight.float() + up @ down * layer.scaling["default"]
+            weight = _merged(weight.float(), inner.get_submodule(name.removesuffix(".base_layer.weight")))
         yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
+
+
+def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
+    """A frozen weight with its adapter, in float32; DoRA gives each row its trained norm."""
+    up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
+    weight = weight + up @ down * layer.scaling["default"]
+    if "default" in layer.lora_magnitude_vector:
+        magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float()
+        weight = (magnitude / torch.linalg.norm(weight, dim=1)).view(-1, 1) * weight
+    return weight
 
 
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:

@@ -123,7 +123,7 @@ class MeasuredMemory:
 
 
 def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Footprint:  # noqa: ANN401 - as above
-    """The footprint of a 4-bit model: bytes of its weights, trained parameters, and DoRA, which no fused kernel trains."""
+    """The footprint of a 4-bit model: bytes of its weights, trained parameters, and whether it trains DoRA."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
     # One matrix at a time is dequantised.

@@ -1,7 +1,7 @@
 """Metrics of an evaluation: torchmetrics' counts, and the results note by note, over all processes.
 
 Label id K stands for an answer that is not one of the labels. It is a column of the confusion matrix (K true x K+1
-predicted) and counts as wrong; it is not a class, so it has no F1 of its own and no part in a mean.
+predicted) and counts as wrong; it is not a class, so it has no F1 and no part in a mean.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,3 +130,10 @@ def test_settings_of_today_have_no_advice(known: set[str]) -> None:
     for name in known:
         for value in ("null", "none", "4", None, True):
             assert advice(name, value) is None or (name, value) in OLD_VALUES, name
+
+
+def test_a_config_may_be_a_long_text_instead_of_a_file() -> None:
+    from medlit.cli.arguments import parse_settings
+
+    text = json.dumps({"data": {"source": "builtin", "instruction": "Classify. " * 500}})
+    assert parse_settings("baseline", ["--config", text]).data.instruction.startswith("Classify.")

@@ -132,7 +132,7 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[str, dict[str
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
-        if flag in ("-c", "--config") and Path(value).is_file():
+        if flag in ("-c", "--config") and os.path.isfile(value):  # a value may be a long YAML text instead
             with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
                 yield value, _flat("", yaml.safe_load(Path(value).read_text(encoding="utf-8")))
         elif flag.startswith("--"):

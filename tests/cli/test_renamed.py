@@ -137,3 +137,10 @@ def test_a_config_may_be_a_long_text_instead_of_a_file() -> None:
 
     text = json.dumps({"data": {"source": "builtin", "instruction": "Classify. " * 500}})
     assert parse_settings("baseline", ["--config", text]).data.instruction.startswith("Classify.")
+
+
+def test_an_old_setting_in_a_config_that_is_a_text_is_refused() -> None:
+    from medlit.cli.arguments import parse_settings
+
+    with pytest.raises(UserError, match=r"data\.batch_size: renamed to .* \(the text of --config\)"):
+        parse_settings("baseline", ["--config", json.dumps({"data": {"batch_size": 4}})])

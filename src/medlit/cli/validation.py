@@ -132,9 +132,11 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[str, dict[str
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
-        if flag in ("-c", "--config") and os.path.isfile(value):  # a value may be a long YAML text instead
+        if flag in ("-c", "--config"):  # a file, or the YAML text itself
+            is_file = os.path.isfile(value)
             with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
-                yield value, _flat("", yaml.safe_load(Path(value).read_text(encoding="utf-8")))
+                text = Path(value).read_text(encoding="utf-8") if is_file else value
+                yield value if is_file else "the text of --config", _flat("", yaml.safe_load(text))
         elif flag.startswith("--"):
             yield f"flag {flag}", {flag[2:]: value}
 

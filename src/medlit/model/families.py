@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -134,7 +134,7 @@ class _HeadOnly:
             {
                 "_inner": inner,
                 inner.base_model_prefix: lambda *_, **__: _Output(last_hidden_state=hidden),
-                name: partial(_product, head),
+                name: _Head(head),
             }
         )
 
@@ -142,13 +142,21 @@ class _HeadOnly:
         return getattr(self._inner, name)
 
 
-def _product(head: nn.Module, hidden: Tensor) -> Tensor:
-    """The head's product in float32: rounded to bfloat16, logits of two digits are multiples of 1/16 and often tie."""
-    weight = head.weight
-    plain = not torch.is_grad_enabled() and type(head) is nn.Linear and head.bias is None
-    if plain and hidden.is_cuda and weight.dtype not in (torch.float32, torch.float64):
-        return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]  # type: ignore[operator]
-    return head(hidden.to(weight.dtype)).float()
+class _Head:
+    """An output head whose product is float32: in bfloat16 logits of two digits are multiples of 1/16 and often tie."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self._head = head
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        weight: Any = self._head.weight
+        plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
+        if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+            return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
+        return self._head(hidden.to(weight.dtype)).float()  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._head, name)
 
 
 @cache

@@ -124,6 +124,19 @@ class _Output(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
+class _Body:
+    """A body, or a part of one, that returns given hidden states."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._hidden = hidden
+
+    def __call__(self, *_: object, **__: object) -> _Output:
+        return _Output(last_hidden_state=self._hidden)
+
+    def __getattr__(self, name: str) -> _Body:
+        return self
+
+
 class _HeadOnly:
     """A causal language model as its `forward` sees it, with a body that returns given hidden states, (1, n, D)."""
 
@@ -133,7 +146,7 @@ class _HeadOnly:
         vars(self).update(
             {
                 "_inner": inner,
-                inner.base_model_prefix: lambda *_, **__: _Output(last_hidden_state=hidden),
+                inner.base_model_prefix: _Body(hidden),
                 name: _Head(head),
             }
         )

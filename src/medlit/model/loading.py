@@ -61,7 +61,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             if lora is not None:
                 _check_targets(model, lora.target_modules)
                 if lora.loftq:
-                    _check_loftq(model, device)
+                    check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
                     model,
                     **lora.as_peft(),
@@ -157,7 +157,7 @@ def _check_targets(model: nn.Module, targets: list[str]) -> None:
         )
 
 
-def _check_loftq(model: nn.Module, device: torch.device) -> None:
+def check_loftq(model: nn.Module, device: torch.device) -> None:
     """LoftQ quantises the weights itself, with kernels that only a GPU has."""
     from bitsandbytes.nn import Params4bit
 

@@ -108,31 +108,27 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
         direct = where.startswith(("flag ", "environment "))
         stated |= {name for name in settings if direct or name == "model.language_model.base_model"}
     base, revision, theirs = adapter_settings(folder)
-    model, adopted, differing = config.model.language_model, {}, {}
+    model, adopted, differing = config.model.language_model, [], []
     is_default = model.base_model == BUILTIN and "model.language_model.base_model" not in stated
     if is_default and base and not is_same_model(BUILTIN, base):
-        model.base_model = adopted["model.language_model.base_model"] = base
+        model.base_model = base
+        adopted.append(f"model.language_model.base_model {base}")
     read_metadata(folder, model.base_model)  # refuses another base model
-    if model.base_model == base and model.revision is None and revision is not None:
-        model.revision = adopted["model.language_model.revision"] = revision
+    if model.base_model == base:
+        model.revision = model.revision or revision
     config.data.tokenizer.base_model, config.data.tokenizer.revision = model.base_model, model.revision
     ours, defaults = Lora(**config.model.lora.as_dict()).structure(), Lora().structure()
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
-            is_users = f"model.lora.{name}" in stated or ours[name] != defaults[name]
-            (differing if is_users else adopted)[f"model.lora.{name}"] = theirs[name]
-            config.model.lora[name] = theirs[name]
+    for name in sorted(ours.keys() & theirs.keys()):
+        key, mine, other = f"model.lora.{name}", ours[name], theirs[name]
+        if mine != other and (key in stated or mine != defaults[name]):
+            differing.append(f"{key}: the adapter {folder} was trained with {other!r} and the config says {mine!r}")
+        elif mine != other:
+            adopted.append(f"{key} {other}")
+            config.model.lora[name] = other
     if differing:
-        was = "; ".join(
-            f"{name}: the adapter {folder} was trained with {value!r} and the config says"
-            f" {ours[name.rpartition('.')[2]]!r}"
-            for name, value in sorted(differing.items())
-        )
-        raise UserError(f"{was}; leave out what the adapter sets, or set it to the same.")
+        raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:
-        rank_zero_info(
-            f"Taken from {folder}: {', '.join(f'{name} {value}' for name, value in sorted(adopted.items()))}"
-        )
+        rank_zero_info(f"Taken from {folder}: {', '.join(adopted)}")
 
 
 def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:

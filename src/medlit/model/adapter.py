@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata: AdapterMetadata, folder: Path) -> None:
     """Write adapter, tokenizer and metadata into an existing folder."""
@@ -55,6 +57,10 @@ def adapter_folder(adapter: str) -> Path:
     if not (folder / PEFT_FILE).is_file():
         raise UserError(
             f"model.adapter: {adapter} holds no adapter_config.json; give a folder that medlit or PEFT wrote."
+        )
+    if (pickle := folder / "adapter_model.bin").is_file() and not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"model.adapter: {pickle} may hold code beside weights; load it with PEFT and save it again as safetensors."
         )
     return folder
 
@@ -95,12 +101,7 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file() and file.with_suffix(".bin").is_file():
-        raise UserError(
-            f"model.adapter: {file.with_suffix('.bin')} is a pickle, which may hold code; load it with PEFT and save it"
-            " again, as safetensors."
-        )
+    file = folder / WEIGHTS_FILE
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -156,27 +156,24 @@ def _check_targets(model: nn.Module, lora: Lora) -> None:
     names = [name for name, _ in model.named_modules()]
     # Unsloth trains an adapter of `lm_head` as a copy of its weights.
     linear = {n for n, part in model.named_modules() if isinstance(part, nn.Linear) and not n.endswith("lm_head")}
-    targets = lora.target_modules
-    if isinstance(targets, list):
-        targets = {target: rf"(.*\.)?({re.escape(target)}|{FUSED_TARGETS.get(target, '')})" for target in targets}
-    else:
-        targets = {targets: targets}
-    for setting, patterns in {
-        "target_modules": targets,
-        "rank_pattern": {pattern: rf"(.*\.)?({pattern})" for pattern in lora.rank_pattern},
-        "alpha_pattern": {pattern: rf"(.*\.)?({pattern})" for pattern in lora.alpha_pattern},
-    }.items():
-        for given, pattern in patterns.items():
-            try:
-                found = {name for name in names if re.fullmatch(pattern, name)}
-            except re.error:
-                found = set()
-            if not found or (setting == "target_modules" and not found <= linear):
-                known = sorted({name.rpartition(".")[2] for name in linear})
-                raise UserError(
-                    f"model.lora.{setting}: the base model has no linear layer called {given!r} that can have an"
-                    f" adapter; it has {', '.join(known)}."
-                )
+    given = [(name, text, f"({text})") for name in ("rank_pattern", "alpha_pattern") for text in getattr(lora, name)]
+    if isinstance(lora.target_modules, list):
+        ends = {text: f"({re.escape(text)}|{FUSED_TARGETS.get(text, re.escape(text))})" for text in lora.target_modules}
+        given += [("target_modules", text, end) for text, end in ends.items()]
+    given = [(name, text, rf"(.*\.)?{end}") for name, text, end in given]
+    if isinstance(lora.target_modules, str):
+        given.append(("target_modules", lora.target_modules, lora.target_modules))
+    for setting, text, pattern in given:
+        try:
+            found = {name for name in names if re.fullmatch(pattern, name)}
+        except re.error:
+            found = set()
+        if not found or (setting == "target_modules" and not found <= linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(
+                f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
+                f" {known}."
+            )
     layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
     if lora.layers_to_transform and max(lora.layers_to_transform) >= layers:
         raise UserError(f"model.lora.layers_to_transform: the base model has {layers} layers, from 0 to {layers - 1}.")

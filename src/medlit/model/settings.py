@@ -18,6 +18,11 @@ LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
 _UNSET = (None, False, "", [], {}, set())
 _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}
+_ALLOWED: dict[str, list[Any]] = {
+    "peft_type": ["LORA"],
+    "layers_pattern": ["layers", ["layers"]],
+    "init_lora_weights": [True, "gaussian", "eva", "orthogonal", "loftq"],  # the others change the frozen weights
+}
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("fan_in_fan_out", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config"),
@@ -112,18 +117,14 @@ class Lora:
         config = _PEFT_DEFAULTS | {k: v for k, v in config.items() if type(v) is int or v not in _UNSET}
         names = {f.metadata["peft"]: f.name for f in fields(cls) if f.metadata["peft"]}
         loftq = config["init_lora_weights"] == "loftq"
-        allowed = {"peft_type": ["LORA"], "layers_pattern": ["layers", ["layers"]]}
-        allowed["init_lora_weights"] = [True, "gaussian", "eva", "orthogonal", "loftq"]
-        if loftq:
-            allowed["loftq_config"] = [LOFTQ]
+        allowed = _ALLOWED | ({"loftq_config": [LOFTQ]} if loftq else {})
         for name, value in config.items():
-            if name not in allowed and (name in names or name in _WITHOUT_EFFECT):
-                continue
-            if value not in allowed.get(name, ()):
+            known = name in allowed or name in names or name in _WITHOUT_EFFECT
+            if not known or value not in allowed.get(name, [value]):
                 raise ValueError(f"{name} is {value!r}, which medlit does not run")
         values = {names[name]: value for name, value in config.items() if name in names}
         if isinstance(targets := values.get("target_modules"), list | set):
-            values["target_modules"] = sorted(targets)
+            values["target_modules"] = sorted(targets, key=str)
         elif targets is None:
             raise ValueError("target_modules is missing")
         if isinstance(layers := values.get("layers_to_transform"), int):

@@ -43,7 +43,7 @@ class SpecialtyClassifier(L.LightningModule):
         lora: the adapter that is trained; null: the bare base model.
         optimizer: AdamW with 8-bit state and its learning-rate schedule.
         decoding: how the model answers.
-        adapter: start from this adapter, a folder or a Hub id; settings of model.lora at their defaults are its own.
+        adapter: start from this adapter, a folder or a Hub id; its settings replace defaults of model.lora.
         instruction: set from data.instruction.
         mask_prompt: set from data.mask_prompt.
         max_response_tokens: set from data.max_response_tokens.

@@ -134,8 +134,8 @@ class Lora:
         try:
             return cls(**parser.parse_object({"lora": values | {"loftq": loftq}}).lora.as_dict())
         except ArgumentError as error:
-            name = next((name for name in values if f'"lora.{name}"' in str(error)), "a value")
-            raise ValueError(f"{name} is {values.get(name)!r}, which medlit does not run") from error
+            name = next((peft for peft, ours in names.items() if f'"lora.{ours}"' in str(error)), "a value")
+            raise ValueError(f"{name} is {config.get(name)!r}, which medlit does not run") from error
 
     def structure(self) -> dict[str, Any]:
         """The settings that decide which weights there are and what they mean."""

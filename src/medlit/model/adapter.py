@@ -71,7 +71,10 @@ def adapter_settings(folder: Path) -> tuple[str | None, str | None, dict[str, An
     if (folder / METADATA_FILE).is_file():
         metadata = AdapterMetadata.read(folder / METADATA_FILE)
         return metadata.base_model, metadata.revision, metadata.lora
-    return config.get("base_model_name_or_path"), config.get("revision"), lora.structure()
+    base, revision = (
+        str(config[name]) if config.get(name) else None for name in ("base_model_name_or_path", "revision")
+    )
+    return base, revision, lora.structure()
 
 
 def read_metadata(folder: Path, base_model: str) -> AdapterMetadata | None:

@@ -95,7 +95,7 @@ class MedlitCLI(LightningCLI):
         trainer = config.trainer
         check_device(trainer.accelerator, trainer.devices)
         check_settings(config, fit=self.subcommand == "fit")
-        adopt_adapter(config, self._rest, self.subcommand)
+        adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":

@@ -16,7 +16,7 @@ from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, 
 LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # Of an `adapter_config.json`: values that stand for nothing, PEFT's defaults of what medlit's default differs from, and
 # what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
-_UNSET = (None, False, "", [], {}, set())
+_UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
 _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}
 _ALLOWED: dict[str, list[Any]] = {
     "peft_type": ["LORA"],

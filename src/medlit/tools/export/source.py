@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.atomic_io import write_json
-from medlit.base_model import BUILTIN
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -90,11 +89,6 @@ def public_name(source: str) -> str:
     path = Path(source).expanduser()
     is_hub_id = _HUB_ID.fullmatch(source) and not path.exists() and not source.lower().endswith(_TABLE_SUFFIXES)
     return source if is_hub_id else path.name
-
-
-def hub_id(base_model: str) -> str:
-    """The name under which a base model is published."""
-    return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
 
 
 def run_of_adapter(adapter: str | None) -> Path | None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medlit.errors import UserError
-from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
+from medlit.run_folder import (
+    check_unused,
+    claim_version,
+    next_version,
+    remove_if_empty,
+    resolve_checkpoint,
+    run_name,
+    run_of,
+    sole_fit,
+    versions,
+)
 
 
 def checkpoint(root: Path, run: str, name: str) -> Path:
@@ -74,3 +87,62 @@ def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "version_0", "best")
     assert run_of(path) == tmp_path / "small" / "version_0"
     assert run_of(tmp_path / "best.ckpt") is None
+
+
+def claim_with_the_others(barrier: Any, root: Path) -> None:  # noqa: ANN401 - a barrier of processes has no public type
+    barrier.wait()
+    (claim_version(root, "small") / "mine").mkdir()
+
+
+def test_ten_starts_at_once_give_ten_folders(tmp_path: Path) -> None:
+    (tmp_path / "small" / "version_3").mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(10)
+    started = [context.Process(target=claim_with_the_others, args=(barrier, tmp_path)) for _ in range(10)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * 10, "one found a folder that another one has"
+    claimed = versions(tmp_path, "small")
+    assert [path.name for path in claimed] == [f"version_{number}" for number in range(13, 2, -1)]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in claimed[:-1]} == {0o700}
+
+
+def test_a_fit_that_died_before_its_first_file_hides_no_earlier_checkpoint(tmp_path: Path) -> None:
+    best = checkpoint(tmp_path, "version_0", "best")
+    claim_version(tmp_path, "small")
+    assert resolve_checkpoint("best", tmp_path, "small", None) == best
+    assert next_version(tmp_path, "small").name == "version_2"
+
+
+def test_only_a_folder_that_nothing_was_written_to_is_removed(tmp_path: Path) -> None:
+    first, second = (claim_version(tmp_path / "logs", "small") for _ in range(2))
+    (first / "config_fit.yaml").touch()
+    for folder in (first, second):
+        remove_if_empty(folder)
+    assert versions(tmp_path / "logs", "small") == [first]
+    (first / "config_fit.yaml").unlink()
+    remove_if_empty(first)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_new_fit_does_not_write_over_the_weights_of_another(tmp_path: Path) -> None:
+    run, other = tmp_path / "small" / "version_0", checkpoint(tmp_path, "version_1", "last")
+    check_unused(run, None)
+    run.mkdir()
+    check_unused(run, None)
+    last = checkpoint(tmp_path, "version_0", "last")
+    check_unused(run, last)
+    (tmp_path / "link").symlink_to(run)
+    check_unused(tmp_path / "link", last)
+    for start in (None, other):
+        with pytest.raises(UserError, match=r"run_dir: .*version_0 holds .*add --ckpt_path last .* or name a new"):
+            check_unused(run, start)
+
+
+def test_two_fits_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with sole_fit(tmp_path), pytest.raises(UserError, match="run_dir: another fit is writing to"), sole_fit(tmp_path):
+        pass
+    with sole_fit(tmp_path):
+        assert not list(tmp_path.iterdir())

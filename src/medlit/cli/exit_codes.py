@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -45,16 +45,21 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextmanager
-def clean_up_on_failure(trainer: L.Trainer, folder: Path) -> Iterator[None]:
-    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was."""
-    existed = folder.exists()
+def clean_up_on_failure(trainer: L.Trainer, folder: Path, is_new: bool = False) -> Iterator[None]:
+    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was.
+
+    Args:
+        trainer: of the verb.
+        folder: of the run.
+        is_new: this process made the folder, so that a user's mistake removes it.
+    """
     events = set(folder.glob("events.out.tfevents.*"))
     try:
         yield
     except BaseException as error:
         _end_other_processes(trainer)
         if trainer.is_global_zero and isinstance(error, UserError):
-            _remove_traces(folder, existed, events)
+            _remove_traces(folder, is_new, events)
         raise
 
 
@@ -70,13 +75,10 @@ def _end_other_processes(trainer: L.Trainer) -> None:
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
-def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
-    if existed:
+def _remove_traces(folder: Path, is_new: bool, events: set[Path]) -> None:
+    if not is_new:
         # Another verb may be writing here: remove only the file that this process's logger made.
         for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
             path.unlink()
     elif not (folder / "checkpoints").exists() and not find_shards(folder / PREDICTIONS):  # nothing to resume from
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in (folder.parent, folder.parent.parent):
-            with suppress(OSError):  # it holds other runs
-                parent.rmdir()

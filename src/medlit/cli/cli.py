@@ -45,7 +45,7 @@ from medlit.cli.validation import ENV_PREFIX, check_renamed, check_settings, che
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
-from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint
+from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
@@ -223,6 +223,8 @@ class MedlitCLI(LightningCLI):
             check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
             if is_fit:
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
+            else:
+                set_step(trainer, checkpoint)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if not is_fit:
             return  # an evaluation may use any number of processes

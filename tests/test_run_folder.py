@@ -11,10 +11,8 @@ import pytest
 
 from medlit.errors import UserError
 from medlit.run_folder import (
-    check_unused,
-    claim_version,
+    claim,
     next_version,
-    remove_if_empty,
     resolve_checkpoint,
     run_name,
     run_of,
@@ -91,7 +89,7 @@ def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
 
 def claim_with_the_others(barrier: Any, root: Path) -> None:  # noqa: ANN401 - a barrier of processes has no public type
     barrier.wait()
-    (claim_version(root, "small") / "mine").mkdir()
+    (claim(root / "small" / "version_3", numbered=True)[0] / "mine").mkdir()
 
 
 def test_ten_starts_at_once_give_ten_folders(tmp_path: Path) -> None:
@@ -111,38 +109,37 @@ def test_ten_starts_at_once_give_ten_folders(tmp_path: Path) -> None:
 
 def test_a_fit_that_died_before_its_first_file_hides_no_earlier_checkpoint(tmp_path: Path) -> None:
     best = checkpoint(tmp_path, "version_0", "best")
-    claim_version(tmp_path, "small")
+    assert claim(next_version(tmp_path, "small"), numbered=True) == (tmp_path / "small" / "version_1", True)
     assert resolve_checkpoint("best", tmp_path, "small", None) == best
     assert next_version(tmp_path, "small").name == "version_2"
 
 
-def test_only_a_folder_that_nothing_was_written_to_is_removed(tmp_path: Path) -> None:
-    first, second = (claim_version(tmp_path / "logs", "small") for _ in range(2))
-    (first / "config_fit.yaml").touch()
-    for folder in (first, second):
-        remove_if_empty(folder)
-    assert versions(tmp_path / "logs", "small") == [first]
-    (first / "config_fit.yaml").unlink()
-    remove_if_empty(first)
-    assert not (tmp_path / "logs").exists()
+def test_an_existing_folder_that_is_named_stays_as_it_is(tmp_path: Path) -> None:
+    assert claim(tmp_path / "mine", numbered=False) == (tmp_path / "mine", True)
+    (tmp_path / "mine").chmod(0o750)
+    assert claim(tmp_path / "mine", numbered=False) == (tmp_path / "mine", False)
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o750
 
 
 def test_a_new_fit_does_not_write_over_the_weights_of_another(tmp_path: Path) -> None:
     run, other = tmp_path / "small" / "version_0", checkpoint(tmp_path, "version_1", "last")
-    check_unused(run, None)
     run.mkdir()
-    check_unused(run, None)
-    last = checkpoint(tmp_path, "version_0", "last")
-    check_unused(run, last)
+    with sole_fit(run, None):
+        last = checkpoint(tmp_path, "version_0", "last")
     (tmp_path / "link").symlink_to(run)
-    check_unused(tmp_path / "link", last)
-    for start in (None, other):
-        with pytest.raises(UserError, match=r"run_dir: .*version_0 holds .*add --ckpt_path last .* or name a new"):
-            check_unused(run, start)
+    with sole_fit(run, str(last)), sole_fit(run.with_name("version_1"), str(other)):
+        pass
+    with sole_fit(tmp_path / "link", str(last)):
+        pass
+    for start in (None, str(other)):
+        refused = pytest.raises(UserError, match=r"run_dir: .*version_0 holds .*add --ckpt_path last .* or name a new")
+        with refused, sole_fit(run, start):
+            pass
 
 
 def test_two_fits_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    with sole_fit(tmp_path), pytest.raises(UserError, match="run_dir: another fit is writing to"), sole_fit(tmp_path):
+    refused = pytest.raises(UserError, match="run_dir: another fit is writing to")
+    with sole_fit(tmp_path, None), refused, sole_fit(tmp_path, None):
         pass
-    with sole_fit(tmp_path):
+    with sole_fit(tmp_path, None):
         assert not list(tmp_path.iterdir())

@@ -156,8 +156,8 @@ def test_all_processes_use_the_folder_that_the_first_one_claims(ranks: Ranks, co
     def prepare(rank: int) -> None:
         from medlit.cli import cli
 
-        claim = cli.claim_version
-        cli.claim_version = lambda root, name: (claim(root, name), claim(root, name))[1]
+        claim = cli.claim
+        cli.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
 
     where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs"]
     assert ranks(2, "fit", *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.atomic_io import remove_partial
+from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -21,7 +22,6 @@ from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
 from medlit.predictions.shards import ResumeKey, answer_settings, hash_notes, hash_weights
 from medlit.predictions.table import Prediction, prediction_rows
-from medlit.run_folder import make_private
 
 
 class PredictionWriter(L.Callback):

@@ -17,7 +17,6 @@ from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.module import SpecialtyClassifier
-from medlit.run_folder import make_private
 
 
 class SaveRunFiles(SaveConfigCallback):
@@ -100,21 +99,21 @@ class SaveSamples(L.Callback):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger, whose files lie in the run folder itself.
-
-    Args:
-        folder: the run folder.
-        in_fit: log epochs; an evaluation has none, and its folder may hold the curve of a fit.
-    """
+    """TensorBoard's logger, whose files lie in the run folder itself."""
 
     def __init__(self, folder: Path, in_fit: bool) -> None:
         super().__init__(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
         self._in_fit = in_fit
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log, on the first process."""
+        """Log; an evaluation has no epoch, and its folder may hold the fit's curve of epochs."""
         kept = {name: value for name, value in metrics.items() if self._in_fit or name != "epoch"}
         super().log_metrics(kept, step)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can read; an existing one keeps its mode."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def run_folder(trainer: L.Trainer) -> Path:

@@ -50,18 +50,7 @@ from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
-from medlit.run_folder import (
-    check_unused,
-    claim_version,
-    make_private,
-    next_version,
-    remove_if_empty,
-    resolve_checkpoint,
-    run_name,
-    run_of,
-    sole_fit,
-    versions,
-)
+from medlit.run_folder import claim, next_version, resolve_checkpoint, run_name, run_of, sole_fit, versions
 
 
 class MedlitCLI(LightningCLI):
@@ -71,23 +60,18 @@ class MedlitCLI(LightningCLI):
         verb, *rest = args
         check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
-        self._made_folder = False
-        try:
-            super().__init__(
-                SpecialtyClassifier,
-                TranscriptionDataModule,
-                save_config_callback=save_config_callback,
-                save_config_kwargs={"save_to_log_dir": False},
-                seed_everything_default=arguments.SEED,
-                trainer_defaults=arguments.TRAINER_DEFAULTS,
-                parser_class=Parser,
-                parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
-                auto_configure_optimizers=False,
-                args=args,
-            )
-        finally:
-            if self._made_folder:
-                remove_if_empty(self.run_folder)
+        super().__init__(
+            SpecialtyClassifier,
+            TranscriptionDataModule,
+            save_config_callback=save_config_callback,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=arguments.SEED,
+            trainer_defaults=arguments.TRAINER_DEFAULTS,
+            parser_class=Parser,
+            parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
+            auto_configure_optimizers=False,
+            args=args,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add medlit's own arguments."""
@@ -126,10 +110,9 @@ class MedlitCLI(LightningCLI):
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
         """Resolve `best` and `last`, and choose the folder for this verb's files."""
-        root = local_path("trainer.default_root_dir", config.trainer.default_root_dir)
+        root = Path(config.trainer.default_root_dir)
         name = run_name([str(path) for path in config.config or []])
         run = local_path("run_dir", config.run_dir) if config.run_dir else None
-        path = None
         if config.ckpt_path is not None:
             path = resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
@@ -138,50 +121,23 @@ class MedlitCLI(LightningCLI):
             check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
             run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
-        if self.subcommand == "fit" and run is not None and not config.trainer.fast_dev_run:
-            check_unused(run, path)
         self._is_numbered = run is None
         return run or next_version(root, name)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
-        """Build the trainer with its logger and medlit's callbacks."""
+        """Build the trainer with medlit's callbacks; it gets its logger with its folder."""
         config = self.config[self.subcommand]
-        own_logger = config.trainer.logger in (None, True)
-        if own_logger:
-            kwargs["logger"] = False  # until the folder is chosen
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = False
         one_note = self.subcommand == "predict" and config.data.predict.text is not None
         if one_note:
             self.save_config_callback = None
         self.trainer_defaults = {"callbacks": self._make_callbacks(config, one_note)}
         try:
-            trainer = super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             # Only Lightning's Trainer checks whether its settings fit together.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-        writes = not one_note and not config.trainer.fast_dev_run
-        if writes and trainer.is_global_zero:
-            self._claim_folder()
-        # Lightning has no setter, and before the trainer is made nobody knows which process is the first.
-        trainer._default_root_dir = str(self.run_folder)
-        if own_logger and writes:
-            trainer.logger = RunLogger(self.run_folder, in_fit=self.subcommand == "fit")
-        if not config.get("output"):
-            self.predictions.path = self.run_folder / arguments.PREDICTIONS
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.run_folder / "checkpoints")  # else a folder of the logger
-        return trainer
-
-    def _claim_folder(self) -> None:
-        """Make the folder of the run, so that no other run takes it; an existing --run_dir stays as it is."""
-        if self._is_numbered:
-            self.run_folder = claim_version(self.run_folder.parent.parent, self.run_folder.parent.name)
-        else:
-            try:
-                make_private(self.run_folder, exist_ok=False)
-            except FileExistsError:
-                return
-        self._made_folder = True
 
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
         self.memory = MemoryAdvice()
@@ -216,17 +172,16 @@ class MedlitCLI(LightningCLI):
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         trainer = self.trainer
         check_processes(trainer)
-        is_fit = self.subcommand == "fit"
         if (path := self.config[self.subcommand].ckpt_path) is not None:
             checkpoint = read_checkpoint(Path(path))
             theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"))
             check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
-            if is_fit:
+            if self.subcommand == "fit":
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:
                 set_step(trainer, checkpoint)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if not is_fit:
+        if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
         trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
@@ -234,11 +189,23 @@ class MedlitCLI(LightningCLI):
         trainer.check_val_every_n_epoch = None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb."""
-        with ExitStack() as stack:
-            stack.enter_context(clean_up_on_failure(self.trainer, self.run_folder, self._made_folder))
-            if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                stack.enter_context(sole_fit(self.run_folder))
+        """Run the verb in its folder, which the first process makes; only the trainer says which one that is."""
+        config, trainer, is_new = self.config[subcommand], self.trainer, False
+        writes = not self.predictions.to_stdout and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if writes and trainer.is_global_zero:
+            self.run_folder, is_new = claim(self.run_folder, self._is_numbered)
+        with clean_up_on_failure(trainer, self.run_folder, existed=not is_new), ExitStack() as stack:
+            if writes and trainer.is_global_zero and subcommand == "fit":
+                stack.enter_context(sole_fit(self.run_folder, config.ckpt_path))
+            # All files go to this folder, whatever the loggers.
+            trainer._default_root_dir = str(self.run_folder)  # it has no setter
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.run_folder / "checkpoints")
+            if writes and config.trainer.logger in (None, True):
+                trainer.logger = RunLogger(self.run_folder, in_fit=subcommand == "fit")
+            if not config.get("output"):
+                self.predictions.path = self.run_folder / arguments.PREDICTIONS
             try:
                 super()._run_subcommand(subcommand)
             except torch.OutOfMemoryError as error:

@@ -70,9 +70,8 @@ def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other che
 def check_loggers(loggers: Any) -> None:  # noqa: ANN401 - true, false, one logger or a list, as jsonargparse parsed them
     """Check that loggers write to folders: one that takes a URL for a folder makes one of that name."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        for key in ("save_dir", "root_dir", "dir"):
-            if isinstance(logger, Namespace) and logger.get(f"init_args.{key}") is not None:
-                local_path(f"trainer.logger.init_args.{key}", logger[f"init_args.{key}"])
+        for key in ("save_dir", "root_dir", "dir") if isinstance(logger, Namespace) else ():
+            local_path(f"trainer.logger.init_args.{key}", logger.get(f"init_args.{key}") or "")
 
 
 def check_writable(key: str, path: Path) -> None:

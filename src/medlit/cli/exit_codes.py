@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
@@ -45,22 +45,20 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextmanager
-def clean_up_on_failure(trainer: L.Trainer, folder: Path, is_new: bool = False) -> Iterator[None]:
-    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was.
-
-    Args:
-        trainer: of the verb.
-        folder: of the run.
-        is_new: this process made the folder, so that a user's mistake removes it.
-    """
+def clean_up_on_failure(trainer: L.Trainer, folder: Path, existed: bool = True) -> Iterator[None]:
+    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was."""
     events = set(folder.glob("events.out.tfevents.*"))
     try:
         yield
     except BaseException as error:
         _end_other_processes(trainer)
         if trainer.is_global_zero and isinstance(error, UserError):
-            _remove_traces(folder, is_new, events)
+            _remove_traces(folder, existed, events)
         raise
+    finally:
+        for path in () if existed else (folder, folder.parent, folder.parent.parent):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
 
 
 def _end_other_processes(trainer: L.Trainer) -> None:
@@ -75,8 +73,8 @@ def _end_other_processes(trainer: L.Trainer) -> None:
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
-def _remove_traces(folder: Path, is_new: bool, events: set[Path]) -> None:
-    if not is_new:
+def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
+    if existed:
         # Another verb may be writing here: remove only the file that this process's logger made.
         for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
             path.unlink()

@@ -19,10 +19,9 @@ from medlit.errors import UserError
 from medlit.evaluation.compare import compare
 from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
-from medlit.paths import local_path
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import claim_version, next_version, run_name
+from medlit.run_folder import claim, next_version, run_name
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -55,8 +54,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
     config = parse_settings("baseline", [*([] if run_dir is None else _recorded_settings(run_dir)), *rest])
     name = run_name([str(path) for path in config.config or []])
-    root = local_path("trainer.default_root_dir", config.trainer.default_root_dir)
-    folder = run_dir or next_version(root, name)
+    folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
     check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
@@ -71,7 +69,7 @@ def run(args: Sequence[str]) -> int:
         from medlit.tools.baseline.head import classification_head
 
         fitted.append(classification_head(notes, data, config))
-    folder = run_dir or claim_version(root, name)
+    folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
     write_report(folder)

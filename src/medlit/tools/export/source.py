@@ -30,7 +30,6 @@ from medlit.model.families import causal_lm
 from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.paths import local_path
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
 from medlit.tools.export.verify import Reference
 
@@ -130,8 +129,7 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
         theirs, source, state = AdapterMetadata.read(path / METADATA_FILE), f"the adapter {path}", None
         run = run or run_of_adapter(str(path))
     else:
-        root = local_path("trainer.default_root_dir", config.trainer.default_root_dir)
-        name = run_name([str(path) for path in config.config or []])
+        root, name = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
         path = resolve_checkpoint(ckpt_path or "best", root, name, run)
         checkpoint, source = read_checkpoint(path), f"the checkpoint {path}"
         notes = checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes")

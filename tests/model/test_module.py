@@ -261,12 +261,17 @@ def fitted(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 Fitted = tuple[Path, dict[str, float], Weights]
 
 
+def validated(run: L.Trainer) -> dict[str, float]:
+    """The metrics of a validation alone, under the tags that they have in a fit."""
+    return {name.replace("validate/", "val/"): float(value) for name, value in run.callback_metrics.items()}
+
+
 def test_a_checkpoint_reproduces_its_validation_in_a_fresh_model(parts: Parts, fitted: Fitted) -> None:
     path, numbers, weights = fitted
     module, data = parts(lora=Lora(seed=9))
     run = trainer(data)
     run.validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
-    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
+    assert validated(run) == pytest.approx(numbers, rel=1e-6)
     assert numbers.keys() == {f"val/{name}" for name in LOGGED}
     assert all(torch.equal(value, weights[name]) for name, value in adapter(module).items())
 
@@ -542,8 +547,7 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
     again, data = parts(adapter=str(folder))
     run = trainer(data)
     run.validate(again, data, verbose=False)
-    found = {name.replace("validate/", "val/"): float(value) for name, value in run.callback_metrics.items()}
-    assert found == pytest.approx(numbers, rel=1e-6)
+    assert validated(run) == pytest.approx(numbers, rel=1e-6)
 
     unlabelled, data = parts(adapter=str(folder), predict={"text": "A broken wrist."})
     answers = trainer(data).predict(unlabelled, data)

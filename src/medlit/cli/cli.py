@@ -198,7 +198,7 @@ class MedlitCLI(LightningCLI):
             if writes and trainer.is_global_zero and subcommand == "fit":
                 stack.enter_context(sole_fit(self.run_folder, config.ckpt_path))
             # All files go to this folder, whatever the loggers.
-            trainer._default_root_dir = str(self.run_folder)  # it has no setter
+            trainer._default_root_dir = str(self.run_folder)  # type: ignore[attr-defined]  # it has no setter
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.run_folder / "checkpoints")

@@ -140,7 +140,7 @@ def _same_structure(theirs: object, ours: object) -> bool:
 def set_step(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     """Give an evaluation its checkpoint's step, for curves, figures and samples; Lightning (2.6.6) leaves it at 0."""
     step = checkpoint.get("global_step")
-    if _same_structure(step, 0):
+    if isinstance(step, int):
         loop = trainer.fit_loop.epoch_loop
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
         loop._batches_that_stepped = step

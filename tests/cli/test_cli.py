@@ -320,7 +320,10 @@ CSV = {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere"}}
 BOARD = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "elsewhere", "name": "board"}}
 
 
-@pytest.mark.parametrize("logger", [False, CSV, [CSV, BOARD]], ids=["none", "one", "two"])
+NOWHERE = {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"}  # like those of a server, it has no folder
+
+
+@pytest.mark.parametrize("logger", [False, NOWHERE, CSV, [CSV, BOARD]], ids=["none", "server", "folder", "two"])
 def test_the_run_folder_is_the_same_with_any_logger(
     medlit: Medlit, run: Path, tiny_config: Path, logger: object
 ) -> None:
@@ -332,7 +335,7 @@ def test_the_run_folder_is_the_same_with_any_logger(
     newer = run.with_name("version_1")
     names = {name for name in files(run) if "tfevents" not in name} - {"hparams.yaml"}
     assert files(newer) == names
-    assert (run.parents[2] / "elsewhere").exists() == bool(logger)
+    assert (run.parents[2] / "elsewhere").exists() == ("elsewhere" in json.dumps(logger))
     assert not [name for name in files(run.parents[2] / "elsewhere") if name.endswith((".ckpt", ".json"))]
     outcome = medlit("validate", *flags, "--ckpt_path", "best")
     assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_1")

@@ -58,6 +58,22 @@ def can_pack(model: nn.Module) -> bool:
     return torch.cuda.get_device_capability(inner.device) >= (8, 0)
 
 
+def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN401 - as above
+    """What a loader needs beside the name: the text part alone of a model of several modalities, and its attention."""
+    text = config.get_text_config(decoder=True)
+    options: dict[str, Any] = {}
+    if text is not config and text.model_type.startswith(config.model_type):  # a class for the text part exists
+        if on_gpu:
+            options["text_only"] = True
+        else:
+            text.quantization_config = getattr(config, "quantization_config", None)
+            names = {r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."}
+            options |= {"config": text, "key_mapping": names | {r"^language_model\.lm_head\.": "lm_head."}}
+    if not on_gpu and getattr(text, "attn_logit_softcapping", None):
+        options["attn_implementation"] = "eager"  # SDPA leaves the cap out
+    return options
+
+
 def body(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
     """The transformer below the output head, whatever its class calls it."""
     return causal_lm(model).base_model
@@ -69,9 +85,10 @@ def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The text decoder's layers: the only list of modules of that length whose names are not under another's."""
+    """The text decoder's layers."""
     count = text_config(model).num_hidden_layers
-    return next(m for m in body(model).modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    parts = body(model).get_decoder().modules()
+    return next(part for part in parts if isinstance(part, nn.ModuleList) and len(part) == count)
 
 
 def has_dropout(model: nn.Module) -> bool:
@@ -181,6 +198,7 @@ def _own_forward(model_class: type) -> Callable[..., Any]:
     # Under another name in the same package, so that relative imports work and the patched module stays as it is.
     spec = importlib.util.spec_from_file_location(f"{module.__package__}._stock_modeling", inspect.getfile(module))
     stock = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[stock.__name__] = stock  # where decorators look up a class's file
     spec.loader.exec_module(stock)  # type: ignore[union-attr]
     return getattr(stock, model_class.__name__).forward  # type: ignore[no-any-return]
 

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from medlit._version import __version__
 from medlit.atomic_io import atomic_dir
+from medlit.cli import end_on_signals
 from medlit.errors import UserError
 from medlit.paths import hub_cache_dir, hub_home
 
@@ -191,4 +192,5 @@ def checksums(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     raise SystemExit(main())

@@ -402,6 +402,54 @@ def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_co
     assert "output: filed/out.csv cannot be written" in said
 
 
+@pytest.mark.parametrize("spelling", ["mine.csv", "x/../mine.csv", "link.csv", "hard.csv"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_predictions_over_the_notes(
+    refused: Refused, tiny_config: Path, tmp_path: Path, spelling: str, overwrite: tuple[str, ...]
+) -> None:
+    source = table(tmp_path / "mine.csv")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    (tmp_path / "hard.csv").hardlink_to(source)
+    flags = ["--data.predict.source", source, "--output", spelling, *overwrite]
+    assert f"output: {spelling} is among the notes of {source}" in refused("predict", "--config", tiny_config, *flags)
+
+
+@pytest.mark.parametrize("name", ["test.csv", "new.csv"])
+def test_predictions_into_the_folder_of_the_notes(
+    refused: Refused, tiny_config: Path, tmp_path: Path, name: str
+) -> None:
+    source = write_notes(tmp_path / "notes")
+    flags = ["--data.source", source, "--output", f"notes/{name}", "--overwrite"]
+    assert f"is among the notes of {source}" in refused("predict", "--config", tiny_config, *flags)
+
+
+def test_predictions_over_another_file_or_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "filed.csv").write_text("by hand")
+    (tmp_path / "folder.csv").mkdir()
+    said = refused("predict", "--config", tiny_config, "--output", "filed.csv")
+    assert "output: filed.csv exists; name another file, or add --overwrite to replace it" in said
+    said = refused("predict", "--config", tiny_config, "--output", "folder.csv", "--overwrite")
+    assert "output: folder.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("fit", "config_fit.yaml"), ("validate", "validate_metrics.json"), ("test", "report.md")]
+)
+def test_a_run_folder_with_a_file_of_one_s_own(
+    refused: Refused, tiny_config: Path, tmp_path: Path, verb: str, name: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("by hand")
+    said = refused(verb, "--config", tiny_config, "--run_dir", "mine")
+    assert f"run_dir: 'medlit {verb}' would replace mine/{name}, which it did not write" in said
+
+
+def test_a_fit_over_the_adapter_that_it_starts_from(refused: Refused, run: Path, tiny_config: Path) -> None:
+    said = refused("fit", "--config", tiny_config, "--model.adapter", run / "adapter", "--run_dir", run)
+    assert "run_dir: the fit would replace its own model.adapter" in said
+
+
 @pytest.mark.parametrize("text", ["model: {lora: [", "just a sentence", "- a\n- list"])
 def test_a_config_that_is_no_mapping(medlit: Medlit, tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"

@@ -19,6 +19,7 @@ from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
 from medlit.data.settings import Columns, Labels
+from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
 
 
@@ -100,6 +101,32 @@ def test_near_copies_are_found(tmp_path: Path) -> None:
     assert report.near_leakage is not None
     assert report.near_duplicates["groups"] == 3
     assert report.near_leakage["train/test"] == report.leakage["train/test"] + 3
+
+
+@pytest.mark.parametrize("name", ["audit.json", "audit.png"])
+def test_a_file_that_no_audit_wrote_is_replaced_on_request_alone(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path / "notes", planted())
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / name
+    mine.write_text("[1]")
+    arguments = ["--data.source", str(source), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=rf"output: 'medlit audit' would replace {mine}, which it did not write"):
+        run(arguments)
+    assert mine.read_text() == "[1]"
+    for again in (["--overwrite"], []):
+        assert run([*arguments, *again]) == 0
+        assert json.loads((tmp_path / "out" / "audit.json").read_text())["rows"] > 0
+
+
+def test_an_audit_is_not_written_among_the_notes(tmp_path: Path) -> None:
+    source = write(tmp_path / "notes", planted())
+    with pytest.raises(UserError, match=r"output: audit\.json would be among the notes of"):
+        run(["--data.source", str(source), "--output", str(source), "--overwrite"])
+    table = (source / "train.csv").rename(tmp_path / "audit.json")
+    before = table.read_bytes()
+    with pytest.raises(UserError, match=r"output: audit\.json would be among the notes of"):
+        run(["--data.source", str(table), "--output", str(tmp_path), "--overwrite"])
+    assert table.read_bytes() == before
 
 
 def test_columns_that_give_the_label_away(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         ("run_dir", str | None, None),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=OWN_HELP[name])
+    parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=OWN_HELP["overwrite"])
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])

@@ -40,13 +40,15 @@ from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser
 from medlit.cli.validation import ENV_PREFIX, check_renamed, check_settings, check_variables
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.sources import SPLITS
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions.shards import find_shards
-from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
+from medlit.predictions.table import check_table
+from medlit.run_folder import check_replaceable, next_version, resolve_checkpoint, run_name, run_of, versions
 
 
 class MedlitCLI(LightningCLI):
@@ -101,7 +103,26 @@ class MedlitCLI(LightningCLI):
             arguments.prepare_predict(config)
         check_slurm(trainer.plugins)
         self.run_folder = self._choose_run(config)
+        self._check_outputs(config)
         check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
+
+    def _check_outputs(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
+        overwrite, config.overwrite = config.overwrite, False  # the recorded config does not allow it again
+        if self.subcommand == "predict":
+            if config.data.predict.text is not None:
+                return
+            sources = {config.data.source, config.data.predict.source} - {*SPLITS, "builtin"}
+            check_table(Path(config.output or self.run_folder / arguments.PREDICTIONS), sources, overwrite)
+        adapter = self.run_folder / "adapter"
+        if (
+            self.subcommand == "fit"
+            and config.model.adapter
+            and adapter.resolve() == Path(config.model.adapter).resolve()
+        ):
+            raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
+        resumes = self.subcommand == "fit" and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder
+        if not (overwrite or resumes or config.trainer.fast_dev_run):
+            check_replaceable(self.run_folder, str(self.subcommand))
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
         """Resolve `best` and `last`, and choose the folder for this verb's files."""
@@ -152,13 +173,13 @@ class MedlitCLI(LightningCLI):
             ValidateLastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
-            StopOnSignal(last),
+            self.predictions,
+            StopOnSignal(last, keeps_answers=not one_note),
             NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,
             AdapterTemperature(),
             Throughput(),
-            self.predictions,
         ]
         if config.log_samples:
             callbacks.append(SaveSamples(config.log_samples))

@@ -7,6 +7,7 @@ tables, with all their columns.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,6 +77,17 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
     if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise UserError(f"data.source: there is no file or folder {source} (looked from {Path.cwd()}).")
     return _hub(source, revision)
+
+
+def reads(source: str, file: Path) -> bool:
+    """Whether a source reads a file, however the two are spelled or linked, or would read it if it existed."""
+    path, target = Path(source).expanduser(), Path(os.path.realpath(file))
+    if path.is_dir():
+        found, is_named = list(path.iterdir()), target.parent == path.resolve()
+    else:
+        found = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
+        is_named = target.match(os.path.realpath(path))
+    return is_named or (target.exists() and any(each.exists() and each.samefile(target) for each in found))
 
 
 def split_of(name: str) -> str | None:

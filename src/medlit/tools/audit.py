@@ -13,7 +13,9 @@ import numpy as np
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
+from medlit.data.sources import reads
 from medlit.errors import UserError
+from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -54,9 +56,16 @@ def run(args: Sequence[str]) -> int:
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
 
+    config = parse_settings("audit", rest)
     if options.output is not None:
         check_writable("output", options.output / "audit.json")
-    data = make_datamodule(parse_settings("audit", rest))
+        if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
+            raise UserError(
+                f"output: audit.json would be among the notes of {config.data.source}; name another folder."
+            )
+        if not config.overwrite:
+            check_replaceable(options.output, "audit")
+    data = make_datamodule(config)
     prompt = None
     try:
         prompt = data.prompt

@@ -21,7 +21,7 @@ from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import next_version, run_name
+from medlit.run_folder import check_replaceable, next_version, run_name
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def run(args: Sequence[str]) -> int:
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
     check_writable("run_dir", folder / "report.html")
+    if not config.overwrite:
+        check_replaceable(folder, "baseline")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
     others = [_other_run(other) for other in options.beside]

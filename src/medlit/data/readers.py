@@ -261,7 +261,8 @@ def _lines(file: IO[str], path: str) -> Iterator[str]:
 def _open_bytes(path: Path) -> IO[bytes]:
     """Open a file; a packed one is unpacked while it is read."""
     open_packed = _UNPACK.get(path.suffix.lower())
-    return path.open("rb") if open_packed is None else open_packed(path)
+    file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
+    return file
 
 
 def _open_zip(path: Path) -> IO[bytes]:
@@ -347,7 +348,7 @@ _TEXT_READERS: dict[str, Callable[[Path, Columns], Dataset]] = {
 }
 READERS = _TEXT_READERS | {".parquet": read_parquet, ".xlsx": read_excel}
 # Second suffix of a text table -> opens such a file, unpacked.
-_UNPACK: dict[str, Callable[[Path], IO[bytes]]] = {
+_UNPACK: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,

@@ -145,6 +145,19 @@ def test_no_note_at_all(refused: Refused, tiny_config: Path, text: str) -> None:
     )
 
 
+def test_the_name_of_a_file_instead_of_a_note(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.predict.text", "notes.csv")
+    assert "data.predict.text: this is the name of a file and not a note" in said
+    assert "data.predict.source" in said
+
+
+def test_ids_that_no_answer_can_be_joined_by(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    source = table(tmp_path / "notes.csv", lambda rows: [row | {"id": "p1"} for row in rows])
+    said = refused("predict", "--config", tiny_config, "--data.predict.source", source)
+    assert f"data.columns.id: {source}, row 2 has the id 'p1'" in said
+    assert "set 'none'" in said
+
+
 def test_predictions_to_a_file_of_unknown_format(refused: Refused, tiny_config: Path) -> None:
     said = refused("predict", "--config", tiny_config, "--output", "filed.xlsx")
     assert "output: filed.xlsx ends in none of .csv, .jsonl, .parquet" in said

@@ -17,7 +17,7 @@ import numpy as np
 
 from medlit.data.cache import iter_column
 from medlit.data.groups import IntArray, exact_groups, near_groups
-from medlit.data.notes import id_column, load_source
+from medlit.data.notes import load_source
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, read_tables
 
@@ -224,7 +224,7 @@ def _other_columns(source: str, revision: str | None, columns: Columns) -> Itera
     for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
-        others = sorted(set(table.rows.column_names) - {columns.text, columns.label, id_column(table, columns)})
+        others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))
         chosen = table.rows.select_columns([columns.label, *others])
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
             labels = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))

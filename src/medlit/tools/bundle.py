@@ -39,7 +39,9 @@ ROOT = Path(__file__).parents[3]
 SUMS = "SHA256SUMS"
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
-_HUB_ID = re.compile(r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+_HUB_ID = re.compile(
+    r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)(?::[^\"'#\n]+)?[\"']?\s*(?:#.*)?$", re.MULTILINE
+)
 
 
 class Target(NamedTuple):

@@ -98,6 +98,8 @@ _OTHERS = (
     ("model", "3"),
     ("model.lora", "[16, 16]"),
     ("data.labels", "[a, b]"),
+    ("data.labels.aliases", "{Heart: Cardiology, 'heart ': Surgery}"),
+    ("data.labels.aliases", "{ENT - Throat: Ear, ENT \u2013 Throat: Nose}"),
     ("model.language_model.trust_remote_code", "true"),
 )
 
@@ -127,6 +129,8 @@ _CSV = {
     "a blank note": (_HEADER + "a,  ,Cardiology\n").encode(),
     "an empty label": (_HEADER + _GOOD + "c,text,\n").encode(),
     "one label": (_HEADER + "a,x,Cardiology\nb,y,Cardiology\n").encode(),
+    "labels that look alike": (_HEADER + "a,x,Pe\u0301diatrie\nb,y,P\u00e9diatrie\n").encode(),
+    "an invisible label": (_HEADER + _GOOD + "c,text,\u200b\n").encode(),
     "a field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
     "a field too few": (_HEADER + _GOOD + "c,text\n").encode(),
     "an open quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
@@ -158,6 +162,9 @@ _JSON = {
     "a text that is null": json.dumps([{**_LINES[0], "transcription": None}] * 2).encode(),
     "cut short": json.dumps(_LINES * 3).encode()[:-20],
     "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',
+    "a label that is not a number": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("nan")}]).encode(),
+    "a label that is infinite": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("inf")}]).encode(),
+    "an id that is not a number": json.dumps([{"id": float("nan"), **_LINES[0]}] * 2).encode(),
     "one label": json.dumps(_LINES).encode(),
     "bytes of nothing": bytes(range(128, 256)),
 }

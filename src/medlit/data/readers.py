@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from medlit.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same file would be read differently
+VERSION = 2  # part of the cache's key: raise it when the same file would be read differently
 
 Row = dict[str, str | None]
 
@@ -167,7 +168,7 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
-    """Yield column -> text of each object; a missing column and JSON's null are null."""
+    """Yield column -> text of each object; a missing column, null, NaN and Infinity are null."""
     used = {name for name in (columns.text, columns.label, columns.id or "id") if name is not None}
     for place, row in _json_objects(path):
         for name in used & row.keys():
@@ -185,6 +186,15 @@ def _json_text(value: object) -> str | None:
     return None if value is None else whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
+def _finite(number: str) -> float | None:
+    """A JSON number with a fraction; pandas writes a missing value as NaN, which is no number."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (its place, object) for each row of a JSON array, of JSON Lines, or of concatenated objects."""
     values = _json_lines(path) if path.lower().endswith(".jsonl") else _json_values(path)
@@ -199,7 +209,7 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    value = json.loads(line)
+                    value = _DECODER.decode(line)
                 except (ValueError, RecursionError):
                     more = any(rest.strip() for rest in file)
                     fault = "the line is not valid JSON" if more else "breaks off: the last line is not complete JSON"
@@ -211,7 +221,6 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
 
 def _json_values(path: str) -> Iterator[tuple[str, object]]:
     """Decode a `.json` file value by value, so that memory holds one chunk and never the whole table."""
-    decoder = json.JSONDecoder()
     with _open_utf8(Path(path), newline="") as file:
         pending = file.read(_CHUNK).lstrip()
         array = pending.startswith("[")
@@ -223,7 +232,7 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
                 if array and pending.startswith("]", at):
                     return
                 try:
-                    value, at = decoder.raw_decode(pending, at)
+                    value, at = _DECODER.raw_decode(pending, at)
                     break
                 except (ValueError, RecursionError):
                     more = file.read(max(_CHUNK, len(pending) - at))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.labels import DROPPED, LabelSet, canonical_spellings, normalise_label, normalise_text
+from medlit.data.builtin import SPECIALTIES
+from medlit.data.labels import DROPPED, LabelReview, LabelSet, canonical_spellings, normalise_label, normalise_text
 from medlit.data.settings import Labels
 from medlit.errors import UserError
 
@@ -187,6 +188,87 @@ def test_weights_that_know_labels_that_look_alike_keep_them_apart() -> None:
 def test_the_order_of_labels_is_the_recipes(names: list[str]) -> None:
     recipe = sorted(names, key=lambda name: name.lower().replace(" - ", "/").replace(" / ", "/"))
     assert list(LabelSet.from_names(names)) == recipe
+
+
+# --- what only a person can decide ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frequent", "rare"),
+    [
+        ("Neurology", "Neurolgy"),
+        ("Neurology", "Nuerology"),
+        ("Neurology", "Neurology."),
+        ("Orthopedic", "Orthopaedic"),
+        ("Pediatrics", "pediatric"),
+        ("Ear & Nose", "Ear and Nose"),
+        ("Obstetrics / Gynecology", "Obstetrics & Gynecology"),
+        ("Emergency Medicine", "emergencymedicine"),
+        ("P\u00e9diatrie", "Pediatrie"),
+        ("Grade 2", "Grade \u00b2"),
+        ("General Surgery - Adults", "General Sugery - Adults"),
+    ],
+)
+def test_labels_that_nearly_agree_are_listed(frequent: str, rare: str) -> None:
+    assert LabelReview.of([frequent, "Urology", rare]) == LabelReview({rare: frequent}, {}, [])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        SPECIALTIES,
+        ["Neurology", "Neurosurgery", "Urology", "Nephrology", "Cardiology", "Radiology"],
+        ["Ward A", "Ward B", "Ward 1", "Ward 2", "Type I", "Type II", "Grade 1.2", "Grade 12"],
+        ["E11.1", "E1.11", "E111", "<65", ">65", "HIV+", "HIV"],
+        ["Ear, Nose and Throat", "Obstetrics / Gynecology", "Hematology - Oncology", "Oncology", "Hematology"],
+        ["Nanotherapy", "Unknown fever", "Missing limb", "None of these wards"],
+    ],
+)
+def test_ordinary_labels_are_not_listed(names: list[str]) -> None:
+    assert LabelReview.of(names) == LabelReview({}, {}, [])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nan", "NaN", "None", "null", "<NA>", "#N/A", "n/a", "NA", "-", "--", "?", "Unknown", "not available", "(none)"],
+)
+def test_labels_that_stand_for_none_are_listed(name: str) -> None:
+    assert LabelReview.of(["Neurology", name]) == LabelReview({}, {}, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("Cardiology; Surgery", ["Cardiology", "Surgery"]),
+        ("Surgery | neurology", ["Neurology", "Surgery"]),
+        ("Neurology, urology", ["Neurology", "Urology"]),
+        ("Neurology + Urology", ["Neurology", "Urology"]),
+        ("['Surgery', 'Urology']", ["Urology", "Surgery"]),
+        ("Ear, Nose; Neurology;", ["Neurology", "Ear, Nose"]),
+    ],
+)
+def test_labels_that_hold_several_are_listed(name: str, parts: list[str]) -> None:
+    assert LabelReview.of(["Neurology", "Urology", name]) == LabelReview({}, {name: parts}, [])
+
+
+def test_the_suggested_settings_mend_every_label_that_is_listed() -> None:
+    counts = {"Neurology": 9, "Surgery": 5, "Neurolgy": 3, "Neurology.": 2, "Sugery; Urology": 2, "Sugery": 2}
+    counts |= {"N/A": 2, "nan": 1, "Uro\u200blogy": 2, "Neuro": 1, "Old ward": 1}
+    rules = Labels(aliases={"Neuro": "neurolgy"}, drop=["Old Ward"])
+
+    def review(rules: Labels) -> LabelReview:
+        spellings = canonical_spellings(counts, rules)
+        names = sorted(counts, key=counts.__getitem__, reverse=True)
+        return LabelReview.of(list(dict.fromkeys(name for raw in names if (name := spellings[raw]))))
+
+    found = review(rules)
+    assert found.similar.keys() == {"Neurolgy", "Neurology.", "Sugery", "Uro\u200blogy"}
+    assert found.combined == {"Sugery; Urology": ["Sugery", "Uro\u200blogy"]}
+    mended = found.suggested(rules)
+    assert review(mended) == LabelReview({}, {}, [])
+    meaning = canonical_spellings(counts, mended)
+    assert [meaning[name] for name in ("Neuro", "Neurolgy", "Sugery; Urology")] == ["Neurology", "Neurology", "Surgery"]
+    assert [meaning[name] for name in ("Old ward", "nan", "Uro\u200blogy")] == [DROPPED, DROPPED, "Urology"]
 
 
 # --- an answer that is not finished yet -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from medlit.data.settings import Labels
@@ -38,6 +38,12 @@ _ALIKE: dict[int, str | None] = {
     **dict.fromkeys([0x2044, 0x2215, 0xFF0F], "/"),
     **dict.fromkeys([0x2018, 0x2019], "'"),
 }
+_WORD = re.compile(r"(?:[^\W_]|[+<>=#%]|(?<=\d)[\W_]+(?=\d))+")  # with what tells codes apart: 1.2 is not 12
+_LONG = 5  # letters of a word that may be misspelled by one
+_NO_LABEL = re.compile(
+    r"[-/?._\s]+|[\W_]*(nan?|none|null|nil|nat|inf|infinity|n/a|tbd|missing|un(known|specified|defined|labell?ed)"
+    r"|not (available|applicable|known|specified)|no (label|specialty|value|data))[\W_]*"
+)
 _INCOMPLETE = "\ufffd"  # stands for a character of which not all bytes are generated yet
 
 
@@ -179,6 +185,62 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
         chosen[key] = _most_frequent(written) if kept else DROPPED
     chosen[""] = None
     return {raw: chosen[normalise_label(name)] for raw, name in meanings.items()} | {"": None}
+
+
+@dataclass(frozen=True)
+class LabelReview:
+    """What only a person can decide about labels: those that are probably no classes of their own."""
+
+    similar: dict[str, str]  # label -> the more frequent label that it nearly agrees with, or its visible text
+    combined: dict[str, list[str]]  # label that holds several, such as `A; B` -> these, labels of the table first
+    placeholders: list[str]  # labels that stand for a missing one, such as `nan`
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> LabelReview:
+        """Review the labels of a table, the most frequent first."""
+        known = {normalise_label(name): name for name in names}
+        placeholders = [name for name in names if _NO_LABEL.fullmatch(normalise_label(name))]
+        combined = {name: parts for name in names if (parts := _parts(name, known))}
+        frequent: dict[str, str] = {}  # key of a label -> the most frequent label with this key
+        similar: dict[str, str] = {}
+        for name in (name for name in names if name not in combined and name not in placeholders):
+            keys = _similarity_keys(name)
+            other = next((frequent[key] for key in keys if key in frequent), name)
+            if other == name:
+                frequent.update(dict.fromkeys(keys, name))
+            if (visible := visible_text(other)) != name:
+                similar[name] = visible
+        return cls(similar, combined, placeholders)
+
+    def suggested(self, rules: Labels) -> Labels:
+        """The rules with what would mend these labels; of several labels in one the first is used."""
+        aliases = rules.aliases | self.similar | {label: parts[0] for label, parts in self.combined.items()}
+        similar = {normalise_label(label): meaning for label, meaning in self.similar.items()}
+        aliases = {label: similar.get(normalise_label(meaning), meaning) for label, meaning in aliases.items()}
+        return replace(rules, aliases=aliases, drop=[*rules.drop, *self.placeholders])
+
+
+def _parts(name: str, known: Mapping[str, str]) -> list[str]:
+    """The labels in a label, at `;`, `|` and in a list's brackets, and at `,` and `+` if all are labels; else none."""
+    certain = re.search(r"[;|]|^\[.*\]$", name)
+    texts = re.split(r"[;|]" if re.search(r"[;|]", name) else r"[,+]", name)
+    parts = [part for text in texts if (part := text.strip(" []'\""))]
+    listed = [known[key] for part in parts if (key := normalise_label(part)) in known]
+    others = [part for part in parts if normalise_label(part) not in known]
+    return list(dict.fromkeys([*listed, *others])) if len(parts) > 1 and (certain or not others) else []
+
+
+def _similarity_keys(name: str) -> list[str]:
+    """Keys that two labels share if they differ in marks, accents, `&` or `and`, or one letter of a long word."""
+    plain = unicodedata.normalize("NFKD", normalise_label(name).casefold())
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    words = [word for word in _WORD.findall(plain) if word != "and"]
+    misspelled = [
+        "".join([*words[:i], word[:j], word[j + 1 :], *words[i + 1 :]])
+        for i, word in enumerate(words)
+        for j in range(len(word) if len(word) >= _LONG and word.isalpha() else 0)
+    ]
+    return ["".join(words), *misspelled] if words else []
 
 
 def check_label_column(counts: Mapping[str, int], column: str) -> None:

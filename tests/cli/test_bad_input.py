@@ -345,6 +345,77 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
     assert "medlit.json" in said
 
 
+# An `adapter_config.json` -> what is said of it.
+PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
+MERGE = "merge the adapter into its base model with PEFT (merge_and_unload)"
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "what"),
+    [
+        ({}, ["--model.lora.alpha", "16"], "model.lora.alpha: the adapter theirs was trained with 64 and the config"),
+        ({}, ["--model.lora.r=8"], "trained with 4 and the config says 8; leave out what the adapter sets, or"),
+        ({"use_rslora": True}, ["--model.lora.rslora", "false"], "model.lora.rslora: the adapter theirs was trained"),
+        ({"use_dora": True}, ["--model.lora.dora", "false"], "model.lora.dora: the adapter theirs was trained"),
+        ({}, ["--model.lora", "{alpha: 32}"], "model.lora.alpha: the adapter theirs was trained with 64"),
+        ({"modules_to_save": ["lm_head"]}, [], MERGE),
+        ({"trainable_token_indices": [1]}, [], "trainable_token_indices is [1], which medlit does not run"),
+        ({"init_lora_weights": "pissa"}, [], "init_lora_weights is 'pissa', which medlit does not run"),
+        ({"exclude_modules": ["lm_head"]}, [], "exclude_modules is"),
+        ({"layers_pattern": "blocks"}, [], "layers_pattern is 'blocks'"),
+        ({"layer_replication": [[0, 1]]}, [], "layer_replication is"),
+        ({"lora_bias": True}, [], "lora_bias is True"),
+        ({"a_later_setting": 3}, [], "a_later_setting is 3"),
+        ({"peft_type": "LOHA"}, [], "peft_type is 'LOHA'"),
+        ({"lora_alpha": 22.5}, [], "lora_alpha is 22.5"),
+        ({"r": "many"}, [], "r is 'many'"),
+        ({"rank_pattern": {"q_proj": 0}}, [], "rank_pattern is"),
+        ({"target_modules": None}, [], "target_modules is missing"),
+        ({"base_model_name_or_path": "owner/other"}, [], "theirs belongs to 'owner/other' and the config says"),
+        (None, [], "adapter_config.json is missing or broken"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_cannot_be_run_as_it_was_trained(
+    refused: Refused,
+    tiny_config: Path,
+    tmp_path: Path,
+    values: dict[str, object] | None,
+    flags: list[str],
+    what: str,
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    text = "[" if values is None else json.dumps(PEFT | values)
+    (tmp_path / "theirs" / "adapter_config.json").write_text(text)
+    assert what in refused("test", "--config", tiny_config, "--model.adapter", "theirs", *flags)
+
+
+def test_a_variable_that_differs_from_the_adapter(
+    refused: Refused, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT))
+    monkeypatch.setenv("MEDLIT_TEST__MODEL__LORA__ALPHA", "16")
+    said = refused("test", "--config", tiny_config, "--model.adapter", tmp_path)
+    assert "was trained with 64 and the config says 16" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("target_modules", "[self_attn]", "no linear layer called 'self_attn'"),
+        ("target_modules", "[lm_head]", "no linear layer called 'lm_head'"),
+        ("target_modules", "q_proj", "no linear layer called 'q_proj'"),
+        ("rank_pattern", "{q_projj: 4}", "'q_projj'"),
+        ("alpha_pattern", "{'(': 4}", "'('"),
+        ("layers_to_transform", "[2]", "the base model has 2 layers, from 0 to 1"),
+    ],
+)
+def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: str, what: str) -> None:
+    said = fit(f"--model.lora.{flag}", value)
+    assert f"model.lora.{flag}: " in said
+    assert what in said
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 

@@ -395,6 +395,34 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     assert ours == theirs
 
 
+def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = yaml.safe_load(tiny_config.read_text())["model"]["language_model"]["base_model"]
+    values = {"r": 4, "lora_alpha": 64, "use_rslora": True, "target_modules": ["q_proj"], "alpha_pattern": {"1.+": 8}}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**values)).save_pretrained(
+        tmp_path / "theirs"
+    )
+    arguments = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
+    begun = medlit("fit", *arguments, "--model.adapter", tmp_path / "theirs", "--trainer.max_steps", "1")
+    assert begun.code == 0, begun.err
+    adopted = {"r": 4, "alpha": 64, "rslora": True, "target_modules": ["q_proj"], "alpha_pattern": {"1.+": 8}}
+    config = yaml.safe_load((tmp_path / "run" / "config_fit.yaml").read_text())["model"]["lora"]
+    assert config | adopted == config
+    metadata = json.loads((tmp_path / "run" / "adapter" / "medlit.json").read_text())["lora"]
+    assert metadata | adopted == metadata
+    peft = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert peft | values == peft
+    settings = ["--config", tmp_path / "run" / "config_fit.yaml", "--run_dir", tmp_path / "run"]
+    loss = []
+    for weights in (["--ckpt_path", "best"], ["--model.adapter", tmp_path / "run" / "adapter"]):
+        tested = medlit("test", *(settings if "--ckpt_path" in weights else arguments), *weights)
+        assert tested.code == 0, tested.err
+        loss.append(json.loads((tmp_path / "run" / "test_metrics.json").read_text())["loss"])
+    assert loss[0] == pytest.approx(loss[1], abs=1e-4)
+
+
 def test_an_adapter_in_a_closed_folder_costs_no_number(
     medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ from medlit.cli.environment import (
 )
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser
-from medlit.cli.validation import ENV_PREFIX, check_renamed, check_settings, check_variables
+from medlit.cli.validation import ENV_PREFIX, adopt_adapter, check_renamed, check_settings, check_variables
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
@@ -53,8 +53,8 @@ class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
-        verb, *rest = args
-        check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        verb, *self._rest = args
+        check_renamed(self._rest, f"{ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
@@ -95,6 +95,7 @@ class MedlitCLI(LightningCLI):
         trainer = config.trainer
         check_device(trainer.accelerator, trainer.devices)
         check_settings(config, fit=self.subcommand == "fit")
+        adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":

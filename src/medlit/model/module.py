@@ -19,9 +19,8 @@ from medlit.errors import UserError
 from medlit.evaluation.calibration import fit_temperature
 from medlit.evaluation.metrics import LOGGED
 from medlit.evaluation.results import Results
-from medlit.model.adapter import adapter_folder, load_adapter
+from medlit.model.adapter import adapter_folder, load_adapter, read_metadata
 from medlit.model.adapter_metadata import (
-    METADATA_FILE,
     AdapterMetadata,
     check_metadata,
     decoding_key,
@@ -44,7 +43,7 @@ class SpecialtyClassifier(L.LightningModule):
         lora: the adapter that is trained; null: the bare base model.
         optimizer: AdamW with 8-bit state and its learning-rate schedule.
         decoding: how the model answers.
-        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of model.lora.
+        adapter: start from this adapter, a folder or a Hub id; its settings replace defaults of model.lora.
         instruction: set from data.instruction.
         mask_prompt: set from data.mask_prompt.
         max_response_tokens: set from data.max_response_tokens.
@@ -92,10 +91,10 @@ class SpecialtyClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Take labels and temperature from the adapter's metadata, if there is an adapter that medlit wrote."""
         if self.adapter is not None:
-            file = adapter_folder(self.adapter) / METADATA_FILE
-            if file.is_file():
-                metadata = AdapterMetadata.read(file)
-                self._adopt(metadata, f"the adapter {file.parent}")
+            folder = adapter_folder(self.adapter)
+            metadata = read_metadata(folder, self.language_model.base_model)
+            if metadata is not None:
+                self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
                     self.temperature = metadata.temperatures.get(decoding_key(self.decoding))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
 
+from medlit.run_folder import sole_fit
+
 if TYPE_CHECKING:
     from conftest import Medlit
 
@@ -465,6 +467,32 @@ def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: st
     said = fit(flag, "runs/here")
     assert f"{key}: runs/here" in said
     assert f"{tmp_path / 'runs'} is a file" in said
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://bucket/runs"])
+@pytest.mark.parametrize("flag", ["trainer.default_root_dir", "run_dir", "trainer.logger.save_dir"])
+def test_a_run_folder_that_is_a_url(fit: Refused, flag: str, url: str) -> None:
+    logger = ["--trainer.logger", "CSVLogger"] if "logger" in flag else []
+    said = fit(*logger, f"--{flag}", url)
+    assert said.startswith(f"medlit: {flag.replace('logger.', 'logger.init_args.')}: {url} is a URL")
+
+
+def test_predictions_to_a_url(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--output", "s3://bucket/answers.csv")
+    assert said.startswith("medlit: output: s3://bucket/answers.csv is a URL")
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_fit_over_another_one(fit: Refused, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").touch()
+    assert "run_dir: run holds the checkpoints of another fit" in fit("--run_dir", "run")
+
+
+def test_a_fit_beside_another_one(fit: Refused, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with sole_fit(tmp_path / "run", None):
+        assert "run_dir: another fit is writing to run; wait for its end" in fit("--run_dir", "run")
 
 
 def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:

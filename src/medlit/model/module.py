@@ -182,7 +182,7 @@ class SpecialtyClassifier(L.LightningModule):
         values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}
         # Every process has the metrics of all processes.
         logged = {f"{self.stage}/{name}": float(values[name]) for name in LOGGED}
-        self.log_dict(logged, prog_bar=self.stage == "val")
+        self.log_dict(logged, prog_bar=not self.trainer.testing)
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
     on_test_epoch_start = on_validation_epoch_start
@@ -223,8 +223,8 @@ class SpecialtyClassifier(L.LightningModule):
 
     @property
     def stage(self) -> str:
-        """First half of a metric's tag: `val` or `test`."""
-        return "test" if self.trainer.testing else "val"
+        """First half of a metric's tag: `val` in a fit, else the verb, `validate` or `test`."""
+        return "val" if self.trainer.state.fn == "fit" else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
 
     @property
     def metadata(self) -> AdapterMetadata:

@@ -21,7 +21,7 @@ from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import next_version, run_name
+from medlit.run_folder import claim, next_version, run_name
 from medlit.tools import make_parser, recorded_config
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(args: Sequence[str]) -> int:
     config = parse_settings("baseline", [*([] if run_dir is None else _recorded_settings(run_dir)), *rest])
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
-    check_writable("run_dir", folder / "report.html")
+    check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
     others = [_other_run(other) for other in options.beside]
@@ -69,6 +69,7 @@ def run(args: Sequence[str]) -> int:
         from medlit.tools.baseline.head import classification_head
 
         fitted.append(classification_head(notes, data, config))
+    folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
     write_report(folder)

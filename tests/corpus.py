@@ -98,8 +98,6 @@ _OTHERS = (
     ("model", "3"),
     ("model.lora", "[16, 16]"),
     ("data.labels", "[a, b]"),
-    ("data.labels.aliases", "{Heart: Cardiology, 'heart ': Surgery}"),
-    ("data.labels.aliases", "{ENT - Throat: Ear, ENT \u2013 Throat: Nose}"),
     ("model.language_model.trust_remote_code", "true"),
 )
 

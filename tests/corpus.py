@@ -147,6 +147,8 @@ _CSV = {
     "a blank note": (_HEADER + "a,  ,Cardiology\n").encode(),
     "an empty label": (_HEADER + _GOOD + "c,text,\n").encode(),
     "one label": (_HEADER + "a,x,Cardiology\nb,y,Cardiology\n").encode(),
+    "labels that look alike": (_HEADER + "a,x,Pe\u0301diatrie\nb,y,P\u00e9diatrie\n").encode(),
+    "an invisible label": (_HEADER + _GOOD + "c,text,\u200b\n").encode(),
     "one field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
     "one field too few": (_HEADER + _GOOD + "c,text\n").encode(),
     "unclosed quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
@@ -180,6 +182,9 @@ _JSON = {
     "a key twice": b'{"transcription": "x", "medical_specialty": "a", "transcription": "y"}',
     "a chat table": b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}]}',
     "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',
+    "a label that is not a number": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("nan")}]).encode(),
+    "a label that is infinite": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("inf")}]).encode(),
+    "an id that is not a number": json.dumps([{"id": float("nan"), **_LINES[0]}] * 2).encode(),
     "one label": json.dumps(_LINES).encode(),
     "random bytes": bytes(range(128, 256)),
 }

@@ -111,6 +111,14 @@ def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
     assert "data.labels.aliases" in said
 
 
+@pytest.mark.parametrize("other", ["heart ", "HEART\u200b"])
+def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
+    aliases = json.dumps({"Heart": "Cardiology", other: "Surgery"})
+    assert "data.labels.aliases: the label 'Heart' stands twice, for 'Cardiology' and for 'Surgery'; keep one" in fit(
+        "--data.labels.aliases", aliases
+    )
+
+
 def test_no_message_repeats_a_note(fit: Refused, tmp_path: Path) -> None:
     secret = "Jane Roe of Elm Street"
     source = table(tmp_path / "notes.csv", lambda rows: [row | {"transcription": secret} for row in rows[:3]])

@@ -34,7 +34,7 @@ from medlit.data.cache import iter_column
 from medlit.data.notes import CANONICAL, hash_text, load_source
 from medlit.data.prompt import AlpacaPrompt, whole_characters
 from medlit.data.settings import Columns, Labels
-from medlit.data.sources import commit_of, is_hub_id, read_tables
+from medlit.data.sources import as_text, commit_of, is_hub_id, read_tables
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 
@@ -342,6 +342,38 @@ def test_no_id_column_takes_the_hash_of_the_text(form: str, tmp_path: Path) -> N
     assert table["id"][:] == [hash_text(row["transcription"])[:16] for row in REPEATED[:3]]
 
 
+def test_numbers_that_are_none_are_null_in_json_and_text_in_csv(tmp_path: Path) -> None:
+    values = ["NaN", "Infinity", "-Infinity", "1e999", "null", "1.50", "12", '"NaN"']
+    lines = [f'{{"id": {n}, "transcription": "note {n}", "medical_specialty": {v}}}' for n, v in enumerate(values)]
+    (tmp_path / "n.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "n.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    for name in ("n.json", "n.jsonl"):
+        read = load(tmp_path / name, require_labels=False)["all"]
+        assert read["specialty"][:] == [None] * 5 + ["1.5", "12", "NaN"]
+        assert read["id"][:] == list("01234567")
+    rows = [{"transcription": "one", "medical_specialty": "NaN"}, {"transcription": "NaN", "medical_specialty": "b"}]
+    read = load(write_csv(tmp_path / "n.csv", rows))["all"]
+    assert (read["specialty"][:], read["transcription"][:]) == (["NaN", "b"], ["one", "NaN"])
+
+
+def test_numbers_that_are_none_are_null_in_parquet(tmp_path: Path) -> None:
+    values = [1.0, float("nan"), float("inf"), None]
+    assert as_text(values, None) == ["1.0", None, None, None]
+    frame = pd.DataFrame({"transcription": ["x", "y"], "medical_specialty": ["a", float("nan")]})
+    frame.to_parquet(tmp_path / "n.parquet")
+    assert "row 2: there is no label" in fault(tmp_path / "n.parquet")
+
+
+def test_labels_that_look_alike_are_one_specialty_in_every_table(tmp_path: Path) -> None:
+    written = ["P\u00e9diatrie", "Pe\u0301diatrie", "ENT - Throat", "ENT \u2013 Throat", "P\u00e9diatrie\u200b"]
+    for split, labels in {"train": written, "test": written[1::2]}.items():
+        rows = [{"transcription": f"{split} {n}", "medical_specialty": label} for n, label in enumerate(labels)]
+        write_csv(tmp_path / f"{split}.csv", rows)
+    tables = load(tmp_path)
+    assert set(tables["train"]["specialty"][:]) == {"Pe\u0301diatrie", "ENT \u2013 Throat"}
+    assert tables["test"]["specialty"][:] == ["Pe\u0301diatrie", "ENT \u2013 Throat"]
+
+
 def _never(*_: object, **__: object) -> None:
     pytest.fail("read again")
 
@@ -441,6 +473,7 @@ def test_arbitrary_bytes_are_refused_in_a_sentence(content: bytes, form: str, tm
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 HEADER = "id,transcription,medical_specialty\n"
+LABEL = b'{"transcription": "x", "medical_specialty": %s}'
 
 
 @pytest.mark.parametrize(
@@ -469,6 +502,9 @@ HEADER = "id,transcription,medical_specialty\n"
         ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
         ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
         ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
+        ("nan.jsonl", LABEL % b'"a"' + b"\n" + LABEL % b"NaN" + b"\n", ["row 2", "no label"]),
+        ("nan.json", b"[" + LABEL % b"-Infinity" + b"," + LABEL % b'"a"' + b"]", ["row 1", "no label"]),
+        ("invisible.csv", (HEADER + "1,x,a\n2,y,\u200b\ufeff\n").encode(), ["row 2", "no label"]),
         ("list.jsonl", b"[1, 2]\n", ["line 1", "expected an object"]),
         ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "breaks off"]),
         ("number.jsonl", b'{"transcription": 3, "medical_specialty": "a"}\n', ["line 1", "a number"]),

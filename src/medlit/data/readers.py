@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import lzma
+import math
 import re
 import zipfile
 import zlib
@@ -161,7 +162,7 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
-    """Yield column -> text of each object; a missing column and JSON's null are null."""
+    """Yield column -> text of each object; a missing column, null, NaN and Infinity are null."""
     used = {name for name in columns.of(names).values() if name is not None}
     for place, row in _json_objects(path):
         for name in used & row.keys():
@@ -185,7 +186,13 @@ def _object(pairs: list[tuple[str, object]]) -> object:
     return values if len(values) == len(pairs) else pairs
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+def _finite(number: str) -> float | None:
+    """A JSON number with a fraction; pandas writes a missing value as NaN, which is no number."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
 
 
 def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:

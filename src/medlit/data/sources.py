@@ -12,6 +12,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,10 +53,15 @@ class RawTable(NamedTuple):
 
 
 def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
-    """Values of a column as text: class names where they are class ids, of which a negative one means no class."""
+    """Values of a column as text: class names where they are class ids, of which a negative one means no class.
+
+    A number that is NaN or infinite is null, as in JSON.
+    """
     if classes is not None:
         return [classes[value] if value is not None and value >= 0 else None for value in values]
-    return [None if value is None else str(value) for value in values]
+    return [
+        None if value is None or (isinstance(value, float) and not isfinite(value)) else str(value) for value in values
+    ]
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import best_effort
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -75,6 +76,7 @@ class SaveSamples(L.Callback):
 
     on_test_start = on_validation_start
 
+    @best_effort("samples.jsonl")
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: EvalBatch, *_: int
     ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
-from medlit.errors import UserError
+from medlit.errors import UserError, best_effort
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(args: Sequence[str]) -> int:
         print(f"over a limit: {message}")
     if options.output is not None:
         write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
-        with atomic_write(options.output / "audit.png") as path:
+        with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
             audit_figure(result).savefig(path, dpi=110)
         print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
@@ -115,6 +115,8 @@ def _print_report(report: AuditReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from medlit.report.figures import MOST_LABELS
+
     table = Table(title=f"medlit audit: {escape(report.source)}", title_justify="left")
     table.add_column("finding", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
@@ -125,12 +127,14 @@ def _print_report(report: AuditReport) -> None:
     classes.add_column("specialty")
     for split in (*report.splits, "share"):
         classes.add_column(split, justify="right")
-    for name, notes in report.classes.items():
+    for name, notes in list(report.classes.items())[:MOST_LABELS]:
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
         classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
     console = Console()
     console.print(table)
     console.print(classes)
+    if len(report.classes) > MOST_LABELS:
+        print(f"and {len(report.classes) - MOST_LABELS:,} less frequent specialties, in audit.json")
 
 
 def _lines(report: AuditReport) -> Iterator[_Line]:
@@ -187,7 +191,9 @@ def audit_figure(audit: Audit) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    height = max(4.0, 1.6 + 0.3 * len(audit.report.classes))
+    from medlit.report.figures import MOST_LABELS
+
+    height = max(4.0, 1.6 + 0.3 * min(MOST_LABELS, len(audit.report.classes)))
     figure = Figure(figsize=(12, height), layout="constrained")
     FigureCanvasAgg(figure)
     balance, lengths = figure.subplots(1, 2)
@@ -204,17 +210,22 @@ def audit_figure(audit: Audit) -> Figure:
 
 
 def _draw_balance(axes: Axes, report: AuditReport) -> None:
-    names = list(report.classes)[::-1]  # the most frequent on top
+    from medlit.report.figures import MOST_LABELS, short
+
+    names = list(report.classes)[:MOST_LABELS][::-1]  # the most frequent on top
+    places = np.arange(len(names))
     left = np.zeros(len(names))
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(names, notes, left=left, color=_COLOURS[split], label=label)
+        axes.barh(places, notes, left=left, color=_COLOURS[split], label=label)
         left += notes
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
+    axes.set_yticks(places, [short(name) for name in names])
     axes.margins(x=0.12, y=0.01)
-    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(names)} specialties")
+    more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
+    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} specialties{more}")
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:

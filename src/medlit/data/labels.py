@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,16 +106,11 @@ class LabelSet:
         start = _fold(normalise_label(line))
         # A space at the end may become nothing, a space, or part of a slash.
         starts = (start,) if line == line.rstrip() or start.endswith("/") else (f"{start} ", f"{start}/")
-        keys, has_incomplete = self._folded
-        possible = [keys[place : place + 1] for place in (bisect_left(keys, each) for each in (start, *starts))]
-        begins = any(key == start or key.startswith(starts) for found in possible for key in found)
-        return not (begins or has_incomplete)
+        return not any(key.startswith(starts) or key == start or _INCOMPLETE in key for key in self._folded)
 
     @cached_property
-    def _folded(self) -> tuple[list[str], bool]:
-        """The keys in order, without the difference of the two sigmas; whether one has U+FFFD."""
-        keys = sorted(map(_fold, self._ids))
-        return keys, any(_INCOMPLETE in key for key in keys)
+    def _folded(self) -> list[str]:
+        return [_fold(key) for key in self._ids]
 
     @cached_property
     def _ids(self) -> dict[str, int]:

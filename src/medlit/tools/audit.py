@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,14 +191,15 @@ def audit_figure(audit: Audit) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from medlit.report.figures import MOST_LABELS
+    from medlit.report.figures import MOST_LABELS, short
 
-    height = max(4.0, 1.6 + 0.3 * min(MOST_LABELS, len(audit.report.classes)))
+    names = {name: short(name) for name in list(audit.report.classes)[:MOST_LABELS]}
+    height = max(4.0, 1.6 + 0.3 * len(names))
     figure = Figure(figsize=(12, height), layout="constrained")
     FigureCanvasAgg(figure)
     balance, lengths = figure.subplots(1, 2)
     figure.suptitle(audit.report.source, fontsize=11, color="#555555", parse_math=False)
-    _draw_balance(balance, audit.report)
+    _draw_balance(balance, audit.report, names)
     _draw_lengths(lengths, audit)
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):  # counts: no fractions
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -209,20 +210,17 @@ def audit_figure(audit: Audit) -> Figure:
     return figure
 
 
-def _draw_balance(axes: Axes, report: AuditReport) -> None:
-    from medlit.report.figures import MOST_LABELS, short
-
-    names = list(report.classes)[:MOST_LABELS][::-1]  # the most frequent on top
-    places = np.arange(len(names))
+def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> None:
+    names = list(shown)[::-1]  # the most frequent on top
     left = np.zeros(len(names))
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(places, notes, left=left, color=_COLOURS[split], label=label)
+        axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
         left += notes
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
-    axes.set_yticks(places, [short(name) for name in names])
+    axes.set_yticks(range(len(names)), [shown[name] for name in names])
     axes.margins(x=0.12, y=0.01)
     more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
     axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} specialties{more}")

@@ -32,7 +32,7 @@ class LabelScorer:
         self.trie = trie
         # Each node's ancestors and the node itself, which fills the row up, (N, depth): as a mask, (N, N), the nodes of
         # thousands of labels would take gigabytes.
-        self.lines = _rectangle([trie.ancestors(node) for node in range(len(trie))], None)
+        self.ancestors = _rectangle([trie.ancestors(node) for node in range(len(trie))], None)
         self.path_edges = _rectangle(trie.paths, len(trie.edges))  # (K, longest), filled up with an edge of no value
         self.tokens = torch.tensor(trie.tokens, dtype=torch.long)
         self.depths = torch.tensor(trie.depths, dtype=torch.long)
@@ -49,7 +49,7 @@ class LabelScorer:
         device = cache.lengths.device
         # Row: node, column: it and its ancestors.
         attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-        attends.scatter_(1, torch.searchsorted(nodes, self.lines[nodes]), True)
+        attends.scatter_(1, torch.searchsorted(nodes, self.ancestors[nodes]), True)
         tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
         return look_ahead(self.model, cache, tokens, depths, attends.to(device))
 
@@ -58,7 +58,7 @@ class LabelScorer:
         scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
         self._score(scores, torch.tensor([ROOT]), cache.last[:, None])
         for part in self._passes(cache.mask.shape[1]):
-            nodes = self.lines[part].unique()
+            nodes = self.ancestors[part].unique()
             hidden = self.hidden(cache, nodes)
             self._score(scores, part, hidden[:, torch.isin(nodes, part)])
         return scores

@@ -29,20 +29,21 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
     """Draw the figures that the systems' results allow, by name; the first system is the one reported on."""
     first = systems[0]
     title = f"{first.title}: {len(first.results)} test notes"
-    allowed: dict[str, Callable[[], Figure]] = {}
-    if first.metrics.get("per_class"):
-        allowed["classes"] = lambda: class_figure(systems)
-    allowed["confusion"] = lambda: confusion_figure(first.results, title)
-    if first.results.probabilities is not None:
-        allowed["reliability"] = lambda: reliability_figure(first)
-    if any(system.results.probabilities is not None for system in systems):
-        allowed["risk_coverage"] = lambda: risk_coverage_figure(systems)
-    if first.results.tokens.any():
-        allowed["length"] = lambda: length_figure(first)
+    possible: dict[str, tuple[object, Callable[[], Figure]]] = {
+        "classes": (first.metrics.get("per_class"), lambda: class_figure(systems)),
+        "confusion": (True, lambda: confusion_figure(first.results, title)),
+        "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
+        "risk_coverage": (
+            any(one.results.probabilities is not None for one in systems),
+            lambda: risk_coverage_figure(systems),
+        ),
+        "length": (first.results.tokens.any(), lambda: length_figure(first)),
+    }
     drawn = {}
-    for name, draw in allowed.items():
-        with best_effort(f"the report's figure {name!r}"):
-            drawn[name] = draw()
+    for name, (is_possible, draw) in possible.items():
+        if is_possible:
+            with best_effort(f"the report's figure {name!r}"):
+                drawn[name] = draw()
     return drawn
 
 
@@ -70,8 +71,6 @@ def confusion_figure(results: Results, title: str) -> Figure:
     axes.grid(visible=False)
     seaborn.heatmap(
         share,
-        annot=np.where(counts > 0, counts.astype(str), ""),
-        fmt="",
         cmap="Blues",
         vmin=0,
         vmax=1,
@@ -82,6 +81,10 @@ def confusion_figure(results: Results, title: str) -> Figure:
         cbar_kws={"label": "share of the true specialty's notes"},
         ax=axes,
     )
+    for row, column in zip(*np.nonzero(counts), strict=True):  # an empty text in each other cell would take a minute
+        colour = "white" if share[row, column] > 0.5 else INK
+        number = str(counts[row, column])
+        axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", color=colour, in_layout=False)
     axes.axvline(len(names), color="#555555", linewidth=1.5)
     axes.set(xlabel="predicted", ylabel="true (notes)", title=title)
     axes.tick_params(axis="x", rotation=90)

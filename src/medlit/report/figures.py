@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LENGTH_BINS = 6
-MOST_LABELS = 60  # of a figure: with 500 it takes over 20 GB
+MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
 _MOST_CHARACTERS = 40  # of a label
 INK, GRID, ACCENT, WARN = "#1f2933", "#e3e8ee", "#1f5f8b", "#c1442e"
 _COLOURS = {"test": ACCENT, "head": "#5b8c3e", "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#8a949e"}
@@ -50,24 +50,26 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
 def confusion_figure(results: Results, title: str) -> Figure:
     """Draw true x predicted counts, the last column invalid answers; colour is the share of the true class.
 
-    Of more than 60 labels it shows those with the most errors, and their notes that got one of the others in a column.
+    Of more than 60 labels it shows those of the most frequent errors; answers with one of the others have one column.
     """
     import seaborn
 
-    k, wrong = len(results.names), ~results.correct
-    errors = np.bincount(results.truth[wrong], minlength=k) + np.bincount(results.answer[wrong], minlength=k)[:k]
-    shown = np.sort(np.lexsort((-np.bincount(results.truth, minlength=k), -errors))[:MOST_LABELS])
+    k, (true, answer, _) = len(results.names), results.errors
+    frequent = np.argsort(-np.bincount(results.truth, minlength=k), kind="stable")
+    first = np.unique([*np.stack([true, answer], axis=1).ravel(), *frequent], return_index=True)[1]
+    shown = np.sort(np.argsort(first, kind="stable")[: k if k <= MOST_LABELS else MOST_CONFUSED])
     names = [short(results.names[label]) for label in shown]
     columns = [*names, *["others"] * (len(shown) < k), "invalid"]
     if len(shown) < k:
-        title += f"\n{len(shown)} of {k:,} specialties, those with the most errors"
+        title += f"\nthe {len(shown)} most confused of {k:,} specialties"
     place = np.full(k + 1, len(shown))  # of an answer
     place[shown], place[k] = np.arange(len(shown)), len(columns) - 1
     counts = np.zeros((len(shown), len(columns)), dtype=np.int64)
     rows = np.isin(results.truth, shown)
     np.add.at(counts, (place[results.truth[rows]], place[results.answer[rows]]), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(2.5 + 0.72 * len(columns), 2.2 + 0.56 * len(names))
+    size = 0.72 if len(names) <= 20 else 0.4  # inches
+    figure, axes = _axes(2.5 + size * len(columns), 2.2 + 0.78 * size * len(names))
     axes.grid(visible=False)
     seaborn.heatmap(
         share,
@@ -78,7 +80,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
         linecolor="#dddddd",
         xticklabels=columns,
         yticklabels=[f"{name} ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)],
-        cbar_kws={"label": "share of the true specialty's notes"},
+        cbar_kws={"label": "share of the true specialty's notes", "fraction": 0.6 / size / len(columns), "aspect": 30},
         ax=axes,
     )
     for row, column in zip(*np.nonzero(counts), strict=True):  # an empty text in each other cell would take a minute

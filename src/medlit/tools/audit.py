@@ -206,7 +206,7 @@ def audit_figure(audit: Audit) -> Figure:
     for axes in (balance, lengths):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.72 / height), ncols=3, frameon=False)
     return figure
 
 

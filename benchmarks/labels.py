@@ -1,6 +1,6 @@
 """What do 13, 40, 500 and 5,000 labels cost, from the metrics to a fit?
 
-    python benchmarks/labels.py [--labels 13 500] [--stages "likelihood" "report"]    on a CPU, 10 minutes
+    python benchmarks/labels.py [--labels 13 500] [--stages "likelihood" "report"]    on a CPU, 15 minutes
 
 Each stage runs in a process of its own, on made-up results or with the two-layer Llama of the tests. Seconds are those
 of the stage alone, without imports and the making of its input; the peak is how far the process's resident memory rose
@@ -14,6 +14,7 @@ import csv
 import multiprocessing
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
@@ -203,12 +204,13 @@ def import_llama(folder: Path) -> None:
 
 def write_table(path: Path, k: int, rows: int) -> Path:
     """Write notes that deal out the labels in turn."""
-    names = label_names(k)
+    names, draw = label_names(k), random.Random(0)
+    vocabulary = ["".join(draw.choices("etaoinshrdlu", k=6)) for _ in range(2000)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "transcription", "medical_specialty"])
         for row in range(rows):
-            text = f"Patient {row} of the ward has pain since Monday, the {WORDS[row % 12]} kind, worse at night."
+            text = " ".join(draw.choices(vocabulary, k=20))
             writer.writerow([f"{path.stem}-{row}", text, names[row % k]])
     return path
 

@@ -58,7 +58,7 @@ class LabelScorer:
         scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
         self._score(scores, torch.tensor([ROOT]), cache.last[:, None])
         for part in self._passes(cache.mask.shape[1]):
-            nodes = self.ancestors[part].unique()
+            nodes = self.ancestors[part].unique()  # type: ignore[no-untyped-call]
             hidden = self.hidden(cache, nodes)
             self._score(scores, part, hidden[:, torch.isin(nodes, part)])
         return scores

@@ -143,6 +143,12 @@ def test_fewer_notes_than_a_step_needs(fit: Refused) -> None:
 def test_a_limit_without_room_for_a_note(fit: Refused) -> None:
     said = fit("--model.language_model.max_length", "50")
     assert "model.language_model.max_length: 50 tokens leave no room for a note" in said
+
+
+def test_an_instruction_that_lists_more_labels_than_fit(fit: Refused) -> None:
+    said = fit("--data.instruction", "Choose one of: " + ", ".join(f"specialty {i}" for i in range(500)))
+    assert "model.language_model.max_length: 112 tokens leave no room for a note beside the prompt's" in said
+    assert "specialty 7" not in said
     assert "set it to at least" in said
 
 

@@ -16,7 +16,7 @@ import yaml
 from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
 from medlit.data.sources import reads
-from medlit.errors import UserError
+from medlit.errors import UserError, best_effort
 from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
@@ -92,7 +92,7 @@ def run(args: Sequence[str]) -> int:
         print(f"over a limit: {message}")
     if options.output is not None:
         write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
-        with atomic_write(options.output / "audit.png") as path:
+        with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
             audit_figure(result).savefig(path, dpi=110)
         print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
@@ -130,6 +130,8 @@ def _print_report(report: AuditReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from medlit.report.figures import MOST_LABELS
+
     table = Table(title=f"medlit audit: {escape(report.source)}", title_justify="left")
     table.add_column("finding", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
@@ -140,12 +142,14 @@ def _print_report(report: AuditReport) -> None:
     classes.add_column("specialty")
     for split in (*report.splits, "share"):
         classes.add_column(split, justify="right")
-    for name, notes in report.classes.items():
+    for name, notes in list(report.classes.items())[:MOST_LABELS]:
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
         classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
     console = Console()
     console.print(table)
     console.print(classes)
+    if len(report.classes) > MOST_LABELS:
+        print(f"and {len(report.classes) - MOST_LABELS:,} less frequent specialties, in audit.json")
 
 
 def _lines(report: AuditReport) -> Iterator[_Line]:
@@ -214,34 +218,39 @@ def audit_figure(audit: Audit) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    height = max(4.0, 1.6 + 0.3 * len(audit.report.classes))
+    from medlit.report.figures import MOST_LABELS, short
+
+    names = {name: short(name) for name in list(audit.report.classes)[:MOST_LABELS]}
+    height = max(4.0, 1.6 + 0.3 * len(names))
     figure = Figure(figsize=(12, height), layout="constrained")
     FigureCanvasAgg(figure)
     balance, lengths = figure.subplots(1, 2)
     figure.suptitle(audit.report.source, fontsize=11, color="#555555", parse_math=False)
-    _draw_balance(balance, audit.report)
+    _draw_balance(balance, audit.report, names)
     _draw_lengths(lengths, audit)
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):  # counts: no fractions
         axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (balance, lengths):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.72 / height), ncols=3, frameon=False)
     return figure
 
 
-def _draw_balance(axes: Axes, report: AuditReport) -> None:
-    names = list(report.classes)[::-1]  # the most frequent on top
+def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> None:
+    names = list(shown)[::-1]  # the most frequent on top
     left = np.zeros(len(names))
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(names, notes, left=left, color=_COLOURS[split], label=label)
+        axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
         left += notes
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), [shown[name] for name in names])
     axes.margins(x=0.12, y=0.01)
-    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(names)} specialties")
+    more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
+    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} specialties{more}")
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlit.data.labels import LabelSet
-from medlit.errors import UserError
+from medlit.errors import UserError, best_effort
 from medlit.evaluation.compare import compare
 from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
@@ -74,7 +74,8 @@ def run(args: Sequence[str]) -> int:
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
-    write_report(folder)
+    with best_effort("the report"):
+        write_report(folder)
     _show(comparable(folder)[0], [folder / name for name in FILES])
     return 0
 

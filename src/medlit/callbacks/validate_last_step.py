@@ -1,10 +1,13 @@
-"""Validate, and so save, the last optimizer step of every fit."""
+"""Validate, and so save, the last optimizer step of every fit, and report which limit ended it."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from medlit.callbacks.run_files import subcommand_of
 from medlit.errors import UserError
@@ -41,11 +44,14 @@ class ValidateLastStep(L.Callback):
             return
         if not validation_due(checkpoint):
             raise UserError(
-                f"trainer.max_steps: the checkpoint has been trained for {step} steps and the fit ends after"
+                f"{self._limit(trainer)}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."
             )
         if trainer.max_steps != -1:
             trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def _limit(self, trainer: L.Trainer) -> str:
+        return "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate at once if no step is left."""
@@ -61,3 +67,18 @@ class ValidateLastStep(L.Callback):
         """Stop after a last validation that no step precedes."""
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report what ended the fit, unless there was no limit but `max_steps`."""
+        ends = [self._limit(trainer)] if trainer.global_step >= self.last else []
+        for callback in trainer.callbacks if not ends else ():  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+                ends.append("early_stopping")
+            if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
+                ends.append("trainer.max_time")
+        if ends and trainer.is_global_zero and (trainer.max_epochs != -1 or trainer.global_step < self.last):
+            epochs = trainer.global_step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            print(
+                f"medlit: {ends[0]} ended the fit after step {trainer.global_step}, or {epochs:.2f} epochs",
+                file=sys.stderr,
+            )

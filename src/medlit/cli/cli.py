@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
@@ -38,7 +39,15 @@ from medlit.cli.environment import (
 )
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser
-from medlit.cli.validation import ENV_PREFIX, check_renamed, check_settings, check_variables
+from medlit.cli.validation import (
+    ENV_PREFIX,
+    check_renamed,
+    check_seed,
+    check_settings,
+    check_variables,
+    named_classes,
+    settle_length,
+)
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
@@ -54,7 +63,7 @@ class MedlitCLI(LightningCLI):
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb, *rest = args
-        check_renamed(rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        check_renamed(rest, env_prefix := f"{ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
@@ -66,7 +75,7 @@ class MedlitCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
-            args=args,
+            args=[verb, *settle_length(rest, env_prefix)],
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -84,6 +93,7 @@ class MedlitCLI(LightningCLI):
         """Parse, and refuse environment variables that are not settings."""
         check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        check_seed(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -118,6 +128,35 @@ class MedlitCLI(LightningCLI):
             run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        self._unbuilt: UserError | None = None
+        self.parser.add_instantiator(self._build, object)
+
+    def _build(self, kind: type, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Build a class that the config names; jsonargparse makes pages of an error."""
+        try:
+            return kind(*args, **kwargs)
+        except Exception as error:
+            for key, named in named_classes(self.config[self.subcommand].trainer):
+                if named.class_path.endswith(f".{kind.__name__}"):
+                    reason = " ".join(str(error).split()).rstrip(".")
+                    self._unbuilt = UserError(f"{key}: {kind.__name__} cannot be built ({reason}); leave it out.")
+            raise
+
+    def instantiate_classes(self) -> None:
+        """Build what the settings describe.
+
+        Raises:
+            UserError: a class that the config names is not installed, or refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if self._unbuilt is None:
+                raise
+            raise self._unbuilt from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with its logger and medlit's callbacks."""
         config = self.config[self.subcommand]
@@ -133,8 +172,8 @@ class MedlitCLI(LightningCLI):
         self.trainer_defaults = {"callbacks": self._make_callbacks(config, one_note)}
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            # Only Lightning's Trainer checks whether its settings fit together.
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            # Only Lightning's Trainer checks whether its settings fit together, and what they need is installed.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
@@ -162,7 +201,11 @@ class MedlitCLI(LightningCLI):
         ]
         if config.log_samples:
             callbacks.append(SaveSamples(config.log_samples))
-        if config.trainer.enable_progress_bar is not False:
+        given = self.config_init[self.subcommand].trainer
+        named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
+        if config.trainer.enable_progress_bar is False:
+            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
+        elif not any(isinstance(each, LightningProgressBar) for each in named):
             callbacks.append(ProgressBar())
         return callbacks
 
@@ -189,6 +232,8 @@ class MedlitCLI(LightningCLI):
         with clean_up_on_failure(self.trainer, self.run_folder):
             try:
                 super()._run_subcommand(subcommand)
+            except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there
+                raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
                 raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:

@@ -11,15 +11,17 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._link_arguments import ActionLink
 from jsonargparse._signatures import group_instantiate_class
+from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli import MODEL_VERBS
@@ -34,6 +36,7 @@ FIT_ONLY: tuple[str, ...] = tuple(_TEXTS["fit_only"])
 VERBS: dict[str, list[str]] = _TEXTS["verbs"]
 
 _LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
+_load_yaml = get_loader("yaml")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
@@ -42,8 +45,59 @@ _UNKNOWN = re.compile(
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
+# Of an error that lists every type of a union: what is wrong with the class that the config names.
+_CLASS = re.compile(
+    r".*? Errors: - (?:Expected a dot import path string: (?P<missing>.+?)|Problem with given class_path"
+    r" '(?:\w+\.)*(?P<name>\w+)': (?P<reason>.+?)) - "
+)
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+
+
+class RepeatedKeyError(yaml.YAMLError):
+    """A key that a config gives twice: YAML would keep the last block and drop the first."""
+
+
+def load_unique(text: str) -> Any:  # noqa: ANN401
+    """Load YAML or JSON for the parser, whatever the file, flag or variable that it comes from.
+
+    Raises:
+        RepeatedKeyError: a mapping has a key twice, or a dotted key such as model.lora.r beside the group model.
+    """
+    files = config_load_stack.get()
+    where = files[-1][1] if files else "the given text"
+    nodes: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))]
+    seen = set()  # an anchor may stand for its own parent
+    while nodes:
+        prefix, node = nodes.pop()
+        if node in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(node)
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [(prefix, each) for each in node.value]
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            nodes.append((f"{prefix}{name}.", value))
+            if name in lines and name != "<<":
+                raise RepeatedKeyError(
+                    f"{prefix}{name}: given twice in {where}, in lines {lines[name]} and {line}, where only the second"
+                    " would count; make them one."
+                )
+            lines[name] = line
+        groups = {str(key.value) for key, value in node.value if isinstance(value, yaml.MappingNode)}
+        for name, line in lines.items():
+            parents = accumulate(name.split(".")[:-1], "{}.{}".format)
+            if group := next((parent for parent in parents if parent in groups), None):
+                raise RepeatedKeyError(
+                    f"{prefix}{name}: given in line {line} of {where}, beside the group {prefix}{group} in line"
+                    f" {lines[group]}, which could replace it; move it into the group."
+                )
+    return _load_yaml(text)
+
+
+set_loader("yaml", load_unique, (yaml.YAMLError,))
 
 
 class _GroupOrNull(_ActionConfigLoad):
@@ -80,7 +134,10 @@ class Parser(LightningArgumentParser):
         """Exit with code 2, or raise where the caller wants an exception."""
         if not self.exit_on_error:
             super().error(message, ex)
-        print(f"medlit: {self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, RepeatedKeyError):
+            cause = cause.__cause__
+        print(f"medlit: {cause or self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
         raise SystemExit(2) from ex
 
     def _explain(self, message: str) -> str:
@@ -95,6 +152,8 @@ class Parser(LightningArgumentParser):
             name, reason = wrong.groups()
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
+            if named := _CLASS.match(reason):
+                reason = f"there is no class {named[1]}" if named[1] else f"{named['name']}: {named['reason']}"
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         return f"{message}; {manual}"
 

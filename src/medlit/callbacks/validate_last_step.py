@@ -6,8 +6,7 @@ import sys
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.callbacks import Timer
 
 from medlit.callbacks.run_files import subcommand_of
 from medlit.errors import UserError
@@ -69,16 +68,12 @@ class ValidateLastStep(L.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report what ended the fit, unless there was no limit but `max_steps`."""
-        ends = [self._limit(trainer)] if trainer.global_step >= self.last else []
-        for callback in trainer.callbacks if not ends else ():  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-                ends.append("early_stopping")
-            if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
-                ends.append("trainer.max_time")
-        if ends and trainer.is_global_zero and (trainer.max_epochs != -1 or trainer.global_step < self.last):
-            epochs = trainer.global_step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-            print(
-                f"medlit: {ends[0]} ended the fit after step {trainer.global_step}, or {epochs:.2f} epochs",
-                file=sys.stderr,
-            )
+        """Report what ended the fit, unless that was its only limit, `max_steps`."""
+        step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
+            return
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
+        end = self._limit(trainer) if step >= self.last else "trainer.max_time" if late else "early stopping"
+        epochs = step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        print(f"medlit: {end} ended the fit after step {step}, or {epochs:.2f} epochs", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks import progress
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
@@ -38,14 +38,13 @@ from medlit.cli.environment import (
     silence_warnings,
 )
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
-from medlit.cli.help import ABOUT, Parser
+from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.cli.validation import (
     ENV_PREFIX,
     check_renamed,
     check_seed,
     check_settings,
     check_variables,
-    named_classes,
     settle_length,
 )
 from medlit.data.datamodule import TranscriptionDataModule
@@ -128,34 +127,14 @@ class MedlitCLI(LightningCLI):
             run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
         return run or next_version(root, name)
 
-    def _add_instantiators(self) -> None:
-        super()._add_instantiators()
-        self._unbuilt: UserError | None = None
-        self.parser.add_instantiator(self._build, object)
-
-    def _build(self, kind: type, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Build a class that the config names; jsonargparse makes pages of an error."""
-        try:
-            return kind(*args, **kwargs)
-        except Exception as error:
-            for key, named in named_classes(self.config[self.subcommand].trainer):
-                if named.class_path.endswith(f".{kind.__name__}"):
-                    reason = " ".join(str(error).split()).rstrip(".")
-                    self._unbuilt = UserError(f"{key}: {kind.__name__} cannot be built ({reason}); leave it out.")
-            raise
-
     def instantiate_classes(self) -> None:
-        """Build what the settings describe.
-
-        Raises:
-            UserError: a class that the config names is not installed, or refuses its arguments.
-        """
+        """Build what the settings describe; a class that they name may not be installed, or refuse its arguments."""
         try:
             super().instantiate_classes()
-        except Exception as error:
-            if self._unbuilt is None:
+        except ValueError as error:
+            if (reason := class_error(str(error))) is None:
                 raise
-            raise self._unbuilt from error
+            raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with its logger and medlit's callbacks."""
@@ -204,8 +183,8 @@ class MedlitCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         if config.trainer.enable_progress_bar is False:
-            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
-        elif not any(isinstance(each, LightningProgressBar) for each in named):
+            given.callbacks = [each for each in named if not isinstance(each, progress.ProgressBar)]
+        elif not any(isinstance(each, progress.ProgressBar) for each in named):
             callbacks.append(ProgressBar())
         return callbacks
 

@@ -45,11 +45,6 @@ _UNKNOWN = re.compile(
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
-# Of an error that lists every type of a union: what is wrong with the class that the config names.
-_CLASS = re.compile(
-    r".*? Errors: - (?:Expected a dot import path string: (?P<missing>.+?)|Problem with given class_path"
-    r" '(?:\w+\.)*(?P<name>\w+)': (?P<reason>.+?)) - "
-)
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
 
@@ -64,8 +59,7 @@ def load_unique(text: str) -> Any:  # noqa: ANN401
     Raises:
         RepeatedKeyError: a mapping has a key twice, or a dotted key such as model.lora.r beside the group model.
     """
-    files = config_load_stack.get()
-    where = files[-1][1] if files else "the given text"
+    where = config_load_stack.get()[-1][1] if config_load_stack.get() else "the given text"
     nodes: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))]
     seen = set()  # an anchor may stand for its own parent
     while nodes:
@@ -76,24 +70,19 @@ def load_unique(text: str) -> Any:  # noqa: ANN401
         if isinstance(node, yaml.SequenceNode):
             nodes += [(prefix, each) for each in node.value]
             continue
+        keys = [(str(key.value), key.start_mark.line + 1, value) for key, value in node.value]
+        nodes += [(f"{prefix}{name}.", value) for name, _, value in keys]
+        groups = {name: line for name, line, value in keys if isinstance(value, yaml.MappingNode)}
         lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            nodes.append((f"{prefix}{name}.", value))
-            if name in lines and name != "<<":
+        for name, line, _ in keys:
+            parents = accumulate(name.split(".")[:-1], "{}.{}".format)
+            other = lines.get(name) or next((groups[parent] for parent in parents if parent in groups), None)
+            if other is not None and name != "<<":
                 raise RepeatedKeyError(
-                    f"{prefix}{name}: given twice in {where}, in lines {lines[name]} and {line}, where only the second"
-                    " would count; make them one."
+                    f"{prefix}{name}: given in line {line} of {where} and, itself or its group, in line {other}, where"
+                    " one would replace the other; make them one block."
                 )
             lines[name] = line
-        groups = {str(key.value) for key, value in node.value if isinstance(value, yaml.MappingNode)}
-        for name, line in lines.items():
-            parents = accumulate(name.split(".")[:-1], "{}.{}".format)
-            if group := next((parent for parent in parents if parent in groups), None):
-                raise RepeatedKeyError(
-                    f"{prefix}{name}: given in line {line} of {where}, beside the group {prefix}{group} in line"
-                    f" {lines[group]}, which could replace it; move it into the group."
-                )
     return _load_yaml(text)
 
 
@@ -152,10 +141,21 @@ class Parser(LightningArgumentParser):
             name, reason = wrong.groups()
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
-            if named := _CLASS.match(reason):
-                reason = f"there is no class {named[1]}" if named[1] else f"{named['name']}: {named['reason']}"
+            reason = class_error(reason) or reason
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         return f"{message}; {manual}"
+
+
+def class_error(message: str) -> str | None:
+    """What is wrong with a class that a config names, of an error that lists a union's types; None if that is right."""
+    given = re.search(r"class_path='(?:\w+\.)*(\w+)'", message)
+    _, _, errors = " ".join(message.split()).partition(" Errors: - ")
+    for reason in errors.partition(" Given value type: ")[0].split(" - "):
+        if reason.startswith("Expected a dot import path string: "):
+            return f"there is no class {reason.rpartition(': ')[2]}"
+        if given and not reason.startswith(("Expected a <", "Not a valid subclass ", "Does not validate ")):
+            return f"{given[1]}: {reason.rpartition(f'{given[1]!r}: ')[2].rstrip('.')}"
+    return None
 
 
 def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -93,30 +93,26 @@ def check_seed(seed: bool | int) -> None:
         raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
 
 
-def named_classes(trainer: Namespace) -> Iterator[tuple[str, Namespace]]:
-    """The settings of the trainer that name a class, and the class with its arguments."""
-    for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
-        given = trainer[key] if isinstance(trainer[key], list) else [trainer[key]]
-        yield from ((f"trainer.{key}", each) for each in given if isinstance(each, Namespace))
-
-
 def check_classes(trainer: Namespace) -> None:
-    """Check the callbacks, loggers and strategy that a config names, before one is built.
+    """Check the classes that a config names, before one is built: medlit cannot run with some, or not as they are set.
 
     Raises:
-        UserError: medlit cannot run with one of them, or it needs a metric or a logger that there is not.
+        UserError: naming the setting and the class.
     """
-    for key, named in named_classes(trainer):
-        name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or Namespace()
-        lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
-        if advice := next((_CLASSES[base] for base in lineage if base in _CLASSES), None):
-            raise UserError(f"{key}: {name} {advice}.")
-        if settings.get("monitor") not in (None, "train/loss", *MONITORS) and key == "trainer.callbacks":
-            raise UserError(f"{key}: {name}.monitor: {_MONITOR.format(value=settings.monitor)}.")
-        if settings.get("start_method", "popen") != "popen":
-            raise UserError(f"{key}: {name}.start_method: must be 'popen', not {settings.start_method!r}.")
-        if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
-            raise UserError(f"{key}: {name} writes to a logger, and trainer.logger is false; leave out one of them.")
+    for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+        given = trainer[key] if isinstance(trainer[key], list) else [trainer[key]]
+        for named in (each for each in given if isinstance(each, Namespace)):
+            name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or Namespace()
+            lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
+            wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
+            if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
+                wrong = f"cannot monitor {_MONITOR.format(value=settings.monitor)}"
+            if settings.get("start_method", "popen") != "popen":
+                wrong = f"start_method must be 'popen', not {settings.start_method!r}"
+            if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
+                wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
+            if wrong is not None:
+                raise UserError(f"trainer.{key}: {name} {wrong}.")
 
 
 def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  # noqa: ANN401

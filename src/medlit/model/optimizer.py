@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> AdamW8bit:
 
 
 def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) -> LambdaLR:
-    """The learning-rate schedule of a fit, one value an optimizer step; of infinite steps, constant after the warm-up."""
+    """The learning-rate schedule of a fit, one value an optimizer step; without an end it stays constant."""
     from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
     name, last = ("constant", None) if steps == math.inf else (settings.schedule, int(steps))

@@ -434,8 +434,8 @@ def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: 
 @pytest.mark.parametrize(
     ("name", "settings", "what"),
     [
-        ("EarlyStopping", {"monitor": "val_loss"}, "EarlyStopping cannot monitor 'val_loss' is not measured"),
-        ("ModelCheckpoint", {"monitor": "val_loss"}, "ModelCheckpoint cannot monitor 'val_loss' is not measured"),
+        ("EarlyStopping", {"monitor": "val_loss"}, "EarlyStopping cannot monitor 'val_loss'; choose"),
+        ("ModelCheckpoint", {"monitor": "val_loss"}, "ModelCheckpoint cannot monitor 'val_loss'; choose"),
         ("EarlyStopping", {"monitor": "val/loss", "mode": "least"}, "EarlyStopping: `mode` can be min, max"),
         ("ModelCheckpoint", {"monitor": "val/loss", "mode": "least"}, "ModelCheckpoint: `mode` can be min, max"),
         ("LearningRateMonitor", {}, "LearningRateMonitor writes to a logger, and trainer.logger is false"),

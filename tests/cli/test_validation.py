@@ -60,7 +60,11 @@ def test_the_limit_given_last_counts(
 ) -> None:
     layers = [argument for name in configs for argument in ("--config", config[name])]
     assert limits(medlit, *layers, *flags) == expected
-    assert limits(medlit, *flags, *layers) == expected, "a flag overrides a config, wherever it is written"
+
+
+def test_a_config_after_a_flag_overrides_it(medlit: Medlit, config: dict[str, Path]) -> None:
+    assert limits(medlit, EPOCHS, "3", "--config", config["steps"]) == (40, None)
+    assert limits(medlit, EPOCHS, "3", "--config", config["both"]) == (7, 5)
 
 
 def test_a_config_counts_after_the_environment(

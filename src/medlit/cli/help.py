@@ -154,7 +154,7 @@ def class_error(message: str) -> str | None:
         if reason.startswith("Expected a dot import path string: "):
             return f"there is no class {reason.rpartition(': ')[2]}"
         if given and not reason.startswith(("Expected a <", "Not a valid subclass ", "Does not validate ")):
-            return f"{given[1]}: {reason.rpartition(f'{given[1]!r}: ')[2].rstrip('.')}"
+            return f"{given[1]}: " + reason.rpartition(f"{given[1]}': ")[2].rstrip(".")
     return None
 
 

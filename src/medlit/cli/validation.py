@@ -106,7 +106,7 @@ def check_classes(trainer: Namespace) -> None:
             lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
             wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
             if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
-                wrong = f"cannot monitor {_MONITOR.format(value=settings.monitor)}"
+                wrong = f"cannot monitor {settings.monitor!r}; choose one of {', '.join(MONITORS)}"
             if settings.get("start_method", "popen") != "popen":
                 wrong = f"start_method must be 'popen', not {settings.start_method!r}"
             if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
@@ -184,15 +184,17 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dic
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()
             where = f"environment variable {variable}"
             yield (0, *_read(value)) if name == "config" else (0, where, {name: value})
-    for layer, (argument, following) in enumerate(zip_longest(args, args[1:], fillvalue=""), start=1):
+    layer = 1  # of the flags before the first config; as for the parser, a config overrides what is written before it
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
         if argument.startswith("-c") or flag == "--config":
-            yield layer, *_read(value if flag in ("-c", "--config") else argument.removeprefix("-c"))
+            layer += 2
+            yield layer - 1, *_read(value if flag in ("-c", "--config") else argument.removeprefix("-c"))
         elif flag == "--trainer":
-            yield len(args) + 1, *_read(value, "trainer")
+            yield layer, *_read(value, "trainer")
         elif flag.startswith("--"):
-            yield len(args) + 1, f"flag {flag}", {flag[2:]: value}
+            yield layer, f"flag {flag}", {flag[2:]: value}
 
 
 def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:

@@ -390,7 +390,7 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
         ("--trainer.use_distributed_sampler", "true", "trainer.use_distributed_sampler: medlit's samplers"),
         ("--trainer.barebones", "true", "trainer.barebones: it would turn off validations and checkpoints"),
         ("--trainer.accelerator", "tpu", "trainer.accelerator: must be 'auto', 'gpu' or 'cpu', not 'tpu'"),
-        ("--trainer.profiler", "xla", "trainer: Requirement 'torch_xla"),
+        ("--trainer.profiler", "xla", "trainer.profiler: must be 'simple', 'advanced', 'pytorch' or null, not 'xla'"),
         ("--trainer.precision", "transformer-engine", "trainer: Requirement 'transformer_engine"),
         ("--seed_everything", "-1", "seed_everything: must be an integer from 0 to 4294967295, true or false, not -1"),
         ("--seed_everything", "4294967296", "seed_everything: must be an integer from 0 to 4294967295"),

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import progress
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
@@ -183,8 +183,8 @@ class MedlitCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         if config.trainer.enable_progress_bar is False:
-            given.callbacks = [each for each in named if not isinstance(each, progress.ProgressBar)]
-        elif not any(isinstance(each, progress.ProgressBar) for each in named):
+            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
+        elif not any(isinstance(each, LightningProgressBar) for each in named):
             callbacks.append(ProgressBar())
         return callbacks
 

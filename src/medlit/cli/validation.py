@@ -32,8 +32,8 @@ REMOVED: dict[str, str] = _TABLES["removed"]
 OLD_VALUES: dict[tuple[str, str | bool], str] = {
     (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
 }
-# Settings of the trainer that take classes -> name of a class, or of one that it inherits -> what to say of it.
-_CLASSES: dict[str, dict[str, str]] = _TABLES["classes"]
+# Name of a class, or of one that it inherits -> what to say of it.
+_CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
 _LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
 # Setting -> whether a value is allowed, and what to say of any other value.

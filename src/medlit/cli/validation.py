@@ -102,13 +102,13 @@ def check_classes(trainer: Namespace) -> None:
     for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
         given = trainer[key] if isinstance(trainer[key], list) else [trainer[key]]
         for named in (each for each in given if isinstance(each, Namespace)):
-            name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or Namespace()
+            name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or {}
             lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
             wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
             if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
-                wrong = f"cannot monitor {settings.monitor!r}; choose one of {', '.join(MONITORS)}"
+                wrong = f"cannot monitor {settings['monitor']!r}; choose one of {', '.join(MONITORS)}"
             if settings.get("start_method", "popen") != "popen":
-                wrong = f"start_method must be 'popen', not {settings.start_method!r}"
+                wrong = f"start_method must be 'popen', not {settings['start_method']!r}"
             if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
                 wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
             if wrong is not None:

@@ -1,4 +1,4 @@
-"""How long, and in how much memory, are a million notes audited, and how long does training on them take to start?
+"""Time and memory to audit a million notes, and to start training on them.
 
     python benchmarks/audit.py [--rows 1000000] [--folder DIR] [--stages audit "audit again"]
 
@@ -56,7 +56,7 @@ def write_notes(path: Path, rows: int) -> None:
 
 
 def start_training(path: Path) -> str:
-    """What a fit does before its first step: read, split, tokenize, and deal the first micro-batch."""
+    """What a fit does before its first step: read, split, tokenize, and collate the first micro-batch."""
     from medlit.data.datamodule import TranscriptionDataModule
     from medlit.data.settings import Split
 
@@ -74,7 +74,7 @@ STAGES = ("audit", "audit again", "first start", "second start")
 
 
 def command_of(stage: str, folder: Path) -> list[str]:
-    """What a stage runs."""
+    """The command of a stage."""
     if stage.startswith("audit"):
         arguments = ["-m", "medlit", "audit", "--data.source", f"{folder / 'notes.csv'}", "--output", f"{folder}"]
     else:
@@ -83,7 +83,7 @@ def command_of(stage: str, folder: Path) -> list[str]:
 
 
 def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float, float, str]:
-    """Run a command; its seconds, its peaks of private and of resident memory in GiB, and the last line it prints."""
+    """Run a command; return seconds, peak private and resident memory in GiB, and its last line of output."""
     import psutil
 
     begin = time.perf_counter()
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where notes and caches go (15 GB; default: a temporary folder)"
     )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which, in this order")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages to run, in this order")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start is not None:

@@ -1,4 +1,4 @@
-"""`medlit fit` as a user starts it, with a clock beside it: the part that `scaling.py` and `large.py` share."""
+"""Run `medlit fit` as a user does and time its steps; shared by `scaling.py` and `large.py`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PACKAGES = ("lightning", "unsloth", "transformers", "peft", "bitsandbytes")
 
 
 def say(*words: object) -> None:
-    """Tell the time and what is going on."""
+    """Print progress with the elapsed time."""
     print(f"[{time.perf_counter() - _BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
 
 
 def describe(hardware: str) -> dict[str, Any]:
-    """What a result was measured on, and when."""
+    """Hardware, versions and date of a result."""
     import torch
 
     versions = {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,4 +1,4 @@
-"""Does a fit on packed notes go the way of a fit on padded ones? Two loss curves, and two more to judge them by.
+"""Compare the loss curves of packed and padded training, with a second seed of each for scale.
 
     python benchmarks/curve.py --output FILE.json              on a GPU, four minutes; the figure is FILE.png
     python benchmarks/curve.py --steps 4 --output FILE.json    on a CPU, some minutes
@@ -37,7 +37,7 @@ FLAGS = (
 
 
 def fit(run: Path, options: argparse.Namespace, *, packed: bool, seed: int) -> list[float]:
-    """Fine-tune; the loss of each optimizer step."""
+    """Fine-tune and return the loss of each optimizer step."""
     from medlit.cli.cli import main as medlit
 
     settings = ["--config", str(options.config), *FLAGS.split(), *options.flags.split()]
@@ -76,7 +76,7 @@ def gap(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """Both ways' curves with the first seed, and faintly with the second."""
+    """Plot both curves of the first seed, and faintly those of the second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,7 +96,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def name_of(way: str, seed: int) -> str:
-    """What a curve is called in the result."""
+    """Name of a curve in the result."""
     return f"{way}, adapter seed {seed}"
 
 

@@ -1,4 +1,4 @@
-"""How fast are notes answered, in how much memory, by each decoder and by the recipe's loop?
+"""Speed and memory of answering notes with each decoder and with the recipe's loop.
 
     LLAMA_TOKENIZER=folder python benchmarks/evaluate.py
     LLAMA_TOKENIZER=folder python benchmarks/evaluate.py --only validation_in_fit --notes 370 --output FILE
@@ -49,7 +49,7 @@ TINY = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_l
 BATCH, BUDGET = 32, 8 * 2048
 FIT_STEPS, VALIDATION = 60, 370
 WARM_UP = 2  # optimizer steps that are not timed: the first one compiles
-# A log-likelihood that a batch changes by less than this changed by rounding in bfloat16, in nats.
+# Differences of log-likelihoods below this are rounding in bfloat16, in nats.
 TIE = 0.25
 
 
@@ -147,7 +147,7 @@ class Bench:
     def measure(
         self, system: str, answer: Callable[[list[TokenisedNote]], object], batches: list[list[TokenisedNote]]
     ) -> float:
-        """Time a system over batches, after a first try of the longest and the shortest; print and keep its row."""
+        """Time a system over batches, after a warm-up on the longest and the shortest; print and keep its row."""
         import torch
 
         with self.autocast():
@@ -190,7 +190,7 @@ def recipe(bench: Bench, tokens: int) -> Callable[[list[TokenisedNote]], object]
 
 
 def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
-    """Free generation that is made to give labels of at least four tokens, one after another by the note's place."""
+    """Free generation forced to answer labels of at least four tokens, chosen by the note's index."""
     import torch
 
     from medlit.data.labels import LabelSet
@@ -234,7 +234,7 @@ def decoders(bench: Bench) -> dict[str, Callable[[Prompts], Answers]]:
 
 
 def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> dict[str, Any]:
-    """Labels of a batch beside those of each note alone; a difference within rounding counts as a tie, and is told."""
+    """Compare answers of a batch with those of each note alone; differences within rounding count as ties."""
     import torch
 
     rows = bench.batches(bench.rows)[-1][:notes]
@@ -246,7 +246,7 @@ def parity(bench: Bench, answer: Callable[[Prompts], Answers], notes: int) -> di
     labels = torch.cat([one.label_ids for one in alone])
     assert scores is not None
     differ = (labels != together.label_ids).nonzero()[:, 0]
-    # How much likelier the batch holds its label than the one that the note has alone.
+    # How much more likely the batch finds its label than the label of the note alone.
     gaps = (scores[differ, together.label_ids[differ]] - scores[differ, labels[differ]]).abs()
     return {
         "notes": len(rows),
@@ -307,7 +307,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
 
 
 def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[TokenisedNote]]]:
-    """The micro-batches of some optimizer steps of 32 notes, as a fit deals them."""
+    """Micro-batches of some optimizer steps of 32 notes, as in a fit."""
     import numpy as np
 
     from medlit.data.samplers import StepSampler
@@ -325,7 +325,7 @@ def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Toke
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every system and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts and no others")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, and few notes")
     parser.add_argument("--notes", type=int, default=256)
     parser.add_argument("--recipe_notes", type=int, default=12)
@@ -347,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def base_model(folder: Path, tiny: bool) -> Path:
-    """Write the model that is measured."""
+    """Write the weights of the measured model."""
     if not tiny:
         from shapes import write_llama_8b
 
@@ -359,7 +359,7 @@ def base_model(folder: Path, tiny: bool) -> Path:
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
-    """The parts that were asked for, and after each of them the file."""
+    """Measure the requested parts; the file is written after each."""
     from medlit.atomic_io import atomic_write
     from medlit.model.decoding.kv_cache import read_prompts
 

@@ -1,4 +1,4 @@
-"""A clock beside `medlit fit`: what every process's steps took, one file per process.
+"""A callback that times the steps of `medlit fit`, one file per process.
 
 A callback that a config names, so that Lightning's own launcher may start the processes; see `scaling.py`.
 """
@@ -16,7 +16,7 @@ from train_medlit import StepClock
 
 from medlit.data.collate import Batch
 
-# What sums up gradients, and whatever else processes exchange: NCCL's kernels, and gloo's calls.
+# Reductions of gradients and other communication: NCCL's kernels, and gloo's calls.
 ALL_REDUCE = ("ncclDevKernel_AllReduce", "gloo:all_reduce")
 EXCHANGE = ("ncclDevKernel", "gloo:")
 GRADIENT = "gradient.pt"
@@ -42,7 +42,7 @@ class FitClock(StepClock):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep the first gradient, which is that of all processes by now."""
+        """Keep the first gradient, already reduced over all processes."""
         if self.gradient and trainer.global_step == 0 and trainer.is_global_zero:
             found = {name: p.grad.cpu() for name, p in pl_module.named_parameters() if p.grad is not None}
             torch.save(found, self.folder / GRADIENT)
@@ -55,7 +55,7 @@ class FitClock(StepClock):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count; begin and end the profile, and write after the last step, before it is validated."""
+        """Count steps, start and stop the profiler, and write the file after the last step, before validation."""
         self.tokens[-1] += sum(batch.lengths)
         self.largest = max(self.largest, batch.input_ids.numel())
         before = len(self.seconds)
@@ -92,7 +92,7 @@ class FitClock(StepClock):
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
 
     def _spent(self, kinds: tuple[str, ...]) -> float:
-        """Seconds of the profiled steps in which processes exchanged something, or one waited for another to do so."""
+        """Seconds of the profiled steps spent in communication, waiting included."""
         assert self.profiler is not None
         events = [event for event in self.profiler.key_averages() if event.key.startswith(kinds)]
         return sum(max(event.device_time_total, event.cpu_time_total) for event in events) / 1e6

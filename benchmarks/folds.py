@@ -1,4 +1,4 @@
-"""How good is the 135M model on a table of real notes, beside TF-IDF, and which settings make it better?
+"""Cross-validate the 135M model on a table of real notes beside TF-IDF, and compare settings.
 
     python benchmarks/folds.py --source notes.csv --folder runs/folds --variants variants.txt
 
@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "folds.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
 DECODERS = ("generate", "constrained", "likelihood")
 BASELINES = ("tfidf", "majority")
-# On top of the small model's config; a variant's flags come after these.
+# Added to the small model's config; a variant's flags follow.
 BASE = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"
     " --early_stopping.patience 1000"
@@ -49,14 +49,14 @@ BASE = (
 
 
 def hardware() -> str:
-    """What this process fits on."""
+    """The device that this process fits on."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
 
 
 def finished(options: argparse.Namespace, name: str, fold: int) -> Path:
-    """The file that a variant's fold leaves when it has answered: on which hardware, and how long it took."""
+    """The file that marks a variant's fold as done, with hardware and duration."""
     folder: Path = options.folder
     return folder / name / f"fold_{fold}" / "finished.json"
 
@@ -95,12 +95,12 @@ def fit_and_answer(options: argparse.Namespace, name: str, flags: str, fold: int
     shutil.rmtree(work)
     gc.collect()
     left = torch.cuda.memory_allocated() / 2**30  # one task must leave nothing to the next
-    told = {"hardware": hardware(), **seconds, "gib_left_allocated": left}
-    finished(options, name, fold).write_text(json.dumps(told))
+    outcome = {"hardware": hardware(), **seconds, "gib_left_allocated": left}
+    finished(options, name, fold).write_text(json.dumps(outcome))
 
 
 def work(options: argparse.Namespace) -> None:
-    """Fit and answer one task after another, a JSON line each on standard input; the first mistake ends the process.
+    """Fit and answer tasks from standard input, one JSON line each; the first error ends the process.
 
     Importing and compiling take a process as long as a fit of the small model does. Whatever a task says is in its log.
     """
@@ -116,7 +116,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def hand_out(options: argparse.Namespace, tasks: queue.SimpleQueue[tuple[str, str, int]], place: int) -> None:
-    """Keep one working process busy until no task is left; one that ended by a mistake is replaced.
+    """Keep one worker process busy until no task is left; a worker that failed is replaced.
 
     Args:
         options: of the command line.
@@ -144,15 +144,15 @@ def hand_out(options: argparse.Namespace, tasks: queue.SimpleQueue[tuple[str, st
             worker = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
         began = time.monotonic()
         print(json.dumps([name, flags, fold]), file=worker.stdin, flush=True)
-        told = "done" if worker.stdout and worker.stdout.readline() else f"exit code {worker.wait()}"
-        print(f"{name}, fold {fold}: {told}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        worker = worker if told == "done" else None
+        outcome = "done" if worker.stdout and worker.stdout.readline() else f"exit code {worker.wait()}"
+        print(f"{name}, fold {fold}: {outcome}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        worker = worker if outcome == "done" else None
     if worker is not None:
         worker.communicate()
 
 
 def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
-    """Fit and answer whatever has not been, variant by variant, on `options.jobs` processes."""
+    """Run the missing folds, variant by variant, on `options.jobs` processes."""
     tasks: queue.SimpleQueue[tuple[str, str, int]] = queue.SimpleQueue()
     for name, flags in variants.items():
         for fold in range(options.folds):
@@ -176,7 +176,7 @@ def fit_baselines(options: argparse.Namespace) -> None:
 
 
 def put_together(files: Sequence[Path]) -> tuple[Results, list[float]] | None:
-    """The folds' answers as one record, and each fold's accuracy; None where a fold is missing."""
+    """The folds' answers as one result, and each fold's accuracy; None if a fold is missing."""
     if not all(file.is_file() for file in files):
         return None
     parts = [Results.read(file) for file in files]
@@ -199,7 +199,7 @@ def row(variant: str, system: str, answered: Results, per_fold: list[float]) -> 
 
 
 def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, Any]:
-    """Score and compare whatever has been run."""
+    """Score and compare what has been run."""
     folds = range(options.folds)
     found: dict[tuple[str, str], Results] = {}
     rows = []
@@ -216,10 +216,10 @@ def collect(options: argparse.Namespace, variants: dict[str, str]) -> dict[str, 
         others = [("baselines", "tfidf"), (first, system)]
         for other in others:
             if variant != "baselines" and other in found and other != (variant, system):
-                told = compare(answered, found[other])
+                outcome = compare(answered, found[other])
                 names = {"variant": variant, "system": system, "against": " ".join(map(str, other))}
-                comparisons.append({**names, **asdict(told), "words": told.summary(" ".join(map(str, other)))})
-    # The answers may come from other machines than this one.
+                comparisons.append({**names, **asdict(outcome), "words": outcome.summary(" ".join(map(str, other)))})
+    # The answers may come from other machines.
     left = [finished(options, name, fold) for name in variants for fold in folds]
     devices = {json.loads(file.read_text(encoding="utf-8"))["hardware"] for file in left if file.is_file()}
     return {
@@ -263,7 +263,7 @@ def read_variants(options: argparse.Namespace) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run what has not been run, in parallel, then score everything."""
+    """Run missing folds in parallel, then score everything."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--source", required=True, help="table of notes, as for data.source")
     parser.add_argument("--folder", type=Path, required=True, help="where answers and logs go; kept between runs")

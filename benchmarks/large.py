@@ -1,4 +1,4 @@
-"""Does a 70B fit one large GPU, is its memory what the estimate says, and what would a 405B need?
+"""Train a 70B on one large GPU, compare its memory with the estimate, and estimate a 405B.
 
     LLAMA_TOKENIZER=folder python benchmarks/large.py --folder DIR     one GPU of 80 GB, DIR with 45 GB free, 5 minutes
     python benchmarks/large.py --table benchmarks/results/large.json   the result for README.md
@@ -29,14 +29,14 @@ from clocked_fit import describe, fit, say  # noqa: E402
 
 GIB = 2**30
 STEPS, NOTES = 3, 32
-# Notes of a micro-batch, as the two configs have them; a packed one has as many times the mean tokens of `shapes.py`.
+# Notes per micro-batch, as in the two configs; a packed one has that many times the mean tokens of `shapes.py`.
 # An evaluation's batch is bounded by its token budget, which is as many times the longest note.
 BATCHES = {"8B": 8, "70B": 4, "405B": 1}
 MEAN_TOKENS, LONGEST = 779, 2048
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, or show what was measured."""
+    """Measure, or show a result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "large.json")
     parser.add_argument("--folder", type=Path, help="for the weights, which are removed again")
@@ -54,17 +54,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(scratch: Path, tiny: bool) -> dict[str, Any]:
-    """Write the model, train it, and set the estimates beside it."""
+    """Write the model, train it, and add the estimates."""
     import torch
 
     result = describe("CPU" if tiny else torch.cuda.get_device_name())
     weights = scratch / "llama"
-    # In a process of its own, whose GPU memory is free again afterwards.
+    # In a separate process, so that its GPU memory is free again afterwards.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
         other.submit(write, weights, tiny).result()
     size = sum(path.stat().st_size for path in weights.iterdir()) / 1e9
     result["weights_gb"] = round(size, 1)
-    say(f"{size:.1f} GB of weights are there")
+    say(f"{size:.1f} GB of weights written")
     result["trained"] = train(scratch, weights, tiny)
     say(json.dumps(result["trained"]))
     result["estimates"] = {size: estimate(size) for size in BATCHES}
@@ -89,7 +89,7 @@ def write(weights: Path, tiny: bool) -> None:
 
 
 def train(scratch: Path, weights: Path, tiny: bool) -> dict[str, Any]:
-    """Three steps of `medlit fit`; what its clock said."""
+    """Time three steps of `medlit fit`."""
     from shapes import write_notes
 
     from medlit.base_model import load_tokenizer
@@ -113,7 +113,7 @@ def train(scratch: Path, weights: Path, tiny: bool) -> dict[str, Any]:
 
 
 def estimate(size: str) -> dict[str, float]:
-    """GiB that a Llama needs at least, with all layers but one recomputed."""
+    """Minimum GiB of a Llama, with all layers but one recomputed."""
     import torch
     from shapes import llama_config
 

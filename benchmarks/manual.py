@@ -1,4 +1,4 @@
-"""How long does a stranger wait for `medlit fit --help`, beside a LightningCLI that has nothing of medlit's?
+"""Time of `medlit fit --help` beside a bare LightningCLI.
 
     python benchmarks/manual.py
 
@@ -25,7 +25,7 @@ SYSTEMS = {"LightningCLI": ["-c", _BARE], "medlit": ["-m", "medlit", "fit", "--h
 
 
 def seconds(arguments: Sequence[str]) -> float:
-    """Wall time of a process that has to end well."""
+    """Wall time of a process that must succeed."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     return time.perf_counter() - begin

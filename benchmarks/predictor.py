@@ -1,4 +1,4 @@
-"""What does `SpecialtyPredictor` cost beside the decoder that it calls?
+"""Overhead of `SpecialtyPredictor` over the decoder that it calls.
 
     python benchmarks/predictor.py                                   # the bundled 135M Llama, CPU or GPU
     python benchmarks/predictor.py --adapter logs/llama31_8b/version_0 --notes 320
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medlit.data.collate import Prompts
     from medlit.model.decoding import Answers
 
-# Not asked of medlit: what knows them imports transformers, and Unsloth has to come first.
+# Listed here: the module that defines them imports transformers, and Unsloth must come first.
 MODES = ("generate", "constrained", "likelihood")
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
@@ -58,7 +58,7 @@ def write_untrained(folder: Path, base_model: str) -> Path:
 
 
 def invented(notes: int) -> list[str]:
-    """Built-in notes; every third has three of them, so that lengths differ as those of real notes do."""
+    """Built-in notes; every third is three of them joined, so that lengths vary as real ones do."""
     from medlit.data.builtin import builtin_notes
 
     rows = builtin_notes(seed=3407, train=2 * notes, validation=1, test=1)["train"]
@@ -91,7 +91,7 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
 
 
 def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int, on_gpu: bool) -> float:
-    """Seconds of everything but the decoder, which gives the answers that it gave before."""
+    """Seconds of everything but the decoder, which replays its earlier answers."""
     decoder, given = predictor._decoder, []
 
     def watching(prompts: Prompts) -> Answers:
@@ -110,7 +110,7 @@ def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int, on_gpu:
 
 
 def seconds(work: Callable[[], object], on_gpu: bool) -> float:
-    """A decoder ends with its answers on the host, so nothing is left to wait for."""
+    """A decoder ends with its answers on the host, so there is nothing to synchronise."""
     clock = time.perf_counter if on_gpu else time.process_time
     begin = clock()
     work()
@@ -118,10 +118,10 @@ def seconds(work: Callable[[], object], on_gpu: bool) -> float:
 
 
 def measure(adapter: Path, mode: str, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Let both take turns, the first in turn too."""
+    """Alternate both, and which one goes first."""
     from medlit import SpecialtyPredictor
 
-    # The labels have up to 8 tokens; an untrained model would go on for ever.
+    # The labels have up to 8 tokens; an untrained model would never stop.
     predictor = SpecialtyPredictor.load(adapter, mode=mode, max_new_tokens=8)  # type: ignore[arg-type]
     on_gpu = predictor._device.type == "cuda"
     systems: dict[str, Callable[[], object]] = {

@@ -1,4 +1,4 @@
-"""The same YAML on one GPU and on several: speed, memory, and whether both learn the same.
+"""The same YAML on one GPU and on several: speed, memory, and agreement of the losses.
 
     LLAMA_TOKENIZER=folder python benchmarks/scaling.py --gpus 1 2          one host, some ten minutes
     python benchmarks/scaling.py --kinds weak --curve 13 --output FILE.json  weak scaling alone, six
@@ -38,7 +38,7 @@ WARM_UP, PROFILED = 3, 2
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, or show what was measured."""
+    """Measure, or show a result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "scaling.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of weak scaling, after 3 of warm-up")
     parser.add_argument("--curve", type=int, default=30, help="steps of strong scaling")
     parser.add_argument("--kinds", nargs="+", choices=("strong", "weak"), default=("strong", "weak"))
-    parser.add_argument("--weights", type=Path, help="the 8B's, if they are written already (python shapes.py FOLDER)")
+    parser.add_argument("--weights", type=Path, help="the 8B's, if already written (python shapes.py FOLDER)")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, one process for each 'GPU'")
     options = parser.parse_args(argv)
     if options.table:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """All rows; what is measured is written after each."""
+    """Measure all rows; the file is written after each."""
     weights = options.weights or scratch / "llama"
     if options.tiny:
         from fakes import write_llama
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     elif options.weights is None:
         weights.mkdir()
         subprocess.run([sys.executable, str(HERE / "shapes.py"), str(weights)], check=True)
-    say("weights are there")
+    say("weights written")
     from shapes import write_notes
 
     from medlit.base_model import load_tokenizer
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     hardware = "CPU" if options.tiny else f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     result = describe(hardware) | {"systems": []}
-    # One GPU with 32 notes a step is what both kinds are compared with.
+    # Both kinds are compared with one GPU and 32 notes a step.
     rows = [("strong", n) for n in options.gpus if n == 1 or "strong" in options.kinds]
     rows += [("weak", n) for n in options.gpus if n > 1 and "weak" in options.kinds]
     for kind, gpus in rows:
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a fit's processes measured, in one."""
+    """Combine what the processes of a fit measured."""
     gpus = len(ranks)
     timed = range(WARM_UP, steps)
     tokens = np.array([rank["tokens"] for rank in ranks])  # (ranks, steps)
@@ -119,9 +119,9 @@ def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[
         "tokens_per_second": round(statistics.median(rates)),
         "spread": [round(min(rates)), round(max(rates))],
         "steps": len(rates),
-        # What the slowest process has to do more than the mean one.
+        # How much more work the slowest process has than the mean one.
         "imbalance": round(float(np.mean(1 - tokens.mean(0) / tokens.max(0))), 4),
-        # Both with waiting: who gets the most tokens goes round, so that in these steps each may wait for another.
+        # Both include waiting: the rank with the most tokens changes, so any rank may wait in these steps.
         "all_reduce": round(min(rank["all_reduce_share"] for rank in ranks), 4),
         "exchange_and_waiting": round(max(rank["exchange_share"] for rank in ranks), 4),
         "weights_on": [rank["weights_on"] for rank in ranks],
@@ -135,7 +135,7 @@ def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[
 
 
 def compare(curves: dict[str, list[float]], gpus: int, scratch: Path) -> dict[str, Any]:
-    """How far several GPUs' losses and first gradient are from one's, relative to these."""
+    """Relative differences of losses and first gradient between several GPUs and one."""
     import torch
     from fit_clock import GRADIENT
 
@@ -154,7 +154,7 @@ def compare(curves: dict[str, list[float]], gpus: int, scratch: Path) -> dict[st
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """The loss curves, one over the other."""
+    """Plot the loss curves."""
     import matplotlib
 
     matplotlib.use("Agg")

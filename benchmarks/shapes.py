@@ -1,4 +1,4 @@
-"""What benchmarks and GPU tests stand on: Llamas of the right shapes with random weights, notes as long as real ones.
+"""Llamas of real shapes with random weights and notes of real lengths, for benchmarks and GPU tests.
 
     python benchmarks/shapes.py FOLDER     write the 8B's weights (bf16, 16 GB), on a GPU
 
@@ -23,7 +23,7 @@ MEDIAN, SIGMA, CUT = 6.5265, 0.57, 1800  # of the logarithm, of the logarithm, t
 
 # Llama 3.1's: width, MLP's width, layers, heads.
 LLAMAS = {"8B": (4096, 14336, 32, 32), "70B": (8192, 28672, 80, 64), "405B": (16384, 53248, 126, 128)}
-# As repositories of 4-bit weights say so.
+# As repositories of 4-bit weights declare it.
 NF4 = {
     "quant_method": "bitsandbytes",
     "load_in_4bit": True,
@@ -47,7 +47,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
-        # A token that the vocabulary has; a new one would run past the embedding.
+        # An existing token; a new one would exceed the embedding.
         pad_token="<|reserved_special_token_250|>",
     )
 
@@ -170,7 +170,7 @@ def write_llama_4bit(folder: Path, config: LlamaConfig, device: str) -> Path:
 
 
 def write_notes(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, overhead: int, shrink: int = 1) -> Path:
-    """Write notes whose prompt and answer have lengths like real ones', one JSONL file a split.
+    """Write notes whose prompt and answer have lengths like real ones', one JSONL file per split.
 
     Args:
         folder: where to.

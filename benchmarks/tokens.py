@@ -1,4 +1,4 @@
-"""What do all cores gain where notes are cut into tokens?
+"""Speed-up of tokenizing notes on all cores.
 
     python benchmarks/tokens.py [--notes 4000] [--rounds 3]
 
@@ -27,9 +27,9 @@ SYSTEMS = {"one core": "false", "all cores": ""}  # TOKENIZERS_PARALLELISM, as m
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both in turns and write the results."""
+    """Measure both alternately and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base_model", default="builtin:smollm2-135m", help="whose tokenizer")
+    parser.add_argument("--base_model", default="builtin:smollm2-135m", help="base model whose tokenizer is used")
     parser.add_argument("--notes", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)

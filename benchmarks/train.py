@@ -1,15 +1,15 @@
-"""How fast medlit trains an 8B model in 10, 24 and 80 GiB, beside TRL on PEFT and TRL on Unsloth, in one run.
+"""Training speed of an 8B model within 10, 24 and 80 GiB, beside TRL on PEFT and TRL on Unsloth, in one run.
 
     LLAMA_TOKENIZER=folder python benchmarks/train.py --out benchmarks/results/train.json
     python benchmarks/train.py --table benchmarks/results/train.json      the result for README.md
     python benchmarks/train.py --only levers --out FILE                   the levers alone, in four minutes
-    python benchmarks/train.py --tiny --out FILE                          the same road on a CPU, in a minute or two
+    python benchmarks/train.py --tiny --out FILE                          the same code on a CPU, in a minute or two
 
 Weights are random and of the 8B's shape (`shapes.py`), notes as long as real ones; every system sees the same 32
 notes in the same optimizer step. Real tokens are counted: neither padding nor filler. medlit runs as `medlit fit` runs:
 its module and its data module under Lightning's Trainer, with clipping, logging and the throughput callback. The file
-is written anew after each system, so what is measured is kept if the time runs out. Also in it: estimated against
-measured memory, agreement of the fast way's gradients with the plain way's, each lever alone, and the host's part.
+is written again after each system, so results are kept if the time runs out. Also in it: estimated against
+measured memory, agreement of the fast way's gradients with the plain way's, each lever alone, and the host's share.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ ORDER = ("peft_trl", "unsloth_trl", "medlit_10gib", "medlit_24gib", "medlit_80gi
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, or show what was measured."""
+    """Measure, or show a result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--systems", nargs="+", choices=[*MEDLIT, *PEERS], help="by default all that can run here")
-    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="these parts and no others")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
     parser.add_argument("--limit", type=float, default=470, help="seconds after which no lever is begun")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def say(*words: object) -> None:
-    """Tell the time and what is going on."""
+    """Print progress with the elapsed time."""
     print(f"[{time.perf_counter() - BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
 
 
@@ -89,7 +89,7 @@ class Run:
     # --- the parts ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Everything, the most wanted first."""
+        """Measure everything, the most important first."""
         llama = self._weights()
         from medlit.unsloth_first import import_unsloth
 
@@ -98,7 +98,7 @@ class Run:
 
         self.cuda = torch.cuda.is_available() and not self.args.tiny
         self.llama = llama()
-        say("weights are there")
+        say("weights written")
         self._describe()
         self._prepare()
         only, systems = self.args.only, self.args.systems if "systems" in self.args.only else ()
@@ -125,7 +125,7 @@ class Run:
         print(table(self.result))
 
     def attempt(self, name: str, part: Callable[[], None]) -> None:
-        """Run a part; one that fails leaves its reason and the others alone."""
+        """Run a part; a failure is recorded and the other parts still run."""
         try:
             part()
         except Exception as error:
@@ -141,14 +141,14 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write what there is."""
+        """Write the result so far."""
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
         self.args.out.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
 
     # --- preparation --------------------------------------------------------------------------------------------------
 
     def _weights(self) -> Callable[[], Path]:
-        """Begin to write the weights; what is returned waits for them."""
+        """Start writing the weights; the returned function waits for them."""
         folder = self.scratch / "llama"
         if self.args.tiny:
             from fakes import write_llama
@@ -196,7 +196,7 @@ class Run:
         rows, draw = data.rows("train"), random.Random(0)
         self.steps: list[list[list[int]]] = []
         for step in range(self.args.warm_up + self.args.steps):
-            # In the step's own random order: peers do not sort.
+            # In random order: peers do not sort.
             indices = sampler.notes_of_step(step).tolist()
             draw.shuffle(indices)
             batches = [data.collator.train([dict(rows[i], row=i)], 1) for i in indices]
@@ -222,7 +222,7 @@ class Run:
     # --- medlit -------------------------------------------------------------------------------------------------------
 
     def fit(self, gib: int, batch_size: int, steps: int, **data: Any) -> Any:  # noqa: ANN401
-        """Train as `medlit fit` does; the clock that ran beside it."""
+        """Train as `medlit fit` does and return its timer."""
         import train_medlit
 
         if self.lab is None:
@@ -230,7 +230,7 @@ class Run:
         return self.lab.fit(self.datamodule(batch_size, **data), steps, gib)
 
     def medlit(self, system: str, gib: int, batch_size: int) -> None:
-        """One of medlit's rows, with what the estimate said beside what was measured."""
+        """One of medlit's rows, with estimated and measured memory."""
         clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps)
         row = self.row(system, clock.seconds, clock.cells, clock.peak / GIB)
         row |= {
@@ -247,7 +247,7 @@ class Run:
         self.result.setdefault("seconds_from_weights_to_first_step", round(clock.ready, 2))
 
     def row(self, system: str, seconds: list[float], cells: list[int], peak_gib: float) -> dict[str, Any]:
-        """File a system's timed steps."""
+        """Add a system's timed steps to the result."""
         timed = range(self.args.warm_up, len(seconds))
         rates = [self.tokens[step] / seconds[step] for step in timed]
         rate = statistics.median(rates)
@@ -277,7 +277,7 @@ class Run:
     # --- peers --------------------------------------------------------------------------------------------------------
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        """Let a peer import its libraries; it waits to be told to go on."""
+        """Let a peer import its libraries; it then waits for a line on standard input."""
         arguments = [self.llama, self.scratch / "steps.json", self.scratch / f"{name}.json"]
         command = [sys.executable, str(HERE / "train_trl.py"), name, *map(str, arguments)]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
@@ -292,10 +292,10 @@ class Run:
         found = json.loads((self.scratch / f"{name}.json").read_text())
         self.row(name, found["step_seconds"], found["cells"], found["peak_gib"])
 
-    # --- beside the rows ----------------------------------------------------------------------------------------------
+    # --- other parts ------------------------------------------------------------------------------------------------
 
     def matmul(self) -> None:
-        """TFLOP/s of one large product, for two seconds and on a warm card: what arithmetic there is to be had."""
+        """TFLOP/s of one large product, for two seconds on a warm card: the practical limit."""
         import torch
 
         size, device = (8192, "cuda") if self.cuda else (256, "cpu")
@@ -313,7 +313,7 @@ class Run:
         say("matmul", self.result["matmul_tflops"], "TFLOP/s")
 
     def loader(self) -> None:
-        """Tokens a second that two workers make into batches, with nobody to train on them."""
+        """Tokens per second that two workers batch, without training."""
         data = self.datamodule(8, num_workers=2, packing=True)
         data.setup("fit")
         loader = data.train_dataloader()
@@ -324,7 +324,7 @@ class Run:
         say("loader", self.result["loader_tokens_per_second"], "tokens/s")
 
     def parity(self) -> None:
-        """What the fast way changes in the loss and the gradients."""
+        """How much the fast path changes the loss and the gradients."""
         import train_parity
 
         if self.lab is not None:
@@ -334,7 +334,7 @@ class Run:
             say("parity", self.result["parity"])
 
     def levers(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Each lever alone, by name: what is lost without it, in two steps of warm-up and four timed ones."""
+        """Each lever alone, by name, in two warm-up steps and four timed ones."""
         import medlit.data.collate as batches
 
         steps = min(6, self.args.warm_up + self.args.steps)
@@ -372,9 +372,9 @@ class Run:
         def lever(name: str, part: Callable[..., None], *where: int, **settings: Any) -> tuple[str, Callable[[], None]]:  # noqa: ANN401
             return name, lambda: part(name, *where, **settings)
 
-        # What follows is compared with the first two: the same steps, in the same run.
-        yield lever("as it is, 2 micro-batches a step", measure, 80, 16)
-        yield lever("as it is, 4 micro-batches a step", measure, 24, 8)
+        # The rest is compared with the first two rows: the same steps, in the same run.
+        yield lever("default, 2 micro-batches a step", measure, 80, 16)
+        yield lever("default, 4 micro-batches a step", measure, 24, 8)
         yield lever("4 micro-batches, with room for all layers", measure, 80, 8)
         yield lever("8 micro-batches", measure, 24, 4)
         yield lever("6 micro-batches", measure, 24, 6)

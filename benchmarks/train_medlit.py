@@ -1,4 +1,4 @@
-"""medlit's part of the training benchmark: its module and its data module under Lightning, and a clock beside them.
+"""medlit's part of the training benchmark: its module and data module under Lightning, with a timer.
 
 Imported after Unsloth, since it imports Lightning.
 """
@@ -33,7 +33,7 @@ class Resident(SpecialtyClassifier):
 
 
 class StepClock(L.Callback):
-    """Writes down each optimizer step's seconds, cells and compiled graphs, layers kept, and memory thought necessary.
+    """Records seconds, cells, compiled graphs and layers kept of each optimizer step, and estimated memory.
 
     The only one here that waits for the GPU, once a step.
     """
@@ -53,11 +53,11 @@ class StepClock(L.Callback):
         return time.perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The weights are loaded."""
+        """Note when the weights are loaded."""
         self._loaded = self._now()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first step begins, with what its data takes."""
+        """Note when the first step begins, loading of its data included."""
         self._last, self._count = self._now(), 0
 
     def on_train_batch_end(
@@ -68,7 +68,7 @@ class StepClock(L.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count a micro-batch, and end a step."""
+        """Count a micro-batch, and the step that it ends."""
         cells = batch.input_ids.numel()
         self._count += cells
         choice = pl_module.recomputation
@@ -86,14 +86,14 @@ class StepClock(L.Callback):
 
 
 class Lab:
-    """One model for all of medlit's rows: it is loaded and compiled once, and goes on from where its adapter is."""
+    """One model for all of medlit's rows: loaded and compiled once; each fit continues from the last adapter."""
 
     def __init__(self, llama: Path, scratch: Path, cuda: bool) -> None:
         self.module = Resident(LanguageModel(str(llama), max_length=2048 if cuda else 512))
         self.scratch, self.cuda = scratch, cuda
 
     def fit(self, data: TranscriptionDataModule, steps: int, gib: int) -> StepClock:
-        """Train for some optimizer steps within so many GiB."""
+        """Train for some optimizer steps within a memory budget in GiB."""
         self.module.language_model = dataclasses.replace(self.module.language_model, memory_budget_gib=gib)
         clock = StepClock()
         settings: dict[str, Any] = TRAINER_DEFAULTS | {

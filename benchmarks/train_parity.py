@@ -1,4 +1,4 @@
-"""Does the fast way compute the same? Loss and adapter gradients of the same notes, computed in several ways.
+"""Parity of the fast path: loss and adapter gradients of the same notes, computed in several ways.
 
     python benchmarks/train_parity.py --output FILE           the pretrained 135M Llama, in a minute on a GPU
     python benchmarks/train_parity.py --tiny --output FILE    a two-layer one on the CPU
@@ -53,7 +53,7 @@ class Gradient(NamedTuple):
 
 
 def fill(trained: dict[str, nn.Parameter]) -> None:
-    """Random numbers in an adapter, the same for the same names on every device; B's zeros leave A no gradient."""
+    """Fill an adapter with random numbers, equal on every device; with B at zero, A would have no gradient."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def fill(trained: dict[str, nn.Parameter]) -> None:
 def ways(
     model: nn.Module, language_model: LanguageModel, data: TranscriptionDataModule, notes: int
 ) -> dict[str, Gradient]:
-    """Loss and gradient of the first notes, in each way; the model is left as it was."""
+    """Loss and gradient of the first notes, in each way; the model is unchanged."""
     import torch
     from torch import Tensor
 
@@ -123,11 +123,11 @@ def compare(model: nn.Module, language_model: LanguageModel, data: Transcription
     return [{"way": way, "loss": one.loss / plain.loss - 1, "gradient": one.far(plain)} for way, one in found.items()]
 
 
-# --- beside the truth -------------------------------------------------------------------------------------------------
+# --- beside float32 ---------------------------------------------------------------------------------------------------
 
 
 def truth(folder: Path, notes: Path, out: Path) -> None:
-    """Loss and gradient in float32 by stock transformers and PEFT, one note at a time; in a process of its own."""
+    """Loss and gradient in float32 by stock transformers and PEFT, one note at a time; in a separate process."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -161,7 +161,7 @@ def truth(folder: Path, notes: Path, out: Path) -> None:
 
 
 def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dict[str, Any]:
-    """How far each way is from the truth, and from the plain one."""
+    """Distance of each way from the float32 reference, and from the plain way."""
     import torch
 
     from medlit.base_model import resolve

@@ -1,4 +1,4 @@
-"""The two peers of the training benchmark, each in a process of its own: TRL's SFTTrainer on PEFT, and on Unsloth.
+"""The two peers of the training benchmark, each in a separate process: TRL's SFTTrainer on PEFT, and on Unsloth.
 
     python benchmarks/train_trl.py peft_trl|unsloth_trl MODEL STEPS.json OUT.json --warm_up 3
 
@@ -25,7 +25,7 @@ BATCH, ACCUMULATE = 8, 4
 
 
 def main() -> None:
-    """Train, and write what it took."""
+    """Train, and write the measurements."""
     parser = argparse.ArgumentParser()
     parser.add_argument("system", choices=["peft_trl", "unsloth_trl"])
     parser.add_argument("model", type=Path)
@@ -141,7 +141,7 @@ def _train(
         use_cpu=not cuda,
     )
     notes = Dataset.from_dict({"input_ids": [note for step in steps for note in step]})
-    # Peer or not, what it prints is no result.
+    # What it prints is no part of the result.
     with contextlib.redirect_stdout(sys.stderr):
         trainer = InOrder(
             model=model,

@@ -1,4 +1,4 @@
-"""Bad inputs, made from small tables of mutations: settings for the command line, tables for the readers."""
+"""Bad inputs from small tables of mutations: settings for the command line, tables for the readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTEGERS = (
     "data.batching.eval_batch_size",
     "data.max_response_tokens",
 )
-_NO_INTEGERS = ("-1", "0", "1.5", "many", "null", "[1]", "{a: 1}", "1e400")
+_BAD_INTEGERS = ("-1", "0", "1.5", "many", "null", "[1]", "{a: 1}", "1e400")
 _CHOICES = (
     "model.language_model.dtype",
     "model.language_model.gradient_checkpointing",
@@ -29,7 +29,7 @@ _CHOICES = (
     "data.label_conflicts",
     "data.mask_prompt",
 )
-_NO_CHOICES = ("", "Auto", "[]", "3")
+_BAD_CHOICES = ("", "Auto", "[]", "3")
 _NUMBERS = {
     "model.optimizer.learning_rate": ("0", "-1e-4", "nan", "inf", "fast", "null"),
     "model.optimizer.weight_decay": ("-0.1", "nan", "inf", "some"),
@@ -103,12 +103,12 @@ _OTHERS = (
 
 
 def settings() -> list[tuple[str, str]]:
-    """(key, value) of settings that no fit can have."""
-    found = [(key, value) for key in _INTEGERS for value in _NO_INTEGERS]
-    found += [(key, value) for key in _CHOICES for value in _NO_CHOICES]
-    found += [(key, value) for key, values in _NUMBERS.items() for value in values]
-    found += [(f"trainer.{key}", value) for key, values in _TRAINER.items() for value in values]
-    return [*found, *_OTHERS]
+    """(key, value) of settings that `fit` refuses."""
+    cases = [(key, value) for key in _INTEGERS for value in _BAD_INTEGERS]
+    cases += [(key, value) for key in _CHOICES for value in _BAD_CHOICES]
+    cases += [(key, value) for key, values in _NUMBERS.items() for value in values]
+    cases += [(f"trainer.{key}", value) for key, values in _TRAINER.items() for value in values]
+    return [*cases, *_OTHERS]
 
 
 _HEADER = "id,transcription,medical_specialty\n"
@@ -117,24 +117,24 @@ _LINES = [{"transcription": "a heart murmur", "medical_specialty": "Cardiology"}
 _CSV = {
     "nothing": b"",
     "blank lines": b"\n\n\n",
-    "a header alone": _HEADER.encode(),
+    "header only": _HEADER.encode(),
     "no header": _GOOD.encode(),
     "another header": b"note,label\nx,y\n",
-    "a header twice over": b"transcription,transcription,medical_specialty\na,b,c\n",
+    "duplicate column": b"transcription,transcription,medical_specialty\na,b,c\n",
     "no text column": b"id,medical_specialty\na,Cardiology\n",
     "no label column": b"id,transcription\na,x\n",
     "an empty note": (_HEADER + "a,,Cardiology\n").encode(),
     "a blank note": (_HEADER + "a,  ,Cardiology\n").encode(),
     "an empty label": (_HEADER + _GOOD + "c,text,\n").encode(),
     "one label": (_HEADER + "a,x,Cardiology\nb,y,Cardiology\n").encode(),
-    "a field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
-    "a field too few": (_HEADER + _GOOD + "c,text\n").encode(),
-    "an open quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
-    "ids alike": (_HEADER + "a,x,Cardiology\na,y,Neurology\n").encode(),
+    "one field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
+    "one field too few": (_HEADER + _GOOD + "c,text\n").encode(),
+    "unclosed quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
+    "duplicate ids": (_HEADER + "a,x,Cardiology\na,y,Neurology\n").encode(),
     "an empty id": (_HEADER + "a,x,Cardiology\n,y,Neurology\n").encode(),
-    "bytes of nothing": bytes(range(256)) * 4,
+    "random bytes": bytes(range(256)) * 4,
     "zeros": bytes(100),
-    "UTF-16 without a mark": (_HEADER + _GOOD).encode("utf-16-le"),
+    "UTF-16 without a byte-order mark": (_HEADER + _GOOD).encode("utf-16-le"),
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(64),
     "a zip": b"PK\x03\x04" + bytes(64),
     "a web page": b"<!doctype html><html><body>Sign in</body></html>",
@@ -156,23 +156,23 @@ _JSON = {
     "a text that is a list": json.dumps([{**_LINES[0], "transcription": ["x"]}] * 2).encode(),
     "a label that is an object": json.dumps([{**_LINES[0], "medical_specialty": {}}] * 2).encode(),
     "a text that is null": json.dumps([{**_LINES[0], "transcription": None}] * 2).encode(),
-    "cut short": json.dumps(_LINES * 3).encode()[:-20],
+    "truncated": json.dumps(_LINES * 3).encode()[:-20],
     "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',
     "one label": json.dumps(_LINES).encode(),
-    "bytes of nothing": bytes(range(128, 256)),
+    "random bytes": bytes(range(128, 256)),
 }
 _PARQUET = {
     "nothing": b"",
-    "a mark alone": b"PAR1",
-    "two marks": b"PAR1PAR1",
-    "a broken foot": b"PAR1" + bytes(40) + b"\xff\xff\xff\x7fPAR1",
+    "magic bytes only": b"PAR1",
+    "magic bytes twice": b"PAR1PAR1",
+    "damaged footer": b"PAR1" + bytes(40) + b"\xff\xff\xff\x7fPAR1",
     "text": (_HEADER + _GOOD).encode(),
 }
 
 
 def tables() -> list[tuple[str, str, bytes]]:
-    """(what is wrong, suffix, content) of tables that nothing can be trained on."""
-    found = [(name, ".csv", content) for name, content in _CSV.items()]
+    """(what is wrong, suffix, content) of tables that cannot be used for training."""
+    cases = [(name, ".csv", content) for name, content in _CSV.items()]
     for suffix in (".json", ".jsonl"):
-        found += [(name, suffix, content) for name, content in _JSON.items()]
-    return found + [(name, ".parquet", content) for name, content in _PARQUET.items()]
+        cases += [(name, suffix, content) for name, content in _JSON.items()]
+    return cases + [(name, ".parquet", content) for name, content in _PARQUET.items()]

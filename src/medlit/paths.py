@@ -1,14 +1,28 @@
-"""Cache folders: medlit's own (converted weights, compiled kernels, no notes) and the Hub's."""
+"""Paths that users give, and cache folders: medlit's own (weights, compiled kernels, no notes) and the Hub's."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from medlit.errors import UserError
 
 # Variables that may hold an access token, in the order in which they are read.
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def local_path(setting: str, path: str | Path) -> Path:
+    """A path that a setting names, with `~` and variables replaced.
+
+    Raises:
+        UserError: it is a URL, which would become a folder of that name.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if re.match(r"[A-Za-z][\w+.-]+:/", expanded):
+        url = re.sub(r"^([^/]+:/)(?!/)", r"\1/", expanded)  # a Path has lost a slash
+        raise UserError(f"{setting}: {url} is a URL, and medlit writes to local folders only; name one of these.")
+    return Path(expanded)
 
 
 def cache_dir() -> Path:
@@ -19,10 +33,10 @@ def cache_dir() -> Path:
     `medlit.data.cache.cache_folder`.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made, or is a URL.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get("MEDLIT_CACHE") or f"{caches}/medlit").expanduser()
+    folder = local_path("MEDLIT_CACHE", os.environ.get("MEDLIT_CACHE") or f"{caches}/medlit")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -8,11 +8,15 @@ logs/<config>/version_N/
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medlit.errors import UserError
+from medlit.paths import local_path
 
 DEFAULT_NAME = "medlit"
 ALIASES = ("best", "last")
@@ -31,16 +35,56 @@ def run_name(configs: Sequence[str | Path]) -> str:
 
 def versions(root: Path, name: str) -> list[Path]:
     """Run folders of one name, newest first."""
-    found = [
-        (int(match[1]), path) for path in (root / name).glob("version_*") if (match := _VERSION.fullmatch(path.name))
-    ]
+    folder = local_path("trainer.default_root_dir", root) / name
+    found = [(int(match[1]), path) for path in folder.glob("version_*") if (match := _VERSION.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def next_version(root: Path, name: str) -> Path:
     """The folder of the next run."""
     taken = [int(path.name.removeprefix("version_")) for path in versions(root, name)]
-    return root / name / f"version_{max(taken, default=-1) + 1}"
+    return local_path("trainer.default_root_dir", root) / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
+    """Make a run folder, or, if it exists and is `numbered`, the next one: of several starts each gets its own.
+
+    Returns the folder, which only its owner can read, and whether this process made it.
+    """
+    while True:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+            return folder, True
+        if not numbered:
+            return folder, False
+        folder = folder.with_name(f"version_{int(folder.name.removeprefix('version_')) + 1}")
+
+
+@contextmanager
+def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
+    """Keep other fits out of the folder of a fit, which continues one of its checkpoints or finds none.
+
+    Raises:
+        UserError: another fit is writing to the folder, or has, and would lose its weights.
+    """
+    weights = folder / "checkpoints"
+    continues = checkpoint is not None and Path(checkpoint).parent.resolve() == weights.resolve()
+    if not continues and any((weights / f"{name}.ckpt").exists() for name in ALIASES):
+        raise UserError(
+            f"run_dir: {folder} holds the checkpoints of another fit, which a new one would replace; add --ckpt_path"
+            " last to continue that one, or name a new folder."
+        )
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it does
+            except BlockingIOError as error:
+                message = f"run_dir: another fit is writing to {folder}; wait for its end, or name another folder."
+                raise UserError(message) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
 
+from medlit.run_folder import sole_fit
+
 if TYPE_CHECKING:
     from conftest import Medlit
 
@@ -347,6 +349,77 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
     assert "medlit.json" in said
 
 
+# An `adapter_config.json` -> what is said of it.
+PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
+MERGE = "merge the adapter into its base model with PEFT (merge_and_unload)"
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "what"),
+    [
+        ({}, ["--model.lora.alpha", "16"], "model.lora.alpha: the adapter theirs was trained with 64 and the config"),
+        ({}, ["--model.lora.r=8"], "trained with 4 and the config says 8; leave out what the adapter sets, or"),
+        ({"use_rslora": True}, ["--model.lora.rslora", "false"], "model.lora.rslora: the adapter theirs was trained"),
+        ({"use_dora": True}, ["--model.lora.dora", "false"], "model.lora.dora: the adapter theirs was trained"),
+        ({}, ["--model.lora", "{alpha: 32}"], "model.lora.alpha: the adapter theirs was trained with 64"),
+        ({"modules_to_save": ["lm_head"]}, [], MERGE),
+        ({"trainable_token_indices": [1]}, [], "trainable_token_indices is [1], which medlit does not run"),
+        ({"init_lora_weights": "pissa"}, [], "init_lora_weights is 'pissa', which medlit does not run"),
+        ({"exclude_modules": ["lm_head"]}, [], "exclude_modules is"),
+        ({"layers_pattern": "blocks"}, [], "layers_pattern is 'blocks'"),
+        ({"layer_replication": [[0, 1]]}, [], "layer_replication is"),
+        ({"lora_bias": True}, [], "lora_bias is True"),
+        ({"a_later_setting": 3}, [], "a_later_setting is 3"),
+        ({"peft_type": "LOHA"}, [], "peft_type is 'LOHA'"),
+        ({"lora_alpha": 22.5}, [], "lora_alpha is 22.5"),
+        ({"r": "many"}, [], "r is 'many'"),
+        ({"rank_pattern": {"q_proj": 0}}, [], "rank_pattern is"),
+        ({"target_modules": None}, [], "target_modules is missing"),
+        ({"base_model_name_or_path": "owner/other"}, [], "theirs belongs to 'owner/other' and the config says"),
+        (None, [], "adapter_config.json is missing or broken"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_cannot_be_run_as_it_was_trained(
+    refused: Refused,
+    tiny_config: Path,
+    tmp_path: Path,
+    values: dict[str, object] | None,
+    flags: list[str],
+    what: str,
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    text = "[" if values is None else json.dumps(PEFT | values)
+    (tmp_path / "theirs" / "adapter_config.json").write_text(text)
+    assert what in refused("test", "--config", tiny_config, "--model.adapter", "theirs", *flags)
+
+
+def test_a_variable_that_differs_from_the_adapter(
+    refused: Refused, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT))
+    monkeypatch.setenv("MEDLIT_TEST__MODEL__LORA__ALPHA", "16")
+    said = refused("test", "--config", tiny_config, "--model.adapter", tmp_path)
+    assert "was trained with 64 and the config says 16" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("target_modules", "[self_attn]", "no linear layer called 'self_attn'"),
+        ("target_modules", "[lm_head]", "no linear layer called 'lm_head'"),
+        ("target_modules", "q_proj", "no linear layer called 'q_proj'"),
+        ("rank_pattern", "{q_projj: 4}", "'q_projj'"),
+        ("alpha_pattern", "{'(': 4}", "'('"),
+        ("layers_to_transform", "[2]", "the base model has 2 layers, from 0 to 1"),
+    ],
+)
+def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: str, what: str) -> None:
+    said = fit(f"--model.lora.{flag}", value)
+    assert f"model.lora.{flag}: " in said
+    assert what in said
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -476,6 +549,32 @@ def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: st
     said = fit(flag, "runs/here")
     assert f"{key}: runs/here" in said
     assert f"{tmp_path / 'runs'} is a file" in said
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://bucket/runs"])
+@pytest.mark.parametrize("flag", ["trainer.default_root_dir", "run_dir", "trainer.logger.save_dir"])
+def test_a_run_folder_that_is_a_url(fit: Refused, flag: str, url: str) -> None:
+    logger = ["--trainer.logger", "CSVLogger"] if "logger" in flag else []
+    said = fit(*logger, f"--{flag}", url)
+    assert said.startswith(f"medlit: {flag.replace('logger.', 'logger.init_args.')}: {url} is a URL")
+
+
+def test_predictions_to_a_url(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--output", "s3://bucket/answers.csv")
+    assert said.startswith("medlit: output: s3://bucket/answers.csv is a URL")
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_fit_over_another_one(fit: Refused, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / f"{name}.ckpt").touch()
+    assert "run_dir: run holds the checkpoints of another fit" in fit("--run_dir", "run")
+
+
+def test_a_fit_beside_another_one(fit: Refused, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with sole_fit(tmp_path / "run", None):
+        assert "run_dir: another fit is writing to run; wait for its end" in fit("--run_dir", "run")
 
 
 def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:

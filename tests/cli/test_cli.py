@@ -316,16 +316,42 @@ def test_a_trial_run_leaves_nothing(
     assert not list(tmp_path.iterdir()), "no file, and no folder"
 
 
-def test_the_folder_of_another_logger_is_reported(
+CSV = {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere"}}
+BOARD = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "elsewhere", "name": "board"}}
+
+
+NOWHERE = {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"}  # like those of a server, it has no folder
+
+
+@pytest.mark.parametrize("logger", [False, NOWHERE, CSV, [CSV, BOARD]], ids=["none", "server", "folder", "two"])
+def test_the_run_folder_is_the_same_with_any_logger(
+    medlit: Medlit, run: Path, tiny_config: Path, logger: object
+) -> None:
+    """And `best` is what this fit trained, not the best of the run before it."""
+    flags = ["--config", tiny_config, "--trainer.logger", json.dumps(logger)]
+    outcome = medlit("fit", *flags, "--trainer.max_steps", "1")
+    assert outcome.code == 0
+    assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_1")
+    newer = run.with_name("version_1")
+    names = {name for name in files(run) if "tfevents" not in name} - {"hparams.yaml"}
+    assert files(newer) == names
+    assert (run.parents[2] / "elsewhere").exists() == ("elsewhere" in json.dumps(logger))
+    assert not [name for name in files(run.parents[2] / "elsewhere") if name.endswith((".ckpt", ".json"))]
+    outcome = medlit("validate", *flags, "--ckpt_path", "best")
+    assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_1")
+    found, fit = scores(newer / "validate_metrics.json"), scores(newer / "fit_metrics.json")
+    assert found["loss"] == pytest.approx(fit["loss"], abs=1e-5)
+
+
+def test_a_home_folder_for_the_runs(
     medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.chdir(tmp_path)
-    other = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere", "--trainer.max_steps", "1"]
-    outcome = medlit("fit", "--config", tiny_config, *other)
-    assert outcome.code == 0
-    written = Path(outcome.err.strip().rpartition("medlit: written: ")[2])
-    assert written.parts[0] == "elsewhere"
-    assert (written / "fit_metrics.json").is_file()
+    short = ["fit", "--config", tiny_config, "--trainer.default_root_dir", "~/runs", "--trainer.max_steps", "1"]
+    assert [medlit(*short).code for _ in range(2)] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "me" / "runs" / "tiny").iterdir()) == ["version_0", "version_1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["me"]
 
 
 def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
@@ -379,6 +405,34 @@ def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) 
     assert curve(run, "hparams/test/f1_macro")[0][1] == pytest.approx(scores(run / "test_metrics.json")["f1_macro"])
 
 
+@pytest.mark.parametrize("verb", ["validate", "test"])
+@pytest.mark.parametrize("weights", ["checkpoint", "adapter"])
+def test_an_evaluation_does_not_touch_the_curves_of_the_fit(
+    medlit: Medlit, run: Path, tiny_config: Path, verb: str, weights: str
+) -> None:
+    """Its scores have tags of their own, at the step of its weights."""
+    import torch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def curves() -> dict[str, list[tuple[int, float]]]:
+        events = EventAccumulator(str(run))
+        events.Reload()
+        return {tag: curve(run, tag) for tag in events.Tags()["scalars"]}
+
+    before = curves()
+    path = run / "checkpoints" / "best.ckpt"
+    step = torch.load(path, weights_only=True)["global_step"] if weights == "checkpoint" else 0
+    flags = ["--ckpt_path", path] if weights == "checkpoint" else ["--model.adapter", run / "adapter"]
+    assert medlit(verb, "--config", tiny_config, *flags, "--run_dir", run, "--log_samples", 1).code == 0
+    after = curves()
+    assert {tag: after[tag] for tag in before} == before
+    assert {tag.removeprefix("hparams/").partition("/")[0] for tag in after.keys() - before.keys()} == {verb}
+    assert {each for tag in after.keys() - before.keys() for each, _ in after[tag]} == {step}
+    found = scores(run / f"{verb}_metrics.json")
+    assert curve(run, f"{verb}/f1_macro") == [(step, pytest.approx(found["f1_macro"]))]
+    assert [json.loads(line)["step"] for line in (run / "samples.jsonl").open()] == [step]
+
+
 def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     assert medlit("validate", "--config", tiny_config, "--ckpt_path", "last").code == 0
     found, fit = scores(run / "validate_metrics.json"), scores(run / "fit_metrics.json")
@@ -393,6 +447,34 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
+
+
+def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = yaml.safe_load(tiny_config.read_text())["model"]["language_model"]["base_model"]
+    values = {"r": 4, "lora_alpha": 64, "use_rslora": True, "target_modules": ["q_proj"], "alpha_pattern": {"1.+": 8}}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**values)).save_pretrained(
+        tmp_path / "theirs"
+    )
+    arguments = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
+    begun = medlit("fit", *arguments, "--model.adapter", tmp_path / "theirs", "--trainer.max_steps", "1")
+    assert begun.code == 0, begun.err
+    adopted = {"r": 4, "alpha": 64, "rslora": True, "target_modules": ["q_proj"], "alpha_pattern": {"1.+": 8}}
+    config = yaml.safe_load((tmp_path / "run" / "config_fit.yaml").read_text())["model"]["lora"]
+    assert config | adopted == config
+    metadata = json.loads((tmp_path / "run" / "adapter" / "medlit.json").read_text())["lora"]
+    assert metadata | adopted == metadata
+    peft = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert peft | values == peft
+    settings = ["--config", tmp_path / "run" / "config_fit.yaml", "--run_dir", tmp_path / "run"]
+    loss = []
+    for weights in (["--ckpt_path", "best"], ["--model.adapter", tmp_path / "run" / "adapter"]):
+        tested = medlit("test", *(settings if "--ckpt_path" in weights else arguments), *weights)
+        assert tested.code == 0, tested.err
+        loss.append(json.loads((tmp_path / "run" / "test_metrics.json").read_text())["loss"])
+    assert loss[0] == pytest.approx(loss[1], abs=1e-4)
 
 
 def test_an_adapter_in_a_closed_folder_costs_no_number(

@@ -149,6 +149,28 @@ def test_the_first_process_chooses_the_run_folder_for_all(
     assert run_folders(tmp_path) == ["version_0"]
 
 
+@pytest.mark.slow
+def test_all_processes_use_the_folder_that_the_first_one_claims(ranks: Ranks, config: Path, tmp_path: Path) -> None:
+    """Another fit takes the number between the choice and the claim."""
+
+    def prepare(rank: int) -> None:
+        from medlit.cli import cli
+
+        claim = cli.claim
+        cli.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
+
+    where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs"]
+    assert ranks(2, "fit", *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)
+    assert run_folders(tmp_path / "logs") == ["version_0", "version_1"]
+    taken, ours = (tmp_path / "logs" / "launchers" / f"version_{number}" for number in (0, 1))
+    assert not list(taken.iterdir())
+    assert {path.name for path in ours.iterdir()} >= {"checkpoints", "adapter", "config_fit.yaml", "split.parquet"}
+    assert any(path.name.startswith("events.out.tfevents") for path in ours.iterdir())
+    assert not ranks.written(1, tmp_path / "logs")
+    assert ranks(2, "test", *where, "--ckpt_path", "best") == [0, 0], ranks.log(0)
+    assert (ours / "report.html").is_file()
+
+
 WRONG = [
     ({}, "trainer.plugins: SLURMEnvironment needs processes that srun starts, and $SLURM_NTASKS is not set"),
     ({"SLURM_NTASKS_PER_NODE": None}, "give sbatch --ntasks-per-node instead of --ntasks."),

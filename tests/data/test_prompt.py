@@ -160,14 +160,15 @@ def test_notes_are_tokenized_on_all_cores_unless_the_user_chose_otherwise(
     else:
         monkeypatch.setenv(TOKENIZERS_PARALLELISM, chosen)
     seen: list[str | None] = []
-    rows = AlpacaPrompt._rows
+    tokenizer = byte_tokenizer()
+    tokenise = type(tokenizer).__call__
 
-    def watched(self: AlpacaPrompt, texts: list[str]) -> list[list[int]]:
+    def watched(self: object, *arguments: object, **options: object) -> object:
         seen.append(os.environ.get(TOKENIZERS_PARALLELISM))
-        return rows(self, texts)
+        return tokenise(self, *arguments, **options)
 
-    monkeypatch.setattr(AlpacaPrompt, "_rows", watched)
-    template = AlpacaPrompt(byte_tokenizer())
+    monkeypatch.setattr(type(tokenizer), "__call__", watched)
+    template = AlpacaPrompt(tokenizer)
     template.response("Neurology")
     assert set(seen) == {chosen}
     seen.clear()

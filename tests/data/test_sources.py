@@ -241,7 +241,7 @@ def test_second_start_reads_the_cache_and_a_changed_file_does_not(
     first = load(path)["all"]
     with monkeypatch.context() as patched:
         patched.setattr("medlit.data.readers.csv_rows", _never)
-        patched.setattr("medlit.data.notes._canonical_batch", _never)
+        patched.setattr("medlit.data.notes.clean_note", _never)
         again = load(path)["all"]
     assert again._fingerprint == first._fingerprint
     assert str(cache) in again.cache_files[0]["filename"]

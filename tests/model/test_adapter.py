@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fakes import randomise_adapter, write_llama
 from torch import Tensor, nn
 
-from medlit.base_model import load_tokenizer
+from medlit.base_model import BUILTIN, load_tokenizer
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.model.adapter import adapter_folder, load_adapter, save_adapter
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata
+from medlit.model.adapter import adapter_folder, adapter_settings, load_adapter, read_metadata, save_adapter
+from medlit.model.adapter_metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata, read_peft_config
 from medlit.model.families import causal_lm
 from medlit.model.language_model import inference_mode, trainable_names
 from medlit.model.loading import load_model
@@ -112,3 +113,146 @@ def test_an_adapter_is_looked_for_in_a_folder_and_on_the_hub(tmp_path: Path) -> 
         adapter_folder("owner/no-such-adapter")
     (tmp_path / "adapter_config.json").touch()
     assert adapter_folder(str(tmp_path)) == tmp_path
+
+
+# --- an adapter that PEFT alone wrote ---------------------------------------------------------------------------------
+
+PLAIN: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """The tiny model with biases that are not zero."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(llama, tmp_path_factory.mktemp("biased"), dirs_exist_ok=True)
+    AutoModelForCausalLM.from_pretrained(llama, attention_bias=True, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def write_peft(base: Path, folder: Path, **settings: object) -> nn.Module:
+    """Write an adapter that changes something with PEFT; give PEFT's own model, as PEFT loads it."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def load() -> Any:  # noqa: ANN401 - transformers' own class
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+    made: Any = get_peft_model(load(), LoraConfig(**PLAIN | settings))
+    torch.manual_seed(1)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name or (parameter.requires_grad and name.endswith("bias")):
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif "magnitude" in name:
+            parameter.data *= 1.5
+    made.save_pretrained(folder)
+    return PeftModel.from_pretrained(load(), folder).eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 64},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"down_proj": 2, r"layers\.1\.self_attn\.q_proj": 8}},
+        {"alpha_pattern": {"down_proj": 32, r"layers\.1\..*q_proj": 2}},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"target_modules": ["o_proj", "model.layers.1.mlp.up_proj"]},
+        {"target_modules": r".*\.layers\.0\..*(q|up)_proj"},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"layers_to_transform": [1]},
+        {"fan_in_fan_out": True, "init_lora_weights": "gaussian", "lora_dropout": 0.5},
+        {"use_dora": True, "use_rslora": True, "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"q_proj": 2}},
+    ],
+    ids=str,
+)
+def test_it_is_run_as_peft_runs_it(llama: Path, biased: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    base = biased if "bias" in settings else llama
+    theirs = write_peft(base, tmp_path / "theirs", **settings)
+    ours = LanguageModel(str(base), max_length=256, load_in_4bit=False)
+    assert read_metadata(tmp_path / "theirs", ours.base_model) is None
+    _, lora = read_peft_config(tmp_path / "theirs" / PEFT_FILE)
+    loaded: Any = load_model(ours, lora, CPU)
+    load_adapter(loaded, tmp_path / "theirs")
+    trained = trainable_names(loaded)
+    assert any(name.endswith("bias") for name in trained) == ("bias" in settings)
+    inference_mode(loaded)
+    assert torch.allclose(logits(loaded), logits(theirs), atol=1e-4)
+    # And what medlit writes of it is read as the same, by medlit and by PEFT.
+    (tmp_path / "ours").mkdir()
+    metadata = AdapterMetadata.of(ours, lora, LabelSet.from_names(["a", "b"]))
+    save_adapter(loaded, load_tokenizer(str(base)), metadata, tmp_path / "ours")
+    assert adapter_settings(tmp_path / "ours") == (ours.base_model, None, lora.structure())
+    assert read_metadata(tmp_path / "ours", ours.base_model) == metadata
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    again = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert torch.allclose(logits(PeftModel.from_pretrained(again, tmp_path / "ours").eval()), logits(theirs), atol=1e-4)
+
+
+def test_weights_in_another_format_and_order(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_peft(llama, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: weights[name].half() for name in reversed(weights)}, file)
+    loaded: Any = load_model(LanguageModel(str(llama), max_length=256), read_peft_config(tmp_path / PEFT_FILE)[1], CPU)
+    load_adapter(loaded, tmp_path)
+    for name, value in weights.items():
+        found = loaded.get_parameter(name.replace(".weight", ".default.weight"))
+        assert found.dtype == torch.float32
+        assert torch.equal(found, value.half().float())
+    torch.save(weights, file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(UserError, match=r"adapter_model\.bin may hold code"):
+        adapter_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_alpha", 64), ("use_rslora", True), ("alpha_pattern", {"q_proj": 2})]
+)
+def test_a_scale_that_the_model_does_not_have_is_refused(
+    model: nn.Module, llama: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    """The weights are the same, so nothing else shows the difference; medlit's file gives way to PEFT's."""
+    metadata = save(model, tmp_path, llama)
+    edit(tmp_path, **{name: value})
+    with pytest.raises(UserError, match=r"model\.lora\..*: model\.adapter: .* does not fit"):
+        load_adapter(model, tmp_path)  # type: ignore[arg-type]
+    read = AdapterMetadata.read(tmp_path / METADATA_FILE)
+    assert value in read.lora.values()
+    assert {**read.lora, **metadata.lora} == metadata.lora
+
+
+def edit(folder: Path, **values: object) -> None:
+    file = folder / PEFT_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_the_temperature_of_another_scale_is_forgotten(model: nn.Module, llama: Path, tmp_path: Path) -> None:
+    save(model, tmp_path, llama)
+    file = tmp_path / METADATA_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperatures": {"mode=generate": 2.0}}))
+    assert AdapterMetadata.read(file).temperatures == {"mode=generate": 2.0}
+    edit(tmp_path, lora_alpha=64)
+    assert AdapterMetadata.read(file).temperatures == {}
+
+
+def test_peft_finds_the_base_model_under_the_name_that_is_written(
+    model: nn.Module, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(str(llama))
+    monkeypatch.chdir(llama.parent)
+    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for named, written in ((BUILTIN, hub), (llama.name, str(llama)), ("owner/name", "owner/name")):
+        metadata = AdapterMetadata.of(LanguageModel(named), Lora(), LabelSet.from_names(["a", "b"]))
+        save_adapter(model, tokenizer, metadata, tmp_path)  # type: ignore[arg-type]
+        assert json.loads((tmp_path / PEFT_FILE).read_text())["base_model_name_or_path"] == written
+        assert adapter_settings(tmp_path)[0] == named, "medlit's own file keeps the user's name"
+    (tmp_path / METADATA_FILE).unlink()
+    edit(tmp_path, base_model_name_or_path=hub)
+    assert read_metadata(tmp_path, BUILTIN) is None, "and the Hub's name is the bundled model's too"

@@ -37,6 +37,9 @@ OTHER_LORA: dict[str, Any] = {
     "dora": True,
     "loftq": True,
     "seed": 1,
+    "rank_pattern": {"q_proj": 4},
+    "alpha_pattern": {"q_proj": 4},
+    "layers_to_transform": [0],
 }
 # Do not change what trained weights mean.
 TRAINING_ONLY = {"dropout", "seed"}

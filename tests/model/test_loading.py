@@ -96,7 +96,7 @@ def test_loftq_and_seed_reach_the_initialisation(
         given.update(arguments)
         return model
 
-    monkeypatch.setattr(loading, "_check_loftq", lambda *_: None)  # it needs a GPU
+    monkeypatch.setattr(loading, "check_loftq", lambda *_: None)  # it needs a GPU
     monkeypatch.setattr(FastLanguageModel, "get_peft_model", staticmethod(get_peft_model))
     load_model(settings, Lora(loftq=loftq, seed=5), CPU)
     assert given["random_state"] == 5

@@ -261,12 +261,17 @@ def fitted(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 Fitted = tuple[Path, dict[str, float], Weights]
 
 
+def validated(run: L.Trainer) -> dict[str, float]:
+    """The metrics of a validation alone, under the tags that they have in a fit."""
+    return {name.replace("validate/", "val/"): float(value) for name, value in run.callback_metrics.items()}
+
+
 def test_a_checkpoint_reproduces_its_validation_in_a_fresh_model(parts: Parts, fitted: Fitted) -> None:
     path, numbers, weights = fitted
     module, data = parts(lora=Lora(seed=9))
     run = trainer(data)
     run.validate(module, data, ckpt_path=str(path), weights_only=True, verbose=False)
-    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
+    assert validated(run) == pytest.approx(numbers, rel=1e-6)
     assert numbers.keys() == {f"val/{name}" for name in LOGGED}
     assert all(torch.equal(value, weights[name]) for name, value in adapter(module).items())
 
@@ -301,7 +306,7 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(parts: Parts, fit
         module, data = parts(batching={"eval_batch_size": size})
         run = trainer(data)
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
-        losses.append(float(run.callback_metrics["val/loss"]))
+        losses.append(float(run.callback_metrics["validate/loss"]))
     assert losses == pytest.approx([fitted[1]["val/loss"]] * 3, rel=1e-5)
 
 
@@ -315,7 +320,7 @@ def test_the_loss_comes_with_the_answers(
     with monkeypatch.context() as patch:
         patch.setattr(module_file, "loss_sum", lambda *_: pytest.fail("a second pass"))
         run.validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
-    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
+    assert float(run.callback_metrics["validate/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
 
 def second_pass(module: SpecialtyClassifier, data: TranscriptionDataModule) -> float:
@@ -335,7 +340,7 @@ def test_the_loss_is_of_the_table_s_spelling(parts: Parts, fitted: Fitted, tmp_p
     run = trainer(data)
     run.validate(module, data, ckpt_path=str(tmp_path / "upper.ckpt"), weights_only=True, verbose=False)
     assert module.label_set.names != data.label_set.names  # type: ignore[union-attr]
-    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
+    assert float(run.callback_metrics["validate/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
 
 # --- temperature ------------------------------------------------------------------------------------------------------
@@ -493,8 +498,8 @@ def test_a_checkpoint_with_more_labels_than_the_data_counts_by_its_own_ids(
     supports = {name: score["support"] for name, score in module.scores["per_class"].items()}
     assert supports == {name: list(wanted.values()).count(name) for name in more}
     assert module.scores["n"] == 8
-    assert float(run.callback_metrics["val/accuracy"]) == pytest.approx(float(module.results.correct.mean()))
-    assert float(run.callback_metrics["val/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
+    assert float(run.callback_metrics["validate/accuracy"]) == pytest.approx(float(module.results.correct.mean()))
+    assert float(run.callback_metrics["validate/loss"]) == pytest.approx(second_pass(module, data), rel=1e-4)
 
 
 def drop_a_weight(checkpoint: dict[str, Any]) -> None:
@@ -542,7 +547,7 @@ def test_an_adapter_folder_starts_a_model_with_its_labels(parts: Parts, fitted: 
     again, data = parts(adapter=str(folder))
     run = trainer(data)
     run.validate(again, data, verbose=False)
-    assert {name: float(value) for name, value in run.callback_metrics.items()} == pytest.approx(numbers, rel=1e-6)
+    assert validated(run) == pytest.approx(numbers, rel=1e-6)
 
     unlabelled, data = parts(adapter=str(folder), predict={"text": "A broken wrist."})
     answers = trainer(data).predict(unlabelled, data)
@@ -560,20 +565,20 @@ def test_dora_trains_and_is_the_same_when_loaded(parts: Parts, tmp_path: Path) -
     watch = Watch()
     run = trainer(data, watch, max_steps=2)
     run.validate(module, data, verbose=False)
-    before = float(run.callback_metrics["val/loss"])
+    before = float(run.callback_metrics["validate/loss"])
     run.fit(module, data)
     magnitudes = {name for name in watch.gradients[0] if "lora_magnitude_vector" in name}
     assert len(magnitudes) == 2 * 7
     assert all(watch.gradients[0][name].any() for name in magnitudes)
     run.validate(module, data, verbose=False)
-    loss = float(run.callback_metrics["val/loss"])
+    loss = float(run.callback_metrics["validate/loss"])
     assert loss < before
     write_adapter(module, tmp_path, data.fingerprint)
 
     again, data = parts(lora=Lora(dora=True), adapter=str(tmp_path))
     run = trainer(data)
     run.validate(again, data, verbose=False)
-    assert float(run.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-6)
+    assert float(run.callback_metrics["validate/loss"]) == pytest.approx(loss, rel=1e-6)
 
     other, data = parts(adapter=str(tmp_path))
     with pytest.raises(UserError, match=r"model\.lora\.dora: the adapter .* trained with True"):

@@ -19,6 +19,9 @@ IN_PEFT: dict[str, tuple[str, Any]] = {
     "target_modules": ("target_modules", ["q_proj", "down_proj"]),
     "rslora": ("use_rslora", True),
     "dora": ("use_dora", True),
+    "rank_pattern": ("rank_pattern", {"q_proj": 4}),
+    "alpha_pattern": ("alpha_pattern", {"q_proj": 4}),
+    "layers_to_transform": ("layers_to_transform", [1]),
 }
 # Arguments of `FastLanguageModel.get_peft_model` (see test_loading.py).
 AT_LOAD = {"loftq", "seed"}
@@ -43,3 +46,20 @@ def test_nothing_else_is_set_in_peft() -> None:
 def test_the_order_of_targets_is_no_structure() -> None:
     targets = Lora().target_modules
     assert Lora(target_modules=targets[::-1]).structure() == Lora().structure()
+
+
+@pytest.mark.parametrize("name", IN_PEFT)
+def test_a_setting_is_read_back_from_peft(name: str) -> None:
+    lora = Lora(**{name: IN_PEFT[name][1]})
+    assert Lora.from_peft(LoraConfig(**lora.as_peft()).to_dict()).structure() == lora.structure()
+
+
+def test_what_a_file_of_peft_lacks_has_peft_s_default() -> None:
+    assert Lora.from_peft({"target_modules": "q_proj"}) == Lora(r=8, alpha=8, target_modules="q_proj")
+    lora = Lora.from_peft({"target_modules": ["q_proj"], "layers_to_transform": 0, "lora_alpha": 32.0})
+    assert (lora.layers_to_transform, lora.alpha) == ([0], 32)
+
+
+@pytest.mark.parametrize("seen", [["b", "a"], ["a", "b"]])
+def test_patterns_have_the_order_in_which_peft_saves_them(seen: list[str]) -> None:
+    assert list(Lora(rank_pattern=dict.fromkeys(seen, 2)).as_peft()["rank_pattern"]) == ["a", "b"]

@@ -145,7 +145,7 @@ def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
 
 def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.data.audit.TOKENISED", 4)
-    monkeypatch.setattr("medlit.data.audit._BATCH", 3)
+    monkeypatch.setattr("medlit.data.audit.TOKENISED_AT_ONCE", 3)
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
     lengths = audit(

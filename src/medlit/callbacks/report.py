@@ -33,8 +33,9 @@ class RunReport(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the settings, even if the fit fails later."""
-        if trainer.logger is not None and isinstance(pl_module, SpecialtyClassifier):
-            trainer.logger.log_hyperparams(hyperparameters(pl_module))
+        if isinstance(pl_module, SpecialtyClassifier):
+            for logger in trainer.loggers:
+                logger.log_hyperparams(hyperparameters(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report a validation or a test, but not the sanity check."""
@@ -76,7 +77,7 @@ class RunReport(L.Callback):
         results = {f"hparams/{name}": float(metrics[name]) for name in names if name in metrics}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(pl_module), results)
+                logger.log_hyperparams(hyperparameters(pl_module), results, step=trainer.global_step)
 
 
 def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:

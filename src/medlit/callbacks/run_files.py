@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch.utils.tensorboard import SummaryWriter
 
 from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
@@ -100,28 +99,29 @@ class SaveSamples(L.Callback):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger; it is the first to need the run folder, and makes it readable by its owner alone."""
+    """TensorBoard's logger, whose files lie in the run folder itself."""
 
-    @property
-    def experiment(self) -> SummaryWriter:
-        """The writer."""
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            make_private(Path(self.log_dir))
-        return super().experiment  # type: ignore[no-any-return]
+    def __init__(self, folder: Path, in_fit: bool) -> None:
+        super().__init__(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+        self._in_fit = in_fit
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log; an evaluation has no epoch, and its folder may hold the fit's curve of epochs."""
+        kept = {name: value for name, value in metrics.items() if self._in_fit or name != "epoch"}
+        super().log_metrics(kept, step)
 
 
 def make_private(folder: Path) -> None:
     """Make a folder that only its owner can read; an existing one keeps its mode."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The run folder, made if it is missing; every process must call this, since `log_dir` is broadcast.
+    """The run folder, made if it is missing; every process must call this, since the first one chooses it.
 
-    A trial run (`fast_dev_run`) gets a path, but no folder.
+    It does not depend on the loggers. A trial run (`fast_dev_run`) gets a path, but no folder.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         make_private(folder)
     return folder

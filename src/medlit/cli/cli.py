@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -31,6 +33,7 @@ from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments
 from medlit.cli.environment import (
     check_device,
+    check_loggers,
     check_processes,
     check_slurm,
     check_weights_named,
@@ -41,6 +44,7 @@ from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.cli.validation import (
     ENV_PREFIX,
+    adopt_adapter,
     check_renamed,
     check_seed,
     check_settings,
@@ -50,19 +54,20 @@ from medlit.cli.validation import (
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
-from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint
+from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
+from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
-from medlit.run_folder import next_version, resolve_checkpoint, run_name, run_of, versions
+from medlit.run_folder import claim, next_version, resolve_checkpoint, run_name, run_of, sole_fit, versions
 
 
 class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
-        verb, *rest = args
-        check_renamed(rest, env_prefix := f"{ENV_PREFIX}_{verb.upper()}__")
+        verb, *self._rest = args
+        check_renamed(self._rest, env_prefix := f"{ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
@@ -74,7 +79,7 @@ class MedlitCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
-            args=[verb, *settle_length(rest, env_prefix)],
+            args=[verb, *settle_length(self._rest, env_prefix)],
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -104,11 +109,13 @@ class MedlitCLI(LightningCLI):
         trainer = config.trainer
         check_device(trainer.accelerator, trainer.devices)
         check_settings(config, fit=self.subcommand == "fit")
+        adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":
             arguments.prepare_predict(config)
         check_slurm(trainer.plugins)
+        check_loggers(trainer.logger)
         self.run_folder = self._choose_run(config)
         check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
 
@@ -116,7 +123,7 @@ class MedlitCLI(LightningCLI):
         """Resolve `best` and `last`, and choose the folder for this verb's files."""
         root = Path(config.trainer.default_root_dir)
         name = run_name([str(path) for path in config.config or []])
-        run = Path(config.run_dir) if config.run_dir else None
+        run = local_path("run_dir", config.run_dir) if config.run_dir else None
         if config.ckpt_path is not None:
             path = resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
@@ -125,6 +132,7 @@ class MedlitCLI(LightningCLI):
             check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
             run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
+        self._is_numbered = run is None
         return run or next_version(root, name)
 
     def instantiate_classes(self) -> None:
@@ -137,14 +145,10 @@ class MedlitCLI(LightningCLI):
             raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
-        """Build the trainer with its logger and medlit's callbacks."""
+        """Build the trainer with medlit's callbacks; it gets its logger with its folder."""
         config = self.config[self.subcommand]
-        folder = self.run_folder
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = RunLogger(
-                save_dir=folder.parent.parent, name=folder.parent.name, version=folder.name, default_hp_metric=False
-            )
-        kwargs["default_root_dir"] = str(folder)
+            kwargs["logger"] = False
         one_note = self.subcommand == "predict" and config.data.predict.text is not None
         if one_note:
             self.save_config_callback = None
@@ -198,6 +202,8 @@ class MedlitCLI(LightningCLI):
             check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
             if self.subcommand == "fit":
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
+            else:
+                set_step(trainer, checkpoint)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
@@ -207,8 +213,23 @@ class MedlitCLI(LightningCLI):
         trainer.check_val_every_n_epoch = None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb."""
-        with clean_up_on_failure(self.trainer, self.run_folder):
+        """Run the verb in its folder, which the first process makes; only the trainer says which one that is."""
+        config, trainer, is_new = self.config[subcommand], self.trainer, False
+        writes = not self.predictions.to_stdout and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if writes and trainer.is_global_zero:
+            self.run_folder, is_new = claim(self.run_folder, self._is_numbered)
+        with clean_up_on_failure(trainer, self.run_folder, existed=not is_new), ExitStack() as stack:
+            if writes and trainer.is_global_zero and subcommand == "fit":
+                stack.enter_context(sole_fit(self.run_folder, config.ckpt_path))
+            # All files go to this folder, whatever the loggers.
+            trainer._default_root_dir = str(self.run_folder)  # type: ignore[attr-defined]  # it has no setter
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.run_folder / "checkpoints")
+            if writes and config.trainer.logger in (None, True):
+                trainer.logger = RunLogger(self.run_folder, in_fit=subcommand == "fit")
+            if not config.get("output"):
+                self.predictions.path = self.run_folder / arguments.PREDICTIONS
             try:
                 super()._run_subcommand(subcommand)
             except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there

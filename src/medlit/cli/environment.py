@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from medlit.errors import UserError
+from medlit.paths import local_path
 
 # What `srun` sets for each of its processes.
 _SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
@@ -66,12 +67,20 @@ def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other che
         raise UserError(f"trainer.devices, trainer.num_nodes: {error}") from error
 
 
+def check_loggers(loggers: Any) -> None:  # noqa: ANN401 - true, false, one logger or a list, as jsonargparse parsed them
+    """Check that loggers write to folders: one that takes a URL for a folder makes one of that name."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        for key in ("save_dir", "root_dir", "dir") if isinstance(logger, Namespace) else ():
+            local_path(f"trainer.logger.init_args.{key}", logger.get(f"init_args.{key}") or "")
+
+
 def check_writable(key: str, path: Path) -> None:
     """Check that a file or folder, which the setting `key` names, can be created.
 
     Raises:
-        UserError: the nearest existing folder is a file, or closed to this user.
+        UserError: it is a URL, or the nearest existing folder is a file or closed to this user.
     """
+    path = local_path(key, path)
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise UserError(f"{key}: {path} cannot be written, since {parent} is a file; name another place.")

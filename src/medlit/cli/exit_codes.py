@@ -45,9 +45,8 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextmanager
-def clean_up_on_failure(trainer: L.Trainer, folder: Path) -> Iterator[None]:
+def clean_up_on_failure(trainer: L.Trainer, folder: Path, existed: bool = True) -> Iterator[None]:
     """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was."""
-    existed = folder.exists()
     events = set(folder.glob("events.out.tfevents.*"))
     try:
         yield
@@ -56,6 +55,10 @@ def clean_up_on_failure(trainer: L.Trainer, folder: Path) -> Iterator[None]:
         if trainer.is_global_zero and isinstance(error, UserError):
             _remove_traces(folder, existed, events)
         raise
+    finally:
+        for path in () if existed else (folder, folder.parent, folder.parent.parent):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
 
 
 def _end_other_processes(trainer: L.Trainer) -> None:
@@ -77,6 +80,3 @@ def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
             path.unlink()
     elif not (folder / "checkpoints").exists() and not find_shards(folder / PREDICTIONS):  # nothing to resume from
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in (folder.parent, folder.parent.parent):
-            with suppress(OSError):  # it holds other runs
-                parent.rmdir()

@@ -18,12 +18,16 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities import rank_zero_info
 
+from medlit.base_model import BUILTIN, is_same_model
 from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
+from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.module import SpecialtyClassifier
+from medlit.model.settings import Lora
 
 ENV_PREFIX = "MEDLIT"
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -127,6 +131,44 @@ def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  #
             _check_group(key, hint, values[name])  # type: ignore[arg-type]
         elif values[name] is None and type(None) not in get_args(hint):
             raise UserError(f"{key}: must have a value; leave it out for the default.")
+
+
+def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa: ANN401 - as above
+    """Take base model and LoRA settings from `model.adapter` where the user left the defaults.
+
+    A flag, a variable, or a config's value other than the default is the user's and must agree with the adapter.
+
+    Raises:
+        UserError: it does not, or medlit cannot run the adapter.
+    """
+    if config.model.adapter is None or config.model.lora is None:
+        return
+    folder, stated = adapter_folder(config.model.adapter), set()
+    for _, where, settings in _given(args, f"{ENV_PREFIX}_{verb.upper()}__"):
+        direct = where.startswith(("flag ", "environment "))
+        stated |= {name for name in settings if direct or name == "model.language_model.base_model"}
+    base, revision, theirs = adapter_settings(folder)
+    model, adopted, differing = config.model.language_model, [], []
+    is_default = model.base_model == BUILTIN and "model.language_model.base_model" not in stated
+    if is_default and base and not is_same_model(BUILTIN, base):
+        model.base_model = base
+        adopted.append(f"model.language_model.base_model {base}")
+    read_metadata(folder, model.base_model)  # refuses another base model
+    if model.base_model == base:
+        model.revision = model.revision or revision
+    config.data.tokenizer.base_model, config.data.tokenizer.revision = model.base_model, model.revision
+    ours, defaults = Lora(**config.model.lora.as_dict()).structure(), Lora().structure()
+    for name in sorted(ours.keys() & theirs.keys()):
+        key, mine, other = f"model.lora.{name}", ours[name], theirs[name]
+        if mine != other and (key in stated or mine != defaults[name]):
+            differing.append(f"{key}: the adapter {folder} was trained with {other!r} and the config says {mine!r}")
+        elif mine != other:
+            adopted.append(f"{key} {other}")
+            config.model.lora[name] = other
+    if differing:
+        raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
+    if adopted:
+        rank_zero_info(f"Taken from {folder}: {', '.join(adopted)}")
 
 
 def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:

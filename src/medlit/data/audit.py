@@ -31,7 +31,7 @@ TOKENISED = 20_000  # notes; a tokenizer takes a minute for every 100,000, and p
 
 _EXAMPLES = 20  # ids, or groups of ids, that a finding lists
 _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-_BATCH = 1_000  # notes
+TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
@@ -147,7 +147,7 @@ def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None
     words: list[int] = []
     tokens: list[int] = []
     remaining = iter(notes)
-    while batch := list(islice(remaining, _BATCH)):
+    while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
         if count_tokens is not None:
             tokens += count_tokens([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]
@@ -226,7 +226,7 @@ def _other_columns(source: str, revision: str | None, columns: Columns) -> Itera
             continue
         others = sorted(set(table.rows.column_names) - {columns.text, columns.label, id_column(table, columns)})
         chosen = table.rows.select_columns([columns.label, *others])
-        for batch in chosen.with_format("arrow").iter(batch_size=10 * _BATCH):
+        for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
             labels = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))

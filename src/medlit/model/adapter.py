@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from medlit.atomic_io import write_json
+from medlit.base_model import is_same_model, name_for_peft
 from medlit.errors import UserError
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata
+from medlit.model.adapter_metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata, read_peft_config
+from medlit.model.language_model import trainable_names
+from medlit.model.settings import Lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata: AdapterMetadata, folder: Path) -> None:
-    """Write adapter, tokenizer and metadata into an existing folder, naming the base model as the user did."""
+    """Write adapter, tokenizer and metadata into an existing folder."""
     config = model.peft_config["default"]
     loaded_from = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = metadata.base_model, metadata.revision
+    config.base_model_name_or_path, config.revision = name_for_peft(metadata.base_model), metadata.revision
     try:
         # The embedding is never trained here; without this PEFT asks the Hub whether the vocabulary grew.
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
@@ -49,34 +54,76 @@ def adapter_folder(adapter: str) -> Path:
             raise UserError(
                 f"model.adapter: {adapter} is neither a folder nor available from the Hub; check the name."
             ) from error
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / PEFT_FILE).is_file():
         raise UserError(
             f"model.adapter: {adapter} holds no adapter_config.json; give a folder that medlit or PEFT wrote."
         )
+    if (pickle := folder / "adapter_model.bin").is_file() and not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"model.adapter: {pickle} may hold code beside weights; load it with PEFT and save it again as safetensors."
+        )
     return folder
+
+
+def adapter_settings(folder: Path) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Base model, its revision, and the structural LoRA settings that an adapter was trained with."""
+    config, lora = read_peft_config(folder / PEFT_FILE)
+    if (folder / METADATA_FILE).is_file():
+        metadata = AdapterMetadata.read(folder / METADATA_FILE)
+        return metadata.base_model, metadata.revision, metadata.lora
+    base, revision = (
+        str(config[name]) if config.get(name) else None for name in ("base_model_name_or_path", "revision")
+    )
+    return base, revision, lora.structure()
+
+
+def read_metadata(folder: Path, base_model: str) -> AdapterMetadata | None:
+    """What medlit recorded of an adapter; None if another program wrote it, for the base model that is given.
+
+    Raises:
+        UserError: a file is damaged, or another program wrote the adapter for another base model.
+    """
+    if (folder / METADATA_FILE).is_file():
+        return AdapterMetadata.read(folder / METADATA_FILE)
+    theirs, _, _ = adapter_settings(folder)
+    if theirs and not is_same_model(base_model, theirs):
+        raise UserError(
+            f"model.language_model.base_model: the adapter {folder} belongs to {theirs!r} and the config says"
+            f" {base_model!r}; set it to the former, or, if both are one model, write its name into"
+            f" base_model_name_or_path of {PEFT_FILE}."
+        )
+    return None
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
     """Read an adapter's weights into a model that has an adapter of the same shape.
 
     Raises:
-        UserError: the file is missing, broken, or holds other weights than the model has.
+        UserError: the file is missing, broken, or holds other weights than the model has, or scales them otherwise.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS_FILE
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
     if any(not bool(value.isfinite().all()) for value in weights.values()):
         raise UserError(f"model.adapter: {file} holds weights that are not finite numbers; take another adapter.")
+    ours = Lora.from_peft(model.peft_config["default"].to_dict()).structure()
+    theirs = read_peft_config(folder / PEFT_FILE)[1].structure()
+    for name in ("r", "alpha", "rslora", "dora", "bias", "rank_pattern", "alpha_pattern"):
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"model.lora.{name}: model.adapter: {folder} does not fit, since it was trained with {theirs[name]!r}"
+                f" and the config says {ours[name]!r}; set it to the former."
+            )
     try:
         result: Any = set_peft_model_state_dict(model, weights)
     except RuntimeError as error:
         raise UserError(f"model.adapter: the weights in {file} do not fit the base model's layers.") from error
-    absent = [key for key in result.missing_keys if "lora_" in key]
+    absent = trainable_names(model).intersection(result.missing_keys)
     if absent or result.unexpected_keys:
         raise UserError(
             f"model.adapter: {file} does not fit: {len(absent)} weights are missing and {len(result.unexpected_keys)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -23,6 +23,7 @@ from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import run_of
 
 METADATA_FILE = "medlit.json"
+PEFT_FILE = "adapter_config.json"
 _DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
 
 
@@ -115,20 +116,46 @@ class AdapterMetadata:
 
     @classmethod
     def read(cls, file: Path) -> AdapterMetadata:
-        """Read an adapter's metadata file.
+        """Read an adapter's metadata file; PEFT's file beside it overrides how the weights are applied.
 
         Raises:
-            UserError: it is damaged.
+            UserError: one of them is damaged.
         """
         try:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
-        return cls.from_dict(values)
+        metadata = cls.from_dict(values)
+        if not (peft := file.with_name(PEFT_FILE)).is_file():
+            return metadata
+        recorded = Lora().structure() | metadata.lora
+        # Unsloth rewrites names of layers for some families, and what they name is seen from the weights.
+        kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform", "loftq")}
+        lora = recorded | read_peft_config(peft)[1].structure() | kept
+        return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint that loads without running code, and for JSON."""
         return asdict(self)
+
+
+def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
+    """An adapter's `adapter_config.json`: all of it, and the LoRA settings in it.
+
+    Raises:
+        UserError: it is damaged, or medlit does not run such an adapter.
+    """
+    try:
+        config = {**json.loads(file.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
+    try:
+        return config, Lora.from_peft(config)
+    except ValueError as error:
+        raise UserError(
+            f"model.adapter: in {file} {error}; merge the adapter into its base model with PEFT (merge_and_unload) and"
+            " set model.language_model.base_model to the merged folder."
+        ) from error
 
 
 _KEY_OF_0_1 = ", length_normalise=False, content_free=[]"

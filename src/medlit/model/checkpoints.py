@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
@@ -134,6 +135,15 @@ def _same_structure(theirs: object, ours: object) -> bool:
             and all(_same_structure(theirs[k], ours[k]) for k in ours)
         )
     return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
+
+
+def set_step(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Give an evaluation its checkpoint's step, for curves, figures and samples; Lightning (2.6.6) leaves it at 0."""
+    step = checkpoint.get("global_step")
+    if isinstance(step, int):
+        loop = trainer.fit_loop.epoch_loop
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+        loop._batches_that_stepped = step
 
 
 def repair_progress(

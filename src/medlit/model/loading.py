@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from medlit.errors import UserError
 from medlit.model import memory
 from medlit.model.families import FUSED_TARGETS, enable_packing
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.settings import LOFTQ, LanguageModel, Lora
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,18 +60,22 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             )
             _check_loaded(model, language_model)
             if lora is not None:
-                _check_targets(model, lora.target_modules)
+                _check_targets(model, lora)
                 if lora.loftq:
-                    _check_loftq(model, device)
+                    check_loftq(model, device)
                 model = FastLanguageModel.get_peft_model(
                     model,
                     **lora.as_peft(),
                     init_lora_weights="loftq" if lora.loftq else True,
-                    loftq_config={"loftq_bits": 4, "loftq_iter": 1} if lora.loftq else None,
+                    loftq_config=LOFTQ if lora.loftq else None,
                     use_gradient_checkpointing=unsloth_checkpointing(language_model),
                     random_state=lora.seed,
                     max_seq_length=language_model.max_length,
                 )
+                for name, parameter in model.named_parameters():  # Unsloth freezes what is no LoRA matrix
+                    ends = {"all": ".bias", "lora_only": ".base_layer.bias"}
+                    if lora.bias in ends and name.endswith(ends[lora.bias]):
+                        parameter.requires_grad_(True)
     except (SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"model.language_model.base_model: the weights of {language_model.base_model} are truncated, damaged, or"
@@ -146,18 +151,35 @@ def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:
         )
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    """Refuse LoRA targets that no layer has; PEFT ignores them as long as another one matches."""
-    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    absent = [name for name in targets if name not in leaves and FUSED_TARGETS.get(name) not in leaves]
-    if absent:
-        linear = sorted({name for name in leaves if name.endswith("_proj")})
-        raise UserError(
-            f"model.lora.target_modules: the base model has no layer called {absent[0]!r}; it has {', '.join(linear)}."
-        )
+def _check_targets(model: nn.Module, lora: Lora) -> None:
+    """Refuse LoRA settings that fit no layer; PEFT ignores them as long as another one fits."""
+    names = [name for name, _ in model.named_modules()]
+    # Unsloth trains an adapter of `lm_head` as a copy of its weights.
+    linear = {n for n, part in model.named_modules() if isinstance(part, nn.Linear) and not n.endswith("lm_head")}
+    given = [(name, text, f"({text})") for name in ("rank_pattern", "alpha_pattern") for text in getattr(lora, name)]
+    if isinstance(lora.target_modules, list):
+        ends = {text: f"({re.escape(text)}|{FUSED_TARGETS.get(text, re.escape(text))})" for text in lora.target_modules}
+        given += [("target_modules", text, end) for text, end in ends.items()]
+    given = [(name, text, rf"(.*\.)?{end}") for name, text, end in given]
+    if isinstance(lora.target_modules, str):
+        given.append(("target_modules", lora.target_modules, lora.target_modules))
+    for setting, text, pattern in given:
+        try:
+            found = {name for name in names if re.fullmatch(pattern, name)}
+        except re.error:
+            found = set()
+        if not found or (setting == "target_modules" and not found <= linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(
+                f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
+                f" {known}."
+            )
+    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    if lora.layers_to_transform and max(lora.layers_to_transform) >= layers:
+        raise UserError(f"model.lora.layers_to_transform: the base model has {layers} layers, from 0 to {layers - 1}.")
 
 
-def _check_loftq(model: nn.Module, device: torch.device) -> None:
+def check_loftq(model: nn.Module, device: torch.device) -> None:
     """LoftQ quantises the weights itself, with kernels that only a GPU has."""
     from bitsandbytes.nn import Params4bit
 

@@ -250,9 +250,17 @@ def fit_memory(
 
 
 def _adapter_size(model: nn.Module, lora: Lora) -> int:
-    targets = {*lora.target_modules, *FUSED_TARGETS.values()}
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    settings = lora.as_peft()
+    if isinstance(lora.target_modules, list):
+        settings["target_modules"] = [*lora.target_modules, *FUSED_TARGETS.values()]
+    config = LoraConfig(**settings)
     return sum(
-        lora.r * (part.in_features + part.out_features)
+        lora.rank_pattern.get(get_pattern_key(settings["rank_pattern"], name), lora.r)
+        * (part.in_features + part.out_features)
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets
+        if isinstance(part, nn.Linear) and check_target_module_exists(config, name)
     )

@@ -19,9 +19,8 @@ from medlit.errors import UserError
 from medlit.evaluation.calibration import fit_temperature
 from medlit.evaluation.metrics import LOGGED
 from medlit.evaluation.results import Results
-from medlit.model.adapter import adapter_folder, load_adapter
+from medlit.model.adapter import adapter_folder, load_adapter, read_metadata
 from medlit.model.adapter_metadata import (
-    METADATA_FILE,
     AdapterMetadata,
     check_metadata,
     decoding_key,
@@ -44,7 +43,7 @@ class SpecialtyClassifier(L.LightningModule):
         lora: the adapter that is trained; null: the bare base model.
         optimizer: AdamW with 8-bit state and its learning-rate schedule.
         decoding: how the model answers.
-        adapter: start from this adapter, a folder or a Hub id; its r, alpha and targets must be those of model.lora.
+        adapter: start from this adapter, a folder or a Hub id; its settings replace defaults of model.lora.
         instruction: set from data.instruction.
         mask_prompt: set from data.mask_prompt.
         max_response_tokens: set from data.max_response_tokens.
@@ -92,10 +91,10 @@ class SpecialtyClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Take labels and temperature from the adapter's metadata, if there is an adapter that medlit wrote."""
         if self.adapter is not None:
-            file = adapter_folder(self.adapter) / METADATA_FILE
-            if file.is_file():
-                metadata = AdapterMetadata.read(file)
-                self._adopt(metadata, f"the adapter {file.parent}")
+            folder = adapter_folder(self.adapter)
+            metadata = read_metadata(folder, self.language_model.base_model)
+            if metadata is not None:
+                self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
                     self.temperature = metadata.temperatures.get(decoding_key(self.decoding))
 
@@ -183,7 +182,7 @@ class SpecialtyClassifier(L.LightningModule):
         values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}
         # Every process has the metrics of all processes.
         logged = {f"{self.stage}/{name}": float(values[name]) for name in LOGGED}
-        self.log_dict(logged, prog_bar=self.stage == "val")
+        self.log_dict(logged, prog_bar=not self.trainer.testing)
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
     on_test_epoch_start = on_validation_epoch_start
@@ -224,8 +223,8 @@ class SpecialtyClassifier(L.LightningModule):
 
     @property
     def stage(self) -> str:
-        """First half of a metric's tag: `val` or `test`."""
-        return "test" if self.trainer.testing else "val"
+        """First half of a metric's tag: `val` in a fit, else the verb, `validate` or `test`."""
+        return "val" if self.trainer.state.fn == "fit" else str(self.trainer.state.fn.value)  # type: ignore[union-attr]
 
     @property
     def metadata(self) -> AdapterMetadata:

@@ -7,10 +7,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 from medlit.base_model import BUILTIN
 from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
+LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
+# Of an `adapter_config.json`: values that stand for nothing, PEFT's defaults of what medlit's default differs from, and
+# what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
+_UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
+_PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}
+_ALLOWED: dict[str, list[Any]] = {
+    "peft_type": ["LORA"],
+    "layers_pattern": ["layers", ["layers"]],
+    "init_lora_weights": [True, "gaussian", "eva", "orthogonal", "loftq"],  # the others change the frozen weights
+}
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("fan_in_fan_out", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "runtime_config"),
+    "ensure_weight_tying",
+}
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -56,28 +73,69 @@ class Lora:
         alpha: the update is scaled by alpha / r.
         dropout: probability of dropping an input of the adapter; 0 is Unsloth's fast path.
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
-        target_modules: linear layers that get an adapter.
+        target_modules: linear layers that get an adapter: a list of names or of the ends of names, or one regular
+            expression for whole names.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         dora: train the magnitude of each weight apart from its direction (Liu 2024, arXiv 2402.09353); slower, without
             Unsloth's fast path.
         loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
+        rank_pattern: a rank other than r, by the end of a layer's name as a regular expression.
+        alpha_pattern: an alpha of its own, likewise.
+        layers_to_transform: numbers of the decoder layers that get an adapter, from 0; null: all.
     """
 
     r: PositiveInt = _lora(16, "r")
     alpha: PositiveInt = _lora(16, "lora_alpha")
     dropout: DropoutRate = _lora(0.0, "lora_dropout", structural=False)
     bias: Literal["none", "all", "lora_only"] = _lora("none", "bias")
-    target_modules: list[str] = _lora(lambda: list(TARGET_MODULES), "target_modules")
+    target_modules: list[str] | str = _lora(lambda: list(TARGET_MODULES), "target_modules")
     rslora: bool = _lora(False, "use_rslora")
     dora: bool = _lora(False, "use_dora")
     loftq: bool = _lora(False)  # changes the frozen weights too, in a way that the same setting repeats at load
     seed: NonNegativeInt = _lora(3407, structural=False)
+    rank_pattern: dict[str, PositiveInt] = _lora(dict, "rank_pattern")
+    alpha_pattern: dict[str, PositiveInt] = _lora(dict, "alpha_pattern")
+    layers_to_transform: list[NonNegativeInt] | None = _lora(None, "layers_to_transform")
 
     def as_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`, without initialisation."""
-        return {f.metadata["peft"]: getattr(self, f.name) for f in fields(self) if f.metadata["peft"]}
+        values = {f.metadata["peft"]: getattr(self, f.name) for f in fields(self) if f.metadata["peft"]}
+        # The first pattern that matches wins, and PEFT sorts them when it saves an adapter.
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, dict) else value for name, value in values.items()
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Lora:
+        """Read what PEFT's `LoraConfig` saves, `as_peft` backwards.
+
+        Raises:
+            ValueError: medlit cannot run it; the message says why.
+        """
+        config = _PEFT_DEFAULTS | {k: v for k, v in config.items() if type(v) is int or v not in _UNSET}
+        names = {f.metadata["peft"]: f.name for f in fields(cls) if f.metadata["peft"]}
+        loftq = config["init_lora_weights"] == "loftq"
+        allowed = _ALLOWED | ({"loftq_config": [LOFTQ]} if loftq else {})
+        for name, value in config.items():
+            known = name in allowed or name in names or name in _WITHOUT_EFFECT
+            if not known or value not in allowed.get(name, [value]):
+                raise ValueError(f"{name} is {value!r}, which medlit does not run")
+        values = {names[name]: value for name, value in config.items() if name in names}
+        if isinstance(targets := values.get("target_modules"), list | set):
+            values["target_modules"] = sorted(targets, key=str)
+        elif targets is None:
+            raise ValueError("target_modules is missing")
+        if isinstance(layers := values.get("layers_to_transform"), int):
+            values["layers_to_transform"] = [layers]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--lora", type=cls)
+        try:
+            return cls(**parser.parse_object({"lora": values | {"loftq": loftq}}).lora.as_dict())
+        except ArgumentError as error:
+            name = next((peft for peft, ours in names.items() if f'"lora.{ours}"' in str(error)), "a value")
+            raise ValueError(f"{name} is {config.get(name)!r}, which medlit does not run") from error
 
     def structure(self) -> dict[str, Any]:
         """The settings that decide which weights there are and what they mean."""

@@ -1,9 +1,14 @@
-"""Verbs of medlit's own, beside Lightning's: each is a module with `run(args) -> exit code`."""
+"""Commands beside Lightning's: each is a module with `run(args) -> exit code`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medlit.errors import UserError
 
 
 def make_parser(tool: str) -> argparse.ArgumentParser:
@@ -18,3 +23,14 @@ def make_parser(tool: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def recorded_config(path: Path) -> dict[str, Any]:
+    """Read the config that a command recorded in its run folder."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"run_dir: {path} is missing or damaged; run the command that writes it again.")
+    return values

@@ -47,13 +47,20 @@ def test_a_merged_model_answers_like_the_measured_one(run: Path) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("bias", ["none", "lora_only"])
-def test_the_sum_is_pefts_own(llama: Path, tmp_path: Path, rslora: bool, bias: str, dora: bool) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"1.+down_proj": 3}, "layers_to_transform": [1]}]
+)
+def test_the_sum_is_pefts_own(
+    llama: Path, tmp_path: Path, rslora: bool, bias: str, dora: bool, more: dict[str, Any]
+) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attention_bias=bias != "none")
     targets = ["q_proj", "o_proj", "down_proj"]
-    settings = LoraConfig(r=4, lora_alpha=24, target_modules=targets, use_rslora=rslora, use_dora=dora, bias=bias)
+    settings = LoraConfig(
+        r=4, lora_alpha=24, target_modules=targets, use_rslora=rslora, use_dora=dora, bias=bias, **more
+    )
     model = get_peft_model(base, settings)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from medlit.errors import UserError
 from medlit.evaluation.compare import compare
@@ -21,8 +20,8 @@ from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import next_version, run_name
-from medlit.tools import make_parser
+from medlit.run_folder import claim, next_version, run_name
+from medlit.tools import make_parser, recorded_config
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +54,7 @@ def run(args: Sequence[str]) -> int:
     config = parse_settings("baseline", [*([] if run_dir is None else _recorded_settings(run_dir)), *rest])
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
-    check_writable("run_dir", folder / "report.html")
+    check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
     others = [_other_run(other) for other in options.beside]
@@ -69,6 +68,7 @@ def run(args: Sequence[str]) -> int:
         from medlit.tools.baseline.head import classification_head
 
         fitted.append(classification_head(notes, data, config))
+    folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
     write_report(folder)
@@ -81,9 +81,9 @@ def _recorded_settings(run_dir: Path) -> list[str]:
     test, fit = run_dir / "config_test.yaml", run_dir / "config_fit.yaml"
     if not test.is_file():
         raise UserError(f"run_dir: {run_dir} has no config_test.yaml; run 'medlit test' for it first.")
-    config = _read_config(test)
+    config = recorded_config(test)
     values: dict[str, Any] = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
-    trainer = _read_config(fit if fit.is_file() else test).get("trainer", {})
+    trainer = recorded_config(fit if fit.is_file() else test).get("trainer", {})
     kept = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
     values["trainer"] = {name: trainer[name] for name in kept if trainer.get(name) is not None}
     return ["--config", json.dumps(values)]
@@ -91,21 +91,11 @@ def _recorded_settings(run_dir: Path) -> list[str]:
 
 def _other_run(run_dir: Path) -> System:
     """Another run's test as a system; the bare base model is called zero-shot."""
-    config = _read_config(run_dir / "config_test.yaml") if (run_dir / "config_test.yaml").is_file() else {}
+    config = recorded_config(run_dir / "config_test.yaml") if (run_dir / "config_test.yaml").is_file() else {}
     model = config.get("model", {})
     bare = model.get("lora", {}) is None and model.get("adapter") is None and config.get("ckpt_path") is None
     absolute = run_dir.absolute()
     return replace(read_system(run_dir, MODEL), name="zero_shot" if bare else f"{absolute.parent.name}-{absolute.name}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"run_dir: {path} is damaged; run the command that wrote it again.")
-    return values
 
 
 def _show(systems: Sequence[System], files: Sequence[Path]) -> None:

@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from medlit._version import __version__
 from medlit.atomic_io import read_json
+from medlit.base_model import hub_id
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, number, percent
 from medlit.report.page import FACTS
 from medlit.report.systems import MODEL, comparable
-from medlit.tools.export.source import Weights, hub_id, public_name
+from medlit.tools.export.source import Weights, public_name
 
 if TYPE_CHECKING:
     from medlit.tools.export.verify import Verification

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from medlit.atomic_io import atomic_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable, silence_warnings
-from medlit.cli.validation import check_settings
+from medlit.cli.validation import adopt_adapter, check_settings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.source import find_weights, fit_settings, hub_id, reference_answers, run_of_adapter
+from medlit.tools.export.source import find_weights, fit_settings, reference_answers, run_of_adapter
 from medlit.tools.export.verify import Verification
 
 VERIFICATION_FILE = "verification.json"
@@ -76,8 +75,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         model_folder = Path(scratch) if options.to == "gguf" else folder  # on the disk of the export
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
-            published = hub_id(base.base_model) if options.to == "hub" else base.base_model
-            save_adapter(model, tokenizer, replace(weights.metadata, base_model=published), model_folder)
+            save_adapter(model, tokenizer, weights.metadata, model_folder)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
@@ -148,6 +146,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
         settings += ["--model.adapter", options.adapter]
     config = parse_settings("export", settings)
     check_settings(config)
+    adopt_adapter(config, settings, "EXPORT")
     check_device(config.trainer.accelerator, 1)
     return config
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.atomic_io import write_json
-from medlit.base_model import BUILTIN
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -31,6 +29,7 @@ from medlit.model.language_model import at_default_precision, inference_mode, tr
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
+from medlit.tools import recorded_config
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
@@ -92,11 +91,6 @@ def public_name(source: str) -> str:
     return source if is_hub_id else path.name
 
 
-def hub_id(base_model: str) -> str:
-    """The name under which a base model is published."""
-    return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
-
-
 def run_of_adapter(adapter: str | None) -> Path | None:
     """The run folder that an adapter folder is in, or None."""
     return Path(adapter).parent if adapter and (Path(adapter).parent / _FIT_CONFIG).is_file() else None
@@ -104,15 +98,13 @@ def run_of_adapter(adapter: str | None) -> Path | None:
 
 def fit_settings(run: Path) -> list[str]:
     """The settings of a run's fit, as an argument that further flags override."""
-    file = run / _FIT_CONFIG
+    config = recorded_config(run / _FIT_CONFIG)
+    settings = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        settings = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
         settings["model"].pop("adapter", None)  # what the fit started from
         settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        message = f"run_dir: {file} is missing or damaged; give the settings of the fit with --config."
-        raise UserError(message) from error
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"run_dir: {run / _FIT_CONFIG} is damaged; give the fit's settings with --config.") from None
     return ["--config", json.dumps(settings)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
 
 from medlit.run_folder import sole_fit
@@ -479,11 +481,91 @@ def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: st
         ("--model.lora.r", "2.5", "model.lora.r: must be an integer of at least 1, not 2.5"),
         ("--model.lora", "null", "model.lora: null is the bare base model, and a fit trains an adapter"),
         ("--trainer.max_steps", "0", "trainer.max_steps: must be at least 1, or -1"),
+        ("--trainer.max_steps", "-1", "trainer.max_steps: -1 needs another limit; set trainer.max_epochs or"),
+        ("--trainer.max_time", "00:00:00:00", "trainer.max_time: must be over 0, or null, not 00:00:00:00"),
+        ("--trainer.max_time", "soon", "trainer: `Timer(duration='soon')` is not a valid duration"),
+        ("--trainer.log_every_n_steps", "0", "trainer.log_every_n_steps: must be at least 1, not 0"),
+        ("--trainer.log_every_n_steps", "-1", "trainer.log_every_n_steps: must be at least 1, not -1"),
+        ("--trainer.num_sanity_val_steps", "-2", "trainer.num_sanity_val_steps: must be at least 0, or -1 for all"),
+        ("--trainer.use_distributed_sampler", "true", "trainer.use_distributed_sampler: medlit's samplers"),
+        ("--trainer.barebones", "true", "trainer.barebones: it would turn off validations and checkpoints"),
+        ("--trainer.accelerator", "tpu", "trainer.accelerator: must be 'auto', 'gpu' or 'cpu', not 'tpu'"),
+        ("--trainer.profiler", "xla", "trainer.profiler: must be 'simple', 'advanced', 'pytorch' or null, not 'xla'"),
+        ("--trainer.precision", "transformer-engine", "trainer: Requirement 'transformer_engine"),
+        ("--seed_everything", "-1", "seed_everything: must be an integer from 0 to 4294967295, true or false, not -1"),
+        ("--seed_everything", "4294967296", "seed_everything: must be an integer from 0 to 4294967295"),
+        ("--early_stopping.patience", "-1", "early_stopping.patience: must be at least 0, not -1"),
+        ("--early_stopping.check_on_train_epoch_end", "true", "early_stopping.check_on_train_epoch_end: a fit stops"),
+        ("--checkpoint.save_on_train_epoch_end", "true", "checkpoint.save_on_train_epoch_end: the best checkpoint is"),
+        ("--checkpoint.save_last", "true", "checkpoint.save_last: the last weights are always kept"),
+        *(
+            ("--trainer.strategy", name, f"trainer.strategy: must be 'auto' or 'ddp', not {name!r}")
+            for name in ("ddp_spawn", "ddp_fork", "ddp_notebook", "deepspeed", "fsdp", "xla", "dp", "DDPStrategy")
+        ),
+        ("--trainer.strategy.class_path", "lightning.pytorch.strategies.FSDPStrategy", "FSDPStrategy would divide"),
+        *(
+            ("--trainer.logger", name, f"trainer: {name}: Requirement '{package}")
+            for name, package in (("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow"), ("CometLogger", "comet"))
+            if importlib.util.find_spec(package) is None
+        ),
+        ("--trainer.logger", "NoLogger", "trainer.logger: there is no class NoLogger"),
+        ("--trainer.logger", "CSVLogger", "trainer.logger: CSVLogger: the following arguments are required: save_dir"),
+        ("--trainer.plugins+", "TorchCheckpointIO", "trainer.plugins: TorchCheckpointIO would be replaced"),
+        *(
+            ("--trainer.callbacks+", name, f"trainer.callbacks: {name} {reason}")
+            for name, reason in (
+                ("Timer", "cannot be built from a config; leave it out and set trainer.max_time"),
+                ("BatchSizeFinder", "needs a setting that medlit does not have"),
+                ("LearningRateFinder", "needs a setting that medlit does not have"),
+                ("WeightAveraging", "would average quantised weights"),
+                ("EMAWeightAveraging", "would average quantised weights"),
+                ("BackboneFinetuning", "would train weights other than the adapter's"),
+            )
+        ),
+        ("--trainer.callbacks+", "NoCallback", "trainer.callbacks: there is no class NoCallback"),
+        ("--model", "{lora: {r: 8}, lora: {alpha: 8}}", "lora: given in line 1 of the given text and"),
         ("--data.split.shares", "[0.5, 0.2, 0.2]", "data.split.shares"),
     ],
 )
 def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: str) -> None:
     assert what in fit(flag, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "what"),
+    [
+        ("EarlyStopping", {"monitor": "val_loss"}, "EarlyStopping cannot monitor 'val_loss'; choose"),
+        ("ModelCheckpoint", {"monitor": "val_loss"}, "ModelCheckpoint cannot monitor 'val_loss'; choose"),
+        ("EarlyStopping", {"monitor": "val/loss", "mode": "least"}, "EarlyStopping: `mode` can be min, max"),
+        ("ModelCheckpoint", {"monitor": "val/loss", "mode": "least"}, "ModelCheckpoint: `mode` can be min, max"),
+        ("LearningRateMonitor", {}, "LearningRateMonitor writes to a logger, and trainer.logger is false"),
+        ("StochasticWeightAveraging", {"swa_lrs": 1e-2}, "StochasticWeightAveraging would average"),
+        ("GradientAccumulationScheduler", {"scheduling": {0: 2}}, "would cut optimizer steps in two"),
+        ("ModelPruning", {"pruning_fn": "l1_unstructured"}, "ModelPruning would prune quantised weights"),
+    ],
+)
+def test_a_callback_that_cannot_work(
+    fit: Refused, tmp_path: Path, name: str, settings: dict[str, object], what: str
+) -> None:
+    callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": settings}
+    (tmp_path / "callback.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "logger": False}}))
+    assert what in fit("--config", "callback.yaml")
+
+
+def test_ddp_in_processes_that_are_spawned(fit: Refused, tmp_path: Path) -> None:
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}
+    (tmp_path / "ddp.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": strategy}}))
+    assert "DDPStrategy start_method must be 'popen', not 'spawn'" in fit("--config", "ddp.yaml")
+
+
+def test_a_share_of_the_batches_that_is_none(fit: Refused) -> None:
+    assert "trainer: You requested to check 0.001" in fit("--trainer.limit_val_batches", "0.001")
+
+
+def test_predictions_to_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "made.csv").mkdir()
+    said = refused("predict", "--config", tiny_config, "--output", "made.csv")
+    assert "output: made.csv is a folder; name a file in it" in said
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def run_of_adapter(adapter: str | None) -> Path | None:
 def fit_settings(run: Path) -> list[str]:
     """The settings of a run's fit, as an argument that further flags override."""
     config = recorded_config(run / _FIT_CONFIG)
-    settings = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
+    settings: dict[str, Any] = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
     try:
         settings["model"].pop("adapter", None)  # what the fit started from
         settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}

@@ -100,14 +100,10 @@ def comparisons(systems: Sequence[System]) -> list[str]:
 
 def confused_pairs(results: Results) -> list[tuple[str, str, int, str]]:
     """The most frequent errors but invalid answers: (true, predicted, notes, share of the true specialty's notes)."""
-    counts = results.confusion
-    support = counts.sum(axis=1)
-    errors = counts[:, :-1] * ~np.eye(len(results.names), dtype=bool)
-    true, predicted = np.nonzero(errors)
-    order = np.argsort(-errors[true, predicted], kind="stable")[:PAIRS]
+    support = np.bincount(results.truth)
     return [
-        (results.names[t], results.names[p], int(errors[t, p]), percent(errors[t, p] / support[t]))
-        for t, p in zip(true[order], predicted[order], strict=True)
+        (results.names[true], results.names[answer], notes, percent(notes / support[true]))
+        for true, answer, notes in list(zip(*(each.tolist() for each in results.errors), strict=True))[:PAIRS]
     ]
 
 

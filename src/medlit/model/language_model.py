@@ -61,6 +61,8 @@ def train_mode(model: nn.Module, language_model: LanguageModel) -> None:
 
     model.train()
     FastLanguageModel.for_training(model, use_gradient_checkpointing=unsloth_checkpointing(language_model))
+    # After a forward pass without labels Unsloth would multiply packed embeddings by a mask of one note's length.
+    body(model)._has_no_labels = False
 
 
 def inference_mode(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -81,9 +82,7 @@ def _fault(model: nn.Module, max_length: int) -> str:
     config = text_config(model)
     longest = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size // 8, config.vocab_size // 2, (longest,), generator=draw).tolist()
-    a, b, c, d, *ids = ids
+    a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]
     prompts = [ids[:_SHORT], ids[: longest - 4]]
     compared: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
@@ -97,11 +96,13 @@ def _fault(model: nn.Module, max_length: int) -> str:
     compared.append(
         (
             "the loss of a batch",
-            lambda: loss_sum(model, _batch(prompts, labels[0], causal_lm(model).device))[None],
+            lambda: loss_sum(model, _batch(prompts, labels[0], device))[None],
             lambda: -sum(_plain(model, prompt, labels[0]) for prompt in prompts)[None],  # type: ignore[index]
         )
     )
-    with torch.no_grad(), at_default_precision(causal_lm(model).device):
+    device = causal_lm(model).device
+    # Lightning builds models within their device's context; what is made here is moved there where it is needed.
+    with torch.device("cpu"), torch.no_grad(), at_default_precision(device):
         for name, ours, theirs in compared:
             reference = theirs().double().cpu()
             try:

@@ -77,8 +77,8 @@ class RunReport(L.Callback):
                 figures = {**write_report(folder), **figures}
             self.on_fit_end(trainer, pl_module)
         with best_effort("the figures in TensorBoard"):
-            for logger in trainer.loggers:
-                for name, figure in figures.items() if isinstance(logger, TensorBoardLogger) else ():
+            for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):
+                for name, figure in figures.items():
                     logger.experiment.add_figure(f"{pl_module.stage}/{name}", figure, trainer.global_step, close=True)
         self.written = folder
 

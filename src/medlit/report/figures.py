@@ -203,9 +203,11 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # else every text's size is measured on a canvas of its own
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

@@ -6,12 +6,9 @@ and `--print_config` skip it.
 
 from __future__ import annotations
 
-import importlib
-import logging
 import sys
-from pathlib import Path
 
-from medlit.cli import MODEL_VERBS, TOOLS
+from medlit.cli import MODEL_VERBS, TOOLS, end_on_signals
 
 
 def main(args: list[str] | None = None) -> None:
@@ -20,6 +17,12 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: 0, or 2 after a user's mistake; tools have further codes.
     """
+    if args is None:
+        end_on_signals()
+    import importlib
+    import logging
+    from pathlib import Path
+
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
+from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
+from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -54,9 +58,16 @@ def run(args: Sequence[str]) -> int:
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
 
+    config = parse_settings("audit", rest)
     if options.output is not None:
         check_writable("output", options.output / "audit.json")
-    data = make_datamodule(parse_settings("audit", rest))
+        if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
+            raise UserError(
+                f"output: audit.json would be among the notes of {config.data.source}; name another folder."
+            )
+        if not config.overwrite:
+            check_replaceable(options.output, "audit")
+    data = make_datamodule(config)
     prompt = None
     try:
         prompt = data.prompt
@@ -72,6 +83,10 @@ def run(args: Sequence[str]) -> int:
         limit=None if prompt is None else prompt.room,
     )
     _print_report(result.report)
+    suggested = result.report.label_review.suggested(data.labels)
+    if suggested != data.labels:
+        print("Check these labels; with this in the config, less what is wrong, they are merged and left out:")
+        print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
     exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:
         print(f"over a limit: {message}")
@@ -158,11 +173,16 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
     yield "highest possible accuracy", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
+    review = report.label_review
+    similar = {label: [other] for label, other in review.similar.items()}
+    yield _labels_line("labels that nearly agree with another", similar, report)
+    yield _labels_line("labels that hold several", review.combined, report)
+    yield _labels_line("labels that seem to stand for none", dict.fromkeys(review.placeholders, ()), report)
     for pair, rows in report.leakage.items():
         earlier, _, later = pair.partition("/")
-        similar = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
+        near = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
         name, value = f"{later} notes whose text is also in {earlier}", _share(rows, report.splits[later])
-        yield name, value, f"and {similar:,} near duplicates" if similar else "", rows + similar > 0
+        yield name, value, f"and {near:,} near duplicates" if near else "", rows + near > 0
     for name, share in report.label_leaks.items():
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True
 
@@ -183,6 +203,13 @@ def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
     listed += ["..."] * (number > len(groups))
     details = f"{number:,} group{'s' * (number != 1)}: {'; '.join(listed)}" if number else ""
     return name, _share(finding["rows"], total), details, finding["rows"] > 0
+
+
+def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditReport) -> _Line:
+    # repr shows invisible characters.
+    listed = [repr(label) + " = " * bool(others) + " + ".join(map(repr, others)) for label, others in found.items()]
+    notes = sum(report.classes[label] for label in found)
+    return name, _share(notes, report.rows), "; ".join(listed[:5]) + " ..." * (len(listed) > 5), bool(found)
 
 
 def audit_figure(audit: Audit) -> Figure:

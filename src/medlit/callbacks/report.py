@@ -12,11 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
-from medlit.model.adapter_metadata import decoding_key
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure
-from medlit.report.page import FACTS, write_report
-from medlit.report.systems import data_facts, versions
+from medlit.report.page import write_report
+from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, versions
 
 
 class RunReport(L.Callback):
@@ -52,7 +51,8 @@ class RunReport(L.Callback):
         metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
         pl_module.results.write(folder / f"{subcommand}_answers.parquet")
         write_json(folder / f"{subcommand}_metrics.json", metrics)
-        title = f"{subcommand}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
+        what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
+        title = f"{what}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
         figures = {"confusion": confusion_figure(pl_module.results, title)}
         with atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"].savefig(path, dpi=110)
@@ -99,8 +99,8 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
         "run": {
             "base model": module.language_model.base_model,
             "revision": module.language_model.revision,
-            "weights": trainer.ckpt_path or module.adapter or "the bare base model",
-            "way of answering": decoding_key(module.decoding),
+            "weights": trainer.ckpt_path or module.adapter or BASE_WEIGHTS,
+            "decoder": module.decoding.mode,
             "temperature": module.temperature,
             "precision": str(trainer.precision),
             "devices": trainer.world_size,

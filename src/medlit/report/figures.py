@@ -10,7 +10,7 @@ import numpy as np
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
-from medlit.report.systems import System
+from medlit.report.systems import System, by_support
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
 def class_figure(systems: Sequence[System]) -> Figure:
     """F1 of each specialty: bars for the first system, a mark for each other one."""
     first, *others = systems
-    classes = sorted(first.metrics["per_class"].items(), key=lambda item: item[1]["support"])
+    classes = by_support(first.metrics)[::-1]  # barh draws the first at the bottom
     figure, axes = _axes(8.6, 1.4 + 0.36 * len(classes))
     places = range(len(classes))
     values = [scores["f1"] for _, scores in classes]

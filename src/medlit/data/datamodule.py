@@ -33,11 +33,11 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     Args:
         source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL or Parquet file, a folder with
-            one file a split, a glob, or the id of a Hub dataset.
+            one file per split, a glob, or the id of a Hub dataset.
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the commonest label).
+        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.

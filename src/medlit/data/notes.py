@@ -238,7 +238,11 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
         if name not in names:
             # A file without a header has note text in place of the names: long ones are not repeated.
             shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
-            raise UserError(f"data.columns.{key}: {table.name} has no column {name!r}; its columns are {shown}.")
+            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
+            raise UserError(
+                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
+                f" --data.columns.{key} (its columns are {shown})."
+            )
         kind = table.rows.features.arrow_schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type

@@ -37,7 +37,7 @@ _INTERVALS = (
     " curve, the mean share of errors over all coverages. Both are better when lower."
 )
 _NO_PROBABILITIES = (
-    f"{EMPTY}: needs probabilities, which the decoders `constrained` and `likelihood` give and `generate` does not."
+    f"{EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
 )
 
 
@@ -194,8 +194,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "split",
             data["split"]
-            # The splits of the source itself are not drawn.
-            + ("" if data["split"].startswith("official") else f", seed {data['seed']}")
+            + ("" if data["seed"] is None else f", seed {data['seed']}")
             + (f", fold {data['fold']}" if data.get("fold") else ""),
         ),
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),

@@ -145,10 +145,11 @@ def versions() -> dict[str, str]:
 def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     """Where the test notes come from and what they share with the training notes: counts and hashes, no text.
 
-    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold; near_threshold; rows, texts
-    (distinct) and hash of each split; classes (specialty -> notes in train, validation, test); test_texts_in_train and
-    test_texts_in_validation (rows); test_conflicts (test rows whose text has several labels); test_ceiling (highest
-    accuracy of a system that answers equal texts alike); left_out (reason -> rows of the source in no split).
+    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
+    near_threshold; rows, texts (distinct) and hash of each split; classes (specialty -> notes in train, validation,
+    test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has several
+    labels); test_ceiling (highest accuracy of a system that answers equal texts alike); left_out (reason -> rows of the
+    source in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:

@@ -229,7 +229,9 @@ def _draw_balance(axes: Axes, report: AuditReport) -> None:
     axes.margins(x=0.12)
     spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame
     axes.set_ylim(-0.6 - spare, len(names) - 0.4 + spare)
-    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(names)} specialties")
+    axes.set(
+        xlabel="notes", title=f"{report.rows:,} notes, {len(names)} {'specialty' if len(names) == 1 else 'specialties'}"
+    )
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:

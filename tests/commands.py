@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from medlit.cli import end_on_signals
 
 RUNNER = """
 import os, signal, time
@@ -41,3 +44,15 @@ def seconds_since_failure(output: str) -> float:
 def environment() -> dict[str, str]:
     """Environment of a separate command that imports the same sources."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do something in a fork that handles signals as a command does; its exit code."""
+    child = os.fork()
+    if not child:
+        try:
+            end_on_signals()
+            work()
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 _INTEGERS = (
     "val_every_steps",
@@ -111,6 +117,20 @@ def settings() -> list[tuple[str, str]]:
     return [*cases, *_OTHERS]
 
 
+def _parquet(names: list[str], values: list[object]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table([pa.array([value] * 2) for value in values], names), sink)
+    return sink.getvalue()
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return sink.getvalue()
+
+
 _HEADER = "id,transcription,medical_specialty\n"
 _GOOD = "a,a heart murmur,Cardiology\nb,a nerve tremor,Neurology\n"
 _LINES = [{"transcription": "a heart murmur", "medical_specialty": "Cardiology"}]
@@ -127,10 +147,11 @@ _CSV = {
     "a blank note": (_HEADER + "a,  ,Cardiology\n").encode(),
     "an empty label": (_HEADER + _GOOD + "c,text,\n").encode(),
     "one label": (_HEADER + "a,x,Cardiology\nb,y,Cardiology\n").encode(),
+    "labels that look alike": (_HEADER + "a,x,Pe\u0301diatrie\nb,y,P\u00e9diatrie\n").encode(),
+    "an invisible label": (_HEADER + _GOOD + "c,text,\u200b\n").encode(),
     "one field too many": (_HEADER + _GOOD + "c,text,Neurology,more\n").encode(),
     "one field too few": (_HEADER + _GOOD + "c,text\n").encode(),
     "unclosed quote": (_HEADER + _GOOD + 'c,"text,Neurology\n').encode(),
-    "duplicate ids": (_HEADER + "a,x,Cardiology\na,y,Neurology\n").encode(),
     "an empty id": (_HEADER + "a,x,Cardiology\n,y,Neurology\n").encode(),
     "random bytes": bytes(range(256)) * 4,
     "zeros": bytes(100),
@@ -138,6 +159,7 @@ _CSV = {
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(64),
     "a zip": b"PK\x03\x04" + bytes(64),
     "a web page": b"<!doctype html><html><body>Sign in</body></html>",
+    "an Alpaca table": b"instruction,input,output\nSort it.,x,Cardiology\nSort it.,y,Neurology\n",
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
 }
 _JSON = {
@@ -157,7 +179,12 @@ _JSON = {
     "a label that is an object": json.dumps([{**_LINES[0], "medical_specialty": {}}] * 2).encode(),
     "a text that is null": json.dumps([{**_LINES[0], "transcription": None}] * 2).encode(),
     "truncated": json.dumps(_LINES * 3).encode()[:-20],
+    "a key twice": b'{"transcription": "x", "medical_specialty": "a", "transcription": "y"}',
+    "a chat table": b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}]}',
     "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',
+    "a label that is not a number": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("nan")}]).encode(),
+    "a label that is infinite": json.dumps([*_LINES, {**_LINES[0], "medical_specialty": float("inf")}]).encode(),
+    "an id that is not a number": json.dumps([{"id": float("nan"), **_LINES[0]}] * 2).encode(),
     "one label": json.dumps(_LINES).encode(),
     "random bytes": bytes(range(128, 256)),
 }
@@ -167,6 +194,30 @@ _PARQUET = {
     "magic bytes twice": b"PAR1PAR1",
     "damaged footer": b"PAR1" + bytes(40) + b"\xff\xff\xff\x7fPAR1",
     "text": (_HEADER + _GOOD).encode(),
+    "a column twice": _parquet(["transcription", "medical_specialty", "medical_specialty"], ["x", "a", "b"]),
+    "text that is binary": _parquet(["transcription", "medical_specialty"], [pa.scalar(b"xy", pa.binary(2)), "a"]),
+}
+_EXCEL = {
+    "nothing": b"",
+    "text": (_HEADER + _GOOD).encode(),
+    "another archive": _zip({"notes.csv": (_HEADER + _GOOD).encode()}),
+    "an archive cut short": _zip({"notes.csv": (_HEADER + _GOOD).encode()})[:-9],
+}
+_PACKED = {
+    (".csv.gz", "text"): (_HEADER + _GOOD).encode(),
+    (".csv.gz", "cut short"): gzip.compress((_HEADER + _GOOD).encode())[:-9],
+    (".csv.gz", "Latin-1"): gzip.compress((_HEADER + "a,38.5\xb0,Cardiology\n").encode("latin-1")),
+    (".csv.gz", "another archive"): gzip.compress(b"PK\x03\x04" + bytes(64)),
+    (".tsv.gz", "commas"): gzip.compress((_HEADER + _GOOD).encode()),
+    (".jsonl.gz", "a line cut short"): gzip.compress(json.dumps(_LINES[0]).encode()[:-9]),
+    (".csv.bz2", "text"): (_HEADER + _GOOD).encode(),
+    (".csv.xz", "text"): (_HEADER + _GOOD).encode(),
+    (".csv.zst", "text"): (_HEADER + _GOOD).encode(),
+    (".csv.zip", "text"): (_HEADER + _GOOD).encode(),
+    (".csv.zip", "no file"): _zip({}),
+    (".csv.zip", "two files"): _zip({"a.csv": (_HEADER + _GOOD).encode(), "b.csv": (_HEADER + _GOOD).encode()}),
+    (".parquet.gz", "a kind that is not packed"): gzip.compress(b"PAR1"),
+    (".xls", "an old workbook"): b"\xd0\xcf\x11\xe0" + bytes(64),
 }
 
 
@@ -175,4 +226,6 @@ def tables() -> list[tuple[str, str, bytes]]:
     cases = [(name, ".csv", content) for name, content in _CSV.items()]
     for suffix in (".json", ".jsonl"):
         cases += [(name, suffix, content) for name, content in _JSON.items()]
-    return cases + [(name, ".parquet", content) for name, content in _PARQUET.items()]
+    cases += [(name, ".parquet", content) for name, content in _PARQUET.items()]
+    cases += [(name, ".xlsx", content) for name, content in _EXCEL.items()]
+    return cases + [(name, suffix, content) for (suffix, name), content in _PACKED.items()]

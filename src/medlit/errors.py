@@ -1,4 +1,12 @@
-"""Errors that the user can fix."""
+"""Errors that the user can fix, and failures that a run survives."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,3 +19,22 @@ class UserError(Exception):
 
 class NotCachedError(UserError):
     """A base model or dataset that is not cached and cannot be downloaded."""
+
+
+WARNED: set[str] = set()
+
+
+@contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """Do what a run can do without, such as drawing or logging: a failure is one warning a process.
+
+    pytest turns the warning into an error (`pyproject.toml`), so that a bug is seen.
+    """
+    try:
+        yield
+    except Exception as error:
+        if what not in WARNED:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
+            warnings.warn(f"medlit continues without {what}: {error} ({place})", stacklevel=3)
+            WARNED.add(what)

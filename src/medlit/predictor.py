@@ -9,11 +9,15 @@ the table are left out. For the same notes, settings and device the two give the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
@@ -152,21 +156,24 @@ class SpecialtyPredictor:
             target,
         )
 
-    def predict(self, notes: Iterable[str], *, progress: bool = False) -> list[Prediction]:
+    def predict(
+        self, notes: Sequence[str] | npt.NDArray[Any] | pd.Series[Any], *, progress: bool = False
+    ) -> list[Prediction]:
         """Classify notes.
 
         Notes of similar length are batched together, the longest first; predictions are in the order of `notes`. All of
         them are in memory: for a table of millions use `medlit predict`.
 
         Args:
-            notes: transcriptions. A note that is too long is cut as in training, and counted in `cut_tokens`.
+            notes: transcriptions: a list or tuple, or a column of pandas, NumPy, `datasets` or pyarrow. A note that is
+                too long is cut as in training, and counted in `cut_tokens`.
             progress: show a progress bar on standard error.
 
         Returns:
             One prediction a note.
 
         Raises:
-            UserError: a note is empty or no text; then none is classified.
+            UserError: `notes` is something else, or a note is empty or no text; then none is classified.
         """
         rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
         batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
@@ -185,14 +192,23 @@ class SpecialtyPredictor:
         return [predictions[i] for i in range(len(rows))]
 
 
-def _clean_notes(notes: Iterable[str]) -> list[str]:
+def _clean_notes(notes: Any) -> list[str]:  # noqa: ANN401 - what a user passes
     """The notes as they would be read from a table."""
-    if isinstance(notes, str | bytes):
-        raise UserError("notes: give a list of texts, or of one text for a single note.")
+    if isinstance(notes, pa.Array | pa.ChunkedArray):
+        notes = notes.to_pylist()
+    is_column = isinstance(notes, pd.Series) or (isinstance(notes, np.ndarray) and notes.ndim == 1)
+    # Iterating over a table yields the names of its columns, over a file its lines.
+    if not is_column and (not isinstance(notes, Sequence) or isinstance(notes, str | bytes | bytearray)):
+        raise UserError(
+            f"notes: give a list of texts or a column, such as list(table['transcription']), not"
+            f" {type(notes).__name__}; for a single note [text]."
+        )
     texts = []
     for i, note in enumerate(notes):
         if not isinstance(note, str):
-            raise UserError(f"notes[{i}]: must be a text, not {type(note).__name__}; leave it out or fill it in.")
+            raise UserError(
+                f"notes[{i}]: must be a text, not {type(note).__name__}; give the note's text or leave it out."
+            )
         text = clean_note(note)
         if not text:
             raise UserError(f"notes[{i}]: the note is empty; leave it out or fill it in.")

@@ -20,6 +20,18 @@ from medlit.paths import local_path
 
 DEFAULT_NAME = "medlit"
 ALIASES = ("best", "last")
+# Verb -> files that it writes besides those with its name.
+_FILES = {
+    "fit": ("split.parquet", "adapter"),  # see `sole_fit` for its checkpoints
+    "test": ("test_facts.json", "report.html", "report.md"),
+    "baseline": ("report.html", "report.md"),
+    "audit": ("audit.json", "audit.png"),
+}
+# Verb -> the file that shows that it has run in a folder, and a part of its text; else the config that Lightning saves.
+_TRACES = {
+    "baseline": ("baseline_majority_metrics.json", b'"f1_macro"'),
+    "audit": ("audit.json", b'"accuracy_ceiling"'),
+}
 _VERSION = re.compile(r"version_(\d+)")
 
 
@@ -85,6 +97,25 @@ def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_replaceable(folder: Path, verb: str) -> None:
+    """Raise a UserError if a folder holds files of a verb's names, and nothing shows that the verb has run there."""
+    names = {f"config_{verb}.yaml", f"{verb}_*metrics.json", f"{verb}_*answers.parquet", f"confusion_{verb}.png"}
+    names.update(_FILES.get(verb, ()))
+    if _has_run(folder, "test") or _has_run(folder, "baseline"):
+        names -= {*_FILES["baseline"]}
+    found = next((path for name in sorted(names) for path in folder.glob(name)), None)
+    if found is not None and not _has_run(folder, verb):
+        raise UserError(
+            f"{'output' if verb == 'audit' else 'run_dir'}: 'medlit {verb}' would replace {found}, which it did not"
+            " write; name another folder, or add --overwrite."
+        )
+
+
+def _has_run(folder: Path, verb: str) -> bool:
+    name, text = _TRACES.get(verb, (f"config_{verb}.yaml", b"# lightning.pytorch=="))
+    return (folder / name).is_file() and text in (folder / name).read_bytes()
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:

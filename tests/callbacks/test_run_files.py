@@ -59,7 +59,7 @@ def test_other_notes_than_the_checkpoint_s_give_a_warning_and_are_used(
 ) -> None:
     before = (run / "split.parquet").read_bytes()
     arguments = [verb, "--config", tiny_config, "--ckpt_path", "best"]
-    same, other = medlit(*arguments), medlit(*arguments, "--data.source", other_train)
+    same, other = medlit(*arguments), medlit(*arguments, "--data.source", other_train, "--overwrite")
     assert (same.code, other.code) == (0, 0)
     assert WARNING not in same.err
     warnings = [line for line in other.err.splitlines() if WARNING in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
 
 from medlit.run_folder import sole_fit
@@ -127,6 +129,14 @@ def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
     assert "data.labels.aliases" in said
 
 
+@pytest.mark.parametrize("other", ["heart ", "HEART\u200b"])
+def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
+    aliases = json.dumps({"Heart": "Cardiology", other: "Surgery"})
+    assert "data.labels.aliases: the label 'Heart' stands twice, for 'Cardiology' and for 'Surgery'; keep one" in fit(
+        "--data.labels.aliases", aliases
+    )
+
+
 def test_no_message_repeats_a_note(fit: Refused, tmp_path: Path) -> None:
     secret = "Jane Roe of Elm Street"
     source = table(tmp_path / "notes.csv", lambda rows: [row | {"transcription": secret} for row in rows[:3]])
@@ -151,6 +161,12 @@ def test_fewer_notes_than_a_step_needs(fit: Refused) -> None:
 def test_a_limit_without_room_for_a_note(fit: Refused) -> None:
     said = fit("--model.language_model.max_length", "50")
     assert "model.language_model.max_length: 50 tokens leave no room for a note" in said
+
+
+def test_an_instruction_that_lists_more_labels_than_fit(fit: Refused) -> None:
+    said = fit("--data.instruction", "Choose one of: " + ", ".join(f"specialty {i}" for i in range(500)))
+    assert "model.language_model.max_length: 112 tokens leave no room for a note beside the prompt's" in said
+    assert "specialty 7" not in said
     assert "set it to at least" in said
 
 
@@ -159,6 +175,19 @@ def test_no_note_at_all(refused: Refused, tiny_config: Path, text: str) -> None:
     assert "data.predict.text: the note is empty" in refused(
         "predict", "--config", tiny_config, "--data.predict.text", text
     )
+
+
+def test_the_name_of_a_file_instead_of_a_note(refused: Refused, tiny_config: Path) -> None:
+    said = refused("predict", "--config", tiny_config, "--data.predict.text", "notes.csv")
+    assert "data.predict.text: this is the name of a file and not a note" in said
+    assert "data.predict.source" in said
+
+
+def test_ids_that_no_answer_can_be_joined_by(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    source = table(tmp_path / "notes.csv", lambda rows: [row | {"id": "p1"} for row in rows])
+    said = refused("predict", "--config", tiny_config, "--data.predict.source", source)
+    assert f"data.columns.id: {source}, row 2 has the id 'p1'" in said
+    assert "set 'none'" in said
 
 
 def test_predictions_to_a_file_of_unknown_format(refused: Refused, tiny_config: Path) -> None:
@@ -468,11 +497,91 @@ def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: st
         ("--model.lora.r", "2.5", "model.lora.r: must be an integer of at least 1, not 2.5"),
         ("--model.lora", "null", "model.lora: null is the bare base model, and a fit trains an adapter"),
         ("--trainer.max_steps", "0", "trainer.max_steps: must be at least 1, or -1"),
+        ("--trainer.max_steps", "-1", "trainer.max_steps: -1 needs another limit; set trainer.max_epochs or"),
+        ("--trainer.max_time", "00:00:00:00", "trainer.max_time: must be over 0, or null, not 00:00:00:00"),
+        ("--trainer.max_time", "soon", "trainer: `Timer(duration='soon')` is not a valid duration"),
+        ("--trainer.log_every_n_steps", "0", "trainer.log_every_n_steps: must be at least 1, not 0"),
+        ("--trainer.log_every_n_steps", "-1", "trainer.log_every_n_steps: must be at least 1, not -1"),
+        ("--trainer.num_sanity_val_steps", "-2", "trainer.num_sanity_val_steps: must be at least 0, or -1 for all"),
+        ("--trainer.use_distributed_sampler", "true", "trainer.use_distributed_sampler: medlit's samplers"),
+        ("--trainer.barebones", "true", "trainer.barebones: it would turn off validations and checkpoints"),
+        ("--trainer.accelerator", "tpu", "trainer.accelerator: must be 'auto', 'gpu' or 'cpu', not 'tpu'"),
+        ("--trainer.profiler", "xla", "trainer.profiler: must be 'simple', 'advanced', 'pytorch' or null, not 'xla'"),
+        ("--trainer.precision", "transformer-engine", "trainer: Requirement 'transformer_engine"),
+        ("--seed_everything", "-1", "seed_everything: must be an integer from 0 to 4294967295, true or false, not -1"),
+        ("--seed_everything", "4294967296", "seed_everything: must be an integer from 0 to 4294967295"),
+        ("--early_stopping.patience", "-1", "early_stopping.patience: must be at least 0, not -1"),
+        ("--early_stopping.check_on_train_epoch_end", "true", "early_stopping.check_on_train_epoch_end: a fit stops"),
+        ("--checkpoint.save_on_train_epoch_end", "true", "checkpoint.save_on_train_epoch_end: the best checkpoint is"),
+        ("--checkpoint.save_last", "true", "checkpoint.save_last: the last weights are always kept"),
+        *(
+            ("--trainer.strategy", name, f"trainer.strategy: must be 'auto' or 'ddp', not {name!r}")
+            for name in ("ddp_spawn", "ddp_fork", "ddp_notebook", "deepspeed", "fsdp", "xla", "dp", "DDPStrategy")
+        ),
+        ("--trainer.strategy.class_path", "lightning.pytorch.strategies.FSDPStrategy", "FSDPStrategy would divide"),
+        *(
+            ("--trainer.logger", name, f"trainer: {name}: Requirement '{package}")
+            for name, package in (("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow"), ("CometLogger", "comet"))
+            if importlib.util.find_spec(package) is None
+        ),
+        ("--trainer.logger", "NoLogger", "trainer.logger: there is no class NoLogger"),
+        ("--trainer.logger", "CSVLogger", "trainer.logger: CSVLogger: the following arguments are required: save_dir"),
+        ("--trainer.plugins+", "TorchCheckpointIO", "trainer.plugins: TorchCheckpointIO would be replaced"),
+        *(
+            ("--trainer.callbacks+", name, f"trainer.callbacks: {name} {reason}")
+            for name, reason in (
+                ("Timer", "cannot be built from a config; leave it out and set trainer.max_time"),
+                ("BatchSizeFinder", "needs a setting that medlit does not have"),
+                ("LearningRateFinder", "needs a setting that medlit does not have"),
+                ("WeightAveraging", "would average quantised weights"),
+                ("EMAWeightAveraging", "would average quantised weights"),
+                ("BackboneFinetuning", "would train weights other than the adapter's"),
+            )
+        ),
+        ("--trainer.callbacks+", "NoCallback", "trainer.callbacks: there is no class NoCallback"),
+        ("--model", "{lora: {r: 8}, lora: {alpha: 8}}", "lora: given in line 1 of the given text and"),
         ("--data.split.shares", "[0.5, 0.2, 0.2]", "data.split.shares"),
     ],
 )
 def test_a_value_that_makes_no_sense(fit: Refused, flag: str, value: str, what: str) -> None:
     assert what in fit(flag, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "what"),
+    [
+        ("EarlyStopping", {"monitor": "val_loss"}, "EarlyStopping cannot monitor 'val_loss'; choose"),
+        ("ModelCheckpoint", {"monitor": "val_loss"}, "ModelCheckpoint cannot monitor 'val_loss'; choose"),
+        ("EarlyStopping", {"monitor": "val/loss", "mode": "least"}, "EarlyStopping: `mode` can be min, max"),
+        ("ModelCheckpoint", {"monitor": "val/loss", "mode": "least"}, "ModelCheckpoint: `mode` can be min, max"),
+        ("LearningRateMonitor", {}, "LearningRateMonitor writes to a logger, and trainer.logger is false"),
+        ("StochasticWeightAveraging", {"swa_lrs": 1e-2}, "StochasticWeightAveraging would average"),
+        ("GradientAccumulationScheduler", {"scheduling": {0: 2}}, "would cut optimizer steps in two"),
+        ("ModelPruning", {"pruning_fn": "l1_unstructured"}, "ModelPruning would prune quantised weights"),
+    ],
+)
+def test_a_callback_that_cannot_work(
+    fit: Refused, tmp_path: Path, name: str, settings: dict[str, object], what: str
+) -> None:
+    callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": settings}
+    (tmp_path / "callback.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "logger": False}}))
+    assert what in fit("--config", "callback.yaml")
+
+
+def test_ddp_in_processes_that_are_spawned(fit: Refused, tmp_path: Path) -> None:
+    strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}
+    (tmp_path / "ddp.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": strategy}}))
+    assert "DDPStrategy start_method must be 'popen', not 'spawn'" in fit("--config", "ddp.yaml")
+
+
+def test_a_share_of_the_batches_that_is_none(fit: Refused) -> None:
+    assert "trainer: You requested to check 0.001" in fit("--trainer.limit_val_batches", "0.001")
+
+
+def test_predictions_to_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "made.csv").mkdir()
+    said = refused("predict", "--config", tiny_config, "--output", "made.csv")
+    assert "output: made.csv is a folder; name a file in it" in said
 
 
 @pytest.mark.parametrize(
@@ -515,6 +624,54 @@ def test_predictions_to_a_place_that_cannot_be_written(refused: Refused, tiny_co
     (tmp_path / "filed").write_text("a file")
     said = refused("predict", "--config", tiny_config, "--output", "filed/out.csv")
     assert "output: filed/out.csv cannot be written" in said
+
+
+@pytest.mark.parametrize("spelling", ["mine.csv", "x/../mine.csv", "link.csv", "hard.csv"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_predictions_over_the_notes(
+    refused: Refused, tiny_config: Path, tmp_path: Path, spelling: str, overwrite: tuple[str, ...]
+) -> None:
+    source = table(tmp_path / "mine.csv")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    (tmp_path / "hard.csv").hardlink_to(source)
+    flags = ["--data.predict.source", source, "--output", spelling, *overwrite]
+    assert f"output: {spelling} is among the notes of {source}" in refused("predict", "--config", tiny_config, *flags)
+
+
+@pytest.mark.parametrize("name", ["test.csv", "new.csv"])
+def test_predictions_into_the_folder_of_the_notes(
+    refused: Refused, tiny_config: Path, tmp_path: Path, name: str
+) -> None:
+    source = write_notes(tmp_path / "notes")
+    flags = ["--data.source", source, "--output", f"notes/{name}", "--overwrite"]
+    assert f"is among the notes of {source}" in refused("predict", "--config", tiny_config, *flags)
+
+
+def test_predictions_over_another_file_or_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "filed.csv").write_text("by hand")
+    (tmp_path / "folder.csv").mkdir()
+    said = refused("predict", "--config", tiny_config, "--output", "filed.csv")
+    assert "output: filed.csv exists; name another file, or add --overwrite to replace it" in said
+    said = refused("predict", "--config", tiny_config, "--output", "folder.csv", "--overwrite")
+    assert "output: folder.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("fit", "config_fit.yaml"), ("validate", "validate_metrics.json"), ("test", "report.md")]
+)
+def test_a_run_folder_with_a_file_of_one_s_own(
+    refused: Refused, tiny_config: Path, tmp_path: Path, verb: str, name: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("by hand")
+    said = refused(verb, "--config", tiny_config, "--run_dir", "mine")
+    assert f"run_dir: 'medlit {verb}' would replace mine/{name}, which it did not write" in said
+
+
+def test_a_fit_over_the_adapter_that_it_starts_from(refused: Refused, run: Path, tiny_config: Path) -> None:
+    said = refused("fit", "--config", tiny_config, "--model.adapter", run / "adapter", "--run_dir", run)
+    assert "run_dir: the fit would replace its own model.adapter" in said
 
 
 @pytest.mark.parametrize("text", ["model: {lora: [", "just a sentence", "- a\n- list"])

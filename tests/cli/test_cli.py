@@ -651,7 +651,7 @@ def test_one_note_from_standard_input_in_a_fresh_process(
 ) -> None:
     note = "Patient 30 years old, since Monday:\nheart pain."
     arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.predict.text"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(note))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(note.encode())))
     here = medlit(*arguments, "-").out
     before = files(tmp_path)
     assert command(*arguments, note, cwd=tmp_path).stdout == here

@@ -235,7 +235,7 @@ def predicted_notes(data: TranscriptionDataModule) -> list[str]:
 
 
 def test_one_note_from_the_command_line_or_standard_input(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("  A knee,\r\nswollen.\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"  A knee,\r\nswollen.\n")))
     assert (
         predicted_notes(make(predict={"text": "-"}))
         == ["A knee,\nswollen."]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import logging
+import lzma
 import os
+import re
 import shutil
 import stat
+import sys
+import uuid
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import httpx
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_tokenizers import byte_tokenizer
+from huggingface_hub.errors import GatedRepoError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +34,7 @@ from medlit.data.cache import iter_column
 from medlit.data.notes import CANONICAL, hash_text, load_source
 from medlit.data.prompt import AlpacaPrompt, whole_characters
 from medlit.data.settings import Columns, Labels
-from medlit.data.sources import commit_of
+from medlit.data.sources import as_text, commit_of, is_hub_id, read_tables
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 
@@ -113,6 +124,35 @@ def _globbed(folder: Path) -> str:
     return str(folder / "part-*.csv")
 
 
+def _packed(suffix: str, pack: Callable[[bytes], bytes], form: str = "csv") -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        plain = FORMS[form](folder)
+        assert isinstance(plain, Path)
+        (folder / f"{plain.name}{suffix}").write_bytes(pack(plain.read_bytes()))
+        return folder / f"{plain.name}{suffix}"
+
+    return write
+
+
+def _zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)  # type: ignore[no-any-return]
+
+
+def _zipped(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "n.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(write_csv(folder / "n.csv", NOTES), "n.csv")
+        archive.writestr("__MACOSX/._n.csv", b"what a Mac adds")
+    return folder / "n.csv.zip"
+
+
+def _excel(folder: Path) -> Path:
+    pytest.importorskip("openpyxl")
+    with pd.ExcelWriter(folder / "n.xlsx") as book:
+        pd.DataFrame({"about": ["this table"]}).to_excel(book, sheet_name="read me", index=False)
+        pd.DataFrame(NOTES).to_excel(book, sheet_name="notes", index=False)
+    return folder / "n.xlsx"
+
+
 FORMS: dict[str, Callable[[Path], object]] = {
     "csv": lambda folder: write_csv(folder / "n.csv", NOTES),
     "csv with a byte-order mark": _with_bom,
@@ -122,6 +162,15 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "jsonl": lambda folder: write_jsonl(folder / "n.jsonl", NOTES),
     "parquet": _parquet,
     "parquet with categories": _categories,
+    "csv.gz": _packed(".gz", gzip.compress),
+    "csv.bz2": _packed(".bz2", bz2.compress),
+    "csv.xz": _packed(".xz", lzma.compress),
+    "csv.zst": _packed(".zst", _zstd),
+    "csv.zip": _zipped,
+    "tsv.gz": _packed(".gz", gzip.compress, "tsv"),
+    "json.gz": _packed(".gz", gzip.compress, "json"),
+    "jsonl.GZ": _packed(".GZ", gzip.compress, "jsonl"),
+    "a sheet of a workbook": _excel,
     "saved to disk": _saved,
     "glob": _globbed,
 }
@@ -176,17 +225,20 @@ def test_notes_without_an_id_are_named_by_their_text_and_repeats_are_numbered(tm
         (["train.csv", "val.csv", "test.csv"], ["train", "validation", "test"]),
         (["Training.csv", "dev.csv"], ["train", "validation"]),
         (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "testing.csv"], ["train", "test"]),
+        (["train.csv.gz", "dev-0.csv.gz", "dev-1.csv", "test.csv"], ["train", "validation", "test"]),
     ],
 )
 def test_folder_with_a_file_for_each_split(names: list[str], splits: list[str], tmp_path: Path) -> None:
     for name in names:
-        write_csv(tmp_path / name, [{**note, "id": f"{name}-{note['id']}"} for note in NOTES])
+        path = write_csv(tmp_path / name, [{**note, "id": f"{name}-{note['id']}"} for note in NOTES])
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.read_bytes()))
     (tmp_path / "README.md").write_text("not a table", encoding="utf-8")
     tables = load(tmp_path)
 
     assert list(tables) == splits
     assert sum(map(len, tables.values())) == 3 * len(names)
-    assert list(load(tmp_path / "*.csv")) == splits
+    assert list(load(tmp_path / "*.csv*")) == splits
 
 
 def test_saved_splits_and_class_labels(tmp_path: Path) -> None:
@@ -228,6 +280,98 @@ def test_rows_without_labels_are_kept_if_labels_are_not_required(tmp_path: Path)
     assert load(bare, require_labels=False)["all"]["specialty"][:] == [None, None]
     kept = load(some, require_labels=False, labels=Labels(drop=["Neurology"], min_count=9))["all"]
     assert kept["specialty"][:] == ["Neurology", None]
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+REPEATED = [
+    {"id": identity, "transcription": text, "medical_specialty": label}
+    for identity, text, label in [("p1", "one", "a"), ("p1", "two", "b"), ("p2", "three", "a"), ("p1", "one", "a")]
+]
+
+
+def test_repeated_ids_are_told_apart_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_csv(tmp_path / "n.csv", REPEATED)
+    with caplog.at_level(logging.WARNING):
+        ids = load(path)["all"]["id"][:]
+
+    one, two = hash_text("one")[:8], hash_text("two")[:8]
+    assert ids == [f"p1-{one}", f"p1-{two}", "p2", f"p1-{one}-2"]
+    (warning,) = (record.getMessage() for record in caplog.records if "data.columns.id" in record.getMessage())
+    assert f"{path}, row 2 has the id 'p1' of {path}, row 1" in warning
+
+
+@settings(max_examples=30, **BAD_SETTINGS)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("pqr"), st.sampled_from(["one", "two", "three"])), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_ids_are_unique_and_do_not_depend_on_the_order_of_the_rows(
+    rows: list[tuple[str, str]], data: st.DataObject, tmp_path: Path
+) -> None:
+    def ids(order: list[tuple[str, str]]) -> Counter[tuple[str, str]]:
+        fields = [{"id": key, "transcription": text, "medical_specialty": "a"} for key, text in order]
+        table = load(write_csv(tmp_path / "n.csv", fields))["all"]
+        assert len(set(table["id"][:])) == len(order)
+        return Counter(zip(table["id"][:], table["transcription"][:], strict=True))
+
+    assert ids(rows) == ids(data.draw(st.permutations(rows)))
+
+
+def test_repeated_ids_are_refused_where_answers_are_joined_by_them(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "n.csv", REPEATED)
+    message = fault(path, join_ids=True, require_labels=False)
+
+    assert f"data.columns.id: {path}, row 2 has the id 'p1' of {path}, row 1" in message
+    assert "or set 'none'" in message
+    assert load(path, join_ids=True, columns=Columns(id="none"))["all"]["id"][2] == hash_text("three")[:16]
+
+
+@pytest.mark.parametrize("form", ["n.csv", "n.jsonl", "n.parquet"])
+def test_no_id_column_takes_the_hash_of_the_text(form: str, tmp_path: Path) -> None:
+    rows = [{**row, "id": "" if form == "n.csv" else [1]} for row in REPEATED[:3]]
+    if form == "n.csv":
+        write_csv(tmp_path / form, rows)
+    elif form == "n.jsonl":
+        write_jsonl(tmp_path / form, rows)
+    else:
+        pd.DataFrame(rows).to_parquet(tmp_path / form)
+
+    assert "data.columns.id" in fault(tmp_path / form) or "column 'id'" in fault(tmp_path / form)
+    table = load(tmp_path / form, columns=Columns(id="none"))["all"]
+    assert table["id"][:] == [hash_text(row["transcription"])[:16] for row in REPEATED[:3]]
+
+
+def test_numbers_that_are_none_are_null_in_json_and_text_in_csv(tmp_path: Path) -> None:
+    values = ["NaN", "Infinity", "-Infinity", "1e999", "null", "1.50", "12", '"NaN"']
+    lines = [f'{{"id": {n}, "transcription": "note {n}", "medical_specialty": {v}}}' for n, v in enumerate(values)]
+    (tmp_path / "n.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "n.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    for name in ("n.json", "n.jsonl"):
+        read = load(tmp_path / name, require_labels=False)["all"]
+        assert read["specialty"][:] == [None] * 5 + ["1.5", "12", "NaN"]
+        assert read["id"][:] == list("01234567")
+    rows = [{"transcription": "one", "medical_specialty": "NaN"}, {"transcription": "NaN", "medical_specialty": "b"}]
+    read = load(write_csv(tmp_path / "n.csv", rows))["all"]
+    assert (read["specialty"][:], read["transcription"][:]) == (["NaN", "b"], ["one", "NaN"])
+
+
+def test_numbers_that_are_none_are_null_in_parquet(tmp_path: Path) -> None:
+    values = [1.0, float("nan"), float("inf"), None]
+    assert as_text(values, None) == ["1.0", None, None, None]
+    frame = pd.DataFrame({"transcription": ["x", "y"], "medical_specialty": ["a", float("nan")]})
+    frame.to_parquet(tmp_path / "n.parquet")
+    assert "row 2: there is no label" in fault(tmp_path / "n.parquet")
+
+
+def test_labels_that_look_alike_are_one_specialty_in_every_table(tmp_path: Path) -> None:
+    written = ["P\u00e9diatrie", "Pe\u0301diatrie", "ENT - Throat", "ENT \u2013 Throat", "P\u00e9diatrie\u200b"]
+    for split, labels in {"train": written, "test": written[1::2]}.items():
+        rows = [{"transcription": f"{split} {n}", "medical_specialty": label} for n, label in enumerate(labels)]
+        write_csv(tmp_path / f"{split}.csv", rows)
+    tables = load(tmp_path)
+    assert set(tables["train"]["specialty"][:]) == {"Pe\u0301diatrie", "ENT \u2013 Throat"}
+    assert tables["test"]["specialty"][:] == ["Pe\u0301diatrie", "ENT \u2013 Throat"]
 
 
 def _never(*_: object, **__: object) -> None:
@@ -315,7 +459,12 @@ def test_arbitrary_text_is_read_as_written_or_refused_in_a_sentence(
 
 @settings(max_examples=60, **BAD_SETTINGS)
 @example(content=b"\xef", form="n.csv")  # a byte-order mark cut short decodes to nothing
-@given(content=st.binary(max_size=200), form=st.sampled_from(["n.csv", "n.tsv", "n.jsonl", "n.json", "n.parquet"]))
+@given(
+    content=st.binary(max_size=200),
+    form=st.sampled_from(
+        ["n.csv", "n.tsv", "n.jsonl", "n.json", "n.parquet", "n.csv.gz", "n.csv.zip", "n.jsonl.zst", "n.xlsx"]
+    ),
+)
 def test_arbitrary_bytes_are_refused_in_a_sentence(content: bytes, form: str, tmp_path: Path) -> None:
     (tmp_path / form).write_bytes(content)
     assert form in fault(tmp_path / form)
@@ -324,6 +473,7 @@ def test_arbitrary_bytes_are_refused_in_a_sentence(content: bytes, form: str, tm
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 HEADER = "id,transcription,medical_specialty\n"
+LABEL = b'{"transcription": "x", "medical_specialty": %s}'
 
 
 @pytest.mark.parametrize(
@@ -349,10 +499,12 @@ HEADER = "id,transcription,medical_specialty\n"
         ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
         ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
         ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
-        ("ids.csv", (HEADER + "1,x,a\n2,y,b\n1,z,b\n").encode(), ["row 3", "id '1'", "row 1"]),
         ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
         ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
         ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
+        ("nan.jsonl", LABEL % b'"a"' + b"\n" + LABEL % b"NaN" + b"\n", ["row 2", "no label"]),
+        ("nan.json", b"[" + LABEL % b"-Infinity" + b"," + LABEL % b'"a"' + b"]", ["row 1", "no label"]),
+        ("invisible.csv", (HEADER + "1,x,a\n2,y,\u200b\ufeff\n").encode(), ["row 2", "no label"]),
         ("list.jsonl", b"[1, 2]\n", ["line 1", "expected an object"]),
         ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "breaks off"]),
         ("number.jsonl", b'{"transcription": 3, "medical_specialty": "a"}\n', ["line 1", "a number"]),
@@ -362,7 +514,13 @@ HEADER = "id,transcription,medical_specialty\n"
             ["line 2", "'medical_specialty' holds a list"],
         ),
         ("garbage.parquet", b"PAR1garbage", ["not a whole Parquet file"]),
-        ("notes.xlsx", b"PK\x03\x04", ["of no kind that is read", ".csv"]),
+        ("notes.xls", b"\xd0\xcf\x11\xe0", ["of no kind that is read", ".csv", ".xlsx", ".gz"]),
+        ("notes.xlsx", b"PK\x03\x04", ["not a whole Excel workbook"]),
+        ("plain.csv.gz", HEADER.encode(), ["not a whole .gz file"]),
+        ("latin.csv.gz", gzip.compress((HEADER + "1,38.5°,a\n").encode("latin-1")), ["line 2", "ISO-8859-1"]),
+        ("short.csv.gz", gzip.compress((HEADER + "1,x\n").encode()), ["line 2", "2 fields"]),
+        ("twice.jsonl", b'{"id": "1", "transcription": "x", "id": "2"}\n', ["line 1", "two columns", "same name"]),
+        ("twice.json", b'[{"id": "1", "transcription": "x", "id": "2"}]', ["row 1", "two columns"]),
     ],
 )
 def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[str], tmp_path: Path) -> None:
@@ -372,6 +530,101 @@ def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[st
 
     for part in [str(path), *expected]:
         assert part in message
+
+
+# Types that Parquet holds and `datasets` does not.
+STRANGE = {
+    "UUIDs": lambda: pa.array([uuid.UUID(int=n).bytes for n in range(3)], pa.uuid()),
+    "binary values of a fixed size": lambda: pa.array([b"ab"] * 3, pa.binary(2)),
+    "lists of a fixed size": lambda: pa.array([[1, 2]] * 3, pa.list_(pa.int64(), 2)),
+    "maps": lambda: pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())),
+    "list views": lambda: pa.array([[1]] * 3, pa.list_view(pa.int64())),
+    "lists of maps": lambda: pa.array([[[("a", 1)]]] * 3, pa.list_(pa.map_(pa.string(), pa.int64()))),
+    "decimals": lambda: pa.array([1, 2, 3], pa.decimal256(50, 2)),
+    "durations": lambda: pa.array([1, 2, 3], pa.duration("us")),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_parquet_columns_of_any_type_may_stand_beside_the_notes(kind: str, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(NOTES).append_column("other", STRANGE[kind]()).append_column("n", pa.array([1, 2, 3]))
+    pq.write_table(table, tmp_path / "n.parquet")
+
+    assert load(tmp_path / "n.parquet")["all"]["id"][:] == ["n1", "007", "n3"]
+    (kept,) = read_tables(str(tmp_path / "n.parquet"), None, Columns())["all"]
+    assert {"n", *NOTES[0]} <= set(kept.rows.column_names)
+    for column in ("text", "label", "id"):
+        message = fault(tmp_path / "n.parquet", columns=Columns(**{column: "other"}))
+        assert message.startswith(f"data.columns.{column}: column 'other' of {tmp_path / 'n.parquet'} holds ")
+
+
+def test_parquet_with_a_column_name_twice(tmp_path: Path) -> None:
+    for name in ("transcription", "unused"):
+        columns = [pa.array(["x"])] * 4
+        pq.write_table(pa.table(columns, [name, name, "transcriptions", "label"]), tmp_path / "n.parquet")
+        assert f"two columns are called '{name}'" in fault(tmp_path / "n.parquet")
+
+
+def test_excel_cells_are_read_as_text(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    frame = pd.DataFrame({"id": [7, 8.0], "transcription": ["38.5", "x\ny"], "medical_specialty": ["a", "b"]})
+    frame.to_excel(tmp_path / "n.xlsx", index=False)
+    table = load(tmp_path / "n.xlsx")["all"]
+
+    assert table["id"][:] == ["7", "8"]
+    assert table["transcription"][:] == ["38.5", "x\ny"]
+
+
+def test_workbooks_that_are_not_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path, frame = tmp_path / "n.xlsx", pd.DataFrame(NOTES)
+    with pd.ExcelWriter(path) as book:
+        frame.to_excel(book, sheet_name="may", index=False)
+        frame.to_excel(book, sheet_name="june", index=False)
+    assert "several sheets of rows (may, june)" in fault(path)
+    frame.head(0).to_excel(path, index=False)
+    assert "has a header and no rows" in fault(path)
+    pd.DataFrame().to_excel(path)
+    assert "has no sheet that begins with a header" in fault(path)
+    frame.rename(columns={"id": "transcription"}).to_excel(path, index=False)
+    assert "row 1: two columns are called 'transcription'" in fault(path)
+    book = openpyxl.Workbook()
+    for row in (["transcription", "medical_specialty"], ["x", "a", "beside"]):
+        book.active.append(row)
+    book.save(path)
+    assert "row 2: a cell stands beside the header's columns" in fault(path)
+    monkeypatch.setattr("medlit.data.cache.MAX_WORKBOOK", 1 << 10)
+    assert "unpacks to" in fault(path)
+
+
+def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with zipfile.ZipFile(tmp_path / "n.xlsx", "w") as book:
+        book.writestr("xl/workbook.xml", "<workbook/>")
+    assert "run `pip install openpyxl`" in fault(tmp_path / "n.xlsx")
+
+
+@pytest.mark.parametrize("form", ["n.csv", "n.jsonl"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_line_that_never_ends_does_not_fill_the_memory(
+    form: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.data.readers.MAX_OBJECT", 1 << 20)
+    content = b"id,transcription\n" * (form == "n.csv") + b"x" * (5 << 20)
+    (tmp_path / f"{form}{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    assert "the line is over 1 million characters long" in fault(tmp_path / f"{form}{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"instruction": "Sort it.", "input": "x", "output": "a"}, "an Alpaca table: set data.columns.text to 'input'"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "a chat table: write the user's"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "a chat table: write the user's"),
+    ],
+)
+def test_tables_of_other_tools_are_recognised(row: dict[str, object], advice: str, tmp_path: Path) -> None:
+    assert advice in fault(write_jsonl(tmp_path / "n.jsonl", [row]))
 
 
 def test_parquet_cut_short(tmp_path: Path) -> None:
@@ -508,6 +761,12 @@ def test_a_cache_folder_that_cannot_be_private_is_refused(cache: Path, tmp_path:
 COMMIT = "a" * 40
 
 
+def _gated() -> Exception:
+    """What the Hub answers for a file of a gated dataset."""
+    request = httpx.Request("GET", "https://huggingface.co/datasets/clinic/notes")
+    return GatedRepoError("403 Client Error", response=httpx.Response(403, request=request))
+
+
 @pytest.fixture
 def _offline(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network, and a cache that holds `clinic/notes` at one commit, laid out as `datasets` leaves it."""
@@ -543,6 +802,86 @@ def test_hub_dataset_that_is_not_in_the_cache_names_the_command_that_fills_it() 
     message = fault("clinic/other", revision="v2")
     assert "HF_HUB_OFFLINE is set" in message
     assert "HF_HUB_OFFLINE=0 medlit audit --data.source clinic/other --data.revision v2" in message
+
+
+@pytest.mark.parametrize("text", ["clinic/notes", "notes", "clinic/notes:2024 spring", "notes:v1.0"])
+def test_a_hub_id_may_name_a_configuration(text: str) -> None:
+    assert is_hub_id(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["./notes", "wards/notes.csv", "notes.jsonl.gz", "s3://bucket/notes", "a/b/c", "C:\\n"]
+)
+def test_a_path_is_no_hub_id(text: str) -> None:
+    assert not is_hub_id(text)
+
+
+@pytest.mark.usefixtures("_offline")
+def test_a_configuration_of_a_hub_dataset_from_the_cache(cache: Path) -> None:
+    assert load("clinic/notes:default")["train"]["id"][:] == ["n1", "007", "n3"]
+    assert "no configuration 'may', only default; name one, such as clinic/notes:default" in fault("clinic/notes:may")
+    shutil.copytree(cache / "clinic___notes" / "default", cache / "clinic___notes" / "june")
+    info = next((cache / "clinic___notes" / "june").rglob("dataset_info.json"))
+    info.write_text(info.read_text(encoding="utf-8").replace('"default"', '"june"'), encoding="utf-8")
+    message = fault("clinic/notes")
+    assert "has several configurations: " in message
+    assert {"default", "june"} <= set(re.findall(r"\w+", message))
+
+
+def test_the_configurations_that_the_hub_lists_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real messages of `datasets`, for a dataset that lies in a folder."""
+    repository = tmp_path / "repository"
+    for name in ("may", "june"):
+        (repository / name).mkdir(parents=True)
+        write_csv(repository / name / "train.csv", NOTES)
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}/*.csv\n" for name in ("may", "june"))
+    (repository / "README.md").write_text(f"---\nconfigs:\n{listed}---\n", encoding="utf-8")
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, *given, **__: real(str(repository), *given))
+
+    assert "has several configurations: may, june; name one, such as clinic/notes:may" in fault("clinic/notes")
+    assert "has no configuration 'july', only may, june" in fault("clinic/notes:july")
+    assert load("clinic/notes:june")["train"]["id"][:] == ["n1", "007", "n3"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'clinic/notes' is a gated dataset on the Hub. You must be authenticated to access it."
+            ),
+            ["is gated", "accept its licence at https://huggingface.co/datasets/clinic/notes", "HF_TOKEN"],
+        ),
+        (_gated(), ["is gated", "HF_TOKEN"]),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
+            ["neither cached nor reachable (DatasetNotFoundError)", "set HF_TOKEN if it is private"],
+        ),
+        (
+            ValueError("Arrow type extension<arrow.uuid> does not have a datasets dtype equivalent."),
+            ["cannot be read as one table (ValueError)"],
+        ),
+        (
+            RuntimeError("Dataset scripts are no longer supported, but found notes.py"),
+            ["cannot be read as one table (RuntimeError)", "download them"],
+        ),
+        (datasets.exceptions.DatasetGenerationError("x"), ["cannot be read as one table"]),
+    ],
+    ids=["gated", "a gated file", "private", "a type", "a script", "files that differ"],
+)
+def test_a_hub_dataset_that_cannot_be_read_says_why(
+    error: Exception, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    message = fault("clinic/notes")
+    assert message.startswith("data.source: ")
+    for part in expected:
+        assert part in message
 
 
 @pytest.mark.usefixtures("_offline")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_results import random_results
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from medlit.evaluation import calibration
 
@@ -43,3 +44,17 @@ def test_a_known_temperature_is_recovered(t: float) -> None:
     rescaled = calibration.at_temperature(sharpened, found)
     assert calibration.log_loss(rescaled, truth) <= calibration.log_loss(sharpened, truth) + 1e-9
     assert np.array_equal(rescaled.argmax(axis=1), sharpened.argmax(axis=1))
+
+
+def test_proper_scores_are_those_of_scikit_learn_and_of_the_definition() -> None:
+    one = random_results(n=200)
+    p, truth = one.probabilities, one.truth
+    assert p is not None
+    assert calibration.log_loss(p, truth) == pytest.approx(log_loss(truth, p))
+    assert calibration.brier(p, truth) == pytest.approx(((p - np.eye(5)[truth]) ** 2).sum(axis=1).mean())
+    assert calibration.top_accuracy(p, truth) == pytest.approx(top_k_accuracy_score(truth, p, k=3))
+
+
+def test_ties_are_broken_by_label_id() -> None:
+    p = np.full((5, 5), 0.2)
+    assert calibration.top_accuracy(p, np.arange(5), k=2) == pytest.approx(2 / 5)

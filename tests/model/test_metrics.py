@@ -87,3 +87,14 @@ def test_nothing_but_invalid_answers_is_zero() -> None:
     assert (ours["accuracy"], ours["f1_macro"], ours["f1_weighted"], ours["invalid_rate"]) == (0, 0, 0, 1)
     assert ours["balanced_accuracy"] == 0
     assert ours["confusion"] == [[0, 0, 1], [0, 0, 2]]
+
+
+def test_memory_does_not_grow_with_the_square_of_the_labels() -> None:
+    names = tuple(f"specialty {i:04}" for i in range(5000))
+    metrics = SpecialtyMetrics(LabelSet(names))
+    metrics.update(torch.tensor([0, 4999, 5000]), torch.tensor([0, 4999, 7]))
+    assert sum(count.numel() for count in metrics.compute().values()) == 3 * 5001
+    found = metrics.scores()
+    assert found["confusion"] is None
+    assert (found["accuracy"], found["invalid_rate"]) == pytest.approx((2 / 3, 1 / 3))
+    assert [name for name, one in found["per_class"].items() if one["support"]] == [names[0], names[7], names[4999]]

@@ -11,11 +11,23 @@ from medlit.model.optimizer import apply_settings, make_optimizer, make_schedule
 from medlit.model.settings import Optimizer
 
 
-@pytest.mark.parametrize(("schedule", "shares"), [("cosine", [0, 1, 0.75, 0.25]), ("constant", [0, 1, 1, 1])])
-def test_the_rate_follows_the_schedule_from_its_peak(schedule: Any, shares: list[float]) -> None:  # noqa: ANN401
+@pytest.mark.parametrize(
+    ("schedule", "steps", "shares"),
+    [
+        ("cosine", 4, [0, 1, 0.75, 0.25]),
+        ("constant", 4, [0, 1, 1, 1]),
+        ("linear", float("inf"), [0, 1, 1, 1]),
+        ("cosine", float("inf"), [0, 1, 1, 1]),
+    ],
+)
+def test_the_rate_follows_the_schedule_from_its_peak(
+    schedule: Any,  # noqa: ANN401
+    steps: float,
+    shares: list[float],
+) -> None:
     settings = Optimizer(learning_rate=1e-3, warmup_steps=1, schedule=schedule)
     optimizer = make_optimizer(torch.nn.Linear(4, 2), settings)
-    course = make_schedule(optimizer, settings, 4)
+    course = make_schedule(optimizer, settings, steps)
     rates = []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])

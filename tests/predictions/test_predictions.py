@@ -37,6 +37,7 @@ from medlit.predictions.shards import (
     ResumeKey,
     ShardWriter,
     answered_rows,
+    claim,
     find_shards,
     rows_in_order,
     shard_folder,
@@ -44,7 +45,7 @@ from medlit.predictions.shards import (
     whole_shards,
     write_table,
 )
-from medlit.predictions.table import FORMATS, Prediction, PredictionRow, prediction_rows
+from medlit.predictions.table import FORMATS, Prediction, PredictionRow, check_table, prediction_rows
 
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome
@@ -211,7 +212,22 @@ def test_shards_of_any_processes_become_one_table_in_the_order_of_the_source(tmp
     assert read(table)[0]["answer"] == "of 0\n\u2028ä"
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")', " =1"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "=1+1",
+        "+1+1",
+        "-1-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        '=HYPERLINK("http://x","y")',
+        "-inf",
+        "- 5",
+        "+49 30 1",
+        "-5\n",
+    ],
+)
 def test_a_text_that_a_spreadsheet_would_run_is_escaped_in_csv_alone(tmp_path: Path, cell: str) -> None:
     for suffix in FORMATS:
         table = tmp_path / f"out{suffix}"
@@ -221,9 +237,17 @@ def test_a_text_that_a_spreadsheet_would_run_is_escaped_in_csv_alone(tmp_path: P
         writer.flush()
         write_table(find_shards(table), 1, table)
         (found,) = read(table)
-        shown = f"'{cell}" if suffix == ".csv" and cell != " =1" else cell
+        shown = f"'{cell}" if suffix == ".csv" else cell
         assert [found[name] for name in ("id", "answer", "runner_up")] == [shown] * 3
         assert float(found["margin"]) == -0.25, "a number is no text"
+
+
+@pytest.mark.parametrize("cell", ["-5", "+5", "-1e3", "-1.5E-07", "+.5", "-5.", "007", " =1", "a-5", "'-5"])
+def test_a_number_is_no_formula(tmp_path: Path, cell: str) -> None:
+    table = tmp_path / "out.csv"
+    FORMATS[".csv"](table, [row(0, id=cell, specialty=cell, answer=cell, runner_up=cell).to_dict()])
+    (found,) = read(table)
+    assert [found[name] for name in ("id", "specialty", "answer", "runner_up")] == [cell] * 4
 
 
 def write_shards(table: Path, notes: int) -> None:
@@ -262,6 +286,40 @@ def test_arrow_holds_the_rows_of_one_pass(tmp_path: Path) -> None:
         return max(pa.total_allocated_bytes() for row in rows if row["row"] % 100 == 0) - before
 
     assert peak(4_000) < peak(48_000) / 3
+
+
+# --- what a table may not replace -------------------------------------------------------------------------------------
+
+
+def test_notes_are_never_replaced_however_they_are_spelled_or_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    source = tmp_path / "notes" / "train.csv"
+    source.write_text("x")
+    (tmp_path / "link.csv").symlink_to(source)
+    (tmp_path / "hard.csv").hardlink_to(source)
+    (tmp_path / "folder").symlink_to("notes")
+    spellings = ["notes/train.csv", "./notes/../notes/train.csv", source, "link.csv", "hard.csv", "folder/train.csv"]
+    for spelling in spellings:
+        for named in ("notes", "folder", "notes/*.csv", "**/*.csv", str(source), "link.csv", "hard.csv"):
+            with pytest.raises(UserError, match=r"output: .* is among the notes of"):
+                check_table(Path(spelling), [named], overwrite=True)
+    for new in ("notes/test.csv", "folder/test.jsonl"):  # the next run would read it
+        with pytest.raises(UserError, match="is among the notes of notes"):
+            check_table(Path(new), ["builtin", "notes"], overwrite=True)
+    for free in ("out.csv", "notes/filed/out.csv", "notes2/train.csv"):
+        check_table(Path(free), ["notes", "notes/*.csv", "owner/name", "missing.csv"], overwrite=False)
+
+
+def test_an_existing_table_is_replaced_on_request_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("by hand")
+    with pytest.raises(UserError, match=r"out\.csv exists; name another file, or add --overwrite to replace it\."):
+        check_table(tmp_path / "out.csv", [], overwrite=False)
+    check_table(tmp_path / "out.csv", [], overwrite=True)
+    with pytest.raises(UserError, match="is not a file"):
+        check_table(tmp_path, [], overwrite=True)
 
 
 # --- a run that is interrupted ----------------------------------------------------------------------------------------
@@ -362,6 +420,57 @@ def test_without_resume_the_shards_of_an_earlier_run_are_removed(
     assert len(answered_ids) == 8
     assert Path("out.csv").read_bytes() == whole
     assert not list(Path().glob(".out*"))
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_of_two_runs_at_once_the_second_is_refused_and_the_first_keeps_its_answers(
+    predict: Predict, whole: bytes, answered_ids: list[str], resume: tuple[str, ...]
+) -> None:
+    left = {path: path.read_bytes() for path in killed(predict, ADD, 3)}
+    with claim(Path("out.csv")):
+        outcome = predict(*resume)
+    assert outcome.code == 2
+    assert "output: another 'medlit predict' is writing out.csv; name another file" in outcome.err
+    assert {path: path.read_bytes() for path in find_shards(Path("out.csv"))} == left
+    assert not answered_ids
+    assert predict("--resume").code == 0
+    assert Path("out.csv").read_bytes() == whole
+    assert not list(Path().glob(".out*"))
+
+
+def test_a_later_run_replaces_a_table_on_request_alone(predict: Predict, answered_ids: list[str]) -> None:
+    Path("out.csv").write_text("by hand")
+    for resume in ([], ["--resume"]):
+        outcome = predict(*resume)
+        assert outcome.code == 2
+        assert "output: out.csv exists; name another file, or add --overwrite" in outcome.err
+    assert Path("out.csv").read_text() == "by hand"
+    assert not answered_ids
+    assert predict("--overwrite").code == 0
+    assert len(read(Path("out.csv"))) == 8
+    assert "overwrite: false" in Path("logs/tiny/version_0/config_predict.yaml").read_text(), "not the next time"
+
+
+def test_a_table_that_another_run_has_just_written_stays(
+    predict: Predict, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "claim", lambda table: (table.write_text("theirs"), claim(table))[1])
+    assert "out.csv exists" in predict().err
+    assert Path("out.csv").read_text() == "theirs"
+    assert not answered_ids
+    assert not list(Path().glob(".out*"))
+
+
+def test_a_table_behind_a_link_is_written_and_resumed_there(predict: Predict, whole: bytes) -> None:
+    Path("disk").mkdir()
+    Path("out.csv").symlink_to("disk/out.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "write_table", lambda *_: (_ for _ in ()).throw(UserError("the disk is full")))
+        assert predict().code == 2
+    assert predict("--resume").code == 0
+    assert Path("out.csv").is_symlink()
+    assert Path("disk/out.csv").read_bytes() == whole
+    assert os.listdir("disk") == ["out.csv"]
 
 
 def test_resume_without_an_interrupted_run_starts_over(predict: Predict, whole: bytes, answered_ids: list[str]) -> None:

@@ -19,6 +19,7 @@ from medlit.__main__ import main
 from medlit.data.audit import AuditReport, audit
 from medlit.data.builtin import builtin_notes
 from medlit.data.settings import Columns, Labels
+from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
 
 
@@ -100,6 +101,32 @@ def test_near_copies_are_found(tmp_path: Path) -> None:
     assert report.near_leakage is not None
     assert report.near_duplicates["groups"] == 3
     assert report.near_leakage["train/test"] == report.leakage["train/test"] + 3
+
+
+@pytest.mark.parametrize("name", ["audit.json", "audit.png"])
+def test_a_file_that_no_audit_wrote_is_replaced_on_request_alone(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path / "notes", planted())
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / name
+    mine.write_text("[1]")
+    arguments = ["--data.source", str(source), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=rf"output: 'medlit audit' would replace {mine}, which it did not write"):
+        run(arguments)
+    assert mine.read_text() == "[1]"
+    for again in (["--overwrite"], []):
+        assert run([*arguments, *again]) == 0
+        assert json.loads((tmp_path / "out" / "audit.json").read_text())["rows"] > 0
+
+
+def test_an_audit_is_not_written_among_the_notes(tmp_path: Path) -> None:
+    source = write(tmp_path / "notes", planted())
+    with pytest.raises(UserError, match=r"output: audit\.json would be among the notes of"):
+        run(["--data.source", str(source), "--output", str(source), "--overwrite"])
+    table = (source / "train.csv").rename(tmp_path / "audit.json")
+    before = table.read_bytes()
+    with pytest.raises(UserError, match=r"output: audit\.json would be among the notes of"):
+        run(["--data.source", str(table), "--output", str(tmp_path), "--overwrite"])
+    assert table.read_bytes() == before
 
 
 def test_columns_that_give_the_label_away(tmp_path: Path) -> None:
@@ -263,6 +290,47 @@ def test_columns_and_labels_of_a_config_are_used(tmp_path: Path) -> None:
     assert report["classes"]["Imaging"] > 0
     assert "Radiology" not in report["classes"]
     assert {"key", "note"}.isdisjoint(report["label_leaks"])
+
+
+def test_the_settings_that_mend_labels_are_printed_and_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["Neurology"] * 4 + ["Neurolgy", "Neurology.", "nan", "None", "yes", "Cardiology; Neurology", "Old"]
+    labels += ["Cardiology", "Pe\u0301diatrie \u2013 Nuit", "P\u00e9diatrie - Nuit"]
+    notes = [
+        {"id": str(n), "transcription": f"note {n}", "medical_specialty": label, "code": label.upper()}
+        for n, label in enumerate(labels)
+    ]
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    assert verb(*_flags(source), "--data.labels.drop", "[Old]", "--output", tmp_path) == 0
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert report["label_review"] == {
+        "similar": {"Neurolgy": "Neurology", "Neurology.": "Neurology"},
+        "combined": {"Cardiology; Neurology": ["Cardiology", "Neurology"]},
+        "placeholders": ["None", "nan"],
+    }
+    assert report["classes"]["P\u00e9diatrie - Nuit"] == 2
+    out = capsys.readouterr().out
+    assert "'Neurolgy' = 'Neurology'; 'Neurology.' = 'Neurology'" in out
+    assert "'Cardiology; Neurology' = 'Cardiology' + 'Neurology'" in out
+    block = out.partition("they are merged and left out:\n")[2].partition("\n\n")[0]
+    assert yaml.safe_load(block)["data"]["labels"]["drop"] == ["Old", "None", "nan"]
+
+    (tmp_path / "own.yaml").write_text(block, encoding="utf-8")
+    assert verb("--config", tmp_path / "own.yaml", *_flags(source), "--output", tmp_path) == 0
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert report["label_review"] == {"similar": {}, "combined": {}, "placeholders": []}
+    assert report["classes"] == {"Neurology": 6, "Cardiology": 2, "P\u00e9diatrie - Nuit": 2, "yes": 1}
+    assert "Check these labels" not in capsys.readouterr().out
+
+
+def test_a_column_gives_a_label_away_whatever_its_spelling(tmp_path: Path) -> None:
+    labels = ["Pe\u0301diatrie", "P\u00e9diatrie", "ENT - Nose", "ENT \u2013 Nose"] * 3
+    notes = [
+        {"id": str(n), "transcription": f"note {n}", "medical_specialty": label, "code": f"c{n % 4 // 2}"}
+        for n, label in enumerate(labels)
+    ]
+    assert report_of(write(tmp_path / "notes", {"train": notes}) / "train.csv").label_leaks == {"code": 1.0}
 
 
 @pytest.mark.parametrize(

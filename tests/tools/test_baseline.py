@@ -147,6 +147,18 @@ def test_other_notes_than_the_model_s_are_refused(tested: Path, tmp_path: Path) 
         baseline(["--run_dir", str(folder), "--data.split.kind", "grouped", "--data.split.seed", "1"])
 
 
+def test_labels_in_another_spelling_are_the_model_s(tested: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(tested, folder)
+    for split, rows in notes().items():
+        spelled = [row | {"medical_specialty": row["medical_specialty"].upper().replace("/", "\u2013")} for row in rows]
+        write_csv(tmp_path / f"{split}.csv", spelled)
+    assert baseline(["--run_dir", str(folder), "--data.source", str(tmp_path)]) == 0
+    model, majority = (Results.read(folder / f"{name}_answers.parquet") for name in ("test", "baseline_majority"))
+    assert majority.names == model.names
+    assert majority.truth.tolist() == model.truth.tolist()
+
+
 def test_an_unknown_setting_exits_2(medlit: Medlit) -> None:
     with pytest.raises(SystemExit) as stop:
         baseline(["--data.sorce", "builtin"])

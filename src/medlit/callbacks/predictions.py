@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from medlit.atomic_io import remove_partial
+from medlit.atomic_io import link_target, remove_partial
 from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
@@ -21,7 +21,7 @@ from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
 from medlit.predictions.shards import ResumeKey, answer_settings, hash_notes, hash_weights
-from medlit.predictions.table import Prediction, prediction_rows
+from medlit.predictions.table import Prediction, check_table, prediction_rows
 
 
 class PredictionWriter(L.Callback):
@@ -44,35 +44,36 @@ class PredictionWriter(L.Callback):
         self.to_stdout = to_stdout
         self.resume = resume
         self.checkpoint = checkpoint
+        self.replaces = path.exists()
         self.written: Path | None = None
         self._kept: list[Path] | None = None  # shards of the interrupted run
         self._writer: shards.ShardWriter | None = None
+        self._lock: TextIO | None = None  # of the first process, from setup to the end
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the answers of an interrupted run, before any process starts to answer.
+        """Claim the table and find the answers of an interrupted run, before any process starts to answer.
 
         Raises:
-            UserError: its notes, weights or settings were different.
+            UserError: another process writes the table, or the notes, weights or settings were different.
         """
         if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
             return
         self.path = trainer.strategy.broadcast(self.path)  # on another host the next run's number may differ
         data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        difference: str | None = None
+        mistake: str | None = None
         answered: npt.NDArray[np.bool_] | None = None
         if trainer.is_global_zero:
-            self._key = _resume_key(trainer, pl_module, data, self.checkpoint)
-            earlier = shards.read_resume_key(self.path) if self.resume else None
-            if earlier is not None:
-                difference = self._key.difference(earlier)
-                self._kept = shards.whole_shards(self.path)
-                answered = shards.answered_rows(self._kept, earlier.notes)
-        difference, answered = trainer.strategy.broadcast((difference, answered))
-        if difference is not None:
-            raise UserError(
-                f"resume: the interrupted run beside {self.path} had other inputs ({difference}); repeat its command"
-                " with --resume, or leave --resume out to start over."
-            )
+            try:
+                make_private(self.path.parent)
+                self._lock = shards.claim(self.path)
+                check_table(self.path, (), self.replaces)  # another process may just have written it
+                self._key = _resume_key(trainer, pl_module, data, self.checkpoint)
+                answered = self._find_answered()
+            except UserError as error:
+                mistake = str(error)
+        mistake, answered = trainer.strategy.broadcast((mistake, answered))
+        if mistake is not None:
+            raise UserError(mistake)
         if answered is not None:
             data.skip_answered(answered)
             message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
@@ -81,13 +82,23 @@ class PredictionWriter(L.Callback):
         if self.resume and trainer.is_global_zero:
             print(f"medlit: {message}.", file=sys.stderr)
 
+    def _find_answered(self) -> npt.NDArray[np.bool_] | None:
+        if not self.resume or (earlier := shards.read_resume_key(self.path)) is None:
+            return None
+        if (difference := self._key.difference(earlier)) is not None:
+            raise UserError(
+                f"resume: the interrupted run beside {self.path} had other inputs ({difference}); repeat its command"
+                " with --resume, or leave --resume out to start over."
+            )
+        self._kept = shards.whole_shards(self.path)
+        return shards.answered_rows(self._kept, earlier.notes)
+
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare the folder of shards."""
         if self.to_stdout:
             return
         if trainer.is_global_zero:
-            make_private(self.path.parent)
-            remove_partial(self.path)
+            remove_partial(link_target(self.path))
             if self._kept is None:
                 shards.start_shards(self.path, self._key)
             else:
@@ -99,7 +110,7 @@ class PredictionWriter(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Answers, batch: Prompts, *_: int
     ) -> None:
-        """Write a batch's answers, and stop after SIGTERM, which Lightning's predict loop ignores."""
+        """Write a batch's answers."""
         if isinstance(pl_module, SpecialtyClassifier):
             rows = prediction_rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
             if self._writer is not None:
@@ -107,8 +118,6 @@ class PredictionWriter(L.Callback):
             else:
                 for row in rows:
                     _print(row.prediction)
-        if trainer.received_sigterm:
-            raise SIGTERMException
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Join the shards, on the first process.
@@ -132,19 +141,25 @@ class PredictionWriter(L.Callback):
             shards.write_table(found, notes, self.path)
             self.written = self.path
             shards.remove_shards(self.path)
+            self._release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the answers so far; leave nothing behind if there are none."""
-        if self._writer is None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError, UserError):  # the exception may be that the disk is full
+                self._writer.flush()
+        if self._lock is None:
             return
-        with contextlib.suppress(OSError, UserError):  # the exception may be that the disk is full
-            self._writer.flush()
-        if not trainer.is_global_zero:
-            return
-        if shards.find_shards(self.path):
-            print("medlit: the answers so far are kept; the same command with --resume continues.", file=sys.stderr)
-        else:
+        if not shards.find_shards(self.path):
             shards.remove_shards(self.path)
+        elif self._writer is not None:
+            print("medlit: the answers so far are kept; the same command with --resume continues.", file=sys.stderr)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _print(prediction: Prediction) -> None:

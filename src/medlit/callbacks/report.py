@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.errors import best_effort
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure
 from medlit.report.page import write_report
 from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, versions
+
+_LOGGER_METHODS = ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize")
 
 
 class RunReport(L.Callback):
@@ -29,6 +33,13 @@ class RunReport(L.Callback):
 
     def __init__(self) -> None:
         self.written: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """From here on a logger that fails, medlit's or a user's, costs a warning and not the run."""
+        for logger in trainer.loggers:
+            for name in _LOGGER_METHODS:
+                guarded = best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name))
+                setattr(logger, name, guarded)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the settings, even if the fit fails later."""
@@ -48,20 +59,25 @@ class RunReport(L.Callback):
         subcommand = subcommand_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
-        pl_module.results.write(folder / f"{subcommand}_answers.parquet")
-        write_json(folder / f"{subcommand}_metrics.json", metrics)
+        # They are what `validate` and `test` are for, and of a fit only a report.
+        with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():
+            metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
+            pl_module.results.write(folder / f"{subcommand}_answers.parquet")
+            write_json(folder / f"{subcommand}_metrics.json", metrics)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         title = f"{what}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
-        figures = {"confusion": confusion_figure(pl_module.results, title)}
-        with atomic_write(folder / f"confusion_{subcommand}.png") as path:
-            figures["confusion"].savefig(path, dpi=110)
+        figures = {}
+        with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
+            confusion = confusion_figure(pl_module.results, title)
+            confusion.savefig(path, dpi=110)
+            figures["confusion"] = confusion
         if subcommand == "test":
-            write_json(folder / FACTS, _facts(trainer, pl_module))
-            figures = {**write_report(folder), **figures}
+            with best_effort("the report of the test"):
+                write_json(folder / FACTS, _facts(trainer, pl_module))
+                figures = {**write_report(folder), **figures}
             self.on_fit_end(trainer, pl_module)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+        with best_effort("the figures in TensorBoard"):
+            for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):
                 for name, figure in figures.items():
                     logger.experiment.add_figure(f"{pl_module.stage}/{name}", figure, trainer.global_step, close=True)
         self.written = folder

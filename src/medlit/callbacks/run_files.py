@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.errors import best_effort
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -74,6 +75,7 @@ class SaveSamples(L.Callback):
 
     on_test_start = on_validation_start
 
+    @best_effort("samples.jsonl")
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: EvalBatch, *_: int
     ) -> None:

@@ -1,4 +1,4 @@
-"""Stop a fit on a signal, with its state written: Ctrl-C, `kill`, or a scheduler that reclaims its machine."""
+"""Stop a fit or a predict on a signal, with its state written: Ctrl-C, `kill`, or a scheduler that needs the node."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import lightning as L
 
@@ -23,6 +24,7 @@ class StopOnSignal(L.Callback):
     """Ends a fit at the next optimizer step after a signal, with `last.ckpt` written and exit code 128 + its number.
 
     During a validation it ends at once: `last.ckpt` was written before, and a resumed fit starts with that validation.
+    A predict that `keeps_answers` ends after the batch; whatever else runs has nothing to keep and ends at once.
     With several processes the signal may reach any or all of them (a terminal's Ctrl-C reaches all); they agree to stop
     after the same step, and none forwards it. A second signal has its usual effect, without waiting.
 
@@ -30,23 +32,43 @@ class StopOnSignal(L.Callback):
     with code 0 or 1.
     """
 
-    def __init__(self, last: LastCheckpoint) -> None:
+    def __init__(self, last: LastCheckpoint, keeps_answers: bool = True) -> None:
         self.last = last
+        self.keeps_answers = keeps_answers
         self.received = 0
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install the handlers over Lightning's, which restores the previous ones after the fit."""
         if not self.received:
-            with contextlib.suppress(ValueError):  # only the main thread can
-                for number in SIGNALS:
-                    signal.signal(number, self._receive)
+            self._install(dict.fromkeys(SIGNALS, self._receive))
 
     on_sanity_check_start = on_train_start
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a signal end an evaluation at once; Lightning's handler only takes a note of it."""
+        self._install(self._before)
+
+    on_predict_epoch_end = on_test_start  # the table is joined from shards, and resuming joins it again
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between two batches, whose answers are kept."""
+        self._install(dict.fromkeys(SIGNALS, self._receive) if self.keeps_answers else self._before)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop after the batch's answers are added."""
+        if self.received:
+            raise SystemExit(128 + self.received)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each in SIGNALS:
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+        self._install(self._before)
+
+    @staticmethod
+    def _install(handlers: dict[Any, Any]) -> None:
+        with contextlib.suppress(ValueError):  # only the main thread can
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -59,6 +81,8 @@ class StopOnSignal(L.Callback):
         """Stop before a validation."""
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking:
             self._stop_if_received(trainer)
+        elif subcommand_of(trainer) == "validate":
+            self._install(self._before)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop between two batches; several processes finish the validation, since their batch counts may differ."""

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.data.collate import Batch
+from medlit.errors import best_effort
 from medlit.model.families import causal_lm
 from medlit.model.memory import flops_per_token, model_dimensions
 from medlit.model.module import SpecialtyClassifier
@@ -37,6 +38,7 @@ class Throughput(L.Callback):
         self._started_at: float | None = None
         self._last_step = 0
 
+    @best_effort("the throughput")
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting, and look up the card's peak arithmetic."""
         self._reset_step()
@@ -65,6 +67,7 @@ class Throughput(L.Callback):
         if self._started_at is None:
             self._started_at = time.perf_counter()
 
+    @best_effort("the throughput")
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:

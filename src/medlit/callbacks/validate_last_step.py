@@ -1,10 +1,12 @@
-"""Validate, and so save, the last optimizer step of every fit."""
+"""Validate, and so save, the last optimizer step of every fit, and report which limit ended it."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 from medlit.callbacks.run_files import subcommand_of
 from medlit.errors import UserError
@@ -41,11 +43,14 @@ class ValidateLastStep(L.Callback):
             return
         if not validation_due(checkpoint):
             raise UserError(
-                f"trainer.max_steps: the checkpoint has been trained for {step} steps and the fit ends after"
+                f"{self._limit(trainer)}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."
             )
         if trainer.max_steps != -1:
             trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def _limit(self, trainer: L.Trainer) -> str:
+        return "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate at once if no step is left."""
@@ -61,3 +66,14 @@ class ValidateLastStep(L.Callback):
         """Stop after a last validation that no step precedes."""
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report what ended the fit, unless that was its only limit, `max_steps`."""
+        step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
+            return
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
+        end = self._limit(trainer) if step >= self.last else "trainer.max_time" if late else "early stopping"
+        epochs = step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        print(f"medlit: {end} ended the fit after step {step}, or {epochs:.2f} epochs", file=sys.stderr)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+
 # Verb -> what it does, for `medlit --help`. `__main__` reads these before it imports anything else.
 MODEL_VERBS = {
     "fit": "fine-tune an adapter on labelled notes",
@@ -15,3 +21,31 @@ TOOLS = {
     "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the fine-tuned model",
     "export": "write an adapter, a merged model or GGUF files, and check that they give the same answers",
 }
+
+
+def end_on_signals() -> None:
+    """From now on SIGINT and SIGTERM end this process with one line and exit code 128 + their number.
+
+    Not by an exception: where one meets an import it becomes pages of traceback, and a destructor or a bare `except:`,
+    of which Unsloth has many, ignores it. What is being written is removed, and other processes of this one end too.
+    """
+    first = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == first:  # no fork of it, such as a worker that loads data
+            if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+                os.write(2, f"medlit: stopped by {signal.Signals(number).name}.\n".encode())
+            with suppress(Exception):  # the signal may come in the middle of either import
+                import psutil
+
+                children = psutil.Process().children(recursive=True)
+                for child in children:
+                    child.kill()
+                psutil.wait_procs(children, timeout=3)
+            with suppress(Exception):
+                sys.modules["medlit.atomic_io"].remove_unfinished()
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a shell's `&` set it
+            signal.signal(number, end)

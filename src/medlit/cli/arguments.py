@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli.environment import check_writable
 from medlit.cli.help import OWN_HELP, Parser
-from medlit.cli.validation import ENV_PREFIX, check_renamed, check_variables
+from medlit.cli.validation import ENV_PREFIX, check_renamed, check_seed, check_variables, settle_length
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
@@ -38,6 +38,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         ("run_dir", str | None, None),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=OWN_HELP[name])
+    parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=OWN_HELP["overwrite"])
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])
@@ -61,6 +62,8 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
     if config.output is not None:
         if Path(config.output).suffix not in FORMATS:
             raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; choose one of these.")
+        if Path(config.output).is_dir():
+            raise UserError(f"output: {config.output} is a folder; name a file in it.")
         check_writable("output", Path(config.output))
     check_decoding(config.model.decoding)
     if config.data.predict.text is None:
@@ -85,10 +88,12 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
         SystemExit: code 2 if a setting or a value is not understood.
         UserError: a variable of the environment is for this tool and is not a setting, or a setting was renamed.
     """
-    check_renamed(args, f"{ENV_PREFIX}_{tool.upper()}__")
+    check_renamed(args, env_prefix := f"{ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     check_variables({tool: parser})
-    return parser.parse_args(list(args))
+    config = parser.parse_args(settle_length(args, env_prefix))
+    check_seed(config.seed_everything)
+    return config
 
 
 def make_parser(tool: str) -> ArgumentParser:

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
@@ -40,9 +41,18 @@ from medlit.cli.environment import (
     silence_warnings,
 )
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
-from medlit.cli.help import ABOUT, Parser
-from medlit.cli.validation import ENV_PREFIX, adopt_adapter, check_renamed, check_settings, check_variables
+from medlit.cli.help import ABOUT, Parser, class_error
+from medlit.cli.validation import (
+    ENV_PREFIX,
+    adopt_adapter,
+    check_renamed,
+    check_seed,
+    check_settings,
+    check_variables,
+    settle_length,
+)
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.sources import SPLITS
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
@@ -50,7 +60,17 @@ from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
-from medlit.run_folder import claim, next_version, resolve_checkpoint, run_name, run_of, sole_fit, versions
+from medlit.predictions.table import check_table
+from medlit.run_folder import (
+    check_replaceable,
+    claim,
+    next_version,
+    resolve_checkpoint,
+    run_name,
+    run_of,
+    sole_fit,
+    versions,
+)
 
 
 class MedlitCLI(LightningCLI):
@@ -58,7 +78,7 @@ class MedlitCLI(LightningCLI):
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb, *self._rest = args
-        check_renamed(self._rest, f"{ENV_PREFIX}_{verb.upper()}__")
+        check_renamed(self._rest, env_prefix := f"{ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
@@ -70,7 +90,7 @@ class MedlitCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
-            args=args,
+            args=[verb, *settle_length(self._rest, env_prefix)],
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -88,6 +108,7 @@ class MedlitCLI(LightningCLI):
         """Parse, and refuse environment variables that are not settings."""
         check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        check_seed(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -107,7 +128,26 @@ class MedlitCLI(LightningCLI):
         check_slurm(trainer.plugins)
         check_loggers(trainer.logger)
         self.run_folder = self._choose_run(config)
+        self._check_outputs(config)
         check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
+
+    def _check_outputs(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
+        overwrite, config.overwrite = config.overwrite, False  # the recorded config does not allow it again
+        if self.subcommand == "predict":
+            if config.data.predict.text is not None:
+                return
+            sources = {config.data.source, config.data.predict.source} - {*SPLITS, "builtin"}
+            check_table(Path(config.output or self.run_folder / arguments.PREDICTIONS), sources, overwrite)
+        adapter = self.run_folder / "adapter"
+        if (
+            self.subcommand == "fit"
+            and config.model.adapter
+            and adapter.resolve() == Path(config.model.adapter).resolve()
+        ):
+            raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
+        resumes = self.subcommand == "fit" and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder
+        if not (overwrite or resumes or config.trainer.fast_dev_run):
+            check_replaceable(self.run_folder, str(self.subcommand))
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
         """Resolve `best` and `last`, and choose the folder for this verb's files."""
@@ -125,6 +165,15 @@ class MedlitCLI(LightningCLI):
         self._is_numbered = run is None
         return run or next_version(root, name)
 
+    def instantiate_classes(self) -> None:
+        """Build what the settings describe; a class that they name may not be installed, or refuse its arguments."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if (reason := class_error(str(error))) is None:
+                raise
+            raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with medlit's callbacks; it gets its logger with its folder."""
         config = self.config[self.subcommand]
@@ -136,8 +185,8 @@ class MedlitCLI(LightningCLI):
         self.trainer_defaults = {"callbacks": self._make_callbacks(config, one_note)}
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            # Only Lightning's Trainer checks whether its settings fit together.
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            # Only Lightning's Trainer checks whether its settings fit together, and what they need is installed.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
@@ -155,17 +204,21 @@ class MedlitCLI(LightningCLI):
             ValidateLastStep(),
             AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
-            StopOnSignal(last),
+            self.predictions,
+            StopOnSignal(last, keeps_answers=not one_note),
             NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,
             AdapterTemperature(),
             Throughput(),
-            self.predictions,
         ]
         if config.log_samples:
             callbacks.append(SaveSamples(config.log_samples))
-        if config.trainer.enable_progress_bar is not False:
+        given = self.config_init[self.subcommand].trainer
+        named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
+        if config.trainer.enable_progress_bar is False:
+            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
+        elif not any(isinstance(each, LightningProgressBar) for each in named):
             callbacks.append(ProgressBar())
         return callbacks
 
@@ -209,6 +262,8 @@ class MedlitCLI(LightningCLI):
                 self.predictions.path = self.run_folder / arguments.PREDICTIONS
             try:
                 super()._run_subcommand(subcommand)
+            except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there
+                raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
                 raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
         if (written := self.predictions.written or self.report.written) is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import lightning as L
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medlit.atomic_io import unwritable
 from medlit.cli.arguments import PREDICTIONS
@@ -23,19 +22,13 @@ from medlit.predictions.shards import find_shards
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn a user's mistake into one sentence and exit code 2, and a signal into 128 + its number.
+    """Turn a user's mistake into one sentence and exit code 2.
 
     Raises:
         SystemExit: with that code. Any other error is a bug and keeps its traceback.
     """
     try:
         yield
-    except SIGTERMException as stop:  # during a fit StopOnSignal handles it
-        raise SystemExit(128 + signal.SIGTERM) from stop
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise SystemExit(128 + signal.SIGINT) from stop
-        raise
     except (UserError, OSError) as error:  # Lightning and its loggers write files too
         message = unwritable(error) if isinstance(error, OSError) else error
         if message is None:

@@ -12,15 +12,17 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._link_arguments import ActionLink
 from jsonargparse._signatures import group_instantiate_class
+from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli import MODEL_VERBS
@@ -35,6 +37,7 @@ FIT_ONLY: tuple[str, ...] = tuple(_TEXTS["fit_only"])
 VERBS: dict[str, list[str]] = _TEXTS["verbs"]
 
 _LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
+_load_yaml = get_loader("yaml")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
@@ -46,6 +49,46 @@ _NO_FILE = re.compile(r"does not exist: '?([^']+)'?")
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+
+
+class RepeatedKeyError(yaml.YAMLError):
+    """A key that a config gives twice: YAML would keep the last block and drop the first."""
+
+
+def load_unique(text: str) -> Any:  # noqa: ANN401
+    """Load YAML or JSON for the parser, whatever the file, flag or variable that it comes from.
+
+    Raises:
+        RepeatedKeyError: a mapping has a key twice, or a dotted key such as model.lora.r beside the group model.
+    """
+    where = config_load_stack.get()[-1][1] if config_load_stack.get() else "the given text"
+    nodes: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))]
+    seen = set()  # an anchor may stand for its own parent
+    while nodes:
+        prefix, node = nodes.pop()
+        if node in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(node)
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [(prefix, each) for each in node.value]
+            continue
+        keys = [(str(key.value), key.start_mark.line + 1, value) for key, value in node.value]
+        nodes += [(f"{prefix}{name}.", value) for name, _, value in keys]
+        groups = {name: line for name, line, value in keys if isinstance(value, yaml.MappingNode)}
+        lines: dict[str, int] = {}
+        for name, line, _ in keys:
+            parents = accumulate(name.split(".")[:-1], "{}.{}".format)
+            other = lines.get(name) or next((groups[parent] for parent in parents if parent in groups), None)
+            if other is not None and name != "<<":
+                raise RepeatedKeyError(
+                    f"{prefix}{name}: given in line {line} of {where} and, itself or its group, in line {other}, where"
+                    " one would replace the other; make them one block."
+                )
+            lines[name] = line
+    return _load_yaml(text)
+
+
+set_loader("yaml", load_unique, (yaml.YAMLError,))
 
 
 class _GroupOrNull(_ActionConfigLoad):
@@ -82,7 +125,10 @@ class Parser(LightningArgumentParser):
         """Exit with code 2, or raise where the caller wants an exception."""
         if not self.exit_on_error:
             super().error(message, ex)
-        print(f"medlit: {self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, RepeatedKeyError):
+            cause = cause.__cause__
+        print(f"medlit: {cause or self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
         raise SystemExit(2) from ex
 
     def _explain(self, message: str) -> str:
@@ -103,8 +149,21 @@ class Parser(LightningArgumentParser):
                 return f"config: there is no file {path}; {hint}"
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
+            reason = class_error(reason) or reason
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         return f"{message}; {manual}"
+
+
+def class_error(message: str) -> str | None:
+    """What is wrong with a class that a config names, of an error that lists a union's types; None if that is right."""
+    given = re.search(r"class_path='(?:\w+\.)*(\w+)'", message)
+    _, _, errors = " ".join(message.split()).partition(" Errors: - ")
+    for reason in errors.partition(" Given value type: ")[0].split(" - "):
+        if reason.startswith("Expected a dot import path string: "):
+            return f"there is no class {reason.rpartition(': ')[2]}"
+        if given and not reason.startswith(("Expected a <", "Not a valid subclass ", "Does not validate ")):
+            return f"{given[1]}: " + reason.rpartition(f"{given[1]}': ")[2].rstrip(".")
+    return None
 
 
 def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Checks of settings that the parser does not make: values that a type cannot express, null, and names that are gone.
 
-Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one.
+Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one. Of the
+two settings that limit a fit, `max_steps` and `max_epochs`, the one given last counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from itertools import zip_longest
 from pathlib import Path
+from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -34,6 +36,8 @@ REMOVED: dict[str, str] = _TABLES["removed"]
 OLD_VALUES: dict[tuple[str, str | bool], str] = {
     (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
 }
+# Name of a class, or of one that it inherits -> what to say of it.
+_CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
 _LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
 # Setting -> whether a value is allowed, and what to say of any other value.
@@ -43,7 +47,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x >= 1 or x == -1,
         "must be at least 1, or -1 for as many as the epochs have, not {value}",
     ),
+    "trainer.log_every_n_steps": (lambda x: x is None or x >= 1, "must be at least 1, not {value}"),
     "trainer.max_epochs": (lambda x: x is None or x >= 1 or x == -1, "must be at least 1, or null, not {value}"),
+    "trainer.max_time": (lambda x: x is None or bool(str(x).strip("0:")), "must be over 0, or null, not {value}"),
+    "trainer.num_sanity_val_steps": (lambda x: x is None or x >= -1, "must be at least 0, or -1 for all, not {value}"),
+    "early_stopping.patience": (lambda x: x >= 0, "must be at least 0, not {value}"),
     "trainer.gradient_clip_val": (lambda x: x is None or 0 < x < math.inf, _LIMIT[1]),
     "trainer.limit_val_batches": _LIMIT,
     "trainer.limit_test_batches": _LIMIT,
@@ -66,8 +74,12 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
         if config[key] is None:
             raise UserError(f"{key}: must have a value; leave it out for the default.")
     for key, (fits, message) in _CHECKS.items():
-        if not fits(config[key]):
+        if not fits(config[key]) and not isinstance(config[key], Namespace):
             raise UserError(f"{key}: {message.format(value=config[key])}.")
+    check_classes(config.trainer)
+    endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (None, -1)
+    if fit and endless and config.trainer.max_time is None:
+        raise UserError("trainer.max_steps: -1 needs another limit; set trainer.max_epochs or trainer.max_time.")
     if config.model.lora is None:
         weights = next((key for key in ("model.adapter", "ckpt_path") if config.get(key) is not None), None)
         if fit:
@@ -77,6 +89,34 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
                 f"model.lora: null is the bare base model, and {weights} names an adapter's weights; leave one of them"
                 " out."
             )
+
+
+def check_seed(seed: bool | int) -> None:
+    """Check that NumPy accepts a seed, before Lightning hands it over."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
+
+
+def check_classes(trainer: Namespace) -> None:
+    """Check the classes that a config names, before one is built: medlit cannot run with some, or not as they are set.
+
+    Raises:
+        UserError: naming the setting and the class.
+    """
+    for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+        given = trainer[key] if isinstance(trainer[key], list) else [trainer[key]]
+        for named in (each for each in given if isinstance(each, Namespace)):
+            name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or {}
+            lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
+            wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
+            if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
+                wrong = f"cannot monitor {settings['monitor']!r}; choose one of {', '.join(MONITORS)}"
+            if settings.get("start_method", "popen") != "popen":
+                wrong = f"start_method must be 'popen', not {settings['start_method']!r}"
+            if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
+                wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
+            if wrong is not None:
+                raise UserError(f"trainer.{key}: {name} {wrong}.")
 
 
 def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  # noqa: ANN401
@@ -104,7 +144,7 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
     if config.model.adapter is None or config.model.lora is None:
         return
     folder, stated = adapter_folder(config.model.adapter), set()
-    for where, settings in _given(args, f"{ENV_PREFIX}_{verb.upper()}__"):
+    for _, where, settings in _given(args, f"{ENV_PREFIX}_{verb.upper()}__"):
         direct = where.startswith(("flag ", "environment "))
         stated |= {name for name in settings if direct or name == "model.language_model.base_model"}
     base, revision, theirs = adapter_settings(folder)
@@ -147,9 +187,23 @@ def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
             )
 
 
+def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
+    """The arguments, with flags that lift the limit of a fit's length which a later one replaces.
+
+    `max_epochs` on the command line replaces the `max_steps` of a config or the default, and the other way round. Where
+    one config, or the command line, gives both, the first that a fit reaches ends it.
+    """
+    none = {"trainer.max_steps": "-1", "trainer.max_epochs": "null"}
+    layers = dict.fromkeys(none, -1)
+    for layer, _, settings in _given(args, env_prefix):
+        layers |= {name: layer for name in none if str(settings.get(name)) not in ("None", "null", "-1")}
+    replaced = [name for name, layer in layers.items() if layer < max(layers.values())]
+    return [*args, *(f"--{name}={none[name]}" for name in replaced)]
+
+
 def check_renamed(args: Sequence[str], env_prefix: str) -> None:
     """Check that no flag after the verb, config or environment variable uses a setting of an earlier release."""
-    for where, settings in _given(args, env_prefix):
+    for _, where, settings in _given(args, env_prefix):
         found = {name: text for name, value in settings.items() if (text := advice(name, value))}
         if found:
             raise UserError("; ".join(f"{name}: {text}" for name, text in found.items()) + f" ({where}).")
@@ -165,22 +219,33 @@ def advice(name: str, value: object) -> str | None:
     return REMOVED.get(name) or (OLD_VALUES.get((name, value)) if isinstance(value, str | bool) else None)
 
 
-def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where settings are given, and name -> value there; whether they exist is for the parser to say."""
+def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Layer, place, and name -> value there of what is given; whether settings exist is for the parser to say."""
     for variable, value in os.environ.items():
         if variable.startswith(env_prefix):
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()
-            yield f"environment variable {variable}", {name: value}
+            where = f"environment variable {variable}"
+            yield (0, *_read(value)) if name == "config" else (0, where, {name: value})
+    layer = 1  # of the flags before the first config; as for the parser, a config overrides what is written before it
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
-        if flag in ("-c", "--config"):  # a file, or the YAML text itself
-            is_file = os.path.isfile(value)
-            with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
-                text = Path(value).read_text(encoding="utf-8") if is_file else value
-                yield value if is_file else "the text of --config", _flat("", yaml.safe_load(text))
+        if argument.startswith("-c") or flag == "--config":
+            layer += 2
+            yield layer - 1, *_read(value if flag in ("-c", "--config") else argument.removeprefix("-c"))
+        elif flag == "--trainer":
+            yield layer, *_read(value, "trainer")
         elif flag.startswith("--"):
-            yield f"flag {flag}", {flag[2:]: value}
+            yield layer, f"flag {flag}", {flag[2:]: value}
+
+
+def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
+    """Name and settings of a config, or of a group of settings: a file, or the YAML text itself."""
+    is_file = os.path.isfile(config)
+    with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8") if is_file else config)
+        return config if is_file else "the text of --config", _flat(group, values)
+    return config, {}
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Data quality of a table of notes: duplicates, conflicting labels, leakage between splits, lengths, revealing columns.
+"""Data quality of a table of notes: duplicates, labels, leakage between splits, lengths, revealing columns.
 
 Texts are counted by their hashes and lengths batch by batch, so the audit of a table of any size needs no more memory
 than its hashes do. A report holds counts and row ids, never a note.
@@ -17,7 +17,8 @@ import numpy as np
 
 from medlit.data.cache import iter_column
 from medlit.data.groups import IntArray, exact_groups, near_groups
-from medlit.data.notes import id_column, load_source
+from medlit.data.labels import LabelReview, normalise_label
+from medlit.data.notes import load_source
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, read_tables
 
@@ -65,6 +66,7 @@ class AuditReport:
     leakage: dict[str, int]  # `a/b` -> rows of split b whose text is also in split a
     near_leakage: dict[str, int] | None  # the same including similar texts
     label_leaks: dict[str, float]
+    label_review: LabelReview  # labels that are probably no classes of their own
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -119,11 +121,12 @@ def audit(
     votes = notes.groupby(["text", "label"]).size()  # notes without a label are left out
     similar = notes.groupby("near")["text"].transform("nunique") > 1
     conflicting = (by_text["label"].transform("nunique") > 1) & notes["label"].notna()
+    classes = _class_counts(notes["label"])
     report = AuditReport(
         source=source,
         rows=len(notes),
         splits=splits,
-        classes=_class_counts(notes["label"]),
+        classes=classes,
         classes_by_split={name: _class_counts(notes.loc[notes["split"] == name, "label"]) for name in splits},
         unlabelled=int(notes["label"].isna().sum()),
         lengths={unit: _summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
@@ -137,6 +140,7 @@ def audit(
         leakage=_leakage(notes, "text"),
         near_leakage=None if threshold is None else _leakage(notes, "near"),
         label_leaks=label_leaks(source, revision, columns),
+        label_review=LabelReview.of(list(classes)),
     )
     return Audit(report, lengths)
 
@@ -224,10 +228,11 @@ def _other_columns(source: str, revision: str | None, columns: Columns) -> Itera
     for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
-        others = sorted(set(table.rows.column_names) - {columns.text, columns.label, id_column(table, columns)})
+        others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))
         chosen = table.rows.select_columns([columns.label, *others])
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
-            labels = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))
+            written = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))
+            labels = [normalise_label(label or "") for label in written]
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))
                 pairs = zip(values, labels, strict=True)
@@ -243,4 +248,4 @@ def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
 
 
 def _words(text: str) -> str:
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(_WORD.findall(normalise_label(text)))

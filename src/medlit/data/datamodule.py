@@ -32,8 +32,9 @@ class TranscriptionDataModule(L.LightningDataModule):
     """Reads notes, splits them, puts each into an Alpaca prompt and batches the token ids.
 
     Args:
-        source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL or Parquet file, a folder with
-            one file per split, a glob, or the id of a Hub dataset.
+        source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
+            file, a folder with one file per split, a glob, or the id of a Hub dataset, with ':' and a configuration if
+            it has several.
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.

@@ -1,16 +1,19 @@
 """The list of specialties: how a name is spelled, compared, and parsed from an answer; the label rules of a source.
 
-Two spellings are the same label when `normalise_label` makes them equal (the recipe's rule: lower case, ` / ` and `-`
-as `/`, white space collapsed). Everything that compares labels uses that one function.
+Two spellings are the same label when `normalise_label` makes them equal: the recipe's rule (lower case, ` / ` and `-`
+as `/`, white space collapsed) after characters that look alike are made one. Tables, answers, aliases, `drop` and the
+labels of an adapter are compared by that one function. What may also mean a difference, such as a full stop or `&` for
+`and`, is kept apart and listed by `medlit audit`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from medlit.data.settings import Labels
@@ -23,6 +26,24 @@ DROPPED = ""  # the spelling of a label that is left out
 _MAX_LABELS = 10_000
 _MAX_LABEL_LENGTH = 100  # characters
 _SLASH = re.compile(r"\s*[-/]\s*")
+# Soft hyphen, zero-width space, direction marks, word joiner, byte-order mark.
+_INVISIBLE = dict.fromkeys(
+    [0xAD, 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
+)
+_ALIKE: dict[int, str | None] = {
+    **_INVISIBLE,
+    # Invisible too, but some scripts and emoji are spelled with them: joiners and variation selectors.
+    **dict.fromkeys([0x34F, 0x200C, 0x200D, *range(0xFE00, 0xFE10)]),
+    **dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE58, 0xFE63, 0xFF0D], "-"),  # hyphens, dashes, minus signs
+    **dict.fromkeys([0x2044, 0x2215, 0xFF0F], "/"),
+    **dict.fromkeys([0x2018, 0x2019], "'"),
+}
+_WORD = re.compile(r"(?:[^\W_]|[+<>=#%]|(?<=\d)[\W_]+(?=\d))+")  # with what tells codes apart: 1.2 is not 12
+_LONG = 5  # letters of a word that may be misspelled by one
+_NO_LABEL = re.compile(
+    r"[-/?._\s]+|[\W_]*(nan?|none|null|nil|nat|inf|infinity|n/a|tbd|missing|un(known|specified|defined|labell?ed)"
+    r"|not (available|applicable|known|specified)|no (label|specialty|value|data))[\W_]*"
+)
 _INCOMPLETE = "\ufffd"  # stands for a character of which not all bytes are generated yet
 
 
@@ -34,9 +55,19 @@ def normalise_text(text: str) -> str:
 def normalise_label(name: str) -> str:
     """The form in which two spellings count as the same specialty.
 
-    >>> normalise_label("Hematology - Oncology ") == normalise_label("hematology/oncology")
+    >>> normalise_label("Hematology \N{EN DASH} Oncology ") == normalise_label("hematology/oncology")
     True
     """
+    composed = unicodedata.normalize("NFC", name.translate(_ALIKE))
+    return unicodedata.normalize("NFC", _recipe_key(composed))
+
+
+def visible_text(name: str) -> str:
+    """A label without invisible characters; joiners, which some scripts are spelled with, stay."""
+    return name.translate(_INVISIBLE)
+
+
+def _recipe_key(name: str) -> str:
     return _SLASH.sub("/", normalise_text(name).lower())
 
 
@@ -58,16 +89,18 @@ class LabelSet:
     def from_names(cls, names: Sequence[str]) -> LabelSet:
         """Make a label set from distinct names.
 
+        Names are compared by the recipe's rule alone: weights of medlit 0.1 may know two names that look alike.
+
         Raises:
-            UserError: fewer than two names, an empty one, or two that are the same after normalisation.
+            UserError: fewer than two names, an empty one, or two that are the same.
         """
-        keys = [normalise_label(name) for name in names]
+        keys = [_recipe_key(name) for name in names]
         if len(keys) < 2:
             given = f"only {names[0]!r}" if names else "none"
             raise UserError(f"data.columns.label: a classifier needs at least two labels and the table has {given}.")
         if "" in keys or len(set(keys)) != len(keys):
             raise UserError(f"labels: the names must be distinct and not empty, got {sorted(names)}.")
-        return cls(tuple(sorted(names, key=normalise_label)))
+        return cls(tuple(sorted(names, key=_recipe_key)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,12 +115,12 @@ class LabelSet:
 
     def index(self, name: str) -> int | None:
         """Label id of a specialty in any of its spellings, or None if it is not in the list."""
-        return self._ids.get(normalise_label(name))
+        label = self._ids.get(_recipe_key(name))
+        return self._ids.get(normalise_label(name)) if label is None else label
 
     def parse(self, answer: str) -> int:
-        """Label id of a generated answer: that of its first line, or `invalid`."""
-        lines = answer.strip().splitlines()
-        label = self.index(lines[0]) if lines else None
+        """Label id of a generated answer: that of its first line with a visible character, or `invalid`."""
+        label = self.index(next(filter(normalise_label, answer.splitlines()), ""))
         return self.invalid if label is None else label
 
     def settled(self, text: str) -> bool:
@@ -97,21 +130,28 @@ class LabelSet:
         It never holds without labels. A character of `text` that is not complete yet is U+FFFD at the end, and may
         become any character.
         """
-        begun = text.rstrip(_INCOMPLETE).lstrip()
+        begun = text.rstrip(_INCOMPLETE).translate(_ALIKE).lstrip()
         if not begun or not self.names:
             return False
         line = begun.splitlines()[0]
         if len(line) < len(begun):
             return True
         start = _fold(normalise_label(line))
-        # A space at the end may become nothing, a space, or part of a slash.
-        starts = (start,) if line == line.rstrip() or start.endswith("/") else (f"{start} ", f"{start}/")
-        keys = map(_fold, self._ids)
-        return not any(key.startswith(starts) or key == start or _INCOMPLETE in key for key in keys)
+        starts: tuple[str, ...] = (f"{start} ", f"{start}/")  # a space at the end may become one of these, or nothing
+        if line == line.rstrip() or start.endswith("/"):
+            marks = next((n for n, mark in enumerate(reversed(start)) if not unicodedata.combining(mark)), len(start))
+            starts = (start[: len(start) - marks],)  # a further mark may come before the last ones
+        return not any(key.startswith(starts) or key == start or _INCOMPLETE in key for key in self._folded)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {normalise_label(name): label for label, name in enumerate(self.names)}
+        """Label ids; of names that look alike each is found as it is written."""
+        ids = {normalise_label(name): label for label, name in enumerate(self.names)}
+        return ids | {_recipe_key(name): label for label, name in enumerate(self.names)}
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        return [_fold(normalise_label(name)) for name in self.names]
 
 
 def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, str | None]:
@@ -119,8 +159,16 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
 
     Returns:
         Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
+
+    Raises:
+        UserError: two aliases give one label different meanings.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
+    for name, meaning in rules.aliases.items():
+        if normalise_label(other := aliases[normalise_label(name)]) != normalise_label(meaning):
+            raise UserError(
+                f"data.labels.aliases: the label {name!r} stands twice, for {meaning!r} and for {other!r}; keep one."
+            )
     dropped = {normalise_label(name) for name in rules.drop}
     meanings = {raw: aliases.get(normalise_label(raw), normalise_text(raw)) for raw in counts}
     known = {normalise_label(name) for name in [*counts, *meanings.values()]}
@@ -139,6 +187,62 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     return {raw: chosen[normalise_label(name)] for raw, name in meanings.items()} | {"": None}
 
 
+@dataclass(frozen=True)
+class LabelReview:
+    """What only a person can decide about labels: those that are probably no classes of their own."""
+
+    similar: dict[str, str]  # label -> the more frequent label that it nearly agrees with, or its visible text
+    combined: dict[str, list[str]]  # label that holds several, such as `A; B` -> these, labels of the table first
+    placeholders: list[str]  # labels that stand for a missing one, such as `nan`
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> LabelReview:
+        """Review the labels of a table, the most frequent first."""
+        known = {normalise_label(name): name for name in names}
+        placeholders = [name for name in names if _NO_LABEL.fullmatch(normalise_label(name))]
+        combined = {name: parts for name in names if (parts := _parts(name, known))}
+        frequent: dict[str, str] = {}  # key of a label -> the most frequent label with this key
+        similar: dict[str, str] = {}
+        for name in (name for name in names if name not in combined and name not in placeholders):
+            keys = _similarity_keys(name)
+            other = next((frequent[key] for key in keys if key in frequent), name)
+            if other == name:
+                frequent.update(dict.fromkeys(keys, name))
+            if (visible := visible_text(other)) != name:
+                similar[name] = visible
+        return cls(similar, combined, placeholders)
+
+    def suggested(self, rules: Labels) -> Labels:
+        """The rules with what would mend these labels; of several labels in one the first is used."""
+        aliases = rules.aliases | self.similar | {label: parts[0] for label, parts in self.combined.items()}
+        similar = {normalise_label(label): meaning for label, meaning in self.similar.items()}
+        aliases = {label: similar.get(normalise_label(meaning), meaning) for label, meaning in aliases.items()}
+        return replace(rules, aliases=aliases, drop=[*rules.drop, *self.placeholders])
+
+
+def _parts(name: str, known: Mapping[str, str]) -> list[str]:
+    """The labels in a label, at `;`, `|` and in a list's brackets, and at `,` and `+` if all are labels; else none."""
+    certain = re.search(r"[;|]|^\[.*\]$", name)
+    texts = re.split(r"[;|]" if re.search(r"[;|]", name) else r"[,+]", name)
+    parts = [part for text in texts if (part := text.strip(" []'\""))]
+    listed = [known[key] for part in parts if (key := normalise_label(part)) in known]
+    others = [part for part in parts if normalise_label(part) not in known]
+    return list(dict.fromkeys([*listed, *others])) if len(parts) > 1 and (certain or not others) else []
+
+
+def _similarity_keys(name: str) -> list[str]:
+    """Keys that two labels share if they differ in marks, accents, `&` or `and`, or one letter of a long word."""
+    plain = unicodedata.normalize("NFKD", normalise_label(name).casefold())
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    words = [word for word in _WORD.findall(plain) if word != "and"]
+    misspelled = [
+        "".join([*words[:i], word[:j], word[j + 1 :], *words[i + 1 :]])
+        for i, word in enumerate(words)
+        for j in range(len(word) if len(word) >= _LONG and word.isalpha() else 0)
+    ]
+    return ["".join(words), *misspelled] if words else []
+
+
 def check_label_column(counts: Mapping[str, int], column: str) -> None:
     """Refuse a column that cannot hold labels before its values, with their rows, fill the memory or a message."""
     if len(counts) > _MAX_LABELS:
@@ -151,10 +255,15 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
 
 
 def _most_frequent(spellings: Counter[str]) -> str:
-    """The spelling with the most rows; of equally frequent ones the first in the alphabet."""
-    return min(spellings, key=lambda name: (-spellings[name], name))
+    """The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet."""
+
+    def rank(name: str) -> tuple[int, bool, str]:
+        return -spellings[name], unicodedata.normalize("NFC", visible_text(name)) != name, name
+
+    return min(spellings, key=rank)
 
 
 def _fold(key: str) -> str:
-    """Ignore the two lower-case forms of sigma: which one is right depends on what follows."""
-    return key.replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")
+    """Undo what depends on what follows: composed accents, and the form of a sigma at the end of a word."""
+    decomposed = unicodedata.normalize("NFD", key)
+    return decomposed.replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")

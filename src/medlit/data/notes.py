@@ -1,6 +1,7 @@
 """From any source, or a typed note, to the four columns that everything else works with.
 
-    id             text    the id column, or the first 16 digits of `text_hash`, with `-2`, `-3` ... for repeats
+    id             text    the id column, with 8 digits of `text_hash` after an id that a split has more than once; or
+                           the first 16 digits of `text_hash`; `-2`, `-3` ... for repeats of these
     transcription  text    the note; line ends are line feeds, outer white space is removed, the rest is unchanged
     specialty      text    one spelling for each label (aliases applied, else the most frequent one); null: no label
     text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
@@ -13,11 +14,13 @@ repeats a note.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +28,7 @@ import numpy as np
 from medlit.data.cache import cache_folder, cache_key, iter_column
 from medlit.data.labels import DROPPED, canonical_spellings, check_label_column, normalise_text
 from medlit.data.prompt import whole_characters
+from medlit.data.readers import decode_note, table_name
 from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, read_tables
 from medlit.errors import UserError
@@ -33,12 +37,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 VERSION = 1  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash")
 
 _ID_DIGITS = 16
+_REPEATED_DIGITS = 8
 _MAX_NAME = 40  # characters of a column name or an id in an error message
 _FILL_IN = "delete such rows or fill them in"
+_CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
+# Columns by which the table of another tool is known -> how to read it.
+_KNOWN_TABLES = {
+    frozenset({"instruction", "output"}): "an Alpaca table: set data.columns.text to 'input' (or 'instruction', where"
+    " the notes are there) and data.columns.label to 'output'",
+    frozenset({"messages"}): _CHAT,
+    frozenset({"conversations"}): _CHAT,
+}
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
@@ -49,6 +64,7 @@ def load_source(
     columns: Columns,
     labels: Labels,
     require_labels: bool = True,  # False accepts rows or a table without labels (null), and drops no row
+    join_ids: bool = False,  # True refuses repeated ids, by which the answers could not be joined with the table
     check_rows: bool = True,  # False keeps empty notes and, as a null, missing labels; the audit counts them
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
@@ -57,8 +73,8 @@ def load_source(
         Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
 
     Raises:
-        UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, a label is
-            missing, or an id is repeated.
+        UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, or a label or an
+            id is missing.
     """
     import pyarrow.compute as pc
     from datasets import concatenate_datasets
@@ -73,7 +89,7 @@ def load_source(
     result: dict[str, Dataset] = {}
     for split, parts in tables.items():
         canonical = [_canonical(table, columns, spellings) for table in parts]
-        _check_ids(split, parts, canonical, columns)
+        _check_ids(split, parts, canonical, columns, join_ids)
         for table, rows in zip(parts, canonical, strict=True):
             if check_rows:
                 empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
@@ -86,11 +102,6 @@ def load_source(
     return _with_ids(result)
 
 
-def id_column(table: RawTable, columns: Columns) -> str | None:
-    """The column that names a table's notes, or None if their texts' hashes do."""
-    return columns.id or ("id" if "id" in table.rows.column_names else None)
-
-
 def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:
     """Read the notes of `medlit predict` that are in no split: one typed note, or a source of their own.
 
@@ -101,20 +112,32 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
 
     if predict.text is None:
         try:
-            tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False)
+            tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
         except UserError as error:
             raise UserError(str(error).replace("data.source", "data.predict.source", 1)) from error
         return datasets.concatenate_datasets(list(tables.values()))
     try:
-        text = clean_note(sys.stdin.read() if predict.text == "-" else predict.text)
-    except UnicodeDecodeError as error:
+        text = clean_note(decode_note(sys.stdin.buffer.read()) if predict.text == "-" else predict.text)
+    except UserError as error:
+        raise UserError(str(error).replace("data.source", "data.predict.text", 1)) from error
+    if predict.text != "-" and _is_path(text):
         raise UserError(
-            f"data.predict.text: the standard input is not {error.encoding.upper()}; convert it, for example with"
-            " iconv."
-        ) from None
+            "data.predict.text: this is the name of a file and not a note; give a table of notes as"
+            " data.predict.source, or the text of one file by `--data.predict.text - < FILE`."
+        )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
     return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is the name of a file that exists, or one word that looks like the name of a table or a path."""
+    try:
+        exists = Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, or with characters that no name has
+        return False
+    path_like = text.startswith(("/", "./", "../", "~/")) or table_name(Path(text))[1] != ""
+    return exists or (path_like and len(text.split()) == 1)
 
 
 def clean_note(note: str | None) -> str:
@@ -148,7 +171,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
 
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
-    identity = id_column(table, columns)
+    identity = columns.of(rows.column_names)["id"]
     key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()))
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     as_arrow = rows.select_columns(chosen).with_format("arrow")
@@ -206,19 +229,28 @@ def _without_dropped(rows: Dataset) -> Dataset:
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Name the notes of tables without an id column by their text; repeats are numbered across splits."""
+    """Name the notes of tables without an id column by their text, and tell repeated ids of a split apart by it.
+
+    Ids made of texts do not depend on the order of the rows, and so neither does a split; repeats of the same text are
+    numbered across splits.
+    """
+    import pyarrow.compute as pc
+
     seen = Counter[str]()
     result = dict(tables)
     for split, rows in tables.items():
         given = rows.data.column("id") if rows._indices is None else rows.with_format("arrow")[:]["id"]
-        if given.null_count == 0:
+        if given.null_count == 0 and pc.count_distinct(given).as_py() == len(given):
             continue
+        times = Counter(given.to_pylist())
         ids = []
-        for identity, text_hash in zip(rows["id"][:], rows["text_hash"][:], strict=True):
-            stem = identity or text_hash[:_ID_DIGITS]
-            if identity is None:
-                seen[stem] += 1
-            ids.append(stem if identity or seen[stem] == 1 else f"{stem}-{seen[stem]}")
+        for identity, text_hash in zip(given.to_pylist(), rows["text_hash"][:], strict=True):
+            if identity is not None and times[identity] == 1:
+                ids.append(identity)
+                continue
+            stem = text_hash[:_ID_DIGITS] if identity is None else f"{identity}-{text_hash[:_REPEATED_DIGITS]}"
+            seen[stem] += 1
+            ids.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
         key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result
@@ -231,17 +263,17 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
     if require_labels and columns.label is None:
         raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
     names = table.rows.column_names
-    used = {"text": columns.text, "label": columns.label, "id": id_column(table, columns)}
-    for key, name in used.items():
+    for key, name in columns.of(names).items():
         if name is None or (key == "label" and name not in names and not require_labels):
             continue
         if name not in names:
             # A file without a header has note text in place of the names: long ones are not repeated.
             shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
+            advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
             whose = {"text": "note", "label": "specialty", "id": "id"}[key]
             raise UserError(
                 f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
-                f" --data.columns.{key} (its columns are {shown})."
+                f" --data.columns.{key} (its columns are {shown}){advice}."
             )
         kind = table.rows.features.arrow_schema.field(name).type
         if pa.types.is_dictionary(kind):
@@ -253,9 +285,7 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         is_code = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
         if not is_text and (key == "text" or not is_code):
-            raise UserError(
-                f"data.columns.{key}: column {name!r} of {table.name} holds {kind}, not text; name another column."
-            )
+            raise UserError(columns.no_text(key, table.name, kind))
 
 
 def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[str]) -> None:
@@ -277,18 +307,20 @@ def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[s
         _refuse_rows(mask, table, rows, "label", columns.label, fault, remedy)
 
 
-def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns) -> None:
-    """Check that the id column names every row of a split, each by a different name."""
+def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
+    """Check that the id column names every row of a split, and refuse or report names that are repeated."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    given = [(table, rows) for table, rows in zip(tables, parts, strict=True) if id_column(table, columns)]
+    both = zip(tables, parts, strict=True)
+    given = [(table, rows) for table, rows in both if columns.of(table.rows.column_names)["id"]]
     chunks: list[pa.Array] = []
     for table, rows in given:
         ids = rows.data.column("id")
         missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
-        remedy = "fill it in or name another column"
-        _refuse_rows(missing, table, rows, "id", id_column(table, columns), "there is no id", remedy)
+        remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"
+        identity = columns.of(table.rows.column_names)["id"]
+        _refuse_rows(missing, table, rows, "id", identity, "there is no id", remedy)
         chunks += ids.chunks
     if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
         return
@@ -297,10 +329,14 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
         for number, identity in enumerate(rows["id"][:], start=1):
             place = f"{table.name}, row {number}"
             if identity in seen:
-                raise UserError(
-                    f"data.columns.id: {place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]} (the {split}"
-                    " split); make the ids unique or name another column in data.columns.id."
-                )
+                fault = f"{place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]} (the {split} split)"
+                if join_ids:
+                    raise UserError(
+                        f"data.columns.id: {fault}, so that answers could not be joined with the table; make the ids"
+                        " unique, name another column, or set 'none' for hashes of the texts, in the table's order."
+                    )
+                logger.warning("data.columns.id: %s; such ids get a hash of their texts as a suffix", fault)
+                return
             seen[identity] = place
 
 

@@ -1,22 +1,33 @@
 """One file of notes -> a memory-mapped table of its columns, as they are in the file.
 
-CSV, TSV, JSON and JSONL are parsed row by row by the standard library, every value as text, and `datasets` writes them
-to its Arrow cache once. The CSV readers of pandas and `datasets` fill short rows silently, count records instead of
-lines, and guess types, so that an id `007` becomes 7. Parquet is read by `datasets` as it is. A note decoded wrongly
-trains without a complaint, so a file that is not UTF-8 is refused, with the command that converts it.
+CSV, TSV, JSON and JSONL, packed or not, are parsed row by row by the standard library, every value as text, and
+`datasets` writes them to its Arrow cache once. The CSV readers of pandas and `datasets` fill short rows silently, count
+records instead of lines, and guess types, so that an id `007` becomes 7. Excel workbooks take the same road; Parquet is
+read by `datasets`. A note decoded wrongly trains without a complaint, so a file that is not UTF-8 is refused, with the
+command that converts it.
+
+The tables at the end of this file name the formats and compressions.
 """
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import io
 import itertools
 import json
+import lzma
+import math
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
-from medlit.data.cache import cache_folder, cache_key
+from medlit.data.cache import cached_table, column_names, damaged, read_excel, read_parquet
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
 from medlit.errors import UserError
@@ -24,14 +35,11 @@ from medlit.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same file would be read differently
-
 Row = dict[str, str | None]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
 _CHUNK = 1 << 20  # characters of JSON read at once
-_MAX_OBJECT = 1 << 26  # characters in one JSON object
+MAX_OBJECT = 1 << 26  # characters in one JSON object, or in one line
 _LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
 _HEAD = 1 << 16  # bytes read to judge a file
 _MAGIC = {
@@ -55,67 +63,57 @@ def read_file(path: Path, columns: Columns) -> Dataset:
     """
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _read_parquet(path)
     try:
-        if suffix in _DELIMITERS:
-            header = _csv_header(path, _DELIMITERS[suffix])
-            return _cached(path, header, csv_rows, header=header, delimiter=_DELIMITERS[suffix])
-        rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
-        names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
-        if not names:
-            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-        return _cached(path, names, json_rows, names=names, columns=columns)
+        return READERS[table_name(path)[1]](path, columns)
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        with _open_bytes(path) as file:
+            raise _not_utf8(file, path) from None
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as error:
+        if path.suffix.lower() not in _UNPACK or getattr(error, "errno", None) is not None:
+            raise
+        raise damaged(path, f"{path.suffix.lower()} file") from error
 
 
-def _cached(path: Path, names: tuple[str, ...], rows: Callable[..., Iterator[Row]], /, **settings: object) -> Dataset:
-    """Write what `rows` yields to the Arrow cache, or map what an earlier run wrote.
+def table_name(path: Path) -> tuple[str, str]:
+    """A table's name without its suffixes, and the suffix of its format; '' if it is of no kind that is read."""
+    packed = path.suffix.lower() in _UNPACK
+    bare = path.with_suffix("") if packed else path
+    suffix = bare.suffix.lower()
+    return bare.stem, suffix if suffix in (_TEXT_READERS if packed else READERS) else ""
 
-    The settings hold tuples and no lists, which `datasets` takes for shards.
+
+def decode_note(content: bytes) -> str:
+    """The text of one note, with the checks that the text of a file gets.
+
+    Raises:
+        UserError: it is not UTF-8.
     """
-    from datasets import Dataset, Features, Value
-    from datasets.exceptions import DatasetGenerationError
-
-    status = path.stat()
-    stamp = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    name = "the standard input"
+    _check_head(content[:_HEAD], name)
     try:
-        return Dataset.from_generator(
-            rows,
-            features=Features({name: Value("string") for name in names}),
-            cache_dir=str(cache_folder()),
-            gen_kwargs={"path": str(path), **settings},
-            fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, (UserError, UnicodeDecodeError)):
-            raise error.__cause__ from None
-        raise
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _not_utf8(io.BytesIO(content), name) from None
 
 
-def _read_parquet(path: Path) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
+def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
+    header = _csv_header(path, delimiter)
+    return cached_table(path, header, csv_rows, header=header, delimiter=delimiter)
 
-    try:
-        if pq.read_metadata(path).num_rows == 0:
-            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-        return Dataset.from_parquet(str(path), cache_dir=str(cache_folder()))
-    except (pa.ArrowException, OSError, DatasetGenerationError):
-        raise UserError(
-            f"data.source: {path} is not a whole Parquet file (cut short, or another format); copy or export it again."
-        ) from None
+
+def _read_json(path: Path, columns: Columns) -> Dataset:
+    rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
+    names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
+    if not names:
+        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
+    return cached_table(path, names, json_rows, names=names, columns=columns)
 
 
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     _, header = next(_csv_records(str(path), delimiter), (1, []))
     if not header:
         raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
-    names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
+    names = column_names(header, f"{path}, line 1")
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
         if other is not None:
@@ -124,9 +122,6 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
                 f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r};"
                 f" save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
             )
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise UserError(f"data.source: {path}, line 1: two columns are called {repeated[:40]!r}; rename one.")
     return names
 
 
@@ -150,7 +145,7 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, its fields); blank lines are skipped."""
     csv.field_size_limit(_MAX_FIELD)
     with _open_utf8(Path(path), newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(file, path), delimiter=delimiter, strict=True)
         while True:
             line = reader.line_num + 1
             try:
@@ -167,8 +162,8 @@ def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
-    """Yield column -> text of each object; a missing column and JSON's null are null."""
-    used = {name for name in (columns.text, columns.label, columns.id or "id") if name is not None}
+    """Yield column -> text of each object; a missing column, null, NaN and Infinity are null."""
+    used = {name for name in columns.of(names).values() if name is not None}
     for place, row in _json_objects(path):
         for name in used & row.keys():
             value = row[name]
@@ -185,23 +180,42 @@ def _json_text(value: object) -> str | None:
     return None if value is None else whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
+def _object(pairs: list[tuple[str, object]]) -> object:
+    """An object, or its pairs where a key is repeated, of which `json` keeps the last in silence."""
+    values = dict(pairs)
+    return values if len(values) == len(pairs) else pairs
+
+
+def _finite(number: str) -> float | None:
+    """A JSON number with a fraction; pandas writes a missing value as NaN, which is no number."""
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+
+
 def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield (its place, object) for each row of a JSON array, of JSON Lines, or of concatenated objects."""
-    values = _json_lines(path) if path.lower().endswith(".jsonl") else _json_values(path)
+    values = _json_lines(path) if table_name(Path(path))[1] == ".jsonl" else _json_values(path)
     for place, value in values:
         if not isinstance(value, dict):
-            raise UserError(f"data.source: {path}, {place}: expected an object with one note's columns; write {{...}}.")
+            fault = "expected an object with one note's columns; write {...}"
+            if isinstance(value, list) and value and isinstance(value[0], tuple):
+                fault = "two columns have the same name; rename one"
+            raise UserError(f"data.source: {path}, {place}: {fault}.")
         yield place, value
 
 
 def _json_lines(path: str) -> Iterator[tuple[str, object]]:
     with _open_utf8(Path(path), newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+        lines = _lines(file, path)
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    value = json.loads(line)
+                    value = _DECODER.decode(line)
                 except (ValueError, RecursionError):
-                    more = any(rest.strip() for rest in file)
+                    more = any(rest.strip() for rest in lines)
                     fault = "the line is not valid JSON" if more else "breaks off: the last line is not complete JSON"
                     raise UserError(
                         f"data.source: {path}, line {number}: {fault}; correct the line or export the table again."
@@ -211,7 +225,6 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
 
 def _json_values(path: str) -> Iterator[tuple[str, object]]:
     """Decode a `.json` file value by value, so that memory holds one chunk and never the whole table."""
-    decoder = json.JSONDecoder()
     with _open_utf8(Path(path), newline="") as file:
         pending = file.read(_CHUNK).lstrip()
         array = pending.startswith("[")
@@ -223,13 +236,13 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
                 if array and pending.startswith("]", at):
                     return
                 try:
-                    value, at = decoder.raw_decode(pending, at)
+                    value, at = _DECODER.raw_decode(pending, at)
                     break
                 except (ValueError, RecursionError):
                     more = file.read(max(_CHUNK, len(pending) - at))
                     if not more and at == len(pending) and not array:
                         return
-                    if not more or len(pending) - at > _MAX_OBJECT:
+                    if not more or len(pending) - at > MAX_OBJECT:
                         raise UserError(
                             f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; correct the"
                             " file or export the table again."
@@ -238,10 +251,51 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
             yield f"row {number}", value
 
 
-def _open_utf8(path: Path, newline: str) -> TextIO:
+def _lines(file: IO[str], path: str) -> Iterator[str]:
+    """Yield the lines of a text; without a limit one that never ends, as a small archive may hold, fills the memory."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_OBJECT)
+        if len(line) == MAX_OBJECT:
+            raise UserError(
+                f"data.source: {path}, line {number}: the line is over {MAX_OBJECT >> 20} million characters long;"
+                " export the table again with one row on each line."
+            )
+        if not line:
+            return
+        yield line
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    """Open a file; a packed one is unpacked while it is read."""
+    open_packed = _UNPACK.get(path.suffix.lower())
+    file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
+    return file
+
+
+def _open_zip(path: Path) -> IO[bytes]:
+    archive = zipfile.ZipFile(path)
+    files = [file for file in archive.infolist() if not file.is_dir() and not file.filename.startswith("__MACOSX/")]
+    if len(files) != 1 or files[0].flag_bits & 1:
+        fault = f"{len(files)} files" if len(files) != 1 else "an encrypted file"
+        raise UserError(f"data.source: {path} holds {fault}; pack one table, without a password.")
+    return archive.open(files[0])
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    import pyarrow as pa
+
+    stream: Any = pa.CompressedInputStream(str(path), "zstd")
+    return io.BufferedReader(stream)
+
+
+def _open_utf8(path: Path, newline: str) -> IO[str]:
     """Open a text table, unless its first 64 KiB are not text, or text in UTF-16; a byte-order mark is skipped."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    with _open_bytes(path) as file:
+        _check_head(file.read(_HEAD), path)
+    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline=newline)
+
+
+def _check_head(head: bytes, path: Path | str) -> None:
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
         raise UserError(
@@ -255,18 +309,17 @@ def _open_utf8(path: Path, newline: str) -> TextIO:
         raise _other_encoding(path, "UTF-16", line=1)
     if len(_CONTROL.findall(head)) > len(head) // 10:
         raise _binary(path)
-    return path.open(encoding="utf-8-sig", newline=newline)
 
 
-def _not_utf8(path: Path) -> UserError:
+def _not_utf8(file: IO[bytes], path: Path | str) -> UserError:
     """The error for bytes that do not decode: names the first such line, and the encoding that its bytes fit."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):  # noqa: B007 - used after the loop
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                window = line[max(0, error.start - _HEAD // 2) : error.start + _HEAD // 2] + file.read(_HEAD)
-                break
+    for number in itertools.count(1):  # noqa: B007 - used after the loop
+        line = file.readline(4 * MAX_OBJECT)
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            window = line[max(0, error.start - _HEAD // 2) : error.start + _HEAD // 2] + file.read(_HEAD)
+            break
     if len(_CONTROL.findall(window)) > len(window) // 20:
         return _binary(path)
     # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
@@ -279,12 +332,34 @@ def _not_utf8(path: Path) -> UserError:
     return _other_encoding(path, encoding, line=number)
 
 
-def _other_encoding(path: Path, encoding: str, line: int) -> UserError:
+def _other_encoding(path: Path | str, encoding: str, line: int) -> UserError:
+    files = ""
+    if isinstance(path, Path) and path.suffix.lower() not in _UNPACK:
+        files = f" {path.name} > utf8-{path.name}"
     return UserError(
         f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); convert it, e.g."
-        f" `iconv -f {encoding.upper()} -t UTF-8 {path.name} > utf8-{path.name}`."
+        f" `iconv -f {encoding.upper()} -t UTF-8{files}`."
     )
 
 
-def _binary(path: Path) -> UserError:
+def _binary(path: Path | str) -> UserError:
     return UserError(f"data.source: {path} is a binary file, not a text table; export the notes as UTF-8 CSV or JSONL.")
+
+
+# Suffix -> reads such a file. A format is named here and nowhere else.
+_TEXT_READERS: dict[str, Callable[[Path, Columns], Dataset]] = {
+    ".csv": partial(_read_csv, delimiter=","),
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".json": _read_json,
+    ".jsonl": _read_json,
+}
+READERS = _TEXT_READERS | {".parquet": read_parquet, ".xlsx": read_excel}
+# Second suffix of a text table -> opens such a file, unpacked.
+_UNPACK: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
+    ".zip": _open_zip,
+}
+KINDS = f"{', '.join(READERS)}; {', '.join(_TEXT_READERS)} also with {', '.join(_UNPACK)}"  # for messages

@@ -50,8 +50,8 @@ def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch:
     edges[-1] = len(labels)
     drawn = np.diff(edges, prepend=0)
     parts = []
-    for label, draws in enumerate(drawn.tolist()):
-        notes = order[codes[order] == label]
+    of_label = np.split(order[np.argsort(codes[order], kind="stable")], np.cumsum(counts)[:-1])
+    for notes, draws in zip(of_label, drawn.tolist(), strict=True):
         again = [rng.permutation(notes) for _ in range(-(-draws // len(notes)) - 1)]
         parts.append(np.concatenate([notes, *again])[:draws])
     return rng.permutation(np.concatenate(parts))

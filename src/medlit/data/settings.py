@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,12 +22,24 @@ class Columns:
     Attributes:
         text: the transcription.
         label: the specialty; null where the table has no labels.
-        id: names a note in predictions and reports; null: the column 'id' if there is one, else a hash of the text.
+        id: names a note in predictions and reports; null: the column 'id' if there is one, else a hash of the text;
+            'none': a hash of the text.
     """
 
     text: str = "transcription"
     label: str | None = "medical_specialty"
     id: str | None = None
+
+    def of(self, names: Collection[str]) -> dict[str, str | None]:
+        """Setting -> the column that it means in a table with these columns; None for no column."""
+        identity = None if self.id == "none" or (self.id is None and "id" not in names) else self.id or "id"
+        return {"text": self.text, "label": self.label, "id": identity}
+
+    def no_text(self, key: str, table: str, kind: object) -> str:
+        """The message for a column of a wrong type."""
+        name = self.of(("id",))[key]
+        other = " or, for hashes of the texts, 'none'" if key == "id" else ""
+        return f"data.columns.{key}: column {name!r} of {table} holds {kind}, not text; name another column{other}."
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Where notes come from: `builtin`, a table's file, a folder of them, a saved dataset, a glob, or a Hub dataset id.
 
+A Hub id may end in the name of a configuration: `owner/name:configuration`.
+
 Each becomes a dictionary from split name (`train`, `validation`, `test`; `all` for a table that has no splits) to its
 tables, with all their columns.
 """
@@ -7,12 +9,14 @@ tables, with all their columns.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medlit.data.readers import read_file
+from medlit.data.readers import KINDS, read_file, table_name
 from medlit.data.settings import Columns
 from medlit.errors import NotCachedError, UserError
 from medlit.paths import hub_is_offline
@@ -22,11 +26,15 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 _ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")  # train-00000-of-00002.parquet
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[^<>:/\\|?*]+)?", re.ASCII)
+# How `datasets` lists the configurations of a dataset, on the Hub and in its cache.
+_CONFIGURATIONS = re.compile(
+    r"(?:available configs|available|configs in the cache): \[(.+?)\]|in the cache: (.+)", re.I
+)
+_UNREADABLE = re.compile(r"datasets dtype|scripts are no longer supported|data files found")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -45,10 +53,15 @@ class RawTable(NamedTuple):
 
 
 def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
-    """Values of a column as text: class names where they are class ids, of which a negative one means no class."""
+    """Values of a column as text: class names where they are class ids, of which a negative one means no class.
+
+    A number that is NaN or infinite is null, as in JSON.
+    """
     if classes is not None:
         return [classes[value] if value is not None and value >= 0 else None for value in values]
-    return [None if value is None else str(value) for value in values]
+    return [
+        None if value is None or (isinstance(value, float) and not isfinite(value)) else str(value) for value in values
+    ]
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
@@ -73,9 +86,25 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
         return _by_split([path], columns, named=False)
     if any(mark in source for mark in "*?["):
         return _glob(path, columns)
-    if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise UserError(f"data.source: there is no file or folder {source} (looked from {Path.cwd()}).")
     return _hub(source, revision)
+
+
+def reads(source: str, file: Path) -> bool:
+    """Whether a source reads a file, however the two are spelled or linked, or would read it if it existed."""
+    path, target = Path(source).expanduser(), Path(os.path.realpath(file))
+    if path.is_dir():
+        found, is_named = list(path.iterdir()), target.parent == path.resolve()
+    else:
+        found = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
+        is_named = target.match(os.path.realpath(path))
+    return is_named or (target.exists() and any(each.exists() and each.samefile(target) for each in found))
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether the name of something that is not here may be a Hub id: it is no path and has no table's suffix."""
+    return _HUB_ID.fullmatch(source) is not None and not table_name(Path(source))[1]
 
 
 def split_of(name: str) -> str | None:
@@ -89,16 +118,16 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
     """Read files, by split where they are `named` after splits."""
     chosen: dict[str, list[Path]] = {}
     for path in paths:
-        chosen.setdefault((named and split_of(path.stem)) or ALL, []).append(path)
+        chosen.setdefault((named and split_of(table_name(path)[0])) or ALL, []).append(path)
     for split, files in chosen.items():
-        if named and len(files) > 1 and not all(_SHARD.search(path.stem) for path in files):
+        if named and len(files) > 1 and not all(_SHARD.search(table_name(path)[0]) for path in files):
             raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
     return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
 
 
 def _file(path: Path, columns: Columns) -> RawTable:
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"data.source: {path} is of no kind that is read; use one of {', '.join(SUFFIXES)}.")
+    if not table_name(path)[1]:
+        raise UserError(f"data.source: {path} is of no kind that is read; use one of {KINDS}.")
     try:
         return RawTable(str(path), read_file(path, columns))
     except PermissionError:
@@ -106,10 +135,10 @@ def _file(path: Path, columns: Columns) -> RawTable:
 
 
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in path.iterdir() if table_name(file)[1] and file.is_file())
     if not files:
-        raise UserError(f"data.source: the folder {path} holds no {', '.join(SUFFIXES)} file.")
-    other = next((file.name for file in files if split_of(file.stem) is None), None)
+        raise UserError(f"data.source: the folder {path} holds no table ({KINDS}).")
+    other = next((file.name for file in files if split_of(table_name(file)[0]) is None), None)
     if other is not None:
         raise UserError(
             f"data.source: in the folder {path} the file {other} names no split; call the files train, validation and"
@@ -122,7 +151,7 @@ def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
     files = sorted(path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file())
     if not files:
         raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}).")
-    named = [split_of(file.stem) is not None for file in files]
+    named = [split_of(table_name(file)[0]) is not None for file in files]
     if any(named) and not all(named):
         raise UserError(
             f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not;"
@@ -148,19 +177,11 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
     """A dataset of the Hugging Face Hub, from the cache when the machine is offline."""
     import datasets
 
+    name, _, configuration = source.partition(":")
     try:
-        loaded = datasets.load_dataset(source, revision=revision)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise UserError(f"data.source: the files of the Hub dataset {source} cannot be read as one table.") from error
+        loaded = datasets.load_dataset(name, configuration or None, revision=revision)
     except Exception as error:  # the Hub's clients raise a dozen unrelated classes for "not there" and "not reachable"
-        at = f" at revision {revision}" if revision else ""
-        option = f" --data.revision {revision}" if revision else ""
-        reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else f"{type(error).__name__}"
-        raise NotCachedError(
-            f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
-            f" ({reason}); correct the name, or fill the cache on a machine with a network by `HF_HUB_OFFLINE=0 medlit"
-            f" audit --data.source {source}{option}`."
-        ) from error
+        raise _hub_fault(error, source, revision) from error
     # Offline, `datasets` returns the newest commit that is cached.
     commit = commit_of(loaded.values())
     if revision and _COMMIT.fullmatch(revision) and commit not in (None, revision):
@@ -169,6 +190,37 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
             f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
     return _named_splits(loaded, f"the Hub dataset {source}")
+
+
+def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError:
+    """What keeps a Hub dataset from being read; `datasets` has one class for several causes, so its text decides."""
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    text, reason = str(error), type(error).__name__
+    if found := _CONFIGURATIONS.search(text):
+        names = re.sub(r"[' ]", "", found[1] or found[2]).split(",")
+        fault = f"no configuration {configuration!r}, only" if configuration else "several configurations:"
+        listed = f"{fault} {', '.join(names)}"
+        return UserError(f"data.source: the Hub dataset {name} has {listed}; name one, such as {name}:{names[0]}.")
+    if "gated dataset" in text or reason == "GatedRepoError":
+        return UserError(
+            f"data.source: the Hub dataset {name} is gated; accept its licence at https://huggingface.co/datasets/{name}"
+            " and set HF_TOKEN to a token of the same account."
+        )
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) or _UNREADABLE.search(text):
+        return UserError(
+            f"data.source: the files of the Hub dataset {name} cannot be read as one table ({reason}); download them"
+            " and give one of them as data.source."
+        )
+    at = f" at revision {revision}" if revision else ""
+    option = f" --data.revision {revision}" if revision else ""
+    reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else reason
+    return NotCachedError(
+        f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
+        f" ({reason}); correct the name, set HF_TOKEN if it is private, or fill the cache on a machine with a network"
+        f" by `HF_HUB_OFFLINE=0 medlit audit --data.source {source}{option}`."
+    )
 
 
 def commit_of(tables: Iterable[Dataset]) -> str | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
-from sklearn.metrics import log_loss as sklearn_log_loss
 
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
@@ -22,20 +21,20 @@ _TEMPERATURES = (0.05, 20.0)  # search range
 def log_loss(probabilities: FloatArray, truth: IntArray) -> float:
     """Mean negative log-probability of the true label, in nats."""
     clipped = np.maximum(probabilities, _SMALLEST)
-    clipped = clipped / clipped.sum(axis=1, keepdims=True)
-    return float(sklearn_log_loss(truth, clipped, labels=np.arange(clipped.shape[1])))
+    return float(np.log(clipped.sum(axis=1) / clipped[np.arange(len(truth)), truth]).mean())
 
 
 def brier(probabilities: FloatArray, truth: IntArray) -> float:
     """Mean squared distance of the K probabilities from the one-hot true label, 0 to 2 (Brier 1950)."""
-    one_hot = np.eye(probabilities.shape[1])[truth]
-    return float(((probabilities - one_hot) ** 2).sum(axis=1).mean())
+    of_truth = probabilities[np.arange(len(truth)), truth]
+    return float((np.einsum("nk,nk->n", probabilities, probabilities) - 2 * of_truth + 1).mean())
 
 
 def top_accuracy(probabilities: FloatArray, truth: IntArray, k: int = 3) -> float:
     """Share of notes whose true label is among the k most probable; ties are broken by label id."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return float((order == truth[:, None]).any(axis=1).mean())
+    of_truth = probabilities[np.arange(len(truth)), truth][:, None]
+    ties_before = (probabilities == of_truth) & (np.arange(probabilities.shape[1]) < truth[:, None])
+    return float((((probabilities > of_truth) | ties_before).sum(axis=1) < k).mean())
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ bootstrap, and 10,000 resamples of a million notes cost as little as those of a 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
 from medlit.evaluation.results import FloatArray, IntArray
@@ -18,7 +20,7 @@ from medlit.evaluation.results import FloatArray, IntArray
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 3407
-_CHUNK = 500  # resamples drawn at a time, to bound the memory
+_CHUNK, _NUMBERS = 500, 2_000_000  # resamples drawn at a time, and numbers of their largest table, to bound the memory
 Interval = tuple[float, float]
 
 
@@ -50,51 +52,42 @@ class Resamples:
     def __init__(
         self, truth: IntArray, answers: IntArray, groups: IntArray, k: int, resamples: int = RESAMPLES
     ) -> None:
-        self.k = k
-        # Cells, (1 + S, C): the combinations of true label and the systems' answers that occur.
-        self._cells, cell = np.unique(np.stack([truth, *answers]), axis=1, return_inverse=True)
+        # Cells, (1 + S, C): the combinations of true label and the systems' answers that occur. A cell has one label of
+        # each system and a kind few cells, so both tables are sparse, or many labels would fill the memory.
+        cells, cell = np.unique(np.stack([truth, *answers]), axis=1, return_inverse=True)
         kinds = _kinds(groups, cell.reshape(-1))
         texts = np.array(list(kinds.values()))
-        cells_of_kind = np.zeros((len(kinds), self._cells.shape[1]))
-        for i, kind in enumerate(kinds):
-            np.add.at(cells_of_kind[i], list(kind), 1)
-        self._observed = np.bincount(cell.reshape(-1)).astype(np.float64)[None]  # (1, C), notes in each cell
-        generator = np.random.default_rng(SEED)
-        draws = [
-            generator.multinomial(texts.sum(), texts / texts.sum(), size=min(_CHUNK, resamples - start)) @ cells_of_kind
-            for start in range(0, resamples, _CHUNK)
-        ]
-        self._counts = np.concatenate(draws)  # (R, C), the same in each resample
-
-    @property
-    def accuracy(self) -> FloatArray:
-        """Share of correct answers, (S, R)."""
-        correct = self._cells[1:] == self._cells[0]  # (S, C)
-        share: FloatArray = (self._counts @ correct.T / self._counts.sum(axis=1, keepdims=True)).T
-        return share
-
-    @property
-    def f1_macro(self) -> FloatArray:
-        """Mean F1 of the classes that occur in the resample, in truth or in answers, (S, R)."""
-        return np.stack([self._f1(answers, self._counts) for answers in self._cells[1:]])
-
-    @property
-    def observed_f1_macro(self) -> FloatArray:
-        """The same for the notes themselves, (S,)."""
-        return np.concatenate([self._f1(answers, self._observed) for answers in self._cells[1:]])
-
-    def _f1(self, answers: IntArray, counts: FloatArray) -> FloatArray:
-        true, answered = self._one_hot(self._cells[0]), self._one_hot(answers)
-        hits = counts @ (answered * true)  # (R, K)
-        total = counts @ true + counts @ answered
-        f1 = 2 * hits / np.maximum(total, 1)
-        mean: FloatArray = f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
-        return mean
-
-    def _one_hot(self, labels: IntArray) -> FloatArray:
+        cells_of_kind = _sparse(np.concatenate(list(kinds)), [len(kind) for kind in kinds], cells.shape[1])
         # Label id K, an invalid answer, has no column.
-        one_hot: FloatArray = (labels[:, None] == np.arange(self.k)).astype(np.float64)  # (C, K)
-        return one_hot
+        self._one_hot = [_sparse(labels, [1] * len(labels), k + 1)[:, :k] for labels in cells]  # (C, K) each
+        self._correct = cells[1:] == cells[0]  # (S, C)
+        observed = np.bincount(cell.reshape(-1)).astype(np.float64)[None]  # (1, C), notes in each cell
+        self.observed_f1_macro = self._scores(observed)[1][:, 0]  # of the notes themselves, (S,)
+        generator = np.random.default_rng(SEED)
+        chunk = max(1, min(_CHUNK, _NUMBERS // max(len(kinds), cells.shape[1], k)))
+        scores = [
+            self._scores(generator.multinomial(texts.sum(), texts / texts.sum(), size=size) @ cells_of_kind)
+            for size in (min(chunk, resamples - start) for start in range(0, resamples, chunk))
+        ]
+        self.accuracy: FloatArray = np.concatenate([each[0] for each in scores], axis=1)  # share correct, (S, R)
+        # Mean F1 of the classes that occur in the resample, in truth or in answers, (S, R).
+        self.f1_macro: FloatArray = np.concatenate([each[1] for each in scores], axis=1)
+
+    def _scores(self, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Accuracy and macro F1 of each system, (S, r), from the notes in each cell of r resamples, (r, C)."""
+        accuracy = (counts @ self._correct.T / counts.sum(axis=1, keepdims=True)).T
+        true, *answered = self._one_hot
+        notes = counts @ true  # (r, K)
+        f1 = []
+        for correct, of_system in zip(self._correct, answered, strict=True):
+            hits, total = counts[:, correct] @ true[correct], notes + counts @ of_system
+            f1.append((2 * hits / np.maximum(total, 1)).sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1))
+        return accuracy, np.stack(f1)
+
+
+def _sparse(columns: IntArray, of_row: Sequence[int], width: int) -> csr_array:
+    """A matrix of ones at these columns, row after row."""
+    return csr_array((np.ones(len(columns)), columns, np.cumsum([0, *of_row])), shape=(len(of_row), width))
 
 
 def _kinds(groups: IntArray, cell: IntArray) -> Counter[tuple[int, ...]]:

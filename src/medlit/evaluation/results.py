@@ -83,16 +83,18 @@ class Results:
         """Probability of each answer, 0 for an invalid one, (N,)."""
         if self.probabilities is None:
             return None
-        padded = np.concatenate([self.probabilities, np.zeros((len(self), 1))], axis=1)
-        confidence: FloatArray = padded[np.arange(len(self)), self.answer]
+        k = len(self.names)
+        of_answer = self.probabilities[np.arange(len(self)), np.minimum(self.answer, k - 1)]
+        confidence: FloatArray = np.where(self.answer < k, of_answer, 0.0)
         return confidence
 
     @property
-    def confusion(self) -> IntArray:
-        """Notes by true label and answer, the last column invalid answers, (K, K+1)."""
-        counts = np.zeros((len(self.names), len(self.names) + 1), dtype=np.int64)
-        np.add.at(counts, (self.truth, self.answer), 1)
-        return counts
+    def errors(self) -> tuple[IntArray, IntArray, IntArray]:
+        """True label, answer and number of notes of every error but invalid answers, the most frequent first."""
+        wrong = ~self.correct & (self.answer < len(self.names))
+        pairs, notes = np.unique([self.truth[wrong], self.answer[wrong]], axis=1, return_counts=True)
+        order = np.argsort(-notes, kind="stable")
+        return pairs[0, order], pairs[1, order], notes[order]
 
     def write(self, path: Path) -> None:
         """Write a Parquet file atomically."""
@@ -109,7 +111,8 @@ class Results:
             "cut_tokens": pa.array(self.cut_tokens, pa.int64()),
         }
         if self.probabilities is not None:
-            columns["probabilities"] = pa.array(list(self.probabilities), pa.list_(pa.float64()))
+            ends = np.arange(len(self) + 1, dtype=np.int32) * len(self.names)
+            columns["probabilities"] = pa.ListArray.from_arrays(ends, self.probabilities.ravel())
         table = pa.table(columns).replace_schema_metadata({"labels": json.dumps(self.names)})
         with atomic_write(path) as partial:
             pq.write_table(table, partial)
@@ -128,7 +131,7 @@ class Results:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
             label_ids: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
-            given = table["probabilities"].to_pylist() if "probabilities" in table.column_names else None
+            given = table["probabilities"].combine_chunks().flatten() if "probabilities" in table.column_names else None
             return cls(
                 names=names,
                 rows=np.arange(len(table)),
@@ -136,11 +139,11 @@ class Results:
                 text_hashes=table["text_hash"].to_pylist(),
                 truth=np.array([label_ids[name] for name in table["truth"].to_pylist()], dtype=np.int64),
                 answer=np.array([label_ids[name] for name in table["answer"].to_pylist()], dtype=np.int64),
-                probabilities=None if given is None else np.array(given, dtype=np.float64).reshape(len(table), -1),
+                probabilities=None if given is None else given.to_numpy().reshape(len(table), len(names)),
                 tokens=table["tokens"].to_numpy(),
                 cut_tokens=table["cut_tokens"].to_numpy(),
             )
-        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
             ) from error

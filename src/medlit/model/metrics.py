@@ -1,4 +1,4 @@
-"""Metrics of an evaluation: torchmetrics' counts, and the results note by note, over all processes.
+"""Metrics of an evaluation: counts by label, and the results note by note, over all processes.
 
 Label id K stands for an answer that is not one of the labels. It is a column of the confusion matrix (K true x K+1
 predicted) and counts as wrong; it is not a class, so it has no F1 and no part in a mean.
@@ -13,19 +13,15 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics import Metric
 
 from medlit.data.collate import EvalBatch
 from medlit.data.labels import LabelSet
 from medlit.evaluation.results import Results
 from medlit.model.decoding import Answers
+
+# A confusion matrix of 5,000 labels has 25 million cells, nearly all of them 0.
+_MOST_IN_MATRIX = 500
 
 
 class ClassScores(TypedDict):
@@ -43,7 +39,7 @@ class Scores(TypedDict):
     accuracy: share of correct answers. balanced_accuracy: mean recall of the classes that occur in the truth. f1_macro:
     mean F1 of the classes that occur in truth or answers. f1_weighted: mean F1 weighted by the notes of each class.
     invalid_rate: share of answers that are not a label. n: notes. confusion: notes, K rows (truth) of K+1 columns
-    (answers, the last invalid).
+    (answers, the last invalid); None with over 500 labels.
     """
 
     accuracy: float
@@ -53,52 +49,62 @@ class Scores(TypedDict):
     invalid_rate: float
     n: int
     per_class: dict[str, ClassScores]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
 
 
-class SpecialtyMetrics(MetricCollection):
-    """Counts the answers of an epoch over all processes."""
+class SpecialtyMetrics(Metric):
+    """Counts the answers of an epoch over all processes; memory and time grow with K, not with its square."""
+
+    correct: Tensor  # notes by label, (K + 1,)
+    true: Tensor
+    answered: Tensor
+    confusion: Tensor  # (K + 1, K + 1), or empty
 
     def __init__(self, label_set: LabelSet) -> None:
-        k = len(label_set) + 1
-        super().__init__(
-            {
-                # torchmetrics' default is the mean over classes, which is recall, not accuracy.
-                "accuracy": MulticlassAccuracy(k, average="micro", validate_args=False),
-                "precision": MulticlassPrecision(k, average="none", validate_args=False),
-                "recall": MulticlassRecall(k, average="none", validate_args=False),
-                "f1": MulticlassF1Score(k, average="none", validate_args=False),
-                "confusion": MulticlassConfusionMatrix(k, validate_args=False),
-            }
-        )
+        super().__init__()
         self.names = label_set.names
+        self.size = len(label_set) + 1
+        side = self.size if len(label_set) <= _MOST_IN_MATRIX else 0
+        for name in ("correct", "true", "answered"):
+            self.add_state(name, torch.zeros(self.size, dtype=torch.int64), "sum")
+        self.add_state("confusion", torch.zeros(side, side, dtype=torch.int64), "sum")
+
+    def update(self, answers: Tensor, truth: Tensor) -> None:
+        """Count B answers, (B,) int64."""
+        self.correct += torch.bincount(truth[answers == truth], minlength=self.size)
+        self.true += torch.bincount(truth, minlength=self.size)
+        self.answered += torch.bincount(answers, minlength=self.size)
+        if len(self.confusion):
+            cells = torch.bincount(truth * self.size + answers, minlength=self.size**2)
+            self.confusion += cells.view(self.size, self.size)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The counts over all processes."""
+        return {name: getattr(self, name) for name in ("correct", "true", "answered", "confusion")}
 
     def scores(self) -> Scores:
         """The scores so far, over all processes."""
-        values: dict[str, Tensor] = self.compute()
-        counts = values["confusion"].cpu()
+        counts: dict[str, np.ndarray] = {name: count.cpu().numpy() for name, count in self.compute().items()}
         k = len(self.names)
-        confusion, support = counts[:k], counts[:k].sum(dim=1)
+        correct, support, answered = (counts[name][:k] for name in ("correct", "true", "answered"))
         n = int(support.sum())
-        f1, recall = (values[name][:k].cpu().double() for name in ("f1", "recall"))
-        occurs = (support > 0) | (counts[:, :k].sum(dim=0) > 0)
+        precision, recall = correct / np.maximum(answered, 1), correct / np.maximum(support, 1)
+        f1 = 2 * correct / np.maximum(support + answered, 1)
+        occurs = support + answered > 0
         return Scores(
-            accuracy=float(values["accuracy"]) if n else 0.0,
+            accuracy=float(correct.sum() / max(n, 1)),
             balanced_accuracy=float(recall[support > 0].mean()) if n else 0.0,
             f1_macro=float(f1[occurs].mean()) if n else 0.0,
             f1_weighted=float((f1 * support).sum() / max(n, 1)),
-            invalid_rate=float(confusion[:, k].sum()) / max(n, 1),
+            invalid_rate=float(counts["answered"][k] / max(n, 1)),
             n=n,
             per_class={
-                name: ClassScores(
-                    precision=float(values["precision"][i]),
-                    recall=float(recall[i]),
-                    f1=float(f1[i]),
-                    support=int(support[i]),
+                name: ClassScores(precision=one[0], recall=one[1], f1=one[2], support=one[3])
+                for name, *one in zip(
+                    self.names, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True
                 )
-                for i, name in enumerate(self.names)
             },
-            confusion=confusion.to(torch.int64).tolist(),
+            confusion=counts["confusion"][:k].tolist() if k <= _MOST_IN_MATRIX else None,
         )
 
 

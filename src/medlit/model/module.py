@@ -110,7 +110,7 @@ class SpecialtyClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW8bit over the adapter, with one learning rate an optimizer step."""
         optimizer = make_optimizer(self, self.optimizer_settings)
-        schedule = make_schedule(optimizer, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        schedule = make_schedule(optimizer, self.optimizer_settings, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -25,12 +26,13 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> AdamW8bit:
     return AdamW8bit(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: int) -> LambdaLR:
-    """The learning-rate schedule of a fit, one value an optimizer step."""
+def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) -> LambdaLR:
+    """The learning-rate schedule of a fit, one value an optimizer step; without an end it stays constant."""
     from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
+    name, last = ("constant", None) if steps == math.inf else (settings.schedule, int(steps))
     schedule: LambdaLR = get_scheduler(
-        _NAMES[settings.schedule], optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
+        _NAMES[name], optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=last
     )
     return schedule
 

@@ -6,6 +6,7 @@ process that is killed loses only those last seconds. A resumed run may have ano
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -13,12 +14,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
-from medlit.atomic_io import atomic_write, read_json, write_json
+from medlit.atomic_io import atomic_write, link_target, read_json, write_json
+from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.predictions.table import FORMATS, PredictionRow, arrow_schema
@@ -31,11 +33,29 @@ FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
 _SLICE = 1_000  # rows that become Python objects at a time
 _KEY_FILE = "resume_key.json"
+_LOCK_FILE = ".lock"
 
 
 def shard_folder(table: Path) -> Path:
     """The folder of a table's shards."""
+    table = link_target(table)
     return table.with_name(f".{table.name}.shards")
+
+
+def claim(table: Path) -> TextIO:
+    """Claim a table until the returned file is closed; a UserError if another process writes it."""
+    shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = (shard_folder(table) / _LOCK_FILE).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"output: another 'medlit predict' is writing {table}; name another file, or wait until it is done."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
 
 
 def find_shards(table: Path) -> list[Path]:
@@ -53,9 +73,11 @@ def read_resume_key(table: Path) -> ResumeKey | None:
 
 
 def start_shards(table: Path, key: ResumeKey) -> None:
-    """Remove the shards of any earlier run and store this run's resume key."""
-    remove_shards(table)
-    shard_folder(table).mkdir(mode=0o700, parents=True)
+    """Remove the shards of any earlier run, but not the lock, and store this run's resume key."""
+    shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in shard_folder(table).iterdir():
+        if path.name != _LOCK_FILE:
+            path.unlink()
     write_json(shard_folder(table) / _KEY_FILE, asdict(key))
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from medlit.data.sources import reads
+from medlit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +26,7 @@ _ROW_GROUP = 10_000  # rows, of Parquet
 _DECIMALS = 6  # of a probability: float32 has seven digits
 # What a spreadsheet takes for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,16 @@ def prediction_rows(
     return rows
 
 
+def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
+    """Raise a UserError if a path is a folder, if a source reads it, or if it exists and may not be replaced."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"output: {path} is not a file; name a file for the table.")
+    if source := next((source for source in sources if reads(source, path)), None):
+        raise UserError(f"output: {path} is among the notes of {source}; name a file in another folder.")
+    if path.exists() and not overwrite:
+        raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
+
+
 def arrow_schema() -> pa.Schema:
     """The types of COLUMNS."""
     import pyarrow as pa
@@ -100,8 +115,9 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _escape_formula(value: Any) -> Any:  # noqa: ANN401 - any cell
-    """Prefix a text that a spreadsheet would run as a formula with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """Prefix a text that a spreadsheet would run as a formula with an apostrophe; a number is none."""
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

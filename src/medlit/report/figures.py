@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LENGTH_BINS = 6
+MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
+_MOST_CHARACTERS = 40  # of a label
 INK, GRID, ACCENT, WARN = "#1f2933", "#e3e8ee", "#1f5f8b", "#c1442e"
 _COLOURS = {"test": ACCENT, "head": "#5b8c3e", "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#8a949e"}
 _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
@@ -25,41 +28,65 @@ _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 def figures(systems: Sequence[System]) -> dict[str, Figure]:
     """Draw the figures that the systems' results allow, by name; the first system is the one reported on."""
     first = systems[0]
+    title = f"{first.title}: {len(first.results)} test notes"
+    possible: dict[str, tuple[object, Callable[[], Figure]]] = {
+        "classes": (first.metrics.get("per_class"), lambda: class_figure(systems)),
+        "confusion": (True, lambda: confusion_figure(first.results, title)),
+        "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
+        "risk_coverage": (
+            any(one.results.probabilities is not None for one in systems),
+            lambda: risk_coverage_figure(systems),
+        ),
+        "length": (first.results.tokens.any(), lambda: length_figure(first)),
+    }
     drawn = {}
-    if first.metrics.get("per_class"):
-        drawn["classes"] = class_figure(systems)
-    drawn["confusion"] = confusion_figure(first.results, f"{first.title}: {len(first.results)} test notes")
-    if first.results.probabilities is not None:
-        drawn["reliability"] = reliability_figure(first)
-    if any(system.results.probabilities is not None for system in systems):
-        drawn["risk_coverage"] = risk_coverage_figure(systems)
-    if first.results.tokens.any():
-        drawn["length"] = length_figure(first)
+    for name, (is_possible, draw) in possible.items():
+        if is_possible:
+            with best_effort(f"the report's figure {name!r}"):
+                drawn[name] = draw()
     return drawn
 
 
 def confusion_figure(results: Results, title: str) -> Figure:
-    """Draw K true x K+1 predicted counts, the last column invalid answers; colour is the share of the true class."""
+    """Draw true x predicted counts, the last column invalid answers; colour is the share of the true class.
+
+    Of more than 60 labels it shows those of the most frequent errors; answers with one of the others have one column.
+    """
     import seaborn
 
-    counts, names = results.confusion, results.names
+    k, (true, answer, _) = len(results.names), results.errors
+    frequent = np.argsort(-np.bincount(results.truth, minlength=k), kind="stable")
+    first = np.unique([*np.stack([true, answer], axis=1).ravel(), *frequent], return_index=True)[1]
+    shown = np.sort(np.argsort(first, kind="stable")[: k if k <= MOST_LABELS else MOST_CONFUSED])
+    names = [short(results.names[label]) for label in shown]
+    columns = [*names, *["others"] * (len(shown) < k), "invalid"]
+    if len(shown) < k:
+        title += f"\nthe {len(shown)} most confused of {k:,} specialties"
+    place = np.full(k + 1, len(shown))  # of an answer
+    place[shown], place[k] = np.arange(len(shown)), len(columns) - 1
+    counts = np.zeros((len(shown), len(columns)), dtype=np.int64)
+    rows = np.isin(results.truth, shown)
+    np.add.at(counts, (place[results.truth[rows]], place[results.answer[rows]]), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _axes(2.5 + 0.72 * (len(names) + 1), 2.2 + 0.56 * len(names))
+    size = 0.72 if len(names) <= 20 else 0.4  # inches
+    figure, axes = _axes(2.5 + size * len(columns), 2.2 + 0.78 * size * len(names))
     axes.grid(visible=False)
     seaborn.heatmap(
         share,
-        annot=np.where(counts > 0, counts.astype(str), ""),
-        fmt="",
         cmap="Blues",
         vmin=0,
         vmax=1,
         linewidths=0.5,
         linecolor="#dddddd",
-        xticklabels=[*names, "invalid"],
+        xticklabels=columns,
         yticklabels=[f"{name} ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)],
-        cbar_kws={"label": "share of the true specialty's notes"},
+        cbar_kws={"label": "share of the true specialty's notes", "fraction": 0.6 / size / len(columns), "aspect": 30},
         ax=axes,
     )
+    for row, column in zip(*np.nonzero(counts), strict=True):  # an empty text in each other cell would take a minute
+        colour = "white" if share[row, column] > 0.5 else INK
+        number = str(counts[row, column])
+        axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", color=colour, in_layout=False)
     axes.axvline(len(names), color="#555555", linewidth=1.5)
     axes.set(xlabel="predicted", ylabel="true (notes)", title=title)
     axes.tick_params(axis="x", rotation=90)
@@ -68,10 +95,13 @@ def confusion_figure(results: Results, title: str) -> Figure:
 
 
 def class_figure(systems: Sequence[System]) -> Figure:
-    """F1 of each specialty: bars for the first system, a mark for each other one."""
+    """F1 of the most frequent specialties: bars for the first system, a mark for each other one."""
     first, *others = systems
-    classes = by_support(first.metrics)[::-1]  # barh draws the first at the bottom
+    everything = by_support(first.metrics)[::-1]  # barh draws the first at the bottom
+    classes = everything[-MOST_LABELS:]
     figure, axes = _axes(8.6, 1.4 + 0.36 * len(classes))
+    if len(classes) < len(everything):
+        axes.set_title(f"the {len(classes)} most frequent of {len(everything):,} specialties", fontsize=10)
     places = range(len(classes))
     values = [scores["f1"] for _, scores in classes]
     axes.barh(places, values, height=0.62, color=_colour(first.name), label=first.title)
@@ -82,7 +112,7 @@ def class_figure(systems: Sequence[System]) -> Figure:
         marks = [per_class.get(name, {}).get("f1", np.nan) for name, _ in classes]
         colour = _colour(system.name, i)
         axes.scatter(marks, places, s=38, color=colour, edgecolor="white", label=system.title, zorder=3)
-    axes.set_yticks(places, [f"{name} ({scores['support']})" for name, scores in classes])
+    axes.set_yticks(places, [f"{short(name)} ({scores['support']})" for name, scores in classes])
     axes.set(xlim=(0, 1.02), xlabel="F1", ylim=(-0.6, len(classes) - 0.4))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
@@ -159,6 +189,12 @@ def length_figure(system: System) -> Figure:
     axes.set(xlim=(-0.6, len(bins) - 0.4), ylim=(0, 1.02), xlabel="tokens of the prompt", ylabel="accuracy")
     axes.grid(axis="x", visible=False)
     return figure
+
+
+def short(name: str) -> str:
+    """A label as the figures write it: not much longer than its cell, and never as a formula."""
+    cut = name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS // 2]}…{name[-_MOST_CHARACTERS // 2 :]}"
+    return cut.replace("$", r"\$")
 
 
 def _colour(name: str, position: int = 0) -> str:

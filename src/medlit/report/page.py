@@ -21,7 +21,7 @@ from medlit.evaluation.compare import compare
 from medlit.evaluation.intervals import RESAMPLES
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
-from medlit.report.figures import figures
+from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, by_support, comparable, read_facts
 
 if TYPE_CHECKING:
@@ -105,14 +105,10 @@ def comparisons(systems: Sequence[System]) -> list[str]:
 
 def confused_pairs(results: Results) -> list[tuple[str, str, int, str]]:
     """The most frequent errors but invalid answers: (true, predicted, notes, share of the true specialty's notes)."""
-    counts = results.confusion
-    support = counts.sum(axis=1)
-    errors = counts[:, :-1] * ~np.eye(len(results.names), dtype=bool)
-    true, predicted = np.nonzero(errors)
-    order = np.argsort(-errors[true, predicted], kind="stable")[:PAIRS]
+    support = np.bincount(results.truth)
     return [
-        (results.names[t], results.names[p], int(errors[t, p]), percent(errors[t, p] / support[t]))
-        for t, p in zip(true[order], predicted[order], strict=True)
+        (results.names[true], results.names[answer], notes, percent(notes / support[true]))
+        for true, answer, notes in list(zip(*(each.tolist() for each in results.errors), strict=True))[:PAIRS]
     ]
 
 
@@ -167,7 +163,8 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
             ],
         },
         "Scores per specialty": {
-            "subtitle": f"F1 of each specialty, the most frequent first, with its number of test notes. {bars}",
+            "subtitle": f"F1 of each specialty, the most frequent first, with its number of test notes. {bars}"
+            + (f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""),
             "rows": scores,
         },
         "Most confused pairs": {

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
-from medlit.errors import UserError
+from medlit.data.sources import reads
+from medlit.errors import UserError, best_effort
+from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
 if TYPE_CHECKING:
@@ -62,9 +66,16 @@ def run(args: Sequence[str]) -> int:
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
 
+    config = parse_settings("audit", rest)
     if options.output is not None:
         check_writable("output", options.output / "audit.json")
-    data = make_datamodule(parse_settings("audit", rest))
+        if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
+            raise UserError(
+                f"output: audit.json would be among the notes of {config.data.source}; name another folder."
+            )
+        if not config.overwrite:
+            check_replaceable(options.output, "audit")
+    data = make_datamodule(config)
     prompt = None
     try:
         prompt = data.prompt
@@ -80,12 +91,16 @@ def run(args: Sequence[str]) -> int:
         limit=None if prompt is None else prompt.room,
     )
     _print_report(result.report)
+    suggested = result.report.label_review.suggested(data.labels)
+    if suggested != data.labels:
+        print("Check these labels; with this in the config, less what is wrong, they are merged and left out:")
+        print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
     exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:
         print(f"{'over a limit' if options.strict else 'would fail with --strict'}: {message}")
     if options.output is not None:
         write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
-        with atomic_write(options.output / "audit.png") as path:
+        with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
             audit_figure(result).savefig(path, dpi=110)
         print(f"medlit: written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
@@ -123,6 +138,8 @@ def _print_report(report: AuditReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from medlit.report.figures import MOST_LABELS
+
     table = Table(title=f"medlit audit: {escape(report.source)}", title_justify="left")
     table.add_column("finding", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
@@ -133,12 +150,14 @@ def _print_report(report: AuditReport) -> None:
     classes.add_column("specialty")
     for split in (*report.splits, "share"):
         classes.add_column(split, justify="right")
-    for name, notes in report.classes.items():
+    for name, notes in list(report.classes.items())[:MOST_LABELS]:
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
         classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
     console = Console()
     console.print(table)
     console.print(classes)
+    if len(report.classes) > MOST_LABELS:
+        print(f"and {len(report.classes) - MOST_LABELS:,} less frequent specialties, in audit.json")
 
 
 def _lines(report: AuditReport) -> Iterator[_Line]:
@@ -167,11 +186,16 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         "",
         report.accuracy_ceiling < 1,
     )
+    review = report.label_review
+    similar = {label: [other] for label, other in review.similar.items()}
+    yield _labels_line("labels that nearly agree with another", similar, report)
+    yield _labels_line("labels that hold several", review.combined, report)
+    yield _labels_line("labels that seem to stand for none", dict.fromkeys(review.placeholders, ()), report)
     for pair, rows in report.leakage.items():
         earlier, _, later = pair.partition("/")
-        similar = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
+        near = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
         name, value = f"{later} notes whose text is also in {earlier}", _share(rows, report.splits[later])
-        yield name, value, f"and {similar:,} near duplicates" if similar else "", rows + similar > 0
+        yield name, value, f"and {near:,} near duplicates" if near else "", rows + near > 0
     for name, share in report.label_leaks.items():
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True
 
@@ -194,44 +218,55 @@ def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
     return name, _share(finding["rows"], total), details, finding["rows"] > 0
 
 
+def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditReport) -> _Line:
+    # repr shows invisible characters.
+    listed = [repr(label) + " = " * bool(others) + " + ".join(map(repr, others)) for label, others in found.items()]
+    notes = sum(report.classes[label] for label in found)
+    return name, _share(notes, report.rows), "; ".join(listed[:5]) + " ..." * (len(listed) > 5), bool(found)
+
+
 def audit_figure(audit: Audit) -> Figure:
     """Draw the class balance, stacked by split, beside the distribution of lengths with the limit, if there is one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    height = max(4.0, 1.6 + 0.3 * len(audit.report.classes))
+    from medlit.report.figures import MOST_LABELS, short
+
+    names = {name: short(name) for name in list(audit.report.classes)[:MOST_LABELS]}
+    height = max(4.0, 1.6 + 0.3 * len(names))
     figure = Figure(figsize=(12, height), layout="constrained")
     FigureCanvasAgg(figure)
     balance, lengths = figure.subplots(1, 2)
     figure.suptitle(audit.report.source, fontsize=11, color="#555555", parse_math=False)
-    _draw_balance(balance, audit.report)
+    _draw_balance(balance, audit.report, names)
     _draw_lengths(lengths, audit)
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):  # counts: no fractions
         axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (balance, lengths):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.72 / height), ncols=3, frameon=False)
     return figure
 
 
-def _draw_balance(axes: Axes, report: AuditReport) -> None:
-    names = list(report.classes)[::-1]  # the most frequent on top
+def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> None:
+    names = list(shown)[::-1]  # the most frequent on top
     left = np.zeros(len(names))
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(names, notes, left=left, color=_COLOURS[split], label=label)
+        axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
         left += notes
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), [shown[name] for name in names])
     axes.margins(x=0.12)
     spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame
     axes.set_ylim(-0.6 - spare, len(names) - 0.4 + spare)
-    axes.set(
-        xlabel="notes", title=f"{report.rows:,} notes, {len(names)} {'specialty' if len(names) == 1 else 'specialties'}"
-    )
+    more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
+    noun = "specialty" if len(report.classes) == 1 else "specialties"
+    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} {noun}{more}")
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:

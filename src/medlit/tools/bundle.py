@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from medlit._version import __version__
 from medlit.atomic_io import atomic_dir
+from medlit.cli import end_on_signals
 from medlit.errors import UserError
 from medlit.paths import hub_cache_dir, hub_home
 
@@ -38,7 +39,9 @@ ROOT = Path(__file__).parents[3]
 SUMS = "SHA256SUMS"
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
-_HUB_ID = re.compile(r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+_HUB_ID = re.compile(
+    r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)(?::[^\"'#\n]+)?[\"']?\s*(?:#.*)?$", re.MULTILINE
+)
 
 
 class Target(NamedTuple):
@@ -191,4 +194,5 @@ def checksums(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     raise SystemExit(main())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from medlit.cli import end_on_signals
 from medlit.unsloth_first import import_unsloth
 
 CONFIG = ["--config", "configs/quickstart.yaml"]
@@ -73,4 +74,5 @@ def _run(console: Console, title: str, arguments: list[str]) -> Path:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     main()

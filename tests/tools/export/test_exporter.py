@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import exit_code_of
 from exports import exported, files, left, verification
 
 from medlit.errors import UserError
@@ -45,21 +46,20 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(
     assert left(run) == set()
 
 
-def test_an_export_ended_by_sigterm_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    unfinished: list[set[str]] = []
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_ended_by_a_signal_leaves_nothing(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    unfinished = tmp_path_factory.mktemp("ended") / "unfinished"
 
     def ended(*_: object) -> None:
-        unfinished.append(left(run))
-        os.kill(os.getpid(), signal.SIGTERM)
+        unfinished.write_text(" ".join(left(run)))
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(formats, "write_merged", ended)
-    with pytest.raises(SystemExit) as stop:
-        exported(run, "merged")
-    assert stop.value.code == 143
-    assert len(unfinished[0]) == 2, "it was in the middle of writing"
+    assert exit_code_of(lambda: exported(run, "merged")) == 128 + number
+    assert len(unfinished.read_text().split()) == 2, "it was in the middle of writing"
     assert left(run) == set()
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.usefixtures("in_process")

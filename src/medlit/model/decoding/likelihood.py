@@ -8,6 +8,8 @@ B notes, T prompt tokens, N nodes, E edges, K labels, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,10 @@ class LabelScorer:
     def __init__(self, model: nn.Module, trie: TokenTrie) -> None:
         self.model = model
         self.trie = trie
-        n = len(trie)
-        self.leads_to = torch.zeros(n, n, dtype=torch.bool)  # row: node, column: it and its ancestors
-        for node in range(n):
-            self.leads_to[node, trie.ancestors(node)] = True
+        # Each node's ancestors and the node itself, which fills the row up, (N, depth): as a mask, (N, N), the nodes of
+        # thousands of labels would take gigabytes.
+        self.ancestors = _rectangle([trie.ancestors(node) for node in range(len(trie))], None)
+        self.path_edges = _rectangle(trie.paths, len(trie.edges))  # (K, longest), filled up with an edge of no value
         self.tokens = torch.tensor(trie.tokens, dtype=torch.long)
         self.depths = torch.tensor(trie.depths, dtype=torch.long)
         self.edge_nodes = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)  # E
@@ -45,7 +47,9 @@ class LabelScorer:
             nodes: n nodes with all their ancestors, ascending.
         """
         device = cache.lengths.device
-        attends = self.leads_to[nodes][:, nodes]
+        # Row: node, column: it and its ancestors.
+        attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+        attends.scatter_(1, torch.searchsorted(nodes, self.ancestors[nodes]), True)
         tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
         return look_ahead(self.model, cache, tokens, depths, attends.to(device))
 
@@ -54,7 +58,7 @@ class LabelScorer:
         scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
         self._score(scores, torch.tensor([ROOT]), cache.last[:, None])
         for part in self._passes(cache.mask.shape[1]):
-            nodes = self.leads_to[part].any(dim=0).nonzero()[:, 0]
+            nodes = self.ancestors[part].unique()  # type: ignore[no-untyped-call]
             hidden = self.hidden(cache, nodes)
             self._score(scores, part, hidden[:, torch.isin(nodes, part)])
         return scores
@@ -68,15 +72,15 @@ class LabelScorer:
 
     def paths(self, values: Tensor) -> Tensor:
         """Sum of each label's edges: (B, E) -> (B, K)."""
-        return torch.stack([values[:, list(path)].sum(dim=1) for path in self.trie.paths], dim=1)
+        return nn.functional.pad(values, (0, 1))[:, self.path_edges.to(values.device)].sum(dim=2)
 
     def among_siblings(self, scores: Tensor) -> Tensor:
         """Log-probability of each edge among those that leave the same node: (B, E) -> (B, E)."""
-        normalised = torch.empty_like(scores)
-        for node in {node for node, _ in self.trie.edges}:
-            edges = (self.edge_nodes == node).nonzero()[:, 0].to(scores.device)
-            normalised[:, edges] = scores[:, edges].log_softmax(dim=1)
-        return normalised
+        node = (self.edge_nodes - ROOT).to(scores.device).expand(len(scores), -1)
+        nothing = scores.new_zeros(len(scores), 1 + len(self.trie))
+        top = nothing.scatter_reduce(1, node, scores, "amax", include_self=False).gather(1, node)
+        total = nothing.scatter_add(1, node, (scores - top).exp()).gather(1, node)
+        return scores - top - total.log()
 
     def _passes(self, width: int) -> list[Tensor]:
         """Nodes of one pass each; with their ancestors no more than the prompts have columns.
@@ -100,6 +104,13 @@ class LabelScorer:
             with torch.no_grad():
                 logits = head_logits(self.model, part.flatten(0, 1)).view(*part.shape[:2], -1)  # (b, n, V)
             of[:, edges.to(device)] = logits[:, at, tokens] - logits.logsumexp(dim=-1)[:, at]
+
+
+def _rectangle(rows: Sequence[Sequence[int]], value: int | None) -> Tensor:
+    """Rows filled up to one length, with a value or with their last number, (rows, longest) int64."""
+    width = max(map(len, rows), default=0)
+    filled = [[*row, *[row[-1] if value is None else value] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long).view(len(rows), width)
 
 
 class Likelihood:
@@ -132,12 +143,13 @@ class Constrained:
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
         scorer = self.scorer
-        over_vocabulary = scorer.edges(read_prompts(scorer.model, prompts))
+        # On the host, where sums have one order.
+        over_vocabulary = scorer.edges(read_prompts(scorer.model, prompts)).cpu()
         edges = scorer.among_siblings(over_vocabulary)
-        label_ids = self._walk(edges.cpu())
-        scores = scorer.paths(edges).cpu()
+        label_ids = self._walk(edges)
+        scores = scorer.paths(edges)
         texts = [self.label_set.names[label] for label in label_ids.tolist()]
-        return Answers(label_ids, texts, scores.softmax(dim=1), scores, scorer.paths(over_vocabulary).cpu())
+        return Answers(label_ids, texts, scores.softmax(dim=1), scores, scorer.paths(over_vocabulary))
 
     def _walk(self, edges: Tensor) -> Tensor:
         """The label at the end of each row's most likely edges, (B,) int64."""

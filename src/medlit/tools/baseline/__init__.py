@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlit.errors import UserError
+from medlit.data.labels import LabelSet
+from medlit.errors import UserError, best_effort
 from medlit.evaluation.compare import compare
 from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import claim, next_version, run_name
+from medlit.run_folder import check_replaceable, claim, next_version, run_name
 from medlit.tools import make_parser, recorded_config
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(args: Sequence[str]) -> int:
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
     check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
+    if not config.overwrite:
+        check_replaceable(folder, "baseline")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
     others = [_other_run(other) for other in options.beside]
@@ -71,7 +74,8 @@ def run(args: Sequence[str]) -> int:
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
-    write_report(folder)
+    with best_effort("the report"):
+        write_report(folder)
     _show(comparable(folder)[0], [folder / name for name in FILES])
     return 0
 
@@ -122,7 +126,7 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
 class BaselineData:
     """The notes that baselines are fitted and scored on, not tokenised: canonical tables, and the K labels."""
 
-    names: tuple[str, ...]
+    label_set: LabelSet  # spelled as the model's, if there is one
     train: Dataset
     test: Dataset  # the notes that the model was tested on, if there is a model
     tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
@@ -137,12 +141,13 @@ class BaselineData:
                 f"data.source: {data.source} has no test split; add one, or set data.split.kind to 'grouped'."
             )
         assert data.label_set is not None
-        names, test = data.label_set.names, notes["test"]
+        label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
         if tested is None:
             zeros = np.zeros(len(test), dtype=np.int64)
-            return cls(names, notes["train"], test, zeros, zeros)
+            return cls(label_set, notes["train"], test, zeros, zeros)
         position = {note: i for i, note in enumerate(test["id"][:])}
-        if tested.names != names or not all(note in position for note in tested.ids):
+        unknown = [name for name in data.label_set if label_set.index(name) is None]
+        if unknown or not all(note in position for note in tested.ids):
             raise UserError(
                 "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
                 " or test it again."
@@ -150,16 +155,16 @@ class BaselineData:
         test = test.select([position[note] for note in tested.ids])
         if test["text_hash"][:] != tested.text_hashes:
             raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
-        return cls(names, notes["train"], test, tested.tokens, tested.cut_tokens)
+        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens)
 
     def label_ids(self, notes: Dataset) -> IntArray:
         """Label ids of notes, (N,)."""
-        return np.array([self.names.index(name) for name in notes["specialty"][:]], dtype=np.int64)
+        return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
 
     def system(self, name: str, probabilities: FloatArray) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
         results = Results(
-            names=self.names,
+            names=self.label_set.names,
             rows=np.arange(len(self.test)),
             ids=self.test["id"][:],
             text_hashes=self.test["text_hash"][:],
@@ -174,7 +179,7 @@ class BaselineData:
 
 def majority(data: BaselineData) -> System:
     """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
-    counts = np.bincount(data.label_ids(data.train), minlength=len(data.names))
+    counts = np.bincount(data.label_ids(data.train), minlength=len(data.label_set))
     return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
 
 
@@ -189,6 +194,6 @@ def tfidf(data: BaselineData) -> System:
         LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
     )
     model.fit(data.train["transcription"][:], data.label_ids(data.train))
-    probabilities = np.zeros((len(data.test), len(data.names)))  # a label without training notes has 0
+    probabilities = np.zeros((len(data.test), len(data.label_set)))  # a label without training notes has 0
     probabilities[:, model.classes_] = model.predict_proba(data.test["transcription"][:])
     return data.system("tfidf", probabilities)

@@ -64,7 +64,7 @@ def classification_head(notes: BaselineData, data: TranscriptionDataModule, conf
     if steps == sys.maxsize:
         raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
     pad_id = int(data.prompt.tokenizer.pad_token_id)
-    model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.names), pad_id, device)
+    model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad_id, device)
     scores = functools.partial(_scores, model, pad_id, dtype)
     optimizer_settings = Optimizer(**config.model.optimizer.as_dict())
     optimizer = make_optimizer(model, optimizer_settings)
@@ -81,7 +81,7 @@ def classification_head(notes: BaselineData, data: TranscriptionDataModule, conf
         schedule.step()
         optimizer.zero_grad()
     model.eval()
-    probabilities = np.zeros((len(test), len(notes.names)))
+    probabilities = np.zeros((len(test), len(notes.label_set)))
     with torch.no_grad():
         for rows in LengthSortedSampler(test["length"][:], data.batching.eval_batch_size, data.token_budget):
             probabilities[rows] = scores(test, rows).double().softmax(dim=1).cpu().numpy()

@@ -6,12 +6,9 @@ import argparse
 import gc
 import os
 import re
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import psutil
 import torch
 from huggingface_hub import HfApi
 
-from medlit.atomic_io import atomic_dir, write_json
+from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable, silence_warnings
@@ -64,15 +61,14 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     verification = Verification(reference, options.max_changed, options.max_drift)
     bits = "4-bit" if base.load_in_4bit else "16-bit"
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
-    output = options.output
+    output = link_target(options.output)
     if output.exists():
         output.rmdir()  # it is empty
     with (
-        _exit_on_sigterm(),
         atomic_dir(output) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{output.name}-step-", dir=output.parent) as scratch,
+        temporary_dir(f".{output.name}-step-", output.parent) as scratch,
     ):
-        model_folder = Path(scratch) if options.to == "gguf" else folder  # on the disk of the export
+        model_folder = scratch if options.to == "gguf" else folder  # on the disk of the export
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
             save_adapter(model, tokenizer, weights.metadata, model_folder)
@@ -149,16 +145,6 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     adopt_adapter(config, settings, "EXPORT")
     check_device(config.trainer.accelerator, 1)
     return config
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn a job manager's SIGTERM into an exception, so that unfinished files are removed as after Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def log(message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from medlit.atomic_io import write_json
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
+from medlit.data.sources import is_hub_id
 from medlit.data.splits import DataFingerprint
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
@@ -35,9 +35,6 @@ from medlit.tools.export.verify import Reference
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# A Hub id. A name with a table's suffix is a file, even if it does not exist here.
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
-_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _BATCH = 8  # notes that medlit's model answers together
 _FIT_CONFIG = "config_fit.yaml"
 
@@ -87,8 +84,7 @@ class Weights:
 def public_name(source: str) -> str:
     """A data source or model as others may see it: a Hub id, or the last part of a path."""
     path = Path(source).expanduser()
-    is_hub_id = _HUB_ID.fullmatch(source) and not path.exists() and not source.lower().endswith(_TABLE_SUFFIXES)
-    return source if is_hub_id else path.name
+    return source if is_hub_id(source) and not path.exists() else path.name
 
 
 def run_of_adapter(adapter: str | None) -> Path | None:
@@ -99,7 +95,7 @@ def run_of_adapter(adapter: str | None) -> Path | None:
 def fit_settings(run: Path) -> list[str]:
     """The settings of a run's fit, as an argument that further flags override."""
     config = recorded_config(run / _FIT_CONFIG)
-    settings = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
+    settings: dict[str, Any] = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
     try:
         settings["model"].pop("adapter", None)  # what the fit started from
         settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}

@@ -1,0 +1,32 @@
+"""Which limit ended a fit is reported, and its last step is validated whichever it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Medlit
+
+
+@pytest.mark.parametrize(
+    ("limits", "report"),
+    [
+        (["--trainer.max_epochs", "1"], "trainer.max_epochs ended the fit after step 3, or 1.00 epochs"),
+        (
+            ["--trainer.max_epochs", "9", "--trainer.max_steps", "2"],
+            "trainer.max_steps ended the fit after step 2, or 0.67 epochs",
+        ),
+        (["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:01"], "trainer.max_time ended the fit after"),
+    ],
+)
+def test_a_fit_reports_which_limit_ended_it(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, limits: list[str], report: str
+) -> None:
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *limits)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count(f"medlit: {report}") == 1
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+    assert (tmp_path / "run" / "fit_metrics.json").is_file()

@@ -1,0 +1,42 @@
+"""What a run can do without costs one warning when it fails."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from medlit import errors
+from medlit.errors import best_effort
+
+
+@pytest.fixture(autouse=True)
+def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "WARNED", set())
+
+
+def test_a_failure_is_one_warning_however_often_it_happens() -> None:
+    @best_effort("its picture")
+    def draw(size: int) -> None:
+        raise ValueError(f"{size} inches")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for size in range(3):
+            draw(size)
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        "medlit continues without its picture: 0 inches (ValueError in test_errors.py:"
+    )
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_request_to_stop_is_no_failure(stop: type[BaseException]) -> None:
+    with pytest.raises(stop), best_effort("its picture"):
+        raise stop
+
+
+def test_a_test_sees_the_failure() -> None:
+    for _ in range(2):
+        with pytest.raises(UserWarning, match="medlit continues without its picture"), best_effort("its picture"):
+            raise ValueError

@@ -11,7 +11,7 @@ from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
-from medlit.report.systems import System, by_support
+from medlit.report.systems import System
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
 def class_figure(systems: Sequence[System]) -> Figure:
     """F1 of the most frequent specialties: bars for the first system, a mark for each other one."""
     first, *others = systems
-    everything = by_support(first.metrics)[::-1]  # barh draws the first at the bottom
+    everything = sorted(first.metrics["per_class"].items(), key=lambda item: -item[1]["support"])[::-1]  # from below
     classes = everything[-MOST_LABELS:]
     figure, axes = _axes(8.6, 1.4 + 0.36 * len(classes))
     if len(classes) < len(everything):

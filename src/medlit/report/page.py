@@ -22,7 +22,7 @@ from medlit.evaluation.intervals import RESAMPLES
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
 from medlit.report.figures import MOST_LABELS, figures
-from medlit.report.systems import MODEL, TITLES, System, by_support, comparable, read_facts
+from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,9 +35,7 @@ _INTERVALS = (
     " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong. ECE:"
     " expected calibration error, the mean distance of confidence and accuracy. AURC: area under the risk-coverage"
     " curve, the mean share of errors over all coverages. Both are better when lower."
-)
-_NO_PROBABILITIES = (
-    f"{EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
+    f" {EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
 )
 
 
@@ -141,11 +139,13 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     metrics = systems[0].metrics
     alone = "No other system was tested on these notes; `medlit baseline --run_dir` adds some."
     left_out = [f"Left out: {system.title}, which was tested on other notes." for system in others]
-    bars = f"Bars: {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
+    bars = "F1 of each specialty, the most frequent first, with its number of test notes. Bars:"
+    bars += f" {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
     scores = [
         (name, of_class["support"], *(number(of_class[key]) for key in ("precision", "recall", "f1")))
-        for name, of_class in by_support(metrics)
+        for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
+    bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
     selective = (
         f"Accuracy on the most confident 90% of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
         f" confident 80% {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
@@ -156,17 +156,9 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
             "subtitle": _INTERVALS,
             "columns": ["system", *(metric.title for metric in REPORTED)],
             "rows": system_rows(systems, REPORTED),
-            "sentences": [
-                *(comparisons(systems) or [alone]),
-                *left_out,
-                *([_NO_PROBABILITIES] if any(each.metrics.get("ece") is None for each in systems) else []),
-            ],
+            "sentences": [*(comparisons(systems) or [alone]), *left_out],
         },
-        "Scores per specialty": {
-            "subtitle": f"F1 of each specialty, the most frequent first, with its number of test notes. {bars}"
-            + (f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""),
-            "rows": scores,
-        },
+        "Scores per specialty": {"subtitle": bars, "rows": scores},
         "Most confused pairs": {
             "rows": confused_pairs(systems[0].results),
             "sentences": other_errors(systems[0].results),
@@ -186,14 +178,10 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     texts, test = data.get("texts", {}), data.get("rows", {}).get("test", 0)
     threshold = data.get("near_threshold")
+    seed = "" if data["seed"] is None else f", seed {data['seed']}"
     rows = [
         ("source", f"{data['source']}" + (f" at {data['revision']}" if data.get("revision") else "")),
-        (
-            "split",
-            data["split"]
-            + ("" if data["seed"] is None else f", seed {data['seed']}")
-            + (f", fold {data['fold']}" if data.get("fold") else ""),
-        ),
+        ("split", data["split"] + seed + (f", fold {data['fold']}" if data.get("fold") else "")),
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),
         (
             "near-duplicates kept together",
@@ -216,11 +204,11 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _settings(config: Path) -> str:
     """The settings of a test, without those that Lightning adds and that have Lightning's value."""
-    import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from lightning.pytorch import Trainer, callbacks
 
+    kinds = {"trainer": Trainer, "checkpoint": callbacks.ModelCheckpoint, "early_stopping": callbacks.EarlyStopping}
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    for name, kind in {"trainer": L.Trainer, "checkpoint": ModelCheckpoint, "early_stopping": EarlyStopping}.items():
+    for name, kind in kinds.items():
         given, known = settings.get(name) or {}, inspect.signature(kind).parameters
         settings[name] = {key: value for key, value in given.items() if key not in known or value != known[key].default}
     settings = {key: value for key, value in settings.items() if value != {}}

@@ -96,11 +96,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def by_support(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(specialty, its scores), the most frequent first; empty if the metrics are of an older version."""
-    return sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
-
-
 def systems(folder: Path) -> list[System]:
     """All systems of a run folder, the fine-tuned model first.
 

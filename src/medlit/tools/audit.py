@@ -27,19 +27,11 @@ if TYPE_CHECKING:
     from medlit.data.prompt import AlpacaPrompt
 
 EXIT_OVER_LIMIT = 3
-# Limit -> (its default, None for no limit; what is limited; the same as a statement).
+# Limit -> (its default, None for no limit; the notes whose share is limited).
 _LIMITS = {
-    "max_leakage": (
-        0.0,
-        "share of a split's notes whose text is also in an earlier split",
-        "of a split's notes have a text that is also in an earlier split",
-    ),
-    "max_conflicts": (
-        0.0,
-        "share of notes whose text has several labels",
-        "of the notes have a text with several labels",
-    ),
-    "max_cut": (None, "share of notes that are cut to the prompt's length", "of the notes are too long and are cut"),
+    "max_leakage": (0.0, "a split's notes whose text is also in an earlier split"),
+    "max_conflicts": (0.0, "notes whose text has several labels"),
+    "max_cut": (None, "notes that are cut to the prompt's length"),
 }
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
@@ -58,8 +50,8 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write audit.json and audit.png to")
     parser.add_argument("--strict", action="store_true", help="exit with code 3 when a limit is exceeded")
     group = parser.add_argument_group("limits for --strict, from 0 to 1; no note may be empty or without a label")
-    for flag, (default, meaning, _) in _LIMITS.items():
-        text = f"largest {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
+    for flag, (default, meaning) in _LIMITS.items():
+        text = f"largest share of {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
         group.add_argument(f"--{flag}", type=float, default=default, metavar="SHARE", help=text)
     options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
@@ -121,7 +113,7 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
         "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
     }
     messages = [
-        f"{100 * share:.3g}% {_LIMITS[flag][2]} (--{flag} {limit:g})"
+        f"{_LIMITS[flag][1]}: {100 * share:.3g}% (--{flag} {limit:g})"
         for flag, share in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
@@ -180,12 +172,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         name = f"near duplicates (Jaccard similarity of {report.near_threshold} or more)"
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
-    yield (
-        "accuracy ceiling (texts with several specialties)",
-        f"{report.accuracy_ceiling:.1%}",
-        "",
-        report.accuracy_ceiling < 1,
-    )
+    yield "accuracy ceiling", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)
@@ -265,8 +252,7 @@ def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> 
     spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame
     axes.set_ylim(-0.6 - spare, len(names) - 0.4 + spare)
     more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
-    noun = "specialty" if len(report.classes) == 1 else "specialties"
-    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} {noun}{more}")
+    axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} specialties{more}")
 
 
 def _draw_lengths(axes: Axes, audit: Audit) -> None:

@@ -16,7 +16,6 @@ from medlit.unsloth_first import import_unsloth
 
 CONFIG = ["--config", "configs/quickstart.yaml"]
 ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
-
 NEXT = """
 
 Next:

@@ -132,6 +132,7 @@ def confusion(k: int, folder: Path, notes: int) -> Measured:
     from medlit.report.figures import confusion_figure
 
     results = made_up(k, 4, notes)
+    confusion_figure(made_up(3, 4, 9), "imports").savefig(folder / "first.png")
     with clock() as found:
         confusion_figure(results, "made up").savefig(folder / "confusion.png", dpi=110)
     return found
@@ -155,6 +156,8 @@ def audit(k: int, folder: Path, notes: int) -> Measured:
     from medlit.data.settings import Columns, Labels
     from medlit.tools.audit import audit_figure
 
+    first = write_table(folder / "first.csv", 2, 9)
+    audit_figure(audit_notes(str(first), columns=Columns(), labels=Labels()))  # imports
     path = write_table(folder / "notes.csv", k, max(notes, 5 * k))
     with clock() as found:
         audit_figure(audit_notes(str(path), columns=Columns(), labels=Labels())).savefig(folder / "audit.png", dpi=110)
@@ -216,13 +219,13 @@ def write_table(path: Path, k: int, rows: int) -> Path:
 
 
 def commands(k: int, folder: Path, notes: int) -> Measured:
-    """`medlit fit` for three steps with a validation, `medlit validate`, `medlit test`, of 64 notes each."""
+    """`medlit fit` for three steps with a validation, `medlit validate`, `medlit test`, of 16 notes each."""
     import psutil
 
     import_llama(folder)
     source = folder / "notes"
     source.mkdir()
-    for split, rows in (("train", max(96, 2 * k)), ("validation", 64), ("test", 64)):
+    for split, rows in (("train", max(96, 2 * k)), ("validation", 16), ("test", 16)):
         write_table(source / f"{split}.csv", k, rows)
     flags = f"--data.source {source} --model.language_model.base_model {folder / 'llama'} --trainer.accelerator cpu"
     flags += " --data.max_response_tokens 48 --data.batching.global_batch_size 8 --data.batching.micro_batch_size 4"

@@ -135,8 +135,9 @@ def missing(base_model: str, revision: str | None) -> NotCachedError:
     at = f" at revision {revision}" if revision else ""
     return NotCachedError(
         f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor available from the Hub;"
-        " check the name, set HF_TOKEN if it is a gated model, or download it where there is a network ('hf download"
-        f" {base_model}') and bring the cache folder along."
+        " check the name, set HF_TOKEN if it is a gated model, download it where there is a network ('hf download"
+        f" {base_model}') and bring the cache folder along, or use the bundled model, which needs neither a network nor"
+        " a GPU (--config configs/models/smollm2_135m.yaml)."
     )
 
 

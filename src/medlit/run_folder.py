@@ -135,6 +135,8 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
         if not path.is_file():
             raise UserError(f"ckpt_path: there is no file {path}; give 'best', 'last' or the path of a checkpoint.")
         return path
+    if run is not None and not run.is_dir():
+        raise UserError(f"run_dir: there is no folder {run}; give the run folder of a fit.")
     folders = [run] if run is not None else versions(root, name)
     for folder in folders:
         path = folder / "checkpoints" / f"{wanted}.ckpt"

@@ -76,7 +76,23 @@ def test_an_unknown_column(fit: Refused, tmp_path: Path, key: str) -> None:
     source = table(tmp_path / "notes.csv")
     said = fit("--data.source", source, f"--data.columns.{key}", "remarks")
     assert f"data.columns.{key}: {source} has no column 'remarks'" in said
+    assert f"with --data.columns.{key}" in said
     assert "id, transcription, medical_specialty" in said
+
+
+def test_a_missing_config_names_a_similar_one(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text("{}")
+    said = refused("fit", "--config", "configs/quikstart.yaml")
+    assert said == "medlit: config: there is no file configs/quikstart.yaml; did you mean configs/quickstart.yaml?"
+    assert refused("fit", "--config", "own.yaml").endswith("there is no file own.yaml; give the path of a YAML file.")
+
+
+@pytest.mark.parametrize("weights", [[], ["--ckpt_path", "best"]])
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_missing_run_folder(refused: Refused, tiny_config: Path, command: str, weights: list[str]) -> None:
+    said = refused(command, "--config", tiny_config, "--run_dir", "logs/nope", *weights)
+    assert "run_dir: there is no folder logs/nope; give the run folder of a fit" in said
 
 
 @pytest.mark.parametrize(("text", "what"), [("", "is empty"), ("transcription,medical_specialty\n", "no rows")])

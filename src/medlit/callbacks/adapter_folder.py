@@ -80,6 +80,8 @@ class AdapterTemperature(L.Callback):
         if reason is None:
             try:
                 write_temperature(file, pl_module.decoding, pl_module.temperature)
+                what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
+                print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
             except UserError as error:
                 reason = str(error)
         if reason is not None:

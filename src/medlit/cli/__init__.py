@@ -18,7 +18,7 @@ MODEL_VERBS = {
 TOOLS = {
     "doctor": "check this machine and, with --config, whether a fit will run on it",
     "audit": "check the notes: duplicates, conflicting labels, leakage, lengths",
-    "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the model",
+    "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the fine-tuned model",
     "export": "write an adapter, a merged model or GGUF files, and check that they give the same answers",
 }
 

@@ -89,7 +89,12 @@ def check_writable(key: str, path: Path) -> None:
 
 
 def check_weights_named(run_dir: Path, model: Namespace) -> None:
-    """Check that a command without --ckpt_path does not evaluate untrained weights in a run that has trained ones."""
+    """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's."""
+    if model.adapter is None and model.lora is not None and not run_dir.is_dir():
+        raise UserError(
+            f"run_dir: there is no folder {run_dir}; give the run folder of a fit with --ckpt_path best, or name other"
+            " weights with --model.adapter."
+        )
     if model.adapter is None and model.lora is not None and (run_dir / "checkpoints" / "best.ckpt").is_file():
         raise UserError(
             f"run_dir: {run_dir} holds a trained model, and no weights are named; add --ckpt_path best to use it, or"

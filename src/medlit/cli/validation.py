@@ -182,7 +182,7 @@ def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
         settings = parsers[verb]._actions if verb in parsers else []
         if key not in [action.dest.replace(".", "__").lower() for action in settings]:
             raise UserError(
-                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
+                f"{name}: there is no such setting; names are {ENV_PREFIX}_<COMMAND>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
             )
 

@@ -33,12 +33,12 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     Args:
         source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
-            file, a folder with one file a split, a glob, or the id of a Hub dataset, with ':' and a configuration if it
-            has several.
+            file, a folder with one file per split, a glob, or the id of a Hub dataset, with ':' and a configuration if
+            it has several.
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the commonest label).
+        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.

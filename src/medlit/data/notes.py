@@ -270,8 +270,10 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
             # A file without a header has note text in place of the names: long ones are not repeated.
             shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
             advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
+            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
             raise UserError(
-                f"data.columns.{key}: {table.name} has no column {name!r}; its columns are {shown}{advice}."
+                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
+                f" --data.columns.{key} (its columns are {shown}){advice}."
             )
         kind = table.rows.features.arrow_schema.field(name).type
         if pa.types.is_dictionary(kind):

@@ -97,7 +97,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
 def class_figure(systems: Sequence[System]) -> Figure:
     """F1 of the most frequent specialties: bars for the first system, a mark for each other one."""
     first, *others = systems
-    everything = sorted(first.metrics["per_class"].items(), key=lambda item: item[1]["support"])
+    everything = sorted(first.metrics["per_class"].items(), key=lambda item: -item[1]["support"])[::-1]  # from below
     classes = everything[-MOST_LABELS:]
     figure, axes = _axes(8.6, 1.4 + 0.36 * len(classes))
     if len(classes) < len(everything):
@@ -203,9 +203,11 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # else every text's size is measured on a canvas of its own
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

@@ -150,7 +150,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
 def log(message: str) -> None:
     """Print a message to standard error, with the time since the command started."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
-    print(f"medlit: {minutes}:{seconds:02} {message}", file=sys.stderr, flush=True)
+    print(f"medlit: [{minutes} min {seconds:02} s] {message}", file=sys.stderr, flush=True)
 
 
 # --- the Hugging Face Hub ---------------------------------------------------------------------------------------------

@@ -84,11 +84,11 @@ def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
     return causal_lm(model).config.get_text_config(decoder=True)
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The text decoder's layers."""
     count = text_config(model).num_hidden_layers
     parts = body(model).get_decoder().modules()
-    return next(part for part in parts if isinstance(part, nn.ModuleList) and len(part) == count)
+    return list(next(part for part in parts if isinstance(part, nn.ModuleList) and len(part) == count))
 
 
 def has_dropout(model: nn.Module) -> bool:
@@ -148,7 +148,7 @@ class _Body:
         self._hidden = hidden
 
     def __call__(self, *_: object, **__: object) -> _Output:
-        return _Output(last_hidden_state=self._hidden)
+        return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> _Body:
         return self
@@ -190,10 +190,10 @@ class _Head:
 
 
 @cache
-def _own_forward(model_class: type) -> Callable[..., Any]:
+def _own_forward(model_class: Any) -> Callable[..., Any]:  # noqa: ANN401 - see causal_lm
     """A class's `forward` as transformers has it; Unsloth replaces it on a GPU, and rounds logits to 16 bits."""
     if model_class.forward.__module__.startswith("transformers."):
-        return model_class.forward
+        return model_class.forward  # type: ignore[no-any-return]
     module = sys.modules[next(c.__module__ for c in model_class.__mro__ if c.__module__.startswith("transformers."))]
     # Under another name in the same package, so that relative imports work and the patched module stays as it is.
     spec = importlib.util.spec_from_file_location(f"{module.__package__}._stock_modeling", inspect.getfile(module))

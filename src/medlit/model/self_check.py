@@ -33,7 +33,7 @@ from medlit.model.settings import LanguageModel
 from medlit.paths import cache_dir
 
 _SHORT = 5  # tokens
-_REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
+REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +64,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         )
     if inner.__dict__[REPLAY]:
         _log.info("%s: prompts are computed again for each label, which is slower", type(inner).__name__)
-    if time.perf_counter() - start > _REMEMBERED:
+    if time.perf_counter() - start > REMEMBERED:
         record.parent.mkdir(mode=0o700, exist_ok=True)
         write_json(record, {"replay": inner.__dict__[REPLAY]})
 
@@ -128,7 +128,8 @@ def _plain(model: nn.Module, prompt: list[int], label: list[int]) -> Tensor:
     inner = causal_lm(model)
     ids = torch.tensor([prompt + label], device=inner.device)
     logits = inner(input_ids=ids, use_cache=False).logits[0, -len(label) - 1 : -1].float()
-    return logits.log_softmax(dim=-1).gather(1, ids[0, -len(label) :, None]).sum()
+    nats: Tensor = logits.log_softmax(dim=-1).gather(1, ids[0, -len(label) :, None]).sum()
+    return nats
 
 
 def _log_likelihoods(model: nn.Module, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:

@@ -16,8 +16,9 @@ B notes, T prompt tokens, C cached columns, q new tokens a row, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,20 @@ from medlit.model.families import attention_kinds, body, shares_prompts, sliding
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
-class Prefix(Protocol):
+@dataclass(frozen=True)
+class Prefix(ABC):
     """B rows of computed tokens that can be continued."""
 
+    model: nn.Module
     mask: Tensor  # columns that are the row's own tokens, (B, C) bool
     lengths: Tensor  # tokens of each row, (B,) int64: the position of the next token
     last: Tensor  # hidden state of each row's last token, after the final norm, (B, D)
 
+    @abstractmethod
     def rows(self, chosen: Tensor) -> Prefix:
         """Some of the rows, by their indices, (b,) int64."""
 
+    @abstractmethod
     def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
         """Hidden states of tokens that follow every row; the prefix stays unchanged.
 
@@ -51,6 +56,7 @@ class Prefix(Protocol):
             After the final norm, (B, q, D).
         """
 
+    @abstractmethod
     def extend(self, tokens: Tensor, real: Tensor) -> Prefix:
         """Append tokens to each row.
 
@@ -75,18 +81,14 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     with torch.no_grad():
         out = transformer(input_ids=ids, use_cache=True, **own)
     cache = out.past_key_values
-    return KVCache(model, _layers(cache), real, lengths, _last(out[0], lengths), as_tuple=isinstance(cache, tuple))
+    return KVCache(model, real, lengths, _last(out[0], lengths), _layers(cache), as_tuple=isinstance(cache, tuple))
 
 
 @dataclass(frozen=True)
-class KVCache:
+class KVCache(Prefix):
     """Keys and values of B rows."""
 
-    model: nn.Module
     layers: Layers  # keys and values of every layer, (B, heads, C, head width) each
-    mask: Tensor
-    lengths: Tensor
-    last: Tensor
     as_tuple: bool  # the model takes the layers as a tuple; otherwise as a `DynamicCache`
 
     def rows(self, chosen: Tensor) -> KVCache:
@@ -148,24 +150,20 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Prefix):
     """B rows whose tokens are computed again for every continuation."""
 
-    model: nn.Module
     ids: Tensor  # right-padded, (B, C) int64
-    mask: Tensor
-    lengths: Tensor
-    last: Tensor
 
     @classmethod
     def of(cls, model: nn.Module, ids: Tensor, real: Tensor) -> Replay:
         """Compute right-padded rows, (B, C), of which some columns are real."""
         lengths = real.sum(dim=1)
-        return cls(model, ids, real, lengths, _last(_hidden(model, ids), lengths))
+        return cls(model, real, lengths, _last(_hidden(model, ids), lengths), ids)
 
     def rows(self, chosen: Tensor) -> Replay:
         """See `Prefix`."""
-        return Replay(self.model, self.ids[chosen], self.mask[chosen], self.lengths[chosen], self.last[chosen])
+        return Replay(self.model, self.mask[chosen], self.lengths[chosen], self.last[chosen], self.ids[chosen])
 
     def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
         """See `Prefix`; one pass for each new token that no other one attends to."""

@@ -127,7 +127,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     with these hidden states in place of the body's output.
     """
     inner = causal_lm(model)
-    logits: Tensor = _own_forward(type(inner))(
+    logits: Tensor = _own_forward(type(inner))(  # type: ignore[arg-type]
         _HeadOnly(inner, hidden[None]), input_ids=torch.zeros(1, len(hidden), dtype=torch.long), use_cache=False
     ).logits
     return logits[0].float()

@@ -499,6 +499,7 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
         ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
         ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
+        ("late.csv", b"\n\nid;transcription;medical_specialty\n1;x;a\n", ["line 3", "';'"]),
         ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
         ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
         ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
@@ -530,6 +531,13 @@ def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[st
 
     for part in [str(path), *expected]:
         assert part in message
+
+
+def test_a_file_of_numbers_among_files_of_names_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(HEADER + "1,x,a\n2,y,b\n")
+    (tmp_path / "test.csv").write_text(HEADER + "3,z,17\n")
+
+    assert "test.csv, row 1 (id 3): a number stands among names" in fault(tmp_path)
 
 
 # Types that Parquet holds and `datasets` does not.

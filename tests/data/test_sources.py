@@ -515,7 +515,7 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
             ["line 2", "'medical_specialty' holds a list"],
         ),
         ("garbage.parquet", b"PAR1garbage", ["not a whole Parquet file"]),
-        ("notes.xls", b"\xd0\xcf\x11\xe0", ["of no kind that is read", ".csv", ".xlsx", ".gz"]),
+        ("notes.xls", b"\xd0\xcf\x11\xe0", ["a format that medlit does not read", ".csv", ".xlsx", ".gz"]),
         ("notes.xlsx", b"PK\x03\x04", ["not a whole Excel workbook"]),
         ("plain.csv.gz", HEADER.encode(), ["not a whole .gz file"]),
         ("latin.csv.gz", gzip.compress((HEADER + "1,38.5°,a\n").encode("latin-1")), ["line 2", "ISO-8859-1"]),
@@ -713,7 +713,7 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     assert "holdout.csv names no split" in fault(tmp_path)
     assert "not; choose a glob" in fault(tmp_path / "*.csv")
     (tmp_path / "holdout.csv").rename(tmp_path / "training.csv")
-    assert "both claim the train split" in fault(tmp_path)
+    assert "are both named after the train split" in fault(tmp_path)
 
 
 def test_half_a_saved_dataset(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ B notes, T prompt tokens, N nodes, E edges, K labels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -113,12 +114,12 @@ def _rectangle(rows: Sequence[Sequence[int]], value: int | None) -> Tensor:
     return torch.tensor(filled, dtype=torch.long).view(len(rows), width)
 
 
+@dataclass(frozen=True)
 class Likelihood:
     """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax."""
 
-    def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
-        self.scorer = scorer
-        self.label_set = label_set
+    scorer: LabelScorer
+    label_set: LabelSet
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
@@ -128,6 +129,7 @@ class Likelihood:
         return Answers(label_ids, texts, nats.softmax(dim=1), nats, nats)
 
 
+@dataclass(frozen=True)
 class Constrained:
     """Greedy decoding along the trie: at every token the most likely one that can still lead to a label.
 
@@ -136,9 +138,8 @@ class Constrained:
     the highest one, which is what `Likelihood` answers.
     """
 
-    def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
-        self.scorer = scorer
-        self.label_set = label_set
+    scorer: LabelScorer
+    label_set: LabelSet
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""

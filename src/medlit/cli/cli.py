@@ -142,7 +142,7 @@ class MedlitCLI(LightningCLI):
         if (
             self.subcommand == "fit"
             and config.model.adapter
-            and adapter.resolve() == Path(config.model.adapter).resolve()
+            and adapter.resolve() == Path(config.model.adapter).expanduser().resolve()
         ):
             raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
         resumes = self.subcommand == "fit" and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder

@@ -23,7 +23,7 @@ from medlit.cli.environment import check_device, check_writable, silence_warning
 from medlit.cli.validation import adopt_adapter, check_settings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
-from medlit.paths import HUB_TOKENS, hub_is_offline
+from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
 from medlit.tools.export.source import find_weights, fit_settings, reference_answers, run_of_adapter
@@ -112,7 +112,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _check_options(options: argparse.Namespace) -> list[str]:
     """Check each flag by itself; return the requested GGUF types."""
-    output = options.output
+    output = options.output = local_path("output", options.output)
     if options.run_dir is not None and not options.run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {options.run_dir}; give the run folder of a fit.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):

@@ -116,7 +116,7 @@ def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     """Make the datamodule that settings describe; it reads nothing yet.
 
     Raises:
-        UserError: a value does not fit.
+        UserError: a value is invalid.
     """
     types = get_type_hints(TranscriptionDataModule.__init__)
     settings = {

@@ -225,7 +225,7 @@ def advice(name: str, value: object) -> str | None:
 
 
 def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Layer, place, and name -> value there of what is given; whether settings exist is for the parser to say."""
+    """Yield layer, place and settings (name -> value) of all that is given; the parser checks that they exist."""
     for variable, value in os.environ.items():
         if variable.startswith(env_prefix):
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()

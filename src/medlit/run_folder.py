@@ -105,6 +105,8 @@ def check_replaceable(folder: Path, verb: str) -> None:
     names.update(_FILES.get(verb, ()))
     if _has_run(folder, "test") or _has_run(folder, "baseline"):
         names.difference_update(_FILES["baseline"])
+    if any(_has_run(folder, other) for other in ("validate", "test", "predict")):
+        names.discard("split.parquet")  # written by the first of them, and replaced by a fit
     found = next((path for name in sorted(names) for path in folder.glob(name)), None)
     if found is not None and not _has_run(folder, verb):
         raise UserError(

@@ -11,12 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
-from medlit.data.balance_ranks import micro_batches_per_step
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
-from medlit.data.samplers import LengthSortedSampler, StepSampler
+from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import DataFingerprint, NoteSplits, split_notes

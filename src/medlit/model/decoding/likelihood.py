@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.kv_cache import KVCache, look_ahead, read_prompts
+from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.trie import ROOT, TokenTrie
 from medlit.model.families import head_logits
 
@@ -39,7 +39,7 @@ class LabelScorer:
         self.edge_nodes = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)  # E
         self.edge_tokens = torch.tensor([token for _, token in trie.edges], dtype=torch.long)  # E
 
-    def hidden(self, cache: KVCache, nodes: Tensor) -> Tensor:
+    def hidden(self, cache: Prefix, nodes: Tensor) -> Tensor:
         """Hidden states after some nodes, (B, n, D).
 
         Args:
@@ -51,9 +51,9 @@ class LabelScorer:
         attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
         attends.scatter_(1, torch.searchsorted(nodes, self.ancestors[nodes]), True)
         tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
-        return look_ahead(self.model, cache, tokens, depths, attends.to(device))
+        return cache.look_ahead(tokens, depths, attends.to(device))
 
-    def edges(self, cache: KVCache) -> Tensor:
+    def edges(self, cache: Prefix) -> Tensor:
         """Log-probability of each edge's token after its node, over the whole vocabulary, (B, E) float32 in nats."""
         scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
         self._score(scores, torch.tensor([ROOT]), cache.last[:, None])

@@ -67,7 +67,7 @@ class AdapterTemperature(L.Callback):
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it, on the first process, or say why not."""
+        """Write it, on the first process, or report why not."""
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
             return

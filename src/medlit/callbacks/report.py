@@ -35,7 +35,7 @@ class RunReport(L.Callback):
         self.written: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """From here on a logger that fails, medlit's or a user's, costs a warning and not the run."""
+        """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
         for logger in trainer.loggers:
             for name in _LOGGER_METHODS:
                 guarded = best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name))
@@ -59,7 +59,7 @@ class RunReport(L.Callback):
         subcommand = subcommand_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        # They are what `validate` and `test` are for, and of a fit only a report.
+        # The files are the purpose of `validate` and `test`; a fit can do without them.
         with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():
             metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")

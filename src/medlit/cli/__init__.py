@@ -35,7 +35,7 @@ def end_on_signals() -> None:
         if os.getpid() == first:  # no fork of it, such as a worker that loads data
             if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
                 os.write(2, f"medlit: stopped by {signal.Signals(number).name}.\n".encode())
-            with suppress(Exception):  # the signal may come in the middle of either import
+            with suppress(Exception):  # the signal may come during this import
                 import psutil
 
                 children = psutil.Process().children(recursive=True)

@@ -155,7 +155,7 @@ class Parser(LightningArgumentParser):
 
 
 def class_error(message: str) -> str | None:
-    """What is wrong with a class that a config names, of an error that lists a union's types; None if that is right."""
+    """Find, in an error that lists a union's types, what is wrong with a class that a config names; None if nothing."""
     given = re.search(r"class_path='(?:\w+\.)*(\w+)'", message)
     _, _, errors = " ".join(message.split()).partition(" Errors: - ")
     for reason in errors.partition(" Given value type: ")[0].split(" - "):

@@ -17,6 +17,7 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
+from medlit.paths import local_path
 from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
@@ -60,6 +61,7 @@ def run(args: Sequence[str]) -> int:
 
     config = parse_settings("audit", rest)
     if options.output is not None:
+        options.output = local_path("output", options.output)
         check_writable("output", options.output / "audit.json")
         if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
             raise UserError(

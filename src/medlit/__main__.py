@@ -4,8 +4,6 @@
 and `--print_config` skip it.
 """
 
-from __future__ import annotations
-
 import sys
 
 from medlit.cli import MODEL_VERBS, TOOLS, end_on_signals

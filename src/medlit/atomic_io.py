@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, and the message for a full disk or a read-only folder."""
 
-from __future__ import annotations
-
 import errno
 import glob
 import json

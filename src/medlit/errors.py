@@ -1,7 +1,5 @@
 """Errors that the user can fix, and failures that a run survives."""
 
-from __future__ import annotations
-
 import traceback
 import warnings
 from collections.abc import Iterator

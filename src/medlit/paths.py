@@ -1,7 +1,5 @@
 """Paths that users give, and cache folders: medlit's own (weights, compiled kernels, no notes) and the Hub's."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

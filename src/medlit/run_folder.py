@@ -6,8 +6,6 @@ logs/<config>/version_N/
     report.html   report.md   test_facts.json   baseline_<name>_metrics.json   baseline_<name>_answers.parquet
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -3,8 +3,6 @@
 `import lightning` imports transformers, and Unsloth patches less if it comes second. The import takes ten seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

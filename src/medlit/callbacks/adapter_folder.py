@@ -1,7 +1,5 @@
 """The adapter of a run: the best one as a folder, its temperature, and the labels and notes that it belongs to."""
 
-from __future__ import annotations
-
 import errno
 import re
 import sys

@@ -1,7 +1,5 @@
 """The newest state of a fit, `checkpoints/last.ckpt`, from which it resumes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

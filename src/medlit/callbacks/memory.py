@@ -1,7 +1,5 @@
 """Advice when a GPU's memory, or a memory budget, is too small: which setting to change, with estimates."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

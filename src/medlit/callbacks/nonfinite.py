@@ -1,7 +1,5 @@
 """Optimizer steps whose gradient is not finite: the fit stops, or skips them."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import lightning as L

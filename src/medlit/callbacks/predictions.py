@@ -1,7 +1,5 @@
 """Write predictions: every process writes shards, the first one joins them to a table."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A progress bar that counts all micro-batches of a fit, and notes wherever notes are answered."""
 
-from __future__ import annotations
-
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 

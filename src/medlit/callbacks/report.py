@@ -1,7 +1,5 @@
 """Write a run's metrics, answers, figures and test report, and show them in TensorBoard."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path

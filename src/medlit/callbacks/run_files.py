@@ -1,7 +1,5 @@
 """The run folder, and the files that describe a run: settings, split, and on request a few notes with answers."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

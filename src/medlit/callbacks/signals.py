@@ -1,7 +1,5 @@
 """Stop a fit or a predict on a signal, with its state written: Ctrl-C, `kill`, or a scheduler that needs the node."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import signal

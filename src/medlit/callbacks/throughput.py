@@ -1,7 +1,5 @@
 """Training throughput from the host's clock and counters, without synchronising with the GPU."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 

@@ -1,7 +1,5 @@
 """Validate, and so save, the last optimizer step of every fit, and report which limit ended it."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command line: its verbs, their settings and help, the checks before a run, and how a run ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """What medlit adds to Lightning's settings: its own arguments, other defaults, and links between model and data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints

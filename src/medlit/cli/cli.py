@@ -4,8 +4,6 @@ Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_F
 their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack

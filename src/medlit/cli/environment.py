@@ -1,7 +1,5 @@
 """Before notes are read or weights are loaded: checks of the machine and the files, and warnings to silence."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Exit codes, and clean-up after a failure: other processes end, and a user's mistake leaves no run folder behind."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil

@@ -4,8 +4,6 @@ Lightning's parser prints Sphinx markup, every class that a setting accepts, an 
 eighty lines of usage. Here a setting has a sentence (a docstring's, or one of `help.yaml`), its type and its default.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import os

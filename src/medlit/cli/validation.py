@@ -4,8 +4,6 @@ Settings of earlier releases: an old name in a config, a flag or a variable is a
 two settings that limit a fit, `max_steps` and `max_epochs`, the one given last counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

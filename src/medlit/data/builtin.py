@@ -13,8 +13,6 @@ The notes are the same on every machine and Python version: every draw is `rando
 seed the standard library guarantees.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 import re

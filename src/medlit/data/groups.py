@@ -5,8 +5,6 @@ threshold (Broder, "On the resemblance and containment of documents", 1997). Min
 the shingles themselves decide, and a group is whatever such pairs connect.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

@@ -13,8 +13,6 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
 and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product

@@ -1,7 +1,5 @@
 """The settings of the data, grouped as `--help` and the YAML show them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal

@@ -4,8 +4,6 @@ Nothing depends on the order of the rows, on the machine or on the Python versio
 keyed hash, and of equal rows the one with the smallest id is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 N notes, K labels. Confidence is the probability of the label that was answered.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Two systems on the same notes: is their difference significant?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

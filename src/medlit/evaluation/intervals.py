@@ -6,8 +6,6 @@ with equal counts are exchangeable: drawing the number of each kind from one mul
 bootstrap, and 10,000 resamples of a million notes cost as little as those of a hundred.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

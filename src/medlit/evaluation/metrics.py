@@ -7,8 +7,6 @@ To add a metric: add a row here and compute it in `model/metrics.py` (from count
 `uncertainty` (from the results, note by note).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

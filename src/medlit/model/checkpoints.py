@@ -11,8 +11,6 @@ validation interval. And one that was made before its step's validation resumes 
 same in every case, so progress is recomputed from the steps.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import zipfile

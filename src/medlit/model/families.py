@@ -160,13 +160,7 @@ class _HeadOnly:
     def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
         head = inner.get_output_embeddings()
         name = next(name for name, module in inner.named_children() if module is head)
-        vars(self).update(
-            {
-                "_inner": inner,
-                inner.base_model_prefix: _Body(hidden),
-                name: _Head(head),
-            }
-        )
+        vars(self).update({"_inner": inner, inner.base_model_prefix: _Body(hidden), name: _Head(head)})
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._inner, name)

@@ -3,8 +3,6 @@
 On a GPU Unsloth patches the model's classes; on a CPU it is stock transformers and PEFT.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Label id K stands for an answer that is not one of the labels. It is a column of
 predicted) and counts as wrong; it is not a class, so it has no F1 and no part in a mean.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import TypedDict

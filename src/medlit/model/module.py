@@ -1,7 +1,5 @@
 """SpecialtyClassifier: the LightningModule around the language model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

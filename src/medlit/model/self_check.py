@@ -6,13 +6,10 @@ length, are compared with plain forward passes of the loaded model itself. Where
 not reproduce these, the prompt is computed again for each label; where that does not either, the model is refused.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import random
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -85,34 +82,22 @@ def _fault(model: nn.Module, max_length: int) -> str:
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]
     prompts = [ids[:_SHORT], ids[: longest - 4]]
-    compared: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
-        (
-            f"a label's log-likelihood after a prompt of {len(prompt)} tokens",
-            lambda place=place: _log_likelihoods(model, prompts, labels)[place],  # type: ignore[misc]
-            lambda prompt=prompt: torch.stack([_plain(model, prompt, label) for label in labels]),  # type: ignore[misc]
-        )
-        for place, prompt in enumerate(prompts)
-    ]
-    compared.append(
-        (
-            "the loss of a batch",
-            lambda: loss_sum(model, _batch(prompts, labels[0], device))[None],
-            lambda: -sum(_plain(model, prompt, labels[0]) for prompt in prompts)[None],  # type: ignore[index]
-        )
-    )
-    device = causal_lm(model).device
+    inner = causal_lm(model)
     # Lightning builds models within their device's context; what is made here is moved there where it is needed.
-    with torch.device("cpu"), torch.no_grad(), at_default_precision(device):
-        for name, ours, theirs in compared:
-            reference = theirs().double().cpu()
-            try:
-                difference = (ours().double().cpu() - reference).abs()
-            except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-                _log.debug("%s", error, exc_info=True)
-                return f"{name} cannot be computed ({type(error).__name__})"
-            wrong = ~(difference <= _rounding(reference, causal_lm(model).dtype))
-            if wrong.any():
-                return f"{name} differs by {float(difference[wrong].max()):.2g} nats"
+    with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
+        plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
+        try:
+            ours = _log_likelihoods(model, prompts, labels)
+            loss = loss_sum(model, _batch(prompts, labels[0], inner.device))
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            _log.debug("%s", error, exc_info=True)
+            return f"labels cannot be scored ({type(error).__name__})"
+    compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]
+    for name, value, reference in [*compared, ("a batch's loss", loss, -plain[:, 0].sum())]:
+        difference = (value.double().cpu() - reference.double().cpu()).abs()
+        wrong = ~(difference <= _rounding(reference.double().cpu(), inner.dtype))
+        if wrong.any():
+            return f"{name} differs by {float(difference[wrong].max()):.2g} nats"
     return ""
 
 

@@ -1,9 +1,8 @@
 """The model's settings, grouped as `--help` and the YAML show them."""
 
-# ruff: noqa: RUF009 - `_lora` makes a field
-
 from __future__ import annotations
 
+# ruff: noqa: RUF009 - `_lora` makes a field
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 

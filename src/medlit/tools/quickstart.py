@@ -3,8 +3,6 @@
 All in one process, so the ten seconds of imports are spent once.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from pathlib import Path

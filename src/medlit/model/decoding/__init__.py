@@ -4,8 +4,6 @@ A decoder takes left-padded prompts and returns `Answers`. All three compute the
 the whole list of labels in one more pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

@@ -1,7 +1,5 @@
 """What every decoder returns."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -7,8 +7,6 @@ the price of one pass instead of one per token. A row that leaves the trie conti
 B notes, T prompt tokens, N nodes of the trie.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ lead to it and to itself, so its hidden state is what the model would have after
 B notes, T prompt tokens, N nodes, E edges, K labels, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

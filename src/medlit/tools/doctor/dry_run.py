@@ -3,8 +3,6 @@
 `trainer.fast_dev_run` keeps Lightning from writing a run folder, logs or checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -8,8 +8,6 @@ one line of JSON on standard output, written at once, so that a crash loses none
 With a config among the arguments the results of `dry_run.py` follow, or `{"mistake": "..."}` for invalid settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

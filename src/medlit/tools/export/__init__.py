@@ -1,7 +1,5 @@
 """`medlit export`: a fine-tuned model as files that load without medlit, verified before they appear."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One export: check the settings, write the files, verify them in a fresh process, add the card; all or nothing."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

@@ -10,8 +10,6 @@ directly, K-quants by llama.cpp itself if llama-cpp-python is installed. Memory 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import shutil

@@ -15,8 +15,6 @@ the pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
           reader          what loaded it, with its version
 """
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import json

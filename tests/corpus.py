@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import zipfile
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,11 +124,15 @@ def _parquet(names: list[str], values: list[object]) -> bytes:
     return sink.getvalue()
 
 
+# Without a time, so that every process collects the same tests.
+_gzip = partial(gzip.compress, mtime=0)
+
+
 def _zip(files: dict[str, bytes]) -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as archive:
         for name, content in files.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content)
     return sink.getvalue()
 
 
@@ -205,18 +210,18 @@ _EXCEL = {
 }
 _PACKED = {
     (".csv.gz", "text"): (_HEADER + _GOOD).encode(),
-    (".csv.gz", "cut short"): gzip.compress((_HEADER + _GOOD).encode())[:-9],
-    (".csv.gz", "Latin-1"): gzip.compress((_HEADER + "a,38.5\xb0,Cardiology\n").encode("latin-1")),
-    (".csv.gz", "another archive"): gzip.compress(b"PK\x03\x04" + bytes(64)),
-    (".tsv.gz", "commas"): gzip.compress((_HEADER + _GOOD).encode()),
-    (".jsonl.gz", "a line cut short"): gzip.compress(json.dumps(_LINES[0]).encode()[:-9]),
+    (".csv.gz", "cut short"): _gzip((_HEADER + _GOOD).encode())[:-9],
+    (".csv.gz", "Latin-1"): _gzip((_HEADER + "a,38.5\xb0,Cardiology\n").encode("latin-1")),
+    (".csv.gz", "another archive"): _gzip(b"PK\x03\x04" + bytes(64), mtime=0),
+    (".tsv.gz", "commas"): _gzip((_HEADER + _GOOD).encode()),
+    (".jsonl.gz", "a line cut short"): _gzip(json.dumps(_LINES[0]).encode()[:-9]),
     (".csv.bz2", "text"): (_HEADER + _GOOD).encode(),
     (".csv.xz", "text"): (_HEADER + _GOOD).encode(),
     (".csv.zst", "text"): (_HEADER + _GOOD).encode(),
     (".csv.zip", "text"): (_HEADER + _GOOD).encode(),
     (".csv.zip", "no file"): _zip({}),
     (".csv.zip", "two files"): _zip({"a.csv": (_HEADER + _GOOD).encode(), "b.csv": (_HEADER + _GOOD).encode()}),
-    (".parquet.gz", "a kind that is not packed"): gzip.compress(b"PAR1"),
+    (".parquet.gz", "a kind that is not packed"): _gzip(b"PAR1", mtime=0),
     (".xls", "an old workbook"): b"\xd0\xcf\x11\xe0" + bytes(64),
 }
 

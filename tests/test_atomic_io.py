@@ -84,6 +84,13 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_partial_files_of_a_similar_name_stay(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "answers-2.csv") as beside:
+        beside.write_text("id\n")
+        remove_partial(tmp_path / "answers.csv")
+    assert (tmp_path / "answers-2.csv").read_text() == "id\n"
+
+
 def test_a_folder_is_replaced_file_by_file_and_none_is_ever_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,13 @@ def test_a_verb_replaces_its_own_files_and_no_one_else_s(tmp_path: Path, verb: s
     check_replaceable(tmp_path, verb)
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_fit_may_follow_an_evaluation_that_wrote_the_split(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "split.parquet").touch()
+    (tmp_path / f"config_{verb}.yaml").write_text("# lightning.pytorch==2.6.6\n")
+    check_replaceable(tmp_path, "fit")
+
+
 def test_the_report_of_a_test_is_rewritten_by_a_baseline_and_the_other_way_round(tmp_path: Path) -> None:
     (tmp_path / "report.md").touch()
     for verb, other in (("test", "baseline"), ("baseline", "test")):

@@ -1,4 +1,4 @@
-"""The entry point: chooses the verb and imports only what it needs.
+"""The entry point: chooses the command and imports only what it needs.
 
 `import lightning` imports transformers, and Unsloth must be imported before both. That takes ten seconds, so `--help`
 and `--print_config` skip it.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 
 from medlit.cli import MODEL_VERBS, TOOLS, end_on_signals
+
+# What other programs call a command.
+_MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -26,9 +29,9 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
-        verbs = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
+        commands = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
         usage = Path(__file__).with_name("cli") / "usage.txt"
-        print(usage.read_text(encoding="utf-8").format(verbs=verbs), end="")
+        print(usage.read_text(encoding="utf-8").format(commands=commands), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
         from medlit._version import __version__
@@ -46,8 +49,12 @@ def main(args: list[str] | None = None) -> None:
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error
     if verb not in MODEL_VERBS:
-        verbs = ", ".join([*MODEL_VERBS, *TOOLS])
-        print(f"medlit: there is no verb {verb!r}; the verbs are {verbs}.", file=sys.stderr)
+        import difflib
+
+        known = [*MODEL_VERBS, *TOOLS]
+        similar = [_MEANT[verb]] if verb in _MEANT else difflib.get_close_matches(verb, known, 1)
+        meant = f" did you mean {similar[0]}?" if similar else ""
+        print(f"medlit: there is no command {verb!r};{meant} the commands are {', '.join(known)}.", file=sys.stderr)
         raise SystemExit(2)
     if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
         from medlit.unsloth_first import import_unsloth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -139,7 +140,8 @@ def replace(new: Path, old: Path) -> None:
 
 def remove_partial(path: Path) -> None:
     """Remove temporary files that killed processes have left beside a file or folder."""
-    for partial in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+    # The eight characters are tempfile's; an asterisk would also match what another process writes for `<stem>-2`.
+    for partial in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 

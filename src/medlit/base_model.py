@@ -36,8 +36,7 @@ def resolve(base_model: str) -> str:
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
             raise UserError(
-                f"model.language_model.base_model: there is no bundled model {base_model!r}; the one there is is"
-                f" {BUILTIN!r}."
+                f"model.language_model.base_model: there is no bundled model {base_model!r}; choose {BUILTIN!r}."
             )
         return str(_bundled())
     folder = Path(base_model).expanduser()
@@ -58,7 +57,7 @@ def hub_id(base_model: str) -> str:
 
 
 def name_for_peft(base_model: str) -> str:
-    """What PEFT alone, in any working folder, finds a base model under: its Hub id, or the whole path of a folder."""
+    """The name by which PEFT alone finds a base model from any working folder: a Hub id, or an absolute path."""
     folder = Path(base_model).expanduser()
     return str(folder.absolute()) if (folder / "config.json").is_file() else hub_id(base_model)
 
@@ -66,8 +65,8 @@ def name_for_peft(base_model: str) -> str:
 def is_same_model(ours: str, theirs: str) -> bool:
     """Whether a name that PEFT, Unsloth or another program recorded may mean our base model.
 
-    A folder that is here is compared itself; of a folder elsewhere and of a Hub id the last part of the name, without
-    the marks of Unsloth's copies in 4 bits.
+    Folders that exist are compared directly. For any other folder and for a Hub id, the last part of the name is
+    compared, without the suffixes of Unsloth's 4-bit copies.
     """
     if ours == theirs:
         return True
@@ -135,8 +134,9 @@ def missing(base_model: str, revision: str | None) -> NotCachedError:
     at = f" at revision {revision}" if revision else ""
     return NotCachedError(
         f"model.language_model.base_model: {base_model}{at} is neither in the local cache nor available from the Hub;"
-        " check the name, set HF_TOKEN if it is a gated model, or download it where there is a network ('hf download"
-        f" {base_model}') and bring the cache folder along."
+        " check the name, set HF_TOKEN if it is a gated model, download it where there is a network ('hf download"
+        f" {base_model}') and bring the cache folder along, or use the bundled model, which needs neither a network nor"
+        " a GPU (--config configs/models/smollm2_135m.yaml)."
     )
 
 

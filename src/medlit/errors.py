@@ -26,7 +26,7 @@ WARNED: set[str] = set()
 
 @contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Do what a run can do without, such as drawing or logging: a failure is one warning a process.
+    """Guard what a run can do without, such as figures or logs: a failure becomes one warning per process.
 
     pytest turns the warning into an error (`pyproject.toml`), so that a bug is seen.
     """

@@ -145,16 +145,9 @@ class SpecialtyPredictor:
         prompt = AlpacaPrompt(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
-        return cls(
-            model,
-            prompt,
-            label_set,
-            decoding,
-            metadata.temperatures.get(decoding_key(decoding)),
-            batch_size,
-            token_budget or 8 * language_model.max_length,
-            target,
-        )
+        temperature = metadata.temperatures.get(decoding_key(decoding))
+        budget = token_budget or 8 * language_model.max_length
+        return cls(model, prompt, label_set, decoding, temperature, batch_size, budget, target)
 
     def predict(
         self, notes: Sequence[str] | npt.NDArray[Any] | pd.Series[Any], *, progress: bool = False

@@ -59,7 +59,7 @@ def next_version(root: Path, name: str) -> Path:
 
 
 def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
-    """Make a run folder, or, if it exists and is `numbered`, the next one: of several starts each gets its own.
+    """Make a run folder, or, if it exists and is `numbered`, the next one, so that concurrent runs never share one.
 
     Returns the folder, which only its owner can read, and whether this process made it.
     """
@@ -74,7 +74,7 @@ def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
 
 @contextmanager
 def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
-    """Keep other fits out of the folder of a fit, which continues one of its checkpoints or finds none.
+    """Lock a fit's folder, which must hold no checkpoints unless the fit resumes from one of them.
 
     Raises:
         UserError: another fit is writing to the folder, or has, and would lose its weights.
@@ -90,7 +90,7 @@ def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
     try:
         with suppress(OSError):  # a file system without locks
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it does
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however this process ends
             except BlockingIOError as error:
                 message = f"run_dir: another fit is writing to {folder}; wait for its end, or name another folder."
                 raise UserError(message) from error
@@ -100,11 +100,13 @@ def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
 
 
 def check_replaceable(folder: Path, verb: str) -> None:
-    """Raise a UserError if a folder holds files of a verb's names, and nothing shows that the verb has run there."""
+    """Raise a UserError if a folder holds files with a verb's names and no trace that the verb has run there."""
     names = {f"config_{verb}.yaml", f"{verb}_*metrics.json", f"{verb}_*answers.parquet", f"confusion_{verb}.png"}
     names.update(_FILES.get(verb, ()))
     if _has_run(folder, "test") or _has_run(folder, "baseline"):
-        names -= {*_FILES["baseline"]}
+        names.difference_update(_FILES["baseline"])
+    if any(_has_run(folder, other) for other in ("validate", "test", "predict")):
+        names.discard("split.parquet")  # written by the first of them, and replaced by a fit
     found = next((path for name in sorted(names) for path in folder.glob(name)), None)
     if found is not None and not _has_run(folder, verb):
         raise UserError(
@@ -135,6 +137,8 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
         if not path.is_file():
             raise UserError(f"ckpt_path: there is no file {path}; give 'best', 'last' or the path of a checkpoint.")
         return path
+    if run is not None and not run.is_dir():
+        raise UserError(f"run_dir: there is no folder {run}; give the run folder of a fit.")
     folders = [run] if run is not None else versions(root, name)
     for folder in folders:
         path = folder / "checkpoints" / f"{wanted}.ckpt"

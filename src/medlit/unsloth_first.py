@@ -1,6 +1,6 @@
 """Import Unsloth before transformers.
 
-`import lightning` imports transformers, and Unsloth patches less where it comes second. The import takes ten seconds.
+`import lightning` imports transformers, and Unsloth patches less if it comes second. The import takes ten seconds.
 """
 
 from __future__ import annotations

@@ -76,7 +76,23 @@ def test_an_unknown_column(fit: Refused, tmp_path: Path, key: str) -> None:
     source = table(tmp_path / "notes.csv")
     said = fit("--data.source", source, f"--data.columns.{key}", "remarks")
     assert f"data.columns.{key}: {source} has no column 'remarks'" in said
+    assert f"with --data.columns.{key}" in said
     assert "id, transcription, medical_specialty" in said
+
+
+def test_a_missing_config_names_a_similar_one(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text("{}")
+    said = refused("fit", "--config", "configs/quikstart.yaml")
+    assert said == "medlit: config: there is no file configs/quikstart.yaml; did you mean configs/quickstart.yaml?"
+    assert refused("fit", "--config", "own.yaml").endswith("there is no file own.yaml; give the path of a YAML file.")
+
+
+@pytest.mark.parametrize("weights", [[], ["--ckpt_path", "best"]])
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_missing_run_folder(refused: Refused, tiny_config: Path, command: str, weights: list[str]) -> None:
+    said = refused(command, "--config", tiny_config, "--run_dir", "logs/nope", *weights)
+    assert "run_dir: there is no folder logs/nope; give the run folder of a fit" in said
 
 
 @pytest.mark.parametrize(("text", "what"), [("", "is empty"), ("transcription,medical_specialty\n", "no rows")])
@@ -558,6 +574,20 @@ def test_ddp_in_processes_that_are_spawned(fit: Refused, tmp_path: Path) -> None
     assert "DDPStrategy start_method must be 'popen', not 'spawn'" in fit("--config", "ddp.yaml")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed_everything",
+        "checkpoint",
+        "early_stopping.patience",
+        "early_stopping.min_delta",
+        "trainer.default_root_dir",
+    ],
+)
+def test_a_null_where_a_value_is_needed(fit: Refused, name: str) -> None:
+    assert fit("--config", f"{name}: null").startswith(f"medlit: {name}: must ")
+
+
 def test_a_share_of_the_batches_that_is_none(fit: Refused) -> None:
     assert "trainer: You requested to check 0.001" in fit("--trainer.limit_val_batches", "0.001")
 
@@ -584,6 +614,15 @@ def test_a_run_folder_that_is_a_url(fit: Refused, flag: str, url: str) -> None:
     logger = ["--trainer.logger", "CSVLogger"] if "logger" in flag else []
     said = fit(*logger, f"--{flag}", url)
     assert said.startswith(f"medlit: {flag.replace('logger.', 'logger.init_args.')}: {url} is a URL")
+
+
+def test_predictions_to_a_folder_of_the_home(
+    refused: Refused, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "made.csv").touch()
+    said = refused("predict", "--config", tiny_config, "--output=~/made.csv")
+    assert said.startswith(f"medlit: output: {tmp_path / 'made.csv'} exists")
 
 
 def test_predictions_to_a_url(refused: Refused, tiny_config: Path) -> None:

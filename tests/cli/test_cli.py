@@ -104,6 +104,17 @@ def test_an_unknown_verb_exits_2(arguments: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(("word", "meant"), [("train", "fit"), ("valdate", "validate"), ("evaluate", "test")])
+def test_an_unknown_command_names_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str], word: str, meant: str
+) -> None:
+    from medlit.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main([word])
+    assert f"there is no command '{word}'; did you mean {meant}?" in capsys.readouterr().err
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 

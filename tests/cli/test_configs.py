@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 
 from medlit.cli.cli import MedlitCLI
-from medlit.data.balance_ranks import micro_batches_per_step
+from medlit.data.samplers import micro_batches_per_step
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser

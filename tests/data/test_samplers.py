@@ -10,8 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.balance_ranks import micro_batches_per_step
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching
 from medlit.errors import UserError
 

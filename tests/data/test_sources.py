@@ -17,6 +17,7 @@ import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -38,6 +39,7 @@ from medlit.data.sources import as_text, commit_of, is_hub_id, read_tables
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 
+pack = partial(gzip.compress, mtime=0)  # without a time, so that every process collects the same tests
 NOTES = [
     {"id": "n1", "transcription": 'Seen today, "doing well".\nPlan: rest.', "medical_specialty": "Neurology"},
     {"id": "007", "transcription": "  None  ", "medical_specialty": "neurology "},
@@ -162,14 +164,14 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "jsonl": lambda folder: write_jsonl(folder / "n.jsonl", NOTES),
     "parquet": _parquet,
     "parquet with categories": _categories,
-    "csv.gz": _packed(".gz", gzip.compress),
+    "csv.gz": _packed(".gz", pack),
     "csv.bz2": _packed(".bz2", bz2.compress),
     "csv.xz": _packed(".xz", lzma.compress),
     "csv.zst": _packed(".zst", _zstd),
     "csv.zip": _zipped,
-    "tsv.gz": _packed(".gz", gzip.compress, "tsv"),
-    "json.gz": _packed(".gz", gzip.compress, "json"),
-    "jsonl.GZ": _packed(".GZ", gzip.compress, "jsonl"),
+    "tsv.gz": _packed(".gz", pack, "tsv"),
+    "json.gz": _packed(".gz", pack, "json"),
+    "jsonl.GZ": _packed(".GZ", pack, "jsonl"),
     "a sheet of a workbook": _excel,
     "saved to disk": _saved,
     "glob": _globbed,
@@ -232,7 +234,7 @@ def test_folder_with_a_file_for_each_split(names: list[str], splits: list[str], 
     for name in names:
         path = write_csv(tmp_path / name, [{**note, "id": f"{name}-{note['id']}"} for note in NOTES])
         if path.suffix == ".gz":
-            path.write_bytes(gzip.compress(path.read_bytes()))
+            path.write_bytes(pack(path.read_bytes()))
     (tmp_path / "README.md").write_text("not a table", encoding="utf-8")
     tables = load(tmp_path)
 
@@ -499,6 +501,7 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
         ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
         ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
+        ("late.csv", b"\n\nid;transcription;medical_specialty\n1;x;a\n", ["line 3", "';'"]),
         ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
         ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
         ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
@@ -514,11 +517,11 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
             ["line 2", "'medical_specialty' holds a list"],
         ),
         ("garbage.parquet", b"PAR1garbage", ["not a whole Parquet file"]),
-        ("notes.xls", b"\xd0\xcf\x11\xe0", ["of no kind that is read", ".csv", ".xlsx", ".gz"]),
+        ("notes.xls", b"\xd0\xcf\x11\xe0", ["a format that medlit does not read", ".csv", ".xlsx", ".gz"]),
         ("notes.xlsx", b"PK\x03\x04", ["not a whole Excel workbook"]),
         ("plain.csv.gz", HEADER.encode(), ["not a whole .gz file"]),
-        ("latin.csv.gz", gzip.compress((HEADER + "1,38.5°,a\n").encode("latin-1")), ["line 2", "ISO-8859-1"]),
-        ("short.csv.gz", gzip.compress((HEADER + "1,x\n").encode()), ["line 2", "2 fields"]),
+        ("latin.csv.gz", pack((HEADER + "1,38.5°,a\n").encode("latin-1")), ["line 2", "ISO-8859-1"]),
+        ("short.csv.gz", pack((HEADER + "1,x\n").encode()), ["line 2", "2 fields"]),
         ("twice.jsonl", b'{"id": "1", "transcription": "x", "id": "2"}\n', ["line 1", "two columns", "same name"]),
         ("twice.json", b'[{"id": "1", "transcription": "x", "id": "2"}]', ["row 1", "two columns"]),
     ],
@@ -530,6 +533,13 @@ def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[st
 
     for part in [str(path), *expected]:
         assert part in message
+
+
+def test_a_file_of_numbers_among_files_of_names_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(HEADER + "1,x,a\n2,y,b\n")
+    (tmp_path / "test.csv").write_text(HEADER + "3,z,17\n")
+
+    assert "test.csv, row 1 (id 3): a number stands among names" in fault(tmp_path)
 
 
 # Types that Parquet holds and `datasets` does not.
@@ -611,7 +621,7 @@ def test_a_line_that_never_ends_does_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr("medlit.data.readers.MAX_OBJECT", 1 << 20)
     content = b"id,transcription\n" * (form == "n.csv") + b"x" * (5 << 20)
-    (tmp_path / f"{form}{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    (tmp_path / f"{form}{suffix}").write_bytes(pack(content) if suffix else content)
     assert "the line is over 1 million characters long" in fault(tmp_path / f"{form}{suffix}")
 
 
@@ -705,7 +715,7 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     assert "holdout.csv names no split" in fault(tmp_path)
     assert "not; choose a glob" in fault(tmp_path / "*.csv")
     (tmp_path / "holdout.csv").rename(tmp_path / "training.csv")
-    assert "both claim the train split" in fault(tmp_path)
+    assert "are both named after the train split" in fault(tmp_path)
 
 
 def test_half_a_saved_dataset(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_mcnemar_by_hand() -> None:
     assert found.accuracy_difference == pytest.approx(7 / 20)
     summary = found.summary("TF-IDF")
     assert summary.startswith("Against TF-IDF: +35.0 points of accuracy, significant (p = 0.039, exact McNemar test: 8")
-    assert "8 notes correct only in this system, 1 only in the other)" in summary
+    assert "8 notes correct only with this system, 1 only with TF-IDF)" in summary
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
@@ -33,6 +33,7 @@ def test_a_system_does_not_differ_from_itself() -> None:
     assert found.mcnemar_p == 1
     assert found.f1_macro_ci == (0, 0)
     assert found.summary("itself").count("not significant (") == 2
+    assert "p = 1.00," in found.summary("itself")
 
 
 def test_pairing_narrows_the_interval_of_a_difference() -> None:

@@ -27,6 +27,7 @@ def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
             "test": notes(("b", "Heart"), ("c", "Heart"), ("d", "Bones"), ("d", "Bones"), ("d", "Heart")),
         },
         kind="kfold",
+        seed=1,
         hashes={"test": "0123"},
         assignment=SimpleNamespace(split=["train", "test", "conflict", "conflict", "duplicate"]),
     )
@@ -55,10 +56,11 @@ def test_facts_follow_what_a_datamodule_has_read(llama: Path, notes_folder: Path
     data = tiny_datamodule(notes_folder, llama)
     assert data_facts(data) == {}
     splits = data.read_splits()
-    assert (data_facts(data)["split"], data_facts(data)["revision"]) == ("official", None)
+    facts = data_facts(data)
+    assert (facts["split"], facts["seed"], facts["revision"]) == ("official", None, None)
     data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, splits.hashes)
     assert data_facts(data)["revision"] == "a" * 40
     rows = [row for split in forty_notes().values() for row in split]
     one_table = tiny_datamodule(notes_folder, llama, source=str(write_csv(tmp_path / "notes.csv", rows)))
     one_table.read_splits()
-    assert data_facts(one_table)["split"] == "grouped"
+    assert (data_facts(one_table)["split"], data_facts(one_table)["seed"]) == ("grouped", 3407)

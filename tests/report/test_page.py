@@ -116,7 +116,7 @@ def test_both_pages_agree_with_the_files(folder: Path) -> None:
             assert number in row
             assert number in html
     for other in found[1:]:
-        sentence = compare(found[0].results, other.results).summary(other.title)
+        sentence = compare(found[0].results, other.results).summary(other.title, "the fine-tuned model")
         assert sentence in html
         assert f"- {sentence}" in markdown
     assert "<notes>.csv" in html
@@ -184,6 +184,9 @@ def test_the_most_frequent_errors_come_first(make: Make) -> None:
     assert [n for *_, n, _ in pairs] == sorted((n for *_, n, _ in pairs), reverse=True)
     assert {name for true, answer, *_ in pairs for name in (true, answer)} <= set(NAMES)
     assert "4 of 37 errors are invalid answers" in other_errors(results)[0]
+    assert other_errors(make("test", 90.0, invalid=1).results) == ["The only error is an invalid answer."]
+    one = replace(results, answer=np.where(np.arange(90) < 3, results.truth, results.answer))
+    assert "errors is an invalid answer, which belongs to no pair" in other_errors(one)[0]
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,37 @@ def test_a_new_metric_is_a_new_column_and_old_files_have_an_empty_cell(
     write_report(folder)
     lines = (folder / "report.md").read_text().splitlines()
     assert next(line for line in lines if line.startswith("| system |")).endswith("| Cohen's kappa |")
-    assert next(line for line in lines if line.startswith("| the model |")).endswith("| 0.123 |")
+    assert next(line for line in lines if line.startswith("| fine-tuned |")).endswith("| 0.123 |")
     assert next(line for line in lines if line.startswith("| zero-shot |")).endswith("| – |")  # noqa: RUF001
+
+
+def test_the_figure_and_the_table_have_one_order(folder: Path) -> None:
+    axes = write_report(folder)["classes"].axes[0]
+    shown = [label.get_text().rpartition(" (")[0] for label in axes.get_yticklabels()][::-1]
+    rows = (folder / "report.md").read_text().partition("| specialty |")[2].splitlines()[2:5]
+    assert shown == [row.replace(r"\|", "~").split("|")[1].strip().replace("~", "|") for row in rows]
+    assert "Bars: fine-tuned; dots: the others." in (folder / "report.html").read_text()
+
+
+def test_a_test_of_the_base_model_is_called_zero_shot(tmp_path: Path, make: Make) -> None:
+    write_system(tmp_path, make("test", 2, probabilities=False))
+    facts = {"data": {"source": "a", "split": "official", "seed": None}, "run": {"weights": "the bare base model"}}
+    (tmp_path / "test_facts.json").write_text(json.dumps(facts))
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "# Test report: zero-shot\n" in text
+    assert "| zero-shot |" in text
+    assert "fine-tuned" not in text
+    assert "| split | official |" in text
+    assert "needs probabilities, which the decoders" in text
+
+
+def test_settings_of_lightning_at_their_defaults_are_left_out(folder: Path) -> None:
+    config = "trainer:\n  max_steps: 7\n  max_time: null\n  barebones: false\nearly_stopping:\n  mode: min\n"
+    (folder / "config_test.yaml").write_text(config + "data:\n  revision: null\n")
+    write_report(folder)
+    shown = (folder / "report.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert shown == "trainer:\n  max_steps: 7\ndata:\n  revision: null\n"
 
 
 @pytest.mark.parametrize("missing", ["per_class", "ece", "accuracy_ci", "accuracy_at_80", "temperature", "aurc"])

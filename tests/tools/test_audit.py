@@ -272,6 +272,8 @@ def test_the_config_for_a_gpu_audits_here_with_a_flag_on_top(
     assert f"medlit audit: {source}" in out
     assert "test notes whose text is also in train" in out
     assert "lengths are in words only, because the tokenizer is not available" in err
+    assert "would fail with --strict: notes whose text has several labels: " in out
+    assert "% (--max_conflicts 0)" in out
     assert verb(*arguments, "--strict") == EXIT_OVER_LIMIT
 
 

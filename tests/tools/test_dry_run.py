@@ -74,6 +74,7 @@ def test_the_cure_names_the_larger_batch() -> None:
     ("rows", "words"),
     [
         ([CheckResult("torch", "ok", "")], "medlit can run here."),
+        ([CheckResult("GPU", "warn", "")], "medlit can run here, on the CPU (small models only)."),
         ([CheckResult("torch", "fail", ""), CheckResult("config", "ok", "")], "medlit cannot run here: torch."),
         ([CheckResult("GPU", "warn", ""), CheckResult("config", "ok", "")], "This fit can run here."),
         (

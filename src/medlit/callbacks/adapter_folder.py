@@ -67,7 +67,7 @@ class AdapterTemperature(L.Callback):
     """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it, on the first process, or say why not."""
+        """Write it, on the first process, or report why not."""
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
             return
@@ -80,6 +80,8 @@ class AdapterTemperature(L.Callback):
         if reason is None:
             try:
                 write_temperature(file, pl_module.decoding, pl_module.temperature)
+                what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
+                print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
             except UserError as error:
                 reason = str(error)
         if reason is not None:

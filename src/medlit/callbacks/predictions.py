@@ -25,13 +25,13 @@ from medlit.predictions.table import Prediction, check_table, prediction_rows
 
 
 class PredictionWriter(L.Callback):
-    """Writes answers as shards while they come, and at the end one table in the order of the source.
+    """Writes answers to shards as they come, and at the end one table in the order of the source.
 
     Args:
         path: the table; its suffix selects CSV, JSONL or Parquet.
         to_stdout: print the answers instead, with their probability on standard error, and write nothing.
         resume: keep the shards of an interrupted run and answer only the remaining notes.
-        checkpoint: the weights; the trainer knows of them only once it loads them.
+        checkpoint: path of the weights, which the trainer has only once it loads them.
 
     Attributes:
         written: the table, on the first process; None until it is complete.

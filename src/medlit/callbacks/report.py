@@ -14,11 +14,10 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
-from medlit.model.adapter_metadata import decoding_key
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure
-from medlit.report.page import FACTS, write_report
-from medlit.report.systems import data_facts, versions
+from medlit.report.page import write_report
+from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, versions
 
 _LOGGER_METHODS = ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize")
 
@@ -36,7 +35,7 @@ class RunReport(L.Callback):
         self.written: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """From here on a logger that fails, medlit's or a user's, costs a warning and not the run."""
+        """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
         for logger in trainer.loggers:
             for name in _LOGGER_METHODS:
                 guarded = best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name))
@@ -60,12 +59,13 @@ class RunReport(L.Callback):
         subcommand = subcommand_of(trainer)
         scores = pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
-        # They are what `validate` and `test` are for, and of a fit only a report.
+        # The files are the purpose of `validate` and `test`; a fit can do without them.
         with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():
             metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
-        title = f"{subcommand}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
+        what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
+        title = f"{what}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
             confusion = confusion_figure(pl_module.results, title)
@@ -115,8 +115,8 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
         "run": {
             "base model": module.language_model.base_model,
             "revision": module.language_model.revision,
-            "weights": trainer.ckpt_path or module.adapter or "the bare base model",
-            "way of answering": decoding_key(module.decoding),
+            "weights": trainer.ckpt_path or module.adapter or BASE_WEIGHTS,
+            "decoder": module.decoding.mode,
             "temperature": module.temperature,
             "precision": str(trainer.precision),
             "devices": trainer.world_size,

@@ -46,7 +46,7 @@ class StopOnSignal(L.Callback):
     on_sanity_check_start = on_train_start
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let a signal end an evaluation at once; Lightning's handler only takes a note of it."""
+        """Let a signal end an evaluation at once; Lightning's handler only records it."""
         self._install(self._before)
 
     on_predict_epoch_end = on_test_start  # the table is joined from shards, and resuming joins it again
@@ -112,5 +112,5 @@ class StopOnSignal(L.Callback):
 def resume_command(folder: Path) -> str:
     """The whole command that resumes the fit of a run folder, however it was started."""
     return shlex.join(
-        ["medlit", "fit", "--config", f"{folder / 'config_fit.yaml'}", "--run_dir", f"{folder}", "--ckpt_path", "last"]
+        ["medlit", "fit", "--config", str(folder / "config_fit.yaml"), "--run_dir", str(folder), "--ckpt_path", "last"]
     )

@@ -18,7 +18,7 @@ MODEL_VERBS = {
 TOOLS = {
     "doctor": "check this machine and, with --config, whether a fit will run on it",
     "audit": "check the notes: duplicates, conflicting labels, leakage, lengths",
-    "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the model",
+    "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the fine-tuned model",
     "export": "write an adapter, a merged model or GGUF files, and check that they give the same answers",
 }
 
@@ -35,7 +35,7 @@ def end_on_signals() -> None:
         if os.getpid() == first:  # no fork of it, such as a worker that loads data
             if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
                 os.write(2, f"medlit: stopped by {signal.Signals(number).name}.\n".encode())
-            with suppress(Exception):  # the signal may come in the middle of either import
+            with suppress(Exception):  # the signal may come during this import
                 import psutil
 
                 children = psutil.Process().children(recursive=True)

@@ -20,6 +20,7 @@ from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
 from medlit.number_types import NonNegativeInt, PositiveInt
+from medlit.paths import local_path
 from medlit.predictions.table import FORMATS
 
 PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
@@ -60,11 +61,13 @@ def add_predict_arguments(parser: LightningArgumentParser) -> None:
 def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
     """Check the settings of `medlit predict`, and change those that do not suit a single note."""
     if config.output is not None:
-        if Path(config.output).suffix not in FORMATS:
-            raise UserError(f"output: {config.output} ends in none of {', '.join(FORMATS)}; choose one of these.")
-        if Path(config.output).is_dir():
-            raise UserError(f"output: {config.output} is a folder; name a file in it.")
-        check_writable("output", Path(config.output))
+        output = local_path("output", config.output)
+        if output.suffix not in FORMATS:
+            raise UserError(f"output: {output} ends in none of {', '.join(FORMATS)}; choose one of these.")
+        if output.is_dir():
+            raise UserError(f"output: {output} is a folder; name a file in it.")
+        check_writable("output", output)
+        config.output = str(output)
     check_decoding(config.model.decoding)
     if config.data.predict.text is None:
         return
@@ -113,7 +116,7 @@ def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     """Make the datamodule that settings describe; it reads nothing yet.
 
     Raises:
-        UserError: a value does not fit.
+        UserError: a value is invalid.
     """
     types = get_type_hints(TranscriptionDataModule.__init__)
     settings = {

@@ -138,14 +138,10 @@ class MedlitCLI(LightningCLI):
                 return
             sources = {config.data.source, config.data.predict.source} - {*SPLITS, "builtin"}
             check_table(Path(config.output or self.run_folder / arguments.PREDICTIONS), sources, overwrite)
-        adapter = self.run_folder / "adapter"
-        if (
-            self.subcommand == "fit"
-            and config.model.adapter
-            and adapter.resolve() == Path(config.model.adapter).resolve()
-        ):
+        is_fit, adapter = self.subcommand == "fit", self.run_folder / "adapter"
+        if is_fit and config.model.adapter and adapter.resolve() == Path(config.model.adapter).expanduser().resolve():
             raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
-        resumes = self.subcommand == "fit" and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder
+        resumes = is_fit and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder
         if not (overwrite or resumes or config.trainer.fast_dev_run):
             check_replaceable(self.run_folder, str(self.subcommand))
 
@@ -192,13 +188,8 @@ class MedlitCLI(LightningCLI):
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
         self.memory = MemoryAdvice()
         self.report = RunReport()
-        output = config.get("output")
-        self.predictions = PredictionWriter(
-            Path(output) if output else self.run_folder / arguments.PREDICTIONS,
-            one_note,
-            bool(config.get("resume")),
-            config.ckpt_path,
-        )
+        output = Path(config.get("output") or self.run_folder / arguments.PREDICTIONS)
+        self.predictions = PredictionWriter(output, one_note, bool(config.get("resume")), config.ckpt_path)
         callbacks: list[L.Callback] = [
             DataLink(),
             ValidateLastStep(),

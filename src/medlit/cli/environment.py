@@ -42,8 +42,8 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
 
 def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or None, as jsonargparse parsed them
     """Check that `srun` started this process if the config has Lightning's SLURMEnvironment."""
-    names = [str(each.class_path) for each in (plugins if isinstance(plugins, list) else [plugins]) if each]
-    if not any(name.endswith(".SLURMEnvironment") for name in names):
+    given = plugins if isinstance(plugins, list) else [plugins]
+    if not any(str(each.class_path).endswith(".SLURMEnvironment") for each in given if isinstance(each, Namespace)):
         return
     if missing := [name for name in _SLURM if name not in os.environ]:
         raise UserError(
@@ -89,8 +89,15 @@ def check_writable(key: str, path: Path) -> None:
 
 
 def check_weights_named(run_dir: Path, model: Namespace) -> None:
-    """Check that a command without --ckpt_path does not evaluate untrained weights in a run that has trained ones."""
-    if model.adapter is None and model.lora is not None and (run_dir / "checkpoints" / "best.ckpt").is_file():
+    """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's."""
+    if model.adapter is not None or model.lora is None:
+        return
+    if not run_dir.is_dir():
+        raise UserError(
+            f"run_dir: there is no folder {run_dir}; give the run folder of a fit with --ckpt_path best, or name other"
+            " weights with --model.adapter."
+        )
+    if (run_dir / "checkpoints" / "best.ckpt").is_file():
         raise UserError(
             f"run_dir: {run_dir} holds a trained model, and no weights are named; add --ckpt_path best to use it, or"
             " --model.lora null to use the bare base model."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,7 @@ _UNKNOWN = re.compile(
     r"|Option '(?P<option>[\w.]+)' is not accepted"
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
+_NO_FILE = re.compile(r"does not exist: '?([^']+)'?")
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
@@ -139,6 +141,12 @@ class Parser(LightningArgumentParser):
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
         if wrong := _WRONG.match(message):
             name, reason = wrong.groups()
+            if name == "config" and (missing := _NO_FILE.search(reason)):
+                path = Path(os.path.relpath(missing[1]))
+                near = {str(other) for other in [*path.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]}
+                similar = difflib.get_close_matches(str(path), near, 1)
+                hint = f"did you mean {similar[0]}?" if similar else "give the path of a YAML file."
+                return f"config: there is no file {path}; {hint}"
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
             reason = class_error(reason) or reason
@@ -147,7 +155,7 @@ class Parser(LightningArgumentParser):
 
 
 def class_error(message: str) -> str | None:
-    """What is wrong with a class that a config names, of an error that lists a union's types; None if that is right."""
+    """Find, in an error that lists a union's types, what is wrong with a class that a config names; None if nothing."""
     given = re.search(r"class_path='(?:\w+\.)*(\w+)'", message)
     _, _, errors = " ".join(message.split()).partition(" Errors: - ")
     for reason in errors.partition(" Given value type: ")[0].split(" - "):

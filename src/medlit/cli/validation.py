@@ -36,11 +36,16 @@ REMOVED: dict[str, str] = _TABLES["removed"]
 OLD_VALUES: dict[tuple[str, str | bool], str] = {
     (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
 }
-# Name of a class, or of one that it inherits -> what to say of it.
+# Name of a class, or of one of its base classes -> what is wrong with it.
 _CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
 _LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
-# Setting -> whether a value is allowed, and what to say of any other value.
+# Settings outside `model` and `data`, and a group of them, that a YAML can set to null and medlit or Lightning needs.
+_NEVER_NULL = (
+    *("val_every_steps", "log_samples", "trainer.max_steps", "trainer.default_root_dir"),
+    *("checkpoint", "early_stopping.patience", "early_stopping.min_delta"),
+)
+# Setting -> whether a value is allowed, and the message for any other value.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # With 0 steps Lightning ends at once, with exit code 0.
     "trainer.max_steps": (
@@ -70,7 +75,7 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
     """
     _check_group("model", SpecialtyClassifier.__init__, config.model)
     _check_group("data", TranscriptionDataModule.__init__, config.data)
-    for key in ("val_every_steps", "log_samples", "trainer.max_steps"):
+    for key in _NEVER_NULL:
         if config[key] is None:
             raise UserError(f"{key}: must have a value; leave it out for the default.")
     for key, (fits, message) in _CHECKS.items():
@@ -91,9 +96,9 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
             )
 
 
-def check_seed(seed: bool | int) -> None:
+def check_seed(seed: bool | int | None) -> None:
     """Check that NumPy accepts a seed, before Lightning hands it over."""
-    if not 0 <= seed < 2**32:
+    if seed is None or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
 
 
@@ -182,7 +187,7 @@ def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
         settings = parsers[verb]._actions if verb in parsers else []
         if key not in [action.dest.replace(".", "__").lower() for action in settings]:
             raise UserError(
-                f"{name}: there is no such setting; names are {ENV_PREFIX}_<VERB>__<GROUP>__<KEY>, such as"
+                f"{name}: there is no such setting; names are {ENV_PREFIX}_<COMMAND>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
             )
 
@@ -220,7 +225,7 @@ def advice(name: str, value: object) -> str | None:
 
 
 def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Layer, place, and name -> value there of what is given; whether settings exist is for the parser to say."""
+    """Yield layer, place and settings (name -> value) of all that is given; the parser checks that they exist."""
     for variable, value in os.environ.items():
         if variable.startswith(env_prefix):
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()

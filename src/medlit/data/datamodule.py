@@ -11,12 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
-from medlit.data.balance_ranks import micro_batches_per_step
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
-from medlit.data.samplers import LengthSortedSampler, StepSampler
+from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
@@ -33,12 +32,12 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     Args:
         source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
-            file, a folder with one file a split, a glob, or the id of a Hub dataset, with ':' and a configuration if it
-            has several.
+            file, a folder with one file per split, a glob, or the id of a Hub dataset, with ':' and a configuration if
+            it has several.
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the commonest label).
+        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.

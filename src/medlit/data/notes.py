@@ -229,7 +229,7 @@ def _without_dropped(rows: Dataset) -> Dataset:
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Name the notes of tables without an id column by their text, and tell repeated ids of a split apart by it.
+    """Name the notes of tables without an id column by their text, and make repeated ids of a split unique by it.
 
     Ids made of texts do not depend on the order of the rows, and so neither does a split; repeats of the same text are
     numbered across splits.
@@ -270,8 +270,10 @@ def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> N
             # A file without a header has note text in place of the names: long ones are not repeated.
             shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
             advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
+            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
             raise UserError(
-                f"data.columns.{key}: {table.name} has no column {name!r}; its columns are {shown}{advice}."
+                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
+                f" --data.columns.{key} (its columns are {shown}){advice}."
             )
         kind = table.rows.features.arrow_schema.field(name).type
         if pa.types.is_dictionary(kind):
@@ -302,7 +304,7 @@ def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[s
             "correct such rows, or declare in data.labels what they mean (aliases) or that they are left out (drop)"
         )
         mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
-        _refuse_rows(mask, table, rows, "label", columns.label, fault, remedy)
+        _refuse_rows(mask, table, rows, "label", columns.label, fault, remedy, is_empty=False)
 
 
 def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
@@ -339,7 +341,14 @@ def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns
 
 
 def _refuse_rows(
-    mask: pa.ChunkedArray, table: RawTable, rows: Dataset, key: str, column: str | None, fault: str, remedy: str
+    mask: pa.ChunkedArray,
+    table: RawTable,
+    rows: Dataset,
+    key: str,
+    column: str | None,
+    fault: str,
+    remedy: str,
+    is_empty: bool = True,  # whether the fault is an empty cell
 ) -> None:
     """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
     import pyarrow.compute as pc
@@ -347,7 +356,7 @@ def _refuse_rows(
     places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
     if not places:
         return
-    if len(places) == len(rows):
+    if is_empty and len(places) == len(rows):
         raise UserError(
             f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
         )

@@ -75,7 +75,7 @@ def read_file(path: Path, columns: Columns) -> Dataset:
 
 
 def table_name(path: Path) -> tuple[str, str]:
-    """A table's name without its suffixes, and the suffix of its format; '' if it is of no kind that is read."""
+    """A table's name without its suffixes, and the suffix of its format, '' if no reader has it."""
     packed = path.suffix.lower() in _UNPACK
     bare = path.with_suffix("") if packed else path
     suffix = bare.suffix.lower()
@@ -110,17 +110,17 @@ def _read_json(path: Path, columns: Columns) -> Dataset:
 
 
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
-    _, header = next(_csv_records(str(path), delimiter), (1, []))
+    line, header = next(_csv_records(str(path), delimiter), (1, []))
     if not header:
         raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
-    names = column_names(header, f"{path}, line 1")
+    names = column_names(header, f"{path}, line {line}")
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
         if other is not None:
             expected = "tabs" if delimiter == "\t" else "commas"
             raise UserError(
-                f"data.source: {path}, line 1: the header is not separated by {expected} but seems to be by {other!r};"
-                f" save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
+                f"data.source: {path}, line {line}: the header is not separated by {expected} but seems to be by"
+                f" {other!r}; save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
             )
     return names
 
@@ -181,7 +181,7 @@ def _json_text(value: object) -> str | None:
 
 
 def _object(pairs: list[tuple[str, object]]) -> object:
-    """An object, or its pairs where a key is repeated, of which `json` keeps the last in silence."""
+    """An object, or its pairs where a key is repeated, of which `json` silently keeps the last."""
     values = dict(pairs)
     return values if len(values) == len(pairs) else pairs
 

@@ -47,7 +47,7 @@ class Labels:
     """How labels are spelled and which are used; applied in this order.
 
     Attributes:
-        aliases: label in the table -> label that it means, such as {"Neuro": "Neurology"}.
+        aliases: label in the table: label that it means, such as {"Neuro": "Neurology"}.
         drop: labels whose rows are left out.
         min_count: labels with fewer rows in the whole source are left out, with their rows.
     """
@@ -71,8 +71,8 @@ class Split:
         seed: seed of 'grouped' and 'kfold'.
         folds: number of folds for 'kfold', at least 3.
         fold: the fold that is the test split, 0 .. folds - 1.
-        near_threshold: texts with at least this Jaccard similarity of their words (0 to 1) count as one text; null:
-            only identical texts do.
+        near_threshold: texts whose words have at least this Jaccard similarity (over 0, at most 1) count as one text;
+            null: only identical texts do.
     """
 
     kind: SplitKind = "auto"

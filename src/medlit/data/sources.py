@@ -121,13 +121,15 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
         chosen.setdefault((named and split_of(table_name(path)[0])) or ALL, []).append(path)
     for split, files in chosen.items():
         if named and len(files) > 1 and not all(_SHARD.search(table_name(path)[0]) for path in files):
-            raise UserError(f"data.source: {files[0]} and {files[1]} both claim the {split} split; move one away.")
+            raise UserError(
+                f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
+            )
     return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
 
 
 def _file(path: Path, columns: Columns) -> RawTable:
     if not table_name(path)[1]:
-        raise UserError(f"data.source: {path} is of no kind that is read; use one of {KINDS}.")
+        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
     try:
         return RawTable(str(path), read_file(path, columns))
     except PermissionError:

@@ -19,7 +19,7 @@ from medlit.data.groups import exact_groups, near_groups
 from medlit.data.labels import LabelSet
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
-from medlit.data.stratified_split import Assignment, assign, resolve_kind
+from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class NoteSplits:
     pool: Dataset  # every row of the source, split by split
     assignment: Assignment
     kind: SplitKind  # how they were split, `auto` resolved
+    seed: int | None  # of the draw; None if all splits are as the source gives them
 
     @property
     def record(self) -> pa.Table:
@@ -109,7 +110,8 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
         if len(rows):
             key = cache_key("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
             notes[split] = pool.select(rows, new_fingerprint=key)
-    return NoteSplits(notes, pool, result, kind)
+    seed = settings.seed if shares_to_draw(kind, set(tables), settings) else None
+    return NoteSplits(notes, pool, result, kind, seed)
 
 
 def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:

@@ -75,7 +75,7 @@ def assign(
         for row in {row for row in by_id if split[row] == "train"} - set(kept.values()):
             split[row] = DUPLICATE
 
-    shares = _shares(kind, set(given), settings)
+    shares = shares_to_draw(kind, set(given), settings)
     if shares:
         rows = [row for row, name in enumerate(split) if name == "train"]
         keys: dict[int, str] = {}
@@ -142,7 +142,7 @@ def stratified_group_split(
     return assigned
 
 
-def _shares(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
+def shares_to_draw(kind: SplitKind, given: set[str], settings: Split) -> list[tuple[str, float]]:
     """Parts to divide the train rows into, as (split, share); none when the splits are as given."""
     if kind == "grouped":
         return list(zip(SPLITS, settings.shares, strict=True))

@@ -1,4 +1,4 @@
-"""Quality of probabilities: proper scores, expected calibration error, temperature scaling.
+"""Quality of probabilities: proper scores, calibration error, temperature scaling, selective prediction.
 
 N notes, K labels. Confidence is the probability of the label that was answered.
 """
@@ -14,6 +14,7 @@ from scipy.special import softmax
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 BINS = 10
+POINTS = 20  # coverages of the risk-coverage curve
 _SMALLEST = 1e-15  # the log loss of a probability that was rounded to 0 would be infinite
 _TEMPERATURES = (0.05, 20.0)  # search range
 
@@ -78,13 +79,9 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     return scaled
 
 
-POINTS = 20
-
-
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
     """Risk when the most confident 1, 2, ... N notes are answered, (N,)."""
-    _, rank = np.unique(-confidence, return_inverse=True)
-    rank = rank.reshape(-1)
+    rank = np.unique(-confidence, return_inverse=True)[1]
     shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
     errors = shared[np.sort(rank)]
     risk: FloatArray = np.cumsum(errors) / np.arange(1, len(errors) + 1)
@@ -103,7 +100,7 @@ def accuracy_at(coverage: float, confidence: FloatArray, correct: BoolArray) -> 
 
 
 def curve(confidence: FloatArray, correct: BoolArray) -> list[tuple[float, float]]:
-    """(coverage, risk) at 20 coverages."""
+    """(coverage, risk) at `POINTS` coverages."""
     risk = risks(confidence, correct)
     n = len(risk)
     counts = np.unique(np.ceil(np.linspace(0, n, POINTS + 1)[1:]).astype(int))

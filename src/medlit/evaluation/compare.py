@@ -27,14 +27,15 @@ class Comparison:
     f1_macro_difference: float  # A minus B
     f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
 
-    def summary(self, other: str) -> str:
-        """The comparison in one sentence; `other` is the title of system B."""
+    def summary(self, other: str, this: str = "this system") -> str:
+        """The comparison in one sentence; `other` is the title of system B, `this` what to call system A."""
         p, (low, high) = self.mcnemar_p, self.f1_macro_ci
+        shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
         return (
             f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy, {_verdict(p < SIGNIFICANCE)}"
-            f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, exact McNemar test: {self.only_a} notes correct only in"
-            f" this system, {self.only_b} only in the other); {self.f1_macro_difference:+.3f} macro F1,"
-            f" {_verdict(low > 0 or high < 0)} (95 % CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
+            f" (p {shown}, exact McNemar test: {self.only_a} notes correct only with {this}, {self.only_b} only with"
+            f" {other}); {self.f1_macro_difference:+.3f} macro F1,"
+            f" {_verdict(low > 0 or high < 0)} (95% CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
         )
 
 

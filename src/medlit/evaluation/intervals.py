@@ -55,13 +55,13 @@ class Resamples:
         # Cells, (1 + S, C): the combinations of true label and the systems' answers that occur. A cell has one label of
         # each system and a kind few cells, so both tables are sparse, or many labels would fill the memory.
         cells, cell = np.unique(np.stack([truth, *answers]), axis=1, return_inverse=True)
-        kinds = _kinds(groups, cell.reshape(-1))
+        kinds = _kinds(groups, cell)
         texts = np.array(list(kinds.values()))
         cells_of_kind = _sparse(np.concatenate(list(kinds)), [len(kind) for kind in kinds], cells.shape[1])
         # Label id K, an invalid answer, has no column.
         self._one_hot = [_sparse(labels, [1] * len(labels), k + 1)[:, :k] for labels in cells]  # (C, K) each
         self._correct = cells[1:] == cells[0]  # (S, C)
-        observed = np.bincount(cell.reshape(-1)).astype(np.float64)[None]  # (1, C), notes in each cell
+        observed = np.bincount(cell).astype(np.float64)[None]  # (1, C), notes in each cell
         self.observed_f1_macro = self._scores(observed)[1][:, 0]  # of the notes themselves, (S,)
         generator = np.random.default_rng(SEED)
         chunk = max(1, min(_CHUNK, _NUMBERS // max(len(kinds), cells.shape[1], k)))

@@ -70,8 +70,8 @@ METRICS = (
     Metric("brier", "Brier score", mode="min"),
     Metric("ece", "ECE", mode="min", shown="report"),
     Metric("aurc", "AURC", mode="min", shown="report"),
-    Metric("accuracy_at_80", "accuracy at 80 % coverage", percent),
-    Metric("accuracy_at_90", "accuracy at 90 % coverage", percent),
+    Metric("accuracy_at_80", "accuracy at 80% coverage", percent),
+    Metric("accuracy_at_90", "accuracy at 90% coverage", percent),
 )
 
 METRIC = {metric.name: metric for metric in METRICS}

@@ -70,7 +70,7 @@ class Results:
     @property
     def groups(self) -> IntArray:
         """Number of each note's text, (N,); the bootstrap draws texts, not rows."""
-        return np.unique(np.asarray(self.text_hashes, dtype=np.str_), return_inverse=True)[1].reshape(-1)
+        return np.unique(np.asarray(self.text_hashes, dtype=np.str_), return_inverse=True)[1]
 
     @property
     def correct(self) -> BoolArray:

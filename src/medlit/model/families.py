@@ -10,18 +10,24 @@ recomputes, reached 5,800.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medlit.base_model import PACKING_FAMILY
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_run_attention"
+# Attribute of a model whose prompts are computed again for each continuation; the self-check sets it.
+REPLAY = "_medlit_replay"
 # Names of split projections -> the fused layer that Unsloth adapts in their place.
 FUSED_TARGETS = {
     "q_proj": "qkv_proj",
@@ -52,21 +58,149 @@ def can_pack(model: nn.Module) -> bool:
     return torch.cuda.get_device_capability(inner.device) >= (8, 0)
 
 
+def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN401 - as above
+    """What a loader needs beside the name: the text part alone of a model of several modalities, and its attention."""
+    text = config.get_text_config(decoder=True)
+    options: dict[str, Any] = {}
+    if text is not config and text.model_type.startswith(config.model_type):  # a class for the text part exists
+        if on_gpu:
+            options["text_only"] = True
+        else:
+            text.quantization_config = getattr(config, "quantization_config", None)
+            names = {r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."}
+            options |= {"config": text, "key_mapping": names | {r"^language_model\.lm_head\.": "lm_head."}}
+    if not on_gpu and getattr(text, "attn_logit_softcapping", None):
+        options["attn_implementation"] = "eager"  # SDPA leaves the cap out
+    return options
+
+
+def body(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
+    """The transformer below the output head, whatever its class calls it."""
+    return causal_lm(model).base_model
+
+
+def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
+    """The text decoder's configuration; in a model of several modalities it is nested."""
+    return causal_lm(model).config.get_text_config(decoder=True)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The text decoder's layers."""
+    count = text_config(model).num_hidden_layers
+    parts = body(model).get_decoder().modules()
+    return list(next(part for part in parts if isinstance(part, nn.ModuleList) and len(part) == count))
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a training pass draws random numbers: LoRA's dropout, or one of the base model's own."""
+    layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    # Attention's dropout is a number that the layers read.
+    return layers or any(getattr(module, "attention_dropout", 0) for module in model.modules())
+
+
+def sliding_window(model: nn.Module) -> int | None:
+    """Tokens that a layer with a sliding window attends to, itself included; None without such layers."""
+    return text_config(model).sliding_window if "sliding_attention" in attention_kinds(model) else None
+
+
+def attention_kinds(model: nn.Module) -> frozenset[str]:
+    """Kinds of layers, in transformers' words: full_attention, sliding_attention, linear_attention, ..."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    return frozenset(get_layer_types_and_kwargs(text_config(model))[0])
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether several continuations of a prompt can share its keys and values.
+
+    Layers with a running state, chunks or keys of another layer have none that could be shared.
+    """
+    known = attention_kinds(model) <= {"full_attention", "sliding_attention"}
+    shared = getattr(text_config(model), "num_kv_shared_layers", 0)
+    return known and not shared and not getattr(causal_lm(model), REPLAY, False)
+
+
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Apply the output head, soft cap included: hidden states (n, D) -> logits (n, V), float32."""
+    """Logits after the body's output: hidden states (n, D) -> logits (n, V), float32.
+
+    What stands before and after the head's product, such as a scale or a soft cap, is the model's own `forward`, called
+    with these hidden states in place of the body's output.
+    """
     inner = causal_lm(model)
-    head = inner.lm_head
-    hidden = hidden.to(head.weight.dtype)
-    plain = not torch.is_grad_enabled() and type(head) is nn.Linear and head.bias is None
-    if plain and hidden.is_cuda and hidden.dtype != torch.float32:
-        # Rounded to bfloat16, logits of two digits are multiples of 1/16 and often tie.
-        logits: Tensor = torch.mm(hidden, head.weight.t(), out_dtype=torch.float32)
-    else:
-        logits = head(hidden).float()
-    cap = getattr(inner.config, "final_logit_softcapping", None)
-    if cap:  # Gemma 2
-        logits = cap * torch.tanh(logits / cap)
-    return logits
+    logits: Tensor = _own_forward(type(inner))(  # type: ignore[arg-type]
+        _HeadOnly(inner, hidden[None]), input_ids=torch.zeros(1, len(hidden), dtype=torch.long), use_cache=False
+    ).logits
+    return logits[0].float()
+
+
+class _Output(BaseModelOutputWithPast):
+    """A body's output whose further fields, such as a router's logits, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Body:
+    """A body, or a part of one, that returns given hidden states."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._hidden = hidden
+
+    def __call__(self, *_: object, **__: object) -> _Output:
+        return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> _Body:
+        return self
+
+
+class _HeadOnly:
+    """A causal language model as its `forward` sees it, with a body that returns given hidden states, (1, n, D)."""
+
+    def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
+        head = inner.get_output_embeddings()
+        name = next(name for name, module in inner.named_children() if module is head)
+        vars(self).update(
+            {
+                "_inner": inner,
+                inner.base_model_prefix: _Body(hidden),
+                name: _Head(head),
+            }
+        )
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._inner, name)
+
+
+class _Head:
+    """An output head whose product is float32: in bfloat16 logits of two digits are multiples of 1/16 and often tie."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self._head = head
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        weight: Any = self._head.weight
+        plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
+        if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+            return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
+        return self._head(hidden.to(weight.dtype)).float()  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._head, name)
+
+
+@cache
+def _own_forward(model_class: Any) -> Callable[..., Any]:  # noqa: ANN401 - see causal_lm
+    """A class's `forward` as transformers has it; Unsloth replaces it on a GPU, and rounds logits to 16 bits."""
+    if model_class.forward.__module__.startswith("transformers."):
+        return model_class.forward  # type: ignore[no-any-return]
+    module = sys.modules[next(c.__module__ for c in model_class.__mro__ if c.__module__.startswith("transformers."))]
+    # Under another name in the same package, so that relative imports work and the patched module stays as it is.
+    spec = importlib.util.spec_from_file_location(f"{module.__package__}._stock_modeling", inspect.getfile(module))
+    stock = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[stock.__name__] = stock  # where decorators look up a class's file
+    spec.loader.exec_module(stock)  # type: ignore[union-attr]
+    return getattr(stock, model_class.__name__).forward  # type: ignore[no-any-return]
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:

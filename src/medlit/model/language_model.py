@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
 from medlit.model import memory
-from medlit.model.families import can_pack, causal_lm, head_logits
+from medlit.model.families import body, can_pack, causal_lm, decoder_layers, has_dropout, head_logits, text_config
 from medlit.model.settings import LanguageModel, Lora
 
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
@@ -61,6 +61,8 @@ def train_mode(model: nn.Module, language_model: LanguageModel) -> None:
 
     model.train()
     FastLanguageModel.for_training(model, use_gradient_checkpointing=unsloth_checkpointing(language_model))
+    # After a forward pass without labels Unsloth would multiply packed embeddings by a mask of one note's length.
+    body(model)._has_no_labels = False
 
 
 def inference_mode(model: nn.Module) -> None:
@@ -78,15 +80,14 @@ def make_recomputation(
 
     Call it after the weights are loaded and before anything is trained.
     """
-    inner = causal_lm(model)
-    device = inner.device
+    device = causal_lm(model).device
     if language_model.gradient_checkpointing != "auto" or device.type != "cuda":
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    dora, dropout = lora is not None and lora.dora, lora is not None and lora.dropout > 0
-    footprint = memory.footprint(inner.config, torch.cuda.memory_allocated(device), trained, dora)
+    dora = lora is not None and lora.dora
+    footprint = memory.footprint(text_config(model), torch.cuda.memory_allocated(device), trained, dora)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
-    return memory.Recomputation(inner.model.layers, footprint, budget, random=dropout)
+    return memory.Recomputation(decoder_layers(model), footprint, budget, random=has_dropout(model))
 
 
 def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation | None = None) -> Tensor:
@@ -99,7 +100,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
         batch = batch.padded()
     if recomputation is not None:
         recomputation.prepare(batch.input_ids.numel())
-    hidden = _hidden(causal_lm(model), batch).flatten(0, 1)  # (B * T, D)
+    hidden = _hidden(body(model), batch).flatten(0, 1)  # (B * T, D)
     rows = hidden.index_select(0, batch.places)  # (S, D)
     total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, len(rows), _LOGIT_ROWS):
@@ -122,7 +123,7 @@ def _hidden(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
             "causal_mask": batch.starts,
             "attention_mask": torch.ones_like(batch.input_ids),
         }
-    hidden: Tensor = inner.model(**arguments)[0]
+    hidden: Tensor = inner(**arguments)[0]
     return hidden
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from medlit.base_model import missing, resolve
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import FUSED_TARGETS, enable_packing
+from medlit.model.families import FUSED_TARGETS, enable_packing, load_options
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
+from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
                 device_map={"": str(device)},
                 use_gradient_checkpointing=unsloth_checkpointing(language_model),
                 trust_remote_code=False,
+                **load_options(config, on_gpu=device.type == "cuda"),
             )
             _check_loaded(model, language_model)
             if lora is not None:
@@ -90,6 +92,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             _log.debug(line)
     if device.type == "cuda":
         enable_packing(model, language_model.max_length)
+    check_numbers(model, language_model)
     return model  # type: ignore[no-any-return]
 
 

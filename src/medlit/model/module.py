@@ -20,12 +20,7 @@ from medlit.evaluation.calibration import fit_temperature
 from medlit.evaluation.metrics import LOGGED
 from medlit.evaluation.results import Results
 from medlit.model.adapter import adapter_folder, load_adapter, read_metadata
-from medlit.model.adapter_metadata import (
-    AdapterMetadata,
-    check_metadata,
-    decoding_key,
-    metadata_of_weights,
-)
+from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, decoding_key, metadata_of_weights
 from medlit.model.decoding import Answers, Decoder, apply_temperature, make_decoder
 from medlit.model.language_model import inference_mode, loss_sum, make_recomputation, train_mode, trainable_names
 from medlit.model.loading import load_model

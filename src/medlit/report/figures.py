@@ -97,7 +97,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
 def class_figure(systems: Sequence[System]) -> Figure:
     """F1 of the most frequent specialties: bars for the first system, a mark for each other one."""
     first, *others = systems
-    everything = sorted(first.metrics["per_class"].items(), key=lambda item: item[1]["support"])
+    everything = sorted(first.metrics["per_class"].items(), key=lambda item: -item[1]["support"])[::-1]  # from below
     classes = everything[-MOST_LABELS:]
     figure, axes = _axes(8.6, 1.4 + 0.36 * len(classes))
     if len(classes) < len(everything):

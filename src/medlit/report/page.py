@@ -6,8 +6,8 @@ Both pages lay out the sections of `sections.yaml`, so a new table or figure is 
 from __future__ import annotations
 
 import base64
+import inspect
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,21 @@ from medlit.evaluation.compare import compare
 from medlit.evaluation.intervals import RESAMPLES
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
-from medlit.report.figures import figures
-from medlit.report.systems import MODEL, System, comparable
+from medlit.report.figures import MOST_LABELS, figures
+from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FACTS = "test_facts.json"
 FILES = ("report.html", "report.md")
 PAIRS = 10
 _SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
 _INTERVALS = (
-    f"Intervals are 95 %: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
-    " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong."
+    f"Intervals are 95%: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
+    " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong. ECE:"
+    " expected calibration error, the mean distance of confidence and accuracy. AURC: area under the risk-coverage"
+    " curve, the mean share of errors over all coverages. Both are better when lower."
+    f" {EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
 )
 
 
@@ -63,18 +65,18 @@ def write_report(folder: Path) -> dict[str, Figure]:
     systems, others = comparable(folder)
     if not systems:
         return {}
-    facts, config = folder / FACTS, folder / "config_test.yaml"
+    config = folder / "config_test.yaml"
     first, drawn = systems[0], figures(systems)
-    contents = _contents(systems, others, json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {})
+    contents = _contents(systems, others, read_facts(folder))
     sections = [Section(**fields, **contents.get(fields["title"], {})) for fields in _SECTIONS]
     values = {
-        "title": "Test report" + ("" if first.name == MODEL else f": {first.title}"),
+        "title": "Test report" + ("" if first.title == TITLES[MODEL] else f": {first.title}"),
         "summary": f"{len(first.results)} test notes, {len(first.results.names)} specialties, "
         f"{folder.absolute().parent.name}/{folder.name}",
         "cards": _cards(first.metrics),
         "sections": [each for each in sections if each.figure in drawn or each.rows or each.sentences],
         "figures": {name: _data_uri(figure) for name, figure in drawn.items()},
-        "config": config.read_text(encoding="utf-8").rstrip() if config.is_file() else None,
+        "config": _settings(config) if config.is_file() else None,
         "disclaimer": "For research and teaching: not a medical device, not for decisions about patients. The figures"
         " hold for these notes.",
     }
@@ -95,7 +97,8 @@ def system_rows(systems: Sequence[System], metrics: Sequence[Metric]) -> list[li
 def comparisons(systems: Sequence[System]) -> list[str]:
     """A sentence on the first system against each other one."""
     first, *others = systems
-    return [compare(first.results, other.results).summary(other.title) for other in others]
+    this = "the fine-tuned model" if first.title == TITLES[MODEL] else first.title
+    return [compare(first.results, other.results).summary(other.title, this) for other in others]
 
 
 def confused_pairs(results: Results) -> list[tuple[str, str, int, str]]:
@@ -113,14 +116,15 @@ def other_errors(results: Results) -> list[str]:
     if not wrong:
         return ["Every answer is correct."]
     if invalid == wrong:
-        return [f"All {wrong:,} errors are invalid answers."]
-    return [f"{invalid:,} of {wrong:,} errors are invalid answers, which belong to no pair."] if invalid else []
+        return [f"All {wrong:,} errors are invalid answers." if wrong > 1 else "The only error is an invalid answer."]
+    are = "is an invalid answer, which belongs" if invalid == 1 else "are invalid answers, which belong"
+    return [f"{invalid:,} of {wrong:,} errors {are} to no pair."] if invalid else []
 
 
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the first numbers on the page."""
     cards = [
-        (m.title, m.value(metrics), f"95 % CI {interval}" if (interval := m.interval(metrics)) else "of the answers")
+        (m.title, m.value(metrics), f"95% CI {interval}" if (interval := m.interval(metrics)) else "of the answers")
         for m in HEADLINE
     ]
     if metrics.get("ece") is not None:
@@ -135,14 +139,16 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     metrics = systems[0].metrics
     alone = "No other system was tested on these notes; `medlit baseline --run_dir` adds some."
     left_out = [f"Left out: {system.title}, which was tested on other notes." for system in others]
-    classes = sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
+    bars = "F1 of each specialty, the most frequent first, with its number of test notes. Bars:"
+    bars += f" {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
     scores = [
         (name, of_class["support"], *(number(of_class[key]) for key in ("precision", "recall", "f1")))
-        for name, of_class in classes
+        for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
+    bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
     selective = (
-        f"Accuracy on the most confident 90 % of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
-        f" confident 80 % {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
+        f"Accuracy on the most confident 90% of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
+        f" confident 80% {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
     )
     data = facts.get("data") or {}
     return {
@@ -152,7 +158,7 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
             "rows": system_rows(systems, REPORTED),
             "sentences": [*(comparisons(systems) or [alone]), *left_out],
         },
-        "Scores per specialty": {"rows": scores},
+        "Scores per specialty": {"subtitle": bars, "rows": scores},
         "Most confused pairs": {
             "rows": confused_pairs(systems[0].results),
             "sentences": other_errors(systems[0].results),
@@ -172,9 +178,10 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     texts, test = data.get("texts", {}), data.get("rows", {}).get("test", 0)
     threshold = data.get("near_threshold")
+    seed = "" if data["seed"] is None else f", seed {data['seed']}"
     rows = [
         ("source", f"{data['source']}" + (f" at {data['revision']}" if data.get("revision") else "")),
-        ("split", f"{data['split']}, seed {data['seed']}" + (f", fold {data['fold']}" if data.get("fold") else "")),
+        ("split", data["split"] + seed + (f", fold {data['fold']}" if data.get("fold") else "")),
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),
         (
             "near-duplicates kept together",
@@ -188,11 +195,24 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     }
     rows += [(title, f"{data[key]:,} of {test:,}") for key, title in shared.items() if key in data]
     if "test_ceiling" in data:
-        rows.append(("highest accuracy that these labels allow", percent(data["test_ceiling"])))
+        rows.append(("accuracy ceiling (texts with several labels)", percent(data["test_ceiling"])))
     if "left_out" in data:
         rows.append(("rows left out", ", ".join(f"{n:,} {why}" for why, n in data["left_out"].items()) or "none"))
     rows.append(("fingerprint of the test split", data.get("hash", {}).get("test", EMPTY)))
     return rows
+
+
+def _settings(config: Path) -> str:
+    """The settings of a test, without those that Lightning adds and that have Lightning's value."""
+    from lightning.pytorch import Trainer, callbacks
+
+    kinds = {"trainer": Trainer, "checkpoint": callbacks.ModelCheckpoint, "early_stopping": callbacks.EarlyStopping}
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for name, kind in kinds.items():
+        given, known = settings.get(name) or {}, inspect.signature(kind).parameters
+        settings[name] = {key: value for key, value in given.items() if key not in known or value != known[key].default}
+    settings = {key: value for key, value in settings.items() if value != {}}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _render(name: str, values: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The systems of a run folder: the tested model, and the others that were tested on the same notes.
 
 logs/<config>/version_N/
-    test_metrics.json             test_answers.parquet              the model
+    test_metrics.json             test_answers.parquet              the fine-tuned model
     baseline_<name>_metrics.json  baseline_<name>_answers.parquet   each other system
 """
 
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 MODEL = "test"
 # Titles in the order of the table; systems of other names come before zero-shot.
 TITLES = {
-    MODEL: "the model",
+    MODEL: "fine-tuned",
     "head": "classification head",
     "tfidf": "TF-IDF + logistic regression",
     "zero_shot": "zero-shot",
     "majority": "majority class",
 }
+FACTS = "test_facts.json"
+BASE_WEIGHTS = "the bare base model"  # value of `weights` among the facts of a test without trained weights
 _PREFIX = "baseline_"
 _METRICS = "_metrics.json"
 
@@ -51,6 +53,7 @@ class System:
     name: str  # `test` for the model, else the baseline's name
     metrics: Mapping[str, Any]  # content of its metrics file; an older version may lack a key
     results: Results  # its answers, note by note
+    zero_shot: bool = False  # whether `test` was a test of the base model
 
     @classmethod
     def score(cls, name: str, results: Results, loss: float | None = None) -> System:
@@ -62,7 +65,7 @@ class System:
     @property
     def title(self) -> str:
         """Its name in tables and figures."""
-        return TITLES.get(self.name, self.name)
+        return TITLES.get("zero_shot" if self.zero_shot else self.name, self.name)
 
 
 def write_system(folder: Path, system: System) -> None:
@@ -83,11 +86,18 @@ def read_system(folder: Path, name: str) -> System:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
-    return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"))
+    zero_shot = name == MODEL and read_facts(folder).get("run", {}).get("weights") == BASE_WEIGHTS
+    return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"), zero_shot)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read what a test recorded besides its scores; empty if there is nothing."""
+    path = folder / FACTS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def systems(folder: Path) -> list[System]:
-    """All systems of a run folder, the model first.
+    """All systems of a run folder, the fine-tuned model first.
 
     Raises:
         UserError: a file is damaged.
@@ -130,10 +140,11 @@ def versions() -> dict[str, str]:
 def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     """Where the test notes come from and what they share with the training notes: counts and hashes, no text.
 
-    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed; fold; near_threshold; rows, texts
-    (distinct) and hash of each split; classes (specialty -> notes in train, validation, test); test_texts_in_train and
-    test_texts_in_validation (rows); test_conflicts (test rows whose text has several labels); test_ceiling (highest
-    accuracy of a system that answers equal texts alike); left_out (reason -> rows of the source in no split).
+    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
+    near_threshold; rows, texts (distinct) and hash of each split; classes (specialty -> notes in train, validation,
+    test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has several
+    labels); test_ceiling (highest accuracy of a system that answers equal texts alike); left_out (reason -> rows of the
+    source in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:
@@ -151,7 +162,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "source": data.source,
         "revision": None if data.fingerprint is None else data.fingerprint.revision,
         "split": splits.kind,
-        "seed": settings.seed,
+        "seed": splits.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
         "near_threshold": settings.near_threshold,
         "rows": {split: len(rows) for split, rows in splits.notes.items()},

@@ -17,6 +17,7 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
+from medlit.paths import local_path
 from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from medlit.data.prompt import AlpacaPrompt
 
 EXIT_OVER_LIMIT = 3
-# Limit -> (its default, None for no limit; what is limited).
+# Limit -> (its default, None for no limit; the notes whose share is limited).
 _LIMITS = {
-    "max_leakage": (0.0, "share of a split's notes whose text is also in an earlier split"),
-    "max_conflicts": (0.0, "share of notes whose text has several labels"),
-    "max_cut": (None, "share of notes that are cut to the prompt's length"),
+    "max_leakage": (0.0, "a split's notes whose text is also in an earlier split"),
+    "max_conflicts": (0.0, "notes whose text has several labels"),
+    "max_cut": (None, "notes that are cut to the prompt's length"),
 }
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
@@ -51,7 +52,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help="exit with code 3 when a limit is exceeded")
     group = parser.add_argument_group("limits for --strict, from 0 to 1; no note may be empty or without a label")
     for flag, (default, meaning) in _LIMITS.items():
-        text = f"largest {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
+        text = f"largest share of {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
         group.add_argument(f"--{flag}", type=float, default=default, metavar="SHARE", help=text)
     options, rest = parser.parse_known_args(args)
     # After --help: these imports take seconds.
@@ -60,6 +61,7 @@ def run(args: Sequence[str]) -> int:
 
     config = parse_settings("audit", rest)
     if options.output is not None:
+        options.output = local_path("output", options.output)
         check_writable("output", options.output / "audit.json")
         if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
             raise UserError(
@@ -89,12 +91,12 @@ def run(args: Sequence[str]) -> int:
         print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
     exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:
-        print(f"over a limit: {message}")
+        print(f"{'over a limit' if options.strict else 'would fail with --strict'}: {message}")
     if options.output is not None:
         write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
         with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
             audit_figure(result).savefig(path, dpi=110)
-        print(f"written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
+        print(f"medlit: written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
@@ -113,7 +115,7 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
         "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
     }
     messages = [
-        f"the {_LIMITS[flag][1]} is {share:.4g}; --{flag} allows {limit:.4g}"
+        f"{_LIMITS[flag][1]}: {100 * share:.3g}% (--{flag} {limit:g})"
         for flag, share in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
@@ -162,7 +164,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield f"{unit} per note (median)", f"{lengths['p50']:,.0f}", spread, False
     if "tokens" in report.lengths:
         limit, cut = report.lengths["tokens"]["limit"], report.lengths["tokens"]["share_cut"]
-        yield f"notes that are cut, at {limit:,} tokens", f"{cut:.1%}", "", cut > 0
+        yield f"notes longer than {limit:,} tokens (max_length less prompt and answer)", f"{cut:.1%}", "", cut > 0
     yield _rows_line("empty notes", report.empty, report.rows)
     yield _rows_line(f"notes of under {SHORT} words", report.short, report.rows)
     yield _groups_line("notes with identical texts", report.duplicates, report.rows)
@@ -172,7 +174,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         name = f"near duplicates (Jaccard similarity of {report.near_threshold} or more)"
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
-    yield "highest possible accuracy", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
+    yield "accuracy ceiling", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)
@@ -248,7 +250,9 @@ def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> 
     for place, name in enumerate(names):
         axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [shown[name] for name in names])
-    axes.margins(x=0.12, y=0.01)
+    axes.margins(x=0.12)
+    spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame
+    axes.set_ylim(-0.6 - spare, len(names) - 0.4 + spare)
     more = f", the {len(names)} most frequent" if len(names) < len(report.classes) else ""
     axes.set(xlabel="notes", title=f"{report.rows:,} notes, {len(report.classes):,} specialties{more}")
 
@@ -262,6 +266,8 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
     bars = np.arange(0, end + width, width)
     axes.hist(np.minimum(lengths, bars[-1]), bins=bars.tolist(), color="#9db8d2", edgecolor="white", linewidth=0.5)
     marks = [("median", summary["p50"], "--", "#1d3557"), ("p95", summary["p95"], ":", "#1d3557")]
+    if summary["p50"] == summary["p95"]:  # one line would hide the other
+        marks = [("median and p95", summary["p50"], "--", "#1d3557")]
     title = f"{unit} per note"
     if (limit := summary.get("limit")) is not None:
         title += f": {summary['share_cut']:.1%} over the limit of {limit:,.0f}"
@@ -271,4 +277,6 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
         axes.axvline(value, color=colour, linewidth=1.5, linestyle=style, label=f"{name} {value:,.0f}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     longer = "" if end == summary["max"] else "; the last bar: all longer notes"
-    axes.set(xlim=(0, None), xlabel=f"{unit} (longest {summary['max']:,.0f}{longer})", ylabel="notes", title=title)
+    axes.set(
+        xlim=(0, 1.03 * bars[-1]), xlabel=f"{unit} (longest {summary['max']:,.0f}{longer})", ylabel="notes", title=title
+    )

@@ -15,6 +15,7 @@ from fakes import BONE, BRAIN, SPECIALTIES, notes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokens
 
 from medlit.base_model import load_tokenizer
@@ -342,6 +343,17 @@ def test_generation_stops_at_every_eos(
 # --- reading an answer ------------------------------------------------------------------------------------------------
 
 
+class Body(nn.Module):
+    """A body that is a function."""
+
+    def __init__(self, read: Callable[..., Any]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, **given: Any) -> Any:  # noqa: ANN401
+        return self.read(**given)
+
+
 class Script(nn.Module):
     """A model that gives scripted answers, whatever it reads.
 
@@ -351,17 +363,28 @@ class Script(nn.Module):
         ends: EOS ids of its generation config.
     """
 
+    base_model_prefix = "model"
+    forward = LlamaForCausalLM.forward
+
     def __init__(self, answers: list[list[int]], tokenizer: Tokens, ends: int | list[int] | None) -> None:
         super().__init__()
         self.answers = [[*answer, *[tokenizer.pad_token_id] * 99] for answer in answers]
         self.pad_id = tokenizer.pad_token_id
-        self.config = SimpleNamespace()
+        self.config = LlamaConfig(num_hidden_layers=1)
         self.generation_config = SimpleNamespace(eos_token_id=ends)
         self.lm_head = nn.Linear(len(tokenizer), len(tokenizer), bias=False)
         self.lm_head.weight.data = 30 * torch.eye(len(tokenizer))
+        self.model = Body(self.read)
         self.passes = 0
 
-    def model(self, input_ids: Tensor, use_cache: bool, **given: Any) -> Any:  # noqa: ANN401
+    @property
+    def base_model(self) -> nn.Module:
+        return self.model
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def read(self, input_ids: Tensor, use_cache: bool, **given: Any) -> Any:  # noqa: ANN401
         """Hidden states that say the next token; the cache holds each row's place and its prompt's length."""
         self.passes += 1
         if "past_key_values" in given:

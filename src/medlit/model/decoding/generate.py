@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.kv_cache import KVCache, extend, read_prompts
+from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import ROOT, TokenTrie
 from medlit.model.families import causal_lm, head_logits
@@ -60,7 +60,7 @@ class Generate:
             if len(pending) < len(rows):
                 cache = cache.rows(torch.tensor([rows.index(row) for row in pending], device=cache.last.device))
                 rows = list(pending)
-            cache = extend(self.model, cache, *_padded(list(pending.values()), cache.last.device))
+            cache = cache.extend(*_padded(list(pending.values()), cache.last.device))
             chosen = self.scores(cache.last, rows, answers).argmax(dim=1).tolist()
             pending = {
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
@@ -80,7 +80,7 @@ class Generate:
         with torch.no_grad():
             return head_logits(self.model, hidden)
 
-    def _look_up(self, cache: KVCache, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
+    def _look_up(self, cache: Prefix, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
         """Answer as far as the trie leads.
 
         Returns:

@@ -2,7 +2,11 @@
 
 Prompts come left-padded and are computed right-padded: under causal attention the padding then comes after every real
 token, so no mask is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit
-mask, which hides the padding.
+mask, which hides the padding and, in layers with a sliding window, what the window has left behind. The cache keeps
+every token, since the window of one row ends elsewhere than that of another.
+
+Layers with a running state (Mamba, linear attention) keep nothing that several continuations could share. For these
+`Replay` computes the prompt again with each continuation: right, but slower.
 
 Unsloth on a GPU takes and returns the cache as a tuple of (keys, values), transformers as a `DynamicCache`; here it is
 the tuple, and a pass never changes it.
@@ -12,7 +16,8 @@ B notes, T prompt tokens, C cached columns, q new tokens a row, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,102 +25,192 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from medlit.data.collate import Prompts
-from medlit.model.families import causal_lm
+from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
-class KVCache:
-    """Keys and values of B rows."""
+class Prefix(ABC):
+    """B rows of computed tokens that can be continued."""
 
-    layers: Layers  # keys and values of every layer, (B, heads, C, head width) each
+    model: nn.Module
     mask: Tensor  # columns that are the row's own tokens, (B, C) bool
     lengths: Tensor  # tokens of each row, (B,) int64: the position of the next token
     last: Tensor  # hidden state of each row's last token, after the final norm, (B, D)
-    as_tuple: bool  # the model takes the layers as a tuple; otherwise as a `DynamicCache`
 
-    def rows(self, chosen: Tensor) -> KVCache:
+    @abstractmethod
+    def rows(self, chosen: Tensor) -> Prefix:
         """Some of the rows, by their indices, (b,) int64."""
-        return KVCache(
-            tuple((keys[chosen], values[chosen]) for keys, values in self.layers),
-            self.mask[chosen],
-            self.lengths[chosen],
-            self.last[chosen],
-            self.as_tuple,
-        )
+
+    @abstractmethod
+    def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
+        """Hidden states of tokens that follow every row; the prefix stays unchanged.
+
+        Args:
+            tokens: the same for every row, (q,) int64.
+            offsets: each token's distance from the row's end, 0 for the next one, (q,) int64.
+            attends: which of the new tokens each attends to, itself included, (q, q) bool.
+
+        Returns:
+            After the final norm, (B, q, D).
+        """
+
+    @abstractmethod
+    def extend(self, tokens: Tensor, real: Tensor) -> Prefix:
+        """Append tokens to each row.
+
+        Args:
+            tokens: right-padded, at least one of each row real, (B, q) int64.
+            real: True on tokens, False on padding, (B, q) bool.
+        """
 
 
-def read_prompts(model: nn.Module, prompts: Prompts) -> KVCache:
-    """Compute left-padded prompts, (B, T)."""
-    inner = causal_lm(model)
+def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
+    """Compute left-padded prompts, (B, T), with a model in inference mode."""
     mask = prompts.attention_mask.bool()
     lengths, width = mask.sum(dim=1), mask.shape[1]
     columns = torch.arange(width, device=mask.device)
     ids = prompts.input_ids.gather(1, (columns + (width - lengths)[:, None]) % width)
+    real = columns < lengths[:, None]
+    if not shares_prompts(model):
+        return Replay.of(model, ids, real)
+    transformer = body(model)
+    # A cache that knows the sliding windows would drop what lies before them.
+    own = {"past_key_values": DynamicCache()} if _is_stock(transformer) else {}
     with torch.no_grad():
-        out = inner.model(input_ids=ids, use_cache=True)
-    last = out[0][torch.arange(len(ids), device=ids.device), lengths - 1]
+        out = transformer(input_ids=ids, use_cache=True, **own)
     cache = out.past_key_values
-    return KVCache(_layers(cache), columns < lengths[:, None], lengths, last, as_tuple=isinstance(cache, tuple))
+    return KVCache(model, real, lengths, _last(out[0], lengths), _layers(cache), as_tuple=isinstance(cache, tuple))
 
 
-def look_ahead(model: nn.Module, cache: KVCache, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
-    """Hidden states of tokens that follow every row; the cache stays as it is.
+@dataclass(frozen=True)
+class KVCache(Prefix):
+    """Keys and values of B rows."""
 
-    Args:
-        model: in inference mode.
-        cache: B rows.
-        tokens: the same for every row, (q,) int64.
-        offsets: each token's distance from the row's end, 0 for the next one, (q,) int64.
-        attends: which of the new tokens each attends to, itself included, (q, q) bool.
+    layers: Layers  # keys and values of every layer, (B, heads, C, head width) each
+    as_tuple: bool  # the model takes the layers as a tuple; otherwise as a `DynamicCache`
 
-    Returns:
-        After the final norm, (B, q, D).
-    """
-    rows = len(cache.mask)
-    positions = cache.lengths[:, None] + offsets
-    hidden, _ = _forward(model, cache, tokens.expand(rows, -1), positions, attends.expand(rows, -1, -1), keep=False)
+    def rows(self, chosen: Tensor) -> KVCache:
+        """See `Prefix`."""
+        return replace(
+            self,
+            layers=tuple((keys[chosen], values[chosen]) for keys, values in self.layers),
+            mask=self.mask[chosen],
+            lengths=self.lengths[chosen],
+            last=self.last[chosen],
+        )
+
+    def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
+        """See `Prefix`."""
+        rows = len(self.mask)
+        positions = self.lengths[:, None] + offsets
+        hidden, _ = self._forward(tokens.expand(rows, -1), positions, attends.expand(rows, -1, -1), keep=False)
+        return hidden
+
+    def extend(self, tokens: Tensor, real: Tensor) -> KVCache:
+        """See `Prefix`."""
+        width = tokens.shape[1]
+        positions = self.lengths[:, None] + torch.arange(width, device=tokens.device)
+        causal = torch.ones(width, width, dtype=torch.bool, device=tokens.device).tril()
+        hidden, layers = self._forward(tokens, positions, causal.expand(len(tokens), -1, -1), keep=True)
+        counts = real.sum(dim=1)
+        return replace(
+            self,
+            layers=layers,
+            mask=torch.cat([self.mask, real], dim=1),
+            lengths=self.lengths + counts,
+            last=_last(hidden, counts),
+        )
+
+    def _forward(self, tokens: Tensor, positions: Tensor, attends: Tensor, *, keep: bool) -> tuple[Tensor, Layers]:
+        """One forward pass of q tokens a row; returns the layers only where they are kept."""
+        allowed = torch.cat([self.mask[:, None, :].expand(-1, tokens.shape[1], -1), attends], dim=2)
+        with torch.no_grad():
+            out = body(self.model)(
+                input_ids=tokens,
+                attention_mask=self._masks(allowed, positions),
+                position_ids=positions,
+                past_key_values=self.layers if self.as_tuple else DynamicCache(ddp_cache_data=self.layers),
+                use_cache=keep,
+            )
+        return out[0], _layers(out.past_key_values) if keep else ()
+
+    def _masks(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """The mask that the layers take, or one for each kind of layer, from (B, q, C + q) bool."""
+        kinds, window = attention_kinds(self.model), sliding_window(self.model)
+        dtype = self.layers[0][0].dtype
+        masks = {"full_attention": _additive(allowed, dtype)} if "full_attention" in kinds else {}
+        if window is not None:
+            before = torch.cat([self.mask.cumsum(dim=1) - 1, positions], dim=1)  # (B, C + q)
+            masks["sliding_attention"] = _additive(
+                allowed & (positions[:, :, None] - before[:, None, :] < window), dtype
+            )
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+@dataclass(frozen=True)
+class Replay(Prefix):
+    """B rows whose tokens are computed again for every continuation."""
+
+    ids: Tensor  # right-padded, (B, C) int64
+
+    @classmethod
+    def of(cls, model: nn.Module, ids: Tensor, real: Tensor) -> Replay:
+        """Compute right-padded rows, (B, C), of which some columns are real."""
+        lengths = real.sum(dim=1)
+        return cls(model, real, lengths, _last(_hidden(model, ids), lengths), ids)
+
+    def rows(self, chosen: Tensor) -> Replay:
+        """See `Prefix`."""
+        return Replay(self.model, self.mask[chosen], self.lengths[chosen], self.last[chosen], self.ids[chosen])
+
+    def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
+        """See `Prefix`; one pass for each new token that no other one attends to."""
+        out = self.last[:, None].repeat(1, len(tokens), 1)
+        for end in (attends.sum(dim=0) == 1).nonzero()[:, 0].tolist():
+            path = attends[end].nonzero()[:, 0]
+            path = path[offsets[path].argsort()]
+            added = tokens[path].expand(len(self.ids), -1)
+            ids, _ = _append(self.ids, self.lengths, added, torch.ones_like(added, dtype=torch.bool))
+            hidden = _hidden(self.model, ids)
+            places = self.lengths[:, None] + offsets[path]  # (B, p)
+            out[:, path] = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return out
+
+    def extend(self, tokens: Tensor, real: Tensor) -> Replay:
+        """See `Prefix`."""
+        return Replay.of(self.model, *_append(self.ids, self.lengths, tokens, real))
+
+
+def _append(ids: Tensor, lengths: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Right-padded rows with right-padded tokens after each row's last one, and which columns are real."""
+    width = tokens.shape[1]
+    longer = torch.cat([ids, ids.new_zeros(len(ids), width)], dim=1)
+    longer.scatter_(1, lengths[:, None] + torch.arange(width, device=ids.device), tokens)
+    return longer, torch.arange(longer.shape[1], device=ids.device) < (lengths + real.sum(dim=1))[:, None]
+
+
+def _hidden(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        hidden: Tensor = body(model)(input_ids=ids, use_cache=False)[0]
     return hidden
 
 
-def extend(model: nn.Module, cache: KVCache, tokens: Tensor, real: Tensor) -> KVCache:
-    """Append tokens to each row.
-
-    Args:
-        model: in inference mode.
-        cache: B rows.
-        tokens: right-padded, at least one of each row real, (B, q) int64.
-        real: True on tokens, False on padding, (B, q) bool.
-    """
-    width = tokens.shape[1]
-    counts = real.sum(dim=1)
-    positions = cache.lengths[:, None] + torch.arange(width, device=tokens.device)
-    causal = torch.ones(width, width, dtype=torch.bool, device=tokens.device).tril()
-    hidden, layers = _forward(model, cache, tokens, positions, causal.expand(len(tokens), -1, -1), keep=True)
-    last = hidden[torch.arange(len(tokens), device=tokens.device), counts - 1]
-    return KVCache(layers, torch.cat([cache.mask, real], dim=1), cache.lengths + counts, last, cache.as_tuple)
+def _last(hidden: Tensor, counts: Tensor) -> Tensor:
+    """Each row's hidden state at its last real column: (B, T, D) -> (B, D)."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
 
 
-def _forward(
-    model: nn.Module, cache: KVCache, tokens: Tensor, positions: Tensor, attends: Tensor, *, keep: bool
-) -> tuple[Tensor, Layers]:
-    """One forward pass of q tokens a row; returns the layers only where they are kept."""
-    inner = causal_lm(model)
-    allowed = torch.cat([cache.mask[:, None, :].expand(-1, tokens.shape[1], -1), attends], dim=2)
-    dtype = cache.layers[0][0].dtype
-    # An additive mask is the one form that Unsloth and every attention of transformers accept.
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask (B, 1, q, C + q): the one form that Unsloth and every attention of transformers accept."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    mask = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-    with torch.no_grad():
-        out = inner.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache.layers if cache.as_tuple else DynamicCache(ddp_cache_data=cache.layers),
-            use_cache=keep,
-        )
-    return out[0], _layers(out.past_key_values) if keep else ()
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _is_stock(transformer: nn.Module) -> bool:
+    """Whether a forward pass is transformers' own, which takes a cache to fill."""
+    return type(transformer).forward.__module__.startswith("transformers.")
 
 
 def _layers(cache: Any) -> Layers:  # noqa: ANN401 - a tuple of pairs, or transformers' cache

@@ -9,6 +9,7 @@ B notes, T prompt tokens, N nodes, E edges, K labels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
-from medlit.model.decoding.kv_cache import KVCache, look_ahead, read_prompts
+from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.trie import ROOT, TokenTrie
 from medlit.model.families import head_logits
 
@@ -39,7 +40,7 @@ class LabelScorer:
         self.edge_nodes = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)  # E
         self.edge_tokens = torch.tensor([token for _, token in trie.edges], dtype=torch.long)  # E
 
-    def hidden(self, cache: KVCache, nodes: Tensor) -> Tensor:
+    def hidden(self, cache: Prefix, nodes: Tensor) -> Tensor:
         """Hidden states after some nodes, (B, n, D).
 
         Args:
@@ -51,9 +52,9 @@ class LabelScorer:
         attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
         attends.scatter_(1, torch.searchsorted(nodes, self.ancestors[nodes]), True)
         tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
-        return look_ahead(self.model, cache, tokens, depths, attends.to(device))
+        return cache.look_ahead(tokens, depths, attends.to(device))
 
-    def edges(self, cache: KVCache) -> Tensor:
+    def edges(self, cache: Prefix) -> Tensor:
         """Log-probability of each edge's token after its node, over the whole vocabulary, (B, E) float32 in nats."""
         scores = cache.last.new_empty(len(cache.last), len(self.trie.edges), dtype=torch.float32)
         self._score(scores, torch.tensor([ROOT]), cache.last[:, None])
@@ -113,12 +114,12 @@ def _rectangle(rows: Sequence[Sequence[int]], value: int | None) -> Tensor:
     return torch.tensor(filled, dtype=torch.long).view(len(rows), width)
 
 
+@dataclass(frozen=True)
 class Likelihood:
     """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax."""
 
-    def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
-        self.scorer = scorer
-        self.label_set = label_set
+    scorer: LabelScorer
+    label_set: LabelSet
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
@@ -128,6 +129,7 @@ class Likelihood:
         return Answers(label_ids, texts, nats.softmax(dim=1), nats, nats)
 
 
+@dataclass(frozen=True)
 class Constrained:
     """Greedy decoding along the trie: at every token the most likely one that can still lead to a label.
 
@@ -136,9 +138,8 @@ class Constrained:
     the highest one, which is what `Likelihood` answers.
     """
 
-    def __init__(self, scorer: LabelScorer, label_set: LabelSet) -> None:
-        self.scorer = scorer
-        self.label_set = label_set
+    scorer: LabelScorer
+    label_set: LabelSet
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""

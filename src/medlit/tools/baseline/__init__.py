@@ -1,4 +1,4 @@
-"""`medlit baseline`: simpler systems on the same notes, and whether the model is significantly better.
+"""`medlit baseline`: simpler systems on the same notes, and whether the fine-tuned model is significantly better.
 
 Here are the command and the baselines without a language model: the majority class, and TF-IDF with logistic
 regression. `head.py` trains the same base model with a classification head.
@@ -119,7 +119,7 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     console.print(table)
     for sentence in comparisons(systems):
         console.print(f"- {escape(sentence)}", highlight=False)
-    console.print(f"written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    console.print(f"medlit: written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _print_table(results: Sequence[CheckResult]) -> None:
 
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     table = Table(title="medlit doctor")
-    for heading in ("check", "", "found", "cure"):
+    for heading in ("check", "", "found", "remedy"):
         table.add_column(heading, overflow="fold")
     examples = [row for row in results if row.check == EXAMPLE]  # too long for the table
     for row in results:
@@ -101,7 +101,8 @@ def verdict(results: Sequence[CheckResult]) -> str:
     if failed := [result.check for result in results if result.status == "fail"]:
         return f"medlit cannot run here: {', '.join(failed)}."
     if CONFIG not in status:
-        return "medlit can run here."
+        no_gpu = status.get("GPU") == "warn"
+        return "medlit can run here, on the CPU (small models only)." if no_gpu else "medlit can run here."
     # After a warning of these checks the later ones did not run.
     if gates := [check for check in ("notes", "base model", TRIAL) if status.get(check) == "warn"]:
         return f"medlit can run here; not all of the config was tried: {', '.join(gates)}."

@@ -18,8 +18,7 @@ from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, number, percent
-from medlit.report.page import FACTS
-from medlit.report.systems import MODEL, comparable
+from medlit.report.systems import FACTS, MODEL, comparable
 from medlit.tools.export.source import Weights, public_name
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ import torch
 from huggingface_hub import HfApi
 
 from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
-from medlit.base_model import load_tokenizer, resolve
+from medlit.base_model import load_tokenizer, name_for_peft, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable, silence_warnings
 from medlit.cli.validation import adopt_adapter, check_settings
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
-from medlit.paths import HUB_TOKENS, hub_is_offline
+from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
 from medlit.tools.export.source import find_weights, fit_settings, reference_answers, run_of_adapter
@@ -41,8 +41,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = _read_settings(options, rest)
     weights = find_weights(config, options.ckpt_path, options.run_dir)
     base = weights.language_model
-    is_local = Path(base.base_model).expanduser().exists() or base.base_model.startswith((".", "/", "~"))
-    if options.to == "hub" and is_local:
+    if options.to == "hub" and Path(name_for_peft(base.base_model)).is_absolute():
         raise UserError(
             "to: an adapter on the Hub names its base model, and this one's is a local folder; fine-tune from a model"
             " of the Hub, or export with --to adapter."
@@ -64,10 +63,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     output = link_target(options.output)
     if output.exists():
         output.rmdir()  # it is empty
-    with (
-        atomic_dir(output) as folder,
-        temporary_dir(f".{output.name}-step-", output.parent) as scratch,
-    ):
+    with atomic_dir(output) as folder, temporary_dir(f".{output.name}-step-", output.parent) as scratch:
         model_folder = scratch if options.to == "gguf" else folder  # on the disk of the export
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
@@ -112,7 +108,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _check_options(options: argparse.Namespace) -> list[str]:
     """Check each flag by itself; return the requested GGUF types."""
-    output = options.output
+    output = options.output = local_path("output", options.output)
     if options.run_dir is not None and not options.run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {options.run_dir}; give the run folder of a fit.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
@@ -150,7 +146,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
 def log(message: str) -> None:
     """Print a message to standard error, with the time since the command started."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
-    print(f"medlit: {minutes}:{seconds:02} {message}", file=sys.stderr, flush=True)
+    print(f"medlit: [{minutes} min {seconds:02} s] {message}", file=sys.stderr, flush=True)
 
 
 # --- the Hugging Face Hub ---------------------------------------------------------------------------------------------

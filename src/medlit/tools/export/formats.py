@@ -1,8 +1,8 @@
 """What an export writes besides an adapter: a merged model for transformers, and a merged Llama as a GGUF file.
 
-An adapter that was trained on 4-bit weights makes up for their errors; on the 16-bit weights that these were quantised
-from it answers differently (8 of 50 notes with the quickstart's 135M Llama). So it is merged into the 4-bit weights
-themselves, dequantised. The sum is computed in float32 and rounded to 16 bits once.
+An adapter that was trained on 4-bit weights compensates for their errors; on the original 16-bit weights it answers
+differently (8 of 50 notes with the quickstart's 135M Llama). So it is merged into the dequantised 4-bit weights. The
+sum is computed in float32 and rounded to 16 bits once.
 
 PyPI has llama.cpp's GGUF writer (the package `gguf`) but not its converter, so Llama's conversion is here: names from
 llama.cpp's own map, attention rows in its order, the tokenizer's vocabulary and merges. F16 and Q8_0 are written

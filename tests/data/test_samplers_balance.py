@@ -10,7 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.balance_ranks import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
+from medlit.data.samplers import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
 

@@ -1,0 +1,70 @@
+"""Tiny random models of many families, sharpened so that a wrong scale, cap, window or state shows in the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY, WINDOW = 320, 8
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "sliding_window": WINDOW,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256, "eos_token_id": 2}
+# Family -> its configuration where it differs; the comment says what it stands for.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"sliding_window": None},
+    "mistral": {},  # a window in every layer
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 2},  # windows in some layers
+    "qwen3": {},
+    "gemma2": {**_MIXED, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**_MIXED, "query_pre_attn_scalar": 16},
+    "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},  # scaled logits
+    "cohere2": {"logit_scale": 0.3, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "phi3": {},  # fused projections
+    "gpt_oss": {**_MIXED, **_MOE},  # attention sinks and experts
+    "gpt2": _GPT2,  # a body that is not called `model`
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},  # a body inside the body
+    "bloom": {"n_head": 4, "n_layer": 4},  # ALiBi, and a cache of its own layout
+    "qwen3_next": {  # a running state
+        **_MOE,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "shared_expert_intermediate_size": 32,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon_mamba": {"state_size": 16},
+}
+
+
+def tiny_model(family: str) -> nn.Module:
+    """A float32 model in evaluation mode."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = FAMILIES[family] if family == "gpt2" else {**_COMMON, **FAMILIES[family]}
+    fields = CONFIG_MAPPING[family].__dataclass_fields__
+    config = CONFIG_MAPPING[family](**{name: value for name, value in settings.items() if name in fields})
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and parameter.std() < 0.15:
+                parameter.normal_(std=0.2)
+    return model

@@ -315,7 +315,7 @@ def table(results: dict[str, Any]) -> str:
     cells = {(row["stage"], row["labels"]): f"{row['seconds']} s, {row['peak_mib']} MiB" for row in results["stages"]}
     lines = [f"| stage | {' | '.join(f'{k:,} labels' for k in labels)} |", f"| --- |{' --- |' * len(labels)}"]
     for stage in dict.fromkeys(row["stage"] for row in results["stages"]):
-        lines.append(f"| {stage} | {' | '.join(cells[stage, k] for k in labels)} |")
+        lines.append("| ".join([f"| {stage} ", *(f"{cells.get((stage, k), '')} " for k in labels)]) + "|")
     return "\n".join(lines)
 
 

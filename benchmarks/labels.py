@@ -2,7 +2,7 @@
 
     python benchmarks/labels.py [--labels 13 500] [--stages "likelihood" "report"]    on a CPU, 15 minutes
 
-Each stage runs in a process of its own, on made-up results or with the two-layer Llama of the tests. Seconds are those
+Each stage runs in a separate process, on made-up results or with the two-layer Llama of the tests. Seconds are those
 of the stage alone, without imports and the making of its input; the peak is how far the process's resident memory rose
 above what it held before. `fit, validate, test` are commands, and theirs are of the whole process.
 """

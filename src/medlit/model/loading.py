@@ -16,7 +16,7 @@ from torch import nn
 from medlit.base_model import missing, resolve
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import FUSED_TARGETS, enable_packing, load_options
+from medlit.model.families import FUSED_TARGETS, enable_packing, load_options, text_config
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
@@ -177,7 +177,7 @@ def _check_targets(model: nn.Module, lora: Lora) -> None:
                 f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
                 f" {known}."
             )
-    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    layers = text_config(model).num_hidden_layers
     if lora.layers_to_transform and max(lora.layers_to_transform) >= layers:
         raise UserError(f"model.lora.layers_to_transform: the base model has {layers} layers, from 0 to {layers - 1}.")
 

@@ -81,7 +81,7 @@ class Lora:
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
         rank_pattern: a rank other than r, by the end of a layer's name as a regular expression.
-        alpha_pattern: an alpha of its own, likewise.
+        alpha_pattern: the same for alpha.
         layers_to_transform: numbers of the decoder layers that get an adapter, from 0; null: all.
     """
 

@@ -504,14 +504,11 @@ def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
 
 
 @pytest.mark.slow
-def test_the_export_of_a_chat_is_verified_with_the_chat(
-    medlit: Medlit, chat: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exported = medlit("export", "--run_dir", chat[1], "--to", "merged", "--output", tmp_path / "merged")
-    assert exported.code == 0, exported.err
+def test_the_export_of_a_chat_is_verified_with_the_chat(chat: tuple[Path, Path], tmp_path: Path) -> None:
+    from medlit.tools.export import run as export
+
+    assert export(["--run_dir", str(chat[1]), "--to", "merged", "--output", str(tmp_path / "merged")]) == 0
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert "\nthe note" not in card
     assert "\n<the note></s><s>assistant\n<the specialty></s>\n" in card
     assert "### Response:" not in card
 

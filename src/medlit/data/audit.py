@@ -103,7 +103,7 @@ def audit(
 
     labelled = columns.label is not None
     tables = load_source(
-        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, check_rows=False
+        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
     )
     pool = concatenate_datasets(list(tables.values()))
     ids = pool["id"]  # read from disk one by one

@@ -7,15 +7,12 @@
     text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
 
 No other column passes this file: anything else in a table, such as the public dataset's `keywords`, ends here. Notes
-with the same `text_hash` are the same text. Rows in error messages count from 1, header not included; no message
-repeats a note.
+with the same `text_hash` are the same text.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,35 +23,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medlit.data.cache import cache_folder, cache_key, iter_column
+from medlit.data.columns import check_columns, check_ids, check_rows
 from medlit.data.labels import DROPPED, canonical_spellings, check_label_column, normalise_text
 from medlit.data.prompt import whole_characters
-from medlit.data.readers import decode_note, table_name
+from medlit.data.readers import table_name
 from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, read_tables
+from medlit.data.text_files import decode_note
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
-
 VERSION = 1  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash")
 
 _ID_DIGITS = 16
 _REPEATED_DIGITS = 8
-_MAX_NAME = 40  # characters of a column name or an id in an error message
-_FILL_IN = "delete such rows or fill them in"
-_CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
-# Columns by which the table of another tool is known -> how to read it.
-_KNOWN_TABLES = {
-    frozenset({"instruction", "output"}): "an Alpaca table: set data.columns.text to 'input' (or 'instruction', where"
-    " the notes are there) and data.columns.label to 'output'",
-    frozenset({"messages"}): _CHAT,
-    frozenset({"conversations"}): _CHAT,
-}
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
 def load_source(
@@ -65,7 +51,7 @@ def load_source(
     labels: Labels,
     require_labels: bool = True,  # False accepts rows or a table without labels (null), and drops no row
     join_ids: bool = False,  # True refuses repeated ids, by which the answers could not be joined with the table
-    check_rows: bool = True,  # False keeps empty notes and, as a null, missing labels; the audit counts them
+    allow_missing: bool = False,  # True keeps empty notes and, as a null, missing labels; the audit counts them
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
 
@@ -76,26 +62,23 @@ def load_source(
         UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, or a label or an
             id is missing.
     """
-    import pyarrow.compute as pc
     from datasets import concatenate_datasets
 
     tables = read_tables(source, revision, columns)
     counts = Counter[str]()
     for table in (table for parts in tables.values() for table in parts):
-        _check_columns(table, columns, require_labels)
+        check_columns(table, columns, require_labels)
         counts.update(_label_counts(table, columns.label))
     spellings = canonical_spellings(counts, labels if require_labels else Labels(aliases=labels.aliases))
+    names = {name for name in spellings.values() if name}
 
     result: dict[str, Dataset] = {}
     for split, parts in tables.items():
         canonical = [_canonical(table, columns, spellings) for table in parts]
-        _check_ids(split, parts, canonical, columns, join_ids)
+        check_ids(split, parts, canonical, columns, join_ids)
         for table, rows in zip(parts, canonical, strict=True):
-            if check_rows:
-                empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
-                _refuse_rows(empty, table, rows, "text", columns.text, "the note is empty", _FILL_IN)
-            if check_rows and require_labels:
-                _check_labels(table, rows, columns, {name for name in spellings.values() if name})
+            if not allow_missing:
+                check_rows(table, rows, columns, names if require_labels else None)
         result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
         if len(result[split]) == 0:
             raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
@@ -254,113 +237,3 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
         key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result
-
-
-def _check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
-    """Check that the named columns exist and hold text, where text belongs."""
-    import pyarrow as pa
-
-    if require_labels and columns.label is None:
-        raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
-    names = table.rows.column_names
-    for key, name in columns.of(names).items():
-        if name is None or (key == "label" and name not in names and not require_labels):
-            continue
-        if name not in names:
-            # A file without a header has note text in place of the names: long ones are not repeated.
-            shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
-            advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
-            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
-            raise UserError(
-                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
-                f" --data.columns.{key} (its columns are {shown}){advice}."
-            )
-        kind = table.rows.features.arrow_schema.field(name).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pa.types.is_null(kind):
-            raise UserError(
-                f"data.columns.{key}: column {name!r} of {table.name} is null in every row; name another column."
-            )
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        is_code = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        if not is_text and (key == "text" or not is_code):
-            raise UserError(columns.no_text(key, table.name, kind))
-
-
-def _check_labels(table: RawTable, rows: Dataset, columns: Columns, names: set[str]) -> None:
-    """Check that canonical rows have labels, and that the labels of the source are all words or all numbers."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    labels = rows.data.column("specialty")
-    _refuse_rows(pc.is_null(labels), table, rows, "label", columns.label, "there is no label", _FILL_IN)
-    numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
-    words = sorted(names - set(numbers))
-    if numbers and words:
-        choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
-        rarer, fault = min(choices, key=lambda choice: len(choice[0]))
-        remedy = (
-            "correct such rows, or declare in data.labels what they mean (aliases) or that they are left out (drop)"
-        )
-        mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
-        _refuse_rows(mask, table, rows, "label", columns.label, fault, remedy, is_empty=False)
-
-
-def _check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
-    """Check that the id column names every row of a split, and refuse or report names that are repeated."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    both = zip(tables, parts, strict=True)
-    given = [(table, rows) for table, rows in both if columns.of(table.rows.column_names)["id"]]
-    chunks: list[pa.Array] = []
-    for table, rows in given:
-        ids = rows.data.column("id")
-        missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
-        remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"
-        identity = columns.of(table.rows.column_names)["id"]
-        _refuse_rows(missing, table, rows, "id", identity, "there is no id", remedy)
-        chunks += ids.chunks
-    if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
-        return
-    seen: dict[str, str] = {}
-    for table, rows in given:
-        for number, identity in enumerate(rows["id"][:], start=1):
-            place = f"{table.name}, row {number}"
-            if identity in seen:
-                fault = f"{place} has the id {identity[:_MAX_NAME]!r} of {seen[identity]} (the {split} split)"
-                if join_ids:
-                    raise UserError(
-                        f"data.columns.id: {fault}, so that answers could not be joined with the table; make the ids"
-                        " unique, name another column, or set 'none' for hashes of the texts, in the table's order."
-                    )
-                logger.warning("data.columns.id: %s; such ids get a hash of their texts as a suffix", fault)
-                return
-            seen[identity] = place
-
-
-def _refuse_rows(
-    mask: pa.ChunkedArray,
-    table: RawTable,
-    rows: Dataset,
-    key: str,
-    column: str | None,
-    fault: str,
-    remedy: str,
-    is_empty: bool = True,  # whether the fault is an empty cell
-) -> None:
-    """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
-    import pyarrow.compute as pc
-
-    places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
-    if not places:
-        return
-    if is_empty and len(places) == len(rows):
-        raise UserError(
-            f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
-        )
-    identity = rows[places[0]]["id"]
-    named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
-    more = f", as in {len(places) - 1} more" if len(places) > 1 else ""
-    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")

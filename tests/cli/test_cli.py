@@ -191,6 +191,15 @@ def test_an_unknown_name_in_the_environment_exits_2(
 
 
 @pytest.mark.parametrize("tool", ["audit", "baseline"])
+@pytest.mark.parametrize("name", ["trainer.default_root_dir", "trainer.max_steps", "data.columns"])
+def test_a_tool_refuses_a_null_where_a_value_is_needed(tool: str, name: str) -> None:
+    from medlit.cli.arguments import parse_settings
+
+    with pytest.raises(UserError, match=f"^{name}: must "):
+        parse_settings(tool, ["--config", f"{name}: null"])
+
+
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
 def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     from medlit.cli.arguments import parse_settings
 

@@ -14,12 +14,11 @@ from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.adapter import adapter_folder
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
-from medlit.predictions.shards import ResumeKey, answer_settings, hash_notes, hash_weights
-from medlit.predictions.table import Prediction, check_table, prediction_rows
+from medlit.predictions.shards import ResumeKey
+from medlit.predictions.table import Prediction, check_table, make_predictions, table_rows
 
 
 class PredictionWriter(L.Callback):
@@ -65,7 +64,7 @@ class PredictionWriter(L.Callback):
                 make_private(self.path.parent)
                 self._lock = shards.claim(self.path)
                 check_table(self.path, (), self.replaces)  # another process may just have written it
-                self._key = _resume_key(trainer, pl_module, data, self.checkpoint)
+                self._key = ResumeKey.of(pl_module, data, self.checkpoint, trainer.precision)
                 answered = self._find_answered()
             except UserError as error:
                 mistake = str(error)
@@ -110,12 +109,12 @@ class PredictionWriter(L.Callback):
     ) -> None:
         """Write a batch's answers."""
         if isinstance(pl_module, SpecialtyClassifier):
-            rows = prediction_rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
+            predictions = make_predictions(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
             if self._writer is not None:
-                self._writer.add(rows)
+                self._writer.add(table_rows(batch, predictions))
             else:
-                for row in rows:
-                    _print(row.prediction)
+                for prediction in predictions:
+                    _print(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Join the shards, on the first process.
@@ -169,22 +168,3 @@ def _print(prediction: Prediction) -> None:
             f" {prediction.runner_up}{withheld}",
             file=sys.stderr,
         )
-
-
-def _resume_key(
-    trainer: L.Trainer, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None
-) -> ResumeKey:
-    notes = data.predict_rows
-    adapter = None if module.adapter is None else adapter_folder(module.adapter)
-    others = {
-        "data.instruction": data.instruction,
-        "data.max_response_tokens": data.max_response_tokens,
-        "trainer.precision": str(trainer.precision),
-        "labels": None if data.label_set is None else list(data.label_set.names),
-    }
-    return ResumeKey(
-        notes=len(notes),
-        notes_hash=hash_notes(notes),
-        weights_hash=hash_weights(checkpoint, adapter, module.decoding),
-        settings=answer_settings(module.language_model, module.lora, module.decoding, others),
-    )

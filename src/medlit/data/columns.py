@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_NAME = 40  # characters of a column name or an id in an error message
-_FILL_IN = "delete such rows or fill them in"
 _CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
 # Columns by which the table of another tool is known -> how to read it.
 _KNOWN_TABLES = {
@@ -73,19 +72,17 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
     import pyarrow.compute as pc
 
     empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
-    _refuse_rows(empty, table, rows, columns, "text", "the note is empty", _FILL_IN)
+    _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:
         return
     labels = rows.data.column("specialty")
-    _refuse_rows(pc.is_null(labels), table, rows, columns, "label", "there is no label", _FILL_IN)
+    _refuse_rows(pc.is_null(labels), table, rows, columns, "label", "there is no label")
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:
         choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
         rarer, fault = min(choices, key=lambda choice: len(choice[0]))
-        remedy = (
-            "correct such rows, or declare in data.labels what they mean (aliases) or that they are left out (drop)"
-        )
+        remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
         mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
         _refuse_rows(mask, table, rows, columns, "label", fault, remedy, is_empty=False)
 
@@ -95,8 +92,7 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    both = zip(tables, parts, strict=True)
-    given = [(table, rows) for table, rows in both if columns.of(table.rows.column_names)["id"]]
+    given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
     for table, rows in given:
         ids = rows.data.column("id")
         remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"
@@ -126,7 +122,7 @@ def _refuse_rows(
     columns: Columns,
     key: str,
     fault: str,
-    remedy: str,
+    remedy: str = "delete such rows or fill them in",
     is_empty: bool = True,  # whether the fault is an empty cell
 ) -> None:
     """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""

@@ -159,9 +159,6 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
 
     Returns:
         Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
-
-    Raises:
-        UserError: two aliases give one label different meanings.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
     for name, meaning in rules.aliases.items():

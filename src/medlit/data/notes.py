@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,57 +150,47 @@ def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
 def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None]) -> Dataset:
     """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
     import datasets
+    import pyarrow as pa
 
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
     key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()))
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
-    as_arrow = rows.select_columns(chosen).with_format("arrow")
+    notes = iter_column(rows, columns.text)
+    classes = None if label is None else table.classes(label)
+
+    def to_canonical(batch: pa.Table) -> pa.Table:
+        """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
+
+        def text_of(column: str | None, classes: list[str] | None = None) -> list[str | None]:
+            return [None] * len(batch) if column is None else as_text(batch.column(column).to_pylist(), classes)
+
+        cleaned = [clean_note(note) for note in islice(notes, len(batch))]
+        specialties = [spellings[name or ""] for name in text_of(label, classes)]
+        values = (text_of(identity), cleaned, specialties, [hash_text(note) for note in cleaned])
+        return pa.table([pa.array(column, pa.string()) for column in values], names=CANONICAL)
+
     try:
-        mapped = as_arrow.map(
-            _canonical_batch,
-            batched=True,
-            fn_kwargs={
-                "notes": iter_column(rows, columns.text),
-                "label": label,
-                "identity": identity,
-                "classes": None if label is None else table.classes(label),
-                "spellings": spellings,
-            },
-            remove_columns=chosen,
-            features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
-            # An explicit name: the folder of a table that was saved to disk may not be writable.
-            cache_file_name=str(cache_folder() / f"{key}.arrow"),
-            new_fingerprint=key,
-            desc="Reading notes",
+        mapped = (
+            rows.select_columns(chosen)
+            .with_format("arrow")
+            .map(
+                to_canonical,
+                batched=True,
+                remove_columns=chosen,
+                features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
+                # An explicit name: the folder of a table that was saved to disk may not be writable.
+                cache_file_name=str(cache_folder() / f"{key}.arrow"),
+                new_fingerprint=key,
+                desc="Reading notes",
+            )
         )
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
         raise UserError(
             f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
         ) from None
     return mapped.with_format(None)
-
-
-def _canonical_batch(
-    batch: pa.Table,
-    notes: Iterator[str | None],
-    label: str | None,
-    identity: str | None,
-    classes: list[str] | None,
-    spellings: dict[str, str | None],
-) -> pa.Table:
-    """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
-    import pyarrow as pa
-
-    def text_of(column: str | None, classes: list[str] | None) -> list[str | None]:
-        return [None] * len(batch) if column is None else as_text(batch.column(column).to_pylist(), classes)
-
-    cleaned = [clean_note(note) for note in islice(notes, len(batch))]
-    specialties = [spellings[name or ""] for name in text_of(label, classes)]
-    columns = (text_of(identity, None), cleaned, specialties, [hash_text(note) for note in cleaned])
-    schema = pa.schema([(name, pa.string()) for name in CANONICAL])
-    return pa.table(dict(zip(CANONICAL, columns, strict=True)), schema=schema)
 
 
 def _without_dropped(rows: Dataset) -> Dataset:

@@ -186,8 +186,7 @@ class DataFingerprint:
 
     def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""
-        difference = None if theirs is None else self.difference(theirs, source)
-        if difference is not None:
+        if theirs is not None and (difference := self.difference(theirs, source)) is not None:
             print(f"medlit: {difference}", file=sys.stderr)
 
     def difference(self, theirs: DataFingerprint, source: str) -> str | None:

@@ -27,23 +27,19 @@ _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 
 def figures(systems: Sequence[System]) -> dict[str, Figure]:
     """Draw the figures that the systems' results allow, by name; the first system is the one reported on."""
-    first = systems[0]
+    first, scored = systems[0], [one for one in systems if one.results.probabilities is not None]
     title = f"{first.title}: {len(first.results)} test notes"
     possible: dict[str, tuple[object, Callable[[], Figure]]] = {
         "classes": (first.metrics.get("per_class"), lambda: class_figure(systems)),
         "confusion": (True, lambda: confusion_figure(first.results, title)),
         "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
-        "risk_coverage": (
-            any(one.results.probabilities is not None for one in systems),
-            lambda: risk_coverage_figure(systems),
-        ),
+        "risk_coverage": (scored, lambda: risk_coverage_figure(systems)),
         "length": (first.results.tokens.any(), lambda: length_figure(first)),
     }
     drawn = {}
-    for name, (is_possible, draw) in possible.items():
-        if is_possible:
-            with best_effort(f"the report's figure {name!r}"):
-                drawn[name] = draw()
+    for name in (name for name, (is_possible, _) in possible.items() if is_possible):
+        with best_effort(f"the report's figure {name!r}"):
+            drawn[name] = possible[name][1]()
     return drawn
 
 

@@ -17,8 +17,7 @@ import numpy as np
 import yaml
 
 from medlit.atomic_io import atomic_write
-from medlit.evaluation.compare import compare
-from medlit.evaluation.intervals import RESAMPLES
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
 from medlit.report.figures import MOST_LABELS, figures
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
 FILES = ("report.html", "report.md")
 PAIRS = 10
 _SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
-_INTERVALS = (
-    f"Intervals are 95%: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
-    " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong. ECE:"
-    " expected calibration error, the mean distance of confidence and accuracy. AURC: area under the risk-coverage"
-    " curve, the mean share of errors over all coverages. Both are better when lower."
-    f" {EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
-)
 
 
 @dataclass(frozen=True)
@@ -54,10 +46,7 @@ class Section:
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
-    """Write both pages; does nothing in a folder without any system's files.
-
-    Returns:
-        The figures of the report, by name.
+    """Write both pages, and return their figures by name; does nothing in a folder without any system's files.
 
     Raises:
         UserError: a system's files are damaged.
@@ -153,7 +142,6 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     data = facts.get("data") or {}
     return {
         "Systems on the same notes": {
-            "subtitle": _INTERVALS,
             "columns": ["system", *(metric.title for metric in REPORTED)],
             "rows": system_rows(systems, REPORTED),
             "sentences": [*(comparisons(systems) or [alone]), *left_out],
@@ -179,14 +167,12 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     texts, test = data.get("texts", {}), data.get("rows", {}).get("test", 0)
     threshold = data.get("near_threshold")
     seed = "" if data["seed"] is None else f", seed {data['seed']}"
+    together = "no, identical texts only" if threshold is None else f"from Jaccard similarity {threshold:g}"
     rows = [
         ("source", f"{data['source']}" + (f" at {data['revision']}" if data.get("revision") else "")),
         ("split", data["split"] + seed + (f", fold {data['fold']}" if data.get("fold") else "")),
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),
-        (
-            "near-duplicates kept together",
-            "no, identical texts only" if threshold is None else f"from Jaccard similarity {threshold:g}",
-        ),
+        ("near-duplicates kept together", together),
     ]
     shared = {
         "test_texts_in_train": "test notes whose text is in train",

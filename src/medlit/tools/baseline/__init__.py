@@ -16,7 +16,7 @@ import numpy as np
 
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError, best_effort
-from medlit.evaluation.compare import compare
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report

@@ -99,11 +99,7 @@ def _reason_not_to_write(data: TranscriptionDataModule, module: SpecialtyClassif
 
 
 def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None) -> None:
-    """Write an adapter folder, each of whose files appears whole.
-
-    Raises:
-        UserError: the disk is full or the folder is not writable; an existing adapter is unchanged.
-    """
+    """Write an adapter folder, each of whose files appears whole; raises as `atomic_dir` does."""
     with atomic_dir(folder) as partial:
         try:
             save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), partial)  # type: ignore[arg-type]

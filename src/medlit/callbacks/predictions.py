@@ -50,8 +50,7 @@ class PredictionWriter(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Claim the table and find the answers of an interrupted run, before any process starts to answer.
 
-        Raises:
-            UserError: another process writes the table, or the notes, weights or settings were different.
+        Raises a UserError if another process writes the table, or if notes, weights or settings were different.
         """
         if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
             return
@@ -117,11 +116,7 @@ class PredictionWriter(L.Callback):
                     _print(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Join the shards, on the first process.
-
-        Raises:
-            UserError: answers are missing.
-        """
+        """Join the shards, on the first process; a UserError if answers are missing."""
         if self._writer is None:
             return
         self._writer.flush()

@@ -17,11 +17,7 @@ LEAKED, CONFLICT, DUPLICATE = "leaked", "conflict", "duplicate"  # why a row is 
 
 
 def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
-    """What `auto` means for a source with these splits.
-
-    Raises:
-        UserError: the source has no official splits, or not those that are needed.
-    """
+    """What `auto` means for a source with these splits; a UserError if it lacks those that the kind needs."""
     names = set(given)
     if settings.kind == "auto":
         return "grouped" if ALL in names else "official"
@@ -51,10 +47,7 @@ def assign(
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
-    """Assign every row to a split, or say why it is in none.
-
-    Of equally common labels of a text, the `majority` is the first in the alphabet.
-    """
+    """Assign every row to a split, or say why it is in none; of equally common labels the first is the majority."""
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)

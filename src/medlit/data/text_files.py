@@ -43,11 +43,7 @@ _NON_LATIN = ["shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1251"]
 
 
 def decode_note(content: bytes) -> str:
-    """The text of one note, with the checks that the text of a file gets.
-
-    Raises:
-        UserError: it is not UTF-8.
-    """
+    """The text of one note, with the checks that the text of a file gets."""
     name = "the standard input"
     _check_head(content[:_HEAD], name)
     try:

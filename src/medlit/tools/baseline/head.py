@@ -108,13 +108,8 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
         # Quantised by its publisher, without a head.
         stored["llm_int8_skip_modules"] = [*(stored.get("llm_int8_skip_modules") or []), HEAD]
     elif language_model.load_in_4bit:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=[HEAD],
-        )
+        kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        quantisation = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=[HEAD], **kind)
     try:
         loading = {"revision": revision, "config": settings, "dtype": dtype, "quantization_config": quantisation}
         model = AutoModelForSequenceClassification.from_pretrained(path, device_map={"": str(device)}, **loading)

@@ -191,17 +191,13 @@ def _clean_notes(notes: Any) -> list[str]:  # noqa: ANN401 - what a user passes
             f"notes: give a list of texts or a column, such as list(table['transcription']), not"
             f" {type(notes).__name__}; for a single note [text]."
         )
-    texts = []
     for i, note in enumerate(notes):
         if not isinstance(note, str):
-            raise UserError(
-                f"notes[{i}]: must be a text, not {type(note).__name__}; give the note's text or leave it out."
-            )
-        text = clean_note(note)
-        if not text:
+            given = type(note).__name__
+            raise UserError(f"notes[{i}]: must be a text, not {given}; give the note's text or leave it out.")
+        if not clean_note(note):
             raise UserError(f"notes[{i}]: the note is empty; leave it out or fill it in.")
-        texts.append(text)
-    return texts
+    return [clean_note(note) for note in notes]
 
 
 def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:

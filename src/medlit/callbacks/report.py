@@ -96,14 +96,13 @@ class RunReport(L.Callback):
 
 def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:
     """The module's settings as plain types, for TensorBoard's table of hyperparameters."""
-    settings = {
-        "language_model": module.language_model,
-        "lora": module.lora,
-        "optimizer": module.optimizer_settings,
-        "decoding": module.decoding,
+    return {
+        "language_model": asdict(module.language_model),
+        "lora": None if module.lora is None else asdict(module.lora),
+        "optimizer": asdict(module.optimizer_settings),
+        "decoding": asdict(module.decoding),
+        "adapter": module.adapter,
     }
-    plain: dict[str, Any] = {name: None if group is None else asdict(group) for name, group in settings.items()}
-    return plain | {"adapter": module.adapter}
 
 
 def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:

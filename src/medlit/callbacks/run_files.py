@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
-from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import best_effort
 from medlit.model.module import SpecialtyClassifier
 
@@ -44,14 +43,11 @@ class SaveRunFiles(SaveConfigCallback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_none=False)
         with atomic_write(folder / f"config_{stage}.yaml") as path:
-            path.write_text(text, encoding="utf-8")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        split_file = folder / "split.parquet"
-        has_split = isinstance(data, TranscriptionDataModule) and data.splits is not None
-        if has_split and (stage == "fit" or not split_file.exists()):
-            data.splits.write(split_file)
+            path.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
+        if splits is not None and (stage == "fit" or not (folder / "split.parquet").exists()):
+            splits.write(folder / "split.parquet")
 
 
 class SaveSamples(L.Callback):

@@ -227,9 +227,8 @@ def _other_columns(source: str, revision: str | None, columns: Columns) -> Itera
 def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
     """Rows whose value recurs with one label only; 0 for free text, of which hardly any value recurs."""
     labels_of = Counter(value for value, _ in counts)
-    if 2 * len(labels_of) > values:
-        return 0
-    return sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
+    recurring = sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
+    return recurring if 2 * len(labels_of) <= values else 0
 
 
 def _words(text: str) -> str:

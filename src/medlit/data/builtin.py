@@ -58,19 +58,15 @@ def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, st
     while len(rows) < size:
         keyed = sorted((rng.random(), place, name) for place, name in enumerate(SPECIALTIES))
         for _, _, specialty in keyed[: size - len(rows)]:
-            text = _unseen_note(rng, specialty, split, seen)
+            drawn = (_note(rng, specialty, split) for _ in range(_ATTEMPTS))
+            text = next((text for text in drawn if len(text) in _LENGTHS and text not in seen), None)
+            if text is None:
+                fault = f"the {split} phrases give no more new notes; ask for fewer {split} notes"
+                raise UserError(f"data.source builtin: {fault}.")
+            seen.add(text)
             row_id = f"{split}-{len(rows):05d}"
             rows.append({"id": row_id, "transcription": text, "medical_specialty": specialty})
     return rows
-
-
-def _unseen_note(rng: random.Random, specialty: str, split: str, seen: set[str]) -> str:
-    for _ in range(_ATTEMPTS):
-        text = _note(rng, specialty, split)
-        if len(text) in _LENGTHS and text not in seen:
-            seen.add(text)
-            return text
-    raise UserError(f"data.source builtin: the {split} phrases give no more new notes; ask for fewer {split} notes.")
 
 
 def _note(rng: random.Random, specialty: str, split: str) -> str:

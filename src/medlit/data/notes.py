@@ -85,23 +85,17 @@ def load_source(
 
 
 def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:
-    """Read the notes of `medlit predict` that are in no split: one typed note, or a source of their own.
-
-    Raises:
-        UserError: the note is empty, or the source cannot be read.
-    """
+    """Read the notes of `medlit predict` that are in no split: one typed note, or a source of their own."""
     import datasets
 
-    if predict.text is None:
-        try:
-            tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
-        except UserError as error:
-            raise UserError(str(error).replace("data.source", "data.predict.source", 1)) from error
-        return datasets.concatenate_datasets(list(tables.values()))
     try:
+        if predict.text is None:
+            tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
+            return datasets.concatenate_datasets(list(tables.values()))
         text = clean_note(decode_note(sys.stdin.buffer.read()) if predict.text == "-" else predict.text)
     except UserError as error:
-        raise UserError(str(error).replace("data.source", "data.predict.text", 1)) from error
+        key = "source" if predict.text is None else "text"
+        raise UserError(str(error).replace("data.source", f"data.predict.{key}", 1)) from error
     if predict.text != "-" and _is_path(text):
         raise UserError(
             "data.predict.text: this is the name of a file and not a note; give a table of notes as"

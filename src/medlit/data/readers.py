@@ -36,8 +36,7 @@ _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 def read_file(path: Path, columns: Columns) -> Dataset:
     """Read one table; the second time it comes from the Arrow cache, unless the file has changed.
 
-    Raises:
-        UserError: the file cannot be read as a table; names the line or row.
+    The UserError for a file that cannot be read as a table names the line or row.
     """
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")

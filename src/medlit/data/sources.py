@@ -138,8 +138,7 @@ def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     files = sorted(file for file in path.iterdir() if table_name(file)[1] and file.is_file())
     if not files:
         raise UserError(f"data.source: the folder {path} holds no table ({KINDS}).")
-    other = next((file.name for file in files if split_of(table_name(file)[0]) is None), None)
-    if other is not None:
+    if other := next((file.name for file in files if split_of(table_name(file)[0]) is None), None):
         raise UserError(
             f"data.source: in the folder {path} the file {other} names no split; call the files train, validation and"
             " test, or give one file or a glob instead of the folder."

@@ -59,10 +59,9 @@ class NoteSplits:
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
     def label_set(self, source: str) -> LabelSet:
-        """The training split's labels; `source` is `data.source`, for messages.
+        """The training split's labels; a UserError if they are fewer than two, or if another split has a further one.
 
-        Raises:
-            UserError: the training split is missing, has fewer than two labels, or lacks a label of another split.
+        Messages name `source`, which is `data.source`.
         """
         if "train" not in self.notes:
             raise UserError(
@@ -92,11 +91,7 @@ class NoteSplits:
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
-    """Split the tables of `load_source`.
-
-    Raises:
-        UserError: the settings do not fit the source.
-    """
+    """Split the tables of `load_source`; a UserError if the settings do not fit the source."""
     kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
     result = _assignment(pool, given, settings, label_conflicts)
@@ -171,11 +166,7 @@ class DataFingerprint:
 
     @classmethod
     def from_dict(cls, values: object) -> DataFingerprint | None:
-        """Read what `to_dict` gave; None for anything else, as in weights of other tools.
-
-        Raises:
-            UserError: the names are right and a type is not.
-        """
+        """Read what `to_dict` gave; None for other names, as in weights of other tools; a UserError for other types."""
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
         read = cls(**values)

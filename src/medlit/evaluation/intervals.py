@@ -56,7 +56,10 @@ class Resamples:
         # Cells, (1 + S, C): the combinations of true label and the systems' answers that occur. A cell has one label of
         # each system and a kind few cells, so both tables are sparse, or many labels would fill the memory.
         cells, cell = np.unique(np.stack([truth, *answers]), axis=1, return_inverse=True)
-        kinds = _kinds(groups, cell)
+        order = np.lexsort((cell, groups))
+        starts = np.flatnonzero(np.diff(groups[order])) + 1
+        # Kinds: the groups that hold exactly the same cells, and their number.
+        kinds = Counter(tuple(part.tolist()) for part in np.split(cell[order], starts))
         texts = np.array(list(kinds.values()))
         cells_of_kind = _sparse(np.concatenate(list(kinds)), [len(kind) for kind in kinds], cells.shape[1])
         # Label id K, an invalid answer, has no column.
@@ -89,13 +92,6 @@ class Resamples:
 def _sparse(columns: IntArray, of_row: Sequence[int], width: int) -> csr_array:
     """A matrix of ones at these columns, row after row."""
     return csr_array((np.ones(len(columns)), columns, np.cumsum([0, *of_row])), shape=(len(of_row), width))
-
-
-def _kinds(groups: IntArray, cell: IntArray) -> Counter[tuple[int, ...]]:
-    """Count the groups that hold exactly the same cells."""
-    order = np.lexsort((cell, groups))
-    starts = np.flatnonzero(np.diff(groups[order])) + 1
-    return Counter(tuple(part.tolist()) for part in np.split(cell[order], starts))
 
 
 @dataclass(frozen=True)

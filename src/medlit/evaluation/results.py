@@ -119,11 +119,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read a file that `write` wrote.
-
-        Raises:
-            UserError: the file is missing or is not one of medlit's.
-        """
+        """Read a file that `write` wrote; a UserError if it is missing or another file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -144,6 +140,5 @@ class Results:
                 cut_tokens=table["cut_tokens"].to_numpy(),
             )
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
-            ) from error
+            message = f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
+            raise UserError(message) from error

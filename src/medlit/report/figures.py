@@ -129,8 +129,8 @@ def reliability_figure(system: System) -> Figure:
     axes.plot(bins.confidence, bins.accuracy, "o-", color=colour, markeredgecolor="white", markersize=8)
     # A rug plot of the notes' confidence along the axis.
     axes.plot(confidence, np.full(len(confidence), -0.02), "|", color=INK, alpha=0.25, markersize=7, clip_on=False)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence (one stroke per note)", aspect="equal")
-    axes.set(ylabel="accuracy")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axes.set(xlabel="confidence (one stroke per note)", ylabel="accuracy")
     axes.set_title(f"expected calibration error {bins.error:.3f}", fontsize=10)
     return figure
 
@@ -163,9 +163,8 @@ def length_figure(system: System) -> Figure:
     results = system.results
     order = np.argsort(results.tokens, kind="stable")
     bins = [part for part in np.array_split(order, LENGTH_BINS) if len(part)]
-    correct = [int(results.correct[part].sum()) for part in bins]
-    share = np.array([n / len(part) for n, part in zip(correct, bins, strict=True)])
-    low, high = np.array([wilson(n, len(part)) for n, part in zip(correct, bins, strict=True)]).T
+    share = np.array([results.correct[part].mean() for part in bins])
+    low, high = np.array([wilson(int(results.correct[part].sum()), len(part)) for part in bins]).T
     figure, axes = _axes(7.2, 3.6)
     places = np.arange(len(bins))
     axes.bar(places, share, color=ACCENT, alpha=0.25, width=0.72)

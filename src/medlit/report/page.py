@@ -46,11 +46,7 @@ class Section:
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
-    """Write both pages, and return their figures by name; does nothing in a folder without any system's files.
-
-    Raises:
-        UserError: a system's files are damaged.
-    """
+    """Write both pages, and return their figures by name; does nothing in a folder without any system's files."""
     systems, others = comparable(folder)
     if not systems:
         return {}

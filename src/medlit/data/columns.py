@@ -9,12 +9,14 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,6 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
     """Raise a UserError if a named column does not exist, or holds no text where text belongs."""
-    import pyarrow as pa
-
     if require_labels and columns.label is None:
         raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
     names = table.rows.column_names
@@ -68,9 +68,6 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
 
     Labels of a source are all words or all numbers.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
     _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:
@@ -89,9 +86,6 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
 
 def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
     """Raise a UserError if the id column names not every row of a split; refuse or report names that are repeated."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
     for table, rows in given:
         ids = rows.data.column("id")
@@ -126,8 +120,6 @@ def _refuse_rows(
     is_empty: bool = True,  # whether the fault is an empty cell
 ) -> None:
     """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
-    import pyarrow.compute as pc
-
     places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
     if not places:
         return

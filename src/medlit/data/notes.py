@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from medlit.data.cache import cache_folder, cache_key, iter_column
 from medlit.data.columns import check_columns, check_ids, check_rows
@@ -32,7 +34,6 @@ from medlit.data.text_files import decode_note
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 VERSION = 1  # part of the cache's key: raise it when the same table would become different rows
@@ -128,8 +129,6 @@ def hash_text(text: str) -> str:
 
 def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
     """Rows of each label as the table writes it."""
-    import pyarrow.compute as pc
-
     counts = Counter[str]()
     if label is None or label not in table.rows.column_names:
         return counts
@@ -144,7 +143,6 @@ def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
 def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None]) -> Dataset:
     """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
     import datasets
-    import pyarrow as pa
 
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
@@ -188,8 +186,6 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
 
 
 def _without_dropped(rows: Dataset) -> Dataset:
-    import pyarrow.compute as pc
-
     kept = pc.fill_null(pc.not_equal(rows.data.column("specialty"), DROPPED), True).to_numpy()
     return rows if kept.all() else rows.select(np.flatnonzero(kept))
 
@@ -200,8 +196,6 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
     Ids made of texts do not depend on the order of the rows, and so neither does a split; repeats of the same text are
     numbered across splits.
     """
-    import pyarrow.compute as pc
-
     seen = Counter[str]()
     result = dict(tables)
     for split, rows in tables.items():

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
@@ -23,7 +25,6 @@ from medlit.data.stratified_split import Assignment, assign, resolve_kind, share
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
@@ -42,8 +43,6 @@ class NoteSplits:
     @property
     def record(self) -> pa.Table:
         """One row for each row of the source: columns id, split (or why it is in none) and text_hash."""
-        import pyarrow as pa
-
         rows = {"id": self.pool["id"][:], "split": self.assignment.split, "text_hash": self.pool["text_hash"][:]}
         return pa.table(rows, schema=pa.schema([(name, pa.string()) for name in rows]))
 
@@ -84,8 +83,6 @@ class NoteSplits:
 
     def write(self, path: Path) -> None:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
-        import pyarrow.parquet as pq
-
         with atomic_write(path) as temporary:
             pq.write_table(self.record, temporary)
 
@@ -111,9 +108,6 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
 
 def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sizes = sorted(Counter(given).items())
     key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write
 from medlit.errors import UserError
@@ -98,9 +100,6 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write a Parquet file atomically."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         names = [*self.names, None]
         columns = {
             "id": pa.array(self.ids, pa.string()),
@@ -120,9 +119,6 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read a file that `write` wrote; a UserError if it is missing or another file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))

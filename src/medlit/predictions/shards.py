@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write, link_target, read_json, write_json
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding
-from medlit.predictions.table import FORMATS, arrow_schema
+from medlit.predictions.table import FORMATS, SCHEMA
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
     from medlit.data.datamodule import TranscriptionDataModule
@@ -40,6 +42,7 @@ _BATCH = 10_000  # notes
 _TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
 _KEY_FILE = "resume_key.json"
 _LOCK_FILE = ".lock"
+_SCHEMA = SCHEMA.insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source
 
 
 def shard_folder(table: Path) -> Path:
@@ -96,13 +99,10 @@ def remove_shards(table: Path) -> None:
 
 def whole_shards(table: Path) -> list[Path]:
     """The shards that are not damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     whole = []
     for path in find_shards(table):
         try:
-            pq.read_table(path, schema=_shard_schema(), partitioning=None, page_checksum_verification=True)
+            pq.read_table(path, schema=_SCHEMA, partitioning=None, page_checksum_verification=True)
         except (OSError, pa.ArrowException):
             continue
         whole.append(path)
@@ -111,8 +111,6 @@ def whole_shards(table: Path) -> list[Path]:
 
 def answered_rows(shards: Sequence[Path], notes: int) -> npt.NDArray[np.bool_]:
     """Whether each of N notes is in a shard, (N,)."""
-    import pyarrow.parquet as pq
-
     answered = np.zeros(notes, dtype=np.bool_)
     for path in shards:
         answered[pq.read_table(path, columns=["row"], partitioning=None)["row"].to_numpy()] = True
@@ -139,11 +137,8 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Write the rows that are in no shard yet; a UserError if the disk is full or the folder is not writable."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if self._rows:
-            shard = pa.Table.from_pylist(self._rows, schema=_shard_schema())
+            shard = pa.Table.from_pylist(self._rows, schema=_SCHEMA)
             with atomic_write(self._folder / f"{self._prefix}-{self._next:06d}.parquet") as partial:
                 pq.write_table(shard, partial, write_page_checksum=True)
             self._next += 1
@@ -165,10 +160,8 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
     """
     if not shards:
         return
-    import pyarrow.dataset as ds
-
     row = ds.field("row")
-    dataset = ds.dataset(list(map(str, shards)), schema=_shard_schema(), format="parquet")
+    dataset = ds.dataset(list(map(str, shards)), schema=_SCHEMA, format="parquet")
     for start in range(0, notes, rows_per_pass):
         rows = dataset.to_table(filter=(row >= start) & (row < start + rows_per_pass))
         position = rows["row"].to_numpy()
@@ -177,13 +170,6 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
         rows = rows.take(order[is_last])
         for i in range(0, len(rows), _SLICE):
             yield from rows.slice(i, _SLICE).to_pylist()
-
-
-def _shard_schema() -> pa.Schema:
-    """The columns of the table, after each row's position in the source."""
-    import pyarrow as pa
-
-    return arrow_schema().insert(0, pa.field("row", pa.int64()))
 
 
 @dataclass(frozen=True)

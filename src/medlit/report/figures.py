@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
 from medlit.report.systems import System
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LENGTH_BINS = 6
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
@@ -198,9 +196,6 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # else every text's size is measured on a canvas of its own
     axes = figure.add_subplot()

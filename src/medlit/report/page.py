@@ -11,10 +11,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from lightning.pytorch import Trainer, callbacks
+from matplotlib.figure import Figure
 
 from medlit.atomic_io import atomic_write
 from medlit.evaluation.intervals import compare
@@ -22,9 +26,6 @@ from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric,
 from medlit.evaluation.results import Results
 from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FILES = ("report.html", "report.md")
 PAIRS = 10
@@ -186,8 +187,6 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _settings(config: Path) -> str:
     """The settings of a test, without those that Lightning adds and that have Lightning's value."""
-    from lightning.pytorch import Trainer, callbacks
-
     kinds = {"trainer": Trainer, "checkpoint": callbacks.ModelCheckpoint, "early_stopping": callbacks.EarlyStopping}
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     for name, kind in kinds.items():
@@ -198,8 +197,6 @@ def _settings(config: Path) -> str:
 
 
 def _render(name: str, values: dict[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("medlit", "report"),
         autoescape=name.endswith(".html"),
@@ -219,8 +216,6 @@ def _markdown_cell(value: object) -> str:
 
 def _data_uri(figure: Figure) -> str:
     """A figure as part of the page."""
-    import matplotlib as mpl
-
     stream = io.BytesIO()
     # Without a date and random ids, equal figures are equal files.
     with mpl.rc_context({"svg.hashsalt": "medlit"}):

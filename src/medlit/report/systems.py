@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 from medlit._version import __version__
@@ -138,8 +139,6 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     splits, settings = data.splits, data.split
     if splits is None:
         return {}
-    import pandas as pd
-
     columns = {"text": "text_hash", "label": "specialty"}
     parts = {split: splits.notes.get(split) for split in SPLITS}
     tables = {

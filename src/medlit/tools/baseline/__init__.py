@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError, best_effort
@@ -185,10 +188,6 @@ def majority(data: BaselineData) -> System:
 
 def tfidf(data: BaselineData) -> System:
     """TF-IDF of words and word pairs with logistic regression, a strong baseline for long texts with key words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     features, iterations = None, 1000
     if len(data.label_set) > _MANY_LABELS:  # memory and the time of an iteration grow with labels x features
         features, iterations = _MOST_WEIGHTS // len(data.label_set), 50

@@ -47,7 +47,8 @@ class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
-        verb, *self._rest = args
+        verb = self._verb = args[0]
+        self._rest = args[1:]
         validation.check_renamed(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
         super().__init__(
@@ -68,6 +69,8 @@ class MedlitCLI(LightningCLI):
         arguments.add_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        if subcommand != self._verb:  # a full parser takes a fifth of a second
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
         if subcommand == "predict":
@@ -76,7 +79,8 @@ class MedlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that are not settings."""
-        validation.check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
+        # Before parsing, since --print_config ends the process.
+        validation.check_variables({self._verb: self._subcommand_parsers[self._verb]})
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         validation.check_seed(self.config[self.config.subcommand].seed_everything)
 

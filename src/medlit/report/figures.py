@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from medlit.errors import best_effort
 from medlit.evaluation import calibration
@@ -41,13 +42,18 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
     return drawn
 
 
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A drawn figure as an image, (height, width, 3); drawing takes most of a small validation's time."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
 def confusion_figure(results: Results, title: str) -> Figure:
     """Draw true x predicted counts, the last column invalid answers; colour is the share of the true class.
 
     Of more than 60 labels it shows those of the most frequent errors; answers with one of the others have one column.
     """
-    import seaborn
-
     k, (true, answer, _) = len(results.names), results.errors
     frequent = np.argsort(-np.bincount(results.truth, minlength=k), kind="stable")
     first = np.unique([*np.stack([true, answer], axis=1).ravel(), *frequent], return_index=True)[1]
@@ -65,26 +71,21 @@ def confusion_figure(results: Results, title: str) -> Figure:
     size = 0.72 if len(names) <= 20 else 0.4  # inches
     figure, axes = _axes(2.5 + size * len(columns), 2.2 + 0.78 * size * len(names))
     axes.grid(visible=False)
-    seaborn.heatmap(
-        share,
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        linewidths=0.5,
-        linecolor="#dddddd",
-        xticklabels=columns,
-        yticklabels=[f"{name} ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)],
-        cbar_kws={"label": "share of the true specialty's notes", "fraction": 0.6 / size / len(columns), "aspect": 30},
-        ax=axes,
-    )
+    axes.spines[:].set_visible(False)
+    mesh = axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="#dddddd", linewidth=0.5)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
+    notes = zip(names, counts.sum(axis=1), strict=True)
+    axes.set_yticks(np.arange(len(names)) + 0.5, [f"{name} ({n})" for name, n in notes])
+    axes.set(xlim=(0, len(columns)), ylim=(len(names), 0))
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / size / len(columns), aspect=30)
+    bar.set_label("share of the true specialty's notes")
+    bar.outline.set_visible(False)
     for row, column in zip(*np.nonzero(counts), strict=True):  # an empty text in each other cell would take a minute
         colour = "white" if share[row, column] > 0.5 else INK
         number = str(counts[row, column])
         axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", color=colour, in_layout=False)
     axes.axvline(len(names), color="#555555", linewidth=1.5)
     axes.set(xlabel="predicted", ylabel="true (notes)", title=title)
-    axes.tick_params(axis="x", rotation=90)
-    axes.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -196,8 +197,8 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # else every text's size is measured on a canvas of its own
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # otherwise each text's size is measured on a new canvas
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

@@ -29,13 +29,12 @@ from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import untried_family
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.tools.doctor import CONFIG, EXAMPLE, TRIAL, CheckResult
+from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
 MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
 _CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
 _LABELS_NAMED = 3
-SELF_CHECK = "self-check"
 
 
 class _StepTimer(L.Callback):
@@ -172,12 +171,12 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
 def _self_check(cli: DryRunCLI) -> CheckResult:
     """What loading found out about the base model's numbers; it refuses a model that fails."""
     if (model := cli.model.model) is None:
-        cure = "cure what the rows above name, and have the base model's weights here"
-        return CheckResult(SELF_CHECK, "warn", "not checked: the weights are not here or were not loaded", cure)
+        why = "not checked: the weights are not here, or were not loaded"
+        return CheckResult(SELF_CHECK, "warn", why, "first cure what the rows above name")
     again = vars(causal_lm(model))[REPLAY]
     how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
-    found = f"loss and label log-likelihoods are those of the model's own forward pass; {how}"
-    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, [found, untried_family(model)])))
+    found = ["loss and label log-likelihoods are those of the model's own forward pass", how, untried_family(model)]
+    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, found)))
 
 
 def _failure(check: str, error: UserError) -> CheckResult:

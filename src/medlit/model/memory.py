@@ -60,14 +60,16 @@ class ModelDimensions(NamedTuple):
 
 
 def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transformers' configurations share no typed base for these
-    """Read a transformers configuration."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Read a transformers configuration, the text decoder's of a model of several modalities."""
+    config = config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1  # none in a model without attention
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelDimensions(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        queries=config.num_attention_heads * width,
-        keys=config.num_key_value_heads * width,
-        inner=config.intermediate_size,
+        queries=heads * width,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         vocabulary=config.vocab_size,
     )
 
@@ -138,11 +140,11 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A base model on the meta device, without allocating or reading; ValueError if transformers has none for it."""
+    """A base model's text part on the meta device, without reading; ValueError if transformers has none for it."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True))
     return model
 
 

@@ -20,7 +20,7 @@ from medlit._version import __version__
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Batch, Prompts
-from medlit.errors import UserError
+from medlit.errors import WrongNumbersError
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
@@ -38,7 +38,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
     """Choose how prompts are continued, and refuse a model whose numbers medlit does not reproduce.
 
     Raises:
-        UserError: losses or log-likelihoods differ from the model's own by more than rounding.
+        WrongNumbersError: losses or log-likelihoods differ from the model's own by more than rounding.
     """
     inner = causal_lm(model)
     record = cache_dir() / "checked" / f"{_key(inner, language_model)}.json"
@@ -55,7 +55,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         if not fault:
             break
     if fault:
-        raise UserError(
+        raise WrongNumbersError(
             f"model.language_model.base_model: medlit does not reproduce the numbers of {language_model.base_model}"
             f" ({type(inner).__name__}): {fault}; choose another base model."
         )

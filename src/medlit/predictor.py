@@ -26,7 +26,7 @@ from medlit.base_model import load_tokenizer
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.notes import clean_note
-from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
+from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
@@ -63,7 +63,7 @@ class SpecialtyPredictor:
     """
 
     _model: nn.Module
-    _prompt: AlpacaPrompt
+    _prompt: NotePrompt
     _label_set: LabelSet
     _decoding: Decoding
     _temperature: float | None
@@ -127,6 +127,7 @@ class SpecialtyPredictor:
         inference = metadata.inference or _default_inference(file)
         length, in_4bit = max_length or inference.max_length, inference.load_in_4bit
         language_model = LanguageModel(metadata.base_model, metadata.revision, length, in_4bit, inference.dtype)
+        language_model.prompt_format = metadata.prompt_format
         try:
             lora = Lora(**metadata.lora)
         except TypeError as error:
@@ -137,7 +138,8 @@ class SpecialtyPredictor:
         ours = AdapterMetadata.of(language_model, lora, label_set, instruction)
         check_metadata(ours, metadata, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
-        prompt = AlpacaPrompt(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
+        kind = PROMPTS[language_model.prompt_format]
+        prompt = kind(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         temperature = metadata.temperatures.get(decoding_key(decoding))

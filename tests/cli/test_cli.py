@@ -469,6 +469,62 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     assert ours == theirs
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, llama: Path) -> tuple[Path, Path]:
+    """The tiny model with a chat template, and the run folder of a fit with it."""
+    from medlit.cli.cli import main
+
+    folder = tmp_path_factory.mktemp("chat")
+    shutil.copytree(llama, base := folder / "base")
+    turns = "{% for m in messages %}{{ '<s>' + m.role + '\\n' + m.content + '</s>' }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
+    (base / "chat_template.jinja").write_text(template)
+    names = ["--model.language_model.base_model", str(base), "--model.language_model.prompt_format", "chat"]
+    steps = ["--trainer.max_steps", "4", "--run_dir", str(folder / "run")]
+    main(["fit", "--config", str(tiny_config), *names, *steps])
+    return base, folder / "run"
+
+
+def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
+    medlit: Medlit, chat: tuple[Path, Path], tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medlit import SpecialtyPredictor
+
+    base, run = chat
+    monkeypatch.chdir(tmp_path)
+    metadata = json.loads((run / "adapter" / "medlit.json").read_text())
+    text = "<s>user\n{instruction}\n{transcription}</s><s>assistant\n{specialty}</s>"
+    assert (metadata["prompt"], metadata["template"]) == ("chat-1", text)
+    command = ["--config", tiny_config, "--model.language_model.base_model", base]
+    output = ["--data.predict.source", "test", "--output", tmp_path / "all.csv", "--model.decoding.mode", "likelihood"]
+    predicted = medlit("predict", *command, "--model.adapter", run / "adapter", *output)
+    assert predicted.code == 0, predicted.err
+    given = notes()["test"]
+    ours = SpecialtyPredictor.load(run, device="cpu").predict([row["transcription"] for row in given])
+    with (tmp_path / "all.csv").open(newline="") as file:
+        theirs = {row["id"]: row for row in csv.DictReader(file)}
+    for row, one in zip(given, ours, strict=True):
+        assert theirs[row["id"]]["answer"] == one.answer
+        assert float(theirs[row["id"]]["probability"]) == pytest.approx(one.probability, abs=1e-4)
+    for flags in (["--model.adapter", run / "adapter"], ["--ckpt_path", run / "checkpoints" / "best.ckpt"]):
+        refused = medlit("test", *command, *flags, "--model.language_model.prompt_format", "alpaca")
+        assert refused.code == 2
+        assert "was trained with 'chat' and the config says 'alpaca'" in refused.err
+
+
+@pytest.mark.slow
+def test_the_export_of_a_chat_is_verified_with_the_chat(
+    medlit: Medlit, chat: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exported = medlit("export", "--run_dir", chat[1], "--to", "merged", "--output", tmp_path / "merged")
+    assert exported.code == 0, exported.err
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "\nthe note" not in card
+    assert "\n<the note></s><s>assistant\n<the specialty></s>\n" in card
+    assert "### Response:" not in card
+
+
 def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

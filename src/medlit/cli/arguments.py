@@ -41,7 +41,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])
-    for name in ("base_model", "revision", "max_length"):
+    for name in ("base_model", "revision", "max_length", "prompt_format"):
         parser.link_arguments(f"model.language_model.{name}", f"data.tokenizer.{name}")
     for name in ("instruction", "mask_prompt", "max_response_tokens"):
         parser.link_arguments(f"data.{name}", f"model.{name}")

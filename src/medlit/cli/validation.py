@@ -26,7 +26,7 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import Lora
+from medlit.model.settings import LanguageModel, Lora
 
 ENV_PREFIX = "MEDLIT"
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  #
 
 
 def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa: ANN401 - as above
-    """Take base model and LoRA settings from `model.adapter` where the user left the defaults.
+    """Take base model, LoRA settings and prompt format from `model.adapter` where the user left the defaults.
 
     A flag, a variable, or a config's value other than the default is the user's and must agree with the adapter, or a
     UserError is raised.
@@ -139,18 +139,23 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
     if is_default and base and not is_same_model(BUILTIN, base):
         model.base_model = base
         adopted.append(f"model.language_model.base_model {base}")
-    read_metadata(folder, model.base_model)  # refuses another base model
+    metadata = read_metadata(folder, model.base_model)  # refuses another base model
     if model.base_model == base:
         model.revision = model.revision or revision
-    config.data.tokenizer.base_model, config.data.tokenizer.revision = model.base_model, model.revision
     ours, defaults = Lora(**config.model.lora.as_dict()).structure(), Lora().structure()
-    for name in sorted(ours.keys() & theirs.keys()):
-        key, mine, other = f"model.lora.{name}", ours[name], theirs[name]
-        if mine != other and (key in stated or mine != defaults[name]):
+    shared = sorted(ours.keys() & theirs.keys())
+    compared = {f"model.lora.{name}": (ours[name], theirs[name], defaults[name]) for name in shared}
+    if metadata is not None:
+        settings = (model.prompt_format, metadata.prompt_format, LanguageModel().prompt_format)
+        compared["model.language_model.prompt_format"] = settings
+    for key, (mine, other, default) in compared.items():
+        if mine != other and (key in stated or mine != default):
             differing.append(f"{key}: the adapter {folder} was trained with {other!r} and the config says {mine!r}")
         elif mine != other:
             adopted.append(f"{key} {other}")
-            config.model.lora[name] = other
+            config[key] = other
+    for name in ("base_model", "revision", "prompt_format"):
+        config.data.tokenizer[name] = model[name]
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:

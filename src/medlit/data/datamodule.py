@@ -14,7 +14,7 @@ from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
-from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
+from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
 from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class TranscriptionDataModule(L.LightningDataModule):
-    """Reads notes, splits them, puts each into an Alpaca prompt and batches the token ids.
+    """Reads notes, splits them, puts each into a prompt and batches the token ids.
 
     Args:
         source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
@@ -84,10 +84,11 @@ class TranscriptionDataModule(L.LightningDataModule):
         self._trained_steps = 0
 
     @cached_property
-    def prompt(self) -> AlpacaPrompt:
+    def prompt(self) -> NotePrompt:
         """The prompt; its tokenizer is loaded on first use."""
-        tokenizer = load_tokenizer(self.tokenizer.base_model, self.tokenizer.revision)
-        return AlpacaPrompt(tokenizer, self.instruction, self.tokenizer.max_length, self.max_response_tokens)
+        of = self.tokenizer
+        tokenizer = load_tokenizer(of.base_model, of.revision)
+        return PROMPTS[of.prompt_format](tokenizer, self.instruction, of.max_length, self.max_response_tokens)
 
     @cached_property
     def collator(self) -> Collator:

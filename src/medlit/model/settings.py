@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 from medlit.base_model import BUILTIN
+from medlit.data.prompt import PromptFormat
 from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
@@ -46,6 +47,8 @@ class LanguageModel:
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
         memory_budget_gib: most GPU memory, in GiB, that gradient_checkpointing 'auto' fills; null: what is free.
+        prompt_format: 'alpaca' puts instruction and note into the Alpaca prompt, 'chat' into a user's turn of the base
+            model's own chat template, without thinking.
     """
 
     base_model: str = BUILTIN
@@ -55,6 +58,7 @@ class LanguageModel:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "none"] = "auto"
     memory_budget_gib: PositiveNumber | None = None
+    prompt_format: PromptFormat = "alpaca"
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type

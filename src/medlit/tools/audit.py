@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from medlit.data.prompt import AlpacaPrompt
+    from medlit.data.prompt import NotePrompt
 
 EXIT_OVER_LIMIT = 3
 # Limit -> (its default, None for no limit; the notes whose share is limited).
@@ -96,7 +96,7 @@ def run(args: Sequence[str]) -> int:
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
-def _count_tokens(prompt: AlpacaPrompt, transcriptions: list[str]) -> list[int]:
+def _count_tokens(prompt: NotePrompt, transcriptions: list[str]) -> list[int]:
     """Tokens of each transcription, including those that would be cut."""
     template = len(prompt.header) + len(prompt.footer)
     return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]

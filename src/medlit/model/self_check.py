@@ -85,11 +85,13 @@ def _fault(model: nn.Module, max_length: int) -> str:
     inner = causal_lm(model)
     # Lightning builds models within their device's context; what is made here is moved there where it is needed.
     with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
-        plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
         try:
+            plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
             ours = _log_likelihoods(model, prompts, labels)
             loss = loss_sum(model, _batch(prompts, labels[0], inner.device))
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
             _log.debug("%s", error, exc_info=True)
             return f"labels cannot be scored ({type(error).__name__})"
     compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]

@@ -131,7 +131,7 @@ def has_dropout(model: nn.Module) -> bool:
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of the text decoder that LoRA adapts as intended, by their full names.
 
-    Left out are routers, experts and what PEFT takes for their names, and layers whose weight their module reads by
+    Left out are routers, which choose without a gradient, experts and what PEFT takes for their names, and layers whose weight their module reads by
     itself, past an adapter, as Mamba's kernels do.
     """
     inside = {part for layer in decoder_layers(model) for part in layer.modules()}
@@ -141,7 +141,7 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, part in parts.items():
         owner, _, leaf = name.rpartition(".")
         if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):
-            routes = "router" in name or (leaf.endswith("gate") and hasattr(parts[owner], "experts"))
+            routes = re.search("router|indexer", name) or (leaf.endswith("gate") and hasattr(parts[owner], "experts"))
             expert = ".experts." in name or (mixture and leaf in _EXPERT_LAYERS)
             if not routes and not expert and not _reads_weight(type(parts[owner]), leaf):
                 found[name] = part
@@ -155,7 +155,7 @@ def _reads_weight(owner: type, leaf: str) -> bool:
         source = "".join(inspect.getsource(each) for each in owner.__mro__ if each not in nn.Module.__mro__)
     except (OSError, TypeError):
         return False
-    return re.search(rf"self\.{leaf}\.weight\b(?!\.(dtype|device|shape))", source) is not None
+    return re.search(rf"self\.{leaf}\.weight\b(?!\.(dtype|device|shape)|\[)", source) is not None
 
 
 def fit_targets(model: nn.Module, lora: Lora) -> Lora:
@@ -166,7 +166,8 @@ def fit_targets(model: nn.Module, lora: Lora) -> Lora:
     """
     layers = adaptable_layers(model)
     own = sorted({name.rpartition(".")[2] for name in layers})
-    if own and lora.target_modules == list(TARGET_MODULES) and not set(TARGET_MODULES).issubset(own):
+    default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
+    if default and own and not set(TARGET_MODULES).issubset(own):
         lora = replace(lora, target_modules=own)
     if isinstance(targets := lora.target_modules, str):
         given = [("target_modules", targets, targets)]
@@ -293,7 +294,9 @@ class _Head:
         plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
         if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
             return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
-        return self._head(hidden.to(weight.dtype)).float()  # type: ignore[no-any-return]
+        if weight.is_floating_point():  # not quantised
+            hidden = hidden.to(weight.dtype)
+        return self._head(hidden).float()  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._head, name)

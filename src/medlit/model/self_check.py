@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,9 +70,11 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
     versions = [__version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
-    return cache_key(
-        versions, device, str(inner.dtype), language_model, json.dumps(inner.config.to_dict(), default=str)
-    )
+    # What medlit computes follows from code and configuration; other weights can still show another fault.
+    files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
+    weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    config = json.dumps(inner.config.to_dict(), default=str)
+    return cache_key(versions, device, str(inner.dtype), language_model, weights, config)
 
 
 def _fault(model: nn.Module, max_length: int) -> str:

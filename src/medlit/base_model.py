@@ -107,9 +107,8 @@ def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: A
     try:
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:
-        if isinstance(error, OSError) and not Path(where).is_dir():
-            raise missing(base_model, revision) from error
-        raise unreadable(base_model, error) from error
+        is_absent = isinstance(error, OSError) and not Path(where).is_dir()
+        raise missing(base_model, revision) if is_absent else unreadable(base_model, error) from error
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -199,16 +199,16 @@ def test_nothing_but_the_text_decoder_is_adapted() -> None:
 
 
 def test_a_text_part_inside_another_model() -> None:
+    from transformers import Gemma3Config
+
     model: Any = tiny_multimodal()
     assert loaded_part(model.config) is model.config, "Mistral has no class of its own for Mistral 3"
     assert footprint(model.config, 0, 0).layers == 4
     assert {name for name, _ in skeleton(model.config).named_parameters()} == {
         name for name, _ in model.named_parameters()
     }
-    config = tiny_model("gemma3_text").config
-    from transformers import Gemma3Config
-
-    nested = Gemma3Config(text_config=config.to_dict())  # type: ignore[operator]
+    text: Any = tiny_model("gemma3_text").config
+    nested = Gemma3Config(text_config=text.to_dict())
     assert loaded_part(nested).model_type == "gemma3_text"
     assert load_options(nested, on_gpu=True) == {"text_only": True}
 

@@ -10,6 +10,7 @@ recomputes, reached 5,800.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import re
@@ -68,11 +69,12 @@ def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     text = config.get_text_config(decoder=True)
-    is_family = text is not config and text.model_type.startswith(config.model_type)
-    if is_family and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    has_encoder = any(getattr(each, "is_encoder_decoder", False) for each in (config, text))
+    is_part = text is not config and text.model_type.startswith(config.model_type)
+    if is_part and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and not has_encoder:
         return text
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
-    if not known or any(getattr(each, "is_encoder_decoder", False) for each in (config, text)):
+    if has_encoder or not known:
         raise UserError(
             f"model.language_model.base_model: {config.model_type!r} models are not decoders that generate text; choose"
             " a causal language model."
@@ -131,7 +133,7 @@ def has_dropout(model: nn.Module) -> bool:
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of the text decoder that LoRA adapts as intended, by their full names.
 
-    Left out are routers, which choose without a gradient, experts and what PEFT takes for their names, and layers whose weight their module reads by
+    Left out are routers, experts and what PEFT takes for their names, and layers whose weight their module reads by
     itself, past an adapter, as Mamba's kernels do.
     """
     inside = {part for layer in decoder_layers(model) for part in layer.modules()}
@@ -169,22 +171,19 @@ def fit_targets(model: nn.Module, lora: Lora) -> Lora:
     default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
     if default and own and not set(TARGET_MODULES).issubset(own):
         lora = replace(lora, target_modules=own)
-    if isinstance(targets := lora.target_modules, str):
-        given = [("target_modules", targets, targets)]
-    else:
-        given = [("target_modules", text, rf"(.*\.)?{re.escape(text)}") for text in targets]
+    named = isinstance(targets := lora.target_modules, list)
+    given = [("target_modules", text, rf"(.*\.)?{re.escape(text)}") for text in targets if named]
+    given += [] if named else [("target_modules", str(targets), str(targets))]
     for setting in ("rank_pattern", "alpha_pattern"):
         given += [(setting, text, rf"(.*\.)?({text})") for text in getattr(lora, setting)]
     for setting, text, pattern in given:
-        try:
-            fits = any(re.fullmatch(pattern, name) for name in layers)
-        except re.error:
-            fits = False
-        if not fits:
-            raise UserError(
-                f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
-                f" {', '.join(own) or 'none'}."
-            )
+        with contextlib.suppress(re.error):
+            if any(re.fullmatch(pattern, name) for name in layers):
+                continue
+        raise UserError(
+            f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
+            f" {', '.join(own) or 'none'}."
+        )
     count = len(decoder_layers(model))
     if lora.layers_to_transform and max(lora.layers_to_transform) >= count:
         raise UserError(f"model.lora.layers_to_transform: the base model has {count} layers, from 0 to {count - 1}.")
@@ -204,14 +203,14 @@ def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
     """The settings `target_modules` and `layers_to_transform` for PEFT: a pattern where it would adapt other layers."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    chosen, places = target_layers(model, lora), dict[tuple[str, str], list[str]]()
+    chosen, layers = target_layers(model, lora), lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
     if theirs == chosen.keys():
-        return {"target_modules": lora.target_modules, "layers_to_transform": lora.layers_to_transform}
-    for name in chosen:
-        before, number, after = _NUMBERED.match(name).groups()  # type: ignore[union-attr]
-        places.setdefault((before, after), []).append(number)
-    pattern = "|".join(rf"{re.escape(a)}({'|'.join(numbers)}){re.escape(b)}" for (a, b), numbers in places.items())
+        listed = isinstance(lora.target_modules, list)  # PEFT takes numbers of layers with a list alone
+        return {"target_modules": lora.target_modules, "layers_to_transform": layers if listed else None}
+    number = f"({'|'.join(map(str, layers))})" if layers else r"\d+"
+    places = dict.fromkeys(_NUMBERED.match(name).group(1, 3) for name in chosen)  # type: ignore[union-attr]
+    pattern = "|".join(f"{re.escape(before)}{number}{re.escape(after)}" for before, after in places)
     return {"target_modules": pattern, "layers_to_transform": None}
 
 

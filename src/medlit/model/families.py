@@ -200,18 +200,18 @@ def target_layers(model: nn.Module, lora: Lora) -> dict[str, nn.Module]:
 
 
 def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
-    """The settings `target_modules` and `layers_to_transform` for PEFT: a pattern where it would adapt other layers."""
+    """Which layers PEFT adapts, in its settings; a pattern where it would adapt others by the same names."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    chosen, layers = target_layers(model, lora), lora.layers_to_transform
+    chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
-    if theirs == chosen.keys():
-        listed = isinstance(lora.target_modules, list)  # PEFT takes numbers of layers with a list alone
-        return {"target_modules": lora.target_modules, "layers_to_transform": layers if listed else None}
-    number = f"({'|'.join(map(str, layers))})" if layers else r"\d+"
-    places = dict.fromkeys(_NUMBERED.match(name).group(1, 3) for name in chosen)  # type: ignore[union-attr]
-    pattern = "|".join(f"{re.escape(before)}{number}{re.escape(after)}" for before, after in places)
-    return {"target_modules": pattern, "layers_to_transform": None}
+    if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
+        number = f"({'|'.join(map(str, layers))})" if layers else r"\d+"
+        places = dict.fromkeys(_NUMBERED.match(name).group(1, 3) for name in chosen)  # type: ignore[union-attr]
+        targets = "|".join(f"{re.escape(before)}{number}{re.escape(after)}" for before, after in places)
+        layers = None
+    turned = any(isinstance(part, Conv1D) for part in chosen.values())
+    return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
 
 
 def sliding_window(model: nn.Module) -> int | None:

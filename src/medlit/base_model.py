@@ -119,7 +119,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    embedded: int = read_config(base_model, revision).get_text_config(decoder=True).vocab_size
+    embedded = getattr(read_config(base_model, revision).get_text_config(decoder=True), "vocab_size", 0)
     where, safe = resolve(base_model), {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **safe)

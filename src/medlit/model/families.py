@@ -106,7 +106,8 @@ def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN40
 
 def body(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
     """The transformer below the output head, whatever its class calls it."""
-    return causal_lm(model).base_model
+    inner = causal_lm(model)
+    return inner.get_decoder() if inner.base_model is inner else inner.base_model  # Llama 4 names no base model
 
 
 def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
@@ -274,9 +275,8 @@ class _HeadOnly:
     """A causal language model as its `forward` sees it, with a body that returns given hidden states, (1, n, D)."""
 
     def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
-        head = inner.get_output_embeddings()
-        name = next(name for name, module in inner.named_children() if module is head)
-        vars(self).update({"_inner": inner, inner.base_model_prefix: _Body(hidden), name: _Head(head)})
+        names, head = {part: name for name, part in inner.named_children()}, inner.get_output_embeddings()
+        vars(self).update({"_inner": inner, names[body(inner)]: _Body(hidden), names[head]: _Head(head)})
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._inner, name)

@@ -40,7 +40,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)
-    with _load_errors(language_model):
+    with _load_errors(language_model) as missing_weights:
         skeleton = memory.skeleton(config)
         if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
             lora, names = fitted, ", ".join(fitted.target_modules)
@@ -60,6 +60,11 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             trust_remote_code=False,
             **load_options(config, on_gpu=device.type == "cuda"),
         )
+        if missing_weights:
+            raise UserError(
+                f"model.language_model.base_model: {language_model.base_model} lacks weights of its own architecture,"
+                " which would be random numbers; choose another base model or download it again."
+            )
         _check_loaded(model, language_model)
         if lora is not None:
             if lora.loftq:
@@ -89,35 +94,36 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
 
 @contextlib.contextmanager
-def _load_errors(language_model: LanguageModel) -> Iterator[None]:
-    """Say in one sentence why a base model does not load, or loads in part."""
-    name, output, reports = language_model.base_model, io.StringIO(), []
+def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
+    """Say in one sentence why a base model does not load; gives transformers' reports of weights that are missing."""
+    name, output, reports = language_model.base_model, io.StringIO(), list[str]()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if is_report := "MISSING" in (text := record.getMessage()):
+            reports.append(text)
+        return not is_report
+
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.filters.insert(0, watch := lambda record: reports.append(record.getMessage()) or True)  # type: ignore[func-returns-value]
+    logger.filters.insert(0, keep)
     try:
         # Unsloth prints a banner to standard output, which is for predictions.
         with contextlib.redirect_stdout(output):
-            yield
+            yield reports
     except (SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"model.language_model.base_model: the weights of {name} are truncated, damaged, or mixed with code;"
             " download or copy them again."
         ) from error
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, ImportError) as error:
-        if isinstance(error, UserError | torch.cuda.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         if isinstance(error, OSError) or "No config file found" in str(error) or "offline" in str(error).lower():
             raise missing(name, language_model.revision) from error
         raise unreadable(name, error) from error
     finally:
-        logger.removeFilter(watch)
+        logger.removeFilter(keep)
         for line in filter(str.strip, output.getvalue().splitlines()):
             _log.debug(line)
-    if any("MISSING" in report for report in reports):
-        raise UserError(
-            f"model.language_model.base_model: {name} lacks weights of its own architecture, which would be random"
-            " numbers; choose another base model or download it again."
-        )
 
 
 def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> None:

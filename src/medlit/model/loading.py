@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 
@@ -44,7 +45,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         skeleton = memory.skeleton(config)
         if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
             lora, names = fitted, ", ".join(fitted.target_modules)
-            _log.info("The default model.lora.target_modules do not fit the base model; its own are adapted: %s", names)
+            rank_zero_info(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
         _check_memory(language_model, config, skeleton, device)
         model, _ = FastLanguageModel.from_pretrained(
             resolve(language_model.base_model),
@@ -84,8 +85,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
                 ends = {"all": ".bias", "lora_only": ".base_layer.bias"}
                 if lora.bias in ends and name.endswith(ends[lora.bias]):
                     parameter.requires_grad_(True)
-            parts = causal_lm(model).named_modules()
-            if wrong := chosen ^ {name for name, part in parts if isinstance(part, BaseTunerLayer)}:
+            adapted = {n for n, part in causal_lm(model).named_modules() if isinstance(part, BaseTunerLayer)}
+            if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
     if device.type == "cuda":
         enable_packing(model, language_model.max_length)

@@ -41,7 +41,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)
-    with _load_errors(language_model) as missing_weights:
+    with _load_errors(language_model) as reports:
         skeleton = memory.skeleton(config)
         if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
             lora, names = fitted, ", ".join(fitted.target_modules)
@@ -61,11 +61,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             trust_remote_code=False,
             **load_options(config, on_gpu=device.type == "cuda"),
         )
-        if missing_weights:
-            raise UserError(
-                f"model.language_model.base_model: {language_model.base_model} lacks weights of its own architecture,"
-                " which would be random numbers; choose another base model or download it again."
-            )
+        if reports:
+            raise ValueError(reports[0])
         _check_loaded(model, language_model)
         if lora is not None:
             if lora.loftq:
@@ -96,11 +93,12 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
 @contextlib.contextmanager
 def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
-    """Say in one sentence why a base model does not load; gives transformers' reports of weights that are missing."""
+    """Say in one sentence why a base model does not load; gives transformers' reports of weights that do not fit."""
     name, output, reports = language_model.base_model, io.StringIO(), list[str]()
 
     def keep(record: logging.LogRecord) -> bool:
-        if is_report := "MISSING" in (text := record.getMessage()):
+        text = record.getMessage()
+        if is_report := "MISSING" in text or "MISMATCH" in text:
             reports.append(text)
         return not is_report
 
@@ -120,6 +118,11 @@ def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
             raise
         if isinstance(error, OSError) or "No config file found" in str(error) or "offline" in str(error).lower():
             raise missing(name, language_model.revision) from error
+        if reports:
+            raise UserError(
+                f"model.language_model.base_model: {name} lacks weights of its own architecture, or has them in another"
+                " shape, and random numbers would take their place; choose another base model or download it again."
+            ) from error
         raise unreadable(name, error) from error
     finally:
         logger.removeFilter(keep)

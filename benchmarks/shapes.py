@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Real notes: median 683 tokens of prompt and answer, 4 % at the cut, mean 779.
 MEDIAN, SIGMA, CUT = 6.5265, 0.57, 1800  # of the logarithm, of the logarithm, tokens
@@ -83,24 +83,30 @@ def llama_config(size: str) -> LlamaConfig:
 
 
 def write_llama_8b(folder: Path) -> Path:
-    """Write the 8B's weights and the tokenizer; returns the folder.
+    """Write the 8B's weights and the tokenizer; returns the folder."""
+    return write_model(folder, llama_config("8B"))
+
+
+def write_model(folder: Path, config: PreTrainedConfig) -> Path:
+    """Write random bfloat16 weights of any model's shape, drawn on the GPU, and Llama's tokenizer; returns the folder.
 
     What a layer adds to the residual stream is scaled by 1 / sqrt(2 x layers), as GPT-2 begins (Radford 2019), and the
-    embedding is of size 1. With every matrix alike, bfloat16 rounding alone is 17 % of the adapter's gradient (measured
-    on a narrow model of 32 layers against float32), and no two ways of computing it could be compared; so it is 3 %.
+    embedding is of size 1 if the head has separate weights. With every matrix alike, bfloat16 rounding alone is 17 %
+    of the adapter's gradient (measured on a narrow model of 32 layers against float32), and no two ways of computing it
+    could be compared; so it is 3 %.
     """
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     llama_tokenizer().save_pretrained(folder)
-    config = llama_config("8B")
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     with torch.no_grad():
-        model.model.embed_tokens.weight.div_(config.initializer_range)
-        for layer in model.model.layers:
-            for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+        if not config.tie_word_embeddings:
+            model.get_input_embeddings().weight.div_(config.initializer_range)
+        for name, matrix in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
                 matrix.div_((2 * config.num_hidden_layers) ** 0.5)
     model.save_pretrained(folder)
     del model

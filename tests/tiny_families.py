@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from medlit.data.collate import Batch, Prompts
+
 VOCABULARY, WINDOW = 320, 8
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -81,3 +83,25 @@ def tiny_model(family: str) -> nn.Module:
             if parameter.dim() > 1 and parameter.std() < 0.15:
                 parameter.normal_(std=0.2)
     return model
+
+
+def left_padded(prompts: list[list[int]]) -> Prompts:
+    """A batch of prompts to answer."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return Prompts(ids, mask, list(range(len(prompts))), [""] * len(prompts), [0] * len(prompts))
+
+
+def right_padded(prompts: list[list[int]], label: list[int]) -> Batch:
+    """A batch for the loss: each prompt with the same answer."""
+    rows = [prompt + label for prompt in prompts]
+    width = max(map(len, rows))
+    return Batch(
+        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        torch.tensor([row * width + len(p) - 1 + i for row, p in enumerate(prompts) for i in range(len(label))]),
+        torch.tensor(label * len(prompts)),
+        [len(row) for row in rows],
+        len(label) * len(prompts),
+        [""] * len(prompts),
+    )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from fakes import randomise_adapter
-from tiny_families import FAMILIES, VOCABULARY, WINDOW, tiny_model, tiny_multimodal
+from tiny_families import FAMILIES, VOCABULARY, WINDOW, left_padded, right_padded, tiny_model, tiny_multimodal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medlit.data.collate import Batch, Prompts
+from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.decoding.kv_cache import Replay, read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
@@ -50,13 +50,6 @@ def made_prompts() -> list[list[int]]:
     return [torch.randint(30, VOCABULARY - 10, (length,), generator=draw).tolist() for length in LENGTHS]
 
 
-def left_padded(prompts: list[list[int]]) -> Prompts:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return Prompts(ids, mask, list(range(len(prompts))), [""] * len(prompts), [0] * len(prompts))
-
-
 def plain(model: nn.Module, ids: list[int]) -> Tensor:
     """Log-probabilities of the next token after each one by the model's own forward, (T, V)."""
     return causal_lm(model)(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=-1)
@@ -86,16 +79,7 @@ def test_labels_are_as_likely_as_in_plain_forwards(model: nn.Module) -> None:
 
 def test_the_loss_and_its_gradient_are_those_of_plain_forwards(model: nn.Module) -> None:
     prompts, label = made_prompts(), LABELS[0]
-    rows = [prompt + label for prompt in prompts]
-    width = max(map(len, rows))
-    batch = Batch(
-        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
-        torch.tensor([row * width + len(p) - 1 + i for row, p in enumerate(prompts) for i in range(len(label))]),
-        torch.tensor(label * len(prompts)),
-        [len(row) for row in rows],
-        len(label) * len(prompts),
-        [""] * len(prompts),
-    )
+    batch = right_padded(prompts, label)
     weight = next(p for p in model.parameters() if p.dim() == 1)
     theirs = -torch.stack([label_nats(model, prompt, label) for prompt in prompts]).sum()
     ours = loss_sum(model, batch)

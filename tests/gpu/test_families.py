@@ -1,0 +1,200 @@
+"""Eight layers of each family's real width in 4 bits: medlit's numbers beside plain transformers, and a short fit.
+
+LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_families.py -k qwen3
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare import far, last_checkpoint, scalars
+from shapes import write_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+CONFIG = Path(__file__).parents[2] / "configs" / "llama31_8b.yaml"
+STEPS, STOP = 4, 2
+_COMMON = {
+    "vocab_size": 128256,
+    "num_hidden_layers": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+    "pad_token_id": 128255,
+    "tie_word_embeddings": False,
+    "sliding_window": 512,  # shorter than most notes, so that it shows
+    "dtype": "bfloat16",
+}
+
+
+def _shape(model_type: str, hidden: int, inner: int, heads: int, **rest: Any) -> dict[str, Any]:  # noqa: ANN401
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads}
+    return {**_COMMON, "model_type": model_type, **sizes, **rest}
+
+
+_MIXED = {"layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 2, "head_dim": 256}
+FAMILIES = {
+    "mistral": _shape("mistral", 4096, 14336, 32),
+    "mistral_nemo": _shape("mistral", 5120, 14336, 32, sliding_window=None),
+    "qwen2": _shape("qwen2", 3584, 18944, 28, num_key_value_heads=4),
+    "qwen3": _shape("qwen3", 4096, 12288, 32),
+    "phi3": _shape("phi3", 3072, 8192, 32, num_key_value_heads=32),
+    "gemma2": _shape("gemma2", 3584, 14336, 16, **_MIXED, tie_word_embeddings=True),
+    "gemma3": _shape("gemma3_text", 2560, 10240, 8, **_MIXED, num_key_value_heads=4, tie_word_embeddings=True),
+    "granite": _shape(
+        "granite", 4096, 12800, 32, logits_scaling=16.0, attention_multiplier=0.0078125, residual_multiplier=0.22
+    ),
+    "smollm3": _shape("smollm3", 2048, 11008, 16, num_key_value_heads=4),
+}
+# Two labels that share a token, after a short prompt, one around the window and one of nearly the greatest length.
+LENGTHS, LABELS = (5, 510, 1900), [[1011, 1012, 1013, 128009], [1011, 1014, 128009], [1020, 128009]]
+# Stock transformers and PEFT, in a process that Unsloth has not patched: log-likelihoods, and the gradient of the loss.
+CONTROL = """
+import json, sys
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+base, adapter, data, out = sys.argv[1:]
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                         bnb_4bit_compute_dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(
+    base, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": "cuda"}, attn_implementation="eager")
+model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+prompts, labels = json.load(open(data))
+def nats(prompt, label):
+    ids = torch.tensor([prompt + label], device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        rows = model(input_ids=ids, use_cache=False).logits[0, -len(label) - 1 : -1].float().log_softmax(-1)
+    return rows.gather(1, ids[0, -len(label):, None]).sum()
+with torch.no_grad():
+    found = torch.stack([torch.stack([nats(prompt, label) for label in labels]) for prompt in prompts])
+for prompt in prompts:
+    (-nats(prompt, labels[0])).backward()
+gradient = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+save_file({**gradient, "nats": found.float().cpu()}, out)
+"""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from medlit.unsloth_first import import_unsloth
+
+    import_unsloth()
+    from transformers import CONFIG_MAPPING
+
+    settings = dict(FAMILIES[request.param])
+    config = CONFIG_MAPPING[settings.pop("model_type")]
+    fields = config.__dataclass_fields__
+    return write_model(
+        tmp_path_factory.mktemp(request.param), config(**{n: v for n, v in settings.items() if n in fields})
+    )
+
+
+def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from tiny_families import left_padded, right_padded
+
+    from medlit.model.decoding.kv_cache import read_prompts
+    from medlit.model.decoding.likelihood import LabelScorer
+    from medlit.model.decoding.trie import TokenTrie
+    from medlit.model.language_model import at_default_precision, inference_mode, loss_sum, train_mode
+    from medlit.model.loading import load_model
+    from medlit.model.settings import LanguageModel, Lora
+
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(1100, 100_000, (length,), generator=draw).tolist() for length in LENGTHS]
+    device = torch.device("cuda", 0)
+    language_model = LanguageModel(str(base), max_length=2048)
+    model = load_model(language_model, Lora(), device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    (tmp_path / "data.json").write_text(json.dumps([prompts, LABELS]))
+    command = [sys.executable, "-c", CONTROL, base, tmp_path / "adapter", tmp_path / "data.json", tmp_path / "control"]
+    control = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    with torch.no_grad(), at_default_precision(device):
+        inference_mode(model)
+        scorer = LabelScorer(model, TokenTrie.of(LABELS))
+        ours = scorer.paths(scorer.edges(read_prompts(model, left_padded(prompts).on(device)))).float().cpu()
+    train_mode(model, language_model)
+    batch = right_padded(prompts, LABELS[0])
+    names = ("input_ids", "places", "targets")
+    batch = batch._replace(**{name: getattr(batch, name).to(device) for name in names})
+    with at_default_precision(device):
+        loss_sum(model, batch).backward()
+    gradient = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    _, errors = control.communicate()
+    assert control.returncode == 0, errors[-2000:]
+    theirs = load_file(tmp_path / "control")
+    plain = theirs.pop("nats")
+    apart, rounding = (ours - plain).abs(), 0.25 + 0.02 * plain.abs()
+    distance = far(gradient, theirs)
+    print(f"\n{base.name}: log-likelihoods apart {float(apart.max()):.3f} nats, gradients {distance:.1%}")
+    del model
+    _free()
+    assert (apart <= rounding).all()
+    assert distance < 0.1
+
+
+def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: Path, tmp_path: Path) -> None:
+    from medlit.callbacks.validate_last_step import ValidateLastStep
+    from medlit.cli.cli import main
+
+    job = ["--config", CONFIG, "--model.language_model.base_model", base, "--data.source", long_notes]
+    job += ["--trainer.max_steps", STEPS, "--val_every_steps", STEPS]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = [str(flag) for flag in job]
+    main(["fit", *flags, "--run_dir", str(whole)])
+    _free()
+    hook = ValidateLastStep.on_train_batch_end
+
+    def stop(self: ValidateLastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
+        hook(self, trainer, *rest)
+        if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ValidateLastStep, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *flags, "--run_dir", str(stopped)])
+    assert ended.value.code == 128 + signal.SIGTERM
+    del ended  # its traceback holds the model
+    _free()
+    resumed = tmp_path / "resumed"
+    shutil.copytree(stopped, resumed)
+    assert last_checkpoint(resumed)["global_step"] == STOP
+    main(["fit", *flags, "--run_dir", str(resumed), "--ckpt_path", "last"])
+    _free()
+    before, after = scalars(whole, "train/loss"), scalars(resumed, "train/loss")
+    print(f"\n{base.name}: losses {[round(x, 4) for x in before]}, resumed {[round(x, 4) for x in after]}")
+    print(f"tokens/s {scalars(whole, 'train/tokens_per_second')}, peak GiB {max(scalars(whole, 'train/peak_gib')):.1f}")
+    assert len(before) == len(after) == STEPS
+    assert after[STOP:] == pytest.approx(before[STOP:], rel=0.02)
+    fitted = json.loads((whole / "fit_metrics.json").read_text())
+    for mode in ("constrained", "likelihood", "generate"):
+        main(["validate", *flags, "--run_dir", str(whole), "--ckpt_path", "last", "--model.decoding.mode", mode])
+        _free()
+        scores = json.loads((whole / "validate_metrics.json").read_text())
+        print(f"{base.name} {mode}: loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}")
+        assert scores["loss"] == pytest.approx(fitted["loss"], rel=0.002)
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ bfloat16; the tests compare the estimate with peaks measured on an H100.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from medlit.errors import UserError
 from medlit.model.families import fit_targets, has_fused_kernels, loaded_part, target_layers
 from medlit.model.settings import LanguageModel, Lora
 
@@ -266,7 +268,8 @@ def fit_memory(
 def _adapter_size(model: nn.Module, lora: Lora) -> int:
     from peft.utils.other import get_pattern_key
 
-    lora = fit_targets(model, lora)
+    with contextlib.suppress(UserError):  # loading refuses what does not fit
+        lora = fit_targets(model, lora)
     patterns = lora.as_peft()["rank_pattern"]
     return sum(
         patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.weight.shape)

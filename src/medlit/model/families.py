@@ -138,9 +138,9 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     itself, past an adapter, as Mamba's kernels do.
     """
     inside = {part for layer in decoder_layers(model) for part in layer.modules()}
-    parts = dict(causal_lm(model).named_modules())
+    parts: dict[str, nn.Module] = dict(causal_lm(model).named_modules())
     mixture = any(f".{name}".endswith(".experts") for name in parts)
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, part in parts.items():
         owner, _, leaf = name.rpartition(".")
         if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):

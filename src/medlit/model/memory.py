@@ -158,7 +158,7 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     part = loaded_part(config)
     auto = AutoModelForCausalLM if type(part) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(part)
+        model: PreTrainedModel = auto.from_config(part)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -272,6 +272,6 @@ def _adapter_size(model: nn.Module, lora: Lora) -> int:
         lora = fit_targets(model, lora)
     patterns = lora.as_peft()["rank_pattern"]
     return sum(
-        patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.weight.shape)
+        patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.get_parameter("weight").shape)
         for name, part in target_layers(model, lora).items()
     )

@@ -146,7 +146,7 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
         if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):
             routes = re.search("router|indexer", name) or (leaf.endswith("gate") and hasattr(parts[owner], "experts"))
             expert = ".experts." in name or (mixture and leaf in _EXPERT_LAYERS)
-            if not routes and not expert and not _reads_weight(type(parts[owner]), leaf):
+            if not routes and not expert and not _reads_weight(type(parts[owner]), leaf):  # type: ignore[arg-type]
                 found[name] = part
     return found
 

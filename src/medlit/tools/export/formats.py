@@ -86,11 +86,12 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
     """A frozen weight with its adapter, in float32; DoRA gives each row its trained norm."""
     up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-    weight = weight + up @ down * layer.scaling["default"]
+    turned = getattr(layer, "fan_in_fan_out", False)  # GPT-2 stores inputs by outputs
+    weight = (weight.t() if turned else weight) + up @ down * layer.scaling["default"]
     if "default" in layer.lora_magnitude_vector:
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float()
         weight = (magnitude / torch.linalg.norm(weight, dim=1)).view(-1, 1) * weight
-    return weight
+    return weight.t() if turned else weight
 
 
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:

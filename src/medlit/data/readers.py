@@ -41,10 +41,15 @@ def read_file(path: Path, columns: Columns) -> Dataset:
 
     The UserError for a file that cannot be read as a table names the line or row.
     """
+    suffix = table_name(path)[1]
+    if not suffix:
+        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     try:
-        return READERS[table_name(path)[1]](path, columns)
+        return READERS[suffix](path, columns)
+    except PermissionError:
+        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
     except UnicodeDecodeError:
         with open_bytes(path) as file:
             raise not_utf8(file, path) from None

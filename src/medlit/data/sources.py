@@ -122,16 +122,11 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
             raise UserError(
                 f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
             )
-    return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
-
-
-def _file(path: Path, columns: Columns) -> RawTable:
-    if not table_name(path)[1]:
-        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
-    try:
-        return RawTable(str(path), read_file(path, columns))
-    except PermissionError:
-        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
+    return {
+        split: [RawTable(str(path), read_file(path, columns)) for path in chosen[split]]
+        for split in (*SPLITS, ALL)
+        if split in chosen
+    }
 
 
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:

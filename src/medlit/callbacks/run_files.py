@@ -110,7 +110,7 @@ class RunLogger(TensorBoardLogger):
 def run_folder(trainer: L.Trainer) -> Path:
     """The run folder, made if it is missing; every process must call this, since the first one chooses it.
 
-    Only its owner can read it. It does not depend on the loggers. A trial run (`fast_dev_run`) gets a path, but no folder.
+    Only its owner can read it, and it does not depend on the loggers. A trial run (`fast_dev_run`) gets a path alone.
     """
     folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -122,11 +122,8 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
             raise UserError(
                 f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
             )
-    return {
-        split: [RawTable(str(path), read_file(path, columns)) for path in chosen[split]]
-        for split in (*SPLITS, ALL)
-        if split in chosen
-    }
+    found = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
+    return {split: [RawTable(str(path), read_file(path, columns)) for path in files] for split, files in found.items()}
 
 
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:

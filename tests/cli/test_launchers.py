@@ -154,10 +154,10 @@ def test_all_processes_use_the_folder_that_the_first_one_claims(ranks: Ranks, co
     """Another fit takes the number between the choice and the claim."""
 
     def prepare(rank: int) -> None:
-        from medlit.cli import cli
+        from medlit import run_folder
 
-        claim = cli.claim
-        cli.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
+        claim = run_folder.claim
+        run_folder.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
 
     where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs"]
     assert ranks(2, "fit", *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)

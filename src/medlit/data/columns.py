@@ -85,7 +85,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
 
 
 def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
-    """Raise a UserError if the id column names not every row of a split; refuse or report names that are repeated."""
+    """Raise a UserError unless the id column names every row of a split; refuse or report repeated ids."""
     given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
     for table, rows in given:
         ids = rows.data.column("id")

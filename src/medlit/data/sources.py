@@ -229,7 +229,7 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
     tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
     if None in tables or len(tables) < len(loaded):
         raise UserError(
-            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
+            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
             " validation and one test split."
         )
     return {split: tables[split] for split in SPLITS if split in tables}

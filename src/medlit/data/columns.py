@@ -95,7 +95,7 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
     chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
     if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
         return
-    places = [f"{table.name}, row {number}" for table, rows in given for number in range(1, len(rows) + 1)]
+    places = (f"{table.name}, row {number}" for table, rows in given for number in range(1, len(rows) + 1))
     first: dict[str, str] = {}
     for identity, place in zip((each for _, rows in given for each in rows["id"][:]), places, strict=True):
         if first.setdefault(identity, place) is not place:

@@ -117,8 +117,9 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     remaining = iter(rows)
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        while group := list(itertools.islice(remaining, _ROW_GROUP)):
-            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=SCHEMA))
+        # No name for the list: the rows of a group would stay in memory beside those of the next.
+        while len(batch := pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=SCHEMA)):
+            writer.write_batch(batch)
 
 
 # Suffix of a table -> what writes its rows, given as column -> value.

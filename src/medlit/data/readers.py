@@ -16,9 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from medlit.data.cache import cache_folder, cached_table
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
@@ -26,6 +23,7 @@ from medlit.data.text_files import UNPACK, UNPACK_ERRORS, csv_records, json_obje
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Row = dict[str, str | None]
@@ -133,6 +131,8 @@ def _json_text(value: object) -> str | None:
 
 def _read_parquet(path: Path, columns: Columns) -> Dataset:
     """Read the columns that are used, and those others that `datasets` has a type for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset, Features
     from datasets.exceptions import DatasetGenerationError
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from medlit.atomic_io import link_target, remove_partial
-from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -60,7 +59,7 @@ class PredictionWriter(L.Callback):
         answered: npt.NDArray[np.bool_] | None = None
         if trainer.is_global_zero:
             try:
-                make_private(self.path.parent)
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = shards.claim(self.path)
                 check_table(self.path, (), self.replaces)  # another process may just have written it
                 self._key = ResumeKey.of(pl_module, data, self.checkpoint, trainer.precision)

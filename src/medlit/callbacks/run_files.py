@@ -107,19 +107,14 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics(kept, step)
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can read; an existing one keeps its mode."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def run_folder(trainer: L.Trainer) -> Path:
     """The run folder, made if it is missing; every process must call this, since the first one chooses it.
 
-    It does not depend on the loggers. A trial run (`fast_dev_run`) gets a path, but no folder.
+    Only its owner can read it, and it does not depend on the loggers. A trial run (`fast_dev_run`) gets a path alone.
     """
     folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        make_private(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from medlit.data.cache import iter_column
-from medlit.data.groups import IntArray, exact_groups, near_groups
+from medlit.data.groups import exact_groups, near_groups
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, read_tables
+from medlit.evaluation.results import IntArray
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -85,7 +85,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
 
 
 def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
-    """Raise a UserError if the id column names not every row of a split; refuse or report names that are repeated."""
+    """Raise a UserError unless the id column names every row of a split; refuse or report repeated ids."""
     given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
     for table, rows in given:
         ids = rows.data.column("id")
@@ -95,7 +95,7 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
     chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
     if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
         return
-    places = [f"{table.name}, row {number}" for table, rows in given for number in range(1, len(rows) + 1)]
+    places = (f"{table.name}, row {number}" for table, rows in given for number in range(1, len(rows) + 1))
     first: dict[str, str] = {}
     for identity, place in zip((each for _, rows in given for each in rows["id"][:]), places, strict=True):
         if first.setdefault(identity, place) is not place:

@@ -10,9 +10,8 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from medlit.evaluation.results import IntArray
 
 SHINGLE = 3  # words
 _PERMUTATIONS = 128

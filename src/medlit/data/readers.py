@@ -16,9 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from medlit.data.cache import cache_folder, cached_table
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
@@ -26,6 +23,7 @@ from medlit.data.text_files import UNPACK, UNPACK_ERRORS, csv_records, json_obje
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Row = dict[str, str | None]
@@ -41,10 +39,15 @@ def read_file(path: Path, columns: Columns) -> Dataset:
 
     The UserError for a file that cannot be read as a table names the line or row.
     """
+    suffix = table_name(path)[1]
+    if not suffix:
+        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     try:
-        return READERS[table_name(path)[1]](path, columns)
+        return READERS[suffix](path, columns)
+    except PermissionError:
+        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
     except UnicodeDecodeError:
         with open_bytes(path) as file:
             raise not_utf8(file, path) from None
@@ -128,6 +131,8 @@ def _json_text(value: object) -> str | None:
 
 def _read_parquet(path: Path, columns: Columns) -> Dataset:
     """Read the columns that are used, and those others that `datasets` has a type for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset, Features
     from datasets.exceptions import DatasetGenerationError
 

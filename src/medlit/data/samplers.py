@@ -19,19 +19,18 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from medlit.data.groups import IntArray
 from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
+from medlit.evaluation.results import FloatArray, IntArray
 
 _POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
 
 
-def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
+def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
     """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
-    weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
+    weights: FloatArray = counts.astype(np.float64) ** _POWER[class_balance]
     return weights / float(weights.sum())
 
 

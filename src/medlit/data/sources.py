@@ -122,16 +122,8 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
             raise UserError(
                 f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
             )
-    return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
-
-
-def _file(path: Path, columns: Columns) -> RawTable:
-    if not table_name(path)[1]:
-        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
-    try:
-        return RawTable(str(path), read_file(path, columns))
-    except PermissionError:
-        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
+    found = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
+    return {split: [RawTable(str(path), read_file(path, columns)) for path in files] for split, files in found.items()}
 
 
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
@@ -237,7 +229,7 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
     tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
     if None in tables or len(tables) < len(loaded):
         raise UserError(
-            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
+            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
             " validation and one test split."
         )
     return {split: tables[split] for split in SPLITS if split in tables}

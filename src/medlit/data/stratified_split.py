@@ -140,10 +140,9 @@ def shares_to_draw(kind: SplitKind, given: set[str], settings: Split) -> list[tu
     if kind == "kfold":
         special = {settings.fold: "test", (settings.fold + 1) % settings.folds: "validation"}
         return [(special.get(fold, "train"), 1 / settings.folds) for fold in range(settings.folds)]
-    if settings.kind == "auto" and "train" in given:
-        lacking = [(name, share) for name, share in zip(SPLITS, settings.shares, strict=True) if name not in given]
-        if lacking:
-            return [("train", 1 - sum(share for _, share in lacking)), *lacking]
+    lacking = [(name, share) for name, share in zip(SPLITS, settings.shares, strict=True) if name not in given]
+    if settings.kind == "auto" and "train" in given and lacking:
+        return [("train", 1 - sum(share for _, share in lacking)), *lacking]
     return []
 
 

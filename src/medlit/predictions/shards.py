@@ -27,7 +27,7 @@ from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding
-from medlit.predictions.table import FORMATS, SCHEMA
+from medlit.predictions.table import FORMATS, arrow_schema
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +42,7 @@ _BATCH = 10_000  # notes
 _TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
 _KEY_FILE = "resume_key.json"
 _LOCK_FILE = ".lock"
-_SCHEMA = SCHEMA.insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source
+_SCHEMA = arrow_schema().insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source
 
 
 def shard_folder(table: Path) -> Path:

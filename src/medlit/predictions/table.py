@@ -11,20 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from medlit.data.sources import reads
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from medlit.data.collate import Prompts
     from medlit.data.labels import LabelSet
     from medlit.model.decoding import Answers
 
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
-_TYPES = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64())
-SCHEMA = pa.schema(list(zip(COLUMNS, _TYPES, strict=True)))
 _ROW_GROUP = 10_000  # rows, of Parquet
 _DECIMALS = 6  # of a probability: float32 has seven digits
 # What a spreadsheet takes for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
@@ -94,6 +91,14 @@ def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
         raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
 
 
+def arrow_schema() -> pa.Schema:
+    """The types of COLUMNS."""
+    import pyarrow as pa
+
+    types = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64())
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         # Every text is quoted: the csv module leaves a lone carriage return unquoted, and readers end the row there.
@@ -115,10 +120,14 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    remaining = iter(rows)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        while group := list(itertools.islice(remaining, _ROW_GROUP)):
-            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=SCHEMA))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, remaining = arrow_schema(), iter(rows)
+    with pq.ParquetWriter(path, schema) as writer:
+        # No name for the list: the rows of a group would stay in memory beside those of the next.
+        while len(batch := pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=schema)):
+            writer.write_batch(batch)
 
 
 # Suffix of a table -> what writes its rows, given as column -> value.

@@ -170,22 +170,22 @@ def test_an_instruction_that_lists_more_labels_than_fit(fit: Refused) -> None:
     assert "set it to at least" in said
 
 
-CHAT = ("--model.language_model.prompt_format", "chat")
+CHAT = ("--data.prompt_format", "chat")
 
 
 def test_a_chat_with_a_base_model_that_has_no_template(fit: Refused) -> None:
     said = fit(*CHAT)
-    assert "model.language_model.prompt_format: 'chat' needs a chat template and the base model has none" in said
+    assert "data.prompt_format: 'chat' needs a chat template and the base model has none" in said
     assert "set it to 'alpaca'" in said
 
 
 def test_a_chat_with_an_adapter_of_another_format(refused: Refused, tiny_config: Path, run: Path) -> None:
     said = refused("test", "--config", tiny_config, "--model.adapter", run / "adapter", *CHAT)
-    assert f"model.language_model.prompt_format: the adapter {run / 'adapter'} was trained with 'alpaca'" in said
+    assert f"data.prompt_format: the adapter {run / 'adapter'} was trained with 'alpaca'" in said
 
 
 def test_an_unknown_format_of_the_prompt(fit: Refused) -> None:
-    assert "model.language_model.prompt_format: must be" in fit("--model.language_model.prompt_format", "chatml")
+    assert "data.prompt_format: must be" in fit("--data.prompt_format", "chatml")
 
 
 @pytest.mark.parametrize("text", ["", " \n"])

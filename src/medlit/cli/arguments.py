@@ -41,10 +41,11 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])
-    for name in ("base_model", "revision", "max_length", "prompt_format"):
+    for name in ("base_model", "revision", "max_length"):
         parser.link_arguments(f"model.language_model.{name}", f"data.tokenizer.{name}")
     for name in ("instruction", "mask_prompt", "max_response_tokens"):
         parser.link_arguments(f"data.{name}", f"model.{name}")
+    parser.link_arguments("data.prompt_format", "model.language_model.prompt_format")
 
 
 def add_predict_arguments(parser: LightningArgumentParser) -> None:

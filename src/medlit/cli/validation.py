@@ -146,15 +146,16 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
     shared = sorted(ours.keys() & theirs.keys())
     compared = {f"model.lora.{name}": (ours[name], theirs[name], defaults[name]) for name in shared}
     if metadata is not None:
-        settings = (model.prompt_format, metadata.prompt_format, LanguageModel().prompt_format)
-        compared["model.language_model.prompt_format"] = settings
+        forms = (config.data.prompt_format, metadata.prompt_format, LanguageModel().prompt_format)
+        compared["data.prompt_format"] = forms
     for key, (mine, other, default) in compared.items():
         if mine != other and (key in stated or mine != default):
             differing.append(f"{key}: the adapter {folder} was trained with {other!r} and the config says {mine!r}")
         elif mine != other:
             adopted.append(f"{key} {other}")
             config[key] = other
-    for name in ("base_model", "revision", "prompt_format"):
+    model.prompt_format = config.data.prompt_format
+    for name in ("base_model", "revision"):
         config.data.tokenizer[name] = model[name]
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")

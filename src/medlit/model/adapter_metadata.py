@@ -222,7 +222,7 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
     mine, other = ours.prompt_format, theirs.prompt_format
     if mine != other:
         raise UserError(
-            f"model.language_model.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
+            f"data.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
             f" it to {other!r}."
         )
     if ours.prompt != theirs.prompt:

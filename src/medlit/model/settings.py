@@ -47,8 +47,7 @@ class LanguageModel:
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
         memory_budget_gib: most GPU memory, in GiB, that gradient_checkpointing 'auto' fills; null: what is free.
-        prompt_format: 'alpaca' puts instruction and note into the Alpaca prompt, 'chat' into a user's turn of the base
-            model's own chat template, without thinking.
+        prompt_format: set from data.prompt_format.
     """
 
     base_model: str = BUILTIN

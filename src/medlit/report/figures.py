@@ -45,8 +45,8 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """A drawn figure as an image, (height, width, 3); drawing takes most of a small validation's time."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 def confusion_figure(results: Results, title: str) -> Figure:

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from base_shapes import SHAPES, least_gib
 
 from medlit import base_model
-from medlit.base_model import BUILTIN, is_same_model, load_tokenizer, missing, resolve
+from medlit.base_model import BUILTIN, PACKING_FAMILY, TRIED_FAMILIES, is_same_model, load_tokenizer, missing, resolve
 from medlit.errors import UserError
 
 
@@ -189,3 +191,41 @@ def test_two_folders_are_two_models_whatever_their_names(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(tmp_path / "a" / "llama")
     assert is_same_model(str(tmp_path / "a" / "llama"), str(tmp_path / "link"))
     assert not is_same_model(str(tmp_path / "a" / "llama"), str(tmp_path / "b" / "llama"))
+
+
+# --- the table of base models in the documentation --------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "hardware.md").read_text("utf-8").partition("## Other base models")[2].partition("\n## ")[0]
+CONFIGS = {
+    path.stem: path for path in [ROOT / "configs" / "llama31_8b.yaml", *(ROOT / "configs/models").glob("*.yaml")]
+}
+ROWS = {
+    cells[1].strip("`"): cells
+    for line in PAGE.splitlines()
+    if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 8 and cells[1].startswith("`")
+}
+
+
+def test_every_config_of_a_base_model_has_a_row_and_widths() -> None:
+    assert ROWS.keys() == CONFIGS.keys() == SHAPES.keys()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_agrees_with_its_config_and_the_estimate(name: str) -> None:
+    from medlit.tools.export.card import license_of
+
+    _, _, family, license_id, gib, packs, _, tried = ROWS[name]
+    language_model = yaml.safe_load(CONFIGS[name].read_text())["model"]["language_model"]
+    known = license_of(language_model["base_model"])
+    assert family == f"`{SHAPES[name][0]}`"
+    assert license_id == known.get("license_name", known["license"])
+    assert gib == f"{least_gib(name, load_in_4bit=language_model.get('load_in_4bit', True)):.1f}"
+    assert packs == ("yes" if SHAPES[name][0] == PACKING_FAMILY else "no")
+    assert tried
+
+
+def test_the_page_names_every_family_that_was_tried() -> None:
+    sentence = PAGE[PAGE.index("Small models of the families") :].partition("were tried")[0]
+    others = re.findall(r"`(\w+)`", sentence)
+    assert {*others, *(shape[0] for shape in SHAPES.values())} == {*TRIED_FAMILIES}

@@ -56,6 +56,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+def tiny_multimodal() -> nn.Module:
+    """A Mistral 3: a Mistral in float32 beside a vision tower whose layers have the same names."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig
+
+    text = MistralConfig(**{**_COMMON, "sliding_window": None})  # type: ignore[arg-type]
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    vision |= {"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14}
+    config = Mistral3Config(text_config=text.to_dict(), vision_config=vision, image_token_index=VOCABULARY - 1)
+    torch.manual_seed(0)
+    model: nn.Module = Mistral3ForConditionalGeneration(config).float().eval()
+    return model
+
+
 def tiny_model(family: str) -> nn.Module:
     """A float32 model in evaluation mode."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM

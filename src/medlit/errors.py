@@ -19,6 +19,10 @@ class NotCachedError(UserError):
     """A base model or dataset that is not cached and cannot be downloaded."""
 
 
+class WrongNumbersError(UserError):
+    """A base model whose loss or log-likelihoods medlit does not reproduce."""
+
+
 WARNED: set[str] = set()
 
 

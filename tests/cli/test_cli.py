@@ -191,6 +191,15 @@ def test_an_unknown_name_in_the_environment_exits_2(
 
 
 @pytest.mark.parametrize("tool", ["audit", "baseline"])
+@pytest.mark.parametrize("name", ["trainer.default_root_dir", "trainer.max_steps", "data.columns"])
+def test_a_tool_refuses_a_null_where_a_value_is_needed(tool: str, name: str) -> None:
+    from medlit.cli.arguments import parse_settings
+
+    with pytest.raises(UserError, match=f"^{name}: must "):
+        parse_settings(tool, ["--config", f"{name}: null"])
+
+
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
 def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     from medlit.cli.arguments import parse_settings
 
@@ -470,7 +479,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, llama: Pat
     turns = "{% for m in messages %}{{ '<s>' + m.role + '\\n' + m.content + '</s>' }}{% endfor %}"
     template = turns + "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
     (base / "chat_template.jinja").write_text(template)
-    names = ["--model.language_model.base_model", str(base), "--model.language_model.prompt_format", "chat"]
+    names = ["--model.language_model.base_model", str(base), "--data.prompt_format", "chat"]
     steps = ["--trainer.max_steps", "4", "--run_dir", str(folder / "run")]
     main(["fit", "--config", str(tiny_config), *names, *steps])
     return base, folder / "run"
@@ -498,7 +507,7 @@ def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
         assert theirs[row["id"]]["answer"] == one.answer
         assert float(theirs[row["id"]]["probability"]) == pytest.approx(one.probability, abs=1e-4)
     for flags in (["--model.adapter", run / "adapter"], ["--ckpt_path", run / "checkpoints" / "best.ckpt"]):
-        refused = medlit("test", *command, *flags, "--model.language_model.prompt_format", "alpaca")
+        refused = medlit("test", *command, *flags, "--data.prompt_format", "alpaca")
         assert refused.code == 2
         assert "was trained with 'chat' and the config says 'alpaca'" in refused.err
 

@@ -348,7 +348,7 @@ def test_the_answer_to_a_chat_reads_as_its_label(family: ChatFamily) -> None:
 def test_a_template_without_place_for_the_prompt_is_refused(jinja: str | None, wrong: str) -> None:
     tokenizer = copy.deepcopy(tokenizer_of(FAMILIES["SmolLM"]))
     tokenizer.chat_template = jinja
-    with pytest.raises(UserError, match=rf"model\.language_model\.prompt_format: .*{wrong}"):
+    with pytest.raises(UserError, match=rf"data\.prompt_format: .*{wrong}"):
         ChatPrompt(tokenizer).prompt("A note.")
 
 

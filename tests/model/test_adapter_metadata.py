@@ -91,7 +91,7 @@ def test_an_instruction_that_is_not_in_the_file_is_not_compared(instruction: str
         (replace(ours(), lora={}), "model.lora: null is the bare base model and the checkpoint is an adapter"),
         (replace(ours(), instruction="Which?"), "data.instruction: the checkpoint was trained with 'Classify the"),
         (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit uses 'alpaca-0'"),
-        (replace(ours(), prompt="chat-1"), "model.language_model.prompt_format: .* with 'alpaca' .* says 'chat'"),
+        (replace(ours(), prompt="chat-1"), "data.prompt_format: .* with 'alpaca' .* says 'chat'"),
         (replace(ours(), template="{transcription}"), "model.language_model.revision: .* another chat template"),
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.columns.label: .*'Urology'"),
     ],

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from fake_tokenizers import byte_tokenizer
+from tiny_families import tiny_model
 
 from medlit.errors import UserError
 from medlit.model import loading
@@ -31,6 +33,27 @@ def test_a_missing_model_is_refused(llama: Path, tmp_path: Path) -> None:
     (bare / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
         load_model(LanguageModel(str(bare)), Lora(), CPU)
+
+
+@pytest.mark.parametrize(("family", "untried"), [("granite", False), ("opt", True)])
+def test_an_untried_family_is_reported_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, untried: bool
+) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        load_model(LanguageModel(str(tmp_path), max_length=64), None, torch.device("cpu"))
+    lines = [message for message in caplog.messages if "untried" in message]
+    assert len(lines) == untried
+    assert all(f"the family '{family}'" in line for line in lines)
+
+
+def test_weights_of_another_shape_are_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2048}))
+    with pytest.raises(UserError, match=r"lacks weights of its own architecture, or has them in another shape"):
+        load_model(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
 
 
 def test_exactly_the_named_repository_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

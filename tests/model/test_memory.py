@@ -6,8 +6,10 @@ from typing import Literal
 
 import pytest
 import torch
+from base_shapes import least_gib
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_families import FAMILIES, tiny_model
 from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
 from medlit.callbacks.memory import over_budget
@@ -79,6 +81,21 @@ def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, kee
 )
 def test_weights_are_counted_whatever_the_layers_are(config: PretrainedConfig, gib: float) -> None:
     assert weight_bytes(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fit_is_estimated_for_every_family(family: str) -> None:
+    gpu, settings = torch.device("cuda"), LanguageModel(gradient_checkpointing="none")
+    needed = fit_memory(tiny_model(family).config, settings, Lora(), 64, 64, gpu, torch.bfloat16)
+    assert min(needed.weights, needed.training, needed.evaluation) > 0
+    assert needed.layers == 4
+
+
+def test_a_nested_model_is_estimated_by_its_text_part() -> None:
+    assert least_gib("medgemma_4b", load_in_4bit=True) == least_gib("gemma3_4b", load_in_4bit=True)
+    assert least_gib("gemma3_27b", load_in_4bit=True) == pytest.approx(
+        least_gib("medgemma_27b", load_in_4bit=True), rel=0.001
+    )
 
 
 def test_a_card_of_80_gib_keeps_everything_one_of_24_half_and_one_of_10_next_to_nothing() -> None:

@@ -18,7 +18,8 @@ import yaml
 from fake_tokenizers import byte_tokenizer
 
 from medlit.data.prompt import AlpacaPrompt
-from medlit.errors import UserError
+from medlit.errors import UserError, WrongNumbersError
+from medlit.model import loading
 from medlit.model.memory import GIB, FitMemory
 from medlit.tools import doctor
 from medlit.tools.doctor import CheckResult, dry_run, probe, verdict
@@ -131,6 +132,7 @@ def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:
             "training step",
             "validation step",
             "memory, measured",
+            "self-check",
         ],
         "ok",
     )
@@ -138,7 +140,20 @@ def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:
     # A whole optimizer step of two micro-batches, and the first validation batch.
     assert ": 8 notes, " in found.rows["training step"].found
     assert "for the longest 4 notes (generate)" in found.rows["validation step"].found
+    assert found.rows["self-check"].found.endswith("; labels share a prompt's computation")
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_model_whose_numbers_are_wrong_fails_the_self_check(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    def wrong(*_: object) -> None:
+        raise WrongNumbersError("model.language_model.base_model: they differ by 7 nats; choose another base model.")
+
+    monkeypatch.setattr(loading, "check_numbers", wrong)
+    found = tried()
+    row = found.rows["self-check"]
+    assert (row.status, row.cure) == ("fail", "choose another base model")
+    assert "differ by 7 nats" in row.found
+    assert "trial" not in found.rows
 
 
 def test_the_example_is_invented_unless_own_notes_are_requested(tried: Any, notes_folder: Path) -> None:  # noqa: ANN401
@@ -188,6 +203,8 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
     assert words in found.rows[row].found
     assert found.rows[row].cure
     assert "training step" not in found.rows
+    assert found.statuses["self-check"] == "warn"
+    assert "not checked" in found.rows["self-check"].found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

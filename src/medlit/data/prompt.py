@@ -161,7 +161,7 @@ class NotePrompt:
     @cached_property
     def end(self) -> int:
         """The token that ends an answer."""
-        return int(self.tokenizer.convert_tokens_to_ids(self.template.end))
+        return self.tokenizer.convert_tokens_to_ids(self.template.end)  # type: ignore[return-value]
 
     @cached_property
     def room(self) -> int:
@@ -241,7 +241,7 @@ class ChatPrompt(NotePrompt):
 
         if not self.tokenizer.chat_template:
             raise UserError(
-                "model.language_model.prompt_format: 'chat' needs a chat template and the base model has none; set it"
+                "data.prompt_format: 'chat' needs a chat template and the base model has none; set it"
                 " to 'alpaca', or name an instruction-tuned base model."
             )
         user = {"role": "user", "content": "\n".join(_MARKS[:2])}
@@ -253,7 +253,7 @@ class ChatPrompt(NotePrompt):
             following = self._render([user, answer, user]).partition(_MARKS[2])[2]
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise UserError(
-                "model.language_model.prompt_format: the base model's chat template cannot hold an instruction, a note"
+                "data.prompt_format: the base model's chat template cannot hold an instruction, a note"
                 " and an answer as they are; set it to 'alpaca'."
             ) from error
         # What a template writes between prompt and answer belongs to the prompt; so does the end of a thinking block

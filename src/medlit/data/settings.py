@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medlit.base_model import BUILTIN
-from medlit.data.prompt import PromptFormat
 from medlit.errors import UserError
 from medlit.number_types import NonNegativeInt, PositiveInt
 
@@ -142,16 +141,14 @@ class Predict:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The base model's tokenizer, its prompt and its length limit; set from model.language_model.
+    """The base model's tokenizer and its length limit; set from model.language_model.
 
     Attributes:
         base_model: set from model.language_model.base_model.
         revision: set from model.language_model.revision.
         max_length: set from model.language_model.max_length.
-        prompt_format: set from model.language_model.prompt_format.
     """
 
     base_model: str = BUILTIN
     revision: str | None = None
     max_length: int = 2048
-    prompt_format: PromptFormat = "alpaca"

@@ -142,10 +142,14 @@ class AdapterMetadata:
         metadata = cls.from_dict(values)
         if not (peft := file.with_name(PEFT_FILE)).is_file():
             return metadata
-        recorded = Lora().structure() | metadata.lora
-        # Unsloth rewrites names of layers for some families, and what they name is seen from the weights.
+        recorded = (defaults := Lora().structure()) | metadata.lora
+        theirs, default = read_peft_config(peft)[1].structure(), defaults["target_modules"]
+        # Where the default names do not fit a family, PEFT's file has those of the layers that were adapted.
+        if recorded["target_modules"] == default and not set(default).issubset(theirs["target_modules"]):
+            recorded["target_modules"] = theirs["target_modules"]
+            metadata = replace(metadata, lora=recorded)
         kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform", "loftq")}
-        lora = recorded | read_peft_config(peft)[1].structure() | kept
+        lora = recorded | theirs | kept
         return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={})
 
     def to_dict(self) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
     mine, other = ours.prompt_format, theirs.prompt_format
     if mine != other:
         raise UserError(
-            f"model.language_model.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
+            f"data.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
             f" it to {other!r}."
         )
     if ours.prompt != theirs.prompt:

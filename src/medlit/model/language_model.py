@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
 from medlit.model import memory
-from medlit.model.families import body, can_pack, causal_lm, decoder_layers, has_dropout, head_logits, text_config
+from medlit.model.families import body, can_pack, causal_lm, decoder_layers, has_dropout, head_logits
 from medlit.model.settings import LanguageModel, Lora
 
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
@@ -83,7 +83,7 @@ def make_recomputation(
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dora = lora is not None and lora.dora
-    footprint = memory.footprint(text_config(model), torch.cuda.memory_allocated(device), trained, dora)
+    footprint = memory.footprint(causal_lm(model).config, torch.cuda.memory_allocated(device), trained, dora)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
     return memory.Recomputation(decoder_layers(model), footprint, budget, random=has_dropout(model))
 

@@ -118,8 +118,8 @@ class SpecialtyClassifier(L.LightningModule):
         apply_settings(optimizer, schedule, self.optimizer_settings)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by step, micro-batch and rank, so that a resumed fit draws what it would have drawn."""
-        if self.lora is not None and self.lora.dropout:
+        """Seed dropout, LoRA's and the base model's, by step, micro-batch and rank: a resumed fit draws the same."""
+        if self.lora is not None:
             place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 

@@ -26,6 +26,8 @@ def test_an_adapter_has_a_card_without_notes_or_paths(tested: Path) -> None:
     metadata = card.data.to_dict()
     assert metadata["base_model"] == "llama0"
     assert metadata["library_name"] == "peft"
+    assert metadata["license"] == "unknown"
+    assert "is unknown to medlit" in card.text
     scores = json.loads((tested / "test_metrics.json").read_text())
     assert [round(scores["accuracy"], 4), round(scores["f1_macro"], 4)] == [
         result.metric_value for result in card.data.eval_results
@@ -59,4 +61,47 @@ def test_every_base_model_with_a_config_has_a_license() -> None:
     configs += [ROOT / "configs" / name for name in ("llama31_8b.yaml", "quickstart.yaml")]
     names = [yaml.safe_load(path.read_text())["model"]["language_model"]["base_model"] for path in configs]
     assert len(names) > 10
-    assert not [name for name in names if license_of(name) is None]
+    assert not [name for name in names if license_of(name)["license"] == "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("base_model", "license_id"),
+    [
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "llama3.2"),
+        ("unsloth/gemma-3-4b-it-bnb-4bit", "gemma"),
+        ("unsloth/medgemma-4b-it-bnb-4bit", "other"),
+        ("Qwen/Qwen2.5-7B", "apache-2.0"),
+        ("Qwen/Qwen2.5-3B", "unknown"),  # of the same family, under another license
+        ("mistralai/Mistral-Small-Instruct-2409", "unknown"),
+    ],
+)
+def test_a_license_is_of_the_family_or_unknown(base_model: str, license_id: str) -> None:
+    from medlit.tools.export.card import license_of
+
+    found = license_of(base_model)
+    assert found["license"] == license_id
+    assert ("license_name" in found, "title" in found) == (license_id == "other", license_id != "unknown")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("license: cc-by-4.0", {"license": "cc-by-4.0", "title": "license `cc-by-4.0`"}),
+        (
+            "license: other\nlicense_name: mine\nlicense_link: LICENSE",
+            {"license": "other", "license_name": "mine", "license_link": "LICENSE", "title": "license `mine`"},
+        ),
+        ("license: [mit, gemma]", {"license": "mit", "title": "MIT License"}),  # by the folder's name
+        ("license: unknown", {"license": "mit", "title": "MIT License"}),
+        ("[", {"license": "mit", "title": "MIT License"}),
+        (None, {"license": "mit", "title": "MIT License"}),
+    ],
+)
+def test_a_local_model_has_the_license_of_its_own_card(tmp_path: Path, text: str | None, found: dict[str, str]) -> None:
+    from medlit.tools.export.card import license_of
+
+    folder = tmp_path / "phi-4-mine"
+    folder.mkdir()
+    if text is not None:
+        (folder / "README.md").write_text(f"---\n{text}\n---\n# A model\n")
+    assert license_of(str(folder)) == found

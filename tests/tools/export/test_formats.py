@@ -19,12 +19,19 @@ import pytest
 import torch
 from commands import exit_code_of
 from exports import exported, files, left, verification
+from fake_tokenizers import byte_tokenizer
+from fakes import randomise_adapter
+from tiny_families import tiny_model
 
 from medlit.errors import UserError
 from medlit.tools.export import formats
 from medlit.tools.export.formats import INSTALL, check_convertible, merged_weights, rope_factors, write_merged
 
 ROOT = Path(__file__).parents[3]
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 MODEL = {"README.md", "config.json", "generation_config.json", "medlit.json", "model.safetensors", "tokenizer.json"}
 
 # --- merged -----------------------------------------------------------------------------------------------------------
@@ -76,6 +83,19 @@ def test_the_sum_is_pefts_own(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_sum_is_pefts_own_where_weights_are_stored_inputs_by_outputs(dora: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from tiny_families import tiny_model
+
+    settings = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=dora)
+    model = get_peft_model(tiny_model("gpt2"), settings)  # type: ignore[arg-type]
+    randomise_adapter(model)
+    ours = dict(merged_weights(model))
+    theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -87,6 +107,20 @@ def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
     one, several = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "several"))
     assert all(torch.equal(one[name], several[name]) for name in one)
+
+
+def test_a_gpt_2_in_4_bits_is_merged_the_way_round_that_it_is_stored(tmp_path: Path) -> None:
+    from medlit.model.loading import load_model
+    from medlit.model.settings import LanguageModel, Lora
+
+    (model := tiny_model("gpt2")).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(
+        LanguageModel(str(tmp_path), max_length=64), Lora(target_modules=["c_attn"]), torch.device("cpu")
+    )
+    merged = dict(merged_weights(loaded))
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(merged[name].float(), weight.data, atol=0.2, rtol=0.05)
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -122,15 +156,37 @@ def test_llama_3s_rotary_factors_are_those_of_transformers() -> None:
     ("file", "change", "message"),
     [
         ("config.json", {"model_type": "gemma2"}, "this is 'gemma2'"),
+        ("config.json", {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "'linear'"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "'yarn'"),
+        ("config.json", {"hidden_act": "gelu"}, "'gelu'"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Metaspace"}}, "this is another"),
+        # Phi-4's, whose words are merged where Llama 3's are taken whole.
+        ("tokenizer.json", {"pre_tokenizer": {"pattern": {"Regex": LLAMA_3}}}, "this is another by its tokenizer"),
     ],
 )
 def test_an_unsupported_model_is_refused(llama: Path, tmp_path: Path, file: str, change: Any, message: str) -> None:  # noqa: ANN401
     folder = shutil.copytree(llama, tmp_path / "llama")
     values = json.loads((folder / file).read_text()) | change
     (folder / file).write_text(json.dumps(values))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"proven for Llama 3 and SmolLM .*{message}.* convert_hf_to_gguf.py on that"):
         check_convertible(folder, ["f16"])
+
+
+def test_llama_3s_tokenizer_is_supported(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    values = json.loads((folder / "tokenizer.json").read_text()) | {"pre_tokenizer": {"pattern": {"Regex": LLAMA_3}}}
+    values["model"]["ignore_merges"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    check_convertible(folder, ["f16"])
+
+
+def test_a_refused_gguf_leaves_nothing(run: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = (llama / "config.json").read_text()
+    monkeypatch.setattr(formats, "config_folder", lambda *_: run)
+    (run / "config.json").write_text(json.dumps(json.loads(config) | {"model_type": "qwen3"}))
+    with pytest.raises(UserError, match=r"^to: .*this is 'qwen3'"):
+        exported(run, "gguf")
+    assert left(run) == set()
 
 
 def test_a_missing_quantiser_is_reported(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

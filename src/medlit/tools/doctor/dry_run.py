@@ -24,10 +24,12 @@ from medlit.data.builtin import builtin_notes
 from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import NotePrompt
-from medlit.errors import NotCachedError, UserError
+from medlit.errors import NotCachedError, UserError, WrongNumbersError
+from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
+from medlit.model.loading import untried_family
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
-from medlit.tools.doctor import CONFIG, EXAMPLE, TRIAL, CheckResult
+from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
 MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
@@ -154,12 +156,27 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         text = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
         yield CheckResult(check, "warn", text, cure + gated)
+    except WrongNumbersError as error:
+        yield _failure(SELF_CHECK, error)
+        return
     except UserError as error:
         yield _failure(stage, error)
     except Exception as error:  # anything that would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
         cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
         yield CheckResult(stage, "fail", f"{type(error).__name__}: {text}", cure)
+    yield _self_check(cli)
+
+
+def _self_check(cli: DryRunCLI) -> CheckResult:
+    """What loading found out about the base model's numbers; it refuses a model that fails."""
+    if (model := cli.model.model) is None:
+        why = "not checked: the weights are not here, or were not loaded"
+        return CheckResult(SELF_CHECK, "warn", why, "first cure what the rows above name")
+    again = vars(causal_lm(model))[REPLAY]
+    how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
+    found = ["loss and label log-likelihoods are those of the model's own forward pass", how, untried_family(model)]
+    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, found)))
 
 
 def _failure(check: str, error: UserError) -> CheckResult:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from medlit._version import __version__
@@ -24,6 +25,7 @@ from medlit.tools.export.source import Weights, public_name
 if TYPE_CHECKING:
     from medlit.tools.export.verify import Verification
 
+_LICENSE = ("license", "title", "license_name", "license_link")  # what a row of card.yaml holds
 FIGURE = "confusion.png"
 _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 
@@ -51,7 +53,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             version=__version__,
             weights=weights,
             words=_WORDS,
-            license=license_of(weights.language_model.base_model),
+            license=license_of(weights.language_model.base_model, weights.language_model.revision),
             fit=read("config_fit.yaml"),
             data=read(FACTS).get("data", {}),
             command=command,
@@ -69,10 +71,25 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
     (folder / "README.md").write_text(str(ModelCard(text + "\n")), encoding="utf-8")
 
 
-def license_of(base_model: str) -> tuple[str, str] | None:
-    """Id on the Hub and title of a base model's license, or None if it is not known here."""
-    name = base_model.rpartition("/")[2].removeprefix("builtin:").lower()
-    return next((tuple(found) for prefix, found in _WORDS["licenses"].items() if name.startswith(prefix)), None)
+def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:
+    """A base model's license as the Hub's metadata (license, license_name, license_link) and its title.
+
+    A local folder's is from its own card, a published model's from the table of families; failing that from the table
+    and from its card on the Hub. `unknown`, without a title, is the Hub's id for a license that neither names.
+    """
+    folder, name = Path(base_model).expanduser(), base_model.rpartition("/")[2].removeprefix("builtin:").lower()
+    known = next((found for prefix, found in _WORDS["licenses"].items() if name.startswith(prefix)), ("unknown",))
+    own: dict[str, Any] = {}
+    if folder.is_dir() or known == ("unknown",):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # there is no card, or no network
+            card = (
+                folder / "README.md" if folder.is_dir() else hf_hub_download(base_model, "README.md", revision=revision)
+            )
+            own = ModelCard.load(card).data.to_dict()
+    if not isinstance(own.get("license"), str) or own["license"] == "unknown":
+        return dict(zip(_LICENSE, known, strict=False))
+    title = f"license `{own.get('license_name') or own['license']}`"
+    return {key: str(value) for key, value in own.items() if key in _LICENSE and value} | {"title": title}
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def config_folder(base_model: str, revision: str | None) -> Path:
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield each weight of a PEFT model's base model with its adapter merged in, in 16 bits; tied weights once."""
     from bitsandbytes.functional import dequantize_4bit
+    from transformers.pytorch_utils import Conv1D
 
     inner = causal_lm(model)
     for name, parameter in inner.named_parameters():
@@ -76,17 +77,21 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
         if name.endswith(".base_layer.weight"):
             weight = _merged(weight.float(), inner.get_submodule(name.removesuffix(".base_layer.weight")))
+        module = inner.get_submodule(name.rpartition(".")[0])
+        if quant_state is not None and getattr(module, "source_cls", None) is Conv1D:
+            weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
         yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
 
 
 def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
     """A frozen weight with its adapter, in float32; DoRA gives each row its trained norm."""
     up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-    weight = weight + up @ down * layer.scaling["default"]
+    turned = getattr(layer, "fan_in_fan_out", False)  # GPT-2 stores inputs by outputs
+    weight = (weight.t() if turned else weight) + up @ down * layer.scaling["default"]
     if "default" in layer.lora_magnitude_vector:
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float()
         weight = (magnitude / torch.linalg.norm(weight, dim=1)).view(-1, 1) * weight
-    return weight
+    return weight.t() if turned else weight
 
 
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
@@ -135,18 +140,28 @@ def has_llama_cpp() -> bool:
 
 def check_convertible(model: Path, quantisations: list[str]) -> None:
     """Check that the model of a folder can be written in these formats."""
-    if (model_type := read_json(model / "config.json").get("model_type")) != "llama":
-        raise UserError(
-            f"to: GGUF supports Llama models only and this is {model_type!r}; export it with --to merged and convert"
-            " it with llama.cpp's convert_hf_to_gguf.py."
-        )
+    config = read_json(model / "config.json")
+    if (model_type := config.get("model_type")) != "llama":
+        raise _unproven(f"this is {model_type!r}")
+    rope = _rope(config)
+    if (rope_type := rope.get("rope_type") or rope.get("type") or "default") not in ("default", "llama3"):
+        raise _unproven(f"this is another by its rotary positions ({rope_type!r})")
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise _unproven(f"this is another by its activation ({activation!r})")
     if not (model / "tokenizer.json").is_file():
-        raise UserError(f"to: {model} has no tokenizer.json, which GGUF's vocabulary comes from; use --to merged.")
+        raise _unproven("this is another, without a tokenizer.json")
     _pre_tokenizer(read_json(model / "tokenizer.json"))
     if "q4_k_m" in quantisations and not has_llama_cpp():
         raise UserError(
             f"gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run {INSTALL}, or leave it out."
         )
+
+
+def _unproven(why: str) -> UserError:
+    return UserError(
+        f"to: medlit's GGUF is proven for Llama 3 and SmolLM models and {why}; export it with --to merged, and run"
+        " llama.cpp's convert_hf_to_gguf.py on that folder."
+    )
 
 
 def write_gguf(model: Path, path: Path, quantisation: str) -> None:
@@ -232,12 +247,12 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     steps = file.get("pre_tokenizer") or {}
     first = (steps.get("pretokenizers") or [steps])[0]
     pattern = first.get("pattern", {}).get("Regex") or first.get("type")
-    if file["model"]["type"] != "BPE" or pattern not in _PRE_TOKENIZERS:
-        raise UserError(
-            "to: GGUF supports tokenizers like Llama 3's and SmolLM's and this is another kind; export it with --to"
-            " merged and convert it with llama.cpp's convert_hf_to_gguf.py."
-        )
-    return _PRE_TOKENIZERS[pattern]
+    name, kind = _PRE_TOKENIZERS.get(pattern), file["model"]
+    # With this name llama.cpp takes each word of the vocabulary whole; GPT-4's kind has the same pattern and merges.
+    merges = name == "llama-bpe" and not kind.get("ignore_merges")
+    if kind["type"] != "BPE" or name is None or merges:
+        raise _unproven("this is another by its tokenizer")
+    return name
 
 
 def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -250,7 +265,7 @@ def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndar
             for key in file.keys():
                 name = names.get_name(key, (".weight", ".bias"))
                 if name is None:
-                    raise UserError(f"to: GGUF has no name for the weight {key}; export it with --to merged.")
+                    raise _unproven(f"this is another, with the weight {key}")
                 tensor = file.get_tensor(key).float().numpy()
                 if (projection := key.split(".")[-2]) in rotary_heads:
                     # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.

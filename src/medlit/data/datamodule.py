@@ -40,9 +40,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
-        prompt_format: 'alpaca' puts instruction and note into the Alpaca prompt, 'chat' into a user's turn of the base
-            model's own chat template, without thinking.
-        mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.
+        prompt_format: 'alpaca', or 'chat' for the base model's own template.
+        mask_prompt: compute the loss on the answer alone; false: on all.
         max_response_tokens: tokens of model.language_model.max_length that are reserved for the answer.
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.

@@ -40,7 +40,7 @@ class LanguageModel:
             Exactly the repository that is named is loaded; one with '-bnb-4bit' in its name is a smaller download.
         revision: commit, tag or branch of a Hub model.
         max_length: most tokens of prompt and answer together.
-        load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
+        load_in_4bit: hold frozen weights in 4 bits (NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and

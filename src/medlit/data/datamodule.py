@@ -40,8 +40,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
-        prompt_format: 'chat' is the base model's template.
-        mask_prompt: loss on the answer alone, not on all.
+        prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
+        mask_prompt: compute the loss on the answer alone; false: on prompt and note too.
         max_response_tokens: tokens of model.language_model.max_length that are reserved for the answer.
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.

@@ -40,13 +40,13 @@ class LanguageModel:
             Exactly the repository that is named is loaded; one with '-bnb-4bit' in its name is a smaller download.
         revision: commit, tag or branch of a Hub model.
         max_length: most tokens of prompt and answer together.
-        load_in_4bit: hold frozen weights in 4 bits (NF4).
+        load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
-        memory_budget_gib: most GPU memory in GiB for 'auto' above; null: what is free.
+        memory_budget_gib: GPU memory in GiB that 'auto' fills; null: what is free.
         prompt_format: set from data.prompt_format.
     """
 

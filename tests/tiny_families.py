@@ -53,6 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "falcon_mamba": {"state_size": 16},
+    "llama4_text": {**_MOE, "attention_chunk_size": WINDOW},  # a body that its class calls otherwise, and chunks
 }
 
 

@@ -146,6 +146,7 @@ OWN = {
     "gpt_oss": ["k_proj", "o_proj", "q_proj", "v_proj"],  # neither experts nor router
     "qwen3_next": ["in_proj_ba", "in_proj_qkvz", "k_proj", "o_proj", "out_proj", "q_proj", "v_proj"],
     "lfm2": ["in_proj", "k_proj", "out_proj", "q_proj", "v_proj", "w1", "w2", "w3"],
+    "llama4_text": ["k_proj", "o_proj", "q_proj", "v_proj"],
     "falcon_mamba": ["in_proj"],  # its code reads the weights of the others
 }
 

@@ -27,7 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_families_pass(family: str) -> None:
     model = tiny_model(family)
     check_numbers(model, SETTINGS)
-    replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba")
+    replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "llama4_text")
     assert vars(model)[REPLAY] == (family in replayed)
 
 

@@ -107,7 +107,10 @@ def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN40
 def body(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
     """The transformer below the output head, whatever its class calls it."""
     inner = causal_lm(model)
-    return inner.get_decoder() if inner.base_model is inner else inner.base_model  # Llama 4 names no base model
+    if inner.base_model is not inner:
+        return inner.base_model
+    embedding = inner.get_input_embeddings()  # Llama 4's class gives its body another name than it has
+    return next((part for part in inner.children() if any(each is embedding for each in part.modules())), inner)
 
 
 def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm

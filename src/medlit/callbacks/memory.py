@@ -11,7 +11,7 @@ from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.memory import CHECKPOINTED, GIB, SAFE, Footprint, MeasuredMemory
+from medlit.model.memory import CHECKPOINTED, GIB, SAFE, Footprint, MeasuredMemory, Recomputation
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -38,18 +38,12 @@ class MemoryAdvice(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
         """Warn once of a micro-batch that exceeds the budget even with all layers but one recomputed."""
-        recomputation = pl_module.recomputation if isinstance(pl_module, SpecialtyClassifier) else None
-        tokens = batch.input_ids.numel()
-        if self.has_warned or recomputation is None or not recomputation.excess(tokens):
+        if self.has_warned or not isinstance(pl_module, SpecialtyClassifier) or pl_module.recomputation is None:
             return
-        self.has_warned = True
-        size = trainer.datamodule.batching.micro_batch_size  # type: ignore[attr-defined]
-        smaller = f"; data.batching.micro_batch_size {size // 2} takes less" if size > 1 else ""
-        needed, budget = recomputation.footprint.peak(tokens, 1) / GIB, recomputation.budget / GIB
-        rank_zero_warn(
-            f"model.language_model.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needed:.1f} GiB"
-            f" with all layers but one recomputed, more than the {budget:.1f} GiB of the budget{smaller}."
-        )
+        tokens = batch.input_ids.numel()
+        if pl_module.recomputation.excess(tokens):
+            self.has_warned = True
+            rank_zero_warn(over_budget(pl_module.recomputation, tokens, trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record what the run was doing, and the last checkpoint of a fit."""
@@ -65,6 +59,17 @@ class MemoryAdvice(L.Callback):
         """The error message of a run that ended for lack of memory."""
         message = advice(self.phase, language_model, data, MeasuredMemory.of(self.weights), self.footprint)
         return UserError(message + (f" The last good checkpoint is {self.last}." if self.last else ""))
+
+
+def over_budget(recomputation: Recomputation, tokens: int, data: TranscriptionDataModule) -> str:
+    """One sentence: a micro-batch of T tokens exceeds the memory budget, and which setting to change."""
+    needed = recomputation.footprint.peak(tokens, 1) / GIB
+    size = data.batching.micro_batch_size
+    smaller = f"; data.batching.micro_batch_size {size // 2} takes less" if size > 1 else ""
+    return (
+        f"model.language_model.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needed:.1f} GiB with"
+        f" all layers but one recomputed, more than the {recomputation.budget / GIB:.1f} GiB of the budget{smaller}."
+    )
 
 
 def advice(

@@ -17,8 +17,8 @@ from torch import nn
 from medlit.base_model import TRIED_FAMILIES, missing, read_config, resolve, unreadable
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import causal_lm, enable_packing, fit_targets, load_options, peft_targets, target_layers
-from medlit.model.language_model import dtype_for, unsloth_checkpointing
+from medlit.model.families import causal_lm, fit_targets, load_options, peft_targets, target_layers
+from medlit.model.language_model import dtype_for, enable_packing, unsloth_checkpointing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
 

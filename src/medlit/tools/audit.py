@@ -83,7 +83,7 @@ def run(args: Sequence[str]) -> int:
     _print_report(result.report)
     suggested = result.report.label_review.suggested(data.labels)
     if suggested != data.labels:
-        print("Check these labels. What is right of the following, in the config, merges them or leaves them out:")
+        print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
         print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
     exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:

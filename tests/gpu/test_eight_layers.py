@@ -1,6 +1,6 @@
 """Eight layers of each family's real width in 4 bits: medlit's numbers beside plain transformers, and a short fit.
 
-LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_families.py -k qwen3
+LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_eight_layers.py -k qwen3
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_MIXED, **_MOE},  # attention sinks and experts
     "gpt2": _GPT2,  # a body that is not called `model`
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},  # a body inside the body
-    "bloom": {"n_head": 4, "n_layer": 4},  # ALiBi, and a cache of its own layout
+    "bloom": {"n_head": 4, "n_layer": 4},  # ALiBi, and a cache with another layout
     "qwen3_next": {  # a running state
         **_MOE,
         "layer_types": ["linear_attention"] * 3 + ["full_attention"],

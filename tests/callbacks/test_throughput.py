@@ -91,7 +91,7 @@ def test_a_validation_does_not_count(fit: Any) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("verb", ["predict", "test", "validate"])
-def test_the_progress_bar_counts_notes_and_tells_notes_a_second(
+def test_the_progress_bar_counts_notes_and_shows_notes_a_second(
     medlit: Medlit, run: Path, tiny_config: Path, verb: str
 ) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.batching.eval_batch_size", "3"]

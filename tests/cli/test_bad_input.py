@@ -435,7 +435,7 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
     assert "medlit.json" in said
 
 
-# An `adapter_config.json` -> what is said of it.
+# An `adapter_config.json` -> the error about it.
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
 MERGE = "merge the adapter into its base model with PEFT (merge_and_unload)"
 

@@ -38,7 +38,7 @@ HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", 
 
 
 def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `medlit` in a process of its own, then a line of code in it."""
+    """Run `medlit` in a new process, then a line of code in it."""
     script = (
         "import sys\nfrom medlit.__main__ import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{code}"

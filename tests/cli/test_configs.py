@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 RECIPE = CONFIGS / "llama31_8b.yaml"
-SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # medlit's own, with a rate and a length of its own
+SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # with its own rate and length
 LAYERS = sorted([*CONFIGS.glob("models/*.yaml"), *CONFIGS.glob("hardware/*.yaml"), *CONFIGS.glob("debug/*.yaml")])
 COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 

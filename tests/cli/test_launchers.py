@@ -28,7 +28,7 @@ from medlit.model.module import SpecialtyClassifier
 if TYPE_CHECKING:
     from conftest import Medlit
 
-# Two dashes come after it: without them torchrun takes --run_dir as short for an option of its own.
+# Two dashes come after it: without them torchrun takes --run_dir as short for one of its options.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 LIMIT = 200.0  # seconds

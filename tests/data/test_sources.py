@@ -292,7 +292,7 @@ REPEATED = [
 ]
 
 
-def test_repeated_ids_are_told_apart_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_ids_are_made_unique_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_csv(tmp_path / "n.csv", REPEATED)
     with caplog.at_level(logging.WARNING):
         ids = load(path)["all"]["id"][:]

@@ -84,8 +84,7 @@ class Template(NamedTuple):
     end: str  # the token that ends the answer
 
     def __str__(self) -> str:
-        begin, between, footer, gap, end = self
-        return f"{begin}{{instruction}}{between}{{transcription}}{footer}{gap}{{specialty}}{end}"
+        return "{}{{instruction}}{}{{transcription}}{}{}{{specialty}}{}".format(*self)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ def adapter_settings(folder: Path) -> tuple[str | None, str | None, dict[str, An
     if (folder / METADATA_FILE).is_file():
         metadata = AdapterMetadata.read(folder / METADATA_FILE)
         return metadata.base_model, metadata.revision, metadata.lora
-    base, revision = (
-        str(config[name]) if config.get(name) else None for name in ("base_model_name_or_path", "revision")
-    )
+    base, revision = (str(config.get(name) or "") or None for name in ("base_model_name_or_path", "revision"))
     return base, revision, lora.structure()
 
 

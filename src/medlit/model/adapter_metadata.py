@@ -203,12 +203,15 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
     Raises:
         UserError: they do not match, or the data has a label that the weights were not trained on.
     """
-    for key in ("base_model", "revision"):
-        mine, other = getattr(ours, key), getattr(theirs, key)
+    for key, mine, other in (
+        ("model.language_model.base_model", ours.base_model, theirs.base_model),
+        ("model.language_model.revision", ours.revision, theirs.revision),
+        ("data.prompt_format", ours.prompt_format, theirs.prompt_format),
+        ("data.instruction", ours.instruction, theirs.instruction or ours.instruction),
+    ):
         if mine != other:
             raise UserError(
-                f"model.language_model.{key}: {source} belongs to {other!r} and the config says {mine!r}; set it to"
-                f" {other!r}."
+                f"{key}: {source} was trained with {other!r} and the config says {mine!r}; set it to {other!r}."
             )
     if not ours.lora:
         raise UserError(
@@ -219,12 +222,6 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
         mine, other = ours.lora.get(key), theirs.lora.get(key, defaults.get(key))
         if mine != other:
             raise UserError(f"model.lora.{key}: {source} was trained with {other!r} and the config says {mine!r}.")
-    mine, other = ours.prompt_format, theirs.prompt_format
-    if mine != other:
-        raise UserError(
-            f"data.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
-            f" it to {other!r}."
-        )
     if ours.prompt != theirs.prompt:
         raise UserError(
             f"{source} was trained with the prompt {theirs.prompt!r} and this medlit uses {ours.prompt!r}; use the"
@@ -234,11 +231,6 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
         raise UserError(
             f"model.language_model.revision: {source} was trained with another chat template than {ours.base_model}"
             " has; set it to the revision that has the template, or train again."
-        )
-    if theirs.instruction not in (None, ours.instruction):
-        raise UserError(
-            f"data.instruction: {source} was trained with {theirs.instruction!r} and the config says"
-            f" {ours.instruction!r}; set it to the former."
         )
     known = LabelSet(tuple(theirs.labels))
     unknown = [name for name in ours.labels if known.index(name) is None]

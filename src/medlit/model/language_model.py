@@ -5,9 +5,7 @@ On a GPU Unsloth patches the model's classes; on a CPU it is stock transformers 
 Packed notes lie end to end in one row, and each token attends to its own note's earlier tokens. Unsloth compiles a
 decoder layer into one region, but not when it is given packed lengths, and without flash-attn it then runs one kernel a
 note. PyTorch's varlen kernel takes all notes at once and compiles; so the notes' starts travel to the attention call in
-place of a mask, which nothing else reads in training. Measured on an H100 (8B, NF4, LoRA r 16, 32 notes a step in 4
-micro-batches): 15,000 tokens/s without recomputation and 10,600 with it; Unsloth's packing inside TRL's trainer, which
-recomputes, reached 5,800.
+place of a mask, which nothing else reads in training. benchmarks/README.md has what that gains.
 """
 
 import inspect

@@ -96,9 +96,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 def untried_family(model: nn.Module) -> str:
     """A note on a family of base models that medlit was not tried with; empty for the others."""
     family = causal_lm(model).config.model_type
-    if family in TRIED_FAMILIES:
-        return ""
-    return f"models of the family {family!r} are untried, beyond the check of these numbers (docs/hardware.md)"
+    note = f"models of the family {family!r} are untried, beyond the check of these numbers (docs/hardware.md)"
+    return "" if family in TRIED_FAMILIES else note
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional
 from torchmetrics import Metric
 
 from medlit.data.collate import EvalBatch
@@ -132,16 +133,11 @@ def batch_results(batch: EvalBatch, labels: Tensor, answers: Answers, label_set:
         text_hashes=list(batch.text_hashes),
         truth=labels.numpy().astype(np.int64),
         answer=answers.label_ids.cpu().numpy(),
-        probabilities=None if given is None else _normalised(given.double().cpu().numpy()),
+        # Rows of float32 add up to 1 to seven digits only.
+        probabilities=None if given is None else functional.normalize(given.double(), p=1, dim=1).cpu().numpy(),
         tokens=prompts.attention_mask.sum(dim=1).cpu().numpy(),
         cut_tokens=np.array(prompts.cut_tokens),
     )
-
-
-def _normalised(probabilities: np.ndarray) -> np.ndarray:
-    # Rows of float32 add up to 1 to seven digits only.
-    rows: np.ndarray = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return rows
 
 
 def gather_results(parts: Sequence[Results]) -> Results:

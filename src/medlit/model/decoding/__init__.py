@@ -18,16 +18,7 @@ from medlit.model.decoding.likelihood import Constrained, LabelScorer, Likelihoo
 from medlit.model.decoding.trie import TokenTrie
 from medlit.model.settings import Decoding
 
-__all__ = [
-    "Answers",
-    "Constrained",
-    "Decoder",
-    "Generate",
-    "LabelScorer",
-    "Likelihood",
-    "apply_temperature",
-    "make_decoder",
-]
+__all__ = ["Answers", "Decoder", "LabelScorer", "apply_temperature", "make_decoder"]
 
 Decoder = Callable[[Prompts], Answers]
 

@@ -115,7 +115,7 @@ def found_by_audit(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write the notes, then run every stage in a process of its own."""
+    """Write the notes, then run every stage in a new process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument(

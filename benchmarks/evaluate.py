@@ -263,7 +263,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
     import torch
 
     from medlit.data.collate import Batch
-    from medlit.model import families, language_model
+    from medlit.model import language_model
     from medlit.model.settings import Lora
 
     def validate() -> None:
@@ -284,7 +284,7 @@ def validation_in_fit(bench: Bench, answer: Callable[[Prompts], Answers], steps:
 
     language_model.train_mode(bench.model, bench.language_model)
     recomputation = language_model.make_recomputation(bench.model, bench.language_model, Lora())
-    packed = families.can_pack(bench.model)
+    packed = language_model.can_pack(bench.model)
     collate = bench.collator.packed if packed else bench.collator.train
     seconds, tokens = [], 0
     for rows in step_rows(bench, WARM_UP + steps, packed):

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from medlit.evaluation.compare import compare
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.results import Results
 from medlit.report.systems import System
 

@@ -184,6 +184,8 @@ _JSON = {
     "a label that is an object": json.dumps([{**_LINES[0], "medical_specialty": {}}] * 2).encode(),
     "a text that is null": json.dumps([{**_LINES[0], "transcription": None}] * 2).encode(),
     "truncated": json.dumps(_LINES * 3).encode()[:-20],
+    "text after the list": json.dumps(_LINES * 3).encode() + b" and more",
+    "a text that is true": json.dumps([{**_LINES[0], "transcription": True}] * 2).encode(),
     "a key twice": b'{"transcription": "x", "medical_specialty": "a", "transcription": "y"}',
     "a chat table": b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}]}',
     "not a number": b'[{"transcription": NaN, "medical_specialty": "x"}]',

@@ -38,6 +38,7 @@ def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
         assert parity["largest_change_of_a_log_likelihood"] < 1e-3
 
 
+@pytest.mark.slow
 def test_every_way_is_near_the_truth_of_stock_libraries_in_float32(llama: Path, tmp_path: Path) -> None:
     benchmark("train_parity").main(["--tiny", "--output", str(tmp_path / "parity.json")])
     found = json.loads((tmp_path / "parity.json").read_text())
@@ -48,6 +49,7 @@ def test_every_way_is_near_the_truth_of_stock_libraries_in_float32(llama: Path, 
         assert row["gradient"] < 1e-4
 
 
+@pytest.mark.slow
 def test_curves_of_packed_and_padded_notes_are_one(llama: Path, tmp_path: Path) -> None:
     flags = f"--model.language_model.base_model {llama} --trainer.accelerator cpu --data.max_response_tokens 20"
     benchmark("curve").main(["--steps", "3", "--output", str(tmp_path / "curve.json"), "--flags", flags])

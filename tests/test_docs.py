@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -68,9 +69,9 @@ class Parsed(Exception):
     """A tool has read its flags; the others are settings."""
 
 
-@pytest.fixture(scope="module")
-def parser() -> LightningArgumentParser:
-    """The parser of the commands that run a model, built once."""
+@cache
+def parser(verb: str) -> LightningArgumentParser:
+    """The parser of a command that runs a model."""
     from medlit.cli.cli import MedlitCLI, main
 
     def stop(self: MedlitCLI, parser: LightningArgumentParser, args: object) -> None:
@@ -79,7 +80,7 @@ def parser() -> LightningArgumentParser:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MedlitCLI, "parse_arguments", stop)
         with pytest.raises(Built) as built:
-            main(["fit"])
+            main([verb])
     return cast("LightningArgumentParser", built.value.args[0])
 
 
@@ -110,9 +111,7 @@ def generator() -> ModuleType:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_understood(
-    command: str, parser: LightningArgumentParser, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(_PLACEHOLDERS.sub("configs/quickstart.yaml", command).partition(" < ")[0])
     verb, arguments = words[1], words[2:]
@@ -120,7 +119,7 @@ def test_every_command_is_understood(
     arguments = [word for word in arguments if word not in ("--help", "--print_config")]
     if verb in TOOLS:
         verb, arguments = "fit", settings_of_tool(verb, arguments, monkeypatch)
-    assert parser.parse_args([verb, *arguments]).subcommand == verb
+    assert parser(verb).parse_args([verb, *arguments]).subcommand == verb
 
 
 def test_there_are_commands_of_every_kind() -> None:
@@ -128,10 +127,10 @@ def test_there_are_commands_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("body", blocks("yaml"))
-def test_every_yaml_example_is_understood(body: str, parser: LightningArgumentParser, tmp_path: Path) -> None:
+def test_every_yaml_example_is_understood(body: str, tmp_path: Path) -> None:
     path = tmp_path / "example.yaml"
     path.write_text(body, encoding="utf-8")
-    assert parser.parse_args(["fit", "--config", str(path)]).subcommand == "fit"
+    assert parser("fit").parse_args(["fit", "--config", str(path)]).subcommand == "fit"
 
 
 def test_every_python_example_is_python() -> None:
@@ -189,8 +188,8 @@ def test_every_setting_that_is_named_exists(generator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("flags", sorted(code for code in inline() if re.match(r"--\w+\.[\w.]+[ =]", code)))
-def test_every_flag_within_a_sentence_is_understood(flags: str, parser: LightningArgumentParser) -> None:
-    assert parser.parse_args(["fit", *shlex.split(flags)]).subcommand == "fit"
+def test_every_flag_within_a_sentence_is_understood(flags: str) -> None:
+    assert parser("fit").parse_args(["fit", *shlex.split(flags)]).subcommand == "fit"
 
 
 def test_the_readme_is_short() -> None:

@@ -73,7 +73,7 @@ def hub() -> Iterator[tuple[str, int, list[str]]]:
 
 
 def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Run medlit in a process that knows the Hub's stand-in alone; its report, and what each run said."""
+    """Run medlit in a process that knows the Hub's stand-in alone; its report, and each run's output."""
     host, port, _ = hub
     # What the tests are given, and what Unsloth makes of it when it is imported.
     kept_off = ("OFFLINE", "UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY")

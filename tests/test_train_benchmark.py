@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
-def test_a_tiny_run_measures_and_tells(
+def test_a_tiny_run_measures_and_prints(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script puts its neighbours there

@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_MIXED, **_MOE},  # attention sinks and experts
     "gpt2": _GPT2,  # a body that is not called `model`
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},  # a body inside the body
-    "bloom": {"n_head": 4, "n_layer": 4},  # ALiBi, and a cache of its own layout
+    "bloom": {"n_head": 4, "n_layer": 4},  # ALiBi, and a cache with another layout
     "qwen3_next": {  # a running state
         **_MOE,
         "layer_types": ["linear_attention"] * 3 + ["full_attention"],
@@ -53,7 +53,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "falcon_mamba": {"state_size": 16},
+    "llama4_text": {**_MOE, "attention_chunk_size": WINDOW},  # a body that its class calls otherwise, and chunks
 }
+
+
+def tiny_multimodal() -> nn.Module:
+    """A Mistral 3: a Mistral in float32 beside a vision tower whose layers have the same names."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig
+
+    text = MistralConfig(**{**_COMMON, "sliding_window": None})  # type: ignore[arg-type]
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    vision |= {"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14}
+    config = Mistral3Config(text_config=text.to_dict(), vision_config=vision, image_token_index=VOCABULARY - 1)
+    torch.manual_seed(0)
+    model: nn.Module = Mistral3ForConditionalGeneration(config).float().eval()
+    return model
 
 
 def tiny_model(family: str) -> nn.Module:

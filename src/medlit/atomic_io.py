@@ -20,12 +20,7 @@ _unfinished: set[Path] = set()  # temporary files and folders of this process; m
 
 
 def unwritable(error: OSError, path: Path | None = None) -> UserError | None:
-    """The message for a full disk or a read-only folder; None for any other error.
-
-    Args:
-        error: the system's.
-        path: the file or folder being written.
-    """
+    """The message for a full disk or a read-only folder, while `path` was written; None for any other error."""
     if error.errno not in _UNWRITABLE:
         return None
     what = path or error.filename or "a file of this run"
@@ -40,10 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file so that it appears whole or not at all: yields a temporary path beside it, renamed at the end.
 
     A killed process or a power cut leaves the old file unchanged. The new one is readable by its owner alone. A link
-    stays, and the file that it names is written.
-
-    Raises:
-        UserError: the disk is full or the folder is read-only; the old file is unchanged.
+    stays, and the file that it names is written. Raises a UserError if the disk is full or the folder is read-only.
     """
     with _explained(path):
         path = link_target(path)
@@ -75,11 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: object) -> None:
-    """Write values as indented JSON; the file appears whole.
-
-    Raises:
-        UserError: as for `atomic_write`.
-    """
+    """Write values as indented JSON; the file appears whole. Raises as `atomic_write` does."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -89,10 +77,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
     """Write a folder so that each of its files appears whole: yields a temporary folder beside it, moved at the end.
 
     An existing folder is replaced file by file, in the order of their names, and files that the new one lacks are
-    removed last: at no moment is a file missing that both have.
-
-    Raises:
-        UserError: as for `atomic_write`.
+    removed last: at no moment is a file missing that both have. Raises as `atomic_write` does.
     """
     with _explained(folder):
         folder = link_target(folder)

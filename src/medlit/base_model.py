@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medlit.atomic_io import temporary_dir
 from medlit.errors import NotCachedError, UserError
@@ -94,15 +94,26 @@ def supports_packing(base_model: str, revision: str | None, device: torch.device
         UserError: there is no such model, or it is neither cached nor available from the Hub.
     """
     import torch
-    from transformers import AutoConfig
 
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
+    return str(read_config(base_model, revision).model_type) == PACKING_FAMILY
+
+
+def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: ANN401 - transformers' configurations
+    """The base model's configuration.
+
+    Raises:
+        UserError: there is no such model, or transformers does not know such models.
+    """
+    from transformers import AutoConfig
+
+    where = resolve(base_model)
     try:
-        config = AutoConfig.from_pretrained(resolve(base_model), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise missing(base_model, revision) from error
-    return str(config.model_type) == PACKING_FAMILY
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        is_absent = isinstance(error, OSError) and not Path(where).is_dir()
+        raise missing(base_model, revision) if is_absent else unreadable(base_model, error) from error
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -111,18 +122,15 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     Raises:
         UserError: there is no such model, or it is neither cached nor available from the Hub.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    embedded = getattr(read_config(base_model, revision).get_text_config(decoder=True), "vocab_size", 0)
     where, safe = resolve(base_model), {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **safe)
-        embedded: int = AutoConfig.from_pretrained(where, **safe).get_text_config().vocab_size
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
-            raise UserError(
-                f"model.language_model.base_model: {base_model} needs code from its repository, which medlit never"
-                " runs; choose a model that transformers knows."
-            ) from error
+            raise unreadable(base_model, error) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -143,6 +151,14 @@ def missing(base_model: str, revision: str | None) -> NotCachedError:
         f" {base_model}') and bring the cache folder along, or use the bundled model, which needs neither a network nor"
         " a GPU (--config configs/models/smollm2_135m.yaml)."
     )
+
+
+def unreadable(base_model: str, error: Exception) -> UserError:
+    """The error for a base model that is there, and that transformers or Unsloth cannot load."""
+    why = f"cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}); choose another base model"
+    if "trust_remote_code" in str(error):
+        why = "needs code from its repository, which medlit never runs; choose a model that transformers knows"
+    return UserError(f"model.language_model.base_model: {base_model} {why}.")
 
 
 def _bundled_folder() -> Path:

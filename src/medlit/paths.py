@@ -13,8 +13,7 @@ HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 def local_path(setting: str, path: str | Path) -> Path:
     """A path that a setting names, with `~` and variables replaced.
 
-    Raises:
-        UserError: it is a URL, which would become a folder of that name.
+    Raises a UserError for a URL, which would become a folder of that name.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     if re.match(r"[A-Za-z][\w+.-]+:/", expanded):
@@ -28,10 +27,7 @@ def cache_dir() -> Path:
 
     `$MEDLIT_CACHE`, else `$XDG_CACHE_HOME/medlit`, else `~/.cache/medlit`. A folder that medlit makes is readable by
     its owner alone; an existing one keeps its mode. Notes are cached elsewhere, in the cache of `datasets`: see
-    `medlit.data.cache.cache_folder`.
-
-    Raises:
-        UserError: the folder cannot be made, or is a URL.
+    `medlit.data.cache.cache_folder`. Raises a UserError if the folder cannot be made, or is a URL.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = local_path("MEDLIT_CACHE", os.environ.get("MEDLIT_CACHE") or f"{caches}/medlit")

@@ -26,7 +26,7 @@ from medlit.base_model import load_tokenizer
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.notes import clean_note
-from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
+from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
@@ -41,7 +41,7 @@ from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora, check_decoding
-from medlit.predictions.table import Prediction, prediction_rows
+from medlit.predictions.table import Prediction, make_predictions
 
 Mode = Literal["generate", "constrained", "likelihood"]
 
@@ -63,7 +63,7 @@ class SpecialtyPredictor:
     """
 
     _model: nn.Module
-    _prompt: AlpacaPrompt
+    _prompt: NotePrompt
     _label_set: LabelSet
     _decoding: Decoding
     _temperature: float | None
@@ -125,13 +125,9 @@ class SpecialtyPredictor:
             )
         metadata = AdapterMetadata.read(file)
         inference = metadata.inference or _default_inference(file)
-        language_model = LanguageModel(
-            metadata.base_model,
-            metadata.revision,
-            max_length or inference.max_length,
-            inference.load_in_4bit,
-            inference.dtype,
-        )
+        length, in_4bit = max_length or inference.max_length, inference.load_in_4bit
+        language_model = LanguageModel(metadata.base_model, metadata.revision, length, in_4bit, inference.dtype)
+        language_model.prompt_format = metadata.prompt_format
         try:
             lora = Lora(**metadata.lora)
         except TypeError as error:
@@ -142,7 +138,8 @@ class SpecialtyPredictor:
         ours = AdapterMetadata.of(language_model, lora, label_set, instruction)
         check_metadata(ours, metadata, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
-        prompt = AlpacaPrompt(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
+        kind = PROMPTS[language_model.prompt_format]
+        prompt = kind(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         temperature = metadata.temperatures.get(decoding_key(decoding))
@@ -179,8 +176,8 @@ class SpecialtyPredictor:
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
                 answers = apply_temperature(self._decoder(prompts), self._temperature)
-                for row in prediction_rows(prompts, answers, self._label_set, self._decoding.abstain_below):
-                    predictions[row.row] = row.prediction
+                made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below)
+                predictions.update(zip(batch, made, strict=True))
                 bar.update(len(batch))
         return [predictions[i] for i in range(len(rows))]
 
@@ -196,17 +193,13 @@ def _clean_notes(notes: Any) -> list[str]:  # noqa: ANN401 - what a user passes
             f"notes: give a list of texts or a column, such as list(table['transcription']), not"
             f" {type(notes).__name__}; for a single note [text]."
         )
-    texts = []
     for i, note in enumerate(notes):
         if not isinstance(note, str):
-            raise UserError(
-                f"notes[{i}]: must be a text, not {type(note).__name__}; give the note's text or leave it out."
-            )
-        text = clean_note(note)
-        if not text:
+            given = type(note).__name__
+            raise UserError(f"notes[{i}]: must be a text, not {given}; give the note's text or leave it out.")
+        if not clean_note(note):
             raise UserError(f"notes[{i}]: the note is empty; leave it out or fill it in.")
-        texts.append(text)
-    return texts
+    return [clean_note(note) for note in notes]
 
 
 def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:
@@ -214,8 +207,8 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
     if decoding.mode not in get_args(Mode):
         raise UserError(f"mode: must be one of {', '.join(get_args(Mode))}, not {decoding.mode!r}.")
     check_decoding(decoding)
-    counts = (decoding.max_new_tokens, max_length, batch_size, token_budget)
-    for name, count in zip(("max_new_tokens", "max_length", "batch_size", "token_budget"), counts, strict=True):
+    counts = {"max_new_tokens": decoding.max_new_tokens, "max_length": max_length, "batch_size": batch_size}
+    for name, count in (counts | {"token_budget": token_budget}).items():
         if count is not None and count < 1:
             raise UserError(f"{name}: must be at least 1, not {count}.")
 
@@ -223,10 +216,8 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
 def _find_device(device: str | torch.device | None) -> torch.device:
     """The device to compute on; None is the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None:
-        return torch.device("cuda", 0) if count else torch.device("cpu")
     try:
-        parsed = torch.device(device)
+        parsed = torch.device(device or ("cuda" if count else "cpu"))
     except RuntimeError as error:
         raise UserError(f"device: there is no {device!r}; give 'cpu' or 'cuda', or leave it out.") from error
     if parsed.type == "cpu":

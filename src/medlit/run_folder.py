@@ -72,10 +72,9 @@ def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
 
 @contextmanager
 def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
-    """Lock a fit's folder, which must hold no checkpoints unless the fit resumes from one of them.
+    """Lock a fit's folder; a UserError if another fit is writing to it, or has, and would lose its weights.
 
-    Raises:
-        UserError: another fit is writing to the folder, or has, and would lose its weights.
+    It may hold checkpoints only if the fit resumes from one of them.
     """
     weights = folder / "checkpoints"
     continues = checkpoint is not None and Path(checkpoint).parent.resolve() == weights.resolve()
@@ -119,16 +118,9 @@ def _has_run(folder: Path, verb: str) -> bool:
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:
-    """Find the file that `--ckpt_path` means.
+    """Find the file that `--ckpt_path` means: 'best', 'last' or a path; a UserError if there is none.
 
-    Args:
-        wanted: 'best', 'last' or a path.
-        root: folder of the run folders, `logs` by default.
-        name: of the runs to search, newest first.
-        run: search this run folder alone.
-
-    Raises:
-        UserError: there is no such file.
+    Only the folder `run` is searched, or, if it is None, the runs of this name in `root`, the newest first.
     """
     if wanted not in ALIASES:
         path = Path(wanted).expanduser()

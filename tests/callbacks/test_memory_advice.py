@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from compare import last_checkpoint
+from torch._inductor.exc import InductorError
 
 from medlit.callbacks.memory import advice
 from medlit.data.datamodule import TranscriptionDataModule
@@ -44,6 +45,19 @@ def test_a_full_gpu_gives_advice_in_one_sentence(
     message = outcome.err.splitlines()[-1]
     assert message.startswith(f"medlit: {expected}"), outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_layers_that_do_not_compile_are_reported_in_one_sentence(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InductorError(AssertionError(), None)
+
+    monkeypatch.setattr(SpecialtyClassifier, "training_step", fails)
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
+    assert outcome.code == 2
+    assert "does not compile the layers of" in outcome.err.splitlines()[-1]
+    assert "set TORCHDYNAMO_DISABLE=1" in outcome.err
 
 
 def test_a_full_gpu_in_the_middle_of_a_fit_names_the_last_checkpoint(

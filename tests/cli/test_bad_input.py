@@ -170,6 +170,24 @@ def test_an_instruction_that_lists_more_labels_than_fit(fit: Refused) -> None:
     assert "set it to at least" in said
 
 
+CHAT = ("--data.prompt_format", "chat")
+
+
+def test_a_chat_with_a_base_model_that_has_no_template(fit: Refused) -> None:
+    said = fit(*CHAT)
+    assert "data.prompt_format: 'chat' needs a chat template and the base model has none" in said
+    assert "set it to 'alpaca'" in said
+
+
+def test_a_chat_with_an_adapter_of_another_format(refused: Refused, tiny_config: Path, run: Path) -> None:
+    said = refused("test", "--config", tiny_config, "--model.adapter", run / "adapter", *CHAT)
+    assert f"data.prompt_format: the adapter {run / 'adapter'} was trained with 'alpaca'" in said
+
+
+def test_an_unknown_format_of_the_prompt(fit: Refused) -> None:
+    assert "data.prompt_format: must be" in fit("--data.prompt_format", "chatml")
+
+
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_no_note_at_all(refused: Refused, tiny_config: Path, text: str) -> None:
     assert "data.predict.text: the note is empty" in refused(
@@ -260,6 +278,31 @@ def test_a_model_whose_weights_are_cut_short(fit: Refused, llama: Path, tmp_path
     weights.write_bytes(weights.read_bytes()[:1000])
     said = fit("--model.language_model.base_model", folder)
     assert f"model.language_model.base_model: the weights of {folder} are truncated" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"model_type": "t5"}, "'t5' models are not decoders that generate text; choose a causal language model."),
+        ({"model_type": "vit"}, "'vit' models are not decoders that generate text"),
+        ({"model_type": "no_such_family"}, "has model type `no_such_family` but Transformers does not recognize"),
+        ({"model_type": "a", "auto_map": {"AutoConfig": "a.B"}}, "needs code from its repository, which medlit never"),
+        ({"num_attention_heads": "four"}, "cannot be loaded (StrictDataclassFieldValidationError: "),
+        ({"vocab_size": 2048}, "medlit does not reproduce the numbers of"),
+        ({"num_hidden_layers": 3}, "lacks weights of its own architecture"),
+        ({"model_type": "bert"}, "lacks weights of its own architecture"),
+    ],
+    ids=str,
+)
+def test_a_base_model_that_cannot_be_trained(
+    fit: Refused, llama: Path, tmp_path: Path, changes: dict[str, object], what: str
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "base")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    said = fit("--model.language_model.base_model", folder)
+    assert said.startswith("medlit: model.language_model.base_model: ")
+    assert what in said
 
 
 def test_a_model_larger_than_memory_is_refused_before_it_is_read(
@@ -392,7 +435,7 @@ def test_an_adapter_whose_metadata_is_damaged(refused: Refused, run: Path, tiny_
     assert "medlit.json" in said
 
 
-# An `adapter_config.json` -> what is said of it.
+# An `adapter_config.json` -> the error about it.
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
 MERGE = "merge the adapter into its base model with PEFT (merge_and_unload)"
 
@@ -452,6 +495,7 @@ def test_a_variable_that_differs_from_the_adapter(
         ("target_modules", "[self_attn]", "no linear layer called 'self_attn'"),
         ("target_modules", "[lm_head]", "no linear layer called 'lm_head'"),
         ("target_modules", "q_proj", "no linear layer called 'q_proj'"),
+        ("target_modules", "[q_proj,c_attn]", "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."),
         ("rank_pattern", "{q_projj: 4}", "'q_projj'"),
         ("alpha_pattern", "{'(': 4}", "'('"),
         ("layers_to_transform", "[2]", "the base model has 2 layers, from 0 to 1"),

@@ -38,7 +38,7 @@ HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", 
 
 
 def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `medlit` in a process of its own, then a line of code in it."""
+    """Run `medlit` in a new process, then a line of code in it."""
     script = (
         "import sys\nfrom medlit.__main__ import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{code}"
@@ -188,6 +188,15 @@ def test_an_unknown_name_in_the_environment_exits_2(
         assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
         assert outcome.out == ""
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tool", ["audit", "baseline"])
+@pytest.mark.parametrize("name", ["trainer.default_root_dir", "trainer.max_steps", "data.columns"])
+def test_a_tool_refuses_a_null_where_a_value_is_needed(tool: str, name: str) -> None:
+    from medlit.cli.arguments import parse_settings
+
+    with pytest.raises(UserError, match=f"^{name}: must "):
+        parse_settings(tool, ["--config", f"{name}: null"])
 
 
 @pytest.mark.parametrize("tool", ["audit", "baseline"])
@@ -458,6 +467,59 @@ def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, ti
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, llama: Path) -> tuple[Path, Path]:
+    """The tiny model with a chat template, and the run folder of a fit with it."""
+    from medlit.cli.cli import main
+
+    folder = tmp_path_factory.mktemp("chat")
+    shutil.copytree(llama, base := folder / "base")
+    turns = "{% for m in messages %}{{ '<s>' + m.role + '\\n' + m.content + '</s>' }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
+    (base / "chat_template.jinja").write_text(template)
+    names = ["--model.language_model.base_model", str(base), "--data.prompt_format", "chat"]
+    steps = ["--trainer.max_steps", "4", "--run_dir", str(folder / "run")]
+    main(["fit", "--config", str(tiny_config), *names, *steps])
+    return base, folder / "run"
+
+
+def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
+    medlit: Medlit, chat: tuple[Path, Path], tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medlit import SpecialtyPredictor
+
+    base, run = chat
+    monkeypatch.chdir(tmp_path)
+    metadata = json.loads((run / "adapter" / "medlit.json").read_text())
+    text = "<s>user\n{instruction}\n{transcription}</s><s>assistant\n{specialty}</s>"
+    assert (metadata["prompt"], metadata["template"]) == ("chat-1", text)
+    command = ["--config", tiny_config, "--model.language_model.base_model", base]
+    output = ["--data.predict.source", "test", "--output", tmp_path / "all.csv", "--model.decoding.mode", "likelihood"]
+    predicted = medlit("predict", *command, "--model.adapter", run / "adapter", *output)
+    assert predicted.code == 0, predicted.err
+    given = notes()["test"]
+    ours = SpecialtyPredictor.load(run, device="cpu").predict([row["transcription"] for row in given])
+    with (tmp_path / "all.csv").open(newline="") as file:
+        theirs = {row["id"]: row for row in csv.DictReader(file)}
+    for row, one in zip(given, ours, strict=True):
+        assert theirs[row["id"]]["answer"] == one.answer
+        assert float(theirs[row["id"]]["probability"]) == pytest.approx(one.probability, abs=1e-4)
+    for flags in (["--model.adapter", run / "adapter"], ["--ckpt_path", run / "checkpoints" / "best.ckpt"]):
+        refused = medlit("test", *command, *flags, "--data.prompt_format", "alpaca")
+        assert refused.code == 2
+        assert "was trained with 'chat' and the config says 'alpaca'" in refused.err
+
+
+@pytest.mark.slow
+def test_the_export_of_a_chat_is_verified_with_the_chat(chat: tuple[Path, Path], tmp_path: Path) -> None:
+    from medlit.tools.export import run as export
+
+    assert export(["--run_dir", str(chat[1]), "--to", "merged", "--output", str(tmp_path / "merged")]) == 0
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "\n<the note></s><s>assistant\n<the specialty></s>\n" in card
+    assert "### Response:" not in card
 
 
 def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 RECIPE = CONFIGS / "llama31_8b.yaml"
-SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # medlit's own, with a rate and a length of its own
+SMALL = CONFIGS / "models" / "smollm2_135m.yaml"  # with its own rate and length
 LAYERS = sorted([*CONFIGS.glob("models/*.yaml"), *CONFIGS.glob("hardware/*.yaml"), *CONFIGS.glob("debug/*.yaml")])
 COMMAND = re.compile(r"medlit (\w+)((?: --config \S+| \\\n#)+)")
 
 
 @cache
-def parser() -> LightningArgumentParser:
-    """The parser of all verbs, as `medlit` makes it."""
+def parser(verb: str) -> LightningArgumentParser:
+    """The parser of a verb, as `medlit` makes it."""
 
     class ParserOnly(MedlitCLI):
         def _set_seed(self) -> None: ...
@@ -38,14 +38,14 @@ def parser() -> LightningArgumentParser:
         def after_instantiate_classes(self) -> None: ...
         def _run_subcommand(self, subcommand: str) -> None: ...
 
-    return ParserOnly(["fit"]).parser
+    return ParserOnly([verb]).parser
 
 
 @cache
 def parse(configs: tuple[Path, ...], verb: str = "fit", *flags: str) -> Namespace:
     """The settings of a verb after all layers; nothing is built."""
     layers = [argument for path in configs for argument in ("--config", str(path))]
-    return parser().parse_args([verb, *layers, *flags])[verb]
+    return parser(verb).parse_args([verb, *layers, *flags])[verb]
 
 
 @cache

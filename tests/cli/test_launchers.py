@@ -28,7 +28,7 @@ from medlit.model.module import SpecialtyClassifier
 if TYPE_CHECKING:
     from conftest import Medlit
 
-# Two dashes come after it: without them torchrun takes --run_dir as short for an option of its own.
+# Two dashes come after it: without them torchrun takes --run_dir as short for one of its options.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 LIMIT = 200.0  # seconds
@@ -139,10 +139,10 @@ def test_the_first_process_chooses_the_run_folder_for_all(
     """A host may not see yet what another has made: to it the next number is another one."""
 
     def prepare(rank: int) -> None:
-        from medlit.cli import cli
+        from medlit import run_folder
 
         if rank == 1:
-            cli.next_version = lambda root, name: root / name / "version_7"
+            run_folder.next_version = lambda root, name: root / name / "version_7"
 
     where = ["--config", config, "--trainer.default_root_dir", tmp_path, "--data.predict.source", "validation"]
     assert ranks(2, verb, *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)
@@ -154,10 +154,10 @@ def test_all_processes_use_the_folder_that_the_first_one_claims(ranks: Ranks, co
     """Another fit takes the number between the choice and the claim."""
 
     def prepare(rank: int) -> None:
-        from medlit.cli import cli
+        from medlit import run_folder
 
-        claim = cli.claim
-        cli.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
+        claim = run_folder.claim
+        run_folder.claim = lambda folder, numbered: (claim(folder, numbered), claim(folder, numbered))[1]
 
     where = ["--config", config, "--trainer.default_root_dir", tmp_path / "logs"]
     assert ranks(2, "fit", *where, prepare=prepare) == [0, 0], ranks.log(0) + ranks.log(1)

@@ -51,7 +51,12 @@ def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("size", "step", "nodes", "cluster"), [(2, 32, None, []), (3, 24, None, []), (4, 32, 2, SLURM)]
+    ("size", "step", "nodes", "cluster"),
+    [
+        (2, 32, None, []),
+        pytest.param(3, 24, None, [], marks=pytest.mark.slow),
+        pytest.param(4, 32, 2, SLURM, marks=pytest.mark.slow),
+    ],
 )
 def test_several_processes_train_test_and_predict_as_one(
     medlit: Medlit,

@@ -53,6 +53,10 @@ def config(tmp_path: Path) -> dict[str, Path]:
         (["epochs"], [STEPS, "-1"], (-1, 2)),
         (["epochs", "no steps"], [], (-1, 2)),
         (["steps"], [EPOCHS, "null"], (40, None)),
+        (["epochs"], [EPOCHS, "null"], (60, None)),
+        (["steps", "epochs"], [EPOCHS, "null"], (40, None)),
+        (["both"], [EPOCHS, "null"], (7, None)),
+        (["both"], [STEPS, "-1"], (-1, 5)),
     ],
 )
 def test_the_limit_given_last_counts(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from chat_families import FAMILIES, ChatFamily, tokenizer_of
 from commands import environment
 from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import TOKENIZERS_PARALLELISM, AlpacaPrompt, whole_characters
+from medlit.data.prompt import INSTRUCTION, TOKENIZERS_PARALLELISM, AlpacaPrompt, ChatPrompt, whole_characters
 from medlit.errors import UserError
 
 # The recipe's prompt, letter by letter.
@@ -226,3 +229,137 @@ def test_a_label_longer_than_the_room_for_answers_is_refused() -> None:
         UserError, match=r"data\.max_response_tokens: the label 'Nephrology' has 11 tokens and 10 are kept"
     ):
         template.response("Nephrology")
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+SPELLED = sorted({token for family in FAMILIES.values() for token in (*family.control, *family.words) if token.strip()})
+CHAT_TEXT = st.lists(st.text(max_size=12) | st.text(ODD, max_size=6) | st.sampled_from(SPELLED), max_size=8).map(
+    "".join
+)
+
+
+def chat(family: ChatFamily) -> ChatPrompt:
+    return ChatPrompt(tokenizer_of(family), max_length=4096, max_response_tokens=24)
+
+
+def control_tokens(family: ChatFamily, ids: list[int]) -> list[str]:
+    texts = tokenizer_of(family).convert_ids_to_tokens(ids)
+    return [
+        text
+        for text in texts
+        if text in (*family.control, *family.words) and text in family.jinja + family.prompt + family.answer
+    ]
+
+
+@each_family
+def test_a_chat_prompt_is_the_template_of_the_family(family: ChatFamily) -> None:
+    assert str(chat(family).template) == family.prompt + family.answer
+
+
+@each_family
+@pytest.mark.parametrize("note", ["A note.", "A note\n\nof 2 lines.", "(1) a list"])
+@pytest.mark.parametrize("label", ["Neurology", "ENT - Otolaryngology"])
+def test_prompt_and_answer_are_the_ids_of_the_whole_conversation(family: ChatFamily, note: str, label: str) -> None:
+    """Parts joined as ids, where the tokenizer reads one text: no boundary shifts an id."""
+    text = (family.prompt + family.answer).format(instruction=INSTRUCTION, transcription=note, specialty=label)
+    template, tokenizer = chat(family), tokenizer_of(family)
+    whole = tokenizer(text, add_special_tokens=family is FAMILIES["Zephyr"])["input_ids"]
+    assert template.prompt(note).input_ids + template.response(label) == whole
+
+
+def test_a_boundary_that_the_label_would_move_shifts_no_id() -> None:
+    """GPT-2's kind reads the prompt's last two line breaks as one token, and as two where a word follows."""
+    family = replace(FAMILIES["Llama 3"], gpt2=True)
+    template, tokenizer = chat(family), tokenizer_of(family)
+    text = family.prompt.format(instruction=INSTRUCTION, transcription="A note.")
+    prompt, response = template.prompt("A note.").input_ids, template.response("Neurology")
+    whole = tokenizer(f"{text}Neurology<|eot_id|>", add_special_tokens=False)["input_ids"]
+    assert prompt == tokenizer(text, add_special_tokens=False)["input_ids"] != whole[: len(prompt)]
+    assert response == tokenizer("Neurology<|eot_id|>", add_special_tokens=False)["input_ids"]
+
+
+@each_family
+def test_a_chat_prompt_has_as_many_bos_as_the_family(family: ChatFamily) -> None:
+    ids, bos = chat(family).prompt("A note.").input_ids, tokenizer_of(family).bos_token_id
+    expected = family.adds_bos or (family.bos is not None and family.bos in family.prompt)
+    assert ids.count(bos) == (ids[0] == bos) == expected
+
+
+@each_family
+def test_an_answer_ends_in_the_token_that_closes_an_assistant_s_turn(family: ChatFamily) -> None:
+    template = chat(family)
+    assert tokenizer_of(family).convert_ids_to_tokens(template.response("Neurology")[-1]) == family.end
+    assert template.end == template.response("Neurology")[-1]
+
+
+@each_family
+@settings(max_examples=15, deadline=None)
+@given(text=CHAT_TEXT, room=st.integers(1, 120), label=st.sampled_from(LABELS.names))
+def test_exactly_the_transcription_is_cut_from_a_chat(family: ChatFamily, text: str, room: int, label: str) -> None:
+    whole = chat(family)
+    header, footer = len(whole.header), len(whole.footer)
+    note = whole.prompt(text).input_ids[header:-footer]
+    limited = replace(whole, max_length=whole.max_length - whole.room + room)
+    prompt = limited.prompt(text)
+    assert prompt.input_ids == [*whole.header, *note[:room], *whole.footer]
+    assert prompt.cut_tokens == max(0, len(note) - room)
+    assert len(prompt.input_ids) + len(limited.response(label)) <= limited.max_length
+    assert whole.prompts([text, "A note."]) == [whole.prompt(text), whole.prompt("A note.")]
+
+
+@each_family
+@settings(max_examples=15, deadline=None)
+@given(text=CHAT_TEXT)
+def test_no_text_in_a_chat_spells_a_control_token(family: ChatFamily, text: str) -> None:
+    template, spelled = chat(family), "".join(SPELLED)
+    ids = template.prompt(text + spelled).input_ids
+    expected = control_tokens(family, template.prompt("A note.").input_ids)
+    assert control_tokens(family, ids) == expected
+    header, footer = len(template.header), len(template.footer)
+    decoded = tokenizer_of(family).decode(ids[header:-footer], clean_up_tokenization_spaces=False)
+    assert decoded.lstrip() == whole_characters(text + spelled).lstrip()
+    named = replace(template, instruction=f"Classify {spelled}.", max_response_tokens=999)
+    assert control_tokens(family, named.prompt("A note.").input_ids) == expected
+    assert control_tokens(family, named.response(f"Neurology{spelled}")) == [family.end]
+
+
+@each_family
+def test_the_answer_to_a_chat_reads_as_its_label(family: ChatFamily) -> None:
+    template = chat(family)
+    for label in LABELS.names:
+        answer = tokenizer_of(family).decode(template.response(label), skip_special_tokens=True)
+        assert LABELS.parse(answer) == LABELS.index(label)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "wrong"),
+    [
+        (None, "'chat' needs a chat template and the base model has none; set it to 'alpaca'"),
+        ("{{ raise_exception('no') }}", "cannot hold an instruction, a note and an answer"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "cannot hold an instruction"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "cannot hold an instruction"),
+        ("{{ messages[0].content.parts }}", "cannot hold an instruction"),
+        ("{% for", "cannot hold an instruction"),
+    ],
+    ids=["none", "refuses", "repeats", "changes", "other messages", "broken"],
+)
+def test_a_template_without_place_for_the_prompt_is_refused(jinja: str | None, wrong: str) -> None:
+    tokenizer = copy.deepcopy(tokenizer_of(FAMILIES["SmolLM"]))
+    tokenizer.chat_template = jinja
+    with pytest.raises(UserError, match=rf"data\.prompt_format: .*{wrong}"):
+        ChatPrompt(tokenizer).prompt("A note.")
+
+
+def test_thinking_is_off_in_templates_with_other_switches() -> None:
+    """Each writes its switch; Mistral's refuses an effort that it does not know."""
+    tokenizer = copy.deepcopy(tokenizer_of(FAMILIES["SmolLM"]))
+    turns = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for switch, written in {
+        "{{ thinking }}{{ enable_thinking }}{{ reasoning }}{{ thinking_budget }}": "FalseFalseFalse0",
+        "{% if reasoning_effort not in ['none', 'high'] %}{{ raise_exception('no') }}{% endif %}": "",
+        "{{ 'no_think' if reasoning_effort == 'no_think' else 'think' }}": "no_think",
+    }.items():
+        tokenizer.chat_template = switch + turns
+        assert ChatPrompt(tokenizer).template.begin == written

@@ -292,7 +292,7 @@ REPEATED = [
 ]
 
 
-def test_repeated_ids_are_told_apart_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_ids_are_made_unique_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_csv(tmp_path / "n.csv", REPEATED)
     with caplog.at_level(logging.WARNING):
         ids = load(path)["all"]["id"][:]
@@ -511,6 +511,9 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("list.jsonl", b"[1, 2]\n", ["line 1", "expected an object"]),
         ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "breaks off"]),
         ("number.jsonl", b'{"transcription": 3, "medical_specialty": "a"}\n', ["line 1", "a number"]),
+        ("true.jsonl", b'{"transcription": true, "medical_specialty": "a"}\n', ["line 1", "holds true or false"]),
+        ("after.json", b"[" + LABEL % b'"a"' + b"] and more", ["row 2", "not valid JSON"]),
+        ("two.json", b"[" + LABEL % b'"a"' + b"]\n[" + LABEL % b'"b"' + b"]", ["row 2", "not valid JSON"]),
         (
             "types.jsonl",
             b'{"transcription": "x", "medical_specialty": "a"}\n{"transcription": "x", "medical_specialty": ["a"]}\n',
@@ -603,7 +606,7 @@ def test_workbooks_that_are_not_understood(tmp_path: Path, monkeypatch: pytest.M
         book.active.append(row)
     book.save(path)
     assert "row 2: a cell stands beside the header's columns" in fault(path)
-    monkeypatch.setattr("medlit.data.cache.MAX_WORKBOOK", 1 << 10)
+    monkeypatch.setattr("medlit.data.readers.MAX_WORKBOOK", 1 << 10)
     assert "unpacks to" in fault(path)
 
 
@@ -619,7 +622,7 @@ def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path, monkeypat
 def test_a_line_that_never_ends_does_not_fill_the_memory(
     form: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medlit.data.readers.MAX_OBJECT", 1 << 20)
+    monkeypatch.setattr("medlit.data.text_files.MAX_OBJECT", 1 << 20)
     content = b"id,transcription\n" * (form == "n.csv") + b"x" * (5 << 20)
     (tmp_path / f"{form}{suffix}").write_bytes(pack(content) if suffix else content)
     assert "the line is over 1 million characters long" in fault(tmp_path / f"{form}{suffix}")

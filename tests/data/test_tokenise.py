@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import datasets
 import pytest
 from fake_tokenizers import byte_tokenizer
 
-from medlit.data.prompt import AlpacaPrompt, Prompt
+from medlit.data.prompt import AlpacaPrompt, ChatPrompt, Prompt
 from medlit.data.tokenise import tokenise
 
 PROMPT = AlpacaPrompt(byte_tokenizer(), max_length=512)
@@ -78,6 +79,17 @@ def test_settings_that_change_the_ids_tokenize_again(tokenized: list[str], other
     second = tokenise(rows(), other)
     assert len(tokenized) == 6
     assert second[:] != first[:]
+
+
+def test_formats_and_templates_of_chats_tokenize_again(tokenized: list[str]) -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+    kinds = [AlpacaPrompt(tokenizer), ChatPrompt(tokenizer), ChatPrompt(other)]
+    tables = [tokenise(rows(), prompt) for prompt in kinds + kinds]
+    assert len({table._fingerprint for table in tables}) == len(kinds)
+    assert [table[0]["input_ids"] for table in tables] == [p.prompt("A note.").input_ids for p in kinds + kinds]
 
 
 def test_other_notes_are_tokenized(tokenized: list[str]) -> None:

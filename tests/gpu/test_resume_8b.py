@@ -1,4 +1,4 @@
-"""An interrupted fit of the 8B shape goes on in a fresh process as if nothing had been, and a full GPU is told.
+"""An interrupted fit of the 8B shape continues in a new process as if uninterrupted, and a full GPU gives advice.
 
 LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_resume_8b.py
 """
@@ -80,7 +80,7 @@ def weights(run: Path) -> Any:  # noqa: ANN401 - a tensor; torch is imported lat
     return torch.cat([state[name].double().flatten() for name in sorted(state)])
 
 
-def test_it_goes_on_in_a_fresh_process_as_if_nothing_had_been(runs: Runs, main_job: list[str], tmp_path: Path) -> None:
+def test_it_continues_in_a_new_process_as_if_uninterrupted(runs: Runs, main_job: list[str], tmp_path: Path) -> None:
     run = tmp_path / "resumed"
     shutil.copytree(runs.stopped, run)
     command = [sys.executable, "-m", "medlit", "fit", *main_job, *FLAGS, "--run_dir", run, "--ckpt_path", "last"]
@@ -118,7 +118,7 @@ main()
 """
 
 
-def test_a_full_gpu_is_told_what_to_change_and_where_to_go_on(
+def test_a_full_gpu_names_what_to_change_and_where_to_continue(
     runs: Runs, main_job: list[str], long_notes: Path, tmp_path: Path
 ) -> None:
     """24 GiB of it, all 32 notes of a step in one micro-batch, and every layer's activations kept: some 90 GiB."""

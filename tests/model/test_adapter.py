@@ -242,6 +242,21 @@ def test_the_temperature_of_another_scale_is_forgotten(model: nn.Module, llama: 
     assert AdapterMetadata.read(file).temperatures == {}
 
 
+def test_the_layers_of_a_family_of_other_names_are_read_from_peft_s_file(
+    model: nn.Module, llama: Path, tmp_path: Path
+) -> None:
+    metadata = save(model, tmp_path, llama)
+    file = tmp_path / METADATA_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperatures": {"mode=generate": 2.0}}))
+    for names in (["c_attn", "c_fc"], r"model\.layers\.(0|1)\.q_proj"):
+        edit(tmp_path, target_modules=names)
+        read = AdapterMetadata.read(file)
+        assert read.lora == metadata.lora | {"target_modules": names}
+        assert read.temperatures == {"mode=generate": 2.0}
+    edit(tmp_path, target_modules=[*Lora().target_modules, "qkv_proj"])  # as Unsloth adds a fused layer
+    assert AdapterMetadata.read(file).lora == metadata.lora
+
+
 def test_peft_finds_the_base_model_under_the_name_that_is_written(
     model: nn.Module, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

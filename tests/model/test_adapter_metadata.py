@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,27 @@ def test_an_instruction_that_is_not_in_the_file_is_not_compared(instruction: str
         (replace(ours(), lora={}), "model.lora: null is the bare base model and the checkpoint is an adapter"),
         (replace(ours(), instruction="Which?"), "data.instruction: the checkpoint was trained with 'Classify the"),
         (replace(ours(), prompt="alpaca-0"), "the prompt 'alpaca-1' and this medlit uses 'alpaca-0'"),
+        (replace(ours(), prompt="chat-1"), "data.prompt_format: .* with 'alpaca' .* says 'chat'"),
+        (replace(ours(), template="{transcription}"), "model.language_model.revision: .* another chat template"),
         (ours(labels=LabelSet.from_names(["Urology", "Neurology"])), "data.columns.label: .*'Urology'"),
     ],
 )
 def test_a_difference_that_matters_is_refused_by_name(other: AdapterMetadata, names: str) -> None:
     with pytest.raises(UserError, match=names):
         check_metadata(other, TRAINED, "the checkpoint")
+
+
+def test_a_chat_template_is_part_of_the_metadata(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, base := tmp_path / "base")
+    settings = LanguageModel(str(base), prompt_format="chat")
+    with pytest.raises(UserError, match="needs a chat template"):
+        ours(settings)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    chat = ours(settings)
+    assert (chat.prompt, chat.prompt_format) == ("chat-1", "chat")
+    assert chat.template == "{instruction}\n{transcription}</s>{specialty}</s>"
+    assert AdapterMetadata.from_dict(json.loads(json.dumps(chat.to_dict()))) == chat
+    assert (TRAINED.prompt_format, TRAINED.template) == ("alpaca", None)
 
 
 def test_every_field_of_lora_has_another_value_here() -> None:
@@ -149,6 +165,7 @@ INFERENCE = TRAINED.to_dict()["inference"]
                 {"revision": 3},
                 {"prompt": ["alpaca-1"]},
                 {"instruction": 3},
+                {"template": 3},
                 {"inference": 3},
                 {"inference": {"max_length": 2048}},
                 {"inference": INFERENCE | {"max_length": 0}},

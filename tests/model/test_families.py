@@ -1,21 +1,41 @@
-"""What differs between families: numbers beside plain transformers in float32, and attention over packed notes."""
+"""What differs between families: numbers beside plain transformers in float32."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_families import FAMILIES, VOCABULARY, WINDOW, left_padded, right_padded, tiny_model
+from fakes import randomise_adapter
+from tiny_families import FAMILIES, VOCABULARY, WINDOW, left_padded, right_padded, tiny_model, tiny_multimodal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medlit.data.collate import Batch
+from medlit.errors import UserError
 from medlit.model.decoding.kv_cache import Replay, read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
-from medlit.model.families import REPLAY, causal_lm, has_dropout, head_logits, load_options, route
-from medlit.model.language_model import loss_sum
+from medlit.model.families import (
+    REPLAY,
+    adaptable_layers,
+    causal_lm,
+    decoder_layers,
+    fit_targets,
+    has_dropout,
+    head_logits,
+    load_options,
+    loaded_part,
+    peft_targets,
+    target_layers,
+)
+from medlit.model.language_model import loss_sum, train_mode, trainable_names
+from medlit.model.loading import load_model
+from medlit.model.memory import Footprint, Recomputation, footprint, skeleton
+from medlit.model.settings import TARGET_MODULES, LanguageModel, Lora
 
 # One token, around the window, and beyond it; the labels' tokens cross it where the prompt stays inside.
 LENGTHS = (1, 3, WINDOW - 1, WINDOW, WINDOW + 1, 4 * WINDOW)
@@ -91,6 +111,97 @@ def test_dropout_of_the_base_model_is_seen() -> None:
 
     assert not has_dropout(tiny_model("llama"))
     assert has_dropout(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)))
+    bloom = tiny_model("bloom")
+    assert not has_dropout(bloom)
+    bloom.config.hidden_dropout = 0.05  # type: ignore[union-attr]
+    assert has_dropout(bloom), "no layer, a rate alone"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_recomputed_layers_draw_the_same_dropout(family: str) -> None:
+    model = tiny_model(family)
+    if family == "llama":
+        for layer in decoder_layers(model):
+            layer.self_attn.attention_dropout = 0.5  # type: ignore[union-attr, assignment]
+        model.config.attention_dropout = 0.5  # type: ignore[union-attr]
+    model.train()
+    batch = Batch(torch.arange(30, 60)[None], torch.tensor([28]), torch.tensor([7]), [30], 1, ["a"])
+    weight = decoder_layers(model)[0].get_parameter("mlp.c_fc.weight" if family == "gpt2" else "mlp.up_proj.weight")
+    every = Recomputation(decoder_layers(model), Footprint(4, 0, 2, 1, 1), 0, random=has_dropout(model))
+    gradients = []
+    for recomputation in (None, every):
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(loss_sum(model, batch, recomputation), weight)[0])
+    torch.testing.assert_close(*gradients)
+    assert every.prepare(30) == 1
+
+
+OWN = {
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+    "opt": ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"],
+    "bloom": ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
+    "phi3": ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"],
+    "gpt_oss": ["k_proj", "o_proj", "q_proj", "v_proj"],  # neither experts nor router
+    "qwen3_next": ["in_proj_ba", "in_proj_qkvz", "k_proj", "o_proj", "out_proj", "q_proj", "v_proj"],
+    "lfm2": ["in_proj", "k_proj", "out_proj", "q_proj", "v_proj", "w1", "w2", "w3"],
+    "llama4_text": ["k_proj", "o_proj", "q_proj", "v_proj"],
+    "falcon_mamba": ["in_proj"],  # its code reads the weights of the others
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_default_adapts_the_family_s_own_layers(family: str) -> None:
+    model = tiny_model(family)
+    lora = fit_targets(model, Lora())
+    assert lora.target_modules == OWN.get(family, list(TARGET_MODULES))
+    chosen = target_layers(model, lora)
+    assert all(re.search(r"\.\d\.", name) for name in chosen), "inside the decoder's layers"
+    assert fit_targets(model, lora) == lora
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss", "falcon_mamba"])
+@pytest.mark.parametrize("targets", [["q_proj", "no_such"], ["router"], ["lm_head"], "q_projj", "(", ["mlp"]])
+def test_names_that_fit_no_layer_are_refused_with_those_that_exist(family: str, targets: list[str] | str) -> None:
+    model = tiny_model(family)
+    with pytest.raises(UserError, match=r"^model\.lora\.target_modules: .* for an adapter; it has \w.*\w\.$") as found:
+        fit_targets(model, Lora(target_modules=targets))
+    assert all(name in str(found.value) for name in fit_targets(model, Lora()).target_modules)
+
+
+def test_nothing_but_the_text_decoder_is_adapted() -> None:
+    model = tiny_multimodal()
+    assert len(decoder_layers(model)) == 4
+    assert not any("vision" in name for name in adaptable_layers(model))
+    for lora in (Lora(), Lora(target_modules=["q_proj"]), Lora(target_modules=".*q_proj", layers_to_transform=[1, 3])):
+        chosen = target_layers(model, fit_targets(model, lora))
+        targets = peft_targets(model, lora)
+        names = [name for name, _ in model.named_modules()]
+        assert [name for name in names if re.fullmatch(targets["target_modules"], name)] == list(chosen)
+        assert targets["layers_to_transform"] is None
+    assert {name.split(".")[3] for name in chosen} == {"1", "3"}
+
+
+def test_a_text_part_inside_another_model() -> None:
+    from transformers import Gemma3Config
+
+    model: Any = tiny_multimodal()
+    assert loaded_part(model.config) is model.config, "Mistral has no class of its own for Mistral 3"
+    assert footprint(model.config, 0, 0).layers == 4
+    assert {name for name, _ in skeleton(model.config).named_parameters()} == {
+        name for name, _ in model.named_parameters()
+    }
+    text: Any = tiny_model("gemma3_text").config
+    nested = Gemma3Config(text_config=text.to_dict())
+    assert loaded_part(nested).model_type == "gemma3_text"
+    assert load_options(nested, on_gpu=True) == {"text_only": True}
+
+
+@pytest.mark.parametrize("name", ["T5Config", "BartConfig", "ViTConfig", "Wav2Vec2Config"])
+def test_what_is_no_decoder_is_refused(name: str) -> None:
+    import transformers
+
+    with pytest.raises(UserError, match=r"^model\.language_model\.base_model: '.*' models are not decoders"):
+        skeleton(getattr(transformers, name)())
 
 
 def test_a_capped_attention_is_not_left_to_sdpa_on_a_cpu() -> None:
@@ -99,38 +210,60 @@ def test_a_capped_attention_is_not_left_to_sdpa_on_a_cpu() -> None:
     assert load_options(config, on_gpu=True) == {}
 
 
-def by_note(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
-    """What the varlen kernel computes, note by note: (T, heads, D)."""
-    out = []
-    for start, end in zip(starts.tolist(), starts[1:].tolist(), strict=False):
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-        out.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
-    return torch.cat(out)
+VARIANTS = {
+    "DoRA and rsLoRA": Lora(r=4, alpha=8, dora=True, rslora=True),
+    "biases of adapted layers": Lora(r=4, bias="lora_only"),
+    "all biases and dropout": Lora(r=4, bias="all", dropout=0.3),
+}
+QUICK = ("gpt2", "phi3", "gemma3_text")
 
 
-def stock(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
-    """Unsloth's call for a batch of one length: (B, heads, T, D) to (B, T, heads, D)."""
-    return functional.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True).transpose(1, 2)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+def test_an_adapter_trains_as_peft_trains_it(llama: Path, tmp_path: Path, family: str, variant: str) -> None:
+    """Loss and gradient, recomputed in the backward pass here and not there."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tiny_model(family).save_pretrained(tmp_path)  # type: ignore[operator]
+    for file in llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    settings = LanguageModel(str(tmp_path), max_length=64, load_in_4bit=False, gradient_checkpointing="unsloth")
+    lora = VARIANTS[variant]
+    ours: Any = load_model(settings, lora, torch.device("cpu"))
+    attention = causal_lm(ours).config._attn_implementation
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation=attention)
+    names = OWN.get(family, list(TARGET_MODULES))
+    theirs: Any = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora.as_peft() | {"target_modules": names}))
+    assert trainable_names(ours) == trainable_names(theirs)
+    randomise_adapter(ours)
+    theirs.load_state_dict({name: ours.get_parameter(name) for name in trainable_names(ours)}, strict=False)
+    ids = torch.arange(20, 50).view(2, 15)
+    places, targets = torch.tensor([12, 13, 27, 28]), torch.tensor([5, 6, 7, 8])
+    train_mode(ours, settings)
+    torch.manual_seed(1)
+    loss = loss_sum(ours, Batch(ids, places, targets, [15, 15], 4, ["", ""])) / 4
+    loss.backward()  # type: ignore[no-untyped-call]
+    theirs.train()
+    torch.manual_seed(1)
+    rows = theirs(input_ids=ids, use_cache=False).logits.flatten(0, 1)[places]
+    reference = functional.cross_entropy(rows, targets)
+    reference.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss, reference, atol=1e-5, rtol=0)
+    for name in trainable_names(ours):
+        gradient, expected = (model.get_parameter(name).grad for model in (ours, theirs))
+        assert (gradient is None) == (expected is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+        assert gradient is not None or ".lora_" not in name, "an adapter that nothing reaches"
 
 
-def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    attend = route(stock, by_note)
-    return attend(config=None, context=SimpleNamespace(causal_mask=mask), Q=query, K=key, V=value)
-
-
-def test_a_packed_note_attends_as_alone() -> None:
-    draw = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 21, 8, generator=draw) for heads in (4, 2, 2))
-    starts = torch.tensor([0, 5, 6, 15, 21, 21], dtype=torch.int32)
-    together = call(query, key, value, starts)
-    assert together.shape == (1, 21, 4, 8)
-    for start, end in ((0, 5), (5, 6), (6, 15), (15, 21)):
-        alone = call(*(x[:, :, start:end] for x in (query, key, value)), None)
-        assert torch.allclose(together[:, start:end], alone, atol=1e-6)
-
-
-@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
-def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
-    query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))
-    ours = call(query, key, value, mask)
-    assert torch.equal(ours, stock(config=None, context=None, Q=query, K=key, V=value))
+def test_the_text_decoder_of_another_model_is_trained(llama: Path, tmp_path: Path) -> None:
+    tiny_multimodal().save_pretrained(tmp_path)  # type: ignore[operator]
+    for file in llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    for in_4bit in (False, True):
+        settings = LanguageModel(str(tmp_path), max_length=64, load_in_4bit=in_4bit)
+        trained = trainable_names(load_model(settings, Lora(), torch.device("cpu")))
+        assert len(trained) == 2 * 7 * 4
+        assert all(".language_model.layers." in name for name in trained)

@@ -48,6 +48,14 @@ def test_an_untried_family_is_reported_in_one_line(
     assert all(f"the family '{family}'" in line for line in lines)
 
 
+def test_weights_of_another_shape_are_refused(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2048}))
+    with pytest.raises(UserError, match=r"lacks weights of its own architecture, or has them in another shape"):
+        load_model(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
+
+
 def test_exactly_the_named_repository_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default Unsloth replaces many names by another repository, without the revision."""
     from unsloth import FastLanguageModel

@@ -663,3 +663,16 @@ def test_a_fit_can_resume_with_other_micro_batches(go_on: Any, step: int, micro_
     assert rest.rates == whole.rates[step:]
     assert rest.losses == pytest.approx(whole.losses[step:], rel=1e-3)
     assert rest.validated == [at for at in (2, 4, 6, 8, STEPS) if at > step]
+
+
+def test_dropout_of_the_base_model_is_seeded_by_step(parts: Parts) -> None:
+    """As LoRA's is: a resumed fit draws what it would have drawn."""
+
+    def draw(step: int, batch_idx: int) -> float:
+        module, _ = parts(lora=Lora(dropout=0.0))
+        module.trainer = SimpleNamespace(global_step=step, global_rank=0)  # type: ignore[assignment]
+        module.on_train_batch_start(None, batch_idx)  # type: ignore[arg-type]
+        return float(torch.rand(()))
+
+    assert draw(3, 1) == draw(3, 1)
+    assert len({draw(3, 1), draw(3, 2), draw(4, 1)}) == 3

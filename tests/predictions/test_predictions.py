@@ -45,7 +45,7 @@ from medlit.predictions.shards import (
     whole_shards,
     write_table,
 )
-from medlit.predictions.table import FORMATS, Prediction, PredictionRow, check_table, prediction_rows
+from medlit.predictions.table import FORMATS, Prediction, check_table, make_predictions
 
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome
@@ -65,8 +65,7 @@ def predictions(
     size = len(labels)
     prompts = Prompts(torch.zeros(size, 1), torch.ones(size, 1), list(range(size)), ["n"] * size, [0] * size)
     of_labels = None if probabilities is None else torch.tensor(probabilities)
-    rows = prediction_rows(prompts, Answers(torch.tensor(labels), ["?"] * size, of_labels), LABELS, abstain_below)
-    return [row.prediction for row in rows]
+    return make_predictions(prompts, Answers(torch.tensor(labels), ["?"] * size, of_labels), LABELS, abstain_below)
 
 
 def test_an_answer_has_its_probability_its_margin_and_the_runner_up() -> None:
@@ -97,9 +96,9 @@ def test_an_answer_off_the_list_or_without_scores_has_no_probability(probabiliti
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def row(place: int, id: str | None = None, **cells: Any) -> PredictionRow:  # noqa: ANN401 - any cell
+def row(place: int, id: str | None = None, **cells: Any) -> dict[str, Any]:  # noqa: ANN401 - any cell
     empty = {"specialty": None, "answer": "x", "probability": None, "margin": None, "runner_up": None}
-    return PredictionRow(place, id or f"n{place}", Prediction(**empty | {"abstained": False, "cut_tokens": 0} | cells))
+    return {"row": place, "id": id or f"n{place}", **empty, "abstained": False, "cut_tokens": 0} | cells
 
 
 def write_shard(table: Path, rank: int, *places: int) -> None:
@@ -245,7 +244,7 @@ def test_a_text_that_a_spreadsheet_would_run_is_escaped_in_csv_alone(tmp_path: P
 @pytest.mark.parametrize("cell", ["-5", "+5", "-1e3", "-1.5E-07", "+.5", "-5.", "007", " =1", "a-5", "'-5"])
 def test_a_number_is_no_formula(tmp_path: Path, cell: str) -> None:
     table = tmp_path / "out.csv"
-    FORMATS[".csv"](table, [row(0, id=cell, specialty=cell, answer=cell, runner_up=cell).to_dict()])
+    FORMATS[".csv"](table, [row(0, id=cell, specialty=cell, answer=cell, runner_up=cell)])
     (found,) = read(table)
     assert [found[name] for name in ("id", "specialty", "answer", "runner_up")] == [cell] * 4
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from medlit.evaluation.calibration import at_temperature
-from medlit.evaluation.compare import compare
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
 from medlit.report import page as report_page

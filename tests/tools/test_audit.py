@@ -109,7 +109,7 @@ def test_a_file_that_no_audit_wrote_is_replaced_on_request_alone(tmp_path: Path,
     (tmp_path / "out").mkdir()
     mine = tmp_path / "out" / name
     mine.write_text("[1]")
-    arguments = ["--data.source", str(source), "--output", str(tmp_path / "out")]
+    arguments = [*_flags(source), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match=rf"output: 'medlit audit' would replace {mine}, which it did not write"):
         run(arguments)
     assert mine.read_text() == "[1]"
@@ -284,7 +284,7 @@ def test_columns_and_labels_of_a_config_are_used(tmp_path: Path) -> None:
     config = tmp_path / "own.yaml"
     data = {"source": str(source), "columns": {"id": "key", "text": "note", "label": "department"}}
     config.write_text(yaml.safe_dump({"data": data | {"labels": {"aliases": {"Radiology": "Imaging"}}}}))
-    assert verb("--config", config, "--output", tmp_path) == 0
+    assert verb("--config", config, *_flags(source), "--output", tmp_path) == 0
     report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
     assert report["rows"] == len(rows)
     assert report["classes"]["Imaging"] > 0
@@ -344,7 +344,7 @@ def test_a_column_gives_a_label_away_whatever_its_spelling(tmp_path: Path) -> No
     ],
 )
 def test_a_mistake_exits_with_2(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verb(*arguments) == 2
+    assert verb(*arguments, f"--model.language_model.base_model={Path(__file__).parent}") == 2
     err = capsys.readouterr().err
     assert expected in err
     assert "Traceback" not in err

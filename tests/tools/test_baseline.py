@@ -12,12 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from datasets import Dataset
 from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.results import Results
+from medlit.tools.baseline import BaselineData, tfidf
 from medlit.tools.baseline import run as baseline
 
 ZERO_SHOT = Path(__file__).parents[2] / "configs" / "debug" / "zero_shot.yaml"
@@ -204,6 +207,16 @@ def test_a_head_without_base_weights_is_refused(llama: Path, tmp_path: Path) -> 
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.language_model\.base_model"):
         load_head(LanguageModel(str(folder)), Lora(), 3, 0, torch.device("cpu"))
+
+
+def test_many_labels_bound_the_time_of_tf_idf(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"ward {number}" for number in range(201)]
+    texts = [f"seen today in{number}" for number in range(201)]
+    rows = Dataset.from_dict({"id": texts, "text_hash": texts, "transcription": texts, "specialty": names})
+    zeros = np.zeros(len(rows), dtype=np.int64)
+    system = tfidf(BaselineData(LabelSet.from_names(names), rows, rows, zeros, zeros))
+    assert "with 201 labels TF-IDF uses the 19,900 most frequent words and pairs" in capsys.readouterr().err
+    assert system.metrics["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -74,36 +74,28 @@ class AdapterTemperature(L.Callback):
         file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
         if file is None:
             return
-        reason = _reason_not_to_write(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
-        if reason is None:
-            try:
-                write_temperature(file, pl_module.decoding, pl_module.temperature)
-                what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
-                print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
-            except UserError as error:
-                reason = str(error)
-        if reason is not None:
-            print(f"medlit: the temperature of this validation is not kept with the adapter: {reason}", file=sys.stderr)
+        try:
+            _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
+            write_temperature(file, pl_module.decoding, pl_module.temperature)
+            what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
+            print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
+        except UserError as error:
+            print(f"medlit: the temperature of this validation is not kept with the adapter: {error}", file=sys.stderr)
 
 
-def _reason_not_to_write(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> str | None:
-    """Why this validation does not apply to an adapter's temperature; None if it does."""
+def _check_validation(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> None:
+    """Raise a UserError if a validation does not apply to an adapter's temperature."""
     trained_with = AdapterMetadata.read(file).data
     if data.fingerprint is None or trained_with is None:
-        return f"{file} does not say which notes the adapter was trained with."
+        raise UserError(f"{file} does not say which notes the adapter was trained with.")
     if data.fingerprint.hashes.get("validation") != trained_with.hashes.get("validation"):
-        return f"{file} comes from other validation notes."
+        raise UserError(f"{file} comes from other validation notes.")
     if module.results is None or len(module.results) < len(data.rows("validation")):
-        return "only a part of the validation split was answered."
-    return None
+        raise UserError("only a part of the validation split was answered.")
 
 
 def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None) -> None:
-    """Write an adapter folder, each of whose files appears whole.
-
-    Raises:
-        UserError: the disk is full or the folder is not writable; an existing adapter is unchanged.
-    """
+    """Write an adapter folder, each of whose files appears whole; raises as `atomic_dir` does."""
     with atomic_dir(folder) as partial:
         try:
             save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), partial)  # type: ignore[arg-type]

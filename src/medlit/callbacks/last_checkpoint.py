@@ -12,10 +12,6 @@ from medlit.callbacks.run_files import run_folder, subcommand_of
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in ModelCheckpoint's state
 
 
-def _paths(state: dict[str, Any]) -> set[str]:
-    return {state[key] for key in _PATHS if state.get(key)} | set(state.get("best_k_models", ()))
-
-
 class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` before and after every validation of a fit, and at its end.
 
@@ -41,7 +37,8 @@ class LastCheckpoint(Checkpoint):
             # Its key names the monitor: a checkpoint of a fit with another one has no state for it.
             state = checkpoint["callbacks"].get(callback.state_key)
             if state and isinstance(callback, ModelCheckpoint) and (Path(str(callback.dirpath)) / "best.ckpt").exists():
-                here = {old: str(Path(str(callback.dirpath)) / Path(old).name) for old in _paths(state)}
+                paths = {state[key] for key in _PATHS if state.get(key)} | set(state.get("best_k_models", ()))
+                here = {old: str(Path(str(callback.dirpath)) / Path(old).name) for old in paths}
                 for key in _PATHS:
                     state[key] = here.get(state.get(key), "")
                 state["best_k_models"] = {here[old]: score for old, score in state["best_k_models"].items()}

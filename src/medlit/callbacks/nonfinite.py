@@ -44,11 +44,7 @@ class NonfiniteGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Remove a gradient that is not finite.
-
-        Raises:
-            UserError: the fit should stop at such a step, or had too many in a row.
-        """
+        """Remove a gradient that is not finite; a UserError if the fit should stop there, or had too many in a row."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         if bool(torch.isfinite(norm)):
             self.consecutive = 0

@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from medlit.atomic_io import link_target, remove_partial
-from medlit.callbacks.run_files import make_private
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.adapter import adapter_folder
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
-from medlit.predictions.shards import ResumeKey, answer_settings, hash_notes, hash_weights
-from medlit.predictions.table import Prediction, check_table, prediction_rows
+from medlit.predictions.shards import ResumeKey
+from medlit.predictions.table import Prediction, check_table, make_predictions, table_rows
 
 
 class PredictionWriter(L.Callback):
@@ -51,8 +49,7 @@ class PredictionWriter(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Claim the table and find the answers of an interrupted run, before any process starts to answer.
 
-        Raises:
-            UserError: another process writes the table, or the notes, weights or settings were different.
+        Raises a UserError if another process writes the table, or if notes, weights or settings were different.
         """
         if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
             return
@@ -62,10 +59,10 @@ class PredictionWriter(L.Callback):
         answered: npt.NDArray[np.bool_] | None = None
         if trainer.is_global_zero:
             try:
-                make_private(self.path.parent)
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = shards.claim(self.path)
                 check_table(self.path, (), self.replaces)  # another process may just have written it
-                self._key = _resume_key(trainer, pl_module, data, self.checkpoint)
+                self._key = ResumeKey.of(pl_module, data, self.checkpoint, trainer.precision)
                 answered = self._find_answered()
             except UserError as error:
                 mistake = str(error)
@@ -110,19 +107,15 @@ class PredictionWriter(L.Callback):
     ) -> None:
         """Write a batch's answers."""
         if isinstance(pl_module, SpecialtyClassifier):
-            rows = prediction_rows(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
+            predictions = make_predictions(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
             if self._writer is not None:
-                self._writer.add(rows)
+                self._writer.add(table_rows(batch, predictions))
             else:
-                for row in rows:
-                    _print(row.prediction)
+                for prediction in predictions:
+                    _print(prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Join the shards, on the first process.
-
-        Raises:
-            UserError: answers are missing.
-        """
+        """Join the shards, on the first process; a UserError if answers are missing."""
         if self._writer is None:
             return
         self._writer.flush()
@@ -169,22 +162,3 @@ def _print(prediction: Prediction) -> None:
             f" {prediction.runner_up}{withheld}",
             file=sys.stderr,
         )
-
-
-def _resume_key(
-    trainer: L.Trainer, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None
-) -> ResumeKey:
-    notes = data.predict_rows
-    adapter = None if module.adapter is None else adapter_folder(module.adapter)
-    others = {
-        "data.instruction": data.instruction,
-        "data.max_response_tokens": data.max_response_tokens,
-        "trainer.precision": str(trainer.precision),
-        "labels": None if data.label_set is None else list(data.label_set.names),
-    }
-    return ResumeKey(
-        notes=len(notes),
-        notes_hash=hash_notes(notes),
-        weights_hash=hash_weights(checkpoint, adapter, module.decoding),
-        settings=answer_settings(module.language_model, module.lora, module.decoding, others),
-    )

@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.image import imsave
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
 from medlit.model.module import SpecialtyClassifier
-from medlit.report.figures import confusion_figure
+from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
 from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, versions
 
@@ -66,18 +67,19 @@ class RunReport(L.Callback):
         title = f"{what}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
-            confusion = confusion_figure(pl_module.results, title)
-            confusion.savefig(path, dpi=110)
-            figures["confusion"] = confusion
+            figures["confusion"] = pixels(confusion_figure(pl_module.results, title))
+            imsave(path, figures["confusion"])
         if subcommand == "test":
             with best_effort("the report of the test"):
                 write_json(folder / FACTS, _facts(trainer, pl_module))
-                figures = {**write_report(folder), **figures}
+                drawn = write_report(folder)
+                figures |= {name: pixels(figure) for name, figure in drawn.items() if name not in figures}
             self.on_fit_end(trainer, pl_module)
         with best_effort("the figures in TensorBoard"):
             for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):
-                for name, figure in figures.items():
-                    logger.experiment.add_figure(f"{pl_module.stage}/{name}", figure, trainer.global_step, close=True)
+                for name, image in figures.items():
+                    tag = f"{pl_module.stage}/{name}"
+                    logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
         self.written = folder
 
     on_test_end = on_validation_end
@@ -96,14 +98,13 @@ class RunReport(L.Callback):
 
 def hyperparameters(module: SpecialtyClassifier) -> dict[str, Any]:
     """The module's settings as plain types, for TensorBoard's table of hyperparameters."""
-    settings = {
-        "language_model": module.language_model,
-        "lora": module.lora,
-        "optimizer": module.optimizer_settings,
-        "decoding": module.decoding,
+    return {
+        "language_model": asdict(module.language_model),
+        "lora": None if module.lora is None else asdict(module.lora),
+        "optimizer": asdict(module.optimizer_settings),
+        "decoding": asdict(module.decoding),
+        "adapter": module.adapter,
     }
-    plain: dict[str, Any] = {name: None if group is None else asdict(group) for name, group in settings.items()}
-    return plain | {"adapter": module.adapter}
 
 
 def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.atomic_io import atomic_write
 from medlit.data.collate import EvalBatch
-from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import best_effort
 from medlit.model.module import SpecialtyClassifier
 
@@ -44,14 +43,11 @@ class SaveRunFiles(SaveConfigCallback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_none=False)
         with atomic_write(folder / f"config_{stage}.yaml") as path:
-            path.write_text(text, encoding="utf-8")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        split_file = folder / "split.parquet"
-        has_split = isinstance(data, TranscriptionDataModule) and data.splits is not None
-        if has_split and (stage == "fit" or not split_file.exists()):
-            data.splits.write(split_file)
+            path.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
+        if splits is not None and (stage == "fit" or not (folder / "split.parquet").exists()):
+            splits.write(folder / "split.parquet")
 
 
 class SaveSamples(L.Callback):
@@ -111,19 +107,14 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics(kept, step)
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can read; an existing one keeps its mode."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def run_folder(trainer: L.Trainer) -> Path:
     """The run folder, made if it is missing; every process must call this, since the first one chooses it.
 
-    It does not depend on the loggers. A trial run (`fast_dev_run`) gets a path, but no folder.
+    Only its owner can read it, and it does not depend on the loggers. A trial run (`fast_dev_run`) gets a path alone.
     """
     folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        make_private(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

@@ -25,11 +25,7 @@ class ValidateLastStep(L.Callback):
             self.last = last_step(trainer.max_steps, trainer.max_epochs, trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Repair the checkpoint's progress, and let a fit resume that has only its last validation left.
-
-        Raises:
-            UserError: the fit is complete.
-        """
+        """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""
         if subcommand_of(trainer) != "fit":
             return
         steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]

@@ -10,9 +10,9 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
+from medlit.cli import validation
 from medlit.cli.environment import check_writable
 from medlit.cli.help import OWN_HELP, Parser
-from medlit.cli.validation import ENV_PREFIX, check_renamed, check_seed, check_variables, settle_length
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
@@ -45,6 +45,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         parser.link_arguments(f"model.language_model.{name}", f"data.tokenizer.{name}")
     for name in ("instruction", "mask_prompt", "max_response_tokens"):
         parser.link_arguments(f"data.{name}", f"model.{name}")
+    parser.link_arguments("data.prompt_format", "model.language_model.prompt_format")
 
 
 def add_predict_arguments(parser: LightningArgumentParser) -> None:
@@ -86,20 +87,20 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too.
 
     Raises:
-        SystemExit: code 2 if a setting or a value is not understood.
-        UserError: a variable of the environment is for this tool and is not a setting, or a setting was renamed.
+        SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
     """
-    check_renamed(args, env_prefix := f"{ENV_PREFIX}_{tool.upper()}__")
+    validation.check_renamed(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
-    check_variables({tool: parser})
-    config = parser.parse_args(settle_length(args, env_prefix))
-    check_seed(config.seed_everything)
+    validation.check_variables({tool: parser})
+    config = parser.parse_args(validation.settle_length(args, env_prefix))
+    validation.check_seed(config.seed_everything)
+    validation.check_settings(config)
     return config
 
 
 def make_parser(tool: str) -> ArgumentParser:
     """Make the parser of a tool's settings: those of every verb, without the verb's own arguments."""
-    parser = Parser(prog=f"medlit {tool}", default_env=True, env_prefix=f"{ENV_PREFIX}_{tool.upper()}_")
+    parser = Parser(prog=f"medlit {tool}", default_env=True, env_prefix=f"{validation.ENV_PREFIX}_{tool.upper()}_")
     parser.add_argument("-c", "--config", action="config")
     parser.add_argument("--seed_everything", type=bool | int, default=SEED)
     parser.add_lightning_class_args(L.Trainer, "trainer")
@@ -111,11 +112,7 @@ def make_parser(tool: str) -> ArgumentParser:
 
 
 def make_datamodule(config: Namespace) -> TranscriptionDataModule:
-    """Make the datamodule that settings describe; it reads nothing yet.
-
-    Raises:
-        UserError: a value is invalid.
-    """
+    """Make the datamodule that settings describe; it reads nothing yet."""
     types = get_type_hints(TranscriptionDataModule.__init__)
     settings = {
         name: types[name](**vars(value)) if isinstance(value, Namespace) else value

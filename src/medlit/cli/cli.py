@@ -17,38 +17,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from medlit import run_folder as runs
 from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
-from medlit.callbacks.progress_bar import ProgressBar
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.throughput import Throughput
+from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.callbacks.validate_last_step import ValidateLastStep
-from medlit.cli import arguments
-from medlit.cli.environment import (
-    check_device,
-    check_loggers,
-    check_processes,
-    check_slurm,
-    check_weights_named,
-    check_writable,
-    silence_warnings,
-)
+from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error
-from medlit.cli.validation import (
-    ENV_PREFIX,
-    adopt_adapter,
-    check_renamed,
-    check_seed,
-    check_settings,
-    check_variables,
-    settle_length,
-)
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
@@ -59,25 +41,16 @@ from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import check_table
-from medlit.run_folder import (
-    check_replaceable,
-    claim,
-    next_version,
-    resolve_checkpoint,
-    run_name,
-    run_of,
-    sole_fit,
-    versions,
-)
 
 
 class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
-        verb, *self._rest = args
-        check_renamed(self._rest, env_prefix := f"{ENV_PREFIX}_{verb.upper()}__")
-        from_env = {"default_env": True, "env_prefix": ENV_PREFIX}
+        verb = self._verb = args[0]
+        self._rest = args[1:]
+        validation.check_renamed(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
+        from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -88,7 +61,7 @@ class MedlitCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
-            args=[verb, *settle_length(self._rest, env_prefix)],
+            args=[verb, *validation.settle_length(self._rest, env_prefix)],
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -96,6 +69,8 @@ class MedlitCLI(LightningCLI):
         arguments.add_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        if subcommand != self._verb:  # a full parser takes a fifth of a second
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
         if subcommand == "predict":
@@ -104,9 +79,10 @@ class MedlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that are not settings."""
-        check_variables(self._subcommand_parsers)  # before parsing, since --print_config ends the process
+        # Before parsing, since --print_config ends the process.
+        validation.check_variables({self._verb: self._subcommand_parsers[self._verb]})
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        check_seed(self.config[self.config.subcommand].seed_everything)
+        validation.check_seed(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -116,18 +92,20 @@ class MedlitCLI(LightningCLI):
         """Check the settings, and derive those that depend on the machine and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
-        check_device(trainer.accelerator, trainer.devices)
-        check_settings(config, fit=self.subcommand == "fit")
-        adopt_adapter(config, self._rest, str(self.subcommand))
+        environment.check_device(trainer.accelerator, trainer.devices)
+        validation.check_settings(config, fit=self.subcommand == "fit")
+        validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
         if self.subcommand == "predict":
             arguments.prepare_predict(config)
-        check_slurm(trainer.plugins)
-        check_loggers(trainer.logger)
+        environment.check_slurm(trainer.plugins)
+        environment.check_loggers(trainer.logger)
         self.run_folder = self._choose_run(config)
         self._check_outputs(config)
-        check_writable("run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints")
+        environment.check_writable(
+            "run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints"
+        )
 
     def _check_outputs(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
         overwrite, config.overwrite = config.overwrite, False  # the recorded config does not allow it again
@@ -139,25 +117,25 @@ class MedlitCLI(LightningCLI):
         is_fit, adapter = self.subcommand == "fit", self.run_folder / "adapter"
         if is_fit and config.model.adapter and adapter.resolve() == Path(config.model.adapter).expanduser().resolve():
             raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
-        resumes = is_fit and config.ckpt_path and run_of(Path(config.ckpt_path)) == self.run_folder
+        resumes = is_fit and config.ckpt_path and runs.run_of(Path(config.ckpt_path)) == self.run_folder
         if not (overwrite or resumes or config.trainer.fast_dev_run):
-            check_replaceable(self.run_folder, str(self.subcommand))
+            runs.check_replaceable(self.run_folder, str(self.subcommand))
 
     def _choose_run(self, config: Any) -> Path:  # noqa: ANN401 - jsonargparse's Namespace
         """Resolve `best` and `last`, and choose the folder for this verb's files."""
         root = Path(config.trainer.default_root_dir)
-        name = run_name([str(path) for path in config.config or []])
+        name = runs.run_name([str(path) for path in config.config or []])
         run = local_path("run_dir", config.run_dir) if config.run_dir else None
         if config.ckpt_path is not None:
-            path = resolve_checkpoint(config.ckpt_path, root, name, run)
+            path = runs.resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
-            run = run or run_of(path)
+            run = run or runs.run_of(path)
         elif self.subcommand != "fit" and run is not None:
-            check_weights_named(run, config.model)
+            environment.check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
+            run = next((run for run in runs.versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
         self._is_numbered = run is None
-        return run or next_version(root, name)
+        return run or runs.next_version(root, name)
 
     def instantiate_classes(self) -> None:
         """Build what the settings describe; a class that they name may not be installed, or refuse its arguments."""
@@ -214,7 +192,7 @@ class MedlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         trainer = self.trainer
-        check_processes(trainer)
+        environment.check_processes(trainer)
         if (path := self.config[self.subcommand].ckpt_path) is not None:
             checkpoint = read_checkpoint(Path(path))
             theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"))
@@ -236,10 +214,10 @@ class MedlitCLI(LightningCLI):
         config, trainer, is_new = self.config[subcommand], self.trainer, False
         writes = not self.predictions.to_stdout and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if writes and trainer.is_global_zero:
-            self.run_folder, is_new = claim(self.run_folder, self._is_numbered)
+            self.run_folder, is_new = runs.claim(self.run_folder, self._is_numbered)
         with clean_up_on_failure(trainer, self.run_folder, existed=not is_new), ExitStack() as stack:
             if writes and trainer.is_global_zero and subcommand == "fit":
-                stack.enter_context(sole_fit(self.run_folder, config.ckpt_path))
+                stack.enter_context(runs.sole_fit(self.run_folder, config.ckpt_path))
             # All files go to this folder, whatever the loggers.
             trainer._default_root_dir = str(self.run_folder)  # type: ignore[attr-defined]  # it has no setter
             for callback in trainer.checkpoint_callbacks:
@@ -255,6 +233,12 @@ class MedlitCLI(LightningCLI):
                 raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
                 raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
+            except torch._dynamo.exc.BackendCompilerFailed as error:  # Gemma 2 with PyTorch 2.11, see docs/hardware.md
+                raise UserError(
+                    f"model.language_model.base_model: PyTorch {torch.__version__} does not compile the"
+                    f" layers of {config.model.language_model.base_model}; set TORCHDYNAMO_DISABLE=1, or choose"
+                    " another base model."
+                ) from error
         if (written := self.predictions.written or self.report.written) is not None:
             print(f"medlit: written: {written}", file=sys.stderr)
 
@@ -265,6 +249,6 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     Raises:
         SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
     """
-    silence_warnings()
+    environment.silence_warnings()
     with exit_codes():
         return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

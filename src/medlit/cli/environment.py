@@ -18,11 +18,7 @@ _SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
-    """Check that PyTorch sees the GPUs that a config needs.
-
-    Raises:
-        UserError: it sees none, or fewer.
-    """
+    """Raise a UserError if PyTorch does not see the GPUs that a config needs."""
     if accelerator not in ("gpu", "cuda"):
         return
     if not torch.cuda.is_available():
@@ -73,17 +69,12 @@ def check_loggers(loggers: Any) -> None:  # noqa: ANN401 - true, false, one logg
 
 
 def check_writable(key: str, path: Path) -> None:
-    """Check that a file or folder, which the setting `key` names, can be created.
-
-    Raises:
-        UserError: it is a URL, or the nearest existing folder is a file or closed to this user.
-    """
+    """Raise a UserError if a file or folder, which the setting `key` names, is a URL or cannot be created."""
     path = local_path(key, path)
     parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir():
-        raise UserError(f"{key}: {path} cannot be written, since {parent} is a file; name another place.")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"{key}: {path} cannot be written, since you may not write to {parent}; name another place.")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = f"you may not write to {parent}" if parent.is_dir() else f"{parent} is a file"
+        raise UserError(f"{key}: {path} cannot be written, since {reason}; name another place.")
 
 
 def check_weights_named(run_dir: Path, model: Namespace) -> None:

@@ -20,11 +20,7 @@ from medlit.predictions.shards import find_shards
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn a user's mistake into one sentence and exit code 2.
-
-    Raises:
-        SystemExit: with that code. Any other error is a bug and keeps its traceback.
-    """
+    """Turn a user's mistake into one sentence and exit code 2; any other error is a bug and keeps its traceback."""
     try:
         yield
     except (UserError, OSError) as error:  # Lightning and its loggers write files too
@@ -44,7 +40,11 @@ def clean_up_on_failure(trainer: L.Trainer, folder: Path, existed: bool = True) 
     except BaseException as error:
         _end_other_processes(trainer)
         if trainer.is_global_zero and isinstance(error, UserError):
-            _remove_traces(folder, existed, events)
+            # Another verb may be writing to a folder that existed: remove only what this process's logger made.
+            for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events if existed else ():
+                path.unlink()
+            if not (existed or (folder / "checkpoints").exists() or find_shards(folder / PREDICTIONS)):
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
         raise
     finally:
         for path in () if existed else (folder, folder.parent, folder.parent.parent):
@@ -62,12 +62,3 @@ def _end_other_processes(trainer: L.Trainer) -> None:
     atexit.unregister(_destroy_dist_connection)
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)
-
-
-def _remove_traces(folder: Path, existed: bool, events: set[Path]) -> None:
-    if existed:
-        # Another verb may be writing here: remove only the file that this process's logger made.
-        for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events:
-            path.unlink()
-    elif not (folder / "checkpoints").exists() and not find_shards(folder / PREDICTIONS):  # nothing to resume from
-        shutil.rmtree(folder, ignore_errors=True)

@@ -56,8 +56,7 @@ class RepeatedKeyError(yaml.YAMLError):
 def load_unique(text: str) -> Any:  # noqa: ANN401
     """Load YAML or JSON for the parser, whatever the file, flag or variable that it comes from.
 
-    Raises:
-        RepeatedKeyError: a mapping has a key twice, or a dotted key such as model.lora.r beside the group model.
+    Raises a RepeatedKeyError for a key that a mapping has twice, or for model.lora.r beside the group model.
     """
     where = config_load_stack.get()[-1][1] if config_load_stack.get() else "the given text"
     nodes: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))]

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
@@ -25,7 +26,7 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import Lora
+from medlit.model.settings import LanguageModel, Lora
 
 ENV_PREFIX = "MEDLIT"
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -37,40 +38,33 @@ OLD_VALUES: dict[tuple[str, str | bool], str] = {
 # Name of a class, or of one of its base classes -> what is wrong with it.
 _CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
-_LIMIT = (lambda x: x is None or x > 0, "must be over 0, or null, not {value}")
 # Settings outside `model` and `data`, and a group of them, that a YAML can set to null and medlit or Lightning needs.
 _NEVER_NULL = (
     *("val_every_steps", "log_samples", "trainer.max_steps", "trainer.default_root_dir"),
     *("checkpoint", "early_stopping.patience", "early_stopping.min_delta"),
 )
+
+
+def _is_within(bounds: Mapping[str, Any], value: Any) -> bool:  # noqa: ANN401
+    least, over = bounds.get("least", -math.inf), bounds.get("over", -math.inf)
+    return value in bounds.get("also", ()) or (value is not None and over < value < math.inf and value >= least)
+
+
 # Setting -> whether a value is allowed, and the message for any other value.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    # With 0 steps Lightning ends at once, with exit code 0.
-    "trainer.max_steps": (
-        lambda x: x >= 1 or x == -1,
-        "must be at least 1, or -1 for as many as the epochs have, not {value}",
-    ),
-    "trainer.log_every_n_steps": (lambda x: x is None or x >= 1, "must be at least 1, not {value}"),
-    "trainer.max_epochs": (lambda x: x is None or x >= 1 or x == -1, "must be at least 1, or null, not {value}"),
+    **{
+        name: (partial(_is_within, bounds), f"must be {bounds['words']}, not {{value}}")
+        for name, bounds in _TABLES["bounds"].items()
+    },
     "trainer.max_time": (lambda x: x is None or bool(str(x).strip("0:")), "must be over 0, or null, not {value}"),
-    "trainer.num_sanity_val_steps": (lambda x: x is None or x >= -1, "must be at least 0, or -1 for all, not {value}"),
-    "early_stopping.patience": (lambda x: x >= 0, "must be at least 0, not {value}"),
-    "trainer.gradient_clip_val": (lambda x: x is None or 0 < x < math.inf, _LIMIT[1]),
-    "trainer.limit_val_batches": _LIMIT,
-    "trainer.limit_test_batches": _LIMIT,
-    "trainer.limit_predict_batches": _LIMIT,
     **{name: (each["values"].__contains__, each["advice"]) for name, each in _TABLES["fixed"].items()},
-    "checkpoint.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
-    "early_stopping.monitor": (lambda x: x in tuple(MONITORS), _MONITOR),
+    "checkpoint.monitor": (tuple(MONITORS).__contains__, _MONITOR),
+    "early_stopping.monitor": (tuple(MONITORS).__contains__, _MONITOR),
 }
 
 
 def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Check the values of a verb's parsed settings that a type does not.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Raise a UserError for the first of a command's settings that has a value which no type refuses."""
     _check_group("model", SpecialtyClassifier.__init__, config.model)
     _check_group("data", TranscriptionDataModule.__init__, config.data)
     for key in _NEVER_NULL:
@@ -83,15 +77,10 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
     endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (None, -1)
     if fit and endless and config.trainer.max_time is None:
         raise UserError("trainer.max_steps: -1 needs another limit; set trainer.max_epochs or trainer.max_time.")
-    if config.model.lora is None:
-        weights = next((key for key in ("model.adapter", "ckpt_path") if config.get(key) is not None), None)
-        if fit:
-            raise UserError("model.lora: null is the bare base model, and a fit trains an adapter; leave it out.")
-        if weights is not None:
-            raise UserError(
-                f"model.lora: null is the bare base model, and {weights} names an adapter's weights; leave one of them"
-                " out."
-            )
+    weights = next((key for key in ("model.adapter", "ckpt_path") if config.get(key) is not None), None)
+    if config.model.lora is None and (fit or weights is not None):
+        why = "a fit trains an adapter; leave it" if fit else f"{weights} names an adapter's weights; leave one of them"
+        raise UserError(f"model.lora: null is the bare base model, and {why} out.")
 
 
 def check_seed(seed: bool | int | None) -> None:
@@ -101,11 +90,7 @@ def check_seed(seed: bool | int | None) -> None:
 
 
 def check_classes(trainer: Namespace) -> None:
-    """Check the classes that a config names, before one is built: medlit cannot run with some, or not as they are set.
-
-    Raises:
-        UserError: naming the setting and the class.
-    """
+    """Raise a UserError for a class that a config names and medlit cannot run with, before any is built."""
     for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
         given = trainer[key] if isinstance(trainer[key], list) else [trainer[key]]
         for named in (each for each in given if isinstance(each, Namespace)):
@@ -137,12 +122,10 @@ def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  #
 
 
 def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa: ANN401 - as above
-    """Take base model and LoRA settings from `model.adapter` where the user left the defaults.
+    """Take base model, LoRA settings and prompt format from `model.adapter` where the user left the defaults.
 
-    A flag, a variable, or a config's value other than the default is the user's and must agree with the adapter.
-
-    Raises:
-        UserError: it does not, or medlit cannot run the adapter.
+    A flag, a variable, or a config's value other than the default is the user's and must agree with the adapter, or a
+    UserError is raised.
     """
     if config.model.adapter is None or config.model.lora is None:
         return
@@ -156,18 +139,24 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
     if is_default and base and not is_same_model(BUILTIN, base):
         model.base_model = base
         adopted.append(f"model.language_model.base_model {base}")
-    read_metadata(folder, model.base_model)  # refuses another base model
+    metadata = read_metadata(folder, model.base_model)  # refuses another base model
     if model.base_model == base:
         model.revision = model.revision or revision
-    config.data.tokenizer.base_model, config.data.tokenizer.revision = model.base_model, model.revision
     ours, defaults = Lora(**config.model.lora.as_dict()).structure(), Lora().structure()
-    for name in sorted(ours.keys() & theirs.keys()):
-        key, mine, other = f"model.lora.{name}", ours[name], theirs[name]
-        if mine != other and (key in stated or mine != defaults[name]):
+    shared = sorted(ours.keys() & theirs.keys())
+    compared = {f"model.lora.{name}": (ours[name], theirs[name], defaults[name]) for name in shared}
+    if metadata is not None:
+        forms = (config.data.prompt_format, metadata.prompt_format, LanguageModel().prompt_format)
+        compared["data.prompt_format"] = forms
+    for key, (mine, other, default) in compared.items():
+        if mine != other and (key in stated or mine != default):
             differing.append(f"{key}: the adapter {folder} was trained with {other!r} and the config says {mine!r}")
         elif mine != other:
             adopted.append(f"{key} {other}")
-            config.model.lora[name] = other
+            config[key] = other
+    model.prompt_format = config.data.prompt_format
+    for name in ("base_model", "revision"):
+        config.data.tokenizer[name] = model[name]
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:
@@ -194,12 +183,13 @@ def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
     """The arguments, with flags that lift the limit of a fit's length which a later one replaces.
 
     `max_epochs` on the command line replaces the `max_steps` of a config or the default, and the other way round. Where
-    one config, or the command line, gives both, the first that a fit reaches ends it.
+    one config, or the command line, gives both, the first that a fit reaches ends it. A later null or -1 lifts a limit.
     """
     none = {"trainer.max_steps": "-1", "trainer.max_epochs": "null"}
     layers = dict.fromkeys(none, -1)
     for layer, _, settings in _given(args, env_prefix):
-        layers |= {name: layer for name in none if str(settings.get(name)) not in ("None", "null", "-1")}
+        given = {name: str(settings[name]) not in ("None", "null", "-1") for name in none if name in settings}
+        layers |= {name: layer if is_limit else -1 for name, is_limit in given.items()}
     replaced = [name for name, layer in layers.items() if layer < max(layers.values())]
     return [*args, *(f"--{name}={none[name]}" for name in replaced)]
 

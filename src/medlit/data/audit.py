@@ -9,18 +9,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from medlit.data.cache import iter_column
-from medlit.data.groups import IntArray, exact_groups, near_groups
+from medlit.data.groups import exact_groups, near_groups
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, read_tables
+from medlit.evaluation.results import IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +37,12 @@ TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
-Number = TypeVar("Number", int, float)
 CountTokens = Callable[[list[str]], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The findings; `as_dict` is `audit.json`. Findings of rows and of groups list the first ids."""
+    """The findings; `asdict` of it is `audit.json`. Findings of rows and of groups list the first ids."""
 
     source: str
     rows: int
@@ -68,10 +68,6 @@ class AuditReport:
     label_leaks: dict[str, float]
     label_review: LabelReview  # labels that are probably no classes of their own
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 class Audit(NamedTuple):
     """A report, and unit -> lengths of the notes that were counted, for a figure."""
@@ -93,17 +89,14 @@ def audit(
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
     Without a `near_threshold` it is 0.8, in tables of at most 50,000 notes only: the search takes a minute for every
-    40,000.
-
-    Raises:
-        UserError: the source cannot be read.
+    40,000. Raises a UserError if the source cannot be read.
     """
     import pandas as pd
     from datasets import concatenate_datasets
 
     labelled = columns.label is not None
     tables = load_source(
-        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, check_rows=False
+        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
     )
     pool = concatenate_datasets(list(tables.values()))
     ids = pool["id"]  # read from disk one by one
@@ -162,24 +155,16 @@ def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None
 def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
     """Distribution of lengths, (N,), and with a limit the share of notes that are cut at it."""
     points = np.percentile(lengths, _PERCENTILES, method="inverted_cdf")
+    ends = {"notes": len(lengths), "min": int(lengths.min()), "mean": round(float(lengths.mean()), 1)}
+    percentiles = {f"p{percent}": int(point) for percent, point in zip(_PERCENTILES, points, strict=True)}
     cut = {} if limit is None else {"limit": limit, "share_cut": float((lengths > limit).mean())}
-    return {
-        "notes": len(lengths),
-        "min": int(lengths.min()),
-        "mean": round(float(lengths.mean()), 1),
-        **{f"p{percent}": int(point) for percent, point in zip(_PERCENTILES, points, strict=True)},
-        "max": int(lengths.max()),
-        **cut,
-    }
+    return ends | percentiles | {"max": int(lengths.max())} | cut
 
 
 def _class_counts(specialties: pd.Series) -> dict[str, int]:
     """Specialty -> notes, the most frequent first, equally frequent ones by name."""
-    return _descending({str(name): int(rows) for name, rows in specialties.value_counts().items()})
-
-
-def _descending(values: dict[str, Number]) -> dict[str, Number]:
-    return dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
+    counts = specialties.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    return {str(name): int(rows) for name, rows in counts.items()}
 
 
 def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +205,8 @@ def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str
             if len({value for value, _ in counts}) > _MAX_CODES:
                 pairs[name] = None
     revealing = {name: max(naming[name], _recurring(pairs[name] or Counter(), values[name])) for name in values}
-    return _descending({name: rows / values[name] for name, rows in revealing.items() if rows})
+    shares = {name: rows / values[name] for name, rows in revealing.items() if rows}
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _other_columns(source: str, revision: str | None, columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -242,9 +228,8 @@ def _other_columns(source: str, revision: str | None, columns: Columns) -> Itera
 def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
     """Rows whose value recurs with one label only; 0 for free text, of which hardly any value recurs."""
     labels_of = Counter(value for value, _ in counts)
-    if 2 * len(labels_of) > values:
-        return 0
-    return sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
+    recurring = sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
+    return recurring if 2 * len(labels_of) <= values else 0
 
 
 def _words(text: str) -> str:

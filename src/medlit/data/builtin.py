@@ -39,14 +39,11 @@ def builtin_notes(
 ) -> dict[str, list[dict[str, str]]]:
     """Generate so many labelled notes for each split, with specialties balanced to within one note.
 
-    A split's first n notes do not depend on its size, nor on the size of the other splits.
+    A split's first n notes do not depend on its size, nor on the size of the other splits. No transcription occurs
+    twice: a UserError, if a size is larger than the pools allow.
 
     Returns:
-        Split name (train, validation, test) -> rows with the columns id, transcription and medical_specialty. No
-        transcription occurs twice.
-
-    Raises:
-        UserError: a size is negative, or larger than the number of different notes that the pools allow.
+        Split name (train, validation, test) -> rows with the columns id, transcription and medical_specialty.
     """
     seen: set[str] = set()
     sizes = {"train": train, "validation": validation, "test": test}
@@ -61,19 +58,15 @@ def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, st
     while len(rows) < size:
         keyed = sorted((rng.random(), place, name) for place, name in enumerate(SPECIALTIES))
         for _, _, specialty in keyed[: size - len(rows)]:
-            text = _unseen_note(rng, specialty, split, seen)
+            drawn = (_note(rng, specialty, split) for _ in range(_ATTEMPTS))
+            text = next((text for text in drawn if len(text) in _LENGTHS and text not in seen), None)
+            if text is None:
+                fault = f"the {split} phrases give no more new notes; ask for fewer {split} notes"
+                raise UserError(f"data.source builtin: {fault}.")
+            seen.add(text)
             row_id = f"{split}-{len(rows):05d}"
             rows.append({"id": row_id, "transcription": text, "medical_specialty": specialty})
     return rows
-
-
-def _unseen_note(rng: random.Random, specialty: str, split: str, seen: set[str]) -> str:
-    for _ in range(_ATTEMPTS):
-        text = _note(rng, specialty, split)
-        if len(text) in _LENGTHS and text not in seen:
-            seen.add(text)
-            return text
-    raise UserError(f"data.source builtin: the {split} phrases give no more new notes; ask for fewer {split} notes.")
 
 
 def _note(rng: random.Random, specialty: str, split: str) -> str:
@@ -88,7 +81,7 @@ def _note(rng: random.Random, specialty: str, split: str) -> str:
             phrase = case[slot] if slot in case else _pick(rng, lines[slot])
             if slot == "opening":
                 phrase = phrase.format(person=_pick(rng, lines["person"]), complaint=case["complaint"])
-            text = _fill(rng, phrase)
+            text = _SLOT.sub(lambda match: _value(rng, match[1]), phrase)
             sections.append(f"{_pick(rng, section['headings'])}{after_heading}{text[0].upper()}{text[1:]}.")
     return between.join(sections)
 
@@ -110,12 +103,8 @@ def _pool(specialty: str, split: str) -> tuple[list[dict[str, str]], dict[str, l
     return cases, lines
 
 
-def _fill(rng: random.Random, phrase: str) -> str:
-    """Replace every `{a|b}` by one of its choices and every `{low-high}` by a number of that range."""
-    return _SLOT.sub(lambda match: _value(rng, match[1]), phrase)
-
-
 def _value(rng: random.Random, slot: str) -> str:
+    """One of the choices of `{a|b}`, or a number in the range of `{low-high}`."""
     if "|" in slot:
         return _pick(rng, slot.split("|"))
     low, high = slot.split("-")

@@ -1,16 +1,13 @@
-"""The Arrow cache of notes: its folder and keys, the files that libraries read into it, and one column of a table."""
+"""The Arrow cache of notes: its folder and keys, the tables that are written to it, and one column of a table."""
 
 from __future__ import annotations
 
 import hashlib
 import stat
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medlit.data.settings import Columns
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +16,6 @@ if TYPE_CHECKING:
 VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
 
 _BATCH = 1_000  # rows
-MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
-_EXCEL_AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "na_filter": False, "engine": "openpyxl"}
 
 
 def cache_key(*parts: object) -> str:
@@ -71,97 +66,6 @@ def cached_table(
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
-
-
-def read_parquet(path: Path, columns: Columns) -> Dataset:
-    """Read the columns that are used, and those others that `datasets` has a type for."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset, Features
-    from datasets.exceptions import DatasetGenerationError
-
-    def has_type(field: pa.Field) -> bool:
-        try:
-            return bool(Features.from_arrow_schema(pa.schema([field])))
-        except ValueError:  # UUIDs, maps, list views, binary values of a fixed size
-            return False
-
-    try:
-        schema = pq.read_schema(path)
-        names = schema.names
-        column_names(names, str(path))
-        kept = pa.schema([field for field in schema if has_type(field)], schema.metadata)
-        for key, name in columns.of(names).items():
-            if name in names and name not in kept.names:
-                raise UserError(columns.no_text(key, str(path), schema.field(name).type))
-        if pq.read_metadata(path).num_rows == 0:
-            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-        features = Features.from_arrow_schema(kept)
-        return Dataset.from_parquet(str(path), cache_dir=str(cache_folder()), columns=kept.names, features=features)
-    except (pa.ArrowException, OSError, DatasetGenerationError):
-        raise damaged(path, "Parquet file") from None
-
-
-def read_excel(path: Path, columns: Columns) -> Dataset:
-    """Read a workbook's sheet of notes: the only one with rows, or of several the one with the column of the text."""
-    import pandas as pd
-
-    try:
-        with zipfile.ZipFile(path) as book:
-            size = sum(part.file_size for part in book.infolist())
-        if size > MAX_WORKBOOK:
-            raise UserError(f"data.source: {path} unpacks to {size >> 20:,} MiB; save such a table as CSV.")
-        first = pd.read_excel(path, sheet_name=None, nrows=1, **_EXCEL_AS_TEXT)
-        heads = {str(sheet): row for sheet, rows in first.items() for row in rows.values.tolist() if any(row)}
-        sheets = [sheet for sheet, head in heads.items() if columns.text in head] or list(heads)
-        if len(sheets) != 1:
-            fault = f"several sheets of rows ({', '.join(sheets)})" if sheets else "no sheet that begins with a header"
-            raise UserError(f"data.source: {path} has {fault}; save the notes as the one sheet of a workbook.")
-        head = heads[sheets[0]]
-        while head and not head[-1]:  # pandas makes all rows as long as the longest
-            head.pop()
-        header = column_names(head, f"{path}, sheet {sheets[0]}, row 1")
-        return cached_table(path, header, excel_rows, header=header, sheet=sheets[0])
-    except (UserError, PermissionError):
-        raise
-    except ImportError:
-        raise UserError(f"data.source: {path} cannot be read without openpyxl; run `pip install openpyxl`.") from None
-    except Exception as error:  # a damaged workbook fails in zipfile, XML or openpyxl, each with its own classes
-        raise damaged(path, "Excel workbook") from error
-
-
-def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[dict[str, str | None]]:
-    """Yield column -> text of each row after the header that is not blank."""
-    import pandas as pd
-
-    rows = pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_TEXT).itertuples(index=False, name=None)
-    filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
-    if not filled:
-        raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
-    for number, row in filled:
-        if any(row[len(header) :]):
-            raise UserError(
-                f"data.source: {path}, row {number}: a cell stands beside the header's columns; name its column."
-            )
-        yield dict(zip(header, row, strict=False))
-
-
-def damaged(path: Path, kind: str) -> UserError:
-    """The error for a file that is not what its suffix says."""
-    return UserError(f"data.source: {path} is not a whole {kind} (cut short, or another format); export it again.")
-
-
-def column_names(header: Sequence[str], where: str) -> tuple[str, ...]:
-    """Names of all columns; one without a name is called after its place.
-
-    Raises:
-        UserError: a name is repeated.
-    """
-    names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
-    repeated = next((name for name, times in Counter(names).items() if times > 1), None)
-    if repeated is not None:
-        raise UserError(f"data.source: {where}: two columns are called {repeated[:40]!r}; rename one.")
-    return names
 
 
 def iter_column(rows: Dataset, column: str) -> Iterator[str | None]:

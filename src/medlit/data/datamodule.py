@@ -14,7 +14,7 @@ from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
-from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
+from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
 from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class TranscriptionDataModule(L.LightningDataModule):
-    """Reads notes, splits them, puts each into an Alpaca prompt and batches the token ids.
+    """Reads notes, splits them, puts each into a prompt and batches the token ids.
 
     Args:
         source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
@@ -40,7 +40,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
-        mask_prompt: compute the loss on the answer alone; false: on the prompt and the note as well.
+        prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
+        mask_prompt: compute the loss on the answer alone; false: on prompt and note too.
         max_response_tokens: tokens of model.language_model.max_length that are reserved for the answer.
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.
@@ -56,6 +57,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         label_conflicts: LabelConflicts = "keep",
         split: Split = Split(),  # noqa: B008
         instruction: str = INSTRUCTION,
+        prompt_format: PromptFormat = "alpaca",
         mask_prompt: bool = True,
         max_response_tokens: PositiveInt = 32,
         batching: Batching = Batching(),  # noqa: B008
@@ -70,6 +72,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.label_conflicts: LabelConflicts = label_conflicts
         self.split = split
         self.instruction = instruction
+        self.prompt_format: PromptFormat = prompt_format
         self.mask_prompt = mask_prompt
         self.max_response_tokens = max_response_tokens
         self.batching = batching
@@ -84,10 +87,11 @@ class TranscriptionDataModule(L.LightningDataModule):
         self._trained_steps = 0
 
     @cached_property
-    def prompt(self) -> AlpacaPrompt:
+    def prompt(self) -> NotePrompt:
         """The prompt; its tokenizer is loaded on first use."""
-        tokenizer = load_tokenizer(self.tokenizer.base_model, self.tokenizer.revision)
-        return AlpacaPrompt(tokenizer, self.instruction, self.tokenizer.max_length, self.max_response_tokens)
+        of = self.tokenizer
+        tokenizer = load_tokenizer(of.base_model, of.revision)
+        return PROMPTS[self.prompt_format](tokenizer, self.instruction, of.max_length, self.max_response_tokens)
 
     @cached_property
     def collator(self) -> Collator:

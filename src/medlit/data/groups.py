@@ -10,9 +10,8 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from medlit.evaluation.results import IntArray
 
 SHINGLE = 3  # words
 _PERMUTATIONS = 128
@@ -26,15 +25,10 @@ def exact_groups(text_hashes: Sequence[str]) -> IntArray:
 
 
 def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntArray:
-    """Join exact groups whose texts are alike.
+    """Join exact groups, (N,), of which texts have at least this Jaccard similarity, over 0 and at most 1.
 
-    Args:
-        texts: the notes, N; one of each exact group is read, so they may lie on disk.
-        exact: exact group of each note, (N,).
-        threshold: Jaccard similarity of shingles, over 0 and at most 1.
-
-    Returns:
-        Group number of each note, (N,): its group's smallest exact group number, whatever the order of the rows.
+    One of the N texts of each exact group is read, so they may lie on disk. Returns each note's group, (N,): the
+    smallest exact group number in it, whatever the order of the rows.
     """
     from datasketch import MinHash, MinHashLSH
 

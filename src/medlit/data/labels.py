@@ -87,12 +87,9 @@ class LabelSet:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
-        """Make a label set from distinct names.
+        """Make a label set; a UserError for fewer than two names, an empty one, or two that are the same.
 
         Names are compared by the recipe's rule alone: weights of medlit 0.1 may know two names that look alike.
-
-        Raises:
-            UserError: fewer than two names, an empty one, or two that are the same.
         """
         keys = [_recipe_key(name) for name in names]
         if len(keys) < 2:
@@ -159,9 +156,6 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
 
     Returns:
         Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
-
-    Raises:
-        UserError: two aliases give one label different meanings.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
     for name, meaning in rules.aliases.items():
@@ -245,13 +239,11 @@ def _similarity_keys(name: str) -> list[str]:
 
 def check_label_column(counts: Mapping[str, int], column: str) -> None:
     """Refuse a column that cannot hold labels before its values, with their rows, fill the memory or a message."""
-    if len(counts) > _MAX_LABELS:
-        raise UserError(f"{column} has over {_MAX_LABELS} different values; name the column of the specialties.")
-    if any(len(normalise_text(name)) > _MAX_LABEL_LENGTH for name in counts):
-        raise UserError(
-            f"{column} has values of over {_MAX_LABEL_LENGTH} characters, too long for a label; name the column of the"
-            " specialties."
-        )
+    is_long = any(len(normalise_text(name)) > _MAX_LABEL_LENGTH for name in counts)
+    if is_long or len(counts) > _MAX_LABELS:
+        long = f"values of over {_MAX_LABEL_LENGTH} characters, too long for a label"
+        fault = long if is_long else f"over {_MAX_LABELS} different values"
+        raise UserError(f"{column} has {fault}; name the column of the specialties.")
 
 
 def _most_frequent(spellings: Counter[str]) -> str:

@@ -1,99 +1,68 @@
 """One file of notes -> a memory-mapped table of its columns, as they are in the file.
 
-CSV, TSV, JSON and JSONL, packed or not, are parsed row by row by the standard library, every value as text, and
-`datasets` writes them to its Arrow cache once. The CSV readers of pandas and `datasets` fill short rows silently, count
-records instead of lines, and guess types, so that an id `007` becomes 7. Excel workbooks take the same road; Parquet is
-read by `datasets`. A note decoded wrongly trains without a complaint, so a file that is not UTF-8 is refused, with the
-command that converts it.
-
-The tables at the end of this file name the formats and compressions.
+CSV, TSV, JSON and JSONL, packed or not, are parsed record by record (`text_files.py`), every value as text, and
+`datasets` writes them to its Arrow cache once. Excel workbooks take the same road; Parquet is read by `datasets`.
+READERS, at the end of this file, names the formats.
 """
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
 import itertools
 import json
-import lzma
-import math
-import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from medlit.data.cache import cached_table, column_names, damaged, read_excel, read_parquet
+from medlit.data.cache import cache_folder, cached_table
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
+from medlit.data.text_files import UNPACK, UNPACK_ERRORS, csv_records, json_objects, not_utf8, open_bytes
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 Row = dict[str, str | None]
 
-_MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
-_CHUNK = 1 << 20  # characters of JSON read at once
-MAX_OBJECT = 1 << 26  # characters in one JSON object, or in one line
+MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
+_EXCEL_AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "na_filter": False, "engine": "openpyxl"}
 _LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
-_HEAD = 1 << 16  # bytes read to judge a file
-_MAGIC = {
-    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF",
-}
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-_HIGH = re.compile(rb"[\x80-\xff]")
-_LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
-_NON_LATIN = ["shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1251"]
+_JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
 
 def read_file(path: Path, columns: Columns) -> Dataset:
     """Read one table; the second time it comes from the Arrow cache, unless the file has changed.
 
-    Raises:
-        UserError: the file cannot be read as a table; names the line or row.
+    The UserError for a file that cannot be read as a table names the line or row.
     """
+    suffix = table_name(path)[1]
+    if not suffix:
+        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
     if path.stat().st_size == 0:
         raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     try:
-        return READERS[table_name(path)[1]](path, columns)
+        return READERS[suffix](path, columns)
+    except PermissionError:
+        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
     except UnicodeDecodeError:
-        with _open_bytes(path) as file:
-            raise _not_utf8(file, path) from None
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as error:
-        if path.suffix.lower() not in _UNPACK or getattr(error, "errno", None) is not None:
+        with open_bytes(path) as file:
+            raise not_utf8(file, path) from None
+    except UNPACK_ERRORS as error:
+        if path.suffix.lower() not in UNPACK or getattr(error, "errno", None) is not None:
             raise
-        raise damaged(path, f"{path.suffix.lower()} file") from error
+        raise _damaged(path, f"{path.suffix.lower()} file") from error
 
 
 def table_name(path: Path) -> tuple[str, str]:
     """A table's name without its suffixes, and the suffix of its format, '' if no reader has it."""
-    packed = path.suffix.lower() in _UNPACK
+    packed = path.suffix.lower() in UNPACK
     bare = path.with_suffix("") if packed else path
     suffix = bare.suffix.lower()
     return bare.stem, suffix if suffix in (_TEXT_READERS if packed else READERS) else ""
-
-
-def decode_note(content: bytes) -> str:
-    """The text of one note, with the checks that the text of a file gets.
-
-    Raises:
-        UserError: it is not UTF-8.
-    """
-    name = "the standard input"
-    _check_head(content[:_HEAD], name)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _not_utf8(io.BytesIO(content), name) from None
 
 
 def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
@@ -101,19 +70,19 @@ def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
     return cached_table(path, header, csv_rows, header=header, delimiter=delimiter)
 
 
-def _read_json(path: Path, columns: Columns) -> Dataset:
-    rows = itertools.islice(_json_objects(str(path)), _LOOK_AHEAD)
+def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
+    rows = itertools.islice(json_objects(str(path), by_line), _LOOK_AHEAD)
     names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
     if not names:
         raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-    return cached_table(path, names, json_rows, names=names, columns=columns)
+    return cached_table(path, names, json_rows, names=names, columns=columns, by_line=by_line)
 
 
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
-    line, header = next(_csv_records(str(path), delimiter), (1, []))
+    line, header = next(csv_records(str(path), delimiter), (1, []))
     if not header:
         raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
-    names = column_names(header, f"{path}, line {line}")
+    names = _column_names(header, f"{path}, line {line}")
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
         if other is not None:
@@ -127,7 +96,7 @@ def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
 
 def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row]:
     """Yield column -> value of each record after the header."""
-    records = _csv_records(path, delimiter)
+    records = csv_records(path, delimiter)
     next(records)
     line = 0
     for line, record in records:
@@ -141,34 +110,14 @@ def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
 
 
-def _csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line on which the record begins, its fields); blank lines are skipped."""
-    csv.field_size_limit(_MAX_FIELD)
-    with _open_utf8(Path(path), newline="") as file:
-        reader = csv.reader(_lines(file, path), delimiter=delimiter, strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:  # without the parser's own message, which may quote the note
-                raise UserError(
-                    f"data.source: {path}, line {line}: a quoted field that begins here is not closed, or has a quote "
-                    'inside it that is not doubled; write a quote inside a note as "".'
-                ) from None
-            if record:
-                yield line, record
-
-
-def json_rows(path: str, names: tuple[str, ...], columns: Columns) -> Iterator[Row]:
+def json_rows(path: str, names: tuple[str, ...], columns: Columns, by_line: bool) -> Iterator[Row]:
     """Yield column -> text of each object; a missing column, null, NaN and Infinity are null."""
     used = {name for name in columns.of(names).values() if name is not None}
-    for place, row in _json_objects(path):
+    for place, row in json_objects(path, by_line):
         for name in used & row.keys():
             value = row[name]
             if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
-                kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "a number"
+                kind = _JSON_KINDS.get(type(value), "a number")
                 raise UserError(
                     f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs; correct the row"
                     " or name another column."
@@ -180,186 +129,99 @@ def _json_text(value: object) -> str | None:
     return None if value is None else whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
-def _object(pairs: list[tuple[str, object]]) -> object:
-    """An object, or its pairs where a key is repeated, of which `json` silently keeps the last."""
-    values = dict(pairs)
-    return values if len(values) == len(pairs) else pairs
-
-
-def _finite(number: str) -> float | None:
-    """A JSON number with a fraction; pandas writes a missing value as NaN, which is no number."""
-    value = float(number)
-    return value if math.isfinite(value) else None
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
-
-
-def _json_objects(path: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield (its place, object) for each row of a JSON array, of JSON Lines, or of concatenated objects."""
-    values = _json_lines(path) if table_name(Path(path))[1] == ".jsonl" else _json_values(path)
-    for place, value in values:
-        if not isinstance(value, dict):
-            fault = "expected an object with one note's columns; write {...}"
-            if isinstance(value, list) and value and isinstance(value[0], tuple):
-                fault = "two columns have the same name; rename one"
-            raise UserError(f"data.source: {path}, {place}: {fault}.")
-        yield place, value
-
-
-def _json_lines(path: str) -> Iterator[tuple[str, object]]:
-    with _open_utf8(Path(path), newline="\n") as file:
-        lines = _lines(file, path)
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    value = _DECODER.decode(line)
-                except (ValueError, RecursionError):
-                    more = any(rest.strip() for rest in lines)
-                    fault = "the line is not valid JSON" if more else "breaks off: the last line is not complete JSON"
-                    raise UserError(
-                        f"data.source: {path}, line {number}: {fault}; correct the line or export the table again."
-                    ) from None
-                yield f"line {number}", value
-
-
-def _json_values(path: str) -> Iterator[tuple[str, object]]:
-    """Decode a `.json` file value by value, so that memory holds one chunk and never the whole table."""
-    with _open_utf8(Path(path), newline="") as file:
-        pending = file.read(_CHUNK).lstrip()
-        array = pending.startswith("[")
-        at = int(array)
-        for number in itertools.count(1):
-            while True:
-                while at < len(pending) and pending[at] in " \t\r\n,":
-                    at += 1
-                if array and pending.startswith("]", at):
-                    return
-                try:
-                    value, at = _DECODER.raw_decode(pending, at)
-                    break
-                except (ValueError, RecursionError):
-                    more = file.read(max(_CHUNK, len(pending) - at))
-                    if not more and at == len(pending) and not array:
-                        return
-                    if not more or len(pending) - at > MAX_OBJECT:
-                        raise UserError(
-                            f"data.source: {path}, row {number}: the JSON breaks off or is not valid here; correct the"
-                            " file or export the table again."
-                        ) from None
-                    pending, at = pending[at:] + more, 0
-            yield f"row {number}", value
-
-
-def _lines(file: IO[str], path: str) -> Iterator[str]:
-    """Yield the lines of a text; without a limit one that never ends, as a small archive may hold, fills the memory."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_OBJECT)
-        if len(line) == MAX_OBJECT:
-            raise UserError(
-                f"data.source: {path}, line {number}: the line is over {MAX_OBJECT >> 20} million characters long;"
-                " export the table again with one row on each line."
-            )
-        if not line:
-            return
-        yield line
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    """Open a file; a packed one is unpacked while it is read."""
-    open_packed = _UNPACK.get(path.suffix.lower())
-    file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
-    return file
-
-
-def _open_zip(path: Path) -> IO[bytes]:
-    archive = zipfile.ZipFile(path)
-    files = [file for file in archive.infolist() if not file.is_dir() and not file.filename.startswith("__MACOSX/")]
-    if len(files) != 1 or files[0].flag_bits & 1:
-        fault = f"{len(files)} files" if len(files) != 1 else "an encrypted file"
-        raise UserError(f"data.source: {path} holds {fault}; pack one table, without a password.")
-    return archive.open(files[0])
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
+def _read_parquet(path: Path, columns: Columns) -> Dataset:
+    """Read the columns that are used, and those others that `datasets` has a type for."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features
+    from datasets.exceptions import DatasetGenerationError
 
-    stream: Any = pa.CompressedInputStream(str(path), "zstd")
-    return io.BufferedReader(stream)
-
-
-def _open_utf8(path: Path, newline: str) -> IO[str]:
-    """Open a text table, unless its first 64 KiB are not text, or text in UTF-16; a byte-order mark is skipped."""
-    with _open_bytes(path) as file:
-        _check_head(file.read(_HEAD), path)
-    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline=newline)
-
-
-def _check_head(head: bytes, path: Path | str) -> None:
-    kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-    if kind is not None:
-        raise UserError(
-            f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or give it the file suffix of"
-            " what it is."
-        )
-    # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
-    even, odd = head[0::2].count(0), head[1::2].count(0)
-    zeros = min(even, odd) * 20 < max(even, odd) and max(even, odd) * 4 > len(head)
-    if zeros or head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _other_encoding(path, "UTF-16", line=1)
-    if len(_CONTROL.findall(head)) > len(head) // 10:
-        raise _binary(path)
-
-
-def _not_utf8(file: IO[bytes], path: Path | str) -> UserError:
-    """The error for bytes that do not decode: names the first such line, and the encoding that its bytes fit."""
-    for number in itertools.count(1):  # noqa: B007 - used after the loop
-        line = file.readline(4 * MAX_OBJECT)
+    def has_type(field: pa.Field) -> bool:
         try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            window = line[max(0, error.start - _HEAD // 2) : error.start + _HEAD // 2] + file.read(_HEAD)
-            break
-    if len(_CONTROL.findall(window)) > len(window) // 20:
-        return _binary(path)
-    # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
-    encoding = "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
-    if 2 * len(_LONE_HIGH.findall(window)) <= len(_HIGH.findall(window)):
-        from charset_normalizer import from_bytes
+            return bool(Features.from_arrow_schema(pa.schema([field])))
+        except ValueError:  # UUIDs, maps, list views, binary values of a fixed size
+            return False
 
-        best = from_bytes(window, cp_isolation=_NON_LATIN).best()
-        encoding = "ISO-8859-1" if best is None else best.encoding
-    return _other_encoding(path, encoding, line=number)
-
-
-def _other_encoding(path: Path | str, encoding: str, line: int) -> UserError:
-    files = ""
-    if isinstance(path, Path) and path.suffix.lower() not in _UNPACK:
-        files = f" {path.name} > utf8-{path.name}"
-    return UserError(
-        f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); convert it, e.g."
-        f" `iconv -f {encoding.upper()} -t UTF-8{files}`."
-    )
+    try:
+        schema = pq.read_schema(path)
+        names = schema.names
+        _column_names(names, str(path))
+        kept = pa.schema([field for field in schema if has_type(field)], schema.metadata)
+        for key, name in columns.of(names).items():
+            if name in names and name not in kept.names:
+                raise UserError(columns.no_text(key, str(path), schema.field(name).type))
+        if pq.read_metadata(path).num_rows == 0:
+            raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
+        features = Features.from_arrow_schema(kept)
+        return Dataset.from_parquet(str(path), cache_dir=str(cache_folder()), columns=kept.names, features=features)
+    except (pa.ArrowException, OSError, DatasetGenerationError):
+        raise _damaged(path, "Parquet file") from None
 
 
-def _binary(path: Path | str) -> UserError:
-    return UserError(f"data.source: {path} is a binary file, not a text table; export the notes as UTF-8 CSV or JSONL.")
+def _read_excel(path: Path, columns: Columns) -> Dataset:
+    """Read a workbook's sheet of notes: the only one with rows, or of several the one with the column of the text."""
+    import pandas as pd
+
+    try:
+        with zipfile.ZipFile(path) as book:
+            size = sum(part.file_size for part in book.infolist())
+        if size > MAX_WORKBOOK:
+            raise UserError(f"data.source: {path} unpacks to {size >> 20:,} MiB; save such a table as CSV.")
+        first = pd.read_excel(path, sheet_name=None, nrows=1, **_EXCEL_AS_TEXT)
+        heads = {str(sheet): row for sheet, rows in first.items() for row in rows.values.tolist() if any(row)}
+        sheets = [sheet for sheet, head in heads.items() if columns.text in head] or list(heads)
+        if len(sheets) != 1:
+            fault = f"several sheets of rows ({', '.join(sheets)})" if sheets else "no sheet that begins with a header"
+            raise UserError(f"data.source: {path} has {fault}; save the notes as the one sheet of a workbook.")
+        head = heads[sheets[0]]
+        while head and not head[-1]:  # pandas makes all rows as long as the longest
+            head.pop()
+        header = _column_names(head, f"{path}, sheet {sheets[0]}, row 1")
+        return cached_table(path, header, excel_rows, header=header, sheet=sheets[0])
+    except (UserError, PermissionError):
+        raise
+    except ImportError:
+        raise UserError(f"data.source: {path} cannot be read without openpyxl; run `pip install openpyxl`.") from None
+    except Exception as error:  # a damaged workbook fails in zipfile, XML or openpyxl, each with its own classes
+        raise _damaged(path, "Excel workbook") from error
+
+
+def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
+    """Yield column -> text of each row after the header that is not blank."""
+    import pandas as pd
+
+    rows = pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_TEXT).itertuples(index=False, name=None)
+    filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
+    if not filled:
+        raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
+    for number, row in filled:
+        if any(row[len(header) :]):
+            raise UserError(
+                f"data.source: {path}, row {number}: a cell stands beside the header's columns; name its column."
+            )
+        yield dict(zip(header, row, strict=False))
+
+
+def _damaged(path: Path, kind: str) -> UserError:
+    """The error for a file that is not what its suffix says."""
+    return UserError(f"data.source: {path} is not a whole {kind} (cut short, or another format); export it again.")
+
+
+def _column_names(header: Sequence[str], where: str) -> tuple[str, ...]:
+    """Names of all columns, none of them repeated; one without a name is called after its place."""
+    names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
+    repeated = next((name for name, times in Counter(names).items() if times > 1), None)
+    if repeated is not None:
+        raise UserError(f"data.source: {where}: two columns are called {repeated[:40]!r}; rename one.")
+    return names
 
 
 # Suffix -> reads such a file. A format is named here and nowhere else.
 _TEXT_READERS: dict[str, Callable[[Path, Columns], Dataset]] = {
     ".csv": partial(_read_csv, delimiter=","),
     ".tsv": partial(_read_csv, delimiter="\t"),
-    ".json": _read_json,
-    ".jsonl": _read_json,
+    ".json": partial(_read_json, by_line=False),
+    ".jsonl": partial(_read_json, by_line=True),
 }
-READERS = _TEXT_READERS | {".parquet": read_parquet, ".xlsx": read_excel}
-# Second suffix of a text table -> opens such a file, unpacked.
-_UNPACK: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _open_zstd,
-    ".zip": _open_zip,
-}
-KINDS = f"{', '.join(READERS)}; {', '.join(_TEXT_READERS)} also with {', '.join(_UNPACK)}"  # for messages
+READERS = _TEXT_READERS | {".parquet": _read_parquet, ".xlsx": _read_excel}
+KINDS = f"{', '.join(READERS)}; {', '.join(_TEXT_READERS)} also with {', '.join(UNPACK)}"  # for messages

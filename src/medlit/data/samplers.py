@@ -19,19 +19,18 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from medlit.data.groups import IntArray
 from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
+from medlit.evaluation.results import FloatArray, IntArray
 
 _POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
 
 
-def shares(counts: IntArray, class_balance: ClassBalance) -> npt.NDArray[np.float64]:
+def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
     """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
-    weights: npt.NDArray[np.float64] = counts.astype(np.float64) ** _POWER[class_balance]
+    weights: FloatArray = counts.astype(np.float64) ** _POWER[class_balance]
     return weights / float(weights.sum())
 
 
@@ -179,11 +178,7 @@ class LengthSortedSampler(Sampler[list[int]]):
 
 
 def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size).
-
-    Raises:
-        UserError: the step cannot be shared evenly.
-    """
+    """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
     if global_batch_size % world_size:
         raise UserError(
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
@@ -193,16 +188,10 @@ def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_
 
 
 def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
-    """Divide notes sorted by length into groups with the least padding.
+    """Divide n notes, longest first, into groups with the least padding; returns the sizes of these, none of them 0.
 
-    Args:
-        lengths: n lengths in tokens, longest first.
-        groups: number of groups G, at most n; none is empty.
-        budget: most padded tokens (notes x longest) of one group; where that is impossible, and for None, the largest
-            group is minimised.
-
-    Returns:
-        G group sizes that add up to n.
+    `budget` is the most padded tokens (notes x longest) of one group; where that is impossible, and for None, the
+    largest group is minimised.
     """
     n = len(lengths)
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
@@ -234,16 +223,10 @@ def _divide(cost: np.ndarray, groups: int, combine: np.ufunc) -> tuple[float, li
 
 
 def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Assign notes to groups of about equal tokens: each to the group that has the fewest so far.
+    """Assign n notes, longest first, to groups of about equal tokens: each to the group that has the fewest so far.
 
-    Longest first, this is at most 4/3 of the optimum (Graham 1969, doi:10.1137/0117039).
-
-    Args:
-        lengths: n lengths in tokens, longest first.
-        groups: number of groups, at most n; none is empty.
-
-    Returns:
-        Indices into `lengths` of each group's notes.
+    This is at most 4/3 of the optimum (Graham 1969, doi:10.1137/0117039). Returns the groups' indices into `lengths`;
+    none is empty if there are at least as many notes as groups.
     """
     assigned: list[list[int]] = [[] for _ in range(groups)]
     tokens = [0] * groups
@@ -258,13 +241,7 @@ def balance_ranks(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Assign equal numbers of items to the ranks so that their costs are about equal: all ranks wait for the slowest.
 
     Greedy longest-first assignment, then pairwise swaps with the costliest rank as long as one reduces the difference.
-
-    Args:
-        costs: n costs, highest first; n is a multiple of the ranks.
-        ranks: number of ranks R.
-
-    Returns:
-        R lists of n / R indices into `costs`.
+    `costs` are n, highest first, where n is a multiple of the ranks. Returns each rank's n / ranks indices into them.
     """
     assigned: list[list[int]] = [[] for _ in range(ranks)]
     for start in range(0, len(costs), ranks):

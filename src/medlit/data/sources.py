@@ -59,16 +59,14 @@ def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
     """
     if classes is not None:
         return [classes[value] if value is not None and value >= 0 else None for value in values]
-    return [
-        None if value is None or (isinstance(value, float) and not isfinite(value)) else str(value) for value in values
-    ]
+    missing = (value is None or (isinstance(value, float) and not isfinite(value)) for value in values)
+    return [None if is_missing else str(value) for value, is_missing in zip(values, missing, strict=True)]
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
     """Read a source with all its columns: split name -> its tables, one for each file.
 
-    Raises:
-        UserError: the source is missing, of an unknown kind, or cannot be read.
+    Raises a UserError if the source is missing, of an unknown kind, or cannot be read.
     """
     if source == "builtin":
         from datasets import Dataset
@@ -124,24 +122,15 @@ def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[s
             raise UserError(
                 f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
             )
-    return {split: [_file(path, columns) for path in chosen[split]] for split in (*SPLITS, ALL) if split in chosen}
-
-
-def _file(path: Path, columns: Columns) -> RawTable:
-    if not table_name(path)[1]:
-        raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
-    try:
-        return RawTable(str(path), read_file(path, columns))
-    except PermissionError:
-        raise UserError(f"data.source: {path} may not be read; change its permissions.") from None
+    found = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
+    return {split: [RawTable(str(path), read_file(path, columns)) for path in files] for split, files in found.items()}
 
 
 def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     files = sorted(file for file in path.iterdir() if table_name(file)[1] and file.is_file())
     if not files:
         raise UserError(f"data.source: the folder {path} holds no table ({KINDS}).")
-    other = next((file.name for file in files if split_of(table_name(file)[0]) is None), None)
-    if other is not None:
+    if other := next((file.name for file in files if split_of(table_name(file)[0]) is None), None):
         raise UserError(
             f"data.source: in the folder {path} the file {other} names no split; call the files train, validation and"
             " test, or give one file or a glob instead of the folder."
@@ -215,8 +204,7 @@ def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError
             f"data.source: the files of the Hub dataset {name} cannot be read as one table ({reason}); download them"
             " and give one of them as data.source."
         )
-    at = f" at revision {revision}" if revision else ""
-    option = f" --data.revision {revision}" if revision else ""
+    at, option = (f" at revision {revision}", f" --data.revision {revision}") if revision else ("", "")
     reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else reason
     return NotCachedError(
         f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
@@ -238,13 +226,10 @@ def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa:
         return {ALL: [RawTable(name, loaded)]}
     if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
         return {ALL: [RawTable(name, next(iter(loaded.values())))]}
-    tables: dict[str, list[RawTable]] = {}
-    for given, rows in loaded.items():
-        split = split_of(str(given))
-        if split is None or split in tables:
-            raise UserError(
-                f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit knows one train, one"
-                " validation and one test split."
-            )
-        tables[split] = [RawTable(f"{name}, split {given}", rows)]
+    tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
+    if None in tables or len(tables) < len(loaded):
+        raise UserError(
+            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
+            " validation and one test split."
+        )
     return {split: tables[split] for split in SPLITS if split in tables}

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
@@ -23,7 +25,6 @@ from medlit.data.stratified_split import Assignment, assign, resolve_kind, share
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
@@ -42,8 +43,6 @@ class NoteSplits:
     @property
     def record(self) -> pa.Table:
         """One row for each row of the source: columns id, split (or why it is in none) and text_hash."""
-        import pyarrow as pa
-
         rows = {"id": self.pool["id"][:], "split": self.assignment.split, "text_hash": self.pool["text_hash"][:]}
         return pa.table(rows, schema=pa.schema([(name, pa.string()) for name in rows]))
 
@@ -59,10 +58,9 @@ class NoteSplits:
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
     def label_set(self, source: str) -> LabelSet:
-        """The training split's labels; `source` is `data.source`, for messages.
+        """The training split's labels; a UserError if they are fewer than two, or if another split has a further one.
 
-        Raises:
-            UserError: the training split is missing, has fewer than two labels, or lacks a label of another split.
+        Messages name `source`, which is `data.source`.
         """
         if "train" not in self.notes:
             raise UserError(
@@ -85,18 +83,12 @@ class NoteSplits:
 
     def write(self, path: Path) -> None:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
-        import pyarrow.parquet as pq
-
         with atomic_write(path) as temporary:
             pq.write_table(self.record, temporary)
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
-    """Split the tables of `load_source`.
-
-    Raises:
-        UserError: the settings do not fit the source.
-    """
+    """Split the tables of `load_source`; a UserError if the settings do not fit the source."""
     kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
     result = _assignment(pool, given, settings, label_conflicts)
@@ -116,9 +108,6 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
 
 def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sizes = sorted(Counter(given).items())
     key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"
@@ -171,11 +160,7 @@ class DataFingerprint:
 
     @classmethod
     def from_dict(cls, values: object) -> DataFingerprint | None:
-        """Read what `to_dict` gave; None for anything else, as in weights of other tools.
-
-        Raises:
-            UserError: the names are right and a type is not.
-        """
+        """Read what `to_dict` gave; None for other names, as in weights of other tools; a UserError for other types."""
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
         read = cls(**values)
@@ -186,8 +171,7 @@ class DataFingerprint:
 
     def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""
-        difference = None if theirs is None else self.difference(theirs, source)
-        if difference is not None:
+        if theirs is not None and (difference := self.difference(theirs, source)) is not None:
             print(f"medlit: {difference}", file=sys.stderr)
 
     def difference(self, theirs: DataFingerprint, source: str) -> str | None:

@@ -17,11 +17,7 @@ LEAKED, CONFLICT, DUPLICATE = "leaked", "conflict", "duplicate"  # why a row is 
 
 
 def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
-    """What `auto` means for a source with these splits.
-
-    Raises:
-        UserError: the source has no official splits, or not those that are needed.
-    """
+    """What `auto` means for a source with these splits; a UserError if it lacks those that the kind needs."""
     names = set(given)
     if settings.kind == "auto":
         return "grouped" if ALL in names else "official"
@@ -51,10 +47,7 @@ def assign(
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
-    """Assign every row to a split, or say why it is in none.
-
-    Of equally common labels of a text, the `majority` is the first in the alphabet.
-    """
+    """Assign every row to a split, or say why it is in none; of equally common labels the first is the majority."""
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
@@ -147,10 +140,9 @@ def shares_to_draw(kind: SplitKind, given: set[str], settings: Split) -> list[tu
     if kind == "kfold":
         special = {settings.fold: "test", (settings.fold + 1) % settings.folds: "validation"}
         return [(special.get(fold, "train"), 1 / settings.folds) for fold in range(settings.folds)]
-    if settings.kind == "auto" and "train" in given:
-        lacking = [(name, share) for name, share in zip(SPLITS, settings.shares, strict=True) if name not in given]
-        if lacking:
-            return [("train", 1 - sum(share for _, share in lacking)), *lacking]
+    lacking = [(name, share) for name, share in zip(SPLITS, settings.shares, strict=True) if name not in given]
+    if settings.kind == "auto" and "train" in given and lacking:
+        return [("train", 1 - sum(share for _, share in lacking)), *lacking]
     return []
 
 

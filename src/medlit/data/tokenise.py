@@ -6,15 +6,15 @@ import json
 from typing import TYPE_CHECKING
 
 from medlit.data.cache import cache_folder, cache_key
-from medlit.data.prompt import PROMPT_VERSION, AlpacaPrompt
+from medlit.data.prompt import NotePrompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 3  # part of the cache key: raise it when the same note gives other ids
+VERSION = 4  # part of the cache key: raise it when the same note gives other ids
 
 
-def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dataset:
+def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Dataset:
     """Add the prompt's token ids to canonical notes.
 
     Args:
@@ -30,11 +30,13 @@ def tokenise(rows: Dataset, prompt: AlpacaPrompt, *, cached: bool = True) -> Dat
     key = cache_key(
         "tokens",
         VERSION,
-        PROMPT_VERSION,
+        prompt.version,
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name may differ.
         prompt.tokenizer.backend_tokenizer.to_str(),
-        json.dumps([prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
+        # Its control tokens are no tokens in a note.
+        str(prompt.tokenizer.chat_template),
+        json.dumps([*prompt.template, prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
     text, number = datasets.Value("string"), datasets.Value("int32")
     named = {"id": text, "specialty": text, "text_hash": text}

@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson's, and a bootstrap over texts instead of rows.
+"""Confidence intervals, Wilson's and a bootstrap over texts instead of rows; and whether two systems differ.
 
 Notes with the same text get the same answer, so they are one observation and are drawn together. A resample draws as
 many texts as there are, with replacement. A text enters the scores as its counts of (truth, answer) cells, and texts
@@ -8,15 +8,18 @@ bootstrap, and 10,000 resamples of a million notes cost as little as those of a 
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from medlit.evaluation.results import FloatArray, IntArray
+from medlit.errors import UserError
+from medlit.evaluation.results import FloatArray, IntArray, Results
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
 SEED = 3407
 _CHUNK, _NUMBERS = 500, 2_000_000  # resamples drawn at a time, and numbers of their largest table, to bound the memory
 Interval = tuple[float, float]
@@ -53,7 +56,10 @@ class Resamples:
         # Cells, (1 + S, C): the combinations of true label and the systems' answers that occur. A cell has one label of
         # each system and a kind few cells, so both tables are sparse, or many labels would fill the memory.
         cells, cell = np.unique(np.stack([truth, *answers]), axis=1, return_inverse=True)
-        kinds = _kinds(groups, cell)
+        order = np.lexsort((cell, groups))
+        starts = np.flatnonzero(np.diff(groups[order])) + 1
+        # Kinds: the groups that hold exactly the same cells, and their number.
+        kinds = Counter(tuple(part.tolist()) for part in np.split(cell[order], starts))
         texts = np.array(list(kinds.values()))
         cells_of_kind = _sparse(np.concatenate(list(kinds)), [len(kind) for kind in kinds], cells.shape[1])
         # Label id K, an invalid answer, has no column.
@@ -88,8 +94,60 @@ def _sparse(columns: IntArray, of_row: Sequence[int], width: int) -> csr_array:
     return csr_array((np.ones(len(columns)), columns, np.cumsum([0, *of_row])), shape=(len(of_row), width))
 
 
-def _kinds(groups: IntArray, cell: IntArray) -> Counter[tuple[int, ...]]:
-    """Count the groups that hold exactly the same cells."""
-    order = np.lexsort((cell, groups))
-    starts = np.flatnonzero(np.diff(groups[order])) + 1
-    return Counter(tuple(part.tolist()) for part in np.split(cell[order], starts))
+@dataclass(frozen=True)
+class Comparison:
+    """System A against system B."""
+
+    notes: int  # number of notes that both answered
+    only_a: int  # notes that only A answered correctly
+    only_b: int  # notes that only B answered correctly
+    mcnemar_p: float  # p-value of the exact McNemar test on only_a and only_b
+    accuracy_difference: float  # A minus B
+    accuracy_ci: Interval  # of that difference, paired bootstrap over texts
+    f1_macro_difference: float  # A minus B
+    f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
+
+    def summary(self, other: str, this: str = "this system") -> str:
+        """The comparison in one sentence; `other` is the title of system B, `this` what to call system A."""
+        p, (low, high) = self.mcnemar_p, self.f1_macro_ci
+        shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+        verdict = {True: "significant", False: "not significant"}
+        return (
+            f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy, {verdict[p < SIGNIFICANCE]}"
+            f" (p {shown}, exact McNemar test: {self.only_a} notes correct only with {this}, {self.only_b} only with"
+            f" {other}); {self.f1_macro_difference:+.3f} macro F1,"
+            f" {verdict[low > 0 or high < 0]} (95% CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
+        )
+
+
+def compare(a: Results, b: Results) -> Comparison:
+    """Compare two systems' results; a UserError if notes, texts or labels differ."""
+    aligned = align(a, b)
+    if aligned is None:
+        raise UserError(
+            "run_dir: the two systems were not tested on the same notes with the same labels; give both the same data"
+            " settings and test again."
+        )
+    only_a, only_b = int((a.correct & ~aligned.correct).sum()), int((aligned.correct & ~a.correct).sum())
+    resamples = Resamples(a.truth, np.stack([a.answer, aligned.answer]), a.groups, len(a.names))
+    f1 = resamples.observed_f1_macro
+    return Comparison(
+        notes=len(a),
+        only_a=only_a,
+        only_b=only_b,
+        mcnemar_p=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        accuracy_difference=float(a.correct.mean() - aligned.correct.mean()),
+        accuracy_ci=percentile_interval(resamples.accuracy[0] - resamples.accuracy[1]),
+        f1_macro_difference=float(f1[0] - f1[1]),
+        f1_macro_ci=percentile_interval(resamples.f1_macro[0] - resamples.f1_macro[1]),
+    )
+
+
+def align(a: Results, b: Results) -> Results | None:
+    """B in the order of A's notes; None if notes, texts or labels differ."""
+    if a.names != b.names or sorted(a.ids) != sorted(b.ids):
+        return None
+    position = {note: i for i, note in enumerate(b.ids)}
+    aligned = b.select(np.array([position[note] for note in a.ids], dtype=np.int64))
+    same = np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes
+    return aligned if same else None

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write
 from medlit.errors import UserError
@@ -98,9 +100,6 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write a Parquet file atomically."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         names = [*self.names, None]
         columns = {
             "id": pa.array(self.ids, pa.string()),
@@ -119,14 +118,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read a file that `write` wrote.
-
-        Raises:
-            UserError: the file is missing or is not one of medlit's.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        """Read a file that `write` wrote; a UserError if it is missing or another file."""
         try:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
@@ -144,6 +136,5 @@ class Results:
                 cut_tokens=table["cut_tokens"].to_numpy(),
             )
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
-            ) from error
+            message = f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."
+            raise UserError(message) from error

@@ -1,8 +1,8 @@
 """What trained weights belong to: `medlit.json` beside an adapter, `medlit` in a checkpoint.
 
-Base model, LoRA settings, prompt, instruction and labels must match wherever the weights are loaded. Length limit and
-number formats need not: a config states its own, and `SpecialtyPredictor`, which has no config, uses those in the file.
-A fitted temperature is kept in the adapter's file alone: `medlit validate` adds it there.
+Base model, LoRA settings, prompt, its template, instruction and labels must match wherever the weights are loaded.
+Length limit and number formats need not: a config states its own, and `SpecialtyPredictor`, which has no config, uses
+those in the file. A fitted temperature is kept in the adapter's file alone: `medlit validate` adds it there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 import math
 import stat
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from medlit.atomic_io import write_json
+from medlit.base_model import load_tokenizer
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import INSTRUCTION, PROMPT_VERSION
+from medlit.data.prompt import INSTRUCTION, PROMPTS, ChatPrompt, PromptFormat
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.settings import Decoding, LanguageModel, Lora
@@ -44,13 +46,14 @@ class AdapterMetadata:
     base_model: str  # as the user named it
     revision: str | None  # of the base model on the Hub
     lora: dict[str, Any]  # the structural settings of `Lora`; empty for the bare base model
-    prompt: str  # version of the prompt template
+    prompt: str  # format and version of the prompt
     labels: list[str]  # label names, in the order of their ids
     instruction: str | None = None  # the instruction of the prompt; None if the file lacks it
     inference: InferenceSettings | None = None  # None if the file lacks it
     # `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
     temperatures: dict[str, float] = field(default_factory=dict)
     data: DataFingerprint | None = None  # the notes that the weights were trained with; an adapter's file only
+    template: str | None = None  # the chat template with its texts in braces; None for Alpaca's
 
     @classmethod
     def of(
@@ -62,17 +65,22 @@ class AdapterMetadata:
         max_response_tokens: int = 32,
         data: DataFingerprint | None = None,
     ) -> AdapterMetadata:
-        """The metadata of a model with these settings."""
+        """The metadata of a model with these settings.
+
+        Raises:
+            UserError: the base model has no chat template and the settings need one.
+        """
         of = language_model
         return cls(
             base_model=of.base_model,
             revision=of.revision,
             lora={} if lora is None else lora.structure(),
-            prompt=PROMPT_VERSION,
+            prompt=PROMPTS[of.prompt_format].version,
             labels=list(label_set.names),
             instruction=instruction,
             inference=InferenceSettings(of.max_length, max_response_tokens, of.load_in_4bit, of.dtype),
             data=data,
+            template=_chat_template(of.base_model, of.revision) if of.prompt_format == "chat" else None,
         )
 
     @classmethod
@@ -103,9 +111,15 @@ class AdapterMetadata:
         LabelSet.from_names(metadata.labels)
         return metadata
 
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The format of the prompt, whatever its version."""
+        return "chat" if self.prompt.startswith("chat-") else "alpaca"
+
     def _is_typed(self) -> bool:
         """Whether every value has the type that medlit writes."""
-        texts: list[object] = [self.base_model, self.prompt, self.revision or "", self.instruction or ""]
+        optional: list[object] = [text or "" for text in (self.revision, self.instruction, self.template)]
+        texts = [self.base_model, self.prompt, *optional]
         temperatures = self.temperatures.values()
         return (
             (type(self.lora), type(self.labels)) == (dict, list)
@@ -128,15 +142,24 @@ class AdapterMetadata:
         metadata = cls.from_dict(values)
         if not (peft := file.with_name(PEFT_FILE)).is_file():
             return metadata
-        recorded = Lora().structure() | metadata.lora
-        # Unsloth rewrites names of layers for some families, and what they name is seen from the weights.
+        recorded = (defaults := Lora().structure()) | metadata.lora
+        theirs, default = read_peft_config(peft)[1].structure(), defaults["target_modules"]
+        # Where the default names do not fit a family, PEFT's file has those of the layers that were adapted.
+        if recorded["target_modules"] == default and not set(default).issubset(theirs["target_modules"]):
+            recorded["target_modules"] = theirs["target_modules"]
+            metadata = replace(metadata, lora=recorded)
         kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform", "loftq")}
-        lora = recorded | read_peft_config(peft)[1].structure() | kept
+        lora = recorded | theirs | kept
         return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint that loads without running code, and for JSON."""
         return asdict(self)
+
+
+@cache  # every checkpoint has it
+def _chat_template(base_model: str, revision: str | None) -> str:
+    return str(ChatPrompt(load_tokenizer(base_model, revision)).template)
 
 
 def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
@@ -196,10 +219,21 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
         mine, other = ours.lora.get(key), theirs.lora.get(key, defaults.get(key))
         if mine != other:
             raise UserError(f"model.lora.{key}: {source} was trained with {other!r} and the config says {mine!r}.")
+    mine, other = ours.prompt_format, theirs.prompt_format
+    if mine != other:
+        raise UserError(
+            f"data.prompt_format: {source} was trained with {other!r} and the config says {mine!r}; set"
+            f" it to {other!r}."
+        )
     if ours.prompt != theirs.prompt:
         raise UserError(
             f"{source} was trained with the prompt {theirs.prompt!r} and this medlit uses {ours.prompt!r}; use the"
             " version of medlit that wrote it."
+        )
+    if theirs.template != ours.template:
+        raise UserError(
+            f"model.language_model.revision: {source} was trained with another chat template than {ours.base_model}"
+            " has; set it to the revision that has the template, or train again."
         )
     if theirs.instruction not in (None, ours.instruction):
         raise UserError(

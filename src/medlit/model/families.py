@@ -1,41 +1,32 @@
-"""What differs between the families of base models: the parts of a model, its head, and attention over packed notes.
-
-Packed notes lie end to end in one row, and each token attends to its own note's earlier tokens. Unsloth compiles a
-decoder layer into one region, but not when it is given packed lengths, and without flash-attn it then runs one kernel a
-note. PyTorch's varlen kernel takes all notes at once and compiles; so the notes' starts travel to the attention call in
-place of a mask, which nothing else reads in training. Measured on an H100 (8B, NF4, LoRA r 16, 32 notes a step in 4
-micro-batches): 15,000 tokens/s without recomputation and 10,600 with it; Unsloth's packing inside TRL's trainer, which
-recomputes, reached 5,800.
-"""
+"""What differs between the families of base models: the parts of a model, its layers, its head and its adapter."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.pytorch_utils import Conv1D
 
 from medlit.base_model import PACKING_FAMILY
+from medlit.errors import UserError
+from medlit.model.settings import TARGET_MODULES, Lora
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-# Attribute of Unsloth's module that keeps its own attention call.
-_STOCK = "_medlit_stock_run_attention"
 # Attribute of a model whose prompts are computed again for each continuation; the self-check sets it.
 REPLAY = "_medlit_replay"
-# Names of split projections -> the fused layer that Unsloth adapts in their place.
-FUSED_TARGETS = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-}
+# What PEFT, given one of these, adapts in a mixture of experts: the experts, which medlit does not.
+_EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+# A layer's name around the number of its decoder layer.
+_NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")
 
 
 def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base
@@ -50,19 +41,39 @@ def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' conf
     return bool(config.model_type == PACKING_FAMILY)
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether a model's attention takes packed notes: a Llama's on a GPU from Ampere on."""
-    inner = causal_lm(model)
-    if inner.device.type != "cuda" or inner.config.model_type != PACKING_FAMILY:
-        return False
-    return torch.cuda.get_device_capability(inner.device) >= (8, 0)
+def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
+    """The configuration of what is loaded: the text part where its family has a class for it, else the whole model.
+
+    Raises:
+        UserError: transformers has no class for it that generates text without an encoder.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+    text = config.get_text_config(decoder=True)
+    has_encoder = any(getattr(each, "is_encoder_decoder", False) for each in (config, text))
+    is_part = text is not config and text.model_type.startswith(config.model_type)
+    if is_part and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and not has_encoder:
+        return text
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    if has_encoder or not known:
+        raise UserError(
+            f"model.language_model.base_model: {config.model_type!r} models are not decoders that generate text; choose"
+            " a causal language model."
+        )
+    return config
 
 
 def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN401 - as above
     """What a loader needs beside the name: the text part alone of a model of several modalities, and its attention."""
+    from transformers.models.auto import modeling_auto as auto
+
     text = config.get_text_config(decoder=True)
-    options: dict[str, Any] = {}
-    if text is not config and text.model_type.startswith(config.model_type):  # a class for the text part exists
+    part, options = loaded_part(config), dict[str, Any]()
+    if type(part) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not on_gpu:
+        # Where Unsloth looks for the class on a CPU; on a GPU it finds the same one.
+        multimodal, kind = auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, part.model_type
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] = multimodal[kind]
+    if part is not config:
         if on_gpu:
             options["text_only"] = True
         else:
@@ -76,7 +87,11 @@ def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN40
 
 def body(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
     """The transformer below the output head, whatever its class calls it."""
-    return causal_lm(model).base_model
+    inner = causal_lm(model)
+    if inner.base_model is not inner:
+        return inner.base_model
+    embedding = inner.get_input_embeddings()  # Llama 4's class gives its body another name than it has
+    return next((part for part in inner.children() if any(each is embedding for each in part.modules())), inner)
 
 
 def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
@@ -85,17 +100,103 @@ def text_config(model: nn.Module) -> Any:  # noqa: ANN401 - see causal_lm
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The text decoder's layers."""
-    count = text_config(model).num_hidden_layers
-    parts = body(model).get_decoder().modules()
-    return list(next(part for part in parts if isinstance(part, nn.ModuleList) and len(part) == count))
+    """The text decoder's layers; the decoder itself where they are not in one list."""
+    decoder = body(model).get_decoder()
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    return list(next(lists, [decoder]))
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether a training pass draws random numbers: LoRA's dropout, or one of the base model's own."""
+    """Whether a training pass draws random numbers: LoRA's dropout, or dropout or jitter of the base model."""
     layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    # Attention's dropout is a number that the layers read.
-    return layers or any(getattr(module, "attention_dropout", 0) for module in model.modules())
+    # Many families have no layer for it, but a rate above 0 in their configuration.
+    settings = text_config(model).to_json_string(use_diff=False)
+    return layers or re.search(r'(drop|jitter)[^"]*": [\d.e-]*[1-9]', settings) is not None
+
+
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of the text decoder that LoRA adapts as intended, by their full names.
+
+    Left out are routers, experts and what PEFT takes for their names, and layers whose weight their module reads by
+    itself, past an adapter, as Mamba's kernels do.
+    """
+    inside = {part for layer in decoder_layers(model) for part in layer.modules()}
+    parts: dict[str, nn.Module] = dict(causal_lm(model).named_modules())
+    mixture = any(f".{name}".endswith(".experts") for name in parts)
+    found: dict[str, nn.Module] = {}
+    for name, part in parts.items():
+        owner, _, leaf = name.rpartition(".")
+        if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):
+            routes = re.search("router|indexer", name) or (leaf.endswith("gate") and hasattr(parts[owner], "experts"))
+            expert = ".experts." in name or (mixture and leaf in _EXPERT_LAYERS)
+            if not routes and not expert and not _reads_weight(type(parts[owner]), leaf):  # type: ignore[arg-type]
+                found[name] = part
+    return found
+
+
+@cache
+def _reads_weight(owner: type, leaf: str) -> bool:
+    """Whether a module's code reads the weight of one of its layers instead of calling the layer."""
+    try:
+        source = "".join(inspect.getsource(each) for each in owner.__mro__ if each not in nn.Module.__mro__)
+    except (OSError, TypeError):
+        return False
+    return re.search(rf"self\.{leaf}\.weight\b(?!\.(dtype|device|shape)|\[)", source) is not None
+
+
+def fit_targets(model: nn.Module, lora: Lora) -> Lora:
+    """The settings, with the family's own layers where the default names do not fit.
+
+    Raises:
+        UserError: a setting names a layer that the base model does not have.
+    """
+    layers = adaptable_layers(model)
+    own = sorted({name.rpartition(".")[2] for name in layers})
+    default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
+    if default and own and not set(TARGET_MODULES).issubset(own):
+        lora = replace(lora, target_modules=own)
+    named = isinstance(targets := lora.target_modules, list)
+    given = [("target_modules", text, rf"(.*\.)?{re.escape(text)}") for text in targets if named]
+    given += [] if named else [("target_modules", str(targets), str(targets))]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        given += [(setting, text, rf"(.*\.)?({text})") for text in getattr(lora, setting)]
+    for setting, text, pattern in given:
+        with contextlib.suppress(re.error):
+            if any(re.fullmatch(pattern, name) for name in layers):
+                continue
+        raise UserError(
+            f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
+            f" {', '.join(own) or 'none'}."
+        )
+    count = len(decoder_layers(model))
+    if lora.layers_to_transform and max(lora.layers_to_transform) >= count:
+        raise UserError(f"model.lora.layers_to_transform: the base model has {count} layers, from 0 to {count - 1}.")
+    return lora
+
+
+def target_layers(model: nn.Module, lora: Lora) -> dict[str, nn.Module]:
+    """The layers that get an adapter, by their full names."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    layers = {name: part for name, part in adaptable_layers(model).items() if check_target_module_exists(lora, name)}
+    chosen = lora.layers_to_transform
+    return {n: part for n, part in layers.items() if not chosen or int(_NUMBERED.match(n)[2]) in chosen}  # type: ignore[index]
+
+
+def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
+    """Which layers PEFT adapts, in its settings; a pattern where it would adapt others by the same names."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
+    theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
+    if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
+        number = f"({'|'.join(map(str, layers))})" if layers else r"\d+"
+        places = dict.fromkeys(_NUMBERED.match(name).group(1, 3) for name in chosen)  # type: ignore[union-attr]
+        targets = "|".join(f"{re.escape(before)}{number}{re.escape(after)}" for before, after in places)
+        layers = None
+    turned = any(isinstance(part, Conv1D) for part in chosen.values())
+    return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
 
 
 def sliding_window(model: nn.Module) -> int | None:
@@ -158,9 +259,8 @@ class _HeadOnly:
     """A causal language model as its `forward` sees it, with a body that returns given hidden states, (1, n, D)."""
 
     def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
-        head = inner.get_output_embeddings()
-        name = next(name for name, module in inner.named_children() if module is head)
-        vars(self).update({"_inner": inner, inner.base_model_prefix: _Body(hidden), name: _Head(head)})
+        names, head = {part: name for name, part in inner.named_children()}, inner.get_output_embeddings()
+        vars(self).update({"_inner": inner, names[body(inner)]: _Body(hidden), names[head]: _Head(head)})
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._inner, name)
@@ -177,7 +277,9 @@ class _Head:
         plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
         if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
             return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
-        return self._head(hidden.to(weight.dtype)).float()  # type: ignore[no-any-return]
+        if weight.is_floating_point():  # not quantised
+            hidden = hidden.to(weight.dtype)
+        return self._head(hidden).float()  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._head, name)
@@ -195,47 +297,3 @@ def _own_forward(model_class: Any) -> Callable[..., Any]:  # noqa: ANN401 - see 
     sys.modules[stock.__name__] = stock  # where decorators look up a class's file
     spec.loader.exec_module(stock)  # type: ignore[union-attr]
     return getattr(stock, model_class.__name__).forward  # type: ignore[no-any-return]
-
-
-def enable_packing(model: nn.Module, max_length: int) -> None:
-    """Let Unsloth's Llama attention take packed notes, and keep its model from cutting them at one note's limit."""
-    import unsloth.models.llama as unsloth_llama
-    from unsloth.utils.packing import mark_allow_overlength
-
-    stock = getattr(unsloth_llama, _STOCK, unsloth_llama.run_attention)
-    setattr(unsloth_llama, _STOCK, stock)
-    unsloth_llama.run_attention = route(stock, varlen_kernel(max_length))
-    mark_allow_overlength(model)
-
-
-def varlen_kernel(longest: int) -> Kernel:
-    """PyTorch's causal varlen attention: (T, heads, D) queries, keys and values and (notes + 1,) starts.
-
-    Args:
-        longest: most tokens of a note; the same for every batch, so that nothing is compiled again.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    # PyTorch 2.11 groups queries by itself; later versions need the flag.
-    extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
-    extra["window_size"] = (-1, 0)  # all earlier tokens, no later ones
-
-    def kernel(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
-        out = varlen_attn(query, key, value, starts, starts, longest, longest, **extra)
-        return out  # type: ignore[return-value]
-
-    return kernel
-
-
-def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]:
-    """Unsloth's attention call, which sends packed notes, recognised by a mask of one dimension, to a varlen kernel."""
-
-    def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
-        starts = context.causal_mask
-        if isinstance(starts, torch.Tensor) and starts.dim() == 1:
-            query, key, value = (x.squeeze(0).transpose(0, 1).contiguous() for x in (Q, K, V))
-            return kernel(query, key, value, starts).unsqueeze(0)
-        return stock(config=config, context=context, Q=Q, K=K, V=V)
-
-    return run_attention

@@ -11,6 +11,7 @@ bfloat16; the tests compare the estimate with peaks measured on an H100.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.model.families import FUSED_TARGETS, has_fused_kernels
+from medlit.errors import UserError
+from medlit.model.families import fit_targets, has_fused_kernels, loaded_part, target_layers
 from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -60,17 +62,23 @@ class ModelDimensions(NamedTuple):
 
 
 def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transformers' configurations share no typed base for these
-    """Read a transformers configuration, the text decoder's of a model of several modalities."""
-    config = config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None) or 1  # none in a model without attention
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    """Read a transformers configuration; what a family does not state is taken as a Llama's."""
+    text = config.get_text_config(decoder=True)
+
+    def number(default: int, *names: str) -> int:
+        """The first of these settings that is set; the largest where layers differ."""
+        given = next((value for name in names if (value := getattr(text, name, None))), default)
+        return max(given) if isinstance(given, Sequence) else given
+
+    hidden, heads = number(1, "hidden_size"), number(1, "num_attention_heads")
+    width = number(hidden // heads, "head_dim")
     return ModelDimensions(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
+        layers=number(1, "num_hidden_layers"),
+        hidden=hidden,
         queries=heads * width,
-        keys=(getattr(config, "num_key_value_heads", None) or heads) * width,
-        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        vocabulary=config.vocab_size,
+        keys=number(heads, "num_key_value_heads") * width,
+        inner=number(4 * hidden, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
+        vocabulary=text.vocab_size,
     )
 
 
@@ -140,11 +148,17 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A base model's text part on the meta device, without reading; ValueError if transformers has none for it."""
-    from transformers import AutoModelForCausalLM
+    """A base model as it is loaded, on the meta device: without allocating or reading.
 
+    Raises:
+        UserError: medlit does not train such a model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    part = loaded_part(config)
+    auto = AutoModelForCausalLM if type(part) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True))
+        model: PreTrainedModel = auto.from_config(part)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -252,17 +266,12 @@ def fit_memory(
 
 
 def _adapter_size(model: nn.Module, lora: Lora) -> int:
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 
-    settings = lora.as_peft()
-    if isinstance(lora.target_modules, list):
-        settings["target_modules"] = [*lora.target_modules, *FUSED_TARGETS.values()]
-    config = LoraConfig(**settings)
+    with contextlib.suppress(UserError):  # loading refuses what does not fit
+        lora = fit_targets(model, lora)
+    patterns = lora.as_peft()["rank_pattern"]
     return sum(
-        lora.rank_pattern.get(get_pattern_key(settings["rank_pattern"], name), lora.r)
-        * (part.in_features + part.out_features)
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and check_target_module_exists(config, name)
+        patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.get_parameter("weight").shape)
+        for name, part in target_layers(model, lora).items()
     )

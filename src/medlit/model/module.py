@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from medlit.base_model import load_tokenizer
 from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import INSTRUCTION, AlpacaPrompt
+from medlit.data.prompt import INSTRUCTION, PROMPTS
 from medlit.errors import UserError
 from medlit.evaluation.calibration import fit_temperature
 from medlit.evaluation.metrics import LOGGED
@@ -118,8 +118,8 @@ class SpecialtyClassifier(L.LightningModule):
         apply_settings(optimizer, schedule, self.optimizer_settings)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by step, micro-batch and rank, so that a resumed fit draws what it would have drawn."""
-        if self.lora is not None and self.lora.dropout:
+        """Seed dropout, LoRA's and the base model's, by step, micro-batch and rank: a resumed fit draws the same."""
+        if self.lora is not None:
             place = [self.lora.seed, self.global_step, batch_idx, self.trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
@@ -239,7 +239,8 @@ class SpecialtyClassifier(L.LightningModule):
 
     def _make_decoder(self) -> Decoder:
         base = self.language_model
-        prompt = AlpacaPrompt(self.tokenizer, self.instruction, base.max_length, self.max_response_tokens)
+        kind = PROMPTS[base.prompt_format]
+        prompt = kind(self.tokenizer, self.instruction, base.max_length, self.max_response_tokens)
         return make_decoder(self.decoding, self._model, prompt, self.label_set)
 
     def _trained_keys(self) -> set[str]:

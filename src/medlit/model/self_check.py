@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,15 +70,18 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
     versions = [__version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
-    return cache_key(
-        versions, device, str(inner.dtype), language_model, json.dumps(inner.config.to_dict(), default=str)
-    )
+    # What medlit computes follows from code and configuration; other weights can still show another fault.
+    files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
+    weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    config = json.dumps(inner.config.to_dict(), default=str)
+    return cache_key(versions, device, str(inner.dtype), language_model, weights, config)
 
 
 def _fault(model: nn.Module, max_length: int) -> str:
     """What differs and by how much; empty if nothing does."""
     config = text_config(model)
-    longest = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    positions = getattr(config, "max_position_embeddings", None) or max_length
+    longest = min(max_length, positions) if positions > 0 else max_length
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]
@@ -85,11 +89,13 @@ def _fault(model: nn.Module, max_length: int) -> str:
     inner = causal_lm(model)
     # Lightning builds models within their device's context; what is made here is moved there where it is needed.
     with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
-        plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
         try:
+            plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
             ours = _log_likelihoods(model, prompts, labels)
             loss = loss_sum(model, _batch(prompts, labels[0], inner.device))
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
             _log.debug("%s", error, exc_info=True)
             return f"labels cannot be scored ({type(error).__name__})"
     compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 from medlit.base_model import BUILTIN
+from medlit.data.prompt import PromptFormat
 from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
@@ -38,14 +39,15 @@ class LanguageModel:
         base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama from a PyPI package).
             Exactly the repository that is named is loaded; one with '-bnb-4bit' in its name is a smaller download.
         revision: commit, tag or branch of a Hub model.
-        max_length: most tokens of prompt and answer together, in training and in evaluation.
+        max_length: most tokens of prompt and answer together.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
-        memory_budget_gib: most GPU memory, in GiB, that gradient_checkpointing 'auto' fills; null: what is free.
+        memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free.
+        prompt_format: set from data.prompt_format.
     """
 
     base_model: str = BUILTIN
@@ -55,6 +57,7 @@ class LanguageModel:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "none"] = "auto"
     memory_budget_gib: PositiveNumber | None = None
+    prompt_format: PromptFormat = "alpaca"
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type
@@ -72,8 +75,8 @@ class Lora:
         alpha: the update is scaled by alpha / r.
         dropout: probability of dropping an input of the adapter; 0 is Unsloth's fast path.
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
-        target_modules: linear layers that get an adapter: a list of names or of the ends of names, or one regular
-            expression for whole names.
+        target_modules: linear layers of the text decoder that get an adapter: a list of names or of the ends of names,
+            or one regular expression for whole names; where the default does not fit a family, all of its own.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         dora: train the magnitude of each weight apart from its direction (Liu 2024, arXiv 2402.09353); slower, without
             Unsloth's fast path.

@@ -18,22 +18,31 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write, link_target, read_json, write_json
 from medlit.errors import UserError
+from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
-from medlit.model.settings import Decoding, LanguageModel, Lora
-from medlit.predictions.table import FORMATS, PredictionRow, arrow_schema
+from medlit.model.settings import Decoding
+from medlit.predictions.table import FORMATS, arrow_schema
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
+
+    from medlit.data.datamodule import TranscriptionDataModule
+    from medlit.model.module import SpecialtyClassifier
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
 _SLICE = 1_000  # rows that become Python objects at a time
+_BATCH = 10_000  # notes
+_TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
 _KEY_FILE = "resume_key.json"
 _LOCK_FILE = ".lock"
+_SCHEMA = arrow_schema().insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source
 
 
 def shard_folder(table: Path) -> Path:
@@ -74,11 +83,12 @@ def read_resume_key(table: Path) -> ResumeKey | None:
 
 def start_shards(table: Path, key: ResumeKey) -> None:
     """Remove the shards of any earlier run, but not the lock, and store this run's resume key."""
-    shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in shard_folder(table).iterdir():
+    folder = shard_folder(table)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in folder.iterdir():
         if path.name != _LOCK_FILE:
             path.unlink()
-    write_json(shard_folder(table) / _KEY_FILE, asdict(key))
+    write_json(folder / _KEY_FILE, asdict(key))
 
 
 def remove_shards(table: Path) -> None:
@@ -89,13 +99,10 @@ def remove_shards(table: Path) -> None:
 
 def whole_shards(table: Path) -> list[Path]:
     """The shards that are not damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     whole = []
     for path in find_shards(table):
         try:
-            pq.read_table(path, schema=_shard_schema(), partitioning=None, page_checksum_verification=True)
+            pq.read_table(path, schema=_SCHEMA, partitioning=None, page_checksum_verification=True)
         except (OSError, pa.ArrowException):
             continue
         whole.append(path)
@@ -104,8 +111,6 @@ def whole_shards(table: Path) -> list[Path]:
 
 def answered_rows(shards: Sequence[Path], notes: int) -> npt.NDArray[np.bool_]:
     """Whether each of N notes is in a shard, (N,)."""
-    import pyarrow.parquet as pq
-
     answered = np.zeros(notes, dtype=np.bool_)
     for path in shards:
         answered[pq.read_table(path, columns=["row"], partitioning=None)["row"].to_numpy()] = True
@@ -124,23 +129,16 @@ class ShardWriter:
         earlier = [int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{self._prefix}-*.parquet")]
         self._next = max(earlier, default=-1) + 1
 
-    def add(self, rows: Iterable[PredictionRow]) -> None:
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; write a shard if the last one is some seconds old."""
-        self._rows += [row.to_dict() for row in rows]
+        self._rows += rows
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are in no shard yet.
-
-        Raises:
-            UserError: the disk is full, or the folder is not writable.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        """Write the rows that are in no shard yet; a UserError if the disk is full or the folder is not writable."""
         if self._rows:
-            shard = pa.Table.from_pylist(self._rows, schema=_shard_schema())
+            shard = pa.Table.from_pylist(self._rows, schema=_SCHEMA)
             with atomic_write(self._folder / f"{self._prefix}-{self._next:06d}.parquet") as partial:
                 pq.write_table(shard, partial, write_page_checksum=True)
             self._next += 1
@@ -162,10 +160,8 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
     """
     if not shards:
         return
-    import pyarrow.dataset as ds
-
     row = ds.field("row")
-    dataset = ds.dataset(list(map(str, shards)), schema=_shard_schema(), format="parquet")
+    dataset = ds.dataset(list(map(str, shards)), schema=_SCHEMA, format="parquet")
     for start in range(0, notes, rows_per_pass):
         rows = dataset.to_table(filter=(row >= start) & (row < start + rows_per_pass))
         position = rows["row"].to_numpy()
@@ -176,17 +172,6 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
             yield from rows.slice(i, _SLICE).to_pylist()
 
 
-def _shard_schema() -> pa.Schema:
-    """The columns of the table, after each row's position in the source."""
-    import pyarrow as pa
-
-    return arrow_schema().insert(0, pa.field("row", pa.int64()))
-
-
-_BATCH = 10_000  # notes
-_TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
-
-
 @dataclass(frozen=True)
 class ResumeKey:
     """Identifies what a run of `medlit predict` answers, without any note's text."""
@@ -194,7 +179,33 @@ class ResumeKey:
     notes: int  # number of notes
     notes_hash: str  # changes with any note's id, text or tokens, and with their order
     weights_hash: str  # changes with the weights and with their temperature
-    settings: dict[str, Any]  # flag -> value of the settings that an answer depends on
+    settings: dict[str, Any]  # flag -> value of the settings that an answer depends on, in JSON's types
+
+    @classmethod
+    def of(
+        cls, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None, precision: object
+    ) -> ResumeKey:
+        """The key of a run with these weights, settings and notes."""
+        groups = {
+            "language_model": asdict(module.language_model),
+            "lora": {} if module.lora is None else module.lora.structure(),
+            "decoding": asdict(module.decoding),
+        }
+        settings: dict[str, Any] = {
+            f"model.{group}.{name}": value
+            for group, values in groups.items()
+            for name, value in values.items()
+            if name not in _TRAINING_ONLY
+        }
+        settings |= {
+            "data.instruction": data.instruction,
+            "data.max_response_tokens": data.max_response_tokens,
+            "trainer.precision": str(precision),
+            "labels": None if data.label_set is None else list(data.label_set.names),
+        }
+        notes = data.predict_rows
+        weights = _hash_weights(checkpoint, module.adapter, module.decoding)
+        return cls(len(notes), _hash_notes(notes), weights, json.loads(json.dumps(settings)))
 
     def difference(self, earlier: ResumeKey) -> str | None:
         """What has changed since an earlier run; None when nothing has.
@@ -213,19 +224,7 @@ class ResumeKey:
         return ", ".join(changes) or None
 
 
-def answer_settings(
-    language_model: LanguageModel, lora: Lora | None, decoding: Decoding, others: dict[str, Any]
-) -> dict[str, Any]:
-    """Flag -> value of the settings that an answer depends on, in JSON's types."""
-    base = {name: value for name, value in asdict(language_model).items() if name not in _TRAINING_ONLY}
-    structure = {} if lora is None else lora.structure()
-    groups = {"language_model": base, "lora": structure, "decoding": asdict(decoding)}
-    settings = {f"model.{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
-    plain: dict[str, Any] = json.loads(json.dumps(settings | others))
-    return plain
-
-
-def hash_notes(rows: Dataset) -> str:
+def _hash_notes(rows: Dataset) -> str:
     """Hash tokenised notes, read in batches."""
     digest = hashlib.blake2b(digest_size=16)
     columns = rows.select_columns(["id", "text_hash", "length", "cut_tokens"])
@@ -234,15 +233,16 @@ def hash_notes(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def hash_weights(checkpoint: str | Path | None, adapter: Path | None, decoding: Decoding) -> str:
+def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decoding) -> str:
     """Hash the trained weights and the temperature that belongs to this way of decoding."""
+    folder = None if adapter is None else adapter_folder(adapter)
     files = [] if checkpoint is None else [Path(checkpoint)]
-    files += [] if adapter is None else sorted(adapter.glob("adapter_model*"))
+    files += [] if folder is None else sorted(folder.glob("adapter_model*"))
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
-    metadata_file = metadata_of_weights(checkpoint, None if adapter is None else str(adapter))
+    metadata_file = metadata_of_weights(checkpoint, None if folder is None else str(folder))
     if metadata_file is not None:
         temperature = AdapterMetadata.read(metadata_file).temperatures.get(decoding_key(decoding))
         digest.update(json.dumps(temperature).encode())

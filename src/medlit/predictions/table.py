@@ -48,44 +48,37 @@ class Prediction:
     cut_tokens: int  # tokens of the note that did not fit and that the model did not see
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionRow:
-    """A prediction, with the note that it belongs to."""
-
-    row: int  # the note's position in its source
-    id: str  # the note's id
-    prediction: Prediction  # the answer
-
-    def to_dict(self) -> dict[str, Any]:
-        """Row number and columns as plain types."""
-        return {"row": self.row, "id": self.id, **asdict(self.prediction)}
-
-
-def prediction_rows(
+def make_predictions(
     prompts: Prompts, answers: Answers, label_set: LabelSet, abstain_below: float | None
-) -> list[PredictionRow]:
-    """Turn a batch's answers into rows."""
-    rows = []
+) -> list[Prediction]:
+    """Turn a batch's answers into predictions."""
+    predictions = []
     for i, label in enumerate(answers.label_ids.tolist()):
         is_listed = label < label_set.invalid
         probability = margin = runner_up = None
         if is_listed and answers.probabilities is not None:
             of_labels = answers.probabilities[i].tolist()
             second = max((other for other in range(len(of_labels)) if other != label), key=of_labels.__getitem__)
-            probability, margin = of_labels[label], of_labels[label] - of_labels[second]
+            probability, margin = of_labels[label], round(of_labels[label] - of_labels[second], _DECIMALS)
             runner_up = label_set.names[second]
         abstained = abstain_below is not None and probability is not None and probability < abstain_below
         prediction = Prediction(
             specialty=label_set.names[label] if is_listed and not abstained else None,
             answer=answers.texts[i],
             probability=None if probability is None else round(probability, _DECIMALS),
-            margin=None if margin is None else round(margin, _DECIMALS),
+            margin=margin,
             runner_up=runner_up,
             abstained=abstained,
             cut_tokens=prompts.cut_tokens[i],
         )
-        rows.append(PredictionRow(prompts.rows[i], prompts.ids[i], prediction))
-    return rows
+        predictions.append(prediction)
+    return predictions
+
+
+def table_rows(prompts: Prompts, predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+    """A row of each prediction as plain types, with its note's position in the source and its id."""
+    notes = zip(prompts.rows, prompts.ids, predictions, strict=True)
+    return [{"row": row, "id": note_id, **asdict(prediction)} for row, note_id, prediction in notes]
 
 
 def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
@@ -131,12 +124,9 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     schema, remaining = arrow_schema(), iter(rows)
-
-    def row_group() -> Any:  # noqa: ANN401 - a RecordBatch; pyarrow has no types
-        return pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=schema)
-
     with pq.ParquetWriter(path, schema) as writer:
-        while len(batch := row_group()):
+        # No name for the list: the rows of a group would stay in memory beside those of the next.
+        while len(batch := pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=schema)):
             writer.write_batch(batch)
 
 

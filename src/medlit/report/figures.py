@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import Results
 from medlit.report.systems import System
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LENGTH_BINS = 6
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
@@ -27,24 +26,27 @@ _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 
 def figures(systems: Sequence[System]) -> dict[str, Figure]:
     """Draw the figures that the systems' results allow, by name; the first system is the one reported on."""
-    first = systems[0]
+    first, scored = systems[0], [one for one in systems if one.results.probabilities is not None]
     title = f"{first.title}: {len(first.results)} test notes"
     possible: dict[str, tuple[object, Callable[[], Figure]]] = {
         "classes": (first.metrics.get("per_class"), lambda: class_figure(systems)),
         "confusion": (True, lambda: confusion_figure(first.results, title)),
         "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
-        "risk_coverage": (
-            any(one.results.probabilities is not None for one in systems),
-            lambda: risk_coverage_figure(systems),
-        ),
+        "risk_coverage": (scored, lambda: risk_coverage_figure(systems)),
         "length": (first.results.tokens.any(), lambda: length_figure(first)),
     }
     drawn = {}
-    for name, (is_possible, draw) in possible.items():
-        if is_possible:
-            with best_effort(f"the report's figure {name!r}"):
-                drawn[name] = draw()
+    for name in (name for name, (is_possible, _) in possible.items() if is_possible):
+        with best_effort(f"the report's figure {name!r}"):
+            drawn[name] = possible[name][1]()
     return drawn
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A drawn figure as an image, (height, width, 3); drawing takes most of a small validation's time."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 def confusion_figure(results: Results, title: str) -> Figure:
@@ -52,8 +54,6 @@ def confusion_figure(results: Results, title: str) -> Figure:
 
     Of more than 60 labels it shows those of the most frequent errors; answers with one of the others have one column.
     """
-    import seaborn
-
     k, (true, answer, _) = len(results.names), results.errors
     frequent = np.argsort(-np.bincount(results.truth, minlength=k), kind="stable")
     first = np.unique([*np.stack([true, answer], axis=1).ravel(), *frequent], return_index=True)[1]
@@ -71,26 +71,21 @@ def confusion_figure(results: Results, title: str) -> Figure:
     size = 0.72 if len(names) <= 20 else 0.4  # inches
     figure, axes = _axes(2.5 + size * len(columns), 2.2 + 0.78 * size * len(names))
     axes.grid(visible=False)
-    seaborn.heatmap(
-        share,
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        linewidths=0.5,
-        linecolor="#dddddd",
-        xticklabels=columns,
-        yticklabels=[f"{name} ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)],
-        cbar_kws={"label": "share of the true specialty's notes", "fraction": 0.6 / size / len(columns), "aspect": 30},
-        ax=axes,
-    )
+    axes.spines[:].set_visible(False)
+    mesh = axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="#dddddd", linewidth=0.5)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
+    notes = zip(names, counts.sum(axis=1), strict=True)
+    axes.set_yticks(np.arange(len(names)) + 0.5, [f"{name} ({n})" for name, n in notes])
+    axes.set(xlim=(0, len(columns)), ylim=(len(names), 0))
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / size / len(columns), aspect=30)
+    bar.set_label("share of the true specialty's notes")
+    bar.outline.set_visible(False)
     for row, column in zip(*np.nonzero(counts), strict=True):  # an empty text in each other cell would take a minute
         colour = "white" if share[row, column] > 0.5 else INK
         number = str(counts[row, column])
         axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", color=colour, in_layout=False)
     axes.axvline(len(names), color="#555555", linewidth=1.5)
     axes.set(xlabel="predicted", ylabel="true (notes)", title=title)
-    axes.tick_params(axis="x", rotation=90)
-    axes.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -133,8 +128,8 @@ def reliability_figure(system: System) -> Figure:
     axes.plot(bins.confidence, bins.accuracy, "o-", color=colour, markeredgecolor="white", markersize=8)
     # A rug plot of the notes' confidence along the axis.
     axes.plot(confidence, np.full(len(confidence), -0.02), "|", color=INK, alpha=0.25, markersize=7, clip_on=False)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence (one stroke per note)", aspect="equal")
-    axes.set(ylabel="accuracy")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    axes.set(xlabel="confidence (one stroke per note)", ylabel="accuracy")
     axes.set_title(f"expected calibration error {bins.error:.3f}", fontsize=10)
     return figure
 
@@ -167,9 +162,8 @@ def length_figure(system: System) -> Figure:
     results = system.results
     order = np.argsort(results.tokens, kind="stable")
     bins = [part for part in np.array_split(order, LENGTH_BINS) if len(part)]
-    correct = [int(results.correct[part].sum()) for part in bins]
-    share = np.array([n / len(part) for n, part in zip(correct, bins, strict=True)])
-    low, high = np.array([wilson(n, len(part)) for n, part in zip(correct, bins, strict=True)]).T
+    share = np.array([results.correct[part].mean() for part in bins])
+    low, high = np.array([wilson(int(results.correct[part].sum()), len(part)) for part in bins]).T
     figure, axes = _axes(7.2, 3.6)
     places = np.arange(len(bins))
     axes.bar(places, share, color=ACCENT, alpha=0.25, width=0.72)
@@ -203,11 +197,8 @@ def _colour(name: str, position: int = 0) -> str:
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure without a window, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # else every text's size is measured on a canvas of its own
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # otherwise each text's size is measured on a new canvas
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

@@ -11,32 +11,25 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from lightning.pytorch import Trainer, callbacks
+from matplotlib.figure import Figure
 
 from medlit.atomic_io import atomic_write
-from medlit.evaluation.compare import compare
-from medlit.evaluation.intervals import RESAMPLES
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
 from medlit.evaluation.results import Results
 from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 FILES = ("report.html", "report.md")
 PAIRS = 10
 _SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
-_INTERVALS = (
-    f"Intervals are 95%: Wilson's for accuracy; for macro F1 a bootstrap of {RESAMPLES:,} resamples over texts, in"
-    " which copies of a text move together. Invalid: answers that are not on the label list, which count as wrong. ECE:"
-    " expected calibration error, the mean distance of confidence and accuracy. AURC: area under the risk-coverage"
-    " curve, the mean share of errors over all coverages. Both are better when lower."
-    f" {EMPTY}: needs probabilities, which the decoders constrained and likelihood give and generate does not."
-)
 
 
 @dataclass(frozen=True)
@@ -54,14 +47,7 @@ class Section:
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
-    """Write both pages; does nothing in a folder without any system's files.
-
-    Returns:
-        The figures of the report, by name.
-
-    Raises:
-        UserError: a system's files are damaged.
-    """
+    """Write both pages, and return their figures by name; does nothing in a folder without any system's files."""
     systems, others = comparable(folder)
     if not systems:
         return {}
@@ -153,7 +139,6 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     data = facts.get("data") or {}
     return {
         "Systems on the same notes": {
-            "subtitle": _INTERVALS,
             "columns": ["system", *(metric.title for metric in REPORTED)],
             "rows": system_rows(systems, REPORTED),
             "sentences": [*(comparisons(systems) or [alone]), *left_out],
@@ -179,14 +164,12 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     texts, test = data.get("texts", {}), data.get("rows", {}).get("test", 0)
     threshold = data.get("near_threshold")
     seed = "" if data["seed"] is None else f", seed {data['seed']}"
+    together = "no, identical texts only" if threshold is None else f"from Jaccard similarity {threshold:g}"
     rows = [
         ("source", f"{data['source']}" + (f" at {data['revision']}" if data.get("revision") else "")),
         ("split", data["split"] + seed + (f", fold {data['fold']}" if data.get("fold") else "")),
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),
-        (
-            "near-duplicates kept together",
-            "no, identical texts only" if threshold is None else f"from Jaccard similarity {threshold:g}",
-        ),
+        ("near-duplicates kept together", together),
     ]
     shared = {
         "test_texts_in_train": "test notes whose text is in train",
@@ -204,8 +187,6 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _settings(config: Path) -> str:
     """The settings of a test, without those that Lightning adds and that have Lightning's value."""
-    from lightning.pytorch import Trainer, callbacks
-
     kinds = {"trainer": Trainer, "checkpoint": callbacks.ModelCheckpoint, "early_stopping": callbacks.EarlyStopping}
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     for name, kind in kinds.items():
@@ -216,8 +197,6 @@ def _settings(config: Path) -> str:
 
 
 def _render(name: str, values: dict[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("medlit", "report"),
         autoescape=name.endswith(".html"),
@@ -237,8 +216,6 @@ def _markdown_cell(value: object) -> str:
 
 def _data_uri(figure: Figure) -> str:
     """A figure as part of the page."""
-    import matplotlib as mpl
-
     stream = io.BytesIO()
     # Without a date and random ids, equal figures are equal files.
     with mpl.rc_context({"svg.hashsalt": "medlit"}):

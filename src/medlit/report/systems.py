@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 
 from medlit._version import __version__
@@ -23,7 +24,7 @@ from medlit.atomic_io import write_json
 from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
-from medlit.evaluation.compare import same_notes
+from medlit.evaluation.intervals import align
 from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
 from medlit.model.metrics import SpecialtyMetrics
@@ -76,11 +77,7 @@ def write_system(folder: Path, system: System) -> None:
 
 
 def read_system(folder: Path, name: str) -> System:
-    """Read one system.
-
-    Raises:
-        UserError: its files are missing or damaged.
-    """
+    """Read one system; a UserError if its files are missing or damaged."""
     path = folder / f"{_stem(name)}{_METRICS}"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -97,11 +94,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def systems(folder: Path) -> list[System]:
-    """All systems of a run folder, the fine-tuned model first.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """All systems of a run folder, the fine-tuned model first; a UserError if a file is damaged."""
     baselines = [path.name.removesuffix(_METRICS) for path in folder.glob(f"{_PREFIX}*{_METRICS}")]
     names = sorted(name.removeprefix(_PREFIX) for name in baselines)
     if (folder / f"{MODEL}{_METRICS}").is_file():
@@ -111,15 +104,12 @@ def systems(folder: Path) -> list[System]:
 
 
 def comparable(folder: Path) -> tuple[list[System], list[System]]:
-    """Split a folder's systems into those that answered the first one's notes and those of an earlier test.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Split a folder's `systems` into those that answered the first one's notes and those of an earlier test."""
     same: list[System] = []
     others: list[System] = []
     for system in systems(folder):
-        (same if not same or same_notes(same[0].results, system.results) else others).append(system)
+        is_same = not same or align(same[0].results, system.results) is not None
+        (same if is_same else others).append(system)
     return same, others
 
 
@@ -149,15 +139,16 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     splits, settings = data.splits, data.split
     if splits is None:
         return {}
-    texts = {split: rows["text_hash"][:] for split, rows in splits.notes.items()}
-    distinct = {split: set(texts.get(split, ())) for split in SPLITS}
-    labels = {split: rows["specialty"][:] for split, rows in splits.notes.items()}
-    label_counts = {split: Counter(names) for split, names in labels.items()}
-    test = texts.get("test", [])
-    labels_of_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for text, label in zip(test, labels.get("test", []), strict=True):
-        labels_of_text[text][label] += 1
-    counts = labels_of_text.values()
+    columns = {"text": "text_hash", "label": "specialty"}
+    parts = {split: splits.notes.get(split) for split in SPLITS}
+    tables = {
+        split: pd.DataFrame({name: [] if rows is None else rows[column][:] for name, column in columns.items()})
+        for split, rows in parts.items()
+    }
+    notes = pd.concat(tables, names=["split"]).reset_index("split")
+    classes = pd.crosstab(notes["label"], notes["split"]).reindex(columns=SPLITS, fill_value=0)
+    texts, test = notes.groupby("split")["text"].nunique(), tables["test"]
+    labels_of_text = test.groupby("text")["label"]
     return {
         "source": data.source,
         "revision": None if data.fingerprint is None else data.fingerprint.revision,
@@ -166,15 +157,12 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
         "near_threshold": settings.near_threshold,
         "rows": {split: len(rows) for split, rows in splits.notes.items()},
-        "texts": {split: len(set(hashes)) for split, hashes in texts.items()},
+        "texts": {split: int(texts[split]) for split in splits.notes},
         "hash": splits.hashes,
-        "classes": {
-            name: [label_counts.get(split, Counter())[name] for split in SPLITS]
-            for name in sorted(set().union(*label_counts.values()))
-        },
-        "test_texts_in_train": sum(text in distinct["train"] for text in test),
-        "test_texts_in_validation": sum(text in distinct["validation"] for text in test),
-        "test_conflicts": sum(count.total() for count in counts if len(count) > 1),
-        "test_ceiling": sum(max(count.values()) for count in counts) / max(len(test), 1),
+        "classes": dict(zip(classes.index, classes.to_numpy().tolist(), strict=True)),
+        "test_texts_in_train": int(test["text"].isin(tables["train"]["text"]).sum()),
+        "test_texts_in_validation": int(test["text"].isin(tables["validation"]["text"]).sum()),
+        "test_conflicts": int((labels_of_text.transform("nunique") > 1).sum()),
+        "test_ceiling": float(test.value_counts().groupby("text").max().sum() / max(len(test), 1)),
         "left_out": dict(Counter(name for name in splits.assignment.split if name not in SPLITS)),
     }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from medlit.data.prompt import AlpacaPrompt
+    from medlit.data.prompt import NotePrompt
 
 EXIT_OVER_LIMIT = 3
 # Limit -> (its default, None for no limit; the notes whose share is limited).
@@ -42,11 +42,7 @@ _Line = tuple[str, str, str, bool]
 
 
 def run(args: Sequence[str]) -> int:
-    """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded.
-
-    Raises:
-        UserError: the settings or the source cannot be read.
-    """
+    """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded."""
     parser = make_parser("audit")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write audit.json and audit.png to")
     parser.add_argument("--strict", action="store_true", help="exit with code 3 when a limit is exceeded")
@@ -87,20 +83,20 @@ def run(args: Sequence[str]) -> int:
     _print_report(result.report)
     suggested = result.report.label_review.suggested(data.labels)
     if suggested != data.labels:
-        print("Check these labels; with this in the config, less what is wrong, they are merged and left out:")
+        print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
         print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
     exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:
         print(f"{'over a limit' if options.strict else 'would fail with --strict'}: {message}")
     if options.output is not None:
-        write_json(options.output / "audit.json", result.report.as_dict() | {"over_limits": exceeded})
+        write_json(options.output / "audit.json", asdict(result.report) | {"over_limits": exceeded})
         with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
             audit_figure(result).savefig(path, dpi=110)
         print(f"medlit: written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
-def _count_tokens(prompt: AlpacaPrompt, transcriptions: list[str]) -> list[int]:
+def _count_tokens(prompt: NotePrompt, transcriptions: list[str]) -> list[int]:
     """Tokens of each transcription, including those that would be cut."""
     template = len(prompt.header) + len(prompt.footer)
     return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
@@ -277,6 +273,5 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
         axes.axvline(value, color=colour, linewidth=1.5, linestyle=style, label=f"{name} {value:,.0f}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     longer = "" if end == summary["max"] else "; the last bar: all longer notes"
-    axes.set(
-        xlim=(0, 1.03 * bars[-1]), xlabel=f"{unit} (longest {summary['max']:,.0f}{longer})", ylabel="notes", title=title
-    )
+    axes.set(xlim=(0, 1.03 * bars[-1]), ylabel="notes", title=title)
+    axes.set_xlabel(f"{unit} (longest {summary['max']:,.0f}{longer})")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_families import FAMILIES, tokenizer_of
 from fake_tokenizers import byte_tokenizer
 from fakes import BONE, BRAIN, SPECIALTIES, notes
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokens
 from medlit.base_model import load_tokenizer
 from medlit.data.collate import Collator, Prompts, TokenisedNote, unnamed_rows
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import AlpacaPrompt
+from medlit.data.prompt import AlpacaPrompt, ChatPrompt
 from medlit.errors import UserError
 from medlit.model.decoding import Answers, Decoder, Generate, LabelScorer, make_decoder
 from medlit.model.decoding.generate import eos_ids
@@ -507,3 +508,12 @@ def test_stopping_early_never_changes_a_label(answers: list[str], names: list[st
 def test_every_eos_is_known(tokenizer: Tokens, configured: int | list[int] | None, ends: list[int]) -> None:
     assert tokenizer.eos_token_id == 2
     assert eos_ids(scripted(tokenizer, ["a"], configured), tokenizer) == ends
+
+
+def test_generation_stops_at_the_end_of_a_chat_s_turn() -> None:
+    """Phi-3's tokenizer names another EOS than the one that its template ends a turn with."""
+    tokenizer = tokenizer_of(FAMILIES["Phi-3"])
+    prompt = ChatPrompt(tokenizer, max_length=512)
+    model = scripted(tokenizer, [f"{BONE}<|end|> and more"])
+    decoder = make_decoder(Decoding(max_new_tokens=40, stop_early=False), model, prompt, LABELS)
+    assert decoder(ask(prompt, ["A note."])).texts == [BONE]

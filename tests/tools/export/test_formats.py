@@ -20,6 +20,7 @@ import torch
 from commands import exit_code_of
 from exports import exported, files, left, verification
 from fake_tokenizers import byte_tokenizer
+from fakes import randomise_adapter
 from tiny_families import tiny_model
 
 from medlit.errors import UserError
@@ -80,6 +81,19 @@ def test_the_sum_is_pefts_own(
     theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_sum_is_pefts_own_where_weights_are_stored_inputs_by_outputs(dora: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from tiny_families import tiny_model
+
+    settings = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=dora)
+    model = get_peft_model(tiny_model("gpt2"), settings)  # type: ignore[arg-type]
+    randomise_adapter(model)
+    ours = dict(merged_weights(model))
+    theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

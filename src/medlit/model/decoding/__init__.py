@@ -10,7 +10,7 @@ from torch import nn
 
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import AlpacaPrompt
+from medlit.data.prompt import NotePrompt
 from medlit.errors import UserError
 from medlit.model.decoding.answers import Answers, apply_temperature
 from medlit.model.decoding.generate import Generate
@@ -26,14 +26,13 @@ __all__ = [
     "LabelScorer",
     "Likelihood",
     "apply_temperature",
-    "eos_ids",
     "make_decoder",
 ]
 
 Decoder = Callable[[Prompts], Answers]
 
 
-def make_decoder(settings: Decoding, model: nn.Module, prompt: AlpacaPrompt, label_set: LabelSet) -> Decoder:
+def make_decoder(settings: Decoding, model: nn.Module, prompt: NotePrompt, label_set: LabelSet) -> Decoder:
     """Build the decoder that the settings name.
 
     Raises:
@@ -46,5 +45,6 @@ def make_decoder(settings: Decoding, model: nn.Module, prompt: AlpacaPrompt, lab
         )
     scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
     if settings.mode == "generate":
-        return Generate(model, prompt.tokenizer, label_set, settings.max_new_tokens, scorer, settings.stop_early)
+        ends, most = [prompt.end], settings.max_new_tokens
+        return Generate(model, prompt.tokenizer, label_set, most, scorer, settings.stop_early, ends)
     return Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)

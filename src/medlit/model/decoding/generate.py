@@ -7,6 +7,7 @@ the price of one pass instead of one per token. A row that leaves the trie conti
 B notes, T prompt tokens, N nodes of the trie.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Generate:
         max_new_tokens: int,
         scorer: LabelScorer,
         stop_early: bool = True,
+        ends: Sequence[int] = (),  # tokens that end an answer, besides `eos_ids`
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -46,7 +48,7 @@ class Generate:
         self.max_new_tokens = max_new_tokens
         self.scorer = scorer
         self.stop_early = stop_early
-        self.ends = set(eos_ids(model, tokenizer))
+        self.ends = {*eos_ids(model, tokenizer), *ends}
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""

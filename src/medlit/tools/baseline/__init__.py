@@ -7,16 +7,20 @@ regression. `head.py` trains the same base model with a classification head.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError, best_effort
-from medlit.evaluation.compare import compare
+from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
@@ -29,13 +33,12 @@ if TYPE_CHECKING:
 
     from medlit.data.datamodule import TranscriptionDataModule
 
+_MANY_LABELS = 200
+_MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
+
 
 def run(args: Sequence[str]) -> int:
-    """Fit the baselines, score them, compare.
-
-    Raises:
-        UserError: the settings, the source or the run folder cannot be used.
-    """
+    """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
     parser = make_parser("baseline")
     add = parser.add_argument
     text = "run folder of a test; without it the baselines are scored alone, in a new run folder"
@@ -185,13 +188,17 @@ def majority(data: BaselineData) -> System:
 
 def tfidf(data: BaselineData) -> System:
     """TF-IDF of words and word pairs with logistic regression, a strong baseline for long texts with key words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
+    features, iterations = None, 1000
+    if len(data.label_set) > _MANY_LABELS:  # memory and the time of an iteration grow with labels x features
+        features, iterations = _MOST_WEIGHTS // len(data.label_set), 50
+        print(
+            f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
+            f" and logistic regression stops after {iterations} iterations, since all of them would take hours",
+            file=sys.stderr,
+        )
     model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10, class_weight="balanced", max_iter=1000),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features),
+        LogisticRegression(C=10, class_weight="balanced", max_iter=iterations),
     )
     model.fit(data.train["transcription"][:], data.label_ids(data.train))
     probabilities = np.zeros((len(data.test), len(data.label_set)))  # a label without training notes has 0

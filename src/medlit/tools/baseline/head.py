@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from medlit.base_model import missing, resolve
+from medlit.base_model import missing, read_config, resolve
 from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.model.checkpoints import last_step
+from medlit.model.families import fit_targets, peft_targets
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import check_stored
 from medlit.model.optimizer import make_optimizer, make_schedule
@@ -94,27 +95,20 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
     The head reads the last token that is not the padding token.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
     path, revision = resolve(language_model.base_model), language_model.revision
     dtype = dtype_for(device, language_model.dtype)
-    try:
-        settings = AutoConfig.from_pretrained(path, revision=revision, num_labels=k, pad_token_id=pad_id)
-    except (OSError, ValueError) as error:
-        raise missing(language_model.base_model, revision) from error
+    settings = read_config(language_model.base_model, revision)
+    settings.num_labels, settings.pad_token_id = k, pad_id
     check_stored(language_model, settings)
     quantisation = None
     if stored := getattr(settings, "quantization_config", None):
         # Quantised by its publisher, without a head.
         stored["llm_int8_skip_modules"] = [*(stored.get("llm_int8_skip_modules") or []), HEAD]
     elif language_model.load_in_4bit:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=[HEAD],
-        )
+        kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        quantisation = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=[HEAD], **kind)
     try:
         loading = {"revision": revision, "config": settings, "dtype": dtype, "quantization_config": quantisation}
         model = AutoModelForSequenceClassification.from_pretrained(path, device_map={"": str(device)}, **loading)
@@ -123,7 +117,8 @@ def load_head(language_model: LanguageModel, lora: Lora, k: int, pad_id: int, de
     if language_model.gradient_checkpointing != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    shape = LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft())
+    lora = fit_targets(model, lora)
+    shape = LoraConfig(task_type="SEQ_CLS", modules_to_save=[HEAD], **lora.as_peft() | peft_targets(model, lora))
     adapted: nn.Module = get_peft_model(model, shape)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -23,7 +23,7 @@ from medlit.cli.environment import check_device, silence_warnings
 from medlit.data.builtin import builtin_notes
 from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.prompt import AlpacaPrompt
+from medlit.data.prompt import NotePrompt
 from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
@@ -212,7 +212,7 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
     return max(batch.input_ids.numel() for batch in batches)
 
 
-def _mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
+def _mark_supervised(batch: Batch, prompt: NotePrompt) -> tuple[str, int]:
     """A batch's first note as text, with `[[` and `]]` around tokens that carry loss, and how many those are."""
     padded = batch.padded()
     ids = padded.input_ids[0, : padded.lengths[0]].tolist()
@@ -224,7 +224,7 @@ def _mark_supervised(batch: Batch, prompt: AlpacaPrompt) -> tuple[str, int]:
     return text, len(supervised)
 
 
-def check_labels(prompt: AlpacaPrompt, names: Sequence[str]) -> CheckResult:
+def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
     """Whether K labels differ as token ids, and whether one is the beginning of another."""
     answers = sorted((prompt.response(name)[:-1], name) for name in names)  # without EOS
     # In the order of ids a label stands right before the labels that begin with it.

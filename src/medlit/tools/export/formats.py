@@ -86,11 +86,12 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
     """A frozen weight with its adapter, in float32; DoRA gives each row its trained norm."""
     up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-    weight = weight + up @ down * layer.scaling["default"]
+    turned = getattr(layer, "fan_in_fan_out", False)  # GPT-2 stores inputs by outputs
+    weight = (weight.t() if turned else weight) + up @ down * layer.scaling["default"]
     if "default" in layer.lora_magnitude_vector:
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float()
         weight = (magnitude / torch.linalg.norm(weight, dim=1)).view(-1, 1) * weight
-    return weight
+    return weight.t() if turned else weight
 
 
 def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
@@ -233,6 +234,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> Non
     writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types([types[i] for i in range(vocab_size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.get_chat_template())
     writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (token_id := getattr(tokenizer, name)) is not None:

@@ -1,6 +1,6 @@
 """Eight layers of each family's real width in 4 bits: medlit's numbers beside plain transformers, and a short fit.
 
-LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_families.py -k qwen3
+LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_eight_layers.py -k qwen3
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FAMILIES = {
     "qwen2": _shape("qwen2", 3584, 18944, 28, num_key_value_heads=4),
     "qwen3": _shape("qwen3", 4096, 12288, 32),
     "phi3": _shape("phi3", 3072, 8192, 32, num_key_value_heads=32),
-    "gemma2": _shape("gemma2", 3584, 14336, 16, **_MIXED, tie_word_embeddings=True),
+    "gemma2": _shape("gemma2", 3584, 14336, 16, head_dim=256, tie_word_embeddings=True),
     "gemma3": _shape("gemma3_text", 2560, 10240, 8, **_MIXED, num_key_value_heads=4, tie_word_embeddings=True),
     "granite": _shape(
         "granite", 4096, 12800, 32, logits_scaling=16.0, attention_multiplier=0.0078125, residual_multiplier=0.22

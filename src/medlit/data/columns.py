@@ -1,0 +1,134 @@
+"""Checks of a table's columns and of the rows in them; no message repeats a note.
+
+Rows in messages count from 1, header not included.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medlit.data.settings import Columns
+from medlit.data.sources import RawTable
+from medlit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAME = 40  # characters of a column name or an id in an error message
+_CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
+# Columns by which the table of another tool is known -> how to read it.
+_KNOWN_TABLES = {
+    frozenset({"instruction", "output"}): "an Alpaca table: set data.columns.text to 'input' (or 'instruction', where"
+    " the notes are there) and data.columns.label to 'output'",
+    frozenset({"messages"}): _CHAT,
+    frozenset({"conversations"}): _CHAT,
+}
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+
+
+def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
+    """Raise a UserError if a named column does not exist, or holds no text where text belongs."""
+    if require_labels and columns.label is None:
+        raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
+    names = table.rows.column_names
+    for key, name in columns.of(names).items():
+        if name is None or (key == "label" and name not in names and not require_labels):
+            continue
+        if name not in names:
+            # A file without a header has note text in place of the names: long ones are not repeated.
+            shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
+            advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
+            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
+            raise UserError(
+                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
+                f" --data.columns.{key} (its columns are {shown}){advice}."
+            )
+        kind = table.rows.features.arrow_schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_null(kind):
+            raise UserError(
+                f"data.columns.{key}: column {name!r} of {table.name} is null in every row; name another column."
+            )
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        is_code = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        if not is_text and (key == "text" or not is_code):
+            raise UserError(columns.no_text(key, table.name, kind))
+
+
+def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:
+    """Raise a UserError if a canonical row has no note or, where the labels' `names` are given, no label of its kind.
+
+    Labels of a source are all words or all numbers.
+    """
+    empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
+    _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
+    if names is None:
+        return
+    labels = rows.data.column("specialty")
+    _refuse_rows(pc.is_null(labels), table, rows, columns, "label", "there is no label")
+    numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
+    words = sorted(names - set(numbers))
+    if numbers and words:
+        choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
+        rarer, fault = min(choices, key=lambda choice: len(choice[0]))
+        remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
+        mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
+        _refuse_rows(mask, table, rows, columns, "label", fault, remedy, is_empty=False)
+
+
+def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
+    """Raise a UserError unless the id column names every row of a split; refuse or report repeated ids."""
+    given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
+    for table, rows in given:
+        ids = rows.data.column("id")
+        remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"
+        missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
+        _refuse_rows(missing, table, rows, columns, "id", "there is no id", remedy)
+    chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
+    if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):
+        return
+    places = (f"{table.name}, row {number}" for table, rows in given for number in range(1, len(rows) + 1))
+    first: dict[str, str] = {}
+    for identity, place in zip((each for _, rows in given for each in rows["id"][:]), places, strict=True):
+        if first.setdefault(identity, place) is not place:
+            fault = f"{place} has the id {identity[:_MAX_NAME]!r} of {first[identity]} (the {split} split)"
+            if join_ids:
+                raise UserError(
+                    f"data.columns.id: {fault}, so that answers could not be joined with the table; make the ids"
+                    " unique, name another column, or set 'none' for hashes of the texts, in the table's order."
+                )
+            logger.warning("data.columns.id: %s; such ids get a hash of their texts as a suffix", fault)
+            return
+
+
+def _refuse_rows(
+    mask: pa.ChunkedArray,
+    table: RawTable,
+    rows: Dataset,
+    columns: Columns,
+    key: str,
+    fault: str,
+    remedy: str = "delete such rows or fill them in",
+    is_empty: bool = True,  # whether the fault is an empty cell
+) -> None:
+    """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
+    places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
+    if not places:
+        return
+    if is_empty and len(places) == len(rows):
+        column = columns.of(table.rows.column_names)[key]
+        raise UserError(
+            f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
+        )
+    identity = rows[places[0]]["id"]
+    named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
+    more = f", as in {len(places) - 1} more" if len(places) > 1 else ""
+    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")

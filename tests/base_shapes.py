@@ -1,6 +1,7 @@
 """Widths of the base models that have a config, and the least memory that a fit on one takes.
 
-They are from each model's own `config.json`, which only a network would give.
+Their `config.json` is not here and was not read: the widths are the published ones, written from memory, and give each
+model's published number of parameters.
 """
 
 from __future__ import annotations

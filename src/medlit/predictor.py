@@ -138,12 +138,11 @@ class SpecialtyPredictor:
         ours = AdapterMetadata.of(language_model, lora, label_set, instruction)
         check_metadata(ours, metadata, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
-        kind = PROMPTS[language_model.prompt_format]
-        prompt = kind(tokenizer, instruction, language_model.max_length, inference.max_response_tokens)
+        prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         temperature = metadata.temperatures.get(decoding_key(decoding))
-        budget = token_budget or 8 * language_model.max_length
+        budget = token_budget or 8 * length
         return cls(model, prompt, label_set, decoding, temperature, batch_size, budget, target)
 
     def predict(

@@ -72,8 +72,7 @@ class RunReport(L.Callback):
         if subcommand == "test":
             with best_effort("the report of the test"):
                 write_json(folder / FACTS, _facts(trainer, pl_module))
-                drawn = write_report(folder)
-                figures |= {name: pixels(figure) for name, figure in drawn.items() if name not in figures}
+                figures |= {key: pixels(each) for key, each in write_report(folder).items() if key not in figures}
             self.on_fit_end(trainer, pl_module)
         with best_effort("the figures in TensorBoard"):
             for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):

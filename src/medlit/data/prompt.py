@@ -188,8 +188,7 @@ class NotePrompt:
             return []
         with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
             inside = self._inside(transcriptions)
-        room = self.room
-        return [Prompt([*self.header, *ids[:room], *self.footer], max(0, len(ids) - room)) for ids in inside]
+        return [Prompt([*self.header, *ids[: self.room], *self.footer], max(0, len(ids) - self.room)) for ids in inside]
 
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, tokenised after the footer, where generation starts, and the token that ends it.

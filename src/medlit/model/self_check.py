@@ -49,13 +49,11 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         start = time.perf_counter()
     inference_mode(model)
-    fault = ""
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay
-        fault = _fault(model, language_model.max_length)
-        if not fault:
+        if not (fault := _fault(model, language_model.max_length)):
             break
-    if fault:
+    else:
         raise WrongNumbersError(
             f"model.language_model.base_model: medlit does not reproduce the numbers of {language_model.base_model}"
             f" ({type(inner).__name__}): {fault}; choose another base model."

@@ -76,7 +76,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
     notes = zip(names, counts.sum(axis=1), strict=True)
     axes.set_yticks(np.arange(len(names)) + 0.5, [f"{name} ({n})" for name, n in notes])
-    axes.set(xlim=(0, len(columns)), ylim=(len(names), 0))
+    axes.invert_yaxis()
     bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / size / len(columns), aspect=30)
     bar.set_label("share of the true specialty's notes")
     bar.outline.set_visible(False)

@@ -5,17 +5,16 @@ LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_eight_layers.py -k qwen3
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from compare import far, last_checkpoint, scalars
+from compare import far, scalars
+from interrupt import fit_until_sigterm, free_memory
 from shapes import write_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -145,13 +144,12 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
     distance = far(gradient, theirs)
     print(f"\n{base.name}: log-likelihoods apart {float(apart.max()):.3f} nats, gradients {distance:.1%}")
     del model
-    _free()
+    free_memory()
     assert (apart <= rounding).all()
     assert distance < 0.1
 
 
 def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: Path, tmp_path: Path) -> None:
-    from medlit.callbacks.validate_last_step import ValidateLastStep
     from medlit.cli.cli import main
 
     job = ["--config", CONFIG, "--model.language_model.base_model", base, "--data.source", long_notes]
@@ -159,26 +157,12 @@ def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: P
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = [str(flag) for flag in job]
     main(["fit", *flags, "--run_dir", str(whole)])
-    _free()
-    hook = ValidateLastStep.on_train_batch_end
-
-    def stop(self: ValidateLastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
-        hook(self, trainer, *rest)
-        if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ValidateLastStep, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit) as ended:
-            main(["fit", *flags, "--run_dir", str(stopped)])
-    assert ended.value.code == 128 + signal.SIGTERM
-    del ended  # its traceback holds the model
-    _free()
+    free_memory()
+    fit_until_sigterm(flags, stopped, STOP)
     resumed = tmp_path / "resumed"
     shutil.copytree(stopped, resumed)
-    assert last_checkpoint(resumed)["global_step"] == STOP
     main(["fit", *flags, "--run_dir", str(resumed), "--ckpt_path", "last"])
-    _free()
+    free_memory()
     before, after = scalars(whole, "train/loss"), scalars(resumed, "train/loss")
     print(f"\n{base.name}: losses {[round(x, 4) for x in before]}, resumed {[round(x, 4) for x in after]}")
     print(f"tokens/s {scalars(whole, 'train/tokens_per_second')}, peak GiB {max(scalars(whole, 'train/peak_gib')):.1f}")
@@ -187,14 +171,7 @@ def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: P
     fitted = json.loads((whole / "fit_metrics.json").read_text())
     for mode in ("constrained", "likelihood", "generate"):
         main(["validate", *flags, "--run_dir", str(whole), "--ckpt_path", "last", "--model.decoding.mode", mode])
-        _free()
+        free_memory()
         scores = json.loads((whole / "validate_metrics.json").read_text())
         print(f"{base.name} {mode}: loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}")
         assert scores["loss"] == pytest.approx(fitted["loss"], rel=0.002)
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()

@@ -5,10 +5,8 @@ LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_resume_8b.py
 
 from __future__ import annotations
 
-import gc
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from compare import last_checkpoint, scalars
+from interrupt import fit_until_sigterm, free_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -38,38 +37,15 @@ def runs(main_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
-    from medlit.callbacks.validate_last_step import ValidateLastStep
     from medlit.cli.cli import main
 
     folder = tmp_path_factory.mktemp("resume")
     found = Runs(folder / "whole", folder / "stopped")
-    settings = ["fit", *main_job, *map(str, FLAGS), "--run_dir"]
-    main([*settings, str(found.whole)])
-    _free()
-
-    hook = ValidateLastStep.on_train_batch_end
-
-    def stop(self: ValidateLastStep, trainer: Any, *rest: Any) -> None:  # noqa: ANN401
-        hook(self, trainer, *rest)
-        if trainer.global_step == STOP and not trainer.fit_loop._should_accumulate():
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ValidateLastStep, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit) as ended:
-            main([*settings, str(found.stopped)])
-    assert ended.value.code == 128 + signal.SIGTERM
-    del ended  # its traceback holds the model
-    _free()
-    assert last_checkpoint(found.stopped)["global_step"] == STOP
+    settings = [*main_job, *map(str, FLAGS)]
+    main(["fit", *settings, "--run_dir", str(found.whole)])
+    free_memory()
+    fit_until_sigterm(settings, found.stopped, STOP)
     return found
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def weights(run: Path) -> Any:  # noqa: ANN401 - a tensor; torch is imported late

@@ -185,7 +185,7 @@ def test_a_text_part_inside_another_model() -> None:
     from transformers import Gemma3Config
 
     model: Any = tiny_multimodal()
-    assert loaded_part(model.config) is model.config, "Mistral has no class of its own for Mistral 3"
+    assert loaded_part(model.config) is model.config, "Mistral 3's text part has no separate class"
     assert footprint(model.config, 0, 0).layers == 4
     assert {name for name, _ in skeleton(model.config).named_parameters()} == {
         name for name, _ in model.named_parameters()

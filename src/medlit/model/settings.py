@@ -76,7 +76,7 @@ class Lora:
         dropout: probability of dropping an input of the adapter; 0 is Unsloth's fast path.
         bias: which biases are trained: 'none', 'all' or 'lora_only'.
         target_modules: linear layers of the text decoder that get an adapter: a list of names or of the ends of names,
-            or one regular expression for whole names; where the default does not fit a family, all of its own.
+            or one regular expression for whole names; where the default does not fit a family, all its linear layers.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         dora: train the magnitude of each weight apart from its direction (Liu 2024, arXiv 2402.09353); slower, without
             Unsloth's fast path.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from medlit.base_model import PACKING_FAMILY
+from medlit.base_model import FUSED_FAMILIES
 from medlit.errors import UserError
 from medlit.model.settings import TARGET_MODULES, Lora
 
@@ -37,8 +37,8 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
 
 
 def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth trains a family with the fused kernels that the memory estimate was measured with."""
-    return bool(config.model_type == PACKING_FAMILY)
+    """Whether Unsloth trains a family with layers of its own, whose fused kernels keep less for the backward pass."""
+    return bool(config.model_type in FUSED_FAMILIES)
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above

@@ -35,10 +35,7 @@ def import_unsloth() -> None:
 
 
 def stock_class(model_class: Any) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base
-    """A class of a model's part as transformers has it; on a GPU Unsloth replaces methods, classes and functions.
-
-    A class that transformers does not have is returned as it is.
-    """
+    """A part's class as in transformers' files, since Unsloth patches them on a GPU; one of another library as it is."""
     modules = (each.__module__ for each in model_class.__mro__)
     name = next((n for n in modules if n.startswith("transformers.models.") and _STOCK not in n), None)
     return getattr(_stock_module(name), model_class.__name__, model_class) if name else model_class
@@ -46,7 +43,7 @@ def stock_class(model_class: Any) -> Any:  # noqa: ANN401 - transformers' causal
 
 @cache
 def _stock_module(name: str) -> ModuleType:
-    """A module of transformers executed again from its file, with the masks of transformers."""
+    """A module of transformers executed again from its file, with masks from such a module too."""
     # Under another name in the same package, so that relative imports work and the patched module stays as it is.
     package, _, own_name = name.rpartition(".")
     spec = importlib.util.spec_from_file_location(f"{package}.{_STOCK}{own_name}", inspect.getfile(sys.modules[name]))

@@ -95,8 +95,8 @@ def _fault(model: nn.Module, max_length: int) -> str:
     # Lightning builds models within their device's context; what is made here is moved there where it is needed.
     with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
         collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
-        rows = unnamed_rows([Prompt(prompt, 0) for prompt in prompts])
-        batch = move_data_to_device(collator.evaluate(rows), inner.device)
+        batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
+        batch = move_data_to_device(batch, inner.device)
         try:
             plain = _plain(inner, prompts, labels)
             scorer = LabelScorer(model, TokenTrie.of(labels))
@@ -124,16 +124,14 @@ def _rounding(reference: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """Each label's log-likelihood after each prompt by plain forward passes, (2, 3).
-
-    They are the loaded model's own where stock classes do not fit its weights, the memory or the number format.
-    """
+    """Each label's log-likelihood after each prompt by plain forward passes, (2, 3)."""
     try:
         nats = _forwards(_stock_model(inner), prompts, labels)
         if nats.isfinite().all():
             return nats
     except Exception as error:
         _log.debug("%s", error, exc_info=True)
+    # Stock classes may not fit the weights, the memory or the number format; the loaded ones at least run.
     _log.info("%s is checked without stock classes of transformers", type(inner).__name__)
     return _forwards(inner, prompts, labels)
 

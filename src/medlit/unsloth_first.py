@@ -35,7 +35,7 @@ def import_unsloth() -> None:
 
 
 def stock_class(model_class: Any) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base
-    """A part's class as in transformers' files, since Unsloth patches them on a GPU; one of another library as it is."""
+    """A part's class as in transformers' files, which Unsloth patches on a GPU; another library's as it is."""
     modules = (each.__module__ for each in model_class.__mro__)
     name = next((n for n in modules if n.startswith("transformers.models.") and _STOCK not in n), None)
     return getattr(_stock_module(name), model_class.__name__, model_class) if name else model_class

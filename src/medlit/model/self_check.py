@@ -148,9 +148,10 @@ def _forwards(plain: Any, prompts: list[list[int]], labels: list[list[int]]) -> 
 def _stock_model(inner: Any) -> nn.Module:  # noqa: ANN401 - as above
     """The loaded model in stock classes, on the same weights."""
     stock_type, config = stock_class(type(inner)), copy.deepcopy(inner.config)
+    # Eager: Unsloth replaces other functions, and not all of them know the soft caps and sinks of attention.
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     with init_empty_weights(include_buffers=False):
-        # Eager: Unsloth replaces other attention functions, and not all of them know soft caps and sinks.
-        stock: nn.Module = stock_type._from_config(config, dtype=inner.dtype, attn_implementation="eager")
+        stock: nn.Module = stock_type._from_config(config, dtype=inner.dtype, **eager)
     for part in stock.modules():  # a text model inside another is of the loaded classes
         part.__class__ = stock_class(type(part))
     return _with_weights(stock.eval(), inner, inner.device)

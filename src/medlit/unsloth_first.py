@@ -52,5 +52,5 @@ def _stock_module(name: str) -> ModuleType:
     spec.loader.exec_module(stock)  # type: ignore[union-attr]
     if name != _MASKS:
         patched, masks = vars(sys.modules[_MASKS]), vars(_stock_module(_MASKS))
-        vars(stock).update({n: masks[n] for n, value in vars(stock).items() if n in masks and value is patched[n]})
+        vars(stock).update({n: masks[n] for n, value in vars(stock).items() if n in masks and value is patched.get(n)})
     return stock

@@ -187,9 +187,7 @@ def test_the_check_sees_a_pattern_that_unsloth_ignores(long_notes: Path, tmp_pat
     job = [sys.executable, "-m", "medlit", "fit", "--config", CONFIG, "--model.language_model.base_model", base]
     job += ["--data.source", long_notes, "--run_dir", tmp_path / "run", "--trainer.max_steps", 1]
     environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "MEDLIT_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, *map(str, job)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(list(map(str, job)), env=environment, capture_output=True, text=True, check=False)
     print(done.stderr[-2000:])
     assert done.returncode == 2
     assert "medlit does not reproduce the numbers of" in done.stderr

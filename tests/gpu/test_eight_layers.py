@@ -6,6 +6,7 @@ LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_eight_layers.py -k qwen3
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,19 +86,21 @@ save_file({**gradient, "nats": found.float().cpu()}, out)
 """
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_base(family: str, folder: Path, **changes: Any) -> Path:  # noqa: ANN401
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()
     from transformers import CONFIG_MAPPING
 
-    settings = dict(FAMILIES[request.param])
+    settings = FAMILIES[family] | changes
     config = CONFIG_MAPPING[settings.pop("model_type")]
     fields = config.__dataclass_fields__
-    return write_model(
-        tmp_path_factory.mktemp(request.param), config(**{n: v for n, v in settings.items() if n in fields})
-    )
+    return write_model(folder, config(**{n: v for n, v in settings.items() if n in fields}))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tmp_path: Path) -> None:
@@ -175,3 +178,17 @@ def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: P
         scores = json.loads((whole / "validate_metrics.json").read_text())
         print(f"{base.name} {mode}: loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}")
         assert scores["loss"] == pytest.approx(fitted["loss"], rel=0.002)
+
+
+def test_the_check_sees_a_pattern_that_unsloth_ignores(long_notes: Path, tmp_path: Path) -> None:
+    """Unsloth lets every other layer of a Gemma 2 slide, whatever its config says."""
+    pattern = ["full_attention"] * 4 + ["sliding_attention"] * 4
+    base = write_base("gemma2", tmp_path / "base", layer_types=pattern, sliding_window=512)
+    job = [sys.executable, "-m", "medlit", "fit", "--config", CONFIG, "--model.language_model.base_model", base]
+    job += ["--data.source", long_notes, "--run_dir", tmp_path / "run", "--trainer.max_steps", 1]
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "MEDLIT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(list(map(str, job)), env=environment, capture_output=True, text=True, check=False)
+    print(done.stderr[-2000:])
+    assert done.returncode == 2
+    assert "medlit does not reproduce the numbers of" in done.stderr
+    assert "nats; choose another base model." in done.stderr

@@ -92,8 +92,10 @@ def _fault(model: nn.Module, max_length: int) -> str:
     labels = [[a, b, c], [a, d], [b]]
     prompts = [ids[:_SHORT], ids[: longest - 4]]
     inner = causal_lm(model)
-    # Lightning builds models within their device's context; what is made here is moved there where it is needed.
-    with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
+    # Nothing is compiled for a few passes, which took a minute. Lightning builds models within their device's context;
+    # what is made here is moved there where it is needed.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
         collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
         batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
         batch = move_data_to_device(batch, inner.device)

@@ -21,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from shapes import FAMILIES  # noqa: E402 - found by the path above
+from train_trl import TUNED  # noqa: E402
 
 SYSTEMS = ("unsloth_trl", "unsloth_trl_tuned", "medlit_80gib", "medlit_24gib")
 PEERS = SYSTEMS[:2]
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--merge", type=Path, nargs="+", help="join these results in --out and do nothing else")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--settings", nargs="+", default=[], choices=TUNED, help="of the tuned peer, by default all")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
     parser.add_argument("--limit", type=float, default=540, help="seconds after which the run ends")
@@ -54,12 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.merge:
         save(merge([json.loads(file.read_text()) for file in args.merge]), args.out)
         return
-    result: Result = {}
+    today = datetime.now(UTC).date().isoformat()
+    result: Result = {"hardware": "", "versions": {}, "date": today, "families": []}
     for family in args.families:
         if time.perf_counter() - BEGIN < args.limit:
             measure(args, family, result)
     print(table(result))
-    measured = {(entry["family"], row["system"]) for entry in result.get("families", ()) for row in entry["systems"]}
+    measured = {(entry["family"], row["system"]) for entry in result["families"] for row in entry["systems"]}
     wanted = ((family, system) for family in args.families for system in args.systems)
     if missing := [" ".join(pair) for pair in wanted if pair not in measured]:
         print("not measured in time: " + ", ".join(missing), file=sys.stderr)
@@ -76,9 +80,10 @@ def measure(args: argparse.Namespace, family: str, result: Result) -> None:
         left = args.limit - (time.perf_counter() - BEGIN)
         command = [sys.executable, HERE / "train.py", "--family", family, "--only", "systems", "--out", part]
         command += ["--steps", args.steps, "--warm_up", args.warm_up, "--limit", left]
+        command += ["--settings", *args.settings] if args.settings else []
         command += ["--systems", *args.systems, *(["--tiny"] if args.tiny else [])]
         process = subprocess.Popen(
-            list(map(str, command)), env=os.environ | caches, stdout=sys.stderr, start_new_session=True
+            list(map(str, command)), env=os.environ | caches, stdout=subprocess.DEVNULL, process_group=0
         )
         late = False
         try:
@@ -112,7 +117,7 @@ def collect(args: argparse.Namespace, family: str, part: Path, result: Result, e
     for system, error in errors.items():
         rows[system] = {"system": system, "error": error}
     entry = {"family": family, "systems": compare(list(rows.values()))}
-    before = result.get("families", [])
+    before = result["families"]
     after = [other for other in before if other["family"] != family] + ([entry] if rows else [])
     if before != after:
         result |= {key: found[key] for key in ("hardware", "versions", "date") if key in found} | {"families": after}
@@ -132,7 +137,7 @@ def compare(rows: list[Result]) -> list[Result]:
 
 def merge(results: list[Result]) -> Result:
     """Join results of one kind of machine: the later row counts, but an error never replaces a figure."""
-    hardware = {result["hardware"] for result in results}
+    hardware = {result["hardware"] for result in results} - {""}  # nothing was measured
     if len(hardware) > 1:
         raise SystemExit(f"measured on different hardware: {', '.join(sorted(hardware))}")
     rows: dict[str, dict[str, Result]] = {}
@@ -144,7 +149,8 @@ def merge(results: list[Result]) -> Result:
                     known[row["system"]] = row
     families = sorted(rows, key=list(FAMILIES).index)
     entries = [{"family": family, "systems": compare(list(rows[family].values()))} for family in families]
-    return results[-1] | {"families": entries}
+    last = next((result for result in reversed(results) if result["hardware"]), results[-1])
+    return last | {"families": entries}
 
 
 def save(result: Result, out: Path) -> None:
@@ -155,8 +161,6 @@ def save(result: Result, out: Path) -> None:
 
 def table(result: Result) -> str:
     """A result as Markdown."""
-    if not result:
-        return "nothing was measured"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"{result['hardware']}, {result['date']}: {versions}.",

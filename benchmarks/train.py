@@ -39,6 +39,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
 from shapes import FAMILIES, FUSED, write_notes, write_tiny_family  # noqa: E402 - found by the path above
+from train_trl import TUNED  # noqa: E402
 
 GIB = 2**30
 NOTES_A_STEP = 32
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--systems", nargs="+", choices=[*MEDLIT, *PEERS], help="by default all that can run here")
+    parser.add_argument("--settings", nargs="+", default=[], choices=TUNED, help="of the tuned peer, by default all")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
@@ -307,6 +309,8 @@ class Run:
         command += [self.scratch / f"{name}.json", "--warm_up", self.args.warm_up, "--limit", self.args.limit]
         if self.args.family == "phi35_mini_fused":
             command += ["--targets", *FUSED]
+        if name == "unsloth_trl_tuned" and self.args.settings:
+            command += ["--settings", *self.args.settings]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
         # Nobody's first step is shortened by another's compilation.
         environment |= {cache: str(self.scratch / name / cache) for cache in CACHES}

@@ -47,29 +47,29 @@ def _tuned(setting: str, batch: int, accumulate: int, **others: Any) -> Setting:
     return Setting(setting, batch, accumulate, **{"recompute": False, "answer_only": True} | others)
 
 
-SETTINGS = {
-    "peft_trl": [Setting()],
-    "unsloth_trl": [Setting()],
-    "unsloth_trl_tuned": [
+TUNED = {
+    each.setting: each
+    for each in (
         _tuned("16 x 2 notes", 16, 2),
         _tuned("8 x 4 notes", 8, 4),
         _tuned("packed rows x 2", 0, 2, packing=True),
         _tuned("16 x 2 padded notes", 16, 2, padding_free=False),
-        _tuned("16 x 2 notes, recomputed", 16, 2, recompute=True),
-    ],
+        _tuned("16 x 2 notes, recomputed", 16, 2, recompute=True),  # if nothing else fits
+    )
 }
+SYSTEMS = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned")
 
 
 def main() -> None:
     """Train with each setting, and write the measurements."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("system", choices=SETTINGS)
+    parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("model", type=Path)
     parser.add_argument("steps", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--warm_up", type=int, default=3)
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="layers that LoRA adapts")
-    parser.add_argument("--settings", nargs="+", help="only these, by name")
+    parser.add_argument("--settings", nargs="+", choices=TUNED, default=list(TUNED), help="of the tuned peer")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which no setting is begun")
     args = parser.parse_args()
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -82,12 +82,11 @@ def main() -> None:
     sys.stdin.readline()
     steps: list[list[tuple[list[int], int]]] = json.loads(args.steps.read_text())
     tried: list[dict[str, Any]] = []
-    for setting in SETTINGS[args.system]:
-        if args.settings and setting.setting not in args.settings:
-            continue
+    tuned = args.system == "unsloth_trl_tuned"
+    for setting in [TUNED[name] for name in args.settings] if tuned else [Setting()]:
         row: dict[str, Any] = asdict(setting)
         measured = [other for other in tried if "step_seconds" in other]
-        if args.system == "unsloth_trl_tuned" and setting.recompute and measured:
+        if tuned and setting.recompute and measured:
             row["error"] = "not tried: others fit without recomputation"
         elif setting.padding_free is False and any(not other["padding_free"] for other in measured):
             row["error"] = "not tried: Unsloth pads this family in any case"
@@ -177,6 +176,7 @@ def _train(
 
     ends: list[float] = []
     graphs: list[int] = []
+    recomputed: list[int] = []  # layers
     seen: list[tuple[int, int, int]] = []  # cells, real tokens and supervised tokens of a micro-batch
 
     def now() -> float:
@@ -192,6 +192,7 @@ def _train(
         def on_step_end(self, *_: object, **__: object) -> None:
             ends.append(now())
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            recomputed.append(sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in layers))
 
     class InOrder(SFTTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: object, **__: object) -> Sampler[int]:
@@ -239,6 +240,7 @@ def _train(
     )
     if setting.packing and not trainer.args.packing:
         raise ValueError("Unsloth does not pack this model here")
+    layers = [module for module in trainer.model.modules() if hasattr(module, "self_attn")]
     collate = trainer.data_collator
 
     def counting(rows: list[Any]) -> Any:  # noqa: ANN401
@@ -256,13 +258,12 @@ def _train(
     size = setting.accumulate
     of_steps = [map(sum, zip(*seen[i : i + size], strict=True)) for i in range(0, len(steps) * size, size)]
     cells, tokens, supervised = (list(counts) for counts in zip(*of_steps, strict=True))
-    layers = [m for m in trainer.model.modules() if getattr(m, "self_attn", None) is not None]
     return {
         "batch": settings.per_device_train_batch_size,
         "packing": bool(trainer.args.packing),
         "padding_free": bool(getattr(collate, "padding_free", False)),
         "attention": {k: v - attention[k] if isinstance(v, int) else v for k, v in _attention(cuda).items()},
-        "layers_recomputed": sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in layers),
+        "layers_recomputed": recomputed[-1],
         "lora_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "step_seconds": [end - start for start, end in pairwise(ends)],
         "cells": cells,

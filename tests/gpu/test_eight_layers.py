@@ -55,7 +55,7 @@ save_file({**gradient, "nats": found.float().cpu()}, out)
 """
 
 
-def write_base(family: str, folder: Path, **changes: Any) -> Path:
+def write_base(family: str, folder: Path, **changes: Any) -> Path:  # noqa: ANN401
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()

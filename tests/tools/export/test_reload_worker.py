@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_families import FAMILIES, tiny_model
 
 from medlit.tools.export import reload_worker
 
@@ -59,3 +60,10 @@ def test_scores_are_those_of_whole_sequences_soft_cap_included(gemma: Path) -> N
     model = AutoModelForCausalLM.from_pretrained(gemma, dtype=torch.float32).eval()
     expected = [[whole_sequence(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
     np.testing.assert_allclose(scores(gemma, "float32"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_scored_whatever_its_cache_keeps(family: str) -> None:
+    model = tiny_model(family)
+    expected = [[whole_sequence(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
+    np.testing.assert_allclose(reload_worker.score(model, PROMPTS, ANSWERS), expected, atol=1e-4)

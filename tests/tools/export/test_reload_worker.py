@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILIES, tiny_model
+from tiny_families import FAMILIES, tiny_model, tiny_multimodal
 
 from medlit.tools.export import reload_worker
 
@@ -67,3 +67,11 @@ def test_every_family_is_scored_whatever_its_cache_keeps(family: str) -> None:
     model = tiny_model(family)
     expected = [[whole_sequence(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
     np.testing.assert_allclose(reload_worker.score(model, PROMPTS, ANSWERS), expected, atol=1e-4)
+
+
+def test_a_model_that_has_no_class_for_text_alone_is_scored_whole(llama: Path, tmp_path: Path) -> None:
+    (model := tiny_multimodal()).save_pretrained(tmp_path)  # type: ignore[operator]
+    for file in llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    expected = [[whole_sequence(model, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
+    np.testing.assert_allclose(scores(tmp_path, "float32"), expected, atol=1e-4)

@@ -48,17 +48,23 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers
 
-    load = transformers.AutoModelForCausalLM.from_pretrained
     dtype = getattr(torch, request["dtype"])
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": request["device"]}}
     loader, path = request["loader"], Path(request["path"])
     model: Any
     reader = f"transformers {transformers.__version__}"
+
+    def load(model: str | Path, revision: str | None = None) -> Any:  # noqa: ANN401
+        config = transformers.AutoConfig.from_pretrained(model, revision=revision)
+        is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        kind: Any = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForMultimodalLM
+        return kind.from_pretrained(model, revision=revision, **arguments)
+
     if loader == "transformers-gguf":
-        model = load(path.parent, gguf_file=path.name, **arguments)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **arguments)
         reader += " (weights dequantised)"
     elif loader == "transformers":
-        model = load(path, **arguments)
+        model = load(path)
     else:
         import peft
 
@@ -66,7 +72,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
             # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        base = load(request["base"], revision=request["revision"], **arguments)
+        base = load(request["base"], request["revision"])
         model = peft.PeftModel.from_pretrained(base, path)
         reader = f"peft {peft.__version__}, {reader}"
     log_likelihood = score(model.eval(), _with_progress(request), request["answers"])

@@ -29,7 +29,7 @@ from medlit.model.language_model import at_default_precision, inference_mode, tr
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
-from medlit.tools import recorded_config
+from medlit.tools import recorded_settings
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
@@ -94,13 +94,8 @@ def run_of_adapter(adapter: str | None) -> Path | None:
 
 def fit_settings(run: Path) -> list[str]:
     """The settings of a run's fit, as an argument that further flags override."""
-    config = recorded_config(run / _FIT_CONFIG)
-    settings: dict[str, Any] = {name: config[name] for name in ("seed_everything", "data", "model") if name in config}
-    try:
-        settings["model"].pop("adapter", None)  # what the fit started from
-        settings["trainer"] = {"accelerator": config["trainer"]["accelerator"]}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"run_dir: {run / _FIT_CONFIG} is damaged; give the fit's settings with --config.") from None
+    settings = recorded_settings(run / _FIT_CONFIG, "accelerator")
+    settings["model"].pop("adapter")  # what the fit started from
     return ["--config", json.dumps(settings)]
 
 

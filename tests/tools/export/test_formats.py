@@ -28,7 +28,14 @@ from medlit.errors import UserError
 from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.export import formats
-from medlit.tools.export.formats import INSTALL, check_convertible, merged_weights, rope_factors, write_merged
+from medlit.tools.export.formats import (
+    INSTALL,
+    base_weights,
+    check_convertible,
+    merged_weight,
+    rope_factors,
+    write_merged,
+)
 
 ROOT = Path(__file__).parents[3]
 LLAMA_3 = (
@@ -90,7 +97,7 @@ def test_the_sum_is_pefts_own_where_weights_are_stored_inputs_by_outputs(dora: b
     settings = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=dora)
     model = get_peft_model(tiny_model("gpt2"), settings)  # type: ignore[arg-type]
     randomise_adapter(model)
-    ours = dict(merged_weights(model))
+    ours = {name: merged_weight(model, name, weight) for name, weight in base_weights(model).items()}
     theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -112,7 +119,7 @@ def test_a_gpt_2_in_4_bits_is_merged_the_way_round_that_it_is_stored(tmp_path: P
     loaded = load_model(
         LanguageModel(str(tmp_path), max_length=64), Lora(target_modules=["c_attn"]), torch.device("cpu")
     )
-    merged = dict(merged_weights(loaded))
+    merged = {name: merged_weight(loaded, name, weight) for name, weight in base_weights(loaded).items()}
     for name, weight in model.named_parameters():
         torch.testing.assert_close(merged[name].float(), weight.data, atol=0.2, rtol=0.05)
 

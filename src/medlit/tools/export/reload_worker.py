@@ -58,8 +58,8 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     def load(model: str | Path, revision: str | None = None, key_mapping: dict[str, str] | None = None) -> Any:  # noqa: ANN401
         config = transformers.AutoConfig.from_pretrained(model, revision=revision)
         if key_mapping:
-            whole, config = config, config.get_text_config(decoder=True)
-            config.quantization_config = getattr(whole, "quantization_config", None)
+            stored, config = getattr(config, "quantization_config", None), config.get_text_config(decoder=True)
+            vars(config).update({"quantization_config": stored} if stored else {})
         is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         kind: Any = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForMultimodalLM
         return kind.from_pretrained(model, revision=revision, config=config, key_mapping=key_mapping, **arguments)

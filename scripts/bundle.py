@@ -33,7 +33,7 @@ from medlit.cli import end_on_signals
 from medlit.errors import UserError
 from medlit.paths import hub_cache_dir, hub_home
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 SUMS = "SHA256SUMS"
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
@@ -58,7 +58,7 @@ class Target(NamedTuple):
 def main(args: Sequence[str] | None = None) -> int:
     """Make a bundle; returns the exit code, 2 after a user's mistake."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    parser = argparse.ArgumentParser(prog="python -m medlit.tools.bundle", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python scripts/bundle.py", description=__doc__.partition("\n\n")[0])
     add = parser.add_argument
     add("--build", choices=("cpu", "gpu"), default="cpu", help="the lock (default: cpu)")
     add("--python", choices=("3.11", "3.12"), default=here, help=f"the target's Python version (default: {here})")
@@ -74,8 +74,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> None:
-    if not (ROOT / "requirements" / "base.txt").is_file():
-        raise UserError("bundle: there is no lock beside this medlit; run 'make bundle' in a checkout of it.")
     target = Target(options.build, options.python, platform.machine())
     folder = options.output / target.folder
     caches = {name: cached(name) for name in hub_names(options.config or sorted((ROOT / "configs").rglob("*.yaml")))}

@@ -50,11 +50,12 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
     from unsloth.utils.packing import mark_allow_overlength
 
-    inner, rotary = causal_lm(model), getattr(body(model), "rotary_emb", None)
+    inner: Any = causal_lm(model)
     packs = inner.config.model_type in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
     if packs and has_fused_kernels(inner.config):
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
+        rotary: Any = body(model).rotary_emb
         # A longer row than the table of positions would be compiled again in every layer.
         rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
         # Long factors are for long notes, and not for the rows of many.
@@ -147,8 +148,9 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return stock(Q, K, V, mask, layer, rows, width)
         settings = layer.config
         cap, scale = score_mod(settings.attn_logit_softcapping), settings.query_pre_attn_scalar**-0.5
-        out = attend(Q, K, V, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2).reshape(rows, width, -1)  # type: ignore[union-attr]
+        out: Any = attend(Q, K, V, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=True)
+        joined: Tensor = out.transpose(1, 2).reshape(rows, width, -1)
+        return joined
 
     return attention
 
@@ -159,7 +161,7 @@ def _block_masks(inner: Any, starts: Tensor, width: int) -> Iterator[None]:  # n
     from torch.nn.attention.flex_attention import create_block_mask
 
     note = torch.bucketize(torch.arange(width, device=starts.device), starts[1:], right=True)  # of each token
-    window = inner.config.sliding_window
+    window: int = inner.config.sliding_window
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (note[query] == note[key])

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
-from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
+from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity
 from medlit.data.labels import LabelSet
-from medlit.data.notes import load_source, read_predict_notes
+from medlit.data.notes import load_source, read_predict_notes, specialties_of
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
 from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
@@ -37,7 +37,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
+        label_conflicts: rows with the same text and other labels: 'keep', 'drop', 'majority' (the most frequent one),
+            or 'merge' (a note with all of them).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
@@ -128,6 +129,8 @@ class TranscriptionDataModule(L.LightningDataModule):
             tables = load_source(self.source, revision=self.revision, columns=self.columns, labels=self.labels)
             splits = split_notes(tables, self.split, self.label_conflicts)
             self.label_set = splits.label_set(self.source)
+            if self.label_conflicts == "keep" and self._place[0] == 0:
+                splits.warn_if_ambiguous()
             revision = commit_of(tables.values()) or self.revision
             self.fingerprint = DataFingerprint(self.source, revision, splits.hashes)
             self.splits = splits
@@ -166,12 +169,12 @@ class TranscriptionDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
         rows = self.rows("train")
-        names, labels = np.unique(rows["specialty"][:], return_inverse=True)
-        answer = np.array([len(self.prompt.response(str(name))) for name in names])[labels]  # tokens, (N,)
-        length = np.array(rows["length"][:]) + answer
-        supervised = supervised_tokens(length, answer, self.mask_prompt)
-        packed = self._packs
-        sampler = StepSampler(length, supervised, labels, self.batching, self.token_budget, packed, *self._place)
+        specialties, packed = specialties_of(rows), self._packs
+        *tokens, labels, notes = self.collator.measure(np.array(rows["length"][:]), specialties)
+        if self.batching.several_labels == "any":
+            self.collator.most_notes = self.batching.global_batch_size * max(map(len, specialties))
+        place = (self.token_budget, packed, *self._place)
+        sampler = StepSampler(*tokens, labels, self.batching, *place, notes=notes)
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)

@@ -45,10 +45,11 @@ class RawTable(NamedTuple):
     rows: Dataset
 
     def classes(self, column: str) -> list[str] | None:
-        """Names behind the numbers of a `ClassLabel` column, as Hub datasets have; None for any other column."""
+        """Names behind the numbers of a `ClassLabel` column or of lists of these, as Hub datasets have; else None."""
         from datasets import ClassLabel
 
         feature = self.rows.features[column]
+        feature = getattr(feature, "feature", feature)
         return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
@@ -61,6 +62,16 @@ def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
         return [classes[value] if value is not None and value >= 0 else None for value in values]
     missing = (value is None or (isinstance(value, float) and not isfinite(value)) for value in values)
     return [None if is_missing else str(value) for value, is_missing in zip(values, missing, strict=True)]
+
+
+def cell_labels(values: list[Any], classes: list[str] | None, separator: str | None) -> list[list[str]]:
+    """The labels of each cell as the table writes them: of a list, of a text with separators, or one; maybe none."""
+    cells = []
+    for value in values:
+        labels = as_text(value if isinstance(value, list) else [value], classes)
+        parts = [part for label in labels for part in ((label or "").split(separator) if separator else [label])]
+        cells.append([part for part in parts if part and part.strip()])
+    return cells
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:

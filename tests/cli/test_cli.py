@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
-COUNTED = {"accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
+COUNTED = {"accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
 COUNTED |= {"n", "per_class", "confusion", "loss"}
 DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}

@@ -397,3 +397,65 @@ def test_a_picture_of_few_notes_counts_whole_ones(tmp_path: Path, size: int) -> 
     balance, lengths = audit_figure(found).axes
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):
         assert all(tick == round(tick) for tick in axis.get_ticklocs())
+
+
+# --- several labels a text --------------------------------------------------------------------------------------------
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+
+
+def overlapping(folder: Path) -> Path:
+    """Three texts under two or three labels, one of them in a near copy too, and two under one."""
+    rows = [
+        ("p", "A"),
+        ("p", "B"),
+        ("q", "A"),
+        ("q", "B"),
+        ("q", "C"),
+        (LONG, "A"),
+        (LONG, "C"),
+        ("r", "A"),
+        ("s", "B"),
+    ]
+    rows.append((f"{LONG} more", "B"))
+    notes = [{"transcription": text, "medical_specialty": label} for text, label in rows]
+    return write(folder, {"all": notes}) / "all.csv"
+
+
+def test_pairs_of_labels_that_share_texts_and_both_ceilings(tmp_path: Path) -> None:
+    report = report_of(overlapping(tmp_path))
+    assert report.label_pairs == [
+        {"labels": ["A", "B"], "texts": 2, "share": 0.5},
+        {"labels": ["A", "C"], "texts": 2, "share": 1.0},
+        {"labels": ["B", "C"], "texts": 1, "share": 0.5},
+    ]
+    assert report.accuracy_ceiling == pytest.approx(6 / 10)
+    assert report.near_accuracy_ceiling == pytest.approx(5 / 10)
+    assert report.conflicts["groups"] == 3
+
+
+def test_a_merged_text_is_one_note_with_all_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = overlapping(tmp_path)
+    merged = report_of(source, merge=True)
+    assert (merged.rows, merged.splits) == (6, {"all": 6})
+    assert merged.classes == {"A": 4, "B": 4, "C": 2}
+    assert merged.conflicts["rows"] == merged.duplicates["rows"] == 0
+    assert merged.accuracy_ceiling == 1
+    assert merged.label_pairs == report_of(source).label_pairs
+
+    assert run([*_flags(source), "--strict"]) == EXIT_OVER_LIMIT
+    out = capsys.readouterr().out
+    assert "'A' + 'B': 2; 'A' + 'C': 2; 'B' + 'C': 1" in out
+    assert "`data.label_conflicts: merge` makes a text" in out
+    assert run([*_flags(source), "--strict", "--data.label_conflicts=merge"]) == 0
+    assert "`data.label_conflicts: merge` makes a text" not in capsys.readouterr().out
+
+
+def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:
+    notes = [{"transcription": "p", "medical_specialty": cell} for cell in ("A;B", "B; A")]
+    notes.append({"transcription": "q", "medical_specialty": "B"})
+    source = write(tmp_path, {"all": notes}) / "all.csv"
+    report = audit(str(source), columns=Columns(), labels=Labels(separator=";")).report
+    assert report.conflicts["groups"] == 0
+    assert report.classes == {"B": 3, "A": 2}
+    assert report.label_pairs == [{"labels": ["A", "B"], "texts": 1, "share": 1.0}]

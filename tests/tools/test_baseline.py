@@ -212,7 +212,8 @@ def test_a_head_without_base_weights_is_refused(llama: Path, tmp_path: Path) -> 
 def test_many_labels_bound_the_time_of_tf_idf(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"ward {number}" for number in range(201)]
     texts = [f"seen today in{number}" for number in range(201)]
-    rows = Dataset.from_dict({"id": texts, "text_hash": texts, "transcription": texts, "specialty": names})
+    columns = {"id": texts, "text_hash": texts, "transcription": texts, "specialty": names}
+    rows = Dataset.from_dict(columns | {"specialties": [[name] for name in names]})
     zeros = np.zeros(len(rows), dtype=np.int64)
     system = tfidf(BaselineData(LabelSet.from_names(names), rows, rows, zeros, zeros))
     assert "with 201 labels TF-IDF uses the 19,900 most frequent words and pairs" in capsys.readouterr().err

@@ -106,6 +106,7 @@ class EvalBatch(NamedTuple):
     label_ids: Tensor  # index of each true label in `label_names`, (B,) int64
     label_names: tuple[str, ...]
     text_hashes: list[str]
+    accepted: Tensor  # of all labels of each note, its first repeated to fill the row, (B, most labels) int64
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
@@ -224,13 +225,16 @@ class Collator:
 
     def evaluate(self, rows: Sequence[TokenisedNote]) -> EvalBatch:
         """Both views of B labelled rows; `step_tokens` counts this batch alone."""
-        label_ids = {name: label for label, name in enumerate(self.label_names)}
+        known = {name: label for label, name in enumerate(self.label_names)}
+        own = [[known[name] for name in row.get("specialties") or [row["specialty"] or ""]] for row in rows]
+        most = max(map(len, own))
         return EvalBatch(
             loss=self._padded(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
-            label_ids=torch.tensor([label_ids[row["specialty"] or ""] for row in rows]),
+            label_ids=torch.tensor([labels[0] for labels in own]),
             label_names=self.label_names,
             text_hashes=[row["text_hash"] for row in rows],
+            accepted=torch.tensor([labels + labels[:1] * (most - len(labels)) for labels in own]),
         )
 
 

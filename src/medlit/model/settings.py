@@ -85,7 +85,7 @@ class Lora:
         seed: seed of the adapter's initialisation and of dropout.
         rank_pattern: a rank other than r, by the end of a layer's name (a regular expression).
         alpha_pattern: the same for alpha.
-        layers_to_transform: numbers of the decoder layers that get an adapter, from 0; null: all.
+        layers_to_transform: numbers of the adapted decoder layers, from 0; null: all.
     """
 
     r: PositiveInt = _lora(16, "r")

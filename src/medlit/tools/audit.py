@@ -77,10 +77,13 @@ def run(args: Sequence[str]) -> int:
         columns=data.columns,
         labels=data.labels,
         near_threshold=data.split.near_threshold,
+        merge=data.label_conflicts == "merge",
         count_tokens=None if prompt is None else partial(_count_tokens, prompt),
         limit=None if prompt is None else prompt.room,
     )
     _print_report(result.report)
+    if result.report.conflicts["groups"] and data.label_conflicts != "merge":
+        print("`data.label_conflicts: merge` makes a text with several specialties one note with all of them.\n")
     suggested = result.report.label_review.suggested(data.labels)
     if suggested != data.labels:
         print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
@@ -170,7 +173,13 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         name = f"near duplicates (Jaccard similarity of {report.near_threshold} or more)"
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
-    yield "accuracy ceiling", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
+    if report.label_pairs:
+        pairs = [f"{' + '.join(map(repr, pair['labels']))}: {pair['texts']:,}" for pair in report.label_pairs[:5]]
+        more = " ..." * (len(report.label_pairs) > len(pairs))
+        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", "; ".join(pairs) + more, True
+    near = report.near_accuracy_ceiling
+    details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
+    yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)

@@ -58,7 +58,8 @@ def classification_head(notes: BaselineData, data: TranscriptionDataModule, conf
         )
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
     train, test = (tokenise(rows, data.prompt) for rows in (notes.train, notes.test))
-    labels = notes.label_ids(train)
+    of_answers, labels = notes.answers()
+    train = train if len(of_answers) == len(train) else train.select(of_answers)
     weights = np.ones(len(train), dtype=np.int64)  # all notes of a step have equal weight
     sampler = StepSampler(np.array(train["length"][:]), weights, labels, data.batching, data.token_budget)
     steps = last_step(config.trainer.max_steps, config.trainer.max_epochs, sampler.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import re
@@ -49,6 +50,10 @@ def all_text(data: TranscriptionDataModule) -> str:
     prompts = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
     tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *prompts]]
     return "".join(read(data, row) for tensor in tensors for row in tensor)
+
+
+def test_a_datamodule_has_at_most_twelve_settings() -> None:
+    assert len(inspect.signature(TranscriptionDataModule).parameters) <= 12
 
 
 # --- what gets to the model -------------------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ class MedlitCLI(LightningCLI):
             if (reason := class_error(str(error))) is None:
                 raise
             raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
+        self.datamodule.tokenizer = arguments.tokenizer_of(self.model.language_model)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with medlit's callbacks; it gets its logger with its folder."""

@@ -214,11 +214,6 @@ class HelpFormatter(DefaultHelpFormatter):
         line = f"medlit {self._verb} [--config FILE ...] [--GROUP.KEY VALUE ...]"
         super().add_usage(line, [], *args, **kwargs)
 
-    def add_text(self, text: str | None) -> None:
-        """Add a description, unless jsonargparse made it up for a group without arguments."""
-        if text is None or "derived from links" not in text:
-            super().add_text(text)
-
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""
         listed = [action for action in actions if self._is_listed(action)]

@@ -155,8 +155,6 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
             adopted.append(f"{key} {other}")
             config[key] = other
     model.prompt_format = config.data.prompt_format
-    for name in ("base_model", "revision"):
-        config.data.tokenizer[name] = model[name]
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:

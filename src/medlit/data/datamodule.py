@@ -45,7 +45,9 @@ class TranscriptionDataModule(L.LightningDataModule):
         max_response_tokens: tokens of model.language_model.max_length that are reserved for the answer.
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.
-        tokenizer: set from model.language_model.
+
+    Attributes:
+        tokenizer: that of the base model; set it before the first use of the prompt.
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class TranscriptionDataModule(L.LightningDataModule):
         max_response_tokens: PositiveInt = 32,
         batching: Batching = Batching(),  # noqa: B008
         predict: Predict = Predict(),  # noqa: B008
-        tokenizer: Tokenizer = Tokenizer(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.source = source
@@ -77,7 +78,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.max_response_tokens = max_response_tokens
         self.batching = batching
         self.predict = predict
-        self.tokenizer = tokenizer
+        self.tokenizer = Tokenizer()
         self.label_set: LabelSet | None = None  # of the training split; these three once the source is read
         self.splits: NoteSplits | None = None
         self.fingerprint: DataFingerprint | None = None

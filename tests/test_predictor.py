@@ -233,9 +233,12 @@ def test_an_invalid_note_is_named_by_its_position(load: Load, texts: Any, messag
         ({"device": "cuda:99"}, "device: medlit cannot compute on cuda:99"),
     ],
 )
-def test_a_wrong_setting_is_named(fitted: Path, wanted: dict[str, Any], message: str) -> None:
+def test_a_wrong_setting_is_named_before_weights_are_read(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], message: str
+) -> None:
     from medlit import SpecialtyPredictor
 
+    monkeypatch.setattr("medlit.predictor.load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=message):
         SpecialtyPredictor.load(fitted / "adapter", **wanted).predict(["a note"])
 

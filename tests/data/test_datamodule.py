@@ -178,7 +178,7 @@ def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make:
     size = SPLITS[split]
     for rank in range(size + 1):
         data = on_rank(make(), rank, size + 1)
-        data.setup("fit")
+        data.setup(None)
         loader = data.val_dataloader if split == "validation" else data.test_dataloader
         with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few for {size + 1} processes"):
             loader()

@@ -26,6 +26,8 @@ from medlit.number_types import PositiveInt
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_LOADERS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # of a stage
+
 
 class TranscriptionDataModule(L.LightningDataModule):
     """Reads notes, splits them, puts each into a prompt and batches the token ids.
@@ -122,6 +124,15 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self._predict_rows = tokenise(rows, self.prompt, cached=self.predict.text is None)
         elif not self._tokenised:
             self._tokenised = {name: tokenise(rows, self.prompt) for name, rows in self.read_splits().notes.items()}
+            if self.trainer:
+                self._check_loaders(stage or "")
+
+    def _check_loaders(self, stage: str) -> None:
+        """Make a stage's loaders and answers once, so that what they refuse is refused before weights are read."""
+        for name in _LOADERS.get(stage, ()):
+            getattr(self, f"{name}_dataloader")()
+        if stage in _LOADERS and self.label_set is not None:
+            list(map(self.prompt.response, self.label_set))
 
     def read_splits(self) -> NoteSplits:
         """Read and split the source, once; nothing is tokenised. Raises as `setup` does."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+from builtin_notes import SPECIALTIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.builtin import SPECIALTIES
 from medlit.data.labels import DROPPED, LabelReview, LabelSet, canonical_spellings, normalise_label, normalise_text
 from medlit.data.settings import Labels
 from medlit.errors import UserError

@@ -13,11 +13,11 @@ import datasets
 import pandas as pd
 import pytest
 import yaml
+from builtin_notes import builtin_notes
 
 import medlit as package
 from medlit.__main__ import main
 from medlit.data.audit import AuditReport, TokenCounter, audit
-from medlit.data.builtin import builtin_notes
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run

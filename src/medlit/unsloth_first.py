@@ -11,7 +11,6 @@ import warnings
 
 from medlit.paths import cache_dir
 
-# '' means off by default, not by the user's choice: `medlit.data.prompt` may then use all cores to tokenise.
 TOKENIZERS_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
@@ -21,9 +20,10 @@ def import_unsloth() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Unsloth switches it off; setting it first keeps a user's own choice recognisable.
-    os.environ.setdefault(TOKENIZERS_PARALLELISM, "")
+    threads = os.environ.get(TOKENIZERS_PARALLELISM)
     # Unsloth prints a greeting, and standard output is for answers.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("unsloth")
+    if threads is None:  # Unsloth switches them off; notes are tokenised on all cores
+        os.environ.pop(TOKENIZERS_PARALLELISM, None)

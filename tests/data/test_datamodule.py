@@ -18,6 +18,7 @@ import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
 
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
 
 Make = Callable[..., TranscriptionDataModule]
@@ -170,7 +171,7 @@ def test_ranks_share_every_loader(make: Make, world_size: int) -> None:
     # In training it is padded tokens that are shared evenly, not notes.
     assert {len(share) for share in validated} == {SPLITS["validation"] // world_size}
     assert all(trained)
-    assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+    assert micro_batches_per_step(ranks[0].batching, world_size) == -(-8 // world_size // 4)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -293,7 +294,7 @@ def test_answered_notes_are_skipped_and_every_process_gets_a_note(make: Make, do
     for rank in range(world_size):
         data = on_rank(make(), rank, world_size)
         data.setup("predict")
-        data.skip_answered(np.isin(np.arange(8), order[:done]))
+        data.answered = np.isin(np.arange(8), order[:done])
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
         assert mine, "Lightning would end here"
         rows += mine

@@ -32,6 +32,7 @@ from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
@@ -205,7 +206,7 @@ class MedlitCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
-        trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
+        trainer.accumulate_grad_batches = micro_batches_per_step(self.datamodule.batching, trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
         trainer.check_val_every_n_epoch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatc
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
-from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
@@ -50,6 +51,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     Attributes:
         tokenizer: that of the base model; set it before the first use of the prompt.
+        answered: whether an interrupted run has answered each of the notes to classify, (N,); these are left out.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.fingerprint: DataFingerprint | None = None
         self._tokenised: dict[str, Dataset] = {}
         self._predict_rows: Dataset | None = None
-        self._answered: np.ndarray | None = None
+        self.answered: np.ndarray | None = None
         self._trained_steps = 0
 
     @cached_property
@@ -162,18 +164,10 @@ class TranscriptionDataModule(L.LightningDataModule):
         """The notes to classify, tokenised."""
         return self._predict_rows if self._predict_rows is not None else self.rows(self.predict.source)
 
-    def skip_answered(self, answered: np.ndarray) -> None:
-        """Leave out those of `predict_rows` that an interrupted run has answered, (N,) bool."""
-        self._answered = answered
-
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, the same for any number of processes; at least 1."""
         return max(1, len(self.rows("train")) // self.batching.global_batch_size)
-
-    def micro_batches_per_step(self, world_size: int) -> int:
-        """Micro-batches that each process accumulates in one optimizer step."""
-        return micro_batches_per_step(self.batching.global_batch_size, self.batching.micro_batch_size, world_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
@@ -204,7 +198,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         Lightning stops where a process has no batch, so notes are repeated if fewer are left than processes.
         """
         rows, world_size = self.predict_rows, self._place[1]
-        left = np.arange(len(rows)) if self._answered is None else np.flatnonzero(~self._answered)
+        left = np.arange(len(rows)) if self.answered is None else np.flatnonzero(~self.answered)
         if len(left) < world_size:
             left = np.resize(left if len(left) else np.arange(1), world_size)
         return self._eval_batches(rows, self.collator.prompts, left)
@@ -249,7 +243,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer steps trained so far (prefetched batches do not count), and which notes these are."""
-        notes = None if self.fingerprint is None else self.fingerprint.to_dict()
+        notes = None if self.fingerprint is None else asdict(self.fingerprint)
         return {"optimizer_steps": self.trainer.global_step if self.trainer else 0, "notes": notes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class StepSampler(Sampler[MicroBatch]):
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
+        self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
         if len(self.lengths) < step:
             raise UserError(
                 f"data.batching.global_batch_size: the training split has {len(self.lengths)} notes, fewer than the"
@@ -177,14 +177,15 @@ class LengthSortedSampler(Sampler[list[int]]):
 # --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------
 
 
-def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
+    global_batch_size = batching.global_batch_size
     if global_batch_size % world_size:
         raise UserError(
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
-    return -(-(global_batch_size // world_size) // micro_batch_size)
+    return -(-(global_batch_size // world_size) // batching.micro_batch_size)
 
 
 def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:

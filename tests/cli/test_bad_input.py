@@ -785,6 +785,15 @@ def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -
     refused("fit", "--config", "broken.yaml")
 
 
+@pytest.mark.parametrize("value", ["3", "abc", "null", "[1]", "true"])
+@pytest.mark.parametrize("group", ["trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"])
+def test_one_value_for_a_group_of_settings(refused: Refused, tmp_path: Path, group: str, value: str) -> None:
+    outer, _, inner = group.partition(".")
+    (tmp_path / "a.yaml").write_text(f"{outer}: {f'{{{inner}: {value}}}' if inner else value}\n")
+    for flags in (["--config", "a.yaml"], [f"--{group}={value}"]):
+        assert refused("fit", *flags).startswith(f"medlit: {group}: must be a group of settings, not ")
+
+
 @pytest.mark.parametrize("verb", ["fit", "predict", "doctor", "audit", "baseline", "export"])
 @pytest.mark.parametrize("flags", [["--config", "own.yaml"], ["-c", "own.yaml"], ["--config=own.yaml"]])
 def test_a_missing_config_is_reported_before_anything_is_imported(

@@ -88,7 +88,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     Raises:
         SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
     """
-    validation.check_renamed(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
+    validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     validation.check_variables({tool: parser})
     config = parser.parse_args(validation.settle_length(args, env_prefix))

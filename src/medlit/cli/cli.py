@@ -50,7 +50,7 @@ class MedlitCLI(LightningCLI):
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb = self._verb = args[0]
         self._rest = args[1:]
-        validation.check_renamed(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
+        validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,

@@ -323,6 +323,8 @@ def test_importing_medlit_is_light_and_the_predictor_brings_unsloth_before_trans
         "import medlit.unsloth_first as door\n"
         "door.import_unsloth = lambda: print('transformers' in sys.modules)\n"
         "medlit.SpecialtyPredictor\n"
+        "import medlit.cli.cli\n"
+        "assert 'unsloth' not in sys.modules, 'nor by a module of its own accord'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools
-CHECKED := src tests $(wildcard benchmarks docs)
+CHECKED := src tests $(wildcard benchmarks docs scripts)
 
 ##@ Start here
 .PHONY: help
@@ -26,7 +26,7 @@ help: ## Show this list
 
 .PHONY: quickstart
 quickstart: install ## Fine-tune the bundled 135M Llama, test it, compare it with baselines
-	$(PY) -m medlit.tools.quickstart
+	$(PY) scripts/quickstart.py
 
 .PHONY: test
 test: lint types unit ## Check style and types, run the tests
@@ -47,7 +47,7 @@ PLATFORM ?= cpu
 FOR ?=
 $(if $(filter-out cpu cuda gpu,$(PLATFORM)),$(error PLATFORM is cpu or cuda, not $(PLATFORM)))
 CONFIGS ?=
-BUNDLE = PYTHONPATH=src $(PY) -m medlit.tools.bundle --build $(if $(filter cuda gpu,$(PLATFORM)),gpu,cpu) \
+BUNDLE = PYTHONPATH=src $(PY) scripts/bundle.py --build $(if $(filter cuda gpu,$(PLATFORM)),gpu,cpu) \
   $(addprefix --python ,$(FOR)) $(addprefix --config ,$(CONFIGS))
 .PHONY: bundle
 bundle: $(VENV)/.made ## Collect in dist/ what an offline machine needs (PLATFORM=cpu|cuda FOR=3.11|3.12)
@@ -57,7 +57,7 @@ bundle: $(VENV)/.made ## Collect in dist/ what an offline machine needs (PLATFOR
 bundle-test: $(VENV)/.made ## Make a bundle, install it offline and train two steps
 	rm -rf dist/test
 	$(BUNDLE) --output dist/test
-	$(PY) tests/tools/bundle_offline.py dist/test/medlit-*
+	$(PY) tests/scripts/bundle_offline.py dist/test/medlit-*
 
 .PHONY: clean
 clean: ## Remove .venv and tool caches; runs and downloaded weights stay

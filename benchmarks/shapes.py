@@ -1,6 +1,7 @@
-"""Llamas of real shapes with random weights and notes of real lengths, for benchmarks and GPU tests.
+"""Base models of real shapes with random weights and notes of real lengths, for benchmarks and GPU tests.
 
-    python benchmarks/shapes.py FOLDER     write the 8B's weights (bf16, 16 GB), on a GPU
+    python benchmarks/shapes.py FOLDER            write a Llama 3.1 8B's weights (bf16, 16 GB), on a GPU
+    python benchmarks/shapes.py FOLDER qwen3_8b   eight layers of another family's
 
 `LLAMA_TOKENIZER` names a folder with Llama 3.1's tokenizer.json.
 """
@@ -12,7 +13,7 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -33,23 +34,57 @@ NF4 = {
     "bnb_4bit_compute_dtype": "bfloat16",
     "bnb_4bit_quant_storage": "uint8",
 }
+# Family -> its widths in tests/base_shapes.py, or the widths; and what else its repository declares.
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama31_8b": ("llama31_8b", {}),
+    "mistral_7b": ("mistral_7b", {"sliding_window": None}),  # v0.3
+    "mistral_nemo": ("mistral_nemo_base", {"sliding_window": None}),
+    "phi35_mini": ("phi35_mini", {}),  # as Unsloth stores it
+    "phi35_mini_fused": ("phi35_mini", {"model_type": "phi3", "sliding_window": 262144}),  # as Microsoft does
+    "gemma2_9b": ("gemma2_9b", {"sliding_window": 4096, "query_pre_attn_scalar": 256}),  # in every other layer
+    "gemma3_4b": ("gemma3_4b", {"model_type": "gemma3_text", "sliding_window": 1024}),  # in five of six layers
+    "qwen3_8b": ("qwen3_8b", {}),
+    "qwen25_7b": ("qwen25_7b", {}),
+    "smollm3_3b": ("smollm3_3b", {}),
+    "granite_8b": (
+        ("granite", 40, 4096, 12800, 32, 8, 128, 49155, True),
+        {
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 16.0,
+            "attention_multiplier": 0.0078125,
+            "residual_multiplier": 0.22,
+        },
+    ),
+}
+_WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # what stands in for PROJECTIONS in a Phi-3
 PROJECTIONS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 3.1's."""
+def llama_tokenizer(vocabulary: int = 128256) -> PreTrainedTokenizerFast:
+    """Llama 3.1's; without its rarest tokens for a model that has fewer."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"),
-        bos_token="<|begin_of_text|>",
-        eos_token="<|eot_id|>",
-        # An existing token; a new one would exceed the embedding.
-        pad_token="<|reserved_special_token_250|>",
-    )
+    # An existing token to pad with; a new one would exceed the embedding.
+    bos, special = "<|begin_of_text|>", {"eos_token": "<|eot_id|>", "pad_token": "<|reserved_special_token_250|>"}
+    file = Path(os.environ["LLAMA_TOKENIZER"]) / "tokenizer.json"
+    if vocabulary >= 128256:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token=bos, **special)
+    data = json.loads(file.read_text(encoding="utf-8"))
+    bpe, kept = data["model"], vocabulary - len(data["added_tokens"])
+    bpe["vocab"] = {token: i for token, i in bpe["vocab"].items() if i < kept}
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in bpe["merges"]]
+    bpe["merges"] = [pair for pair in merges if {*pair, "".join(pair)} <= bpe["vocab"].keys()]
+    for i, token in enumerate(data["added_tokens"]):
+        token["id"] = kept + i
+    tokenizer = Tokenizer.from_str(json.dumps(data | {"post_processor": None}))
+    tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, kept)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, **special)
 
 
 def llama_config(size: str) -> LlamaConfig:
@@ -82,13 +117,58 @@ def llama_config(size: str) -> LlamaConfig:
     )
 
 
+def family_config(name: str, **changes: Any) -> PreTrainedConfig:  # noqa: ANN401
+    """The configuration of eight layers of a family's real width.
+
+    Args:
+        name: in `FAMILIES`.
+        changes: settings other than the published ones.
+    """
+    from base_shapes import SHAPES
+    from transformers import CONFIG_MAPPING
+
+    shape, declared = FAMILIES[name]
+    model_type, _, *widths, tied = SHAPES[shape] if isinstance(shape, str) else shape
+    values: dict[str, Any] = {"model_type": model_type, "num_hidden_layers": 8, "max_position_embeddings": 8192}
+    values |= {"tie_word_embeddings": tied, "dtype": "bfloat16"} | dict(zip(_WIDTHS, widths, strict=True))
+    values |= declared | changes
+    config = CONFIG_MAPPING[values.pop("model_type")]
+    fields = config.__dataclass_fields__
+    return config(**{name: value for name, value in values.items() if name in fields})  # type: ignore[no-any-return]
+
+
+def write_family(folder: Path, name: str) -> Path:
+    """Write eight layers of a family's real width and vocabulary, with a tokenizer; returns the folder."""
+    tokenizer = llama_tokenizer(family_config(name).vocab_size)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    return write_model(folder, family_config(name, **ids), tokenizer)
+
+
+def write_tiny_family(folder: Path, name: str) -> Path:
+    """Write two narrow layers of a family in float32, with a tiny tokenizer; returns the folder."""
+    import torch
+    from fakes import write_llama
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    write_llama(folder)
+    llama = AutoConfig.from_pretrained(folder)
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    same += ("head_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
+    torch.manual_seed(0)
+    config = family_config(name, **{field: getattr(llama, field) for field in same}, dtype="float32")
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    return folder
+
+
 def write_llama_8b(folder: Path) -> Path:
     """Write the 8B's weights and the tokenizer; returns the folder."""
     return write_model(folder, llama_config("8B"))
 
 
-def write_model(folder: Path, config: PreTrainedConfig) -> Path:
-    """Write random bfloat16 weights of any model's shape, drawn on the GPU, and Llama's tokenizer; returns the folder.
+def write_model(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+    """Write random bfloat16 weights of any model's shape, drawn on the GPU, and a tokenizer; returns the folder.
+
+    Without one the tokenizer is Llama's.
 
     What a layer adds to the residual stream is scaled by 1 / sqrt(2 x layers), as GPT-2 begins (Radford 2019), and the
     embedding is of size 1 if the head has separate weights. With every matrix alike, bfloat16 rounding alone is 17 %
@@ -98,7 +178,7 @@ def write_model(folder: Path, config: PreTrainedConfig) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    llama_tokenizer().save_pretrained(folder)
+    (tokenizer or llama_tokenizer()).save_pretrained(folder)
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
@@ -205,4 +285,9 @@ def write_notes(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, ov
 
 
 if __name__ == "__main__":
-    write_llama_8b(Path(sys.argv[1]))
+    sys.path += [str(Path(__file__).resolve().parents[1] / part) for part in ("src", "tests")]
+    where, *family = sys.argv[1:]
+    if family:
+        write_family(Path(where), family[0])
+    else:
+        write_llama_8b(Path(where))

@@ -1,8 +1,9 @@
-"""Training speed of an 8B model within 10, 24 and 80 GiB, beside TRL on PEFT and TRL on Unsloth, in one run.
+"""Training speed of an 8B model within 10, 24 and 80 GiB, beside TRL on PEFT and on Unsloth, in one run.
 
     LLAMA_TOKENIZER=folder python benchmarks/train.py --out benchmarks/results/train.json
     python benchmarks/train.py --table benchmarks/results/train.json      the result for README.md
     python benchmarks/train.py --only levers --out FILE                   the levers alone, in four minutes
+    python benchmarks/train.py --family qwen3_8b --out FILE               eight layers of another (families.py)
     python benchmarks/train.py --tiny --out FILE                          the same code on a CPU, in a minute or two
 
 Weights are random and of the 8B's shape (`shapes.py`), notes as long as real ones; every system sees the same 32
@@ -37,14 +38,19 @@ BEGIN = time.perf_counter()
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
+from shapes import FAMILIES, FUSED, write_notes, write_tiny_family  # noqa: E402 - found by the path above
+from train_trl import TUNED  # noqa: E402
+
 GIB = 2**30
 NOTES_A_STEP = 32
 # GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each dequantises all weights, and below
 # some 5,000 tokens the GPU waits for the host. But they leave memory for fewer layers.
 MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
-PEERS = ("unsloth_trl", "peft_trl")
+# Each in a process that is given the whole GPU; the second is the fastest of several settings.
+PEERS = ("unsloth_trl", "unsloth_trl_tuned", "peft_trl")
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
-ORDER = ("peft_trl", "unsloth_trl", "medlit_10gib", "medlit_24gib", "medlit_80gib")
+ORDER = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned", "medlit_10gib", "medlit_24gib", "medlit_80gib")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,10 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--systems", nargs="+", choices=[*MEDLIT, *PEERS], help="by default all that can run here")
+    parser.add_argument("--settings", nargs="+", default=[], choices=TUNED, help="of the tuned peer, by default all")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")
-    parser.add_argument("--limit", type=float, default=470, help="seconds after which no lever is begun")
+    parser.add_argument(
+        "--limit", type=float, default=470, help="seconds after which no lever and no setting of a peer is begun"
+    )
+    parser.add_argument("--family", choices=FAMILIES, help="eight layers of this family instead of the 8B")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU")
     args = parser.parse_args(argv)
     if args.table:
@@ -82,7 +92,7 @@ class Run:
     """One run: what it measures goes into `result`, and that into a file after each part."""
 
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
-        self.args, self.scratch = args, scratch
+        self.args, self.scratch, self.llama = args, scratch, scratch / "llama"
         self.result: dict[str, Any] = {"systems": []}
         self.lab: Any = None  # medlit's model, once it is loaded
 
@@ -90,31 +100,32 @@ class Run:
 
     def run(self) -> None:
         """Measure everything, the most important first."""
-        llama = self._weights()
-        from medlit.unsloth_first import import_unsloth
-
-        import_unsloth()
-        import torch
-
-        self.cuda = torch.cuda.is_available() and not self.args.tiny
-        self.llama = llama()
-        say("weights written")
-        self._describe()
-        self._prepare()
+        llama, peers = self._weights(), {}
         only, systems = self.args.only, self.args.systems if "systems" in self.args.only else ()
-        for system, (gib, batch_size) in MEDLIT.items():
-            if system in systems:
-                self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
-        peers = {name: self._start(name) for name in PEERS if name in systems}
         try:
-            for name, part in (("matmul", self.matmul), ("loader", self.loader), ("parity", self.parity)):
-                if name in only:
-                    self.attempt(name, part)
+            peers = {name: self._start(name) for name in PEERS if name in systems}
+            from medlit.unsloth_first import import_unsloth
+
+            import_unsloth()
+            import torch
+
+            self.cuda = torch.cuda.is_available() and not self.args.tiny
+            llama()
+            say("weights written")
+            self._describe()
+            self._prepare()
+            # Before medlit, which keeps its model on the GPU.
             for name, peer in peers.items():
                 self.attempt(name, lambda n=name, p=peer: self.peer(n, p))
         finally:
             for peer in peers.values():
                 peer.kill()
+        for system, (gib, batch_size) in MEDLIT.items():
+            if system in systems:
+                self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
+        for name, part in (("matmul", self.matmul), ("loader", self.loader), ("parity", self.parity)):
+            if name in only:
+                self.attempt(name, part)
         for name, lever in self.levers() if "levers" in only else ():
             if time.perf_counter() - BEGIN < self.args.limit:
                 self.attempt(name, lever)
@@ -143,24 +154,26 @@ class Run:
     def save(self) -> None:
         """Write the result so far."""
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
-        self.args.out.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+        half = self.args.out.with_suffix(".half")  # families.py reads the file meanwhile
+        half.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+        half.replace(self.args.out)
 
     # --- preparation --------------------------------------------------------------------------------------------------
 
-    def _weights(self) -> Callable[[], Path]:
+    def _weights(self) -> Callable[[], None]:
         """Start writing the weights; the returned function waits for them."""
-        folder = self.scratch / "llama"
         if self.args.tiny:
             from fakes import write_llama
 
-            return lambda: write_llama(folder)
-        folder.mkdir()
-        writer = subprocess.Popen([sys.executable, str(HERE / "shapes.py"), str(folder)])
+            family = self.args.family
+            return lambda: write_tiny_family(self.llama, family) if family else write_llama(self.llama)
+        self.llama.mkdir()
+        command = [sys.executable, str(HERE / "shapes.py"), str(self.llama)]
+        writer = subprocess.Popen(command + ([self.args.family] if self.args.family else []))
 
-        def wait() -> Path:
+        def wait() -> None:
             if writer.wait():
                 raise SystemExit("the weights could not be written")
-            return folder
 
         return wait
 
@@ -181,8 +194,6 @@ class Run:
 
     def _prepare(self) -> None:
         """Notes, and their tokens step by step."""
-        from shapes import write_notes
-
         from medlit.base_model import load_tokenizer
 
         # The prompt and an answer around the text: 66 tokens of Llama 3.1's.
@@ -194,15 +205,15 @@ class Run:
         data.setup("fit")
         sampler = data.train_dataloader().sampler
         rows, draw = data.rows("train"), random.Random(0)
-        self.steps: list[list[list[int]]] = []
+        steps: list[list[tuple[list[int], int]]] = []
         for step in range(self.args.warm_up + self.args.steps):
             # In random order: peers do not sort.
             indices = sampler.notes_of_step(step).tolist()
             draw.shuffle(indices)
             batches = [data.collator.train([dict(rows[i], row=i)], 1) for i in indices]
-            self.steps.append([batch.input_ids[0].tolist() for batch in batches])
-        self.tokens = [sum(map(len, step)) for step in self.steps]
-        (self.scratch / "steps.json").write_text(json.dumps(self.steps))
+            steps.append([(batch.input_ids[0].tolist(), len(batch.targets)) for batch in batches])
+        self.tokens = [sum(len(ids) for ids, _ in step) for step in steps]
+        (self.scratch / "steps.json").write_text(json.dumps(steps))
         mean = sum(self.tokens) / len(self.tokens) / NOTES_A_STEP
         self.result["notes"] = {"a_step": NOTES_A_STEP, "mean_tokens": round(mean, 1)}
         say(f"notes of {mean:.0f} tokens")
@@ -233,39 +244,55 @@ class Run:
     def medlit(self, system: str, gib: int, batch_size: int) -> None:
         """One of medlit's rows, with estimated and measured memory."""
         clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps)
-        row = self.row(system, clock.seconds, clock.cells, clock.peak / GIB)
-        row |= {
-            "micro_batches": -(-NOTES_A_STEP // batch_size),
-            "first_step_seconds": round(clock.seconds[0], 2),
-            "graphs_compiled_after_warm_up": clock.graphs[-1] - clock.graphs[self.args.warm_up - 1],
+        measured = {
+            "step_seconds": clock.seconds,
+            "tokens": self.tokens,
+            "supervised_tokens": clock.supervised,
+            "cells": clock.cells,
+            "graphs": clock.graphs,
+            "peak_gib": clock.peak / GIB,
+            "lora_parameters": clock.lora_parameters,
         }
+        row = self.row(system, measured) | {"packs": clock.packs, "micro_batches": -(-NOTES_A_STEP // batch_size)}
         if clock.kept:
             row |= {
                 "layers_kept": [min(clock.kept), max(clock.kept)],
                 "estimated_gib": round(clock.estimate / GIB, 2),
                 "reserved_gib": round(clock.reserved / GIB, 2),
             }
+        self.add(row)
         self.result.setdefault("seconds_from_weights_to_first_step", round(clock.ready, 2))
 
-    def row(self, system: str, seconds: list[float], cells: list[int], peak_gib: float) -> dict[str, Any]:
-        """Add a system's timed steps to the result."""
-        timed = range(self.args.warm_up, len(seconds))
-        rates = [self.tokens[step] / seconds[step] for step in timed]
-        rate = statistics.median(rates)
-        row: dict[str, Any] = {
+    def rates(self, measured: dict[str, Any]) -> list[float]:
+        """Real tokens a second of each timed step."""
+        pairs = zip(measured["tokens"], measured["step_seconds"], strict=True)
+        return [tokens / seconds for tokens, seconds in pairs][self.args.warm_up :]
+
+    def row(self, system: str, measured: dict[str, Any]) -> dict[str, Any]:
+        """A system's row of the result."""
+        timed, rates = slice(self.args.warm_up, None), self.rates(measured)
+        rate, seconds = statistics.median(rates), measured["step_seconds"]
+        return {
             "system": system,
-            "notes_per_second": round(statistics.median([NOTES_A_STEP / seconds[step] for step in timed]), 2),
+            "notes_per_second": round(statistics.median(NOTES_A_STEP / s for s in seconds[timed]), 2),
             "tokens_per_second": round(rate),
             "spread": [round(min(rates)), round(max(rates))],
-            "padding": round(1 - sum(self.tokens[s] for s in timed) / sum(cells[s] for s in timed), 4),
-            "peak_gib": round(peak_gib, 2),
+            "padding": round(1 - sum(measured["tokens"][timed]) / sum(measured["cells"][timed]), 4),
+            "peak_gib": round(measured["peak_gib"], 2),
+            "estimated_gib": None,
             "tflops": round(rate * self.flops() / 1e12, 1),
             "steps": len(rates),
             "step_seconds": [round(s, 3) for s in seconds],
+            "first_step_seconds": round(seconds[0], 2),
+            "graphs_compiled_after_warm_up": measured["graphs"][-1] - measured["graphs"][self.args.warm_up - 1],
+            "supervised_tokens": sum(measured["supervised_tokens"][timed]),
+            "lora_parameters": measured["lora_parameters"],
         }
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Put a row into the result."""
         self.result["systems"].append(row)
         say(row)
-        return row
 
     def flops(self) -> int:
         """Useful operations a token: 30 GFLOP for the 8B."""
@@ -279,19 +306,45 @@ class Run:
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
         """Let a peer import its libraries; it then waits for a line on standard input."""
-        arguments = [self.llama, self.scratch / "steps.json", self.scratch / f"{name}.json"]
-        command = [sys.executable, str(HERE / "train_trl.py"), name, *map(str, arguments)]
+        command = [sys.executable, HERE / "train_trl.py", name, self.llama, self.scratch / "steps.json"]
+        command += [self.scratch / f"{name}.json", "--warm_up", self.args.warm_up, "--limit", self.args.limit]
+        if self.args.family == "phi35_mini_fused":
+            command += ["--targets", *FUSED]
+        if name == "unsloth_trl_tuned" and self.args.settings:
+            command += ["--settings", *self.args.settings]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
-        return subprocess.Popen([*command, "--warm_up", str(self.args.warm_up)], stdin=subprocess.PIPE, env=environment)
+        # Nobody's first step is shortened by another's compilation.
+        environment |= {cache: str(self.scratch / name / cache) for cache in CACHES}
+        return subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, env=environment)
 
     def peer(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """One of the peers' rows."""
+        """One of the peers' rows: its fastest setting, and the figures of the others."""
         say(name, "begins")
         process.communicate(b"\n")
-        if process.returncode:
+        file = self.scratch / f"{name}.json"
+        if not file.is_file():
             raise RuntimeError(f"{name} ended with code {process.returncode}")
-        found = json.loads((self.scratch / f"{name}.json").read_text())
-        self.row(name, found["step_seconds"], found["cells"], found["peak_gib"])
+        tried = json.loads(file.read_text())["tried"]
+        measured = [each for each in tried if "step_seconds" in each]
+        if not measured:
+            raise RuntimeError(tried[0]["error"])
+        best = max(measured, key=lambda each: statistics.median(self.rates(each)))
+        chosen = ("setting", "recompute", "answer_only", "packing", "padding_free", "attention", "layers_recomputed")
+        shown = ("tokens_per_second", "padding", "peak_gib", "first_step_seconds", "graphs_compiled_after_warm_up")
+        row = self.row(name, best) | {key: best[key] for key in chosen}
+        row["micro_batches"] = best["accumulate"]
+        if process.returncode:
+            row["ended_with_code"] = process.returncode
+        if len(tried) > 1:
+            rows = {each["setting"]: self.row(name, each) for each in measured}
+            row["tried"] = [
+                {"setting": each["setting"]}
+                | ({"error": each["error"]} if "error" in each else {})
+                | {key: rows[each["setting"]][key] for key in shown if each in measured}
+                | {key: each[key] for key in ("padding_free", "loaded_gib") if each in measured}
+                for each in tried
+            ]
+        self.add(row)
 
     # --- other parts ------------------------------------------------------------------------------------------------
 
@@ -387,7 +440,7 @@ class Run:
 def table(result: dict[str, Any]) -> str:
     """A result as Markdown."""
     systems = {row["system"]: row for row in result["systems"]}
-    recipe = systems.get("unsloth_trl", {}).get("tokens_per_second")
+    recipe, tuned = (systems.get(peer, {}).get("tokens_per_second") for peer in ("unsloth_trl", "unsloth_trl_tuned"))
     matmul = result.get("matmul_tflops")
     versions = result["versions"]
     lines = [
@@ -398,21 +451,21 @@ def table(result: dict[str, Any]) -> str:
     if systems:
         lines += [
             "",
-            "| system | notes/s | tokens/s (slowest to fastest step) | x Unsloth + TRL | padding | peak GiB | TFLOP/s |"
-            " of a matrix product |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| system | notes/s | tokens/s (slowest to fastest step) | x Unsloth + TRL | x tuned | padding | peak GiB |"
+            " TFLOP/s | of a matrix product |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
     for name in ORDER:
         if name in systems:
             row = systems[name]
-            ratio = f"{row['tokens_per_second'] / recipe:.2f}" if recipe else ""
+            ratios = [f"{row['tokens_per_second'] / peer:.2f}" if peer else "" for peer in (recipe, tuned)]
             share = f"{row['tflops'] / matmul:.1%}" if matmul else ""
             low, high = row["spread"]
             lines.append(
                 f"| `{name}` | {row['notes_per_second']} | {row['tokens_per_second']:,} ({low:,} to {high:,}) |"
-                f" {ratio} | {row['padding']:.1%} | {row['peak_gib']} | {row['tflops']} | {share} |"
+                f" {ratios[0]} | {ratios[1]} | {row['padding']:.1%} | {row['peak_gib']} | {row['tflops']} | {share} |"
             )
-    medlit = [row for row in result["systems"] if "estimated_gib" in row]
+    medlit = [row for row in result["systems"] if row.get("estimated_gib")]
     if medlit:
         lines += ["", "| system | micro-batches | layers kept | estimated GiB | measured GiB | first step, s |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]

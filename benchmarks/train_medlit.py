@@ -33,7 +33,7 @@ class Resident(SpecialtyClassifier):
 
 
 class StepClock(L.Callback):
-    """Records seconds, cells, compiled graphs and layers kept of each optimizer step, and estimated memory.
+    """Records seconds, cells, supervised tokens, compiled graphs and layers kept of each step, and estimated memory.
 
     The only one here that waits for the GPU, once a step.
     """
@@ -43,6 +43,8 @@ class StepClock(L.Callback):
         self.cells: list[int] = []
         self.kept: list[int] = []
         self.graphs: list[int] = []
+        self.supervised: list[int] = []
+        self.packs = False
         self.estimate = 0
         self.peak = self.reserved = 0
         self.ready = 0.0
@@ -59,6 +61,7 @@ class StepClock(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when the first step begins, loading of its data included."""
         self._last, self._count = self._now(), 0
+        self.lora_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
 
     def on_train_batch_end(
         self,
@@ -71,6 +74,7 @@ class StepClock(L.Callback):
         """Count a micro-batch, and the step that it ends."""
         cells = batch.input_ids.numel()
         self._count += cells
+        self.packs = batch.starts is not None
         choice = pl_module.recomputation
         if choice is not None:
             kept = sum(not layer.gradient_checkpointing for layer in choice.layers)
@@ -81,6 +85,7 @@ class StepClock(L.Callback):
             self.ready = self.ready or now - self._loaded
             self.seconds.append(now - self._last)
             self.cells.append(self._count)
+            self.supervised.append(batch.step_tokens)
             self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             self._last, self._count = now, 0
 

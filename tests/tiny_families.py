@@ -78,7 +78,9 @@ def tiny_model(family: str) -> nn.Module:
     fields = CONFIG_MAPPING[family].__dataclass_fields__
     config = CONFIG_MAPPING[family](**{name: value for name, value in settings.items() if name in fields})
     torch.manual_seed(0)
-    model: nn.Module = AutoModelForCausalLM.from_config(config).float().eval()
+    # As it is loaded: SDPA leaves the soft cap out.
+    attention = {"attn_implementation": "eager"} if "attn_logit_softcapping" in settings else {}
+    model: nn.Module = AutoModelForCausalLM.from_config(config, **attention).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1 and parameter.std() < 0.15:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
-PACKING_FAMILY = "llama"  # model_type whose attention can take packed notes
-# model_type of the families that docs/hardware.md reports on.
+# model_type of the models whose layers Unsloth wrote itself, with fused kernels.
+FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+# Those whose attention takes packed notes.
+PACKING_FAMILIES = FUSED_FAMILIES | {"gemma2", "gemma3", "gemma3_text", "granite", "phi3", "smollm3"}
 TRIED_FAMILIES = (
     *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
     *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
@@ -88,7 +90,7 @@ def _plain_name(name: str) -> str:
 
 
 def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
-    """Whether a base model's attention takes packed notes, which need no padding: a Llama's on a GPU from Ampere on.
+    """Whether a base model's attention takes packed notes, which need no padding, on a GPU from Ampere on.
 
     Raises:
         UserError: there is no such model, or it is neither cached nor available from the Hub.
@@ -97,7 +99,7 @@ def supports_packing(base_model: str, revision: str | None, device: torch.device
 
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return str(read_config(base_model, revision).model_type) == PACKING_FAMILY
+    return str(read_config(base_model, revision).model_type) in PACKING_FAMILIES
 
 
 def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: ANN401 - transformers' configurations

@@ -8,6 +8,7 @@ the table are left out. For the same notes, settings and device the two give the
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -216,18 +217,16 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
 def _find_device(device: str | torch.device | None) -> torch.device:
     """The device to compute on; None is the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    try:
+    parsed = None
+    with contextlib.suppress(RuntimeError):  # PyTorch knows no such device
         parsed = torch.device(device or ("cuda" if count else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device: there is no {device!r}; give 'cpu' or 'cuda', or leave it out.") from error
-    if parsed.type == "cpu":
-        return parsed
-    index = parsed.index or 0
-    if parsed.type != "cuda" or index >= count:
+    if parsed is not None and parsed.type == "cuda" and (parsed.index or 0) < count:
+        return torch.device("cuda", parsed.index or 0)
+    if parsed is None or parsed.type != "cpu":
         raise UserError(
             f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
         )
-    return torch.device("cuda", index)
+    return parsed
 
 
 def _default_inference(file: Path) -> InferenceSettings:

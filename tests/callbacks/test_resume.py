@@ -153,7 +153,6 @@ def test_a_moved_run_keeps_its_best_checkpoint(
     signal_after(monkeypatch, 9, signal.SIGTERM, TRAINING)
     assert medlit("fit", "--config", config, "--run_dir", run).code == 143
     run = run.rename(tmp_path / "moved")
-    monkeypatch.setattr("medlit.callbacks.adapter_folder.AdapterFolder.on_validation_end", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     best = (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     monkeypatch.setattr("medlit.model.metrics.SpecialtyMetrics.scores", _no_better)

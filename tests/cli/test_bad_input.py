@@ -305,6 +305,12 @@ def test_a_base_model_that_cannot_be_trained(
     assert what in said
 
 
+def test_a_base_model_that_its_loader_changes(fit: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    unturned = lambda queries, keys, *_, **__: (queries, keys)  # noqa: E731
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.apply_rotary_pos_emb", unturned)
+    assert "medlit does not reproduce the numbers of" in fit()
+
+
 def test_a_model_larger_than_memory_is_refused_before_it_is_read(
     fit: Refused, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from base_shapes import least_gib
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_families import FAMILIES, tiny_model
-from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig
 
 from medlit.callbacks.memory import over_budget
 from medlit.data.datamodule import TranscriptionDataModule
@@ -120,9 +120,12 @@ def test_more_tokens_never_keep_more_layers(takes: Footprint, tokens: int) -> No
     assert takes.keeping(tokens + 1, budget) <= takes.keeping(tokens, budget)
 
 
-def test_an_unmeasured_architecture_is_estimated_larger() -> None:
-    mistral = footprint(MistralConfig(**LLAMA_8B), 0, 0)
-    assert mistral.kept == pytest.approx(1.5 * footprint(LlamaConfig(**LLAMA_8B), 0, 0).kept, rel=0.01)
+@pytest.mark.parametrize(("family", "times"), [("mistral", 1), ("granite", 1.25), ("olmo2", 1.5)])
+def test_an_architecture_is_estimated_as_its_kernels_were_measured(family: str, times: float) -> None:
+    config = CONFIG_MAPPING[family](**LLAMA_8B)
+    assert footprint(config, 0, 0).kept == pytest.approx(
+        times * footprint(LlamaConfig(**LLAMA_8B), 0, 0).kept, rel=0.01
+    )
 
 
 def test_dora_is_estimated_like_an_unmeasured_architecture() -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
+from types import MethodType
+from typing import Any
 
 import pytest
 import torch
+from fakes import randomise_adapter
+from peft import LoraConfig, get_peft_model
 from tiny_families import FAMILIES, tiny_model
 from torch import Tensor, nn
 
 from medlit.errors import UserError
 from medlit.model.decoding import kv_cache, likelihood
-from medlit.model.families import REPLAY, head_logits, sliding_window
+from medlit.model.families import REPLAY, decoder_layers, head_logits, sliding_window
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LanguageModel
 
 SETTINGS = LanguageModel("tiny", max_length=64)
+WITHOUT_STOCK = "is checked without stock classes"
+# Modules that Unsloth patches on a GPU.
+LLAMA, GEMMA2 = (f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gemma2"))
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +34,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_pass(family: str) -> None:
+def test_families_pass(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "medlit")
     model = tiny_model(family)
     check_numbers(model, SETTINGS)
+    assert WITHOUT_STOCK not in caplog.text
     replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "llama4_text")
     assert vars(model)[REPLAY] == (family in replayed)
 
@@ -44,6 +56,82 @@ def test_a_wrong_scale_in_the_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("medlit.model.language_model.head_logits", lambda *given: head_logits(*given) / 2)
     with pytest.raises(UserError, match=r": a batch's loss differs by [\d.]+ nats; choose"):
         check_numbers(tiny_model("llama"), SETTINGS)
+
+
+def _without_cap(stock: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given, **named: stock(*given, **{**named, "softcap": None})
+
+
+def _without_window(stock: Callable[..., Any]) -> Callable[..., Any]:
+    return resolve_name(f"{GEMMA2}.create_causal_mask")  # type: ignore[no-any-return]
+
+
+def _with_pattern(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A body that slides in the layers where its author thinks that the family does."""
+
+    def forward(self: Any, *given: object, **named: object) -> Any:  # noqa: ANN401
+        config, self.config = self.config, copy.deepcopy(self.config)
+        self.config.layer_types = ["full_attention", "sliding_attention"] * 2
+        try:
+            return stock(self, *given, **named)
+        finally:
+            self.config = config
+
+    return forward
+
+
+def _without_positions(stock: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda queries, keys, *_, **__: (queries, keys)
+
+
+def _with_scale(stock: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, hidden_states, **named: stock(self, 1.5 * hidden_states, **named)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "wrong"),
+    [
+        ("llama", f"{LLAMA}.apply_rotary_pos_emb", _without_positions),
+        ("llama", f"{LLAMA}.LlamaAttention.forward", _with_scale),
+        ("llama", f"{LLAMA}.LlamaMLP.forward", _with_scale),
+        ("gemma2", f"{GEMMA2}.Gemma2Model.forward", _with_pattern),
+        ("gemma2", f"{GEMMA2}.create_sliding_window_causal_mask", _without_window),
+        ("gemma2", f"{GEMMA2}.eager_attention_forward", _without_cap),
+    ],
+    ids=["positions", "attention", "MLP", "pattern", "window", "cap"],
+)
+def test_a_fault_in_the_loaded_classes_is_refused(
+    family: str, name: str, wrong: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    monkeypatch.setattr(name, wrong(resolve_name(name)))
+    with pytest.raises(UserError, match=r"^model\.language_model\.base_model: .* differs by [\d.]+ nats; choose"):
+        check_numbers(model, SETTINGS)
+
+
+def test_an_adapter_stays_and_replaced_methods_of_modules_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "medlit")
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj", "down_proj"])).eval()  # type: ignore[arg-type]
+    randomise_adapter(model)
+    check_numbers(model, SETTINGS)
+    assert WITHOUT_STOCK not in caplog.text
+    module: Any = decoder_layers(model)[1].mlp
+    module.forward = MethodType(_with_scale(type(module).forward), module)
+    with pytest.raises(UserError, match=r" differs by [\d.]+ nats; choose"):
+        check_numbers(model, SETTINGS)
+
+
+def test_a_model_that_stock_classes_do_not_fit_is_compared_with_itself(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "medlit")
+
+    def refuse(**_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("medlit.model.self_check.init_empty_weights", refuse)
+    check_numbers(tiny_model("llama"), SETTINGS)
+    assert WITHOUT_STOCK in caplog.text
 
 
 def test_a_window_or_mask_that_no_other_way_mends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from datasets import Dataset
 from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -20,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.results import Results
+from medlit.report.systems import BASE_WEIGHTS, FACTS
 from medlit.tools.baseline import BaselineData, tfidf
 from medlit.tools.baseline import run as baseline
 
@@ -99,9 +99,9 @@ def test_another_run_is_added_to_the_report(tested: Path, tmp_path: Path) -> Non
     folder, bare, other = tmp_path / "version_0", tmp_path / "version_1", tmp_path / "version_2"
     for copy in (folder, bare, other):
         shutil.copytree(tested, copy)
-    config = yaml.safe_load((bare / "config_test.yaml").read_text())
-    config["model"]["lora"], config["ckpt_path"] = None, None
-    (bare / "config_test.yaml").write_text(yaml.safe_dump(config))
+    facts = json.loads((bare / FACTS).read_text())
+    facts["run"]["weights"] = BASE_WEIGHTS
+    (bare / FACTS).write_text(json.dumps(facts))
     assert baseline(["--run_dir", str(folder), "--beside", str(bare), "--beside", str(other)]) == 0
     report = (folder / "report.md").read_text()
     assert "Against zero-shot: +0.0 points" in report
@@ -123,7 +123,7 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
     ("spoil", "says"),
     [
         (lambda run: shutil.rmtree(run), "there is no folder"),
-        (lambda run: (run / "config_test.yaml").unlink(), "has no config_test.yaml"),
+        (lambda run: (run / "config_test.yaml").unlink(), "config_test.yaml is missing or damaged; run 'medlit test'"),
         (lambda run: (run / "config_test.yaml").write_text("[1"), r"config_test\.yaml is missing or damaged"),
         (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is missing or damaged"),
     ],

@@ -5,9 +5,10 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
@@ -20,42 +21,22 @@ from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metada
 from medlit.model.module import SpecialtyClassifier
 
 
-class AdapterFolder(L.Callback):
-    """Writes `adapter/` whenever a validation of a fit is better than all before it.
+class BestCheckpoint(ModelCheckpoint):
+    """Writes `adapter/`, and then `best.ckpt`, whenever a validation of a fit is better than all before it."""
 
-    It is no `Checkpoint`: Lightning calls those last, and a checkpoint must include this callback's new best score.
-    """
-
-    def __init__(self, monitor: str, mode: Literal["max", "min"]) -> None:
-        self.monitor = monitor
-        self.sign = 1 if mode == "max" else -1
-        self.best = float("-inf")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the best score where a fit resumes in another run folder, which does not have the best adapter."""
-        if not (run_folder(trainer) / "adapter").exists():
-            self.best = float("-inf")
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare the score, and write on the first process."""
-        is_trial = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if is_trial or subcommand_of(trainer) != "fit":
-            return
-        score = self.sign * float(trainer.callback_metrics[self.monitor])
-        if score > self.best:
-            self.best = score
-            folder = run_folder(trainer)
-            if trainer.is_global_zero and isinstance(pl_module, SpecialtyClassifier):
-                data = trainer.datamodule  # type: ignore[attr-defined]
-                write_adapter(pl_module, folder / "adapter", data.fingerprint)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best score so far, with its sign."""
-        return {"best": self.best}
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        folder, module = run_folder(trainer), trainer.lightning_module
+        if trainer.is_global_zero and isinstance(module, SpecialtyClassifier):
+            write_adapter(module, folder / "adapter", trainer.datamodule.fingerprint)  # type: ignore[attr-defined]
+        super()._save_checkpoint(trainer, filepath)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score."""
-        self.best = state_dict["best"]
+        """Find the best checkpoint again in a run folder that was moved or is spelled differently."""
+        best, score = Path(str(self.dirpath)) / "best.ckpt", state_dict["best_model_score"]
+        if best.exists() and score is not None:  # Lightning drops the score if a letter of the folder's name differs
+            here = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(best))
+            state_dict = state_dict | here | {"dirpath": self.dirpath, "best_k_models": {str(best): score}}
+        super().load_state_dict(state_dict)
 
 
 class AdapterTemperature(L.Callback):

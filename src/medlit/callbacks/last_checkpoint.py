@@ -1,15 +1,12 @@
 """The newest state of a fit, `checkpoints/last.ckpt`, from which it resumes."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_files import run_folder, subcommand_of
-
-_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in ModelCheckpoint's state
 
 
 class LastCheckpoint(Checkpoint):
@@ -29,20 +26,6 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             for path in (self._path(folder), folder / "checkpoints" / "best.ckpt", folder / "adapter"):
                 remove_partial(path)
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find the best checkpoint again in a run folder that was moved or is spelled differently."""
-        # Lightning drops the best score unless the folder's name is the same, letter by letter.
-        for callback in trainer.checkpoint_callbacks:
-            # Its key names the monitor: a checkpoint of a fit with another one has no state for it.
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if state and isinstance(callback, ModelCheckpoint) and (Path(str(callback.dirpath)) / "best.ckpt").exists():
-                paths = {state[key] for key in _PATHS if state.get(key)} | set(state.get("best_k_models", ()))
-                here = {old: str(Path(str(callback.dirpath)) / Path(old).name) for old in paths}
-                for key in _PATHS:
-                    state[key] = here.get(state.get(key), "")
-                state["best_k_models"] = {here[old]: score for old, score in state["best_k_models"].items()}
-                state["dirpath"] = callback.dirpath
 
     # Lightning (2.6.6) counts a step for its loggers after the validation that follows it, and restores that count
     # wrongly in three of four cases: a resumed curve would repeat a step or miss one.

@@ -30,7 +30,6 @@ class NonfiniteGuard(L.Callback):
         self.on_nonfinite = on_nonfinite
         self.skipped = self.consecutive = 0
         self.ids: list[str] = []
-        self.is_supervised = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -39,7 +38,6 @@ class NonfiniteGuard(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.ids = []
         self.ids += batch.ids
-        self.is_supervised = batch.step_tokens > 0
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -65,14 +63,13 @@ class NonfiniteGuard(L.Callback):
             torch.distributed.all_gather_object(gathered, self.ids)
             ids = [note_id for of_rank in gathered for note_id in of_rank]
         more = f" and {len(ids) - _MAX_NAMED} more" if len(ids) > _MAX_NAMED else ""
-        reason = "its gradient is not finite" if self.is_supervised else "it has no supervised token"
         several = f", as for the {self.consecutive - 1} steps before it" if self.consecutive > 1 else ""
         last = run_folder(trainer) / "checkpoints" / "last.ckpt"
         checkpoint = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         return (
             f"model.optimizer.on_nonfinite: step {trainer.global_step + 1} (notes {', '.join(ids[:_MAX_NAMED])}{more})"
-            f" cannot be taken, since {reason}{several}; {checkpoint}: lower model.optimizer.learning_rate, check the"
-            " notes, or set this to 'skip'."
+            f" cannot be taken, since its gradient is not finite{several}; {checkpoint}: lower"
+            " model.optimizer.learning_rate, check the notes, or set this to 'skip'."
         )
 
     def state_dict(self) -> dict[str, Any]:

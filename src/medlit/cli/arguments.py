@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 import lightning as L
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser
 
+from medlit.callbacks.adapter_folder import BestCheckpoint
 from medlit.cli import validation
 from medlit.cli.environment import check_writable
 from medlit.cli.help import OWN_HELP, Parser
@@ -39,7 +40,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=OWN_HELP[name])
     parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=OWN_HELP["overwrite"])
-    parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])
     for name in ("instruction", "mask_prompt", "max_response_tokens"):

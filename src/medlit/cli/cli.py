@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit import run_folder as runs
-from medlit.callbacks.adapter_folder import AdapterFolder, AdapterTemperature, DataLink
+from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
@@ -171,7 +171,6 @@ class MedlitCLI(LightningCLI):
         callbacks: list[L.Callback] = [
             DataLink(),
             ValidateLastStep(),
-            AdapterFolder(config.checkpoint.monitor, config.checkpoint.mode),
             last := LastCheckpoint(),
             self.predictions,
             StopOnSignal(last, keeps_answers=not one_note),

@@ -186,7 +186,7 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
     return None
 
 
-class HelpFormatter(DefaultHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Formats the help of a verb that runs a model."""
 
     @property
@@ -248,6 +248,3 @@ class HelpFormatter(DefaultHelpFormatter):
     def _expand_help(self, action: argparse.Action) -> str:
         # As YAML and the command line write it.
         return re.sub(r"default: (True|False)\)$", lambda m: m[0].lower(), super()._expand_help(action))
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())

@@ -108,7 +108,7 @@ class Batching:
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length.
         packing: put the notes of a training micro-batch end to end instead of padding notes of similar length; null:
-            where the attention supports it, which is a Llama's on a GPU from Ampere on.
+            where the attention supports it, which is on a GPU from Ampere on, see docs/hardware.md.
         class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
             more often and of frequent ones less: in proportion to the square root of a specialty's notes, or equally
             often for every specialty. The length of an epoch stays the same.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,9 +14,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from medlit.base_model import PACKING_FAMILY
+from medlit.base_model import FUSED_FAMILIES
 from medlit.errors import UserError
 from medlit.model.settings import TARGET_MODULES, Lora
+from medlit.unsloth_first import stock_class
 
 # Attribute of a model whose prompts are computed again for each continuation; the self-check sets it.
 REPLAY = "_medlit_replay"
@@ -37,8 +35,8 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
 
 
 def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth trains a family with the fused kernels that the memory estimate was measured with."""
-    return bool(config.model_type == PACKING_FAMILY)
+    """Whether Unsloth trains a family with layers of its own, whose fused kernels keep less for the backward pass."""
+    return bool(config.model_type in FUSED_FAMILIES)
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
@@ -224,13 +222,13 @@ def shares_prompts(model: nn.Module) -> bool:
 def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits after the body's output: hidden states (n, D) -> logits (n, V), float32.
 
-    What stands before and after the head's product, such as a scale or a soft cap, is the model's own `forward`, called
-    with these hidden states in place of the body's output.
+    What stands before and after the head's product, such as a scale or a soft cap, is the `forward` of transformers,
+    called with these hidden states in place of the body's output: Unsloth's rounds logits to 16 bits.
     """
     inner = causal_lm(model)
-    logits: Tensor = _own_forward(type(inner))(  # type: ignore[arg-type]
-        _HeadOnly(inner, hidden[None]), input_ids=torch.zeros(1, len(hidden), dtype=torch.long), use_cache=False
-    ).logits
+    forward = stock_class(type(inner)).forward
+    ids = torch.zeros(1, len(hidden), dtype=torch.long)
+    logits: Tensor = forward(_HeadOnly(inner, hidden[None]), input_ids=ids, use_cache=False).logits
     return logits[0].float()
 
 
@@ -283,17 +281,3 @@ class _Head:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._head, name)
-
-
-@cache
-def _own_forward(model_class: Any) -> Callable[..., Any]:  # noqa: ANN401 - see causal_lm
-    """A class's `forward` as transformers has it; Unsloth replaces it on a GPU, and rounds logits to 16 bits."""
-    if model_class.forward.__module__.startswith("transformers."):
-        return model_class.forward  # type: ignore[no-any-return]
-    module = sys.modules[next(c.__module__ for c in model_class.__mro__ if c.__module__.startswith("transformers."))]
-    # Under another name in the same package, so that relative imports work and the patched module stays as it is.
-    spec = importlib.util.spec_from_file_location(f"{module.__package__}._stock_modeling", inspect.getfile(module))
-    stock = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[stock.__name__] = stock  # where decorators look up a class's file
-    spec.loader.exec_module(stock)  # type: ignore[union-attr]
-    return getattr(stock, model_class.__name__).forward  # type: ignore[no-any-return]

@@ -18,7 +18,8 @@ from medlit.base_model import TRIED_FAMILIES, missing, read_config, resolve, unr
 from medlit.errors import UserError
 from medlit.model import memory
 from medlit.model.families import causal_lm, fit_targets, load_options, peft_targets, target_layers
-from medlit.model.language_model import dtype_for, enable_packing, unsloth_checkpointing
+from medlit.model.language_model import dtype_for, unsloth_checkpointing
+from medlit.model.packing import enable_packing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
 
@@ -86,6 +87,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
     if device.type == "cuda":
+        # cuDNN's attention plans each length for 150 ms at its first use (benchmarks/README.md).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         enable_packing(model, language_model.max_length)
     check_numbers(model, language_model)
     if untried := untried_family(model):

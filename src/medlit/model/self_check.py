@@ -2,25 +2,31 @@
 
 Families of models differ in scales, caps, windows and states, and new ones appear every month; a wrong number would
 look like any other. So the loss and the labels' log-likelihoods of made-up prompts, one short and one of the greatest
-length, are compared with plain forward passes of the loaded model itself. Where the shared prompt of `kv_cache` does
-not reproduce these, the prompt is computed again for each label; where that does not either, the model is refused.
+length, are compared with plain forward passes over the loaded weights. These run through stock classes of transformers,
+since Unsloth replaces the loaded ones on a GPU and makes mistakes itself. Where the shared prompt of `kv_cache` does
+not reproduce the numbers, it is computed again for each label; where that does not either, the model is refused.
 """
 
+import copy
 import json
 import logging
 import random
 import time
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from medlit._version import __version__
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
-from medlit.data.collate import Batch, Prompts
+from medlit.data.collate import Collator, unnamed_rows
+from medlit.data.prompt import Prompt
 from medlit.errors import WrongNumbersError
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
@@ -29,6 +35,7 @@ from medlit.model.families import REPLAY, causal_lm, shares_prompts, text_config
 from medlit.model.language_model import at_default_precision, inference_mode, loss_sum
 from medlit.model.settings import LanguageModel
 from medlit.paths import cache_dir
+from medlit.unsloth_first import stock_class
 
 _SHORT = 5  # tokens
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
@@ -66,7 +73,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = [__version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
+    versions = ["stock", __version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
     files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
@@ -85,12 +92,18 @@ def _fault(model: nn.Module, max_length: int) -> str:
     labels = [[a, b, c], [a, d], [b]]
     prompts = [ids[:_SHORT], ids[: longest - 4]]
     inner = causal_lm(model)
-    # Lightning builds models within their device's context; what is made here is moved there where it is needed.
-    with torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
+    # Nothing is compiled for a few passes, which took a minute. Lightning builds models within their device's context;
+    # what is made here is moved there where it is needed.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
+        collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
+        batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
+        batch = move_data_to_device(batch, inner.device)
         try:
-            plain = torch.stack([torch.stack([_plain(model, prompt, label) for label in labels]) for prompt in prompts])
-            ours = _log_likelihoods(model, prompts, labels)
-            loss = loss_sum(model, _batch(prompts, labels[0], inner.device))
+            plain = _plain(inner, prompts, labels)
+            scorer = LabelScorer(model, TokenTrie.of(labels))
+            ours = scorer.paths(scorer.edges(read_prompts(model, batch.prompts)))
+            loss = loss_sum(model, batch.loss)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -112,31 +125,49 @@ def _rounding(reference: Tensor, dtype: torch.dtype) -> Tensor:
     return 0.25 + 0.02 * reference.abs()
 
 
-def _plain(model: nn.Module, prompt: list[int], label: list[int]) -> Tensor:
-    """Log-likelihood of a label after a prompt by the model's own forward pass, shape ()."""
-    inner = causal_lm(model)
-    ids = torch.tensor([prompt + label], device=inner.device)
-    logits = inner(input_ids=ids, use_cache=False).logits[0, -len(label) - 1 : -1].float()
-    nats: Tensor = logits.log_softmax(dim=-1).gather(1, ids[0, -len(label) :, None]).sum()
-    return nats
+def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - see causal_lm
+    """Each label's log-likelihood after each prompt by plain forward passes, (2, 3)."""
+    try:
+        nats = _forwards(_stock_model(inner), prompts, labels)
+        if nats.isfinite().all():
+            return nats
+    except Exception as error:
+        _log.debug("%s", error, exc_info=True)
+    # Stock classes may not fit the weights, the memory or the number format; the loaded ones at least run.
+    _log.info("%s is checked without stock classes of transformers", type(inner).__name__)
+    return _forwards(inner, prompts, labels)
 
 
-def _log_likelihoods(model: nn.Module, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:
-    """Each label's log-likelihood after each prompt as medlit computes it, (2, 3)."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    batch = Prompts(ids, mask, [0, 1], ["", ""], [0, 0]).on(causal_lm(model).device)
-    scorer = LabelScorer(model, TokenTrie.of(labels))
-    return scorer.paths(scorer.edges(read_prompts(model, batch)))
+def _forwards(plain: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - as above
+    nats = []
+    for prompt, label in product(prompts, labels):
+        ids = torch.tensor([prompt + label], device=plain.device)
+        logits = plain(input_ids=ids, use_cache=False).logits[0, -len(label) - 1 : -1].float()
+        nats.append(logits.log_softmax(dim=-1).gather(1, ids[0, -len(label) :, None]).sum())
+    return torch.stack(nats).view(len(prompts), len(labels))
 
 
-def _batch(prompts: list[list[int]], label: list[int], device: torch.device) -> Batch:
-    """The prompts with the same answer, right-padded."""
-    rows = [prompt + label for prompt in prompts]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    places = [row * width + len(prompt) - 1 + i for row, prompt in enumerate(prompts) for i in range(len(label))]
-    targets = torch.tensor(label * len(prompts), device=device)
-    lengths = [len(row) for row in rows]
-    return Batch(ids, torch.tensor(places, device=device), targets, lengths, len(targets), [""] * len(rows))
+def _stock_model(inner: Any) -> nn.Module:  # noqa: ANN401 - as above
+    """The loaded model in stock classes, on the same weights."""
+    stock_type, config = stock_class(type(inner)), copy.deepcopy(inner.config)
+    # Eager: Unsloth replaces other functions, and not all of them know the soft caps and sinks of attention.
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    with init_empty_weights(include_buffers=False):
+        stock: nn.Module = stock_type._from_config(config, dtype=inner.dtype, **eager)
+    for part in stock.modules():  # a text model inside another is of the loaded classes
+        part.__class__ = stock_class(type(part))
+    return _with_weights(stock.eval(), inner, inner.device)
+
+
+def _with_weights(stock: nn.Module, loaded: nn.Module, device: torch.device) -> nn.Module:
+    """A module with a loaded one's weights; the loaded one itself where these are others, as in 4 bits or with LoRA."""
+    weights, theirs = ({n: p.shape for n, p in m.named_parameters(recurse=False)} for m in (stock, loaded))
+    if not (weights.items() <= theirs.items() and stock._modules.keys() <= loaded._modules.keys()):
+        return loaded
+    stock._parameters |= {name: loaded._parameters[name] for name in weights}
+    for name, buffer in list(stock.named_buffers(recurse=False)):
+        computed = name in stock._non_persistent_buffers_set
+        stock._buffers[name] = buffer.to(device) if computed else loaded._buffers[name]
+    for name, child in list(stock.named_children()):
+        stock._modules[name] = _with_weights(child, loaded.get_submodule(name), device)
+    return stock

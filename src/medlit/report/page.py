@@ -9,7 +9,6 @@ import base64
 import inspect
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,7 @@ from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
 FILES = ("report.html", "report.md")
 PAIRS = 10
-_SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of the report."""
-
-    title: str  # heading
-    subtitle: str = ""  # what the figure or table shows
-    figure: str | None = None  # name of a figure; on the HTML page only
-    columns: Sequence[str] = ()  # headings of the table; none for pairs of name and value
-    rows: Sequence[Sequence[Any]] = ()  # cells; a second line of a cell is small print
-    sentences: Sequence[str] = ()  # below the table
-    text_columns: int = 1  # number of leading columns that hold text
-    half: bool = False  # may share its row of the HTML page with another such section
+_FIELDS, *_SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
@@ -54,13 +39,13 @@ def write_report(folder: Path) -> dict[str, Figure]:
     config = folder / "config_test.yaml"
     first, drawn = systems[0], figures(systems)
     contents = _contents(systems, others, read_facts(folder))
-    sections = [Section(**fields, **contents.get(fields["title"], {})) for fields in _SECTIONS]
+    sections = [_FIELDS | fields | contents.get(fields["title"], {}) for fields in _SECTIONS]
     values = {
         "title": "Test report" + ("" if first.title == TITLES[MODEL] else f": {first.title}"),
         "summary": f"{len(first.results)} test notes, {len(first.results.names)} specialties, "
         f"{folder.absolute().parent.name}/{folder.name}",
         "cards": _cards(first.metrics),
-        "sections": [each for each in sections if each.figure in drawn or each.rows or each.sentences],
+        "sections": [each for each in sections if each["figure"] in drawn or each["rows"] or each["sentences"]],
         "figures": {name: _data_uri(figure) for name, figure in drawn.items()},
         "config": _settings(config) if config.is_file() else None,
         "disclaimer": "For research and teaching: not a medical device, not for decisions about patients. The figures"
@@ -101,10 +86,7 @@ def other_errors(results: Results) -> list[str]:
     wrong, invalid = int((~results.correct).sum()), int((results.answer == len(results.names)).sum())
     if not wrong:
         return ["Every answer is correct."]
-    if invalid == wrong:
-        return [f"All {wrong:,} errors are invalid answers." if wrong > 1 else "The only error is an invalid answer."]
-    are = "is an invalid answer, which belongs" if invalid == 1 else "are invalid answers, which belong"
-    return [f"{invalid:,} of {wrong:,} errors {are} to no pair."] if invalid else []
+    return [f"Errors that are invalid answers, and so no pair: {invalid:,} of {wrong:,}."] if invalid else []
 
 
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

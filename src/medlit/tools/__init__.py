@@ -23,12 +23,13 @@ def make_parser(tool: str) -> argparse.ArgumentParser:
     )
 
 
-def recorded_config(path: Path) -> dict[str, Any]:
-    """Read the config that a command recorded in its run folder."""
+def recorded_settings(path: Path, *trainer: str) -> dict[str, Any]:
+    """The seed and the settings of notes and model that a verb recorded in its run folder, and these of its trainer."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"run_dir: {path} is missing or damaged; run the command that writes it again.")
-    return values
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {"seed_everything": config["seed_everything"], "data": dict(config["data"])}
+        kept = {name: config["trainer"][name] for name in trainer if config["trainer"][name] is not None}
+        return settings | {"model": dict(config["model"]), "trainer": kept}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        verb = path.stem.removeprefix("config_")
+        raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit {verb}' for it again.") from None

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,12 @@ from medlit.tools.export import run as export
 def test_a_damaged_export_is_refused_and_leaves_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[str, torch.Tensor], torch.Tensor], message: str
 ) -> None:
-    merged_weights = formats.merged_weights
+    merged_weight = formats.merged_weight
 
-    def damaged(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, change(name, weight)) for name, weight in merged_weights(model))
+    def damaged(model: torch.nn.Module, name: str, weight: torch.nn.Parameter) -> torch.Tensor:
+        return change(name, merged_weight(model, name, weight))
 
-    monkeypatch.setattr(formats, "merged_weights", damaged)
+    monkeypatch.setattr(formats, "merged_weight", damaged)
     with pytest.raises(UserError, match=message):
         exported(run, "merged")
     assert left(run) == set()

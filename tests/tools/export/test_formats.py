@@ -22,10 +22,20 @@ from exports import exported, files, left, verification
 from fake_tokenizers import byte_tokenizer
 from fakes import randomise_adapter
 from tiny_families import tiny_model
+from transformers import AutoModelForCausalLM, Gemma3Config, Qwen3Config
 
 from medlit.errors import UserError
+from medlit.model.loading import load_model
+from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.export import formats
-from medlit.tools.export.formats import INSTALL, check_convertible, merged_weights, rope_factors, write_merged
+from medlit.tools.export.formats import (
+    INSTALL,
+    base_weights,
+    check_convertible,
+    merged_weight,
+    rope_factors,
+    write_merged,
+)
 
 ROOT = Path(__file__).parents[3]
 LLAMA_3 = (
@@ -39,8 +49,6 @@ MODEL = {"README.md", "config.json", "generation_config.json", "medlit.json", "m
 
 @pytest.mark.usefixtures("in_process")
 def test_a_merged_model_answers_like_the_measured_one(run: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     folder = exported(run, "merged")
     assert files(folder) == MODEL | {"confusion.png", "tokenizer_config.json", "verification.json"}
     (row,) = verification(folder)["exports"]
@@ -62,7 +70,6 @@ def test_the_sum_is_pefts_own(
     llama: Path, tmp_path: Path, rslora: bool, bias: str, dora: bool, more: dict[str, Any]
 ) -> None:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attention_bias=bias != "none")
     targets = ["q_proj", "o_proj", "down_proj"]
@@ -76,7 +83,7 @@ def test_the_sum_is_pefts_own(
             torch.nn.init.normal_(parameter, std=0.1)
     base.config.save_pretrained(tmp_path / "base")
     (tmp_path / "merged").mkdir()
-    write_merged(merged_weights(model), tmp_path / "base", tmp_path / "merged")
+    write_merged(model, str(tmp_path / "base"), None, tmp_path / "merged")
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
     assert ours.keys() == theirs.keys()
@@ -86,41 +93,46 @@ def test_the_sum_is_pefts_own(
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_sum_is_pefts_own_where_weights_are_stored_inputs_by_outputs(dora: bool) -> None:
     from peft import LoraConfig, get_peft_model
-    from tiny_families import tiny_model
 
     settings = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=dora)
     model = get_peft_model(tiny_model("gpt2"), settings)  # type: ignore[arg-type]
     randomise_adapter(model)
-    ours = dict(merged_weights(model))
+    ours = {name: merged_weight(model, name, weight) for name, weight in base_weights(model).items()}
     theirs = model.merge_and_unload().to(torch.bfloat16).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoModelForCausalLM
-
     whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     for name, size in (("one", 10**9), ("several", 50_000)):
         monkeypatch.setattr(formats, "_SHARD_BYTES", size)
         (tmp_path / name).mkdir()
-        write_merged(merged_weights(whole), llama, tmp_path / name)
+        write_merged(whole, str(llama), None, tmp_path / name)
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
     one, several = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "several"))
     assert all(torch.equal(one[name], several[name]) for name in one)
 
 
 def test_a_gpt_2_in_4_bits_is_merged_the_way_round_that_it_is_stored(tmp_path: Path) -> None:
-    from medlit.model.loading import load_model
-    from medlit.model.settings import LanguageModel, Lora
-
     (model := tiny_model("gpt2")).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     loaded = load_model(
         LanguageModel(str(tmp_path), max_length=64), Lora(target_modules=["c_attn"]), torch.device("cpu")
     )
-    merged = dict(merged_weights(loaded))
+    merged = {name: merged_weight(loaded, name, weight) for name, weight in base_weights(loaded).items()}
     for name, weight in model.named_parameters():
         torch.testing.assert_close(merged[name].float(), weight.data, atol=0.2, rtol=0.05)
+
+
+def test_the_text_part_of_a_multimodal_model_is_merged_alone(tmp_path: Path) -> None:
+    model: Any = tiny_model("gemma3_text")
+    Gemma3Config(text_config=model.config.to_dict()).save_pretrained(tmp_path / "base")
+    (tmp_path / "merged").mkdir()
+    write_merged(model, str(tmp_path / "base"), None, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.architectures == [type(model).__name__] == [type(merged).__name__]
+    theirs = model.bfloat16().state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in merged.state_dict().items())
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ def test_llama_3s_rotary_factors_are_those_of_transformers() -> None:
     config = LlamaConfig(hidden_size=4096, num_attention_heads=32, head_dim=128, rope_parameters=rope)
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = 500000.0 ** -(np.arange(0, 128, 2) / 128)
-    factors = rope_factors(config.to_dict())
+    factors = rope_factors(config)
     assert factors is not None
     np.testing.assert_allclose(plain / factors, theirs.numpy(), rtol=1e-5)
 
@@ -169,7 +181,7 @@ def test_an_unsupported_model_is_refused(llama: Path, tmp_path: Path, file: str,
     values = json.loads((folder / file).read_text()) | change
     (folder / file).write_text(json.dumps(values))
     with pytest.raises(UserError, match=f"proven for Llama 3 and SmolLM .*{message}.* convert_hf_to_gguf.py on that"):
-        check_convertible(folder, ["f16"])
+        check_convertible(str(folder), None, ["f16"])
 
 
 def test_llama_3s_tokenizer_is_supported(llama: Path, tmp_path: Path) -> None:
@@ -177,13 +189,11 @@ def test_llama_3s_tokenizer_is_supported(llama: Path, tmp_path: Path) -> None:
     values = json.loads((folder / "tokenizer.json").read_text()) | {"pre_tokenizer": {"pattern": {"Regex": LLAMA_3}}}
     values["model"]["ignore_merges"] = True
     (folder / "tokenizer.json").write_text(json.dumps(values))
-    check_convertible(folder, ["f16"])
+    check_convertible(str(folder), None, ["f16"])
 
 
-def test_a_refused_gguf_leaves_nothing(run: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = (llama / "config.json").read_text()
-    monkeypatch.setattr(formats, "config_folder", lambda *_: run)
-    (run / "config.json").write_text(json.dumps(json.loads(config) | {"model_type": "qwen3"}))
+def test_a_refused_gguf_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "read_config", lambda *_: Qwen3Config())
     with pytest.raises(UserError, match=r"^to: .*this is 'qwen3'"):
         exported(run, "gguf")
     assert left(run) == set()
@@ -198,8 +208,8 @@ def test_a_missing_quantiser_is_reported(llama: Path, monkeypatch: pytest.Monkey
             lambda name, absent=absent: None if name == absent else find_spec("json" if name == "llama_cpp" else name),
         )
         with pytest.raises(UserError, match=r"llama\.cpp, which is not installed; run 'pip install --no-deps "):
-            check_convertible(llama, ["q4_k_m"])
-        check_convertible(llama, ["f16", "q8_0"])
+            check_convertible(str(llama), None, ["q4_k_m"])
+        check_convertible(str(llama), None, ["f16", "q8_0"])
 
 
 def test_the_install_command_names_the_extras_requirements() -> None:

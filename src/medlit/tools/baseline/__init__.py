@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -26,7 +26,7 @@ from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
-from medlit.tools import make_parser, recorded_config
+from medlit.tools import make_parser, recorded_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,23 +87,15 @@ def run(args: Sequence[str]) -> int:
 def _recorded_settings(run_dir: Path) -> list[str]:
     """The settings of a run's test, and how long its fit trained, as an argument that flags can override."""
     test, fit = run_dir / "config_test.yaml", run_dir / "config_fit.yaml"
-    if not test.is_file():
-        raise UserError(f"run_dir: {run_dir} has no config_test.yaml; run 'medlit test' for it first.")
-    config = recorded_config(test)
-    values: dict[str, Any] = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
-    trainer = recorded_config(fit if fit.is_file() else test).get("trainer", {})
     kept = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
-    values["trainer"] = {name: trainer[name] for name in kept if trainer.get(name) is not None}
-    return ["--config", json.dumps(values)]
+    trainer = recorded_settings(fit if fit.is_file() else test, *kept)["trainer"]
+    return ["--config", json.dumps(recorded_settings(test) | {"trainer": trainer})]
 
 
 def _other_run(run_dir: Path) -> System:
     """Another run's test as a system; the bare base model is called zero-shot."""
-    config = recorded_config(run_dir / "config_test.yaml") if (run_dir / "config_test.yaml").is_file() else {}
-    model = config.get("model", {})
-    bare = model.get("lora", {}) is None and model.get("adapter") is None and config.get("ckpt_path") is None
-    absolute = run_dir.absolute()
-    return replace(read_system(run_dir, MODEL), name="zero_shot" if bare else f"{absolute.parent.name}-{absolute.name}")
+    system, folder = read_system(run_dir, MODEL), run_dir.absolute()
+    return replace(system, name="zero_shot" if system.zero_shot else f"{folder.parent.name}-{folder.name}")
 
 
 def _show(systems: Sequence[System], files: Sequence[Path]) -> None:

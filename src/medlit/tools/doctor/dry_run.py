@@ -43,8 +43,8 @@ class _StepTimer(L.Callback):
 
     def __init__(self) -> None:
         self.loading = self.validation = self._last = 0.0
-        self.steps: list[float] = []
-        self.lengths: list[int] = []  # tokens of each note of the last step
+        self.steps: list[tuple[float, list[int]]] = []  # and the tokens of each of the step's notes
+        self._lengths: list[int] = []
         self.validation_notes = 0
 
     def setup(self, *_: object, **__: object) -> None:
@@ -53,17 +53,16 @@ class _StepTimer(L.Callback):
     def on_fit_start(self, *_: object) -> None:
         self.loading = self._lap()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: object, batch: Batch, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._lap()
-            self.lengths = []
-        self.lengths += batch.lengths
+    def on_train_start(self, *_: object) -> None:
+        self._lap()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: object, outputs: object, batch: Batch, *_: int) -> None:
+        self._lengths += batch.lengths
         if trainer.global_step > len(self.steps):  # a step's last micro-batch
-            self.steps.append(self._lap())
+            self.steps.append((self._lap(), self._lengths))
+            self._lengths = []
 
-    def on_validation_batch_start(self, trainer: object, pl_module: object, batch: EvalBatch, *_: int) -> None:
+    def on_validation_batch_start(self, trainer: object, module: object, batch: EvalBatch, *_: int) -> None:
         self._lap()
         self.validation_notes = len(batch.label_ids)
 
@@ -229,24 +228,20 @@ def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
     """Whether K labels differ as token ids, and whether one is the beginning of another."""
     answers = sorted((prompt.response(name)[:-1], name) for name in names)  # without EOS
     # In the order of ids a label stands right before the labels that begin with it.
-    same = [(a, b) for (ids, a), (others, b) in pairwise(answers) if ids == others]
-    prefixes = [(a, b) for (ids, a), (others, b) in pairwise(answers) if ids != others and others[: len(ids)] == ids]
+    begins = [(a, b) for a, b in pairwise(answers) if b[0][: len(a[0])] == a[0]]
+    same = [(a, b) for a, b in begins if a[0] == b[0]]
+    pairs = [f"{a!r} and {b!r}" for (_, a), (_, b) in same or begins]
+    named = ", ".join(pairs[:_LABELS_NAMED]) + f" and {len(pairs) - _LABELS_NAMED} more" * (len(pairs) > _LABELS_NAMED)
     if same:
-        found = f"the same tokens stand for {_pairs(same)}, so that no answer can tell them apart"
+        found = f"the same tokens stand for {named}, so that no answer can tell them apart"
         return CheckResult("labels", "fail", found, "spell them differently with data.labels.aliases")
     sizes = [len(ids) + 1 for ids, _ in answers]
     found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS"
-    if prefixes:
+    if begins:
         cure = "none needed unless answers stop too early: then spell them differently with data.labels.aliases"
-        found += f"; one label's tokens begin another's: {_pairs(prefixes)}"
-        return CheckResult("labels", "warn", found, cure)
+        return CheckResult("labels", "warn", f"{found}; one label's tokens begin another's: {named}", cure)
     first = len({ids[0] for ids, _ in answers})
     return CheckResult("labels", "ok", f"{found}, {first} different first tokens; none is the beginning of another")
-
-
-def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    more = f" and {len(pairs) - _LABELS_NAMED} more" if len(pairs) > _LABELS_NAMED else ""
-    return ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:_LABELS_NAMED]) + more
 
 
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
@@ -289,12 +284,11 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
 
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     timer = cli.timer
-    first, *later = timer.steps
+    seconds, lengths = timer.steps[-1]
     loss = float(cli.trainer.callback_metrics["train/loss"])
-    seconds = f"{later[-1]:.2f} s, after a first of {first:.1f} s" if later else f"{first:.1f} s, the first"
     found = (
-        f"{seconds}: {len(timer.lengths)} notes, {sum(timer.lengths) / timer.steps[-1]:,.0f} tokens/s, loss {loss:.3f}"
-        f" nats per supervised token; the weights were loaded in {timer.loading:.0f} s"
+        f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {sum(lengths) / seconds:,.0f}"
+        f" tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded in {timer.loading:.0f} s"
     )
     yield CheckResult("training step", "ok", found)
     found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"

@@ -45,7 +45,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             " of the Hub, or export with --to adapter."
         )
     if options.to == "gguf":
-        formats.check_convertible(formats.config_folder(base.base_model, base.revision), quantisations)
+        formats.check_convertible(base.base_model, base.revision, quantisations)
         if not formats.has_llama_cpp():
             log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {formats.INSTALL}")
 
@@ -71,8 +71,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
-            configs = formats.config_folder(base.base_model, base.revision)
-            formats.write_merged(formats.merged_weights(model), configs, model_folder)
+            formats.write_merged(model, base.base_model, base.revision, model_folder)
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
@@ -92,6 +91,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         else:
             log("reloading the adapter with PEFT")
             arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            arguments["key_mapping"] = weights.key_mapping
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)

@@ -12,23 +12,24 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import importlib.util
 import math
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig, LlamaConfig
 
 from medlit.atomic_io import read_json, write_json
-from medlit.base_model import missing, resolve
+from medlit.base_model import read_config, resolve
 from medlit.errors import UserError
-from medlit.model.families import causal_lm
+from medlit.model.families import causal_lm, loaded_part
 from medlit.tools.export.verify import WorkerFailed, run_worker
 
 _SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
@@ -47,87 +48,66 @@ _PRE_TOKENIZERS = {
 }
 
 
-def config_folder(base_model: str, revision: str | None) -> Path:
-    """The folder with a base model's JSON files, from the Hub or its cache if it is not local."""
-    folder = Path(resolve(base_model))
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(base_model, revision=revision, allow_patterns=["*.json"]))
-        except (OSError, ValueError) as error:
-            raise missing(base_model, revision) from error
-    if not (folder / "config.json").is_file():
-        raise missing(base_model, revision)
-    return folder
-
-
 # --- merged -----------------------------------------------------------------------------------------------------------
 
 
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield each weight of a PEFT model's base model with its adapter merged in, in 16 bits; tied weights once."""
+def write_merged(model: nn.Module, base_model: str, revision: str | None, folder: Path) -> None:
+    """Write a PEFT model with its adapter merged in as one that transformers loads; without a tokenizer."""
+    weights = base_weights(model)
+    sizes = {
+        name: 2 * (getattr(weight, "quant_state", None) or weight).shape.numel() for name, weight in weights.items()
+    }
+    pattern, most = "model{suffix}.safetensors", _SHARD_BYTES
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=most
+    )
+    config = loaded_part(read_config(base_model, revision))
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: merged_weight(model, name, weights[name]) for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        config.dtype = shard[names[0]].dtype
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    config.architectures = [type(causal_lm(model)).__name__]
+    vars(config).pop("quantization_config", None)
+    config.save_pretrained(folder)
+    with suppress(OSError, ValueError):  # there is none, or one that transformers does not write
+        given: dict[str, Any] = {"revision": revision}
+        GenerationConfig.from_pretrained(resolve(base_model), **given).save_pretrained(folder)
+
+
+def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a PEFT model's base model as they are loaded, by their names in it; tied weights once."""
+    parameters = causal_lm(model).named_parameters()
+    return {name.replace(".base_layer.", "."): weight for name, weight in parameters if ".lora_" not in name}
+
+
+def merged_weight(model: nn.Module, name: str, loaded: nn.Parameter) -> Tensor:
+    """One of them in 16 bits, with its adapter merged in."""
     from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
-    inner = causal_lm(model)
-    for name, parameter in inner.named_parameters():
-        if ".lora_" in name:
-            continue
-        quant_state = getattr(parameter, "quant_state", None)
-        weight = (parameter.data if quant_state is None else dequantize_4bit(parameter.data, quant_state)).cpu()
-        dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
-        if name.endswith(".base_layer.weight"):
-            weight = _merged(weight.float(), inner.get_submodule(name.removesuffix(".base_layer.weight")))
-        module = inner.get_submodule(name.rpartition(".")[0])
-        if quant_state is not None and getattr(module, "source_cls", None) is Conv1D:
-            weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
-        yield name.replace(".base_layer.", "."), weight.to(dtype).contiguous()
+    owner, _, kind = name.rpartition(".")
+    layer, quant_state = causal_lm(model).get_submodule(owner), getattr(loaded, "quant_state", None)
+    weight = (loaded.data if quant_state is None else dequantize_4bit(loaded.data, quant_state)).cpu()
+    dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
+    if isinstance(layer, LoraLayer) and kind == "weight":
+        weight = _merged(weight.float(), layer)
+    if quant_state is not None and getattr(getattr(layer, "base_layer", layer), "source_cls", None) is Conv1D:
+        weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
+    return weight.to(dtype).contiguous()
 
 
 def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA layer
-    """A frozen weight with its adapter, in float32; DoRA gives each row its trained norm."""
-    up, down = (getattr(layer, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-    turned = getattr(layer, "fan_in_fan_out", False)  # GPT-2 stores inputs by outputs
-    weight = (weight.t() if turned else weight) + up @ down * layer.scaling["default"]
+    """A frozen weight with its adapter, in float32; DoRA gives what leads to each output its trained norm."""
+    weight = weight + layer.get_delta_weight("default").detach().float().cpu()
     if "default" in layer.lora_magnitude_vector:
-        magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float()
-        weight = (magnitude / torch.linalg.norm(weight, dim=1)).view(-1, 1) * weight
-    return weight.t() if turned else weight
-
-
-def write_merged(weights: Iterable[tuple[str, Tensor]], base: Path, folder: Path) -> None:
-    """Write weights, and the config of the folder `base`, as a model that transformers loads; without a tokenizer."""
-    shards: list[list[str]] = []
-    total, dtypes = 0, set()
-    for shard in _shards(weights):
-        dtypes |= {value.dtype for value in shard.values()}
-        total += sum(value.nbytes for value in shard.values())
-        save_file(shard, folder / f".{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(shard))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        final = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        (folder / f".{number}.safetensors").rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / "model.safetensors.index.json", index)
-    if (base / "generation_config.json").is_file():
-        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
-    others = ("quantization_config", "torch_dtype", "_name_or_path", "_model_name_or_path")  # of the base's file alone
-    config = {name: value for name, value in read_json(base / "config.json").items() if name not in others}
-    write_json(folder / "config.json", config | {"dtype": "float16" if torch.float16 in dtypes else "bfloat16"})
-
-
-def _shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Collect weights into shards."""
-    shard: dict[str, Tensor] = {}
-    for name, value in weights:
-        shard[name] = value
-        if sum(each.nbytes for each in shard.values()) >= _SHARD_BYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
+        inputs = 0 if getattr(layer, "fan_in_fan_out", False) else 1  # GPT-2 stores inputs by outputs
+        magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float().unsqueeze(inputs)
+        weight = magnitude / torch.linalg.norm(weight, dim=inputs, keepdim=True) * weight
+    return weight
 
 
 # --- GGUF -------------------------------------------------------------------------------------------------------------
@@ -138,19 +118,21 @@ def has_llama_cpp() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "diskcache"))
 
 
-def check_convertible(model: Path, quantisations: list[str]) -> None:
-    """Check that the model of a folder can be written in these formats."""
-    config = read_json(model / "config.json")
-    if (model_type := config.get("model_type")) != "llama":
-        raise _unproven(f"this is {model_type!r}")
-    rope = _rope(config)
-    if (rope_type := rope.get("rope_type") or rope.get("type") or "default") not in ("default", "llama3"):
+def check_convertible(base_model: str, revision: str | None, quantisations: list[str]) -> None:
+    """Check that a base model can be written in these formats."""
+    from transformers.utils.hub import cached_file
+
+    config = read_config(base_model, revision)
+    if config.model_type != "llama":
+        raise _unproven(f"this is {config.model_type!r}")
+    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
         raise _unproven(f"this is another by its rotary positions ({rope_type!r})")
-    if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise _unproven(f"this is another by its activation ({activation!r})")
-    if not (model / "tokenizer.json").is_file():
+    if config.hidden_act != "silu":
+        raise _unproven(f"this is another by its activation ({config.hidden_act!r})")
+    where, optional = resolve(base_model), {"_raise_exceptions_for_missing_entries": False}
+    if (tokenizer := cached_file(where, "tokenizer.json", revision=revision, **optional)) is None:
         raise _unproven("this is another, without a tokenizer.json")
-    _pre_tokenizer(read_json(model / "tokenizer.json"))
+    _pre_tokenizer(read_json(Path(tokenizer)))
     if "q4_k_m" in quantisations and not has_llama_cpp():
         raise UserError(
             f"gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run {INSTALL}, or leave it out."
@@ -177,10 +159,10 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         finally:
             full.unlink()
         return
-    config = read_json(model / "config.json")
+    config: Any = LlamaConfig.from_pretrained(model)
     writer = gguf.GGUFWriter(path, "llama")
     _add_hyperparameters(writer, config)
-    _add_tokenizer(writer, model, config["vocab_size"])
+    _add_tokenizer(writer, model, config.vocab_size)
     matrix_type = gguf.GGMLQuantizationType[quantisation.upper()]
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
     writer.add_quantization_version(2)
@@ -196,28 +178,18 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
     writer.close()
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config.get("num_key_value_heads", config["num_attention_heads"]))
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:  # noqa: ANN401 - a LlamaConfig
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
     for add_width in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add_width(_head_dim(config))
-    writer.add_rope_freq_base(_rope(config)["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-
-
-def _head_dim(config: dict[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The rotary embedding's settings, in either of transformers' two spellings."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {"rope_theta": config.get("rope_theta", 10000.0), **rope}
+        add_width(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> None:
@@ -255,11 +227,10 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     return name
 
 
-def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: Path, config: Any) -> Iterator[tuple[str, np.ndarray]]:  # noqa: ANN401 - a LlamaConfig
     """Yield llama.cpp's names and float32 tensors, rows in its order."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    heads = config["num_attention_heads"]
-    rotary_heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    rotary_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for shard in sorted(model.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             for key in file.keys():
@@ -276,14 +247,13 @@ def _tensors(model: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         yield "rope_freqs.weight", factors
 
 
-def rope_factors(config: dict[str, Any]) -> np.ndarray | None:
+def rope_factors(config: Any) -> np.ndarray | None:  # noqa: ANN401 - a LlamaConfig
     """What Llama 3.1 divides the rotary frequencies by, float32, (head_dim / 2,); None for plain frequencies."""
-    rope = _rope(config)
-    if rope.get("rope_type", "default") != "llama3":
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if config.rope_parameters["rope_type"] != "llama3":
         return None
-    width = _head_dim(config)
-    wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, width, 2) / width)
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    smooth = ((rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0, 1)
-    factors: np.ndarray = 1 / ((1 - smooth) / factor + smooth)
+    divided, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = config.rope_parameters["rope_theta"] ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    factors: np.ndarray = plain / divided.numpy()
     return factors.astype(np.float32)

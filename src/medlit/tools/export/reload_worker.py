@@ -5,7 +5,8 @@ the pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
 
     in    loader          "transformers" | "peft" | "llama.cpp" | "transformers-gguf" | "quantise"
           path            the export: a folder, or a GGUF file
-          base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4
+          base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4;
+                          key_mapping: load its text part alone, whose weights have these names, or null
           dtype           "float32", "bfloat16" or "float16"; device: as PyTorch names it
           prompts         token ids, N of them; answers: token ids with their EOS, K of them; texts: to tokenize
           progress_bar    open file descriptor to draw it on
@@ -48,17 +49,26 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers
 
-    load = transformers.AutoModelForCausalLM.from_pretrained
     dtype = getattr(torch, request["dtype"])
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": request["device"]}}
     loader, path = request["loader"], Path(request["path"])
     model: Any
     reader = f"transformers {transformers.__version__}"
+
+    def load(model: str | Path, revision: str | None = None, key_mapping: dict[str, str] | None = None) -> Any:  # noqa: ANN401
+        config = transformers.AutoConfig.from_pretrained(model, revision=revision)
+        if key_mapping:
+            stored, config = getattr(config, "quantization_config", None), config.get_text_config(decoder=True)
+            vars(config).update({"quantization_config": stored} if stored else {})
+        is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        kind: Any = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForMultimodalLM
+        return kind.from_pretrained(model, revision=revision, config=config, key_mapping=key_mapping, **arguments)
+
     if loader == "transformers-gguf":
-        model = load(path.parent, gguf_file=path.name, **arguments)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **arguments)
         reader += " (weights dequantised)"
     elif loader == "transformers":
-        model = load(path, **arguments)
+        model = load(path)
     else:
         import peft
 
@@ -66,10 +76,10 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
             # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        base = load(request["base"], revision=request["revision"], **arguments)
+        base = load(request["base"], request["revision"], request["key_mapping"])
         model = peft.PeftModel.from_pretrained(base, path)
         reader = f"peft {peft.__version__}, {reader}"
-    log_likelihood = _score(model.eval(), _with_progress(request), request["answers"])
+    log_likelihood = score(model.eval(), _with_progress(request), request["answers"])
     tokens = None
     if loader != "transformers-gguf":  # transformers converts a GGUF file's tokenizer in its own way
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -86,9 +96,10 @@ def _with_progress(request: dict[str, Any]) -> Iterator[list[int]]:
         yield from tqdm(request["prompts"], "Verifying", unit=" notes", leave=False, file=file, disable=None)
 
 
-def _score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
-    """Log-likelihood of each answer after each prompt, in nats, (N, K); each prompt is computed once."""
+def score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
+    """Log-likelihood of each answer after each prompt, in nats, (N, K)."""
     import torch
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     # The output embedding computes in float32: logits of two digits are multiples of 1/16 in bfloat16.
     head = model.get_output_embeddings()
@@ -98,16 +109,23 @@ def _score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -
     with torch.inference_mode():
         for prompt in prompts:
             row: list[float] = []
-            first = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+            ids = torch.tensor([prompt], device=model.device)
+            first = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            cache: Any = getattr(first, "past_key_values", None)
+            layers = {type(layer) for layer in getattr(cache, "layers", [None])}
             for start in range(0, len(answers), _ANSWER_BATCH):
                 batch = answers[start : start + _ANSWER_BATCH]
                 width = max(map(len, batch))
                 # The padding is behind every real token and is not counted.
                 padded = torch.tensor([ids + [ids[-1]] * (width - len(ids)) for ids in batch], device=model.device)
-                cache = copy.deepcopy(first.past_key_values)
-                cache.batch_repeat_interleave(len(batch))
-                rest = model(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True)
-                logits = torch.cat([first.logits[:, -1:].expand(len(batch), -1, -1), rest.logits], dim=1)
+                if layers and layers <= {DynamicLayer, DynamicSlidingWindowLayer}:
+                    copied = copy.deepcopy(cache)
+                    copied.batch_repeat_interleave(len(batch))
+                    rest = model(input_ids=padded[:, :-1], past_key_values=copied, use_cache=True)
+                    logits = torch.cat([first.logits[:, -1:].expand(len(batch), -1, -1), rest.logits], dim=1)
+                else:  # answers cannot share a running state, so each has the prompt computed again
+                    whole = torch.cat([ids.expand(len(batch), -1), padded[:, :-1]], dim=1)
+                    logits = model(input_ids=whole, use_cache=False, logits_to_keep=width).logits
                 tokens = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]  # (answers, width)
                 row += [float(nats[: len(ids)].sum()) for nats, ids in zip(tokens, batch, strict=True)]
             scores.append(row)

@@ -1,6 +1,6 @@
 """`make bundle-test`: install a bundle without a network, an index, a cache or a home, and train two steps.
 
-    python tests/tools/bundle_offline.py dist/medlit-0.1.0-cpu-python3.11-x86_64
+    python tests/scripts/bundle_offline.py dist/medlit-0.1.0-cpu-python3.11-x86_64
 
 `unshare --net` takes the network away where the kernel allows it; pip has no index either way.
 """

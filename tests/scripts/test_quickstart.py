@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from medlit.tools.quickstart import CONFIG, ZERO_SHOT, main
+from quickstart import CONFIG, ZERO_SHOT, main
 
 ROOT = Path(__file__).parents[2]
 

@@ -33,7 +33,7 @@ from medlit.cli import end_on_signals
 from medlit.errors import UserError
 from medlit.paths import hub_cache_dir, hub_home
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 SUMS = "SHA256SUMS"
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
@@ -58,10 +58,10 @@ class Target(NamedTuple):
 def main(args: Sequence[str] | None = None) -> int:
     """Make a bundle; returns the exit code, 2 after a user's mistake."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    parser = argparse.ArgumentParser(prog="python -m medlit.tools.bundle", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python scripts/bundle.py", description=__doc__.partition("\n\n")[0])
     add = parser.add_argument
     add("--build", choices=("cpu", "gpu"), default="cpu", help="the lock (default: cpu)")
-    add("--python", default=here, help=f"the target's Python version (default: {here})")
+    add("--python", choices=("3.11", "3.12"), default=here, help=f"the target's Python version (default: {here})")
     add("--output", type=Path, default=Path("dist"), help="parent of the bundle (default: dist)")
     add("--config", type=Path, action="append", help="include its base model and data set (default: all configs)")
     add("--dry_run", action="store_true", help="print what would be fetched and copied, and stop")
@@ -74,10 +74,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> None:
-    if not (ROOT / "requirements" / "base.txt").is_file():
-        raise UserError("bundle: there is no lock beside this medlit; run 'make bundle' in a checkout of it.")
-    if options.python not in ("3.11", "3.12"):
-        raise UserError(f"bundle: medlit runs on Python 3.11 and 3.12, not {options.python}; choose one of them.")
     target = Target(options.build, options.python, platform.machine())
     folder = options.output / target.folder
     caches = {name: cached(name) for name in hub_names(options.config or sorted((ROOT / "configs").rglob("*.yaml")))}

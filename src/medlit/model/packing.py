@@ -1,0 +1,177 @@
+"""Packed notes: end to end in one row, where each token attends to its own note's earlier tokens.
+
+A layer with a sliding window keeps to it within the note. Three kinds of layers take packed notes:
+
+- Layers of transformers' classes: Unsloth's own route. transformers derives the mask from the positions, and Unsloth
+  checks it and runs a varlen kernel in its place.
+- Layers that Unsloth wrote: it compiles one into a region, but not when it is given packed lengths, and without
+  flash-attn it then runs one kernel a note. PyTorch's varlen kernel takes all notes at once and compiles; so the
+  notes' starts travel to the attention call in place of a mask, which nothing else reads in training.
+- Gemma 2's, whose scores have a soft cap: PyTorch's flex attention. Without flash-attn Unsloth would hold all scores.
+
+benchmarks/README.md has what that gains.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medlit.base_model import PACKING_FAMILIES
+from medlit.data.collate import Batch
+from medlit.model.families import body, causal_lm, decoder_layers, has_fused_kernels
+
+# Attribute of Unsloth's module that keeps its own attention call.
+_STOCK = "_medlit_stock_attention"
+# Attribute of a causal language model whose attention takes packed notes.
+_PACKS = "_medlit_packs"
+# Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
+_ROPE_ROWS = 2**16
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether a model's attention takes packed notes; `enable_packing` decides."""
+    return getattr(causal_lm(model), _PACKS, False)
+
+
+def enable_packing(model: nn.Module, max_length: int) -> None:
+    """Let a model's attention take packed notes where it can, on a GPU from Ampere on.
+
+    Args:
+        model: as loaded.
+        max_length: most tokens of a note.
+    """
+    from unsloth.models import gemma2, llama, mistral, qwen3
+    from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
+    from unsloth.utils.packing import mark_allow_overlength
+
+    inner: Any = causal_lm(model)
+    packs = inner.config.model_type in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
+    if packs and has_fused_kernels(inner.config):
+        for module in (llama, mistral, qwen3):
+            module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
+        rotary: Any = body(model).rotary_emb
+        # A longer row than the table of positions would be compiled again in every layer.
+        rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
+        # Long factors are for long notes, and not for the rows of many.
+        if (short := getattr(rotary, "original_max_position_embeddings", None)) is not None:
+            packs = max_length <= short
+            rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
+    elif packs and inner.config.model_type == "gemma2":
+        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
+        for layer in decoder_layers(model):
+            # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
+            layer._unsloth_block_mode = 0  # type: ignore[assignment]
+    elif packs:
+        packs = enable_hf_packed_attention()
+    mark_allow_overlength(model)
+    setattr(inner, _PACKS, packs)
+
+
+def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
+    """Unsloth's own function, also after it was replaced."""
+    stock: Callable[..., Tensor] = getattr(module, _STOCK, getattr(module, name))
+    setattr(module, _STOCK, stock)
+    return stock
+
+
+def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
+    """A body's output for a padded or packed batch without a mask, (B, T, D)."""
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    masks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if batch.starts is not None:
+        arguments["position_ids"] = batch.positions
+        if inner.config.model_type == "gemma2":
+            masks = _block_masks(inner, batch.starts, batch.input_ids.shape[1])
+        if inner.config.model_type == "gemma2" or has_fused_kernels(inner.config):
+            # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the
+            # positions and leave its compiled layers for it.
+            arguments |= {"causal_mask": batch.starts, "attention_mask": torch.ones_like(batch.input_ids)}
+        else:
+            filler = batch.input_ids.shape[1] - sum(batch.lengths)
+            arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
+    with masks:
+        hidden: Tensor = inner(**arguments)[0]
+    return hidden
+
+
+def varlen_kernel(longest: int) -> Kernel:
+    """PyTorch's causal varlen attention: (T, heads, D) queries, keys and values, (notes + 1,) starts and a window.
+
+    Args:
+        longest: most tokens of a note; the same for every batch, so that nothing is compiled again.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    # PyTorch 2.11 groups queries by itself; later versions need the flag.
+    extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None) -> Tensor:
+        earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to
+        out = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(earlier, 0), **extra)
+        return out  # type: ignore[return-value]
+
+    return kernel
+
+
+def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]:
+    """Unsloth's attention call, which sends packed notes, recognised by a mask of one dimension, to a varlen kernel."""
+
+    def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
+        starts = context.causal_mask
+        if isinstance(starts, torch.Tensor) and starts.dim() == 1:
+            query, key, value = (x.squeeze(0).transpose(0, 1).contiguous() for x in (Q, K, V))
+            return kernel(query, key, value, starts, context.sliding_window).unsqueeze(0)
+        return stock(config=config, context=context, Q=Q, K=K, V=V)
+
+    return run_attention
+
+
+def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Gemma 2's attention call, which runs flex attention where its mask is a `BlockMask`."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    attend = torch.compile(flex_attention)
+
+    @functools.cache
+    def score_mod(cap: float) -> Callable[..., Tensor]:
+        return lambda score, batch, head, query, key: cap * torch.tanh(score / cap)
+
+    def attention(Q: Tensor, K: Tensor, V: Tensor, mask: Any, layer: Any, rows: int, width: int) -> Tensor:  # noqa: ANN401
+        if not isinstance(mask, BlockMask):
+            return stock(Q, K, V, mask, layer, rows, width)
+        settings = layer.config
+        cap, scale = score_mod(settings.attn_logit_softcapping), settings.query_pre_attn_scalar**-0.5
+        out: Any = attend(Q, K, V, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=True)
+        joined: Tensor = out.transpose(1, 2).reshape(rows, width, -1)
+        return joined
+
+    return attention
+
+
+@contextlib.contextmanager
+def _block_masks(inner: Any, starts: Tensor, width: int) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
+    """Masks of packed notes where Gemma 2's body looks for its own: with a sliding window, and without."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    note = torch.bucketize(torch.arange(width, device=starts.device), starts[1:], right=True)  # of each token
+    window: int = inner.config.sliding_window
+
+    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (note[query] == note[key])
+
+    def sliding(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return causal(batch, head, query, key) & (query - key < window)
+
+    for name, mask in (("SWA_mask", sliding), ("GA_mask", causal)):
+        setattr(inner, name, create_block_mask(mask, None, None, width, width, device=starts.device.type))
+    try:
+        yield
+    finally:
+        del inner.SWA_mask, inner.GA_mask

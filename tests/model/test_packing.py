@@ -1,0 +1,104 @@
+"""Attention over packed notes: what the kernels are given, against note by note; the kernels themselves need a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import WINDOW, tiny_model
+from torch import Tensor
+from torch.nn import functional
+
+from medlit.data.collate import Collator, TokenisedNote
+from medlit.model.families import causal_lm, has_fused_kernels
+from medlit.model.language_model import loss_sum
+from medlit.model.packing import _PACKS, _block_masks, route, softcapped
+
+LENGTHS = [5, 1, 9, 6, 30]
+STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None, cap: float | None = None) -> Tensor:
+    """One note's, written out: (1, heads, T, D) to (1, T, heads, D)."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    distance = torch.arange(query.shape[2])[:, None] - torch.arange(query.shape[2])
+    hidden = (distance < 0) | (distance >= (window or query.shape[2]))
+    return (scores.masked_fill(hidden, -torch.inf).softmax(dim=3) @ value).transpose(1, 2)
+
+
+def by_note(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None) -> Tensor:
+    """What the varlen kernel computes, note by note: (T, heads, D)."""
+    out = []
+    for start, end in zip(starts.tolist(), starts[1:].tolist(), strict=False):
+        out.append(attention(*(x[start:end].transpose(0, 1)[None] for x in (query, key, value)), window)[0])
+    return torch.cat(out)
+
+
+def stock(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
+    """Unsloth's call for a batch of one length: (B, heads, T, D) to (B, T, heads, D)."""
+    return functional.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
+    attend = route(stock, by_note)
+    context = SimpleNamespace(causal_mask=mask, sliding_window=window)
+    return attend(config=None, context=context, Q=query, K=key, V=value)
+
+
+def random_heads(tokens: int) -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(1, heads, tokens, 16, generator=draw) for heads in (4, 2, 2))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_packed_note_attends_as_alone(window: int | None) -> None:
+    heads = random_heads(64)
+    together = call(*heads, STARTS, window)
+    assert together.shape == (1, 64, 4, 16)
+    for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
+        alone = attention(*(x[:, :, start:end] for x in heads), window)
+        assert torch.allclose(together[:, start:end], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
+def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
+    query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))
+    ours = call(query, key, value, mask)
+    assert torch.equal(ours, stock(config=None, context=None, Q=query, K=key, V=value))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("name", "window"), [("SWA_mask", 3), ("GA_mask", None)])
+def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int | None) -> None:
+    heads, settings = random_heads(64), SimpleNamespace(attn_logit_softcapping=0.5, query_pre_attn_scalar=16)
+    inner = SimpleNamespace(config=SimpleNamespace(sliding_window=3))
+    with _block_masks(inner, STARTS, 64), torch.compiler.set_stance("force_eager"):
+        layer = SimpleNamespace(config=settings)
+        together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
+    assert not hasattr(inner, name), "the body makes masks of its own for other batches"
+    for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
+        alone = attention(*(x[:, :, start:end] for x in heads), window, cap=0.5)
+        assert torch.allclose(together[:, start:end], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "granite", "phi3"])
+def test_layers_of_transformers_take_packed_notes(family: str) -> None:
+    model = tiny_model(family).train()
+    draw = torch.Generator().manual_seed(0)
+    rows = [
+        TokenisedNote(row=i, id=str(i), text_hash="", input_ids=ids.tolist(), cut_tokens=0, specialty="a")
+        for i, n in enumerate(LENGTHS)
+        for ids in [torch.randint(3, 250, (n,), generator=draw)]
+    ]
+    assert max(LENGTHS) > WINDOW
+    collator = Collator(lambda _: [7, 8, 2], 0)
+    padded = loss_sum(model, collator.train(rows, 1))
+    setattr(causal_lm(model), _PACKS, True)
+    assert not has_fused_kernels(causal_lm(model).config)
+    packed = loss_sum(model, collator.packed(rows, 1))
+    assert packed.item() == pytest.approx(padded.item(), rel=1e-5)

@@ -102,25 +102,21 @@ class StepSampler(Sampler[MicroBatch]):
         """Choose the shuffle; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def notes_of_step(self, step: int) -> np.ndarray:
-        """Row indices of one step, over all ranks, longest first."""
-        return self._sorted(self._order(), step)
-
-    def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
-
-    def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
-        size = self.batching.global_batch_size
+    def notes_of_step(self, step: int, order: IntArray | None = None) -> IntArray:
+        """Row indices of one step, over all ranks, longest first; in the epoch's order, unless another is given."""
+        order, size = self._order() if order is None else order, self.batching.global_batch_size
         notes = order[step * size : (step + 1) * size]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
+    def _order(self) -> IntArray:
+        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
+
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self._order()
+        order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
-            notes = self._sorted(order, step)
-            step_tokens = int(self.supervised[notes].sum())
-            lengths = self.lengths[notes]
+            notes = self.notes_of_step(step, order)
+            step_tokens, lengths = int(self.supervised[notes].sum()), self.lengths[notes]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
             for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):

@@ -234,7 +234,7 @@ class MedlitCLI(LightningCLI):
                 raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
                 raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
-            except torch._dynamo.exc.BackendCompilerFailed as error:  # Gemma 2 with PyTorch 2.11, see docs/hardware.md
+            except torch._dynamo.exc.BackendCompilerFailed as error:  # a fault of PyTorch's or of Unsloth's
                 raise UserError(
                     f"model.language_model.base_model: PyTorch {torch.__version__} does not compile the"
                     f" layers of {config.model.language_model.base_model}; set TORCHDYNAMO_DISABLE=1, or choose"

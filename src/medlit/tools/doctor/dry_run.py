@@ -30,6 +30,7 @@ from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import untried_family
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
+from medlit.model.packing import can_pack
 from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
@@ -286,9 +287,12 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     timer = cli.timer
     seconds, lengths = timer.steps[-1]
     loss = float(cli.trainer.callback_metrics["train/loss"])
+    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)  # type: ignore[arg-type]
+    how = "packed" if packed else "padded"
     found = (
-        f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {sum(lengths) / seconds:,.0f}"
-        f" tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded in {timer.loading:.0f} s"
+        f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {how},"
+        f" {sum(lengths) / seconds:,.0f} tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded"
+        f" in {timer.loading:.0f} s"
     )
     yield CheckResult("training step", "ok", found)
     found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"

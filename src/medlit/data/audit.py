@@ -41,7 +41,7 @@ _WORD = re.compile(r"\w+")
 class TokenCounter(NamedTuple):
     """Counts tokens as the prompt does."""
 
-    count: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
+    tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
     limit: int  # most tokens of a transcription that fit in the prompt
 
 
@@ -152,7 +152,7 @@ def _lengths(notes: Iterable[str], number: int, counter: TokenCounter | None) ->
     remaining = iter(notes)
     while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
         if counter is not None:
-            tokens += counter.count([note for place, note in enumerate(batch, len(words)) if place in spaced])
+            tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]
     counted = {"words": words} if counter is None else {"words": words, "tokens": tokens}
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}

@@ -53,7 +53,9 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     inner: Any = causal_lm(model)
     kind = inner.config.model_type
     packs = kind in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
-    if packs and has_fused_kernels(inner.config):
+    if packs and kind == "gemma2":
+        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
+    elif packs and has_fused_kernels(inner.config):
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
         rotary: Any = body(model).rotary_emb
@@ -63,8 +65,6 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         if (short := getattr(rotary, "original_max_position_embeddings", None)) is not None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
-    elif packs and kind == "gemma2":
-        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
     elif packs:
         packs = enable_hf_packed_attention()
     for layer in decoder_layers(model) if kind == "gemma2" else ():
@@ -89,7 +89,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         masks = _block_masks(inner, batch.starts, batch.input_ids)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
-        if inner.config.model_type == "gemma2" or has_fused_kernels(inner.config):
+        if has_fused_kernels(inner.config):
             # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the
             # positions and leave its compiled layers for it.
             arguments |= {"causal_mask": batch.starts, "attention_mask": torch.ones_like(batch.input_ids)}

@@ -128,7 +128,7 @@ def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "capability", "packed"),
-    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), False), ("gemma2", (9, 0), False)],
+    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), True), ("olmo2", (9, 0), False)],
 )
 def test_card_and_base_model_decide_whether_notes_are_packed(
     make: Make,

@@ -287,7 +287,7 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     timer = cli.timer
     seconds, lengths = timer.steps[-1]
     loss = float(cli.trainer.callback_metrics["train/loss"])
-    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)  # type: ignore[arg-type]
+    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)
     how = "packed" if packed else "padded"
     found = (
         f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {how},"

@@ -38,7 +38,12 @@ TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
-CountTokens = Callable[[list[str]], Sequence[int]]
+
+class TokenCounter(NamedTuple):
+    """Counts tokens as the prompt does."""
+
+    tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
+    limit: int  # most tokens of a transcription that fit in the prompt
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,7 @@ def audit(
     labels: Labels,
     near_threshold: float | None = None,
     merge: bool = False,  # rows of a split with the same text are one note, as by `label_conflicts: merge`
-    count_tokens: CountTokens | None = None,
-    limit: int | None = None,  # most tokens of a transcription that fit in the prompt
+    load_counter: Callable[[], TokenCounter | None] = lambda: None,  # called once the table is found to be sound
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
@@ -104,6 +108,7 @@ def audit(
     tables = load_source(
         source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
     )
+    counter = load_counter()
     pool = concatenate_datasets(list(tables.values()))
     specialties = specialties_of(pool)
     of_rows = [name for name, rows in tables.items() for _ in range(len(rows))]
@@ -118,7 +123,8 @@ def audit(
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
-    lengths = _lengths(transcriptions, len(pool), count_tokens)
+    lengths = _lengths(transcriptions, len(pool), counter)
+    limits = {} if counter is None else {"tokens": counter.limit}
 
     splits = {name: of_rows.count(name) for name in tables}
     notes = pd.DataFrame({"text": texts, "near": near, "words": lengths["words"]})
@@ -137,7 +143,7 @@ def audit(
         classes=classes,
         classes_by_split={name: _class_counts(each.loc[each["split"] == name, "label"]) for name in splits},
         unlabelled=int(notes["label"].isna().sum()),
-        lengths={unit: _summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
+        lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
         short=_rows_where(notes["words"].between(1, SHORT - 1), ids),
         duplicates=_groups_where(by_text["text"].transform("size") > 1, notes["text"], ids),
@@ -155,17 +161,17 @@ def audit(
     return Audit(report, lengths)
 
 
-def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
+def _lengths(notes: Iterable[str], number: int, counter: TokenCounter | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
     spaced = set(np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64).tolist())
     words: list[int] = []
     tokens: list[int] = []
     remaining = iter(notes)
     while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
-        if count_tokens is not None:
-            tokens += count_tokens([note for place, note in enumerate(batch, len(words)) if place in spaced])
+        if counter is not None:
+            tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]
-    counted = {"words": words} if count_tokens is None else {"words": words, "tokens": tokens}
+    counted = {"words": words} if counter is None else {"words": words, "tokens": tokens}
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 

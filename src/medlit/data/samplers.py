@@ -105,7 +105,7 @@ class StepSampler(Sampler[MicroBatch]):
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
+        self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
         self._note = np.arange(len(self.lengths)) if self.notes is None else self.notes
         copies = np.bincount(self._note)  # of each note
         self._first = np.cumsum(copies) - copies  # its first answer
@@ -133,22 +133,22 @@ class StepSampler(Sampler[MicroBatch]):
         """Choose the shuffle; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def notes_of_step(self, step: int) -> np.ndarray:
+    def notes_of_step(self, step: int) -> IntArray:
         """Row indices of one step, over all ranks, longest first."""
         return self._note[self._sorted(self._order(), step)]
 
-    def _order(self) -> np.ndarray:
+    def _order(self) -> IntArray:
         batching = self.batching
         return epoch_order(self.labels, batching.class_balance, batching.seed, self.epoch, self.notes)
 
-    def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
+    def _sorted(self, order: IntArray, step: int) -> IntArray:
         size = self.batching.global_batch_size
         answers = order[step * size : (step + 1) * size]
         costs = self._lengths[answers] * (self._copies[answers] if self.packed else 1)
         return answers[np.argsort(-costs, kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self._order()
+        order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
             answers = self._sorted(order, step)
@@ -214,14 +214,15 @@ class LengthSortedSampler(Sampler[list[int]]):
 # --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------
 
 
-def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
+    global_batch_size = batching.global_batch_size
     if global_batch_size % world_size:
         raise UserError(
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
-    return -(-(global_batch_size // world_size) // micro_batch_size)
+    return -(-(global_batch_size // world_size) // batching.micro_batch_size)
 
 
 def split_by_length(

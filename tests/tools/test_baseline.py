@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
-from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
+from fakes import BONE, BRAIN, HEART, SPECIALTIES, notes, write_csv, write_notes
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -275,3 +275,37 @@ def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(ll
         alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         together = model(input_ids=padded, attention_mask=mask).logits[0]
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+def test_notes_with_several_labels_from_the_fit_to_the_report(
+    medlit: Medlit,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, rows in notes().items():
+        cells = {HEART: f"{HEART};{BRAIN}"}
+        several = [
+            row | {"medical_specialty": cells.get(row["medical_specialty"], row["medical_specialty"])} for row in rows
+        ]
+        write_csv(tmp_path / f"{split}.csv", several)
+    data = ["--data.source", tmp_path, "--data.labels.separator", ";", "--data.label_conflicts", "merge"]
+    arguments = ["--config", tiny_config, *data, "--data.batching.several_labels", "any"]
+    assert medlit("fit", *arguments, "--model.decoding.mode", "likelihood").code == 0
+    assert medlit("test", *arguments, "--model.decoding.mode", "likelihood", "--ckpt_path", "best").code == 0
+    folder = tmp_path / "logs" / "tiny" / "version_0"
+    assert baseline(["--run_dir", str(folder), "--head", "--trainer.max_steps", "2"]) == 0
+
+    for name in ("test", "baseline_tfidf", "baseline_majority", "baseline_head"):
+        found, results = metrics(folder, name), Results.read(folder / f"{name}_answers.parquet")
+        heart, brain = (results.names.index(label) for label in (HEART, BRAIN))
+        assert all(own == ([heart, brain] if own[0] == heart else own[:1]) for own in results.accepted_labels)
+        assert found["several_labels"] == sum(len(own) > 1 for own in results.accepted_labels) > 0
+        assert found["any_of_accuracy"] == pytest.approx(results.any_of.mean())
+        assert found["accuracy"] == pytest.approx(results.correct.mean())
+    report = (folder / "report.md").read_text()
+    assert "| any-of accuracy |" in report
+    assert f"| test notes with several labels | {metrics(folder, 'test')['several_labels']} of 8 |" in report
+    assert "any-of accuracy" in capsys.readouterr().out

@@ -131,17 +131,18 @@ def audit(
     notes["split"] = pd.Categorical(of_rows, categories=list(splits))
     notes["label"] = [names[0] if names else None for names in specialties]
     notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
-    each = notes[["split"]].assign(label=specialties).explode("label")
+    notes["own"] = specialties
+    each = notes[["split", "own"]].explode("own")
     by_text = notes.groupby("text")
     similar = notes.groupby("near")["text"].transform("nunique") > 1
     conflicting = (by_text["labels"].transform("nunique") > 1) & notes["label"].notna()
-    classes = _class_counts(each["label"])
+    classes = _class_counts(each["own"])
     report = AuditReport(
         source=source,
         rows=len(notes),
         splits=splits,
         classes=classes,
-        classes_by_split={name: _class_counts(each.loc[each["split"] == name, "label"]) for name in splits},
+        classes_by_split={name: _class_counts(each.loc[each["split"] == name, "own"]) for name in splits},
         unlabelled=int(notes["label"].isna().sum()),
         lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),

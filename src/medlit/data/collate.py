@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from medlit.data.notes import specialties_of
 from medlit.data.prompt import Prompt
 from medlit.data.samplers import MicroBatch
 from medlit.evaluation.results import IntArray
@@ -145,10 +146,9 @@ class Collator:
             self._answers[specialty] = self.response(specialty)
         return self._answers[specialty]
 
-    def measure(
-        self, prompts: IntArray, specialties: Sequence[tuple[str, ...]]
-    ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Tokens, supervised tokens, label and note of each answer of N notes, (A,), from the prompts' tokens, (N,)."""
+    def measure(self, rows: Dataset) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Tokens, supervised tokens, label and note of each answer of N tokenised notes, (A,)."""
+        specialties, prompts = specialties_of(rows), np.array(rows["length"][:])
         notes = np.repeat(np.arange(len(prompts)), [len(names) for names in specialties])
         names, labels = np.unique(list(chain.from_iterable(specialties)), return_inverse=True)
         answer = np.array([len(self._tokens_of(str(name))) for name in names])[labels]
@@ -184,7 +184,7 @@ class Collator:
         """Collate each note once for each of its answers."""
         names = [row.get("specialties") or [row["specialty"] or ""] for row in rows]
         pairs = [(row, name) for row, own in zip(rows, names, strict=True) for name in own]
-        written = [TokenisedNote({**row, "specialty": name}) for row, name in pairs]  # type: ignore[typeddict-item]
+        written = [TokenisedNote({**row, "specialty": name}) for row, name in pairs]
         batch = collate(written, step_tokens)
         if len(written) == len(rows):
             return batch

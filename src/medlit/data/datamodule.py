@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from medlit.base_model import load_tokenizer, supports_packing
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity
 from medlit.data.labels import LabelSet
-from medlit.data.notes import load_source, read_predict_notes, specialties_of
+from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
 from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
@@ -40,8 +40,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: rows with the same text and other labels: 'keep', 'drop', 'majority' (the most frequent one),
-            or 'merge' (a note with all of them).
+        label_conflicts: rows of one text with other labels: 'keep', 'drop', 'majority', or 'merge' (a note with all).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
@@ -170,11 +169,12 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
-        rows = self.rows("train")
-        specialties, packed = specialties_of(rows), self._packs
-        *tokens, labels, notes = self.collator.measure(np.array(rows["length"][:]), specialties)
-        self.collator.most_notes = self.batching.global_batch_size * max(map(len, specialties))
-        sampler = StepSampler(*tokens, labels, self.batching, self.token_budget, packed, *self._place, notes=notes)
+        rows, packed = self.rows("train"), self._packs
+        tokens, supervised, labels, notes = self.collator.measure(rows)
+        self.collator.most_notes = self.batching.global_batch_size * int(np.bincount(notes).max())
+        sampler = StepSampler(
+            tokens, supervised, labels, self.batching, self.token_budget, packed, *self._place, notes=notes
+        )
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)

@@ -180,7 +180,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         # Without what is left out; a row of nothing else is `DROPPED`.
         cells = [dict.fromkeys(spellings[name] for name in cell) for cell in written] or [{}] * len(batch)
         labels = [[name for name in cell if name] for cell in cells]
-        specialties = [(kept or [*cell, None])[0] for kept, cell in zip(labels, cells, strict=True)]
+        specialties = [next(iter(kept or cell), None) for kept, cell in zip(labels, cells, strict=True)]
         values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
         return pa.table([pa.array(column, kind) for column, kind in zip(values, kinds, strict=True)], names=CANONICAL)
 

@@ -115,7 +115,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     if batch.row is None or batch.answers is None:
         return sum(parts, rows.new_zeros((), dtype=torch.float32))
     nats = rows.new_zeros(len(batch.lengths), dtype=torch.float32).index_add(0, batch.row, torch.cat(parts))
-    of_notes = pad_sequence([*nats.neg().split(batch.answers)], batch_first=True, padding_value=-torch.inf)
+    of_notes = pad_sequence([*torch.split(-nats, batch.answers)], batch_first=True, padding_value=-torch.inf)
     return -of_notes.logsumexp(1).sum()
 
 

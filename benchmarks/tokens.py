@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = write_notes(Path(folder), prompt.tokenizer, options.notes, len(prompt.header) + len(prompt.footer))
         notes = Dataset.from_json(str(table / "train.jsonl"), cache_dir=folder, keep_in_memory=True)
     notes = notes.rename_column("medical_specialty", "specialty")
+    notes = notes.add_column("specialties", [[name] for name in notes["specialty"]])
     took: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     lengths: list[int] = []
     for turn in range(-1, options.rounds):  # the first is not counted

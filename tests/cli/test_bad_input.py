@@ -129,6 +129,27 @@ def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
     assert "data.labels.aliases" in said
 
 
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ([], "there is no label"),
+        ([HEART, 3], "column 'medical_specialty' holds a list where a list of texts belongs"),
+        (HEART, "column 'medical_specialty' holds a text where a list of texts belongs"),
+        ([HEART, "7"], "a number stands among names"),
+    ],
+)
+def test_a_list_of_labels_that_cannot_be_used(fit: Refused, tmp_path: Path, cell: object, expected: str) -> None:
+    rows: list[dict[str, object]] = [
+        row | {"medical_specialty": [row["medical_specialty"]]} for row in notes()["train"]
+    ]
+    rows[6]["medical_specialty"] = cell
+    source = tmp_path / "notes.json"
+    source.write_text(json.dumps(rows))
+    said = fit("--data.source", source)
+    assert f"{source}, row 7" in said
+    assert expected in said
+
+
 @pytest.mark.parametrize("other", ["heart ", "HEART\u200b"])
 def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
     aliases = json.dumps({"Heart": "Cardiology", other: "Surgery"})

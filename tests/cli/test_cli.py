@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 SOURCE = Path(package.__file__).parents[1]
 COUNTED = {"accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
-COUNTED |= {"n", "per_class", "confusion", "loss"}
-DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+COUNTED |= {"n", "several_labels", "per_class", "confusion", "loss"}
+DOUBT = {"accuracy_ci", "any_of_accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
 OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
 SCORES = COUNTED | DOUBT | OF_PROBABILITIES
@@ -406,7 +406,7 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     found = scores(run / "validate_metrics.json")
     assert set(found) == SCORES
     best = max(range(3), key=lambda i: curve(run, "val/f1_macro")[i][1])
-    for name in ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
+    for name in ("accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
         assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import re
@@ -17,6 +18,7 @@ import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
 
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
 
 Make = Callable[..., TranscriptionDataModule]
@@ -49,6 +51,10 @@ def all_text(data: TranscriptionDataModule) -> str:
     prompts = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
     tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *prompts]]
     return "".join(read(data, row) for tensor in tensors for row in tensor)
+
+
+def test_a_datamodule_has_at_most_twelve_settings() -> None:
+    assert len(inspect.signature(TranscriptionDataModule).parameters) <= 12
 
 
 # --- what gets to the model -------------------------------------------------------------------------------------------
@@ -122,7 +128,7 @@ def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "capability", "packed"),
-    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), False), ("gemma2", (9, 0), False)],
+    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), True), ("olmo2", (9, 0), False)],
 )
 def test_card_and_base_model_decide_whether_notes_are_packed(
     make: Make,
@@ -165,7 +171,7 @@ def test_ranks_share_every_loader(make: Make, world_size: int) -> None:
     # In training it is padded tokens that are shared evenly, not notes.
     assert {len(share) for share in validated} == {SPLITS["validation"] // world_size}
     assert all(trained)
-    assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+    assert micro_batches_per_step(ranks[0].batching, world_size) == -(-8 // world_size // 4)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -173,7 +179,7 @@ def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make:
     size = SPLITS[split]
     for rank in range(size + 1):
         data = on_rank(make(), rank, size + 1)
-        data.setup("fit")
+        data.setup(None)
         loader = data.val_dataloader if split == "validation" else data.test_dataloader
         with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few for {size + 1} processes"):
             loader()
@@ -288,7 +294,7 @@ def test_answered_notes_are_skipped_and_every_process_gets_a_note(make: Make, do
     for rank in range(world_size):
         data = on_rank(make(), rank, world_size)
         data.setup("predict")
-        data.skip_answered(np.isin(np.arange(8), order[:done]))
+        data.answered = np.isin(np.arange(8), order[:done])
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
         assert mine, "Lightning would end here"
         rows += mine

@@ -81,7 +81,7 @@ def test_ranks_get_equal_numbers_of_micro_batches_and_packed_notes(
     shape: tuple[int, int], n: int, packed: bool
 ) -> None:
     world_size, micro_batch_size = shape
-    wanted = micro_batches_per_step(16, micro_batch_size, world_size)
+    wanted = micro_batches_per_step(Batching(16, micro_batch_size), world_size)
     dealt = steps(log_normal(n), world_size, micro_batch_size=micro_batch_size, packed=packed)
     assert len(dealt) == n // 16, "a partial step is left out"
     for step in dealt:

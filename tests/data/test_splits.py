@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -322,10 +322,10 @@ THEN = DataFingerprint("clinic/notes", "a" * 40, {"train": "11", "validation": "
 
 
 def test_a_fingerprint_survives_a_checkpoint_and_an_adapter() -> None:
-    assert DataFingerprint.from_dict(json.loads(json.dumps(THEN.to_dict()))) == THEN
+    assert DataFingerprint.from_dict(json.loads(json.dumps(asdict(THEN)))) == THEN
 
 
-@pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
+@pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, asdict(THEN) | {"more": 1}])
 def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     assert DataFingerprint.from_dict(values) is None
 
@@ -337,7 +337,7 @@ def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 
 )
 def test_a_corrupt_fingerprint_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="the stored data fingerprint is corrupt"):
-        DataFingerprint.from_dict(THEN.to_dict() | damage)
+        DataFingerprint.from_dict(asdict(THEN) | damage)
 
 
 def test_the_same_notes_from_another_place_are_the_same() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medlit.data.collate import Collator, TokenisedNote
-from medlit.model.families import causal_lm, has_fused_kernels
+from medlit.model.families import body, causal_lm, has_fused_kernels
 from medlit.model.language_model import loss_sum
 from medlit.model.packing import _PACKS, _block_masks, route, softcapped
 
@@ -77,7 +77,7 @@ def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
 def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int | None) -> None:
     heads, settings = random_heads(64), SimpleNamespace(attn_logit_softcapping=0.5, query_pre_attn_scalar=16)
     inner = SimpleNamespace(config=SimpleNamespace(sliding_window=3))
-    with _block_masks(inner, STARTS, 64), torch.compiler.set_stance("force_eager"):
+    with _block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
         layer = SimpleNamespace(config=settings)
         together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
     assert not hasattr(inner, name), "the body makes masks of its own for other batches"
@@ -98,7 +98,7 @@ def test_layers_of_transformers_take_packed_notes(family: str) -> None:
     assert max(LENGTHS) > WINDOW
     collator = Collator(lambda _: [7, 8, 2], 0)
     padded = loss_sum(model, collator.train(rows, 1))
-    setattr(causal_lm(model), _PACKS, True)
+    setattr(body(model), _PACKS, True)
     assert not has_fused_kernels(causal_lm(model).config)
     packed = loss_sum(model, collator.packed(rows, 1))
     assert packed.item() == pytest.approx(padded.item(), rel=1e-5)

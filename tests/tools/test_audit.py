@@ -13,11 +13,11 @@ import datasets
 import pandas as pd
 import pytest
 import yaml
+from builtin_notes import builtin_notes
 
 import medlit as package
 from medlit.__main__ import main
-from medlit.data.audit import AuditReport, audit
-from medlit.data.builtin import builtin_notes
+from medlit.data.audit import AuditReport, TokenCounter, audit
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
@@ -61,6 +61,11 @@ def write(folder: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
             writer.writeheader()
             writer.writerows(notes)
     return folder
+
+
+def letters() -> TokenCounter:
+    """A letter is a token, and eight fit."""
+    return TokenCounter(lambda texts: [len(text) for text in texts], limit=8)
 
 
 def report_of(source: Path | str, **settings: object) -> AuditReport:
@@ -142,7 +147,7 @@ def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> 
     texts = [long, long.replace("\r\n", "\n"), long + "Noted.", "One\ntwo."]
     notes = [{"id": str(n), "transcription": text, "medical_specialty": "ab"[n % 2]} for n, text in enumerate(texts)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    report = report_of(source, count_tokens=lambda texts: [len(text) for text in texts])
+    report = report_of(source, load_counter=letters)
 
     assert report.lengths["tokens"]["max"] == len(texts[1]) + len("Noted.") > 100_000
     assert report.duplicates == {"groups": 1, "rows": 2, "ids": [["0", "1"]]}
@@ -165,7 +170,7 @@ def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) 
 def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    tokens = report_of(source, count_tokens=lambda texts: [len(text) for text in texts], limit=8).lengths["tokens"]
+    tokens = report_of(source, load_counter=letters).lengths["tokens"]
 
     assert tokens["max"] == 10
     assert tokens["limit"] == 8
@@ -181,8 +186,7 @@ def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pyt
         str(source),
         columns=Columns(),
         labels=Labels(),
-        count_tokens=lambda texts: [len(text) for text in texts],
-        limit=8,
+        load_counter=letters,
     ).lengths
 
     assert lengths["tokens"].tolist() == [1, 4, 7, 10]
@@ -357,6 +361,16 @@ def test_a_broken_table_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: 
     assert verb("--data.source", tmp_path / "notes.csv", "--output", tmp_path / "out") == 2
     assert f"{tmp_path / 'notes.csv'}, line 2: 4 fields where the header has 3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [["--data.columns.text", "remarks"], ["--data.columns.label", "ward"]])
+def test_a_wrong_column_is_reported_before_the_tokenizer_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr("medlit.data.datamodule.load_tokenizer", lambda *_: pytest.fail("the tokenizer was loaded"))
+    (tmp_path / "notes.csv").write_text("transcription,medical_specialty\nA cough.,a\nA rash.,b\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{flags[0].removeprefix('--')}: .* has no column"):
+        run(["--data.source", str(tmp_path / "notes.csv"), *flags])
 
 
 def test_help_is_quick_and_names_settings_limits_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

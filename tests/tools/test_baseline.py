@@ -190,8 +190,9 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
     ],
 )
 def test_a_head_that_cannot_be_trained_is_refused(
-    tiny_config: Path, tmp_path: Path, arguments: list[str], says: str
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
+    monkeypatch.setattr("medlit.tools.baseline.tfidf", lambda notes: pytest.fail("a baseline was fitted"))
     logs = ["--trainer.default_root_dir", str(tmp_path)]
     with pytest.raises(UserError, match=says):
         baseline(["--config", str(tiny_config), "--head", *logs, *arguments])

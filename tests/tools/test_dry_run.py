@@ -138,7 +138,7 @@ def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:
     )
     assert found.rows["notes"].found.startswith("train 24, validation 8, test 8; the longest prompt has 104 of at most")
     # A whole optimizer step of two micro-batches, and the first validation batch.
-    assert ": 8 notes, " in found.rows["training step"].found
+    assert ": 8 notes, padded, " in found.rows["training step"].found
     assert "for the longest 4 notes (generate)" in found.rows["validation step"].found
     assert found.rows["self-check"].found.endswith("; labels share a prompt's computation")
     assert not list((tmp_path / "work").iterdir())

@@ -37,7 +37,12 @@ TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
-CountTokens = Callable[[list[str]], Sequence[int]]
+
+class TokenCounter(NamedTuple):
+    """Counts tokens as the prompt does."""
+
+    tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
+    limit: int  # most tokens of a transcription that fit in the prompt
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,7 @@ def audit(
     columns: Columns,
     labels: Labels,
     near_threshold: float | None = None,
-    count_tokens: CountTokens | None = None,
-    limit: int | None = None,  # most tokens of a transcription that fit in the prompt
+    load_counter: Callable[[], TokenCounter | None] = lambda: None,  # called once the table is found to be sound
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
@@ -98,13 +102,15 @@ def audit(
     tables = load_source(
         source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
     )
+    counter = load_counter()
     pool = concatenate_datasets(list(tables.values()))
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
     transcriptions = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
-    lengths = _lengths(transcriptions, len(pool), count_tokens)
+    lengths = _lengths(transcriptions, len(pool), counter)
+    limits = {} if counter is None else {"tokens": counter.limit}
 
     splits = {name: len(rows) for name, rows in tables.items()}
     notes = pd.DataFrame({"text": texts, "near": near, "label": pool["specialty"][:], "words": lengths["words"]})
@@ -122,7 +128,7 @@ def audit(
         classes=classes,
         classes_by_split={name: _class_counts(notes.loc[notes["split"] == name, "label"]) for name in splits},
         unlabelled=int(notes["label"].isna().sum()),
-        lengths={unit: _summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
+        lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
         short=_rows_where(notes["words"].between(1, SHORT - 1), ids),
         duplicates=_groups_where(by_text["text"].transform("size") > 1, notes["text"], ids),
@@ -138,17 +144,17 @@ def audit(
     return Audit(report, lengths)
 
 
-def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
+def _lengths(notes: Iterable[str], number: int, counter: TokenCounter | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
     spaced = set(np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64).tolist())
     words: list[int] = []
     tokens: list[int] = []
     remaining = iter(notes)
     while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
-        if count_tokens is not None:
-            tokens += count_tokens([note for place, note in enumerate(batch, len(words)) if place in spaced])
+        if counter is not None:
+            tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]
-    counted = {"words": words} if count_tokens is None else {"words": words, "tokens": tokens}
+    counted = {"words": words} if counter is None else {"words": words, "tokens": tokens}
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 

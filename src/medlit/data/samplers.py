@@ -83,7 +83,7 @@ class StepSampler(Sampler[MicroBatch]):
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
+        self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
         if len(self.lengths) < step:
             raise UserError(
                 f"data.batching.global_batch_size: the training split has {len(self.lengths)} notes, fewer than the"
@@ -102,25 +102,21 @@ class StepSampler(Sampler[MicroBatch]):
         """Choose the shuffle; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def notes_of_step(self, step: int) -> np.ndarray:
-        """Row indices of one step, over all ranks, longest first."""
-        return self._sorted(self._order(), step)
-
-    def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
-
-    def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
-        size = self.batching.global_batch_size
+    def notes_of_step(self, step: int, order: IntArray | None = None) -> IntArray:
+        """Row indices of one step, over all ranks, longest first; in the epoch's order, unless another is given."""
+        order, size = self._order() if order is None else order, self.batching.global_batch_size
         notes = order[step * size : (step + 1) * size]
         return notes[np.argsort(-self.lengths[notes], kind="stable")]
 
+    def _order(self) -> IntArray:
+        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
+
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self._order()
+        order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
-            notes = self._sorted(order, step)
-            step_tokens = int(self.supervised[notes].sum())
-            lengths = self.lengths[notes]
+            notes = self.notes_of_step(step, order)
+            step_tokens, lengths = int(self.supervised[notes].sum()), self.lengths[notes]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
             for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
@@ -177,14 +173,15 @@ class LengthSortedSampler(Sampler[list[int]]):
 # --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------
 
 
-def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
+    global_batch_size = batching.global_batch_size
     if global_batch_size % world_size:
         raise UserError(
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
-    return -(-(global_batch_size // world_size) // micro_batch_size)
+    return -(-(global_batch_size // world_size) // batching.micro_batch_size)
 
 
 def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:

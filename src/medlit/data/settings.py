@@ -141,14 +141,8 @@ class Predict:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The base model's tokenizer and its length limit; set from model.language_model.
-
-    Attributes:
-        base_model: set from model.language_model.base_model.
-        revision: set from model.language_model.revision.
-        max_length: set from model.language_model.max_length.
-    """
+    """The base model's tokenizer and its length limit; no settings of the data, since model.language_model has them."""
 
     base_model: str = BUILTIN
     revision: str | None = None
-    max_length: int = 2048
+    max_length: int = 2048  # most tokens of prompt and answer together

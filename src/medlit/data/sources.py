@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ALL = "all"
+_BUILTIN = Path(__file__).with_name("builtin")  # invented notes; `benchmarks/builtin_notes.py` writes them
 SPLITS = ("train", "validation", "test")
 
 _ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
@@ -68,14 +69,7 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
 
     Raises a UserError if the source is missing, of an unknown kind, or cannot be read.
     """
-    if source == "builtin":
-        from datasets import Dataset
-
-        from medlit.data.builtin import builtin_notes
-
-        notes = builtin_notes(validation=39, test=130).items()
-        return {split: [RawTable(f"builtin, split {split}", Dataset.from_list(rows))] for split, rows in notes}
-    path = Path(source).expanduser()
+    path = _BUILTIN if source == "builtin" else Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved(path)

@@ -6,10 +6,10 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ class NoteSplits:
                 " to 'grouped' to split it here."
             )
         pairs = {(split, name) for split, name in zip(*self.assignment, strict=True) if name}
-        label_set = LabelSet.from_labels(name for split, name in pairs if split == "train")
+        label_set = LabelSet.from_names([name for split, name in pairs if split == "train"])
         for split, rows in self.notes.items():
             unknown = sorted(name for where, name in pairs if where == split and label_set.index(name) is None)
             if unknown:
@@ -154,13 +154,9 @@ class DataFingerprint:
     revision: str | None  # the commit of a Hub dataset where it is known, else `data.revision`
     hashes: dict[str, str]  # as in `NoteSplits.hashes`
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON and for a checkpoint that loads without running code."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: object) -> DataFingerprint | None:
-        """Read what `to_dict` gave; None for other names, as in weights of other tools; a UserError for other types."""
+        """Read what `asdict` gave; None for other names, as in weights of other tools; a UserError for other types."""
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
         read = cls(**values)

@@ -27,7 +27,7 @@ from medlit.model.families import body, causal_lm, decoder_layers, has_fused_ker
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
-# Attribute of a causal language model whose attention takes packed notes.
+# Attribute of a body whose attention takes packed notes.
 _PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
@@ -36,7 +36,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
 def can_pack(model: nn.Module) -> bool:
     """Whether a model's attention takes packed notes; `enable_packing` decides."""
-    return getattr(causal_lm(model), _PACKS, False)
+    return getattr(body(model), _PACKS, False)
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
@@ -51,8 +51,11 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     from unsloth.utils.packing import mark_allow_overlength
 
     inner: Any = causal_lm(model)
-    packs = inner.config.model_type in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
-    if packs and has_fused_kernels(inner.config):
+    kind = inner.config.model_type
+    packs = kind in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
+    if packs and kind == "gemma2":
+        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
+    elif packs and has_fused_kernels(inner.config):
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
         rotary: Any = body(model).rotary_emb
@@ -62,15 +65,13 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         if (short := getattr(rotary, "original_max_position_embeddings", None)) is not None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
-    elif packs and inner.config.model_type == "gemma2":
-        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
-        for layer in decoder_layers(model):
-            # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
-            layer._unsloth_block_mode = 0  # type: ignore[assignment]
     elif packs:
         packs = enable_hf_packed_attention()
+    for layer in decoder_layers(model) if kind == "gemma2" else ():
+        # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
+        layer._unsloth_block_mode = 0  # type: ignore[assignment]
     mark_allow_overlength(model)
-    setattr(inner, _PACKS, packs)
+    setattr(body(model), _PACKS, packs)
 
 
 def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
@@ -84,11 +85,11 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     masks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False):
+        masks = _block_masks(inner, batch.starts, batch.input_ids)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
-        if inner.config.model_type == "gemma2":
-            masks = _block_masks(inner, batch.starts, batch.input_ids.shape[1])
-        if inner.config.model_type == "gemma2" or has_fused_kernels(inner.config):
+        if has_fused_kernels(inner.config):
             # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the
             # positions and leave its compiled layers for it.
             arguments |= {"causal_mask": batch.starts, "attention_mask": torch.ones_like(batch.input_ids)}
@@ -156,11 +157,14 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def _block_masks(inner: Any, starts: Tensor, width: int) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
-    """Masks of packed notes where Gemma 2's body looks for its own: with a sliding window, and without."""
+def _block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
+    """Masks where Gemma 2's body looks for its own: with a sliding window and without, within packed notes."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    note = torch.bucketize(torch.arange(width, device=starts.device), starts[1:], right=True)  # of each token
+    width, device = input_ids.shape[1], input_ids.device
+    note = torch.zeros(width, dtype=torch.int64, device=device)  # of each token
+    if starts is not None:
+        note = torch.bucketize(torch.arange(width, device=device), starts[1:], right=True)
     window: int = inner.config.sliding_window
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -170,7 +174,7 @@ def _block_masks(inner: Any, starts: Tensor, width: int) -> Iterator[None]:  # n
         return causal(batch, head, query, key) & (query - key < window)
 
     for name, mask in (("SWA_mask", sliding), ("GA_mask", causal)):
-        setattr(inner, name, create_block_mask(mask, None, None, width, width, device=starts.device.type))
+        setattr(inner, name, create_block_mask(mask, None, None, width, width, device=device.type))
     try:
         yield
     finally:

@@ -69,11 +69,12 @@ def run(args: Sequence[str]) -> int:
             compare(model.results, other.results)  # refuses other notes before anything is fitted
     data = make_datamodule(config)
     notes = BaselineData.read(data, None if model is None else model.results)
-    fitted = [majority(notes), tfidf(notes)]
-    if options.head:
+    head = []
+    if options.head:  # first, since it refuses settings that do not train one
         from medlit.tools.baseline.head import classification_head
 
-        fitted.append(classification_head(notes, data, config))
+        head = [classification_head(notes, data, config)]
+    fitted = [majority(notes), tfidf(notes), *head]
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)

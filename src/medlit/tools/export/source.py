@@ -33,6 +33,7 @@ from medlit.tools import recorded_settings
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
 
 _BATCH = 8  # notes that medlit's model answers together
@@ -126,8 +127,8 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
     return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run)
 
 
-def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], count: int) -> Reference:
-    """Score the labels with medlit's own model, for `count` notes spread over the test split (else validation)."""
+def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dataset]:
+    """Tokenise `count` notes spread over the test split (else validation); returns the split's name and the notes."""
     notes = data.read_splits().notes
     split = next((name for name in ("test", "validation") if name in notes), None)
     if split is None:
@@ -136,7 +137,11 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
             " notes, such as 'builtin', or set data.split.kind to 'grouped'."
         )
     chosen = np.unique(np.linspace(0, len(notes[split]) - 1, min(count, len(notes[split]))).astype(int))
-    rows = tokenise(notes[split].select(chosen), data.prompt, cached=False)
+    return split, tokenise(notes[split].select(chosen), data.prompt, cached=False)
+
+
+def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], rows: Dataset) -> Reference:
+    """Score the labels with medlit's own model, for tokenised notes."""
     batches = BatchDataset(rows, data.collator.prompts)
     device = causal_lm(model).device
     decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
@@ -152,4 +157,4 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
     answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
     tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     nats = np.concatenate(log_likelihood)
-    return Reference(split, rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)
+    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)

@@ -34,9 +34,8 @@ _LARGE = 4 * 2**30  # bytes of weights above which a CPU computes in 16 bits
 
 @dataclass(frozen=True)
 class Reference:
-    """What medlit's own model answers for N notes of a split."""
+    """What medlit's own model answers for N notes."""
 
-    split: str
     ids: list[str]
     prompts: list[list[int]]  # token ids, N of them
     answers: list[list[int]]  # token ids of the K labels, each with its EOS

@@ -36,13 +36,13 @@ from medlit.model.families import (
     decoder_layers,
     fit_targets,
     has_dropout,
-    head_logits,
     load_options,
     loaded_part,
     name_in_base,
     peft_targets,
     target_layers,
 )
+from medlit.model.head import head_logits
 from medlit.model.language_model import loss_sum, train_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.memory import Footprint, Recomputation, footprint, skeleton

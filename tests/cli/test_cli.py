@@ -557,6 +557,38 @@ def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_c
     assert loss[0] == pytest.approx(loss[1], abs=1e-4)
 
 
+def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_command(
+    medlit: Medlit, tiny_config: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+    from tiny_families import tiny_gemma3
+    from transformers import AutoTokenizer
+
+    from medlit import SpecialtyPredictor
+    from medlit.tools.export import run as export
+
+    AutoTokenizer.from_pretrained(llama).save_pretrained(base := tmp_path / "base")
+    tiny_gemma3(vocab_size=768).save_pretrained(base)  # type: ignore[operator]
+    monkeypatch.chdir(tmp_path)
+    model = ["--model.language_model.base_model", base, "--model.language_model.load_in_4bit", "false"]
+    command = ["--config", tiny_config, *model, "--val_every_steps", "1", "--model.decoding.mode", "likelihood"]
+    run = tmp_path / "run"
+    for steps, more in (("1", []), ("2", ["--ckpt_path", "last"])):  # the second resumes
+        done = medlit("fit", *command, *more, "--run_dir", run, "--trainer.max_steps", steps)
+        assert done.code == 0, done.err
+    assert all(".language_model.layers." in name for name in load_file(run / "adapter" / "adapter_model.safetensors"))
+    output = ["--run_dir", str(run), "--output", str(tmp_path / "out"), "--notes", "6", "--to", "adapter"]
+    assert export(["--model.adapter", str(run / "adapter"), *output]) == 0, "a process without medlit and Unsloth"
+    (row,) = json.loads((tmp_path / "out" / "verification.json").read_text())["exports"]
+    assert row["against_medlit"]["all_max"] < 1e-4
+    texts = [row["transcription"] for row in notes()["test"]]
+    predicted = medlit("predict", *command, "--ckpt_path", "best", "--run_dir", run)
+    assert predicted.code == 0, predicted.err
+    by_class = SpecialtyPredictor.load(run, device="cpu").predict(texts)
+    table = pd.read_csv(run / "predictions.csv")
+    assert [one.probability for one in by_class] == pytest.approx(list(table["probability"]), abs=1e-4)
+
+
 def test_an_adapter_in_a_closed_folder_costs_no_number(
     medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

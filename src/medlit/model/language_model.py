@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
 from medlit.model import memory
-from medlit.model.families import body, causal_lm, decoder_layers, has_dropout, head_logits
+from medlit.model.families import body, causal_lm, decoder_layers, has_dropout
+from medlit.model.head import head_logits
 from medlit.model.packing import can_pack, hidden_states
 from medlit.model.settings import LanguageModel, Lora
 

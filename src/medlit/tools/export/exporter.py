@@ -90,9 +90,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-            arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
-            arguments["key_mapping"] = weights.key_mapping
-            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
+            origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}

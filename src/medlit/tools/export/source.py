@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.atomic_io import write_json
-from medlit.base_model import read_config
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -25,7 +24,7 @@ from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, metadata_of_weights
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.decoding import make_decoder
-from medlit.model.families import causal_lm, load_options
+from medlit.model.families import causal_lm
 from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
@@ -57,12 +56,6 @@ class Weights:
         """What a merge adds the adapter to, in words."""
         bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else "16-bit"
         return f"the weights that it was trained on ({bits})"
-
-    @property
-    def key_mapping(self) -> dict[str, str] | None:
-        """Names of the weights in the text part alone of a multimodal base model; None for any other."""
-        config = read_config(self.language_model.base_model, self.language_model.revision)
-        return load_options(config, on_gpu=False).get("key_mapping")
 
     def load(self, device: torch.device) -> PeftModel:
         """Load the model in inference mode, as medlit's commands do."""

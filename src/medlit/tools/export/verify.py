@@ -58,7 +58,7 @@ class Verification:
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit, key_mapping), are as in
+        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in
         `reload_worker.py`; `quantisation` is the number format of the weights, None for 16 bits.
         """
         reference = self.reference

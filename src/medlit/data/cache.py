@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
 
 _BATCH = 1_000  # rows
+Names = tuple[str, ...]
 
 
 def cache_key(*parts: object) -> str:
@@ -45,12 +46,7 @@ def cache_folder() -> Path:
 
 
 def cached_table(
-    path: Path,
-    names: tuple[str, ...],
-    rows: Callable[..., Iterator[dict[str, Any]]],
-    /,
-    lists: tuple[str, ...] = (),
-    **settings: object,
+    path: Path, names: Names, rows: Callable[..., Iterator[Any]], /, lists: Names = (), **settings: object
 ) -> Dataset:
     """Write what `rows` yields of a file to the Arrow cache, or map what an earlier run wrote.
 

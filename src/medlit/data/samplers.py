@@ -42,12 +42,7 @@ def epoch_order(
 ) -> IntArray:
     """The answers of an epoch in training order, as many as there are notes, (N,).
 
-    Args:
-        labels: label ids of all answers, (A,).
-        class_balance: how often a label is drawn.
-        seed: of all epochs.
-        epoch: number of this one.
-        notes: the note of each answer, 0 .. N-1 ascending, (A,); None: every note has one answer.
+    They are places in `labels`, the label ids of all answers, (A,); `notes` is as in `StepSampler`.
     """
     rng = np.random.default_rng([seed, epoch])
     number = len(labels) if notes is None else int(notes[-1]) + 1

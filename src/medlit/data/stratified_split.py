@@ -147,11 +147,7 @@ def shares_to_draw(kind: SplitKind, given: set[str], settings: Split) -> list[tu
 
 
 def resolve_conflicts(
-    split: list[str],
-    labels: list[tuple[str, ...]],
-    ids: Sequence[str],
-    text_hashes: Sequence[str],
-    conflicts: LabelConflicts,
+    split: list[str], labels: list[tuple[str, ...]], ids: Sequence[str], text_hashes: Sequence[str], how: LabelConflicts
 ) -> None:
     """Change split and labels of rows whose text has other labels in another row of the split.
 
@@ -167,12 +163,12 @@ def resolve_conflicts(
         votes = Counter(label for row in rows for label in labels[row])
         ordered = sorted(votes, key=lambda label: (-votes[label], label))
         first = min(rows, key=ids.__getitem__)
-        if conflicts == "merge":
+        if how == "merge":
             labels[first] = tuple(dict.fromkeys([*labels[first], *ordered]))
         for row in rows:
-            if conflicts == "merge":
+            if how == "merge":
                 split[row] = name if row == first else DUPLICATE
-            elif differ and conflicts == "drop":
+            elif differ and how == "drop":
                 split[row] = CONFLICT
             elif differ:
                 labels[row] = (ordered[0],)

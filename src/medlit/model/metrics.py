@@ -76,13 +76,7 @@ class SpecialtyMetrics(Metric):
         self.add_state("confusion", torch.zeros(side, side, dtype=torch.int64), "sum")
 
     def update(self, answers: Tensor, truth: Tensor, accepted: Tensor | None = None) -> None:
-        """Count B answers, (B,) int64.
-
-        Args:
-            answers: label ids, K for an invalid one.
-            truth: the first label of each note, (B,).
-            accepted: all of them, as in `EvalBatch`, (B, most labels); None: the first alone.
-        """
+        """Count B answers, (B,) int64; a note's labels are `accepted`, as in `EvalBatch`; None: the first alone."""
         accepted = truth[:, None] if accepted is None else accepted
         self.any_of += (answers[:, None] == accepted).any(dim=1).sum()
         self.several += (accepted != truth[:, None]).any(dim=1).sum()

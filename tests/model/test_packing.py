@@ -80,7 +80,7 @@ def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int |
     with _block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
         layer = SimpleNamespace(config=settings)
         together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
-    assert not hasattr(inner, name), "the body makes masks of its own for other batches"
+    assert not hasattr(inner, name), "the body makes the masks of other batches itself"
     for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
         alone = attention(*(x[:, :, start:end] for x in heads), window, cap=0.5)
         assert torch.allclose(together[:, start:end], alone, atol=1e-5)

@@ -35,7 +35,7 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
 
 
 def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth trains a family with layers of its own, whose fused kernels keep less for the backward pass."""
+    """Whether Unsloth wrote a family's layers itself: their fused kernels keep less for the backward pass."""
     return bool(config.model_type in FUSED_FAMILIES)
 
 

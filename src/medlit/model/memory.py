@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.base_model import FUSED_FAMILIES, PACKING_FAMILIES, unreadable
+from medlit.base_model import PACKING_FAMILIES, unreadable
 from medlit.errors import UserError
-from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, loaded_part, target_layers
+from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, has_fused_kernels, loaded_part, target_layers
 from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
 def _more_kept(config: Any, dora: bool) -> float:  # noqa: ANN401 - as above
     if dora or config.model_type not in PACKING_FAMILIES:
         return _UNMEASURED
-    return 1 if config.model_type in FUSED_FAMILIES else _STOCK_LAYER
+    return 1 if has_fused_kernels(config) else _STOCK_LAYER
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+
 from medlit.errors import UserError
 
 MAX_OBJECT = 1 << 26  # characters in one JSON object, or in one line
@@ -174,10 +176,7 @@ def _open_zip(path: Path) -> IO[bytes]:
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
-    import pyarrow as pa
-
-    stream: Any = pa.CompressedInputStream(str(path), "zstd")
-    return io.BufferedReader(stream)
+    return io.BufferedReader(pa.CompressedInputStream(str(path), "zstd"))
 
 
 def _open_utf8(path: Path, newline: str) -> IO[str]:

@@ -13,11 +13,7 @@ _TYPES = {"int": int, "float": float, "path": Path}
 
 
 def run(args: Sequence[str]) -> int:
-    """Export and verify.
-
-    Raises:
-        UserError: the settings, weights or notes cannot be used, or the export answers differently.
-    """
+    """Export and verify; a UserError if settings, weights or notes do not serve, or the export answers differently."""
     options, rest = build_parser().parse_known_args(args)
     from medlit.unsloth_first import import_unsloth
 

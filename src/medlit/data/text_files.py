@@ -19,6 +19,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,15 +148,12 @@ def _invalid_json(path: str, place: str) -> UserError:
 
 def _lines(file: IO[str], path: str) -> Iterator[str]:
     """Yield the lines of a text; without a limit one that never ends, as a small archive may hold, fills the memory."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_OBJECT)
+    for number, line in enumerate(iter(partial(file.readline, MAX_OBJECT), ""), start=1):
         if len(line) == MAX_OBJECT:
             raise UserError(
                 f"data.source: {path}, line {number}: the line is over {MAX_OBJECT >> 20} million characters long;"
                 " export the table again with one row on each line."
             )
-        if not line:
-            return
         yield line
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from medlit.base_model import load_tokenizer, resolve
+from medlit.base_model import load_tokenizer, read_config
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device, silence_warnings
@@ -205,12 +205,9 @@ def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
 
 
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
-    from transformers import AutoConfig
-
     data, language_model = cli.datamodule, cli.model.language_model
     device = cli.trainer.strategy.root_device
-    folder = resolve(language_model.base_model)
-    config = AutoConfig.from_pretrained(folder, revision=language_model.revision, trust_remote_code=False)
+    config = read_config(language_model.base_model, language_model.revision)
     lengths, answer = np.array(data.rows("validation")["length"][:]), cli.model.decoding.max_new_tokens
     eval_tokens = max(len(rows) * (int(lengths[rows].max()) + answer) for rows in data.val_dataloader().sampler)
     dtype = dtype_for(device, language_model.dtype)
@@ -245,13 +242,13 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     """What the profiler and the callbacks of the fit measured; a step and a batch end when the GPU is done."""
     times = {name.rpartition(".")[2]: each for name, each in cli.trainer.profiler.recorded_durations.items()}  # type: ignore[attr-defined]
-    first, *_, seconds = np.reshape(times["run_training_batch"], (-1, cli.trainer.accumulate_grad_batches)).sum(axis=1)
-    (rates,) = (each.rates for each in cli.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
+    steps = np.reshape(times["run_training_batch"], (-1, cli.trainer.accumulate_grad_batches)).sum(axis=1)
+    (rates,) = (each.rates or {} for each in cli.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
     loss = float(cli.trainer.callback_metrics["train/loss"])
     packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)
     how = "packed" if packed else "padded"
     found = (
-        f"{seconds:.2f} s, the first {first:.1f} s: {cli.datamodule.batching.global_batch_size} notes, {how},"
+        f"{steps[-1]:.2f} s, the first {steps[0]:.1f} s: {cli.datamodule.batching.global_batch_size} notes, {how},"
         f" {rates[TOKENS_PER_SECOND]:,.0f} tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded"
         f" in {times['configure_model'][0]:.0f} s"
     )

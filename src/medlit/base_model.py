@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:smollm2-135m"
 # model_type of the models whose layers Unsloth wrote itself, with fused kernels.
-FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FUSED_FAMILIES = frozenset({"gemma2", "llama", "mistral", "qwen2", "qwen3"})
 # Those whose attention takes packed notes.
-PACKING_FAMILIES = FUSED_FAMILIES | {"gemma2", "gemma3", "gemma3_text", "granite", "phi3", "smollm3"}
+PACKING_FAMILIES = FUSED_FAMILIES | {"gemma3", "gemma3_text", "granite", "phi3", "smollm3"}
+# model_type of the families that docs/hardware.md reports on.
 TRIED_FAMILIES = (
     *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
     *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),

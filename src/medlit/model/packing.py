@@ -55,7 +55,9 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     inner: Any = causal_lm(model)
     kind = inner.config.model_type
     packs = kind in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
-    if packs and has_fused_kernels(inner.config):
+    if packs and kind == "gemma2":
+        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
+    elif packs and has_fused_kernels(inner.config):
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
         rotary: Any = body(model).rotary_emb
@@ -65,8 +67,6 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         if (short := getattr(rotary, "original_max_position_embeddings", None)) is not None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
-    elif packs and kind == "gemma2":
-        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
     elif packs:
         packs = enable_hf_packed_attention()
     for layer in decoder_layers(model) if kind == "gemma2" else ():
@@ -86,7 +86,7 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.starts is not None and has_fused_kernels(inner.config):
+    if batch.starts is not None and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2":
         row = share_beginning(batch)
         # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the positions
         # and leave its compiled layers for it.

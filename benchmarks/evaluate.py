@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
+from builtin_notes import SPECIALTIES as BUILTIN_SPECIALTIES
 
 if TYPE_CHECKING:
     import torch

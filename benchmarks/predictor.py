@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.data.builtin import SPECIALTIES as BUILTIN_SPECIALTIES
+from builtin_notes import SPECIALTIES as BUILTIN_SPECIALTIES
 
 if TYPE_CHECKING:
     from medlit import SpecialtyPredictor
@@ -59,7 +59,7 @@ def write_untrained(folder: Path, base_model: str) -> Path:
 
 def invented(notes: int) -> list[str]:
     """Built-in notes; every third is three of them joined, so that lengths vary as real ones do."""
-    from medlit.data.builtin import builtin_notes
+    from builtin_notes import builtin_notes
 
     rows = builtin_notes(seed=3407, train=2 * notes, validation=1, test=1)["train"]
     texts = [row["transcription"] for row in rows]

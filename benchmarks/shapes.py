@@ -265,7 +265,7 @@ def write_notes(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, ov
         overhead: tokens of prompt and answer around a text.
         shrink: lengths are divided by this.
     """
-    from medlit.data.builtin import builtin_notes
+    from builtin_notes import builtin_notes
 
     invented = builtin_notes(train=390, validation=13, test=13)
     pool: list[int] = tokenizer(" ".join(row["transcription"] for row in invented["train"]))["input_ids"][1:]

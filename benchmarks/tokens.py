@@ -23,7 +23,7 @@ from typing import Any
 from shapes import write_notes
 
 RESULTS = Path(__file__).parent / "results" / "tokens.json"
-SYSTEMS = {"one core": "false", "all cores": ""}  # TOKENIZERS_PARALLELISM, as medlit.data.prompt reads it
+SYSTEMS = {"one core": "false", "all cores": "true"}  # TOKENIZERS_PARALLELISM
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,14 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from medlit.atomic_io import write_json
     from medlit.base_model import load_tokenizer
-    from medlit.data.prompt import TOKENIZERS_PARALLELISM, AlpacaPrompt
+    from medlit.data.prompt import AlpacaPrompt
     from medlit.data.tokenise import tokenise
+    from medlit.unsloth_first import TOKENIZERS_PARALLELISM
 
     prompt = AlpacaPrompt(load_tokenizer(options.base_model, None))
     with tempfile.TemporaryDirectory() as folder:
         table = write_notes(Path(folder), prompt.tokenizer, options.notes, len(prompt.header) + len(prompt.footer))
         notes = Dataset.from_json(str(table / "train.jsonl"), cache_dir=folder, keep_in_memory=True)
     notes = notes.rename_column("medical_specialty", "specialty")
+    notes = notes.add_column("specialties", [[name] for name in notes["specialty"]])
     took: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     lengths: list[int] = []
     for turn in range(-1, options.rounds):  # the first is not counted

@@ -223,12 +223,13 @@ class Run:
         from medlit.data.datamodule import TranscriptionDataModule
         from medlit.data.settings import Batching, Split, Tokenizer
 
-        return TranscriptionDataModule(
+        data = TranscriptionDataModule(
             source=str(self.source),
             split=Split("official"),
             batching=Batching(global_batch_size=NOTES_A_STEP, micro_batch_size=batch_size, **settings),
-            tokenizer=Tokenizer(str(self.llama), max_length=2048 if self.cuda else 512),
         )
+        data.tokenizer = Tokenizer(str(self.llama), max_length=2048 if self.cuda else 512)
+        return data
 
     # --- medlit -------------------------------------------------------------------------------------------------------
 

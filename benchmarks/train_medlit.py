@@ -20,6 +20,7 @@ from medlit.callbacks.throughput import Throughput
 from medlit.cli.arguments import TRAINER_DEFAULTS
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -107,7 +108,7 @@ class Lab:
             "devices": 1,
             "precision": "bf16-mixed" if self.cuda else "32-true",
             "max_steps": steps,
-            "accumulate_grad_batches": data.micro_batches_per_step(1),
+            "accumulate_grad_batches": micro_batches_per_step(data.batching, 1),
             "limit_val_batches": 0,
             "logger": TensorBoardLogger(str(self.scratch / "logs")),
             "enable_checkpointing": False,

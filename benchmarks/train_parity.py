@@ -172,9 +172,8 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     from medlit.model.settings import LanguageModel, Lora
 
     language_model = LanguageModel(llama, max_length=max_length)
-    data = TranscriptionDataModule(
-        str(notes), split=Split("official"), tokenizer=Tokenizer(llama, max_length=max_length)
-    )
+    data = TranscriptionDataModule(str(notes), split=Split("official"))
+    data.tokenizer = Tokenizer(llama, max_length=max_length)
     data.setup("fit")
     rows = [dict(data.rows("train")[i], row=i) for i in range(TRUTH_NOTES)]
     asked = [

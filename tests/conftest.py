@@ -52,10 +52,32 @@ class Outcome(NamedTuple):
 Medlit = Callable[..., Outcome]
 
 
+_PARSERS: dict[object, dict[str, object]] = {}  # verb -> what setting up its parser left
+
+
 @pytest.fixture
-def medlit(capsys: pytest.CaptureFixture[str]) -> Medlit:
-    """Run a command in this process; only user errors end in an exit code, others are raised."""
-    from medlit.cli.cli import main
+def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Medlit:
+    """Run a command in this process; only user errors end in an exit code, others are raised.
+
+    Two things are saved, of which other tests look at the result: a verb's parser is set up once, and the pictures of a
+    validation are not drawn.
+    """
+    import numpy as np
+    from lightning.pytorch.cli import LightningCLI
+
+    from medlit.cli.cli import MedlitCLI, main
+
+    setup_parser = LightningCLI.setup_parser
+
+    def setup_once(cli: MedlitCLI, *arguments: object, **settings: object) -> None:
+        before, verb = dict(vars(cli)), vars(cli)["_verb"]
+        if verb not in _PARSERS:
+            setup_parser(cli, *arguments, **settings)  # type: ignore[arg-type]
+            _PARSERS[verb] = {name: value for name, value in vars(cli).items() if before.get(name) is not value}
+        vars(cli).update(_PARSERS[verb])
+
+    monkeypatch.setattr(LightningCLI, "setup_parser", setup_once)
+    monkeypatch.setattr("medlit.callbacks.report.pixels", lambda figure: np.zeros((8, 8, 3), dtype=np.uint8))
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()

@@ -105,6 +105,7 @@ _OTHERS = (
     ("model", "3"),
     ("model.lora", "[16, 16]"),
     ("data.labels", "[a, b]"),
+    ("data.labels.separator", "' '"),
     ("model.language_model.trust_remote_code", "true"),
 )
 

@@ -155,10 +155,12 @@ def make_datamodule(**settings: Any) -> TranscriptionDataModule:  # noqa: ANN401
         "split": Split,
         "batching": Batching,
         "predict": Predict,
-        "tokenizer": Tokenizer,
     }
+    tokenizer = Tokenizer(**settings.pop("tokenizer", {}))
     built = {name: groups[name](**value) if isinstance(value, dict) else value for name, value in settings.items()}
-    return TranscriptionDataModule(**built)
+    data = TranscriptionDataModule(**built)
+    data.tokenizer = tokenizer
+    return data
 
 
 def tiny_datamodule(notes_folder: Path, llama: Path, /, **settings: Any) -> TranscriptionDataModule:  # noqa: ANN401

@@ -1,4 +1,7 @@
-"""With a network, medlit contacts the Hub only: neither Unsloth's statistics nor telemetry."""
+"""With a network, medlit contacts the Hub only: neither Unsloth's statistics nor telemetry.
+
+The process that shows it also shows what a new process prints: an answer on standard output, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Medlit
 
 # Refuses, and writes down, every connection and every look-up of a name but those of the Hub's stand-in; then runs
 # medlit once for each list of arguments. Installed before anything is imported.
@@ -32,7 +38,7 @@ def guard(event, arguments):
         raise OSError("no network here")
 sys.addaudithook(guard)
 from medlit.__main__ import main
-codes = []
+codes, files = [], []
 for arguments in runs:
     print("=== run", file=sys.stderr, flush=True)
     try:
@@ -40,7 +46,8 @@ for arguments in runs:
         codes.append(0)
     except SystemExit as stop:
         codes.append(stop.code)
-open(report, "w").write(json.dumps({"codes": codes, "others": others}))
+    files.append(sum((found for _, _, found in os.walk(".")), []))
+open(report, "w").write(json.dumps({"codes": codes, "others": others, "files": files}))
 """
 
 
@@ -72,8 +79,8 @@ def hub() -> Iterator[tuple[str, int, list[str]]]:
     server.shutdown()
 
 
-def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Run medlit in a process that knows the Hub's stand-in alone; its report, and each run's output."""
+def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -> tuple[dict[str, Any], list[str], str]:
+    """Run medlit in a process that knows the Hub's stand-in alone; its report, each run's messages, and the output."""
     host, port, _ = hub
     # What the tests are given, and what Unsloth makes of it when it is imported.
     kept_off = ("OFFLINE", "UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY")
@@ -84,24 +91,30 @@ def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -
         [sys.executable, "-c", GUARDED, argument], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return json.loads((tmp_path / "report.json").read_text()), done.stderr.split("=== run\n")[1:]
+    return json.loads((tmp_path / "report.json").read_text()), done.stderr.split("=== run\n")[1:], done.stdout
 
 
-def test_only_the_hub_is_contacted_and_missing_repositories_are_reported(
-    hub: tuple[str, int, list[str]], tiny_config: Path, tmp_path: Path
+def test_only_the_hub_is_contacted_missing_repositories_are_reported_and_an_answer_alone_is_printed(
+    hub: tuple[str, int, list[str]], medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     config = ["--config", str(tiny_config)]
-    report, said = guarded(
+    one_note = ["predict", *config, "--ckpt_path", "best", "--data.predict.text", "Since Monday:\nheart pain."]
+    here = medlit(*one_note).out
+    before = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    report, said, printed = guarded(
         hub,
         tmp_path,
+        one_note,
         ["fit", *config, "--model.language_model.base_model", "nobody/no-llama"],
         ["fit", *config, "--data.source", "nobody/no-notes"],
         ["fit", *config, "--trainer.max_steps", "1"],
     )
     assert report["others"] == []
-    assert report["codes"] == [2, 2, 0], said
+    assert report["codes"] == [0, 2, 2, 0], said
+    assert printed == here
+    assert sorted(report["files"][0]) == sorted(before)
     for words, key, name in zip(
-        said, ("model.language_model.base_model", "data.source"), ("llama", "notes"), strict=False
+        said[1:], ("model.language_model.base_model", "data.source"), ("llama", "notes"), strict=False
     ):
         told = [line for line in words.splitlines() if line.startswith("medlit: ")]
         assert len(told) == 1, words

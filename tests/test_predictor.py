@@ -233,9 +233,12 @@ def test_an_invalid_note_is_named_by_its_position(load: Load, texts: Any, messag
         ({"device": "cuda:99"}, "device: medlit cannot compute on cuda:99"),
     ],
 )
-def test_a_wrong_setting_is_named(fitted: Path, wanted: dict[str, Any], message: str) -> None:
+def test_a_wrong_setting_is_named_before_weights_are_read(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], message: str
+) -> None:
     from medlit import SpecialtyPredictor
 
+    monkeypatch.setattr("medlit.predictor.load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=message):
         SpecialtyPredictor.load(fitted / "adapter", **wanted).predict(["a note"])
 
@@ -320,6 +323,8 @@ def test_importing_medlit_is_light_and_the_predictor_brings_unsloth_before_trans
         "import medlit.unsloth_first as door\n"
         "door.import_unsloth = lambda: print('transformers' in sys.modules)\n"
         "medlit.SpecialtyPredictor\n"
+        "import medlit.cli.cli\n"
+        "assert 'unsloth' not in sys.modules, 'nor by a module of its own accord'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

@@ -84,35 +84,6 @@ def test_canaries_are_found(tmp_path: Path) -> None:
     assert hits(tmp_path / "none", "fine", f"bad: {TOKEN}") == ["text 1"]
 
 
-def test_no_command_leaks_a_note_or_the_token(
-    medlit: Medlit,
-    tiny_config: Path,
-    source: Path,
-    work: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    printed = []
-    for verb in ("fit", "validate", "test", "predict"):
-        checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
-        printed += run(medlit, verb, tiny_config, source, *checkpoint)
-    printed += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
-    run_folder = work / "logs" / "tiny" / "version_0"
-    printed += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
-    printed.append(caplog.text)
-    names = {path.name for path in work.rglob("*")}
-    assert {
-        "last.ckpt",
-        "config_fit.yaml",
-        "hparams.yaml",
-        "predictions.csv",
-        "audit.json",
-        "adapter",
-        "report.md",
-    } <= names
-    assert hits(work, *printed) == []
-
-
 @pytest.mark.parametrize(
     ("method", "error"),
     [
@@ -220,25 +191,41 @@ def test_the_guard_sees_a_connection(guarded: list[str]) -> None:
     assert guarded
 
 
-def test_no_command_opens_a_connection_offline(
+def test_no_command_leaks_a_note_or_the_token_or_opens_a_connection_offline(
     medlit: Medlit,
     tiny_config: Path,
     source: Path,
     work: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     guarded: list[str],
 ) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+    printed = []
     for verb in ("fit", "validate", "test", "predict"):
-        run(medlit, verb, tiny_config, source, *([] if verb == "fit" else ["--ckpt_path", "last"]))
-    adapter = ["--model.adapter", work / "logs" / "tiny" / "version_0" / "adapter", "--run_dir", work / "other"]
-    run(medlit, "test", tiny_config, source, *adapter)
-    run(medlit, "predict", tiny_config, source, "--data.predict.text", "a heart murmur")
-    for verb in ("audit", "baseline"):
-        tool(capsys, verb, "--config", tiny_config, "--data.source", source)
-    run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
-    run(medlit, "fit", tiny_config, source, "--model.language_model.base_model", "nobody/no-llama", code=2)
-    run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
+        checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
+        printed += run(medlit, verb, tiny_config, source, *checkpoint)
+    printed += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
+    run_folder = work / "logs" / "tiny" / "version_0"
+    printed += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
+    adapter = ["--model.adapter", run_folder / "adapter", "--run_dir", work / "other"]
+    printed += run(medlit, "test", tiny_config, source, *adapter)
+    printed += run(medlit, "predict", tiny_config, source, "--data.predict.text", "a heart murmur")
+    printed += run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
+    printed += run(medlit, "fit", tiny_config, source, "--model.language_model.base_model", "nobody/no-llama", code=2)
+    printed += run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
+    printed.append(caplog.text)
+    names = {path.name for path in work.rglob("*")}
+    assert {
+        "last.ckpt",
+        "config_fit.yaml",
+        "hparams.yaml",
+        "predictions.csv",
+        "audit.json",
+        "adapter",
+        "report.md",
+    } <= names
+    assert hits(work, *printed) == []
     assert guarded == []
 
 

@@ -70,6 +70,19 @@ def tiny_multimodal() -> nn.Module:
     return model
 
 
+def tiny_gemma3(**text: object) -> nn.Module:
+    """A whole Gemma 3 in float32, beside a vision tower with layers of the same names; medlit loads the text part."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    settings = tiny_model("gemma3_text").config.to_dict() | text  # type: ignore[operator, union-attr]
+    config = Gemma3Config(text_config=settings, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model: nn.Module = Gemma3ForConditionalGeneration(config).float().eval()
+    return model
+
+
 def tiny_model(family: str) -> nn.Module:
     """A float32 model in evaluation mode."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM

@@ -6,7 +6,7 @@ and `--print_config` skip it.
 
 import sys
 
-from medlit.cli import MODEL_VERBS, TOOLS, end_on_signals
+from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals
 
 # What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
@@ -38,15 +38,7 @@ def main(args: list[str] | None = None) -> None:
         return
     # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if verb in TOOLS:
-        from medlit.errors import UserError
-
-        try:
-            raise SystemExit(importlib.import_module(f"medlit.tools.{verb}").run(arguments[1:]))
-        except UserError as error:
-            print(f"medlit: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-    if verb not in MODEL_VERBS:
+    if verb not in MODEL_VERBS and verb not in TOOLS:
         import difflib
 
         known = [*MODEL_VERBS, *TOOLS]
@@ -54,13 +46,22 @@ def main(args: list[str] | None = None) -> None:
         meant = f" did you mean {similar[0]}?" if similar else ""
         print(f"medlit: there is no command {verb!r};{meant} the commands are {', '.join(known)}.", file=sys.stderr)
         raise SystemExit(2)
-    if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
-        from medlit.unsloth_first import import_unsloth
+    from medlit.errors import UserError
 
-        import_unsloth()
-    from medlit.cli.cli import main as run
+    try:
+        check_configs(arguments)
+        if verb in TOOLS:
+            raise SystemExit(importlib.import_module(f"medlit.tools.{verb}").run(arguments[1:]))
+        if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
+            from medlit.unsloth_first import import_unsloth
 
-    run(arguments)
+            import_unsloth()
+        from medlit.cli.cli import main as run
+
+        run(arguments)
+    except UserError as error:
+        print(f"medlit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

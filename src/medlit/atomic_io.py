@@ -1,13 +1,14 @@
 """Files and folders that appear whole or not at all, and the message for a full disk or a read-only folder."""
 
 import errno
+import fcntl
 import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def replace(new: Path, old: Path) -> None:
     _flush(new)
     os.replace(new, old)
     _flush(old.parent)
+
+
+def lock(file: int, taken: str) -> None:
+    """Lock an open file or folder until it is closed, however this process ends; a UserError if another holds it."""
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(taken) from error
 
 
 def remove_partial(path: Path) -> None:

@@ -140,6 +140,7 @@ class SpecialtyPredictor:
         check_metadata(ours, metadata, f"the adapter {file.parent}")
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
+        prompt.prompt("")  # refuses a limit without room for a note before the weights are read
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         temperature = metadata.temperatures.get(decoding_key(decoding))

@@ -6,13 +6,13 @@ logs/<config>/version_N/
     report.html   report.md   test_facts.json   baseline_<name>_metrics.json   baseline_<name>_answers.parquet
 """
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medlit.atomic_io import lock
 from medlit.errors import UserError
 from medlit.paths import local_path
 
@@ -85,12 +85,7 @@ def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
         )
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however this process ends
-            except BlockingIOError as error:
-                message = f"run_dir: another fit is writing to {folder}; wait for its end, or name another folder."
-                raise UserError(message) from error
+        lock(handle, f"run_dir: another fit is writing to {folder}; wait for its end, or name another folder.")
         yield
     finally:
         os.close(handle)

@@ -15,7 +15,6 @@ from typing import Any
 
 from medlit.paths import cache_dir
 
-# '' means off by default, not by the user's choice: `medlit.data.prompt` may then use all cores to tokenise.
 TOKENIZERS_PARALLELISM = "TOKENIZERS_PARALLELISM"
 _STOCK, _MASKS = "_stock_", "transformers.masking_utils"
 
@@ -26,12 +25,13 @@ def import_unsloth() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Unsloth switches it off; setting it first keeps a user's own choice recognisable.
-    os.environ.setdefault(TOKENIZERS_PARALLELISM, "")
+    threads = os.environ.get(TOKENIZERS_PARALLELISM)
     # Unsloth prints a greeting, and standard output is for answers.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("unsloth")
+    if threads is None:  # Unsloth switches them off; notes are tokenised on all cores
+        os.environ.pop(TOKENIZERS_PARALLELISM, None)
 
 
 def stock_class(model_class: Any) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base

@@ -129,6 +129,27 @@ def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
     assert "data.labels.aliases" in said
 
 
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ([], "there is no label"),
+        ([HEART, 3], "column 'medical_specialty' holds a list where a list of texts belongs"),
+        (HEART, "column 'medical_specialty' holds a text where a list of texts belongs"),
+        ([HEART, "7"], "a number stands among names"),
+    ],
+)
+def test_a_list_of_labels_that_cannot_be_used(fit: Refused, tmp_path: Path, cell: object, expected: str) -> None:
+    rows: list[dict[str, object]] = [
+        row | {"medical_specialty": [row["medical_specialty"]]} for row in notes()["train"]
+    ]
+    rows[6]["medical_specialty"] = cell
+    source = tmp_path / "notes.json"
+    source.write_text(json.dumps(rows))
+    said = fit("--data.source", source)
+    assert f"{source}, row 7" in said
+    assert expected in said
+
+
 @pytest.mark.parametrize("other", ["heart ", "HEART\u200b"])
 def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
     aliases = json.dumps({"Heart": "Cardiology", other: "Surgery"})
@@ -789,6 +810,74 @@ def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -
     assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
     (tmp_path / "broken.yaml").write_text("data: [\n")
     refused("fit", "--config", "broken.yaml")
+
+
+def test_one_value_for_all_settings_of_the_model(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: 3\n")
+    assert refused("fit", "--config", "a.yaml").startswith("medlit: model: must be a group of settings, not 3; ")
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict", "doctor", "audit", "baseline", "export"])
+@pytest.mark.parametrize("flags", [["--config", "own.yaml"], ["-c", "own.yaml"], ["--config=own.yaml"]])
+def test_a_missing_config_is_reported_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, flags: list[str]
+) -> None:
+    from medlit.__main__ import main
+
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *flags])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "medlit: config: there is no file own.yaml; give the path of a YAML file.\n"
+
+
+def test_a_cache_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medlit.__main__ import main
+
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "taken" / "cache"))
+    monkeypatch.delenv("UNSLOTH_COMPILE_LOCATION", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("medlit: MEDLIT_CACHE: the cache folder")
+
+
+@pytest.mark.parametrize(
+    ("verb", "missing", "flags", "says"),
+    [
+        ("fit", "train", [], "has no train split"),
+        ("fit", "validation", [], "has no validation split"),
+        ("validate", "validation", [], "has no validation split"),
+        ("test", "test", [], "has no test split"),
+        ("predict", "test", [], "has no test split"),
+        ("predict", None, ["--data.predict.source", "incoming.csv"], "there is no file or folder incoming.csv"),
+        ("fit", None, ["--data.batching.global_batch_size", "25"], "the training split has 24 notes"),
+        ("fit", None, ["--data.max_response_tokens", "2"], "data.max_response_tokens: the label "),
+        ("validate", None, ["--data.max_response_tokens", "2"], "data.max_response_tokens: the label "),
+        ("test", None, ["--data.max_response_tokens", "2"], "data.max_response_tokens: the label "),
+        ("predict", None, ["--model.language_model.max_length", "50"], "50 tokens leave no room for a note"),
+    ],
+)
+def test_notes_are_refused_before_weights_are_read(
+    refused: Refused,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    missing: str | None,
+    flags: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr("medlit.model.module.load_model", lambda *_: pytest.fail("weights were read"))
+    source = write_notes(tmp_path / "notes")
+    if missing is not None:
+        (source / f"{missing}.csv").unlink()
+    assert says in refused(
+        verb, "--config", tiny_config, "--data.source", source, "--data.split.kind", "official", *flags
+    )
 
 
 def test_an_audit_whose_output_folder_is_a_file_is_refused_before_it_starts(

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from conftest import Medlit
 
 SOURCE = Path(package.__file__).parents[1]
-COUNTED = {"accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
-COUNTED |= {"n", "per_class", "confusion", "loss"}
-DOUBT = {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+COUNTED = {"accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
+COUNTED |= {"n", "several_labels", "per_class", "confusion", "loss"}
+DOUBT = {"accuracy_ci", "any_of_accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
 OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
 SCORES = COUNTED | DOUBT | OF_PROBABILITIES
@@ -87,11 +87,18 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert files(tmp_path) == set()
 
 
-def test_print_config_loads_no_weights_and_not_unsloth(tmp_path: Path) -> None:
-    arguments = ["fit", "--model.language_model.base_model", "./nowhere", "--print_config"]
-    done = command(*arguments, cwd=tmp_path, code="print('#', 'unsloth' in sys.modules)")
-    assert yaml.safe_load(done.stdout)["model"]["language_model"]["base_model"] == "./nowhere"
-    assert done.stdout.splitlines()[-1] == "# False"
+def test_print_config_loads_no_weights_and_not_unsloth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That no module imports Unsloth by itself is tested beside the predictor, in a process of its own."""
+    from medlit.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("medlit.unsloth_first.import_unsloth", lambda: pytest.fail("Unsloth was imported"))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.language_model.base_model", "./nowhere", "--print_config"])
+    assert not stop.value.code
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["language_model"]["base_model"] == "./nowhere"
     assert files(tmp_path) == set()
 
 
@@ -399,7 +406,7 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     found = scores(run / "validate_metrics.json")
     assert set(found) == SCORES
     best = max(range(3), key=lambda i: curve(run, "val/f1_macro")[i][1])
-    for name in ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
+    for name in ("accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate", "loss"):
         assert found[name] == pytest.approx(curve(run, f"val/{name}")[best][1], abs=1e-5), name
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 
@@ -548,6 +555,38 @@ def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_c
         assert tested.code == 0, tested.err
         loss.append(json.loads((tmp_path / "run" / "test_metrics.json").read_text())["loss"])
     assert loss[0] == pytest.approx(loss[1], abs=1e-4)
+
+
+def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_command(
+    medlit: Medlit, tiny_config: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+    from tiny_families import tiny_gemma3
+    from transformers import AutoTokenizer
+
+    from medlit import SpecialtyPredictor
+    from medlit.tools.export import run as export
+
+    AutoTokenizer.from_pretrained(llama).save_pretrained(base := tmp_path / "base")
+    tiny_gemma3(vocab_size=768).save_pretrained(base)  # type: ignore[operator]
+    monkeypatch.chdir(tmp_path)
+    model = ["--model.language_model.base_model", base, "--model.language_model.load_in_4bit", "false"]
+    command = ["--config", tiny_config, *model, "--val_every_steps", "1", "--model.decoding.mode", "likelihood"]
+    run = tmp_path / "run"
+    for steps, more in (("1", []), ("2", ["--ckpt_path", "last"])):  # the second resumes
+        done = medlit("fit", *command, *more, "--run_dir", run, "--trainer.max_steps", steps)
+        assert done.code == 0, done.err
+    assert all(".language_model.layers." in name for name in load_file(run / "adapter" / "adapter_model.safetensors"))
+    output = ["--run_dir", str(run), "--output", str(tmp_path / "out"), "--notes", "6", "--to", "adapter"]
+    assert export(["--model.adapter", str(run / "adapter"), *output]) == 0, "a process without medlit and Unsloth"
+    (row,) = json.loads((tmp_path / "out" / "verification.json").read_text())["exports"]
+    assert row["against_medlit"]["all_max"] < 1e-4
+    texts = [row["transcription"] for row in notes()["test"]]
+    predicted = medlit("predict", *command, "--ckpt_path", "best", "--run_dir", run)
+    assert predicted.code == 0, predicted.err
+    by_class = SpecialtyPredictor.load(run, device="cpu").predict(texts)
+    table = pd.read_csv(run / "predictions.csv")
+    assert [one.probability for one in by_class] == pytest.approx(list(table["probability"]), abs=1e-4)
 
 
 def test_an_adapter_in_a_closed_folder_costs_no_number(
@@ -708,15 +747,14 @@ def test_one_note_prints_its_answer_and_writes_nothing(
     assert files(tmp_path) == before
 
 
-def test_one_note_from_standard_input_in_a_fresh_process(
+def test_one_note_from_standard_input(
     medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = "Patient 30 years old, since Monday:\nheart pain."
     arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.predict.text"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(note.encode())))
-    here = medlit(*arguments, "-").out
     before = files(tmp_path)
-    assert command(*arguments, note, cwd=tmp_path).stdout == here
+    assert medlit(*arguments, "-").out == medlit(*arguments, note).out
     assert files(tmp_path) == before
 
 

@@ -13,8 +13,10 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from medlit.cli.arguments import make_datamodule
 from medlit.cli.cli import MedlitCLI
 from medlit.data.samplers import micro_batches_per_step
+from medlit.data.settings import Tokenizer
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -115,7 +117,6 @@ MENDS = {
     "data.split.kind": "auto",
     "data.batching.eval_batch_size": 32,
     "model.language_model.gradient_checkpointing": "auto",
-    "data.tokenizer.max_length": 2048,
     "val_every_steps": 20,
     "checkpoint.monitor": "val/f1_macro",
     "early_stopping.monitor": "val/f1_macro",
@@ -231,25 +232,21 @@ def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Name
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
     sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size"}
-    assert changed - sizes == {"config", "model.language_model.base_model", "data.tokenizer.base_model"}
+    assert changed - sizes == {"config", "model.language_model.base_model"}
 
 
 def test_the_small_model_takes_the_recipes_notes_a_step_and_runs_without_a_gpu() -> None:
     settings = parse((RECIPE, SMALL))
     assert settings.trainer.accelerator == "auto"
-    assert settings.data.tokenizer.base_model == "builtin:smollm2-135m"
-    assert (
-        micro_batches_per_step(settings.data.batching.global_batch_size, settings.data.batching.micro_batch_size, 1)
-        == 2
-    )
+    assert settings.model.language_model.base_model == "builtin:smollm2-135m"
+    assert micro_batches_per_step(make_datamodule(settings).batching, 1) == 2
 
 
 def test_the_base_model_and_its_limit_reach_the_data() -> None:
     settings = parse(
         (RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.language_model.max_length", "512"
     )
-    assert settings.data.tokenizer.base_model == "unsloth/mistral-7b-v0.3-bnb-4bit"
-    assert settings.data.tokenizer.max_length == 512
+    assert make_datamodule(settings).tokenizer == Tokenizer("unsloth/mistral-7b-v0.3-bnb-4bit", None, 512)
 
 
 def test_recipe_like_is_the_recipe_where_medlit_is_not() -> None:

@@ -52,11 +52,11 @@ def known() -> set[str]:
 def test_an_old_setting_is_refused_with_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str | bool, form: str
 ) -> None:
-    from medlit.cli.validation import check_renamed
+    from medlit.cli.validation import check_given
 
     args = give(form, name, value, tmp_path, monkeypatch)
     with pytest.raises(UserError) as refused:
-        check_renamed(args, "MEDLIT_FIT__")
+        check_given(args, "MEDLIT_FIT__")
     message = str(refused.value)
     assert message.startswith(f"{name}: {advice(name, value)}")
     assert message.count(". ") == 0, "one sentence"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from medlit.cli.validation import settle_length
+from medlit.cli.validation import check_given, settle_length
+from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -159,3 +160,15 @@ def test_a_note_that_looks_like_a_mapping_is_a_text(medlit: Medlit) -> None:
     outcome = medlit("predict", "--data.predict.text", note, "--data.instruction", note, "--print_config")
     assert outcome.code == 0, outcome.err
     assert yaml.safe_load(outcome.out)["data"]["predict"]["text"] == note
+
+
+@pytest.mark.parametrize("value", ["3", "abc", "null", "[1]", "true"])
+@pytest.mark.parametrize("group", ["trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"])
+def test_one_value_for_a_group_of_settings_is_refused(tmp_path: Path, group: str, value: str) -> None:
+    outer, _, inner = group.partition(".")
+    (tmp_path / "a.yaml").write_text(f"{outer}: {f'{{{inner}: {value}}}' if inner else value}\n")
+    for flags in (["--config", str(tmp_path / "a.yaml")], [f"--{group}={value}"]):
+        with pytest.raises(UserError, match=f"^{group}: must be a group of settings, not "):
+            check_given(flags, "MEDLIT_FIT__")
+    (tmp_path / "a.yaml").write_text("{}")
+    check_given([f"--{group}", str(tmp_path / "a.yaml")], "MEDLIT_FIT__")

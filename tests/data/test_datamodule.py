@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import re
@@ -10,13 +11,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fakes import BONE, BRAIN, HEART, SPLITS, notes, tiny_datamodule, write_csv
 
+from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
 
 Make = Callable[..., TranscriptionDataModule]
@@ -49,6 +53,10 @@ def all_text(data: TranscriptionDataModule) -> str:
     prompts = [batch.prompts for batch in evaluated] + list(data.predict_dataloader())
     tensors = [batch.input_ids for batch in [*data.train_dataloader(), *(batch.loss for batch in evaluated), *prompts]]
     return "".join(read(data, row) for tensor in tensors for row in tensor)
+
+
+def test_a_datamodule_has_at_most_twelve_settings() -> None:
+    assert len(inspect.signature(TranscriptionDataModule).parameters) <= 12
 
 
 # --- what gets to the model -------------------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ def test_packed_steps_hold_the_notes_of_padded_ones(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "capability", "packed"),
-    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), False), ("gemma2", (9, 0), False)],
+    [("llama", (8, 0), True), ("llama", (7, 5), False), ("mistral", (9, 0), True), ("olmo2", (9, 0), False)],
 )
 def test_card_and_base_model_decide_whether_notes_are_packed(
     make: Make,
@@ -165,7 +173,7 @@ def test_ranks_share_every_loader(make: Make, world_size: int) -> None:
     # In training it is padded tokens that are shared evenly, not notes.
     assert {len(share) for share in validated} == {SPLITS["validation"] // world_size}
     assert all(trained)
-    assert ranks[0].micro_batches_per_step(world_size) == -(-8 // world_size // 4)
+    assert micro_batches_per_step(ranks[0].batching, world_size) == -(-8 // world_size // 4)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -173,7 +181,7 @@ def test_a_split_with_fewer_notes_than_processes_is_refused_on_all_of_them(make:
     size = SPLITS[split]
     for rank in range(size + 1):
         data = on_rank(make(), rank, size + 1)
-        data.setup("fit")
+        data.setup(None)
         loader = data.val_dataloader if split == "validation" else data.test_dataloader
         with pytest.raises(UserError, match=f"the {split} split has {size} notes, too few for {size + 1} processes"):
             loader()
@@ -288,7 +296,7 @@ def test_answered_notes_are_skipped_and_every_process_gets_a_note(make: Make, do
     for rank in range(world_size):
         data = on_rank(make(), rank, world_size)
         data.setup("predict")
-        data.skip_answered(np.isin(np.arange(8), order[:done]))
+        data.answered = np.isin(np.arange(8), order[:done])
         mine = [row for batch in data.predict_dataloader() for row in batch.rows]
         assert mine, "Lightning would end here"
         rows += mine
@@ -328,3 +336,81 @@ def test_a_resumed_epoch_has_its_own_shuffle_before_set_epoch(make: Make) -> Non
         resumed.load_state_dict({"optimizer_steps": 7})
         resumed.setup("fit")
         assert [batch.ids for batch in resumed.train_dataloader()] == third[2:]
+
+
+# --- several labels a note --------------------------------------------------------------------------------------------
+
+
+def overlapping(folder: Path) -> str:
+    """The forty notes, of which those about the heart stand under a second specialty in a second row."""
+    for split, rows in notes().items():
+        again = [row | {"id": f"{row['id']}-b", "medical_specialty": BRAIN} for row in rows]
+        second = [row for row, first in zip(again, rows, strict=True) if first["medical_specialty"] == HEART]
+        write_csv(folder / f"{split}.csv", [*rows, *second])
+    return str(folder)
+
+
+@pytest.mark.parametrize("settings", [{"label_conflicts": "merge"}, {"batching": {"several_labels": "any"}}])
+@pytest.mark.parametrize("class_balance", ["none", "inverse"])
+def test_one_label_a_note_gives_the_batches_it_gave(
+    make: Make, tmp_path: Path, class_balance: str, settings: dict[str, Any]
+) -> None:
+    for split, rows in notes().items():
+        write_csv(tmp_path / f"{split}.csv", [row for row in rows if row["id"] != "train-04"])
+    balance = {"class_balance": class_balance}
+    before = make(source=str(tmp_path), batching=balance)
+    after = make(source=str(tmp_path), **settings | {"batching": settings.get("batching", {}) | balance})
+    for data in (before, after):
+        data.setup("fit")
+    assert before.fingerprint == after.fingerprint
+    for one, other in zip(before.train_dataloader(), after.train_dataloader(), strict=True):
+        assert (one.ids, one.lengths, one.step_tokens) == (other.ids, other.lengths, other.step_tokens)
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.targets, other.targets)
+        assert other.answers is None
+
+
+@pytest.mark.parametrize("several_labels", ["draw", "any"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_resumed_fit_trains_the_labels_that_an_uninterrupted_one_does(
+    make: Make, tmp_path: Path, several_labels: str, packing: bool
+) -> None:
+    def batches(step: int) -> list[Batch]:
+        batching = {"several_labels": several_labels, "packing": packing}
+        data = make(source=overlapping(tmp_path), label_conflicts="merge", batching=batching)
+        data.load_state_dict({"optimizer_steps": step})
+        data.setup("fit")
+        return list(data.train_dataloader())
+
+    whole, rest, second = batches(0), batches(1), batches(2)
+    assert len(whole) == 2 * 2, "24 rows and 8 more are 23 notes, one of which is in two rows of the forty already"
+    for batch, again in zip(whole[2:], rest, strict=True):
+        assert batch.targets.tolist() == again.targets.tolist()
+        assert batch.input_ids.tolist() == again.input_ids.tolist()
+    assert any(batch.answers for batch in whole) == (several_labels == "any")
+    if several_labels == "draw":
+        assert sum(len(batch.lengths) for batch in whole) == 16
+        assert sorted(i for b in whole for i in b.ids) != sorted(i for b in second for i in b.ids), "another epoch"
+    if packing:
+        assert len({len(batch.starts) for batch in whole if batch.starts is not None}) == 1
+
+
+def test_an_evaluation_knows_all_labels_of_a_note(make: Make, tmp_path: Path) -> None:
+    data = make(source=overlapping(tmp_path), label_conflicts="merge")
+    data.setup("validate")
+    for batch in data.val_dataloader():
+        for first, own in zip(batch.label_ids.tolist(), batch.accepted.tolist(), strict=True):
+            names = {batch.label_names[label] for label in own}
+            assert own[0] == first
+            assert names == ({HEART, BRAIN} if batch.label_names[first] == HEART else {batch.label_names[first]})
+
+
+def test_a_table_full_of_several_labels_is_named_once(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make(source=overlapping(tmp_path))
+    for stage in ("fit", "validate"):
+        data.setup(stage)
+    assert capsys.readouterr().err.count("texts carry several labels, so that one answer can be right for") == 1
+    make(source=str(tmp_path), label_conflicts="merge").read_splits()
+    assert "texts carry several labels" not in capsys.readouterr().err

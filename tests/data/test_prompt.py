@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medlit.data.labels import LabelSet
-from medlit.data.prompt import INSTRUCTION, TOKENIZERS_PARALLELISM, AlpacaPrompt, ChatPrompt, whole_characters
+from medlit.data.prompt import INSTRUCTION, AlpacaPrompt, ChatPrompt, whole_characters
 from medlit.errors import UserError
+from medlit.unsloth_first import TOKENIZERS_PARALLELISM, import_unsloth
 
 # The recipe's prompt, letter by letter.
 RECIPE = """Below is an instruction that describes a task, paired with an input that provides further context. \
@@ -152,67 +153,46 @@ def test_prompts_of_many_notes_are_those_of_each_alone(tokenizer: object) -> Non
     assert template.prompts([]) == []
 
 
-@pytest.mark.parametrize(
-    ("chosen", "meanwhile"), [("", "temporarily"), ("false", "false"), ("true", "true"), (None, None)]
-)
-def test_notes_are_tokenized_on_all_cores_unless_the_user_chose_otherwise(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, meanwhile: str | None
+@pytest.mark.parametrize(("chosen", "kept"), [(None, None), ("false", "false"), ("true", "true")])
+def test_tokenizers_use_all_cores_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, kept: str | None
 ) -> None:
-    if chosen is None:
-        monkeypatch.delenv(TOKENIZERS_PARALLELISM, raising=False)
-    else:
+    monkeypatch.delenv(TOKENIZERS_PARALLELISM)
+    if chosen is not None:
         monkeypatch.setenv(TOKENIZERS_PARALLELISM, chosen)
-    seen: list[str | None] = []
-    tokenizer = byte_tokenizer()
-    tokenise = type(tokenizer).__call__
 
-    def watched(self: object, *arguments: object, **options: object) -> object:
-        seen.append(os.environ.get(TOKENIZERS_PARALLELISM))
-        return tokenise(self, *arguments, **options)
+    def import_module(name: str) -> None:  # as Unsloth does
+        os.environ.setdefault(TOKENIZERS_PARALLELISM, "false")
 
-    monkeypatch.setattr(type(tokenizer), "__call__", watched)
-    template = AlpacaPrompt(tokenizer)
-    template.response("Neurology")
-    assert set(seen) == {chosen}
-    seen.clear()
-    template.prompts(["one note", "another"])
-    assert meanwhile in seen
-    assert os.environ.get(TOKENIZERS_PARALLELISM) == chosen
-
-
-def output_of(code: str, chosen: dict[str, str]) -> str:
-    """What a separate process prints, in which only these variables are set."""
-    others = {name: value for name, value in environment().items() if name != TOKENIZERS_PARALLELISM}
-    done = subprocess.run([sys.executable, "-c", code], env=others | chosen, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_unsloth_s_setting_is_not_taken_for_the_user_s() -> None:
-    code = "from medlit.unsloth_first import import_unsloth as i; i(); import os; print(repr(os.environ['{}']))"
-    assert output_of(code.format(TOKENIZERS_PARALLELISM), {}) == "''"
+    monkeypatch.setattr("importlib.import_module", import_module)
+    import_unsloth()
+    assert os.environ.get(TOKENIZERS_PARALLELISM) == kept
+    AlpacaPrompt(byte_tokenizer()).prompts(["one note", "another"])
+    assert os.environ.get(TOKENIZERS_PARALLELISM) == kept
 
 
 FORKED = """
 import os, signal
-from contextlib import nullcontext
 from fake_tokenizers import byte_tokenizer
-from medlit.data.prompt import AlpacaPrompt, _on_all_cores
+from medlit.data.prompt import AlpacaPrompt
 
 template, notes = AlpacaPrompt(byte_tokenizer()), ["a note"] * 100
 template.prompts(notes)
-for meanwhile in (nullcontext(), _on_all_cores()):
-    with meanwhile:
-        child = os.fork()
+for _ in range(2):
+    child = os.fork()
     if not child:
         signal.alarm(20)
         template.prompts(notes)
-        os._exit(0)
-    print(os.waitpid(child, 0)[1])
+        os._exit(os.environ["TOKENIZERS_PARALLELISM"] != "")
+    print(os.waitpid(child, 0)[1], os.environ.get("TOKENIZERS_PARALLELISM"))
 """
 
 
 def test_a_forked_process_does_not_wait_for_its_parent_s_threads() -> None:
-    assert output_of(FORKED, {TOKENIZERS_PARALLELISM: ""}).split() == ["0", "0"]
+    others = {name: value for name, value in environment().items() if name != TOKENIZERS_PARALLELISM}
+    done = subprocess.run([sys.executable, "-c", FORKED], env=others, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "None"] * 2
+    assert "forked" not in done.stderr
 
 
 def test_a_limit_without_room_for_a_note_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step, split_by_length
 from medlit.data.settings import Batching
 from medlit.errors import UserError
 
@@ -81,7 +82,7 @@ def test_ranks_get_equal_numbers_of_micro_batches_and_packed_notes(
     shape: tuple[int, int], n: int, packed: bool
 ) -> None:
     world_size, micro_batch_size = shape
-    wanted = micro_batches_per_step(16, micro_batch_size, world_size)
+    wanted = micro_batches_per_step(Batching(16, micro_batch_size), world_size)
     dealt = steps(log_normal(n), world_size, micro_batch_size=micro_batch_size, packed=packed)
     assert len(dealt) == n // 16, "a partial step is left out"
     for step in dealt:
@@ -241,3 +242,54 @@ def test_evaluation_shows_each_note_once_within_the_budget(
             assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
         seen = [lengths[i] for batch in sampler for i in batch]
         assert seen == sorted(seen, reverse=True), "the longest first: what does not fit fails at once"
+
+
+# --- several labels a note --------------------------------------------------------------------------------------------
+
+# Tokens of the prompt and of each answer.
+ANSWERED = st.lists(
+    st.tuples(st.integers(1, 300), st.lists(st.integers(1, 8), min_size=1, max_size=4)), min_size=16, max_size=48
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(own=ANSWERED, packed=st.booleans(), world=st.sampled_from([1, 2]), several=st.sampled_from(["draw", "any"]))
+def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
+    own: list[tuple[int, list[int]]], packed: bool, world: int, several: Literal["draw", "any"]
+) -> None:
+    notes = np.repeat(np.arange(len(own)), [len(answers) for _, answers in own])
+    supervised = np.array([tokens for _, answers in own for tokens in answers])
+    lengths = np.array([prompt for prompt, _ in own])[notes] + supervised
+    batching = Batching(global_batch_size=16, micro_batch_size=4, several_labels=several)
+    ranks = [
+        list(StepSampler(lengths, supervised, supervised, batching, 10**9, packed, rank, world, notes=notes))
+        for rank in range(world)
+    ]
+    per_step = 16 // world // 4
+    shown = [index for rank in ranks for batch in rank for index in batch.indices]
+    assert len(shown) == len(set(shown)) == len(own) // 16 * 16
+    for step in range(len(own) // 16):
+        batches = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
+        if several == "draw":
+            pairs = [(i, p) for batch in batches for i, p in zip(batch.indices, batch.answers or [], strict=True)]
+            trained = sum(own[index][1][place] for index, place in pairs)
+        else:
+            assert all(batch.answers is None for batch in batches) or len(notes) == len(own)
+            trained = sum(own[index][1][0] for batch in batches for index in batch.indices)
+        assert {batch.step_tokens for batch in batches} == {trained}
+
+
+def test_one_label_a_note_gives_the_batches_it_gave() -> None:
+    lengths = log_normal(64)
+    given = [make_sampler(lengths, packed=packed) for packed in (False, True)]
+    named = [make_sampler(lengths, packed=packed) for packed in (False, True)]
+    for one, other in zip(given, named, strict=True):
+        other = StepSampler(
+            other.lengths, other.supervised, other.labels, other.batching, 10**9, other.packed, notes=np.arange(64)
+        )
+        assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
+
+
+def test_rows_of_a_note_count_in_what_padding_costs() -> None:
+    assert split_by_length([100, 90, 80, 10], 2, 10**9) == [3, 1]
+    assert split_by_length([100, 90, 80, 10], 2, 10**9, np.array([1, 1, 9, 1])) == [2, 2]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medlit.data.samplers import balance_ranks, balance_tokens, micro_batches_per_step, split_by_length
+from medlit.data.settings import Batching
 
 LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
 
@@ -20,7 +21,7 @@ LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda leng
     [(32, 8, 1, 4), (32, 8, 8, 1), (32, 5, 1, 7), (32, 64, 1, 1), (32, 1, 4, 8)],
 )
 def test_accumulation_follows_from_the_step(examples: int, batch: int, world: int, wanted: int) -> None:
-    assert micro_batches_per_step(examples, batch, world) == wanted
+    assert micro_batches_per_step(Batching(examples, batch), world) == wanted
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.data())

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import httpx
@@ -32,6 +33,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medlit.data.cache import iter_column
+from medlit.data.labels import normalise_text
 from medlit.data.notes import CANONICAL, hash_text, load_source
 from medlit.data.prompt import AlpacaPrompt, whole_characters
 from medlit.data.settings import Columns, Labels
@@ -902,3 +904,81 @@ def test_another_revision_than_the_cached_one_is_refused() -> None:
     message = fault("clinic/notes", revision="b" * 40)
     assert message.startswith("data.revision")
     assert f"the cache holds clinic/notes at {COMMIT}" in message
+
+
+# --- several labels a note --------------------------------------------------------------------------------------------
+
+SEVERAL = [["Surgery", "Neurology"], ["neurology"], ["Surgery", "surgery "], ["Radiology", "Surgery"]]
+MEANT = [["Surgery", "Neurology"], ["Neurology"], ["Surgery"], ["Radiology", "Surgery"]]
+
+
+def _several(labels: list[Any]) -> list[dict[str, Any]]:
+    return [{"transcription": f"note {n}", "medical_specialty": each} for n, each in enumerate(labels)]
+
+
+def _cells(folder: Path) -> Path:
+    return write_csv(folder / "cells.csv", _several([" ; ".join(each) + ";" for each in SEVERAL]))
+
+
+def _json_lists(folder: Path) -> Path:
+    return write_jsonl(folder / "lists.jsonl", _several(SEVERAL))
+
+
+def _parquet_lists(folder: Path) -> Path:
+    pd.DataFrame(_several(SEVERAL)).to_parquet(folder / "lists.parquet")
+    return folder / "lists.parquet"
+
+
+def _class_lists(folder: Path) -> Path:
+    names = ["Radiology", "Neurology", "Surgery"]
+    codes = [[names.index(normalise_text(each).capitalize()) for each in labels] for labels in SEVERAL]
+    kinds = {
+        "transcription": datasets.Value("string"),
+        "medical_specialty": datasets.List(datasets.ClassLabel(names=names)),
+    }
+    table = datasets.Dataset.from_list(_several(codes), features=datasets.Features(kinds))
+    table.save_to_disk(str(folder / "classes"))
+    return folder / "classes"
+
+
+@pytest.mark.parametrize("write", [_cells, _json_lists, _parquet_lists, _class_lists])
+def test_a_note_has_all_labels_of_its_cell(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    separator = ";" if write is _cells else None
+    rows = load(write(tmp_path), labels=Labels(separator=separator))["all"]
+    assert rows["specialties"][:] == MEANT
+    assert rows["specialty"][:] == [first for first, *_ in MEANT]
+
+
+def test_rules_apply_to_each_label_of_a_cell(tmp_path: Path) -> None:
+    rules = Labels(";", aliases={"Radiology": "Imaging"}, drop=["Neurology"], min_count=1)
+    rows = load(_cells(tmp_path), labels=rules)["all"]
+    assert rows["specialties"][:] == [["Surgery"], ["Surgery"], ["Imaging", "Surgery"]]
+    rare = load(_cells(tmp_path), labels=Labels(";", min_count=2))["all"]
+    assert rare["specialties"][:] == [["Surgery", "Neurology"], ["Neurology"], ["Surgery"], ["Surgery"]]
+
+
+def test_one_label_a_note_is_all_its_labels(tmp_path: Path) -> None:
+    rows = load(write_csv(tmp_path / "n.csv", NOTES))["all"]
+    assert rows["specialties"][:] == [[name] for name in rows["specialty"][:]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([["a"], "b"], "holds a text where a list of texts belongs"),
+        (["a", ["b"]], "holds a list where text belongs"),
+        ([["a"], ["b", 3]], "holds a list where a list of texts belongs"),
+        ([["a"], [["b"]]], "holds a list where a list of texts belongs"),
+        ([["a"], []], "row 2: there is no label"),
+        ([["a"], [" "]], "row 2: there is no label"),
+        ([["a"], None], "row 2: there is no label"),
+        ([["a", "1"], ["b"]], "a number stands among names"),
+    ],
+)
+def test_a_cell_without_fit_labels_is_refused(labels: list[Any], expected: str, tmp_path: Path) -> None:
+    assert expected in fault(write_jsonl(tmp_path / "n.jsonl", _several(labels)))
+
+
+def test_a_separator_is_a_mark() -> None:
+    with pytest.raises(UserError, match=r"^data\.labels\.separator: must be a mark"):
+        Labels(separator=" ")

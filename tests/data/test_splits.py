@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ KEPT = ("train", "validation", "test")
 
 # A pool: each note a (text number, label); numbers recur, so texts do, with one label or several.
 NOTES = st.lists(st.tuples(st.integers(0, 25), st.sampled_from("abc")), min_size=1, max_size=60)
-CONFLICTS = st.sampled_from(["keep", "drop", "majority"])
+CONFLICTS = st.sampled_from(["keep", "drop", "majority", "merge"])
 POOLED = st.one_of(
     st.builds(Split, kind=st.just("grouped"), seed=st.integers(0, 99)),
     st.builds(Split, kind=st.just("kfold"), fold=st.integers(0, 4)),
@@ -65,8 +65,8 @@ def _assigned(
 ) -> dict[str, tuple[str, str, str]]:
     hashes = [hash_text(f"text {text}") for text, _ in notes]
     groups = [text // near for text, _ in notes]
-    result: Assignment = assign(given, ids, hashes, [label for _, label in notes], groups, chosen, conflicts)
-    rows = zip(result.split, hashes, [label or "" for label in result.specialty], strict=True)
+    result: Assignment = assign(given, ids, hashes, [(label,) for _, label in notes], groups, chosen, conflicts)
+    rows = zip(result.split, hashes, [";".join(labels) for labels in result.specialties], strict=True)
     return dict(zip(ids, rows, strict=True))
 
 
@@ -74,7 +74,7 @@ def table(rows: list[tuple[str, str, str]]) -> datasets.Dataset:
     """Canonical rows of (id, text, label)."""
     columns = [[row[place] for row in rows] for place in range(3)]
     return datasets.Dataset.from_dict(
-        dict(zip(CANONICAL, [*columns, [hash_text(text) for text in columns[1]]], strict=True))
+        dict(zip(CANONICAL, [*columns, [*map(hash_text, columns[1])], [[name] for name in columns[2]]], strict=True))
     )
 
 
@@ -105,8 +105,29 @@ def test_every_row_is_accounted_for(notes: list[tuple[int, str]], chosen: Split,
     assert set(kept.values()) <= {1}  # each text once with each of its labels
     texts = {hash_text(f"text {text}") for text in labels if conflicts != "drop" or text not in conflicting}
     assert {text for text, _ in kept} == texts
-    if conflicts == "majority":
+    if conflicts in ("majority", "merge"):
         assert len(kept) == len(texts)
+
+
+@given(notes=NOTES, given=st.lists(st.sampled_from(KEPT), min_size=60, max_size=60), pooled=st.booleans())
+def test_merged_notes_have_all_labels_of_their_text_once(
+    notes: list[tuple[int, str]], given: list[str], pooled: bool
+) -> None:
+    chosen = Split("grouped") if pooled else Split("official")
+    result = assign_notes(notes, chosen, given[: len(notes)], conflicts="merge")
+    labels: dict[tuple[str, int], list[str]] = {}
+    for (text, label), where in zip(notes, given, strict=False):
+        labels.setdefault(("" if pooled else where, text), []).append(label)
+    merged = {
+        ("" if pooled else split, text): found.split(";")
+        for (split, _, found), (text, _) in zip(result.values(), notes, strict=True)
+        if split in KEPT
+    }
+    assert sum(split in KEPT for split, _, _ in result.values()) == len(merged)
+    assert {key: set(found) for key, found in merged.items()} == {key: set(found) for key, found in labels.items()}
+    first = {key: found[0] for key, found in labels.items()} if len(notes) <= 10 else {}  # ids sort as rows do
+    assert all(merged[key][0] == label for key, label in first.items())
+    assert all(len(found) == len(set(found)) for found in merged.values())
 
 
 @given(notes=NOTES, chosen=POOLED, order=st.randoms(use_true_random=False), near=st.integers(1, 3), conflicts=CONFLICTS)
@@ -310,6 +331,38 @@ def test_majority_labels_reach_the_notes() -> None:
     assert dict(zip(notes["train"]["id"], notes["train"]["specialty"], strict=True)) == {"n1": "b", "n4": "a"}
 
 
+def test_merged_labels_reach_the_notes_and_their_hashes() -> None:
+    rows = [("n1", "same", "b"), ("n2", "same", "a"), ("n3", "same", "c"), ("n4", "same", "c"), ("n5", "other", "a")]
+    one = Split("grouped", shares=(1.0, 0.0, 0.0))
+    merged = split_notes({"all": table(rows)}, one, "merge")
+    notes = merged.notes["train"]
+
+    assert notes["id"][:] == ["n1", "n5"]
+    assert notes["specialty"][:] == ["b", "a"]
+    assert notes["specialties"][:] == [["b", "c", "a"], ["a"]]
+    assert merged.assignment.split == ["train", *[DUPLICATE] * 3, "train"]
+    assert merged.label_set("x").names == ("a", "b", "c")
+    again = split_notes({"all": table([rows[0], rows[2], rows[4]])}, one, "merge").hashes
+    assert merged.hashes["train"] != again["train"]
+    alone = [rows[0], rows[4]]
+    assert split_notes({"all": table(alone)}, one, "merge").hashes == split_notes({"all": table(alone)}, one).hashes
+
+
+@pytest.mark.parametrize(("conflicts", "many"), [(0, False), (1, False), (2, True)])
+def test_a_table_full_of_texts_with_several_labels_is_named_once(
+    conflicts: int, many: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"n{row}", f"text {row}", "a") for row in range(20)]
+    rows += [(f"m{row}", f"text {row}", "b") for row in range(conflicts)]
+    split_notes({"all": table(rows)}, Split("grouped")).warn_if_ambiguous()
+    sentence = capsys.readouterr().err
+
+    assert bool(sentence) == many
+    if many:
+        assert sentence.startswith("medlit: data.label_conflicts: 2 of 20 texts carry several labels")
+        assert "right for 90.9% of the rows at most; set it to merge" in sentence
+
+
 def test_a_split_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
     first = split_notes({"all": pool}, Split("grouped", seed=8))
@@ -322,10 +375,10 @@ THEN = DataFingerprint("clinic/notes", "a" * 40, {"train": "11", "validation": "
 
 
 def test_a_fingerprint_survives_a_checkpoint_and_an_adapter() -> None:
-    assert DataFingerprint.from_dict(json.loads(json.dumps(THEN.to_dict()))) == THEN
+    assert DataFingerprint.from_dict(json.loads(json.dumps(asdict(THEN)))) == THEN
 
 
-@pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, THEN.to_dict() | {"more": 1}])
+@pytest.mark.parametrize("values", [None, {}, [], {"source": "x"}, asdict(THEN) | {"more": 1}])
 def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
     assert DataFingerprint.from_dict(values) is None
 
@@ -337,7 +390,7 @@ def test_weights_of_other_tools_have_none(values: Any) -> None:  # noqa: ANN401 
 )
 def test_a_corrupt_fingerprint_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="the stored data fingerprint is corrupt"):
-        DataFingerprint.from_dict(THEN.to_dict() | damage)
+        DataFingerprint.from_dict(asdict(THEN) | damage)
 
 
 def test_the_same_notes_from_another_place_are_the_same() -> None:

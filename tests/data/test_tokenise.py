@@ -38,13 +38,15 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def rows(notes: Sequence[str] = ("A note.", "Another. " * 90, "Third.")) -> datasets.Dataset:
     columns = {"id": list("abcdefgh")[: len(notes)], "transcription": list(notes), "specialty": [None] * len(notes)}
-    features = datasets.Features({name: datasets.Value("string") for name in columns})
-    return datasets.Dataset.from_dict(columns, features=features)
+    text = datasets.Value("string")
+    features = datasets.Features(dict.fromkeys(columns, text) | {"specialties": datasets.List(text)})
+    return datasets.Dataset.from_dict(columns | {"specialties": [[]] * len(notes)}, features=features)
 
 
 def test_every_note_is_its_prompt_in_order() -> None:
     tokens = tokenise(rows(), PROMPT)
-    assert sorted(tokens.column_names) == ["cut_tokens", "id", "input_ids", "length", "specialty", "text_hash"]
+    columns = ["cut_tokens", "id", "input_ids", "length", "specialties", "specialty", "text_hash"]
+    assert sorted(tokens.column_names) == columns
     assert tokens["id"][:] == ["a", "b", "c"]
     assert tokens["specialty"][:] == [None] * 3
     for note, row in zip(rows()["transcription"], tokens, strict=True):

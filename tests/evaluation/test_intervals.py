@@ -94,6 +94,21 @@ def test_mcnemar_by_hand() -> None:
     assert "8 notes correct only with this system, 1 only with TF-IDF)" in summary
 
 
+def test_the_any_of_accuracy_is_compared_where_a_note_has_several_labels() -> None:
+    """Four notes differ, all in favour of A: 2 / 2^4."""
+    accepted = [[0, 1]] * 4 + [[0]] * 16
+    a = replace(make_results([0] * 20, [1] * 4 + [0] * 16), accepted=accepted)
+    b = replace(make_results([0] * 20, [2] * 4 + [0] * 16), accepted=accepted)
+    found = compare(a, b)
+    assert (found.only_a, found.only_b, found.mcnemar_p) == (0, 0, 1)
+    assert found.any_of == (4, 0, pytest.approx(2 / 16))
+    assert found.summary("it").startswith(
+        "Against it: +20.0 points of any-of accuracy, not significant (p = 0.12, exact"
+    )
+    assert "only with it); +0.0 points of accuracy, not significant (p = 1.00" in found.summary("it")
+    assert compare(make_results([0], [0]), make_results([0], [1])).any_of is None
+
+
 def test_a_system_does_not_differ_from_itself() -> None:
     one = random_results()
     found = compare(one, one)

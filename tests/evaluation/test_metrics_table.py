@@ -6,7 +6,7 @@ import pytest
 from made_results import make_results, random_results
 from sklearn import metrics as sk
 
-from medlit.evaluation.metrics import EMPTY, LOGGED, METRIC, METRICS, MONITORS, REPORTED, uncertainty
+from medlit.evaluation.metrics import EMPTY, LOGGED, METRIC, METRICS, MONITORS, REPORTED, telling, uncertainty
 
 
 def test_scores_of_probabilities_are_scikit_learn_s() -> None:
@@ -23,7 +23,7 @@ def test_scores_of_probabilities_are_scikit_learn_s() -> None:
 def test_without_probabilities_their_metrics_are_null() -> None:
     found = uncertainty(make_results([0, 1, 2], [0, 3, 2]))
     null = {name for name, value in found.items() if value is None}
-    assert null == set(found) - {"accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
+    assert null == set(found) - {"accuracy_ci", "any_of_accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
 
 
 def test_every_metric_of_the_table_is_computed() -> None:
@@ -37,6 +37,7 @@ def test_monitors_are_the_logged_metrics_with_their_direction() -> None:
     assert MONITORS == {
         "val/loss": "min",
         "val/accuracy": "max",
+        "val/any_of_accuracy": "max",
         "val/balanced_accuracy": "max",
         "val/f1_macro": "max",
         "val/f1_weighted": "max",
@@ -52,3 +53,11 @@ def test_the_metrics_of_an_older_version_have_empty_cells() -> None:
         "50.0%",
         "40.0 to 60.0%",
     )
+
+
+def test_the_any_of_accuracy_is_shown_where_a_note_has_several_labels() -> None:
+    names = [metric.name for metric in telling(METRICS, {"several_labels": 3})]
+    assert names == [metric.name for metric in METRICS]
+    assert [metric.name for metric in telling(METRICS, {"several_labels": 0})] == [
+        name for name in names if name != "any_of_accuracy"
+    ]

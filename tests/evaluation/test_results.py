@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_results import make_results, random_results
 
@@ -49,3 +50,23 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_an_invalid_answer_has_no_confidence() -> None:
     one = make_results([0, 1], [0, 3], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
     assert one.confidence == pytest.approx([0.7, 0])
+
+
+def test_all_labels_of_a_note_survive_a_file(tmp_path: Path) -> None:
+    several = replace(make_results([0, 1, 2], [1, 1, 3]), accepted=[[0, 1], [1], [2, 0]])
+    several.write(tmp_path / "several.parquet")
+    read = Results.read(tmp_path / "several.parquet")
+    assert read.accepted == [[0, 1], [1], [2, 0]]
+    assert read.any_of.tolist() == [True, True, False]
+    assert read.correct.tolist() == [False, True, False]
+    assert read.select(np.array([2, 0])).accepted == [[2, 0], [0, 1]]
+    one = make_results([0, 1], [1, 1])
+    one.write(tmp_path / "one.parquet")
+    assert "labels" not in pq.read_schema(tmp_path / "one.parquet").names
+    assert Results.read(tmp_path / "one.parquet").any_of.tolist() == one.correct.tolist()
+
+
+def test_batches_with_and_without_several_labels_are_joined() -> None:
+    first, second = make_results([0, 1], [1, 1]), make_results([2], [2])
+    joined = Results.join([first, replace(second, rows=np.array([2]), accepted=[[2, 1]])])
+    assert joined.accepted == [[0], [1], [2, 1]]

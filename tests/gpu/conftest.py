@@ -26,7 +26,7 @@ def llama_8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "NOTES_TABLE" in os.environ:
         return Path(os.environ["NOTES_TABLE"])
-    from medlit.data.builtin import builtin_notes
+    from builtin_notes import builtin_notes
 
     rows = builtin_notes(train=400, validation=1, test=1)["train"]
     draw = random.Random(0)

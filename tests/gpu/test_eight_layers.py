@@ -69,14 +69,18 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tmp_path: Path) -> None:
     import torch
+    from lightning.fabric.utilities import move_data_to_device
     from safetensors.torch import load_file
-    from tiny_families import left_padded, right_padded
+    from tiny_families import left_padded
 
+    from medlit.data.collate import Collator, unnamed_rows
+    from medlit.data.prompt import Prompt
     from medlit.model.decoding.kv_cache import read_prompts
     from medlit.model.decoding.likelihood import LabelScorer
     from medlit.model.decoding.trie import TokenTrie
     from medlit.model.language_model import at_default_precision, inference_mode, loss_sum, train_mode
     from medlit.model.loading import load_model
+    from medlit.model.packing import can_pack
     from medlit.model.settings import LanguageModel, Lora
 
     draw = torch.Generator().manual_seed(1)
@@ -97,23 +101,28 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
         scorer = LabelScorer(model, TokenTrie.of(LABELS))
         ours = scorer.paths(scorer.edges(read_prompts(model, left_padded(prompts).on(device)))).float().cpu()
     train_mode(model, language_model)
-    batch = right_padded(prompts, LABELS[0])
-    names = ("input_ids", "places", "targets")
-    batch = batch._replace(**{name: getattr(batch, name).to(device) for name in names})
-    with at_default_precision(device):
-        loss_sum(model, batch).backward()
-    gradient = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    collator = Collator(lambda _: LABELS[0], pad_id=0)
+    rows = unnamed_rows([Prompt(prompt, 0) for prompt in prompts])
+    gradients = []
+    for batch in (collator.train(rows, 1), collator.packed(rows, 1)):
+        with at_default_precision(device):
+            loss_sum(model, move_data_to_device(batch, device)).backward()
+        gradients.append({n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad(set_to_none=True)
+    packs = can_pack(model)
     _, errors = control.communicate()
     assert control.returncode == 0, errors[-2000:]
     theirs = load_file(tmp_path / "control")
     plain = theirs.pop("nats")
     apart, rounding = (ours - plain).abs(), 0.25 + 0.02 * plain.abs()
-    distance = far(gradient, theirs)
-    print(f"\n{base.name}: log-likelihoods apart {float(apart.max()):.3f} nats, gradients {distance:.1%}")
+    distances = [far(gradient, theirs) for gradient in gradients]
+    apart_by = ", packed ".join(f"{distance:.1%}" for distance in distances)
+    print(f"\n{base.name}: log-likelihoods apart {float(apart.max()):.3f} nats, gradients {apart_by}, packs: {packs}")
     del model
     free_memory()
     assert (apart <= rounding).all()
-    assert distance < 0.1
+    assert packs
+    assert max(distances) < 0.1
 
 
 def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: Path, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from builtin_notes import builtin_notes
 from commands import environment, seconds_since_failure, write_runner
 from compare import far, scalars
 
-from medlit.data.builtin import builtin_notes
 from medlit.evaluation.results import Results
 
 pytestmark = [

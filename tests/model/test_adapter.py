@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fake_tokenizers import byte_tokenizer
 from fakes import randomise_adapter, write_llama
+from tiny_families import tiny_gemma3
 from torch import Tensor, nn
 
 from medlit.base_model import BUILTIN, load_tokenizer
@@ -86,6 +90,89 @@ def test_an_adapter_of_another_shape_is_refused(
     save(load_model(settings, lora, CPU), tmp_path, llama)
     with pytest.raises(UserError, match=r"model\.adapter: .*fit"):
         load_adapter(model, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A whole Gemma 3, of which medlit loads and adapts the text part."""
+    tiny_gemma3().save_pretrained(folder := tmp_path_factory.mktemp("gemma"))  # type: ignore[operator]
+    byte_tokenizer().save_pretrained(folder)
+    return LanguageModel(str(folder), max_length=64, load_in_4bit=False)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        Lora(r=4),
+        Lora(r=4, dora=True, bias="all", layers_to_transform=[1, 3], target_modules=["q_proj", "up_proj"]),
+        Lora(r=4, rank_pattern={r"layers\.1\..*": 2}, alpha_pattern={"q_proj": 3}, target_modules=r".*\.[13]\..*proj"),
+        Lora(r=4, target_modules=["model.layers.1.mlp.up_proj"]),
+    ],
+    ids=lambda lora: lora.target_modules if len(lora.target_modules) < 7 else "default",
+)
+def test_peft_alone_finds_the_layers_of_a_text_part_in_the_whole_model(
+    gemma: LanguageModel, tmp_path: Path, lora: Lora
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    ours: Any = load_model(gemma, lora, CPU)
+    randomise_adapter(ours)
+    before = dict(vars(ours.peft_config["default"]))
+    save_adapter(ours, byte_tokenizer(), AdapterMetadata.of(gemma, lora, LabelSet.from_names(["a", "b"])), tmp_path)
+    assert vars(ours.peft_config["default"]) == before
+    inference_mode(ours)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*adapter")  # keys that are missing
+        theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(causal_lm(theirs)).__name__ == "Gemma3ForConditionalGeneration"
+    assert not any("vision" in name for name in trained(theirs))
+    assert len(trained(theirs)) == len(trained(ours))
+    assert torch.allclose(logits(theirs), logits(ours), atol=1e-5)
+    with theirs.disable_adapter():
+        assert not torch.allclose(logits(theirs), logits(ours), atol=1e-2)
+    # Also without medlit's file, as an adapter that PEFT wrote for the whole model.
+    for settings in (
+        Lora(**AdapterMetadata.read(tmp_path / METADATA_FILE).lora),
+        read_peft_config(tmp_path / PEFT_FILE)[1],
+    ):
+        again: Any = load_model(gemma, settings, CPU)
+        load_adapter(again, tmp_path)
+        inference_mode(again)
+        assert torch.allclose(logits(again), logits(ours), atol=1e-6)
+
+
+def trained(model: Any) -> list[str]:  # noqa: ANN401 - PEFT's own
+    return [name for name, _ in model.named_parameters() if ".lora_" in name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (r"model\.language_model", "model.decoder"),
+        (r"(language_model.*0\.mlp.*)", r"vision_tower.\1"),
+        (r"(q_proj.*)", r"\1.more"),
+        (r"^base_model\.model\.", ""),
+    ],
+)
+def test_names_that_the_model_does_not_have_are_refused(
+    gemma: LanguageModel, tmp_path: Path, before: str, after: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    ours: Any = load_model(gemma, Lora(), CPU)
+    save_adapter(ours, byte_tokenizer(), AdapterMetadata.of(gemma, Lora(), LabelSet.from_names(["a", "b"])), tmp_path)
+    weights = load_file(file := tmp_path / "adapter_model.safetensors")
+    load_adapter(ours, tmp_path)
+    save_file({re.sub(before, after, name): value for name, value in weights.items()}, file)
+    with pytest.raises(UserError, match=r"^model\.adapter: .*fit.*\.$"):
+        load_adapter(ours, tmp_path)
+    more = {"base_model.model.model.vision_tower.layers.0.q_proj.lora_A.weight": torch.zeros(4, 4)}
+    for changed, numbers in ((weights | more, "0 .* and 1 have"), (dict(list(weights.items())[1:]), "1 .* and 0 have")):
+        save_file(changed, file)
+        with pytest.raises(
+            UserError, match=rf"^model\.adapter: .* does not fit: {numbers} no place in this base model\.$"
+        ):
+            load_adapter(ours, tmp_path)
 
 
 def test_an_adapter_of_a_wider_model_is_refused(model: nn.Module, llama: Path, tmp_path: Path) -> None:

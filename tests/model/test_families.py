@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 from fakes import randomise_adapter
-from tiny_families import FAMILIES, VOCABULARY, WINDOW, left_padded, right_padded, tiny_model, tiny_multimodal
+from tiny_families import (
+    FAMILIES,
+    VOCABULARY,
+    WINDOW,
+    left_padded,
+    right_padded,
+    tiny_gemma3,
+    tiny_model,
+    tiny_multimodal,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,12 +36,13 @@ from medlit.model.families import (
     decoder_layers,
     fit_targets,
     has_dropout,
-    head_logits,
     load_options,
     loaded_part,
+    name_in_base,
     peft_targets,
     target_layers,
 )
+from medlit.model.head import head_logits
 from medlit.model.language_model import loss_sum, train_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.memory import Footprint, Recomputation, footprint, skeleton
@@ -194,6 +205,44 @@ def test_a_text_part_inside_another_model() -> None:
     nested = Gemma3Config(text_config=text.to_dict())
     assert loaded_part(nested).model_type == "gemma3_text"
     assert load_options(nested, on_gpu=True) == {"text_only": True}
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma4", "llama4", "qwen3_5"])
+def test_the_layers_of_a_text_part_are_found_in_the_whole_model(family: str) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config: Any = CONFIG_MAPPING[family](text_config={"num_hidden_layers": 4})
+    part = skeleton(config)
+    with torch.device("meta"):
+        whole: Any = AutoModelForCausalLM.from_config(config)  # as PEFT alone loads it
+    layers = adaptable_layers(part)
+    assert layers
+    for name, layer in layers.items():
+        found = whole.get_submodule(in_base := name_in_base(part, name))
+        assert found.weight.shape == layer.weight.shape
+        assert name_in_base(part, in_base, back=True) == name
+        assert name_in_base(part, f"base_model.model.{name}") == f"base_model.model.{in_base}"
+
+
+def test_a_text_part_s_layers_are_named_as_there_or_as_in_the_whole_model() -> None:
+    part = skeleton(tiny_gemma3().config)  # type: ignore[arg-type]
+    names = ["model.layers.1.mlp.up_proj"], ["model.language_model.layers.1.mlp.up_proj"]
+    for targets in (*names, names[0][0], names[1][0], r"model\.language_model\.layers\.1\.mlp\.up_proj|no_such"):
+        lora = fit_targets(part, Lora(target_modules=targets))
+        assert target_layers(part, lora).keys() == set(names[0])
+    assert fit_targets(part, Lora(rank_pattern={r"layers\.1\..*up_proj": 2}))
+    for pattern in (names[0][0], names[1][0], r"model\.layers\.1\..*|up_proj"):
+        for setting in ("rank_pattern", "alpha_pattern"):
+            with pytest.raises(UserError, match=rf"^model\.lora\.{setting}: .* it has down_proj, "):
+                fit_targets(part, Lora(**{setting: {pattern: 2}}))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_whole_model_that_needs_another_package_is_refused_by_its_name() -> None:
+    from transformers import Gemma3nConfig
+
+    with pytest.raises(UserError, match=r"^model\.language_model\.base_model: .* requires the timm library .*\.$"):
+        skeleton(Gemma3nConfig())
 
 
 @pytest.mark.parametrize("name", ["T5Config", "BartConfig", "ViTConfig", "Wav2Vec2Config"])

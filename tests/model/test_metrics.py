@@ -93,8 +93,27 @@ def test_memory_does_not_grow_with_the_square_of_the_labels() -> None:
     names = tuple(f"specialty {i:04}" for i in range(5000))
     metrics = SpecialtyMetrics(LabelSet(names))
     metrics.update(torch.tensor([0, 4999, 5000]), torch.tensor([0, 4999, 7]))
-    assert sum(count.numel() for count in metrics.compute().values()) == 3 * 5001
+    assert sum(count.numel() for count in metrics.compute().values()) == 3 * 5001 + 2
     found = metrics.scores()
     assert found["confusion"] is None
     assert (found["accuracy"], found["invalid_rate"]) == pytest.approx((2 / 3, 1 / 3))
     assert [name for name, one in found["per_class"].items() if one["support"]] == [names[0], names[7], names[4999]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True), st.integers(0, 5)), min_size=1)
+)
+def test_any_of_a_note_s_labels_is_right(notes: list[tuple[list[int], int]]) -> None:
+    metrics = SpecialtyMetrics(LabelSet(tuple("abcde")))
+    answers, truth = [answer for _, answer in notes], [own[0] for own, _ in notes]
+    accepted = [own + own[:1] * (3 - len(own)) for own, _ in notes]
+    metrics.update(torch.tensor(answers), torch.tensor(truth), torch.tensor(accepted))
+    found, strict = metrics.scores(), scores(truth, answers, 5)
+    assert found["any_of_accuracy"] == pytest.approx(np.mean([answer in own for own, answer in notes]))
+    assert found["several_labels"] == sum(len(own) > 1 for own, _ in notes)
+    assert found["any_of_accuracy"] >= found["accuracy"]
+    unlike = {"any_of_accuracy", "several_labels", "per_class"}
+    assert {k: v for k, v in found.items() if k not in unlike} == {k: v for k, v in strict.items() if k not in unlike}
+    assert [*found["per_class"].values()] == [*strict["per_class"].values()], "the first label counts there"
+    assert strict["any_of_accuracy"] == strict["accuracy"]

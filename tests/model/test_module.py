@@ -24,6 +24,7 @@ from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
+from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
 from medlit.evaluation.metrics import LOGGED
@@ -107,7 +108,7 @@ def trainer(
     **settings: Any,  # noqa: ANN401 - Lightning's own
 ) -> L.Trainer:
     """A trainer as the command line sets it up: accumulation and validation follow from the optimizer step."""
-    accumulate = data.micro_batches_per_step(1)
+    accumulate = micro_batches_per_step(data.batching, 1)
     quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary")}
     return L.Trainer(
         accelerator="cpu",
@@ -179,7 +180,7 @@ def test_two_ranks_make_the_step_of_one(parts: Parts, forty: str) -> None:
             batching = {"global_batch_size": 32, "micro_batch_size": 8}
             _, data = parts(source=forty, split={"kind": "official"}, batching=batching)
             strategy = SimpleNamespace(root_device=torch.device("cpu"))
-            micro_batches = data.micro_batches_per_step(world_size)
+            micro_batches = micro_batches_per_step(data.batching, world_size)
             data.trainer = module.trainer = SimpleNamespace(  # type: ignore[assignment]
                 global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=micro_batches
             )

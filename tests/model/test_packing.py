@@ -14,10 +14,10 @@ from tiny_families import WINDOW, tiny_model
 from torch import Tensor
 from torch.nn import functional
 
-from medlit.data.collate import Batch, Collator, TokenisedNote
+from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
 from medlit.model.families import body, causal_lm, has_fused_kernels
 from medlit.model.language_model import loss_sum
-from medlit.model.packing import _PACKS, _block_masks, route, share_beginning, softcapped
+from medlit.model.packing import _PACKS, _block_masks, computed_tokens, route, share_beginning, softcapped
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
@@ -71,11 +71,12 @@ def random_heads(tokens: int) -> tuple[Tensor, ...]:
 def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: int, window: int | None) -> None:
     lengths = [shared + rest for rest in rests]
     tokens = sum(lengths)
-    batch = Batch(
-        torch.zeros(1, tokens + filler), STARTS, STARTS, lengths, 1, [], torch.zeros(len(lengths) + 4), shared=shared
-    )
+    starts, empty = torch.zeros(len(lengths) + 4), torch.zeros(0)
+    batch = Batch(torch.zeros(1, tokens + filler), empty, empty, lengths, 1, [], starts=starts, shared=shared)
     row = share_beginning(batch)
-    assert len(row.computed) == tokens + filler - (len(lengths) - 1) * shared
+    real = tokens - (len(lengths) - 1) * shared
+    assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
+    assert computed_tokens(SimpleNamespace(config=SimpleNamespace(model_type="llama")), batch) == real + filler
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     heads = [x.clone() for x in random_heads(tokens + filler)]
@@ -105,7 +106,7 @@ def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int |
     with _block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
         layer = SimpleNamespace(config=settings)
         together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
-    assert not hasattr(inner, name), "the body makes masks of its own for other batches"
+    assert not hasattr(inner, name), "the body makes the masks of other batches itself"
     for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
         alone = attention(*(x[:, :, start:end] for x in heads), window, cap=0.5)
         assert torch.allclose(together[:, start:end], alone, atol=1e-5)

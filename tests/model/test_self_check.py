@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from medlit.errors import UserError
 from medlit.model.decoding import kv_cache, likelihood
-from medlit.model.families import REPLAY, decoder_layers, head_logits, sliding_window
+from medlit.model.families import REPLAY, decoder_layers, sliding_window
+from medlit.model.head import head_logits
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LanguageModel
 

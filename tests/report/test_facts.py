@@ -16,7 +16,7 @@ from medlit.report.systems import data_facts
 
 def notes(*rows: tuple[str, str]) -> Dataset:
     hashes, labels = zip(*rows, strict=True)
-    return Dataset.from_dict({"text_hash": hashes, "specialty": labels})
+    return Dataset.from_dict({"text_hash": hashes, "specialty": labels, "specialties": [[label] for label in labels]})
 
 
 def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:

@@ -13,11 +13,11 @@ import datasets
 import pandas as pd
 import pytest
 import yaml
+from builtin_notes import builtin_notes
 
 import medlit as package
 from medlit.__main__ import main
-from medlit.data.audit import AuditReport, audit
-from medlit.data.builtin import builtin_notes
+from medlit.data.audit import AuditReport, TokenCounter, audit
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
@@ -61,6 +61,11 @@ def write(folder: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
             writer.writeheader()
             writer.writerows(notes)
     return folder
+
+
+def letters() -> TokenCounter:
+    """A letter is a token, and eight fit."""
+    return TokenCounter(lambda texts: [len(text) for text in texts], limit=8)
 
 
 def report_of(source: Path | str, **settings: object) -> AuditReport:
@@ -142,7 +147,7 @@ def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> 
     texts = [long, long.replace("\r\n", "\n"), long + "Noted.", "One\ntwo."]
     notes = [{"id": str(n), "transcription": text, "medical_specialty": "ab"[n % 2]} for n, text in enumerate(texts)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    report = report_of(source, count_tokens=lambda texts: [len(text) for text in texts])
+    report = report_of(source, load_counter=letters)
 
     assert report.lengths["tokens"]["max"] == len(texts[1]) + len("Noted.") > 100_000
     assert report.duplicates == {"groups": 1, "rows": 2, "ids": [["0", "1"]]}
@@ -165,7 +170,7 @@ def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) 
 def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    tokens = report_of(source, count_tokens=lambda texts: [len(text) for text in texts], limit=8).lengths["tokens"]
+    tokens = report_of(source, load_counter=letters).lengths["tokens"]
 
     assert tokens["max"] == 10
     assert tokens["limit"] == 8
@@ -181,8 +186,7 @@ def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pyt
         str(source),
         columns=Columns(),
         labels=Labels(),
-        count_tokens=lambda texts: [len(text) for text in texts],
-        limit=8,
+        load_counter=letters,
     ).lengths
 
     assert lengths["tokens"].tolist() == [1, 4, 7, 10]
@@ -359,6 +363,16 @@ def test_a_broken_table_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", [["--data.columns.text", "remarks"], ["--data.columns.label", "ward"]])
+def test_a_wrong_column_is_reported_before_the_tokenizer_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr("medlit.data.datamodule.load_tokenizer", lambda *_: pytest.fail("the tokenizer was loaded"))
+    (tmp_path / "notes.csv").write_text("transcription,medical_specialty\nA cough.,a\nA rash.,b\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{flags[0].removeprefix('--')}: .* has no column"):
+        run(["--data.source", str(tmp_path / "notes.csv"), *flags])
+
+
 def test_help_is_quick_and_names_settings_limits_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb("--help") == 0
     out = capsys.readouterr().out
@@ -397,3 +411,65 @@ def test_a_picture_of_few_notes_counts_whole_ones(tmp_path: Path, size: int) -> 
     balance, lengths = audit_figure(found).axes
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):
         assert all(tick == round(tick) for tick in axis.get_ticklocs())
+
+
+# --- several labels a text --------------------------------------------------------------------------------------------
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+
+
+def overlapping(folder: Path) -> Path:
+    """Three texts under two or three labels, one of them in a near copy too, and two under one."""
+    rows = [
+        ("p", "A"),
+        ("p", "B"),
+        ("q", "A"),
+        ("q", "B"),
+        ("q", "C"),
+        (LONG, "A"),
+        (LONG, "C"),
+        ("r", "A"),
+        ("s", "B"),
+    ]
+    rows.append((f"{LONG} more", "B"))
+    notes = [{"transcription": text, "medical_specialty": label} for text, label in rows]
+    return write(folder, {"all": notes}) / "all.csv"
+
+
+def test_pairs_of_labels_that_share_texts_and_both_ceilings(tmp_path: Path) -> None:
+    report = report_of(overlapping(tmp_path))
+    assert report.label_pairs == [
+        {"labels": ["A", "B"], "texts": 2, "share": 0.5},
+        {"labels": ["A", "C"], "texts": 2, "share": 1.0},
+        {"labels": ["B", "C"], "texts": 1, "share": 0.5},
+    ]
+    assert report.accuracy_ceiling == pytest.approx(6 / 10)
+    assert report.near_accuracy_ceiling == pytest.approx(5 / 10)
+    assert report.conflicts["groups"] == 3
+
+
+def test_a_merged_text_is_one_note_with_all_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = overlapping(tmp_path)
+    merged = report_of(source, merge=True)
+    assert (merged.rows, merged.splits) == (6, {"all": 6})
+    assert merged.classes == {"A": 4, "B": 4, "C": 2}
+    assert merged.conflicts["rows"] == merged.duplicates["rows"] == 0
+    assert merged.accuracy_ceiling == 1
+    assert merged.label_pairs == report_of(source).label_pairs
+
+    assert run([*_flags(source), "--strict"]) == EXIT_OVER_LIMIT
+    out = capsys.readouterr().out
+    assert "'A' + 'B': 2; 'A' + 'C': 2; 'B' + 'C': 1" in out
+    assert "`data.label_conflicts: merge` makes a text" in out
+    assert run([*_flags(source), "--strict", "--data.label_conflicts=merge"]) == 0
+    assert "`data.label_conflicts: merge` makes a text" not in capsys.readouterr().out
+
+
+def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:
+    notes = [{"transcription": "p", "medical_specialty": cell} for cell in ("A;B", "B; A")]
+    notes.append({"transcription": "q", "medical_specialty": "B"})
+    source = write(tmp_path, {"all": notes}) / "all.csv"
+    report = audit(str(source), columns=Columns(), labels=Labels(separator=";")).report
+    assert report.conflicts["groups"] == 0
+    assert report.classes == {"B": 3, "A": 2}
+    assert report.label_pairs == [{"labels": ["A", "B"], "texts": 1, "share": 1.0}]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
-from fakes import BONE, HEART, SPECIALTIES, notes, write_csv, write_notes
+from fakes import BONE, BRAIN, HEART, SPECIALTIES, notes, write_csv, write_notes
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -190,8 +190,9 @@ def test_a_classification_head_learns_the_same_notes(tested: Path, tmp_path: Pat
     ],
 )
 def test_a_head_that_cannot_be_trained_is_refused(
-    tiny_config: Path, tmp_path: Path, arguments: list[str], says: str
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
 ) -> None:
+    monkeypatch.setattr("medlit.tools.baseline.tfidf", lambda notes: pytest.fail("a baseline was fitted"))
     logs = ["--trainer.default_root_dir", str(tmp_path)]
     with pytest.raises(UserError, match=says):
         baseline(["--config", str(tiny_config), "--head", *logs, *arguments])
@@ -212,7 +213,8 @@ def test_a_head_without_base_weights_is_refused(llama: Path, tmp_path: Path) -> 
 def test_many_labels_bound_the_time_of_tf_idf(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"ward {number}" for number in range(201)]
     texts = [f"seen today in{number}" for number in range(201)]
-    rows = Dataset.from_dict({"id": texts, "text_hash": texts, "transcription": texts, "specialty": names})
+    columns = {"id": texts, "text_hash": texts, "transcription": texts, "specialty": names}
+    rows = Dataset.from_dict(columns | {"specialties": [[name] for name in names]})
     zeros = np.zeros(len(rows), dtype=np.int64)
     system = tfidf(BaselineData(LabelSet.from_names(names), rows, rows, zeros, zeros))
     assert "with 201 labels TF-IDF uses the 19,900 most frequent words and pairs" in capsys.readouterr().err
@@ -273,3 +275,37 @@ def test_the_head_trains_adapter_and_head_in_float32_and_reads_the_last_token(ll
         alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         together = model(input_ids=padded, attention_mask=mask).logits[0]
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+def test_notes_with_several_labels_from_the_fit_to_the_report(
+    medlit: Medlit,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, rows in notes().items():
+        cells = {HEART: f"{HEART};{BRAIN}"}
+        several = [
+            row | {"medical_specialty": cells.get(row["medical_specialty"], row["medical_specialty"])} for row in rows
+        ]
+        write_csv(tmp_path / f"{split}.csv", several)
+    data = ["--data.source", tmp_path, "--data.labels.separator", ";", "--data.label_conflicts", "merge"]
+    arguments = ["--config", tiny_config, *data, "--data.batching.several_labels", "any"]
+    assert medlit("fit", *arguments, "--model.decoding.mode", "likelihood").code == 0
+    assert medlit("test", *arguments, "--model.decoding.mode", "likelihood", "--ckpt_path", "best").code == 0
+    folder = tmp_path / "logs" / "tiny" / "version_0"
+    assert baseline(["--run_dir", str(folder), "--head", "--trainer.max_steps", "2"]) == 0
+
+    for name in ("test", "baseline_tfidf", "baseline_majority", "baseline_head"):
+        found, results = metrics(folder, name), Results.read(folder / f"{name}_answers.parquet")
+        heart, brain = (results.names.index(label) for label in (HEART, BRAIN))
+        assert all(own == ([heart, brain] if own[0] == heart else own[:1]) for own in results.accepted_labels)
+        assert found["several_labels"] == sum(len(own) > 1 for own in results.accepted_labels) > 0
+        assert found["any_of_accuracy"] == pytest.approx(results.any_of.mean())
+        assert found["accuracy"] == pytest.approx(results.correct.mean())
+    report = (folder / "report.md").read_text()
+    assert "| any-of accuracy |" in report
+    assert f"| test notes with several labels | {metrics(folder, 'test')['several_labels']} of 8 |" in report
+    assert "any-of accuracy" in capsys.readouterr().out

@@ -70,7 +70,7 @@ class PredictionWriter(L.Callback):
         if mistake is not None:
             raise UserError(mistake)
         if answered is not None:
-            data.skip_answered(answered)
+            data.answered = answered
             message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
         else:
             message = f"there is no interrupted run beside {self.path}; starting with the first note"

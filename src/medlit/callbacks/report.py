@@ -12,7 +12,7 @@ from matplotlib.image import imsave
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort
-from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, uncertainty
+from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, telling, uncertainty
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
@@ -64,7 +64,8 @@ class RunReport(L.Callback):
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
-        title = f"{what}: {', '.join(f'{m.title} {m.value(scores)}' for m in HEADLINE)}, {scores['n']} notes"
+        shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in telling(HEADLINE, scores))
+        title = f"{what}: {shown}, {scores['n']} notes"
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"] = pixels(confusion_figure(pl_module.results, title))

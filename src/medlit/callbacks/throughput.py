@@ -73,7 +73,7 @@ class Throughput(L.Callback):
         """Count a micro-batch; after the step's last one, update and log the rates."""
         self._tokens += sum(batch.lengths)
         self._padded_tokens += batch.input_ids.numel()
-        self._notes += len(batch.lengths)
+        self._notes += len(batch.ids)
         if trainer.global_step == self._last_step or self._started_at is None:
             return
         now = time.perf_counter()

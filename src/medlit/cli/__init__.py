@@ -21,6 +21,28 @@ TOOLS = {
 }
 
 
+def check_configs(arguments: list[str]) -> None:
+    """Raise a UserError for a config file that is not there, before the imports that settings take."""
+    from medlit.errors import UserError
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        path = following if argument in ("-c", "--config") else argument.removeprefix("--config=")
+        if path != argument and path.endswith((".yaml", ".yml")) and not os.path.exists(path):
+            raise UserError(no_config(path))
+
+
+def no_config(path: str) -> str:
+    """The message for a config file that is not there, with a similar one."""
+    import difflib
+    from pathlib import Path
+
+    wanted = Path(os.path.relpath(path))
+    near = {str(other) for other in [*wanted.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]}
+    similar = difflib.get_close_matches(str(wanted), near, 1)
+    hint = f"did you mean {similar[0]}?" if similar else "give the path of a YAML file."
+    return f"config: there is no file {wanted}; {hint}"
+
+
 def end_on_signals() -> None:
     """From now on SIGINT and SIGTERM end this process with one line and exit code 128 + their number.
 

@@ -15,6 +15,7 @@ from medlit.cli import validation
 from medlit.cli.environment import check_writable
 from medlit.cli.help import OWN_HELP, Parser
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.settings import Tokenizer
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
@@ -42,8 +43,6 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.set_defaults(_DEFAULTS["callbacks"])
-    for name in ("base_model", "revision", "max_length"):
-        parser.link_arguments(f"model.language_model.{name}", f"data.tokenizer.{name}")
     for name in ("instruction", "mask_prompt", "max_response_tokens"):
         parser.link_arguments(f"data.{name}", f"model.{name}")
     parser.link_arguments("data.prompt_format", "model.language_model.prompt_format")
@@ -90,7 +89,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     Raises:
         SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
     """
-    validation.check_renamed(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
+    validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     validation.check_variables({tool: parser})
     config = parser.parse_args(validation.settle_length(args, env_prefix))
@@ -119,4 +118,11 @@ def make_datamodule(config: Namespace) -> TranscriptionDataModule:
         name: types[name](**vars(value)) if isinstance(value, Namespace) else value
         for name, value in vars(config.data).items()
     }
-    return TranscriptionDataModule(**settings)
+    data = TranscriptionDataModule(**settings)
+    data.tokenizer = tokenizer_of(config.model.language_model)
+    return data
+
+
+def tokenizer_of(language_model: Any) -> Tokenizer:  # noqa: ANN401 - a LanguageModel, or its settings
+    """The tokenizer and the length limit that a datamodule shares with the model."""
+    return Tokenizer(language_model.base_model, language_model.revision, language_model.max_length)

@@ -32,6 +32,7 @@ from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
@@ -49,7 +50,7 @@ class MedlitCLI(LightningCLI):
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         verb = self._verb = args[0]
         self._rest = args[1:]
-        validation.check_renamed(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
+        validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
@@ -145,6 +146,7 @@ class MedlitCLI(LightningCLI):
             if (reason := class_error(str(error))) is None:
                 raise
             raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
+        self.datamodule.tokenizer = arguments.tokenizer_of(self.model.language_model)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with medlit's callbacks; it gets its logger with its folder."""
@@ -203,7 +205,7 @@ class MedlitCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
-        trainer.accumulate_grad_batches = self.datamodule.micro_batches_per_step(trainer.world_size)
+        trainer.accumulate_grad_batches = micro_batches_per_step(self.datamodule.batching, trainer.world_size)
         trainer.val_check_interval = self.config[self.subcommand].val_every_steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
         trainer.check_val_every_n_epoch = None

@@ -6,7 +6,6 @@ eighty lines of usage. Here a setting has a sentence (a docstring's, or one of `
 
 import argparse
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from jsonargparse._signatures import group_instantiate_class
 from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.cli import MODEL_VERBS
+from medlit.cli import MODEL_VERBS, no_config
 
 _TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 ABOUT: dict[str, str] = _TEXTS["about"]
@@ -139,11 +138,7 @@ class Parser(LightningArgumentParser):
         if wrong := _WRONG.match(message):
             name, reason = wrong.groups()
             if name == "config" and (missing := _NO_FILE.search(reason)):
-                path = Path(os.path.relpath(missing[1]))
-                near = {str(other) for other in [*path.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]}
-                similar = difflib.get_close_matches(str(path), near, 1)
-                hint = f"did you mean {similar[0]}?" if similar else "give the path of a YAML file."
-                return f"config: there is no file {path}; {hint}"
+                return no_config(missing[1])
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
             reason = class_error(reason) or reason
@@ -213,11 +208,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         """Add one line."""
         line = f"medlit {self._verb} [--config FILE ...] [--GROUP.KEY VALUE ...]"
         super().add_usage(line, [], *args, **kwargs)
-
-    def add_text(self, text: str | None) -> None:
-        """Add a description, unless jsonargparse made it up for a group without arguments."""
-        if text is None or "derived from links" not in text:
-            super().add_text(text)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""

@@ -43,6 +43,7 @@ _NEVER_NULL = (
     *("val_every_steps", "log_samples", "trainer.max_steps", "trainer.default_root_dir"),
     *("checkpoint", "early_stopping.patience", "early_stopping.min_delta"),
 )
+_GROUPS = {"trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"}
 
 
 def _is_within(bounds: Mapping[str, Any], value: Any) -> bool:  # noqa: ANN401
@@ -155,8 +156,6 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
             adopted.append(f"{key} {other}")
             config[key] = other
     model.prompt_format = config.data.prompt_format
-    for name in ("base_model", "revision"):
-        config.data.tokenizer[name] = model[name]
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:
@@ -194,9 +193,17 @@ def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
     return [*args, *(f"--{name}={none[name]}" for name in replaced)]
 
 
-def check_renamed(args: Sequence[str], env_prefix: str) -> None:
-    """Check that no flag after the verb, config or environment variable uses a setting of an earlier release."""
+def check_given(args: Sequence[str], env_prefix: str) -> None:
+    """Check flags after the verb, configs and variables: no setting of an earlier release, no value for a whole group.
+
+    The parser would fill such a group with what is linked to it, and lose the value.
+    """
     for _, where, settings in _given(args, env_prefix):
+        for name in _GROUPS & settings.keys():
+            inner = _read(settings[name], name)[1] if isinstance(settings[name], str) else settings
+            if name in inner:
+                given = f"must be a group of settings, not {inner[name]!r}"
+                raise UserError(f"{name}: {given}; 'medlit fit --help' shows them ({where}).")
         found = {name: text for name, value in settings.items() if (text := advice(name, value))}
         if found:
             raise UserError("; ".join(f"{name}: {text}" for name, text in found.items()) + f" ({where}).")

@@ -7,7 +7,7 @@ than its hashes do. A report holds counts and row ids, never a note.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -18,9 +18,10 @@ import numpy as np
 from medlit.data.cache import iter_column
 from medlit.data.groups import exact_groups, near_groups
 from medlit.data.labels import LabelReview, normalise_label
-from medlit.data.notes import load_source
+from medlit.data.notes import load_source, specialties_of
 from medlit.data.settings import Columns, Labels
-from medlit.data.sources import as_text, read_tables
+from medlit.data.sources import as_text, cell_labels, read_tables
+from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
 from medlit.evaluation.results import IntArray
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
 
-CountTokens = Callable[[list[str]], Sequence[int]]
+
+class TokenCounter(NamedTuple):
+    """Counts tokens as the prompt does."""
+
+    tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
+    limit: int  # most tokens of a transcription that fit in the prompt
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,14 @@ class AuditReport:
     duplicates: dict[str, Any]  # texts that occur more than once
     near_duplicates: dict[str, Any] | None  # groups that hold different but similar texts; None if not searched for
     near_threshold: float | None  # least Jaccard similarity of similar texts
-    conflicts: dict[str, Any]  # texts that carry several specialties
+    conflicts: dict[str, Any]  # texts that carry other specialties in another row
+    # The two labels, the number of texts that carry both, and the share of these among the rarer label's texts; at most
+    # 20 pairs, the most frequent first.
+    label_pairs: list[dict[str, Any]]
     # Share of the labelled notes that are right when each text is answered by its most frequent label: no classifier of
     # texts scores more on these rows.
     accuracy_ceiling: float
+    near_accuracy_ceiling: float | None  # the same when similar texts get one answer
     leakage: dict[str, int]  # `a/b` -> rows of split b whose text is also in split a
     near_leakage: dict[str, int] | None  # the same including similar texts
     label_leaks: dict[str, float]
@@ -83,8 +93,8 @@ def audit(
     columns: Columns,
     labels: Labels,
     near_threshold: float | None = None,
-    count_tokens: CountTokens | None = None,
-    limit: int | None = None,  # most tokens of a transcription that fit in the prompt
+    merge: bool = False,  # rows of a split with the same text are one note, as by `label_conflicts: merge`
+    load_counter: Callable[[], TokenCounter | None] = lambda: None,  # called once the table is found to be sound
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
@@ -98,57 +108,71 @@ def audit(
     tables = load_source(
         source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
     )
+    counter = load_counter()
     pool = concatenate_datasets(list(tables.values()))
+    specialties = specialties_of(pool)
+    of_rows = [name for name, rows in tables.items() for _ in range(len(rows))]
+    transcriptions = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
+    if merge:
+        resolve_conflicts(of_rows, specialties, pool["id"][:], pool["text_hash"][:], "merge")
+        kept = np.flatnonzero(np.array(of_rows) != DUPLICATE)
+        pool, specialties = pool.select(kept), [specialties[row] for row in kept]
+        of_rows = [of_rows[row] for row in kept]
+        transcriptions = (note or "" for note in iter_column(pool, "transcription"))
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
-    transcriptions = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
-    lengths = _lengths(transcriptions, len(pool), count_tokens)
+    lengths = _lengths(transcriptions, len(pool), counter)
+    limits = {} if counter is None else {"tokens": counter.limit}
 
-    splits = {name: len(rows) for name, rows in tables.items()}
-    notes = pd.DataFrame({"text": texts, "near": near, "label": pool["specialty"][:], "words": lengths["words"]})
-    split_codes = np.repeat(np.arange(len(splits)), list(splits.values()))
-    notes["split"] = pd.Categorical.from_codes(split_codes, pd.Index(list(splits)))
+    splits = {name: of_rows.count(name) for name in tables}
+    notes = pd.DataFrame({"text": texts, "near": near, "words": lengths["words"]})
+    notes["split"] = pd.Categorical(of_rows, categories=list(splits))
+    notes["label"] = [names[0] if names else None for names in specialties]
+    notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
+    notes["own"] = specialties
+    each = notes[["split", "own"]].explode("own")
     by_text = notes.groupby("text")
-    votes = notes.groupby(["text", "label"]).size()  # notes without a label are left out
     similar = notes.groupby("near")["text"].transform("nunique") > 1
-    conflicting = (by_text["label"].transform("nunique") > 1) & notes["label"].notna()
-    classes = _class_counts(notes["label"])
+    conflicting = (by_text["labels"].transform("nunique") > 1) & notes["label"].notna()
+    classes = _class_counts(each["own"])
     report = AuditReport(
         source=source,
         rows=len(notes),
         splits=splits,
         classes=classes,
-        classes_by_split={name: _class_counts(notes.loc[notes["split"] == name, "label"]) for name in splits},
+        classes_by_split={name: _class_counts(each.loc[each["split"] == name, "own"]) for name in splits},
         unlabelled=int(notes["label"].isna().sum()),
-        lengths={unit: _summary(values, limit if unit == "tokens" else None) for unit, values in lengths.items()},
+        lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
         short=_rows_where(notes["words"].between(1, SHORT - 1), ids),
         duplicates=_groups_where(by_text["text"].transform("size") > 1, notes["text"], ids),
         near_duplicates=None if threshold is None else _groups_where(similar, notes["near"], ids),
         near_threshold=threshold,
         conflicts=_groups_where(conflicting, notes["text"], ids),
-        accuracy_ceiling=float(votes.groupby("text").max().sum() / votes.sum()) if len(votes) else 1.0,
+        label_pairs=_label_pairs(texts, specialties),
+        accuracy_ceiling=_ceiling(notes, "text"),
+        near_accuracy_ceiling=None if threshold is None else _ceiling(notes, "near"),
         leakage=_leakage(notes, "text"),
         near_leakage=None if threshold is None else _leakage(notes, "near"),
-        label_leaks=label_leaks(source, revision, columns),
+        label_leaks=label_leaks(source, revision, columns, labels.separator),
         label_review=LabelReview.of(list(classes)),
     )
     return Audit(report, lengths)
 
 
-def _lengths(notes: Iterable[str], number: int, count_tokens: CountTokens | None) -> dict[str, IntArray]:
+def _lengths(notes: Iterable[str], number: int, counter: TokenCounter | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
     spaced = set(np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64).tolist())
     words: list[int] = []
     tokens: list[int] = []
     remaining = iter(notes)
     while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
-        if count_tokens is not None:
-            tokens += count_tokens([note for place, note in enumerate(batch, len(words)) if place in spaced])
+        if counter is not None:
+            tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]
-    counted = {"words": words} if count_tokens is None else {"words": words, "tokens": tokens}
+    counted = {"words": words} if counter is None else {"words": words, "tokens": tokens}
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 
@@ -181,13 +205,30 @@ def _groups_where(mask: pd.Series, groups: pd.Series, ids: Sequence[str]) -> dic
     return {"groups": chosen.nunique(), "rows": len(chosen), "ids": listed}
 
 
+def _ceiling(notes: pd.DataFrame, groups: str) -> float:
+    """Share of the labelled notes with the most frequent label of their group; each counts with its first label."""
+    votes = notes.groupby([groups, "label"]).size()  # notes without a label are left out
+    return float(votes.groupby(groups).max().sum() / votes.sum()) if len(votes) else 1.0
+
+
+def _label_pairs(texts: IntArray, specialties: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """The pairs of labels that share the most texts."""
+    of_text: defaultdict[int, set[str]] = defaultdict(set)
+    for text, names in zip(texts.tolist(), specialties, strict=True):
+        of_text[text].update(names)
+    carrying = Counter(name for names in of_text.values() for name in names)
+    pairs = Counter(pair for names in of_text.values() for pair in combinations(sorted(names), 2))
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:_EXAMPLES]
+    return [{"labels": [*pair], "texts": n, "share": n / min(carrying[name] for name in pair)} for pair, n in ordered]
+
+
 def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
     """`earlier/later` -> notes of a later split whose group is also in an earlier one."""
     parts = {str(name): notes.loc[notes["split"] == name, groups] for name in notes["split"].unique()}
     return {f"{one}/{two}": int(parts[two].isin(parts[one]).sum()) for one, two in combinations(parts, 2)}
 
 
-def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str, float]:
+def label_leaks(source: str, revision: str | None, columns: Columns, separator: str | None = None) -> dict[str, float]:
     """Columns that give the label away; they never reach the model, but may be added to the text by hand.
 
     Returns:
@@ -196,7 +237,7 @@ def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str
     """
     values, naming = Counter[str](), Counter[str]()
     pairs: dict[str, Counter[tuple[str, str]] | None] = {}  # (value, label) -> rows; None: too many different values
-    for name, rows in _other_columns(source, revision, columns):
+    for name, rows in _other_columns(source, revision, columns, separator):
         values[name] += len(rows)
         naming[name] += sum(f" {_words(label)} " in f" {_words(value)} " for value, label in rows)
         counts = pairs.setdefault(name, Counter())
@@ -209,16 +250,19 @@ def label_leaks(source: str, revision: str | None, columns: Columns) -> dict[str
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _other_columns(source: str, revision: str | None, columns: Columns) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield (column other than note, label and id, its values with their labels), in batches; empty ones left out."""
+def _other_columns(
+    source: str, revision: str | None, columns: Columns, separator: str | None
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield (column other than note, label and id, values with their rows' first labels), in batches; none empty."""
     for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
         others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))
         chosen = table.rows.select_columns([columns.label, *others])
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
-            written = as_text(batch.column(columns.label).to_pylist(), table.classes(columns.label))
-            labels = [normalise_label(label or "") for label in written]
+            cells = batch.column(columns.label).to_pylist()
+            written = cell_labels(cells, table.classes(columns.label), separator)
+            labels = [normalise_label(names[0]) if names else "" for names in written]
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))
                 pairs = zip(values, labels, strict=True)

@@ -6,7 +6,7 @@ import hashlib
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medlit.errors import UserError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
 
 _BATCH = 1_000  # rows
+Names = tuple[str, ...]
 
 
 def cache_key(*parts: object) -> str:
@@ -45,21 +46,24 @@ def cache_folder() -> Path:
 
 
 def cached_table(
-    path: Path, names: tuple[str, ...], rows: Callable[..., Iterator[dict[str, str | None]]], /, **settings: object
+    path: Path, names: Names, rows: Callable[..., Iterator[Any]], /, lists: Names = (), **settings: object
 ) -> Dataset:
     """Write what `rows` yields of a file to the Arrow cache, or map what an earlier run wrote.
 
+    Every column holds text, and those named in `lists` lists of texts.
+
     The settings hold tuples and no lists, which `datasets` takes for shards. An error is the one that `rows` raises.
     """
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
-    status = path.stat()
+    text, status = Value("string"), path.stat()
+    settings |= {"lists": lists} if lists else {}
     stamp = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     try:
         return Dataset.from_generator(
             rows,
-            features=Features({name: Value("string") for name in names}),
+            features=Features({name: List(text) if name in lists else text for name in names}),
             cache_dir=str(cache_folder()),
             gen_kwargs={"path": str(path), **settings},
             fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),

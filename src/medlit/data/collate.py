@@ -21,15 +21,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, takewhile
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from medlit.data.notes import specialties_of
 from medlit.data.prompt import Prompt
 from medlit.data.samplers import MicroBatch
+from medlit.evaluation.results import IntArray
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +51,7 @@ class TokenisedNote(TypedDict):
     input_ids: list[int]
     cut_tokens: int
     specialty: str | None
+    specialties: NotRequired[list[str]]  # those to train on, where `specialty` is not the only one
 
 
 class Batch(NamedTuple):
@@ -60,9 +63,11 @@ class Batch(NamedTuple):
     input_ids: Tensor  # prompt and response, (B, T) int64; packed: (1, tokens)
     places: Tensor  # in `input_ids` row after row, the token that predicts each supervised one, (S,) int64
     targets: Tensor  # the supervised tokens' ids, (S,) int64
-    lengths: list[int]  # tokens of each note, B of them, without padding or filler
+    lengths: list[int]  # tokens of each row, B of them, without padding or filler
     step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
     ids: list[str]  # the notes' ids, B of them
+    answers: list[int] | None = None  # rows of each note, B of them, that differ in the answer alone; None: one each
+    row: Tensor | None = None  # with `answers`: the row of each supervised token, (S,) int64
     starts: Tensor | None = None  # packed: where each note begins and the filler ends, int32; of one size for any B
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with
@@ -107,6 +112,7 @@ class EvalBatch(NamedTuple):
     label_ids: Tensor  # index of each true label in `label_names`, (B,) int64
     label_names: tuple[str, ...]
     text_hashes: list[str]
+    accepted: Tensor  # of all labels of each note, its first repeated to fill the row, (B, most labels) int64
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
@@ -139,14 +145,25 @@ class Collator:
     pad_id: int
     mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
     label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
-    most_notes: int = 32  # of a packed batch; `starts` always has this size + 2, so that nothing is compiled again
+    most_notes: int = 32  # rows of a packed batch; `starts` always has this size + 2, so that nothing is compiled again
     _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def _answer(self, row: TokenisedNote) -> list[int]:
-        specialty = row["specialty"] or ""
+        return self._tokens_of(row["specialty"] or "")
+
+    def _tokens_of(self, specialty: str) -> list[int]:
         if specialty not in self._answers:
             self._answers[specialty] = self.response(specialty)
         return self._answers[specialty]
+
+    def measure(self, rows: Dataset) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Tokens, supervised tokens, label and note of each answer of N tokenised notes, (A,)."""
+        specialties, prompts = specialties_of(rows), np.array(rows["length"][:])
+        notes = np.repeat(np.arange(len(prompts)), [len(names) for names in specialties])
+        names, labels = np.unique(list(chain.from_iterable(specialties)), return_inverse=True)
+        answer = np.array([len(self._tokens_of(str(name))) for name in names])[labels]
+        lengths: IntArray = prompts[notes] + answer
+        return lengths, supervised_tokens(lengths, answer, self.mask_prompt), labels, notes
 
     def supervised(self, row: TokenisedNote) -> int:
         """Tokens of a row that carry loss."""
@@ -166,14 +183,32 @@ class Collator:
         return torch.cat(places), torch.tensor([token for answer in targets for token in answer], dtype=torch.long)
 
     def train(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
-        """Right-pad prompt and response of B rows."""
+        """Right-pad prompt and response of B notes."""
+        return self._with_answers(rows, self._padded, step_tokens)
+
+    def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
+        """Put prompt and response of B notes end to end; the filler after them is a note by itself."""
+        return self._with_answers(rows, self._end_to_end, step_tokens)
+
+    def _with_answers(self, rows: Sequence[TokenisedNote], collate: Callable[..., Batch], step_tokens: int) -> Batch:
+        """Collate each note once for each of its answers."""
+        names = [row.get("specialties") or [row["specialty"] or ""] for row in rows]
+        pairs = [(row, name) for row, own in zip(rows, names, strict=True) for name in own]
+        written = [TokenisedNote({**row, "specialty": name}) for row, name in pairs]
+        batch = collate(written, step_tokens)
+        if len(written) == len(rows):
+            return batch
+        supervised = torch.tensor([self.supervised(row) for row in written])
+        row = torch.repeat_interleave(torch.arange(len(written)), supervised)
+        return batch._replace(ids=[row["id"] for row in rows], answers=[*map(len, names)], row=row)
+
+    def _padded(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         input_ids, _ = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
 
-    def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
-        """Put prompt and response of B rows end to end; the filler after them is a note by itself."""
+    def _end_to_end(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         lengths = [self.length(row) for row in rows]
         begins = [0, *accumulate(lengths)]
         tokens = begins[-1]
@@ -201,13 +236,16 @@ class Collator:
 
     def evaluate(self, rows: Sequence[TokenisedNote]) -> EvalBatch:
         """Both views of B labelled rows; `step_tokens` counts this batch alone."""
-        label_ids = {name: label for label, name in enumerate(self.label_names)}
+        known = {name: label for label, name in enumerate(self.label_names)}
+        own = [[known[name] for name in row.get("specialties") or [row["specialty"] or ""]] for row in rows]
+        most = max(map(len, own))
         return EvalBatch(
-            loss=self.train(rows, sum(map(self.supervised, rows))),
+            loss=self._padded(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
-            label_ids=torch.tensor([label_ids[row["specialty"] or ""] for row in rows]),
+            label_ids=torch.tensor([labels[0] for labels in own]),
             label_names=self.label_names,
             text_hashes=[row["text_hash"] for row in rows],
+            accepted=torch.tensor([labels + labels[:1] * (most - len(labels)) for labels in own]),
         )
 
 
@@ -222,10 +260,14 @@ class BatchDataset(TorchDataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, batch: MicroBatch | list[int]) -> Any:  # noqa: ANN401 - what `collate` makes of them
-        indices, *step_tokens = batch if isinstance(batch, MicroBatch) else (batch,)
+        indices = batch.indices if isinstance(batch, MicroBatch) else batch
         columns = self.rows[indices] | {"row": indices}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return self.collate(rows, *step_tokens)
+        if not isinstance(batch, MicroBatch):
+            return self.collate(rows)
+        for row, place in zip(rows, batch.answers or (), strict=False):
+            row["specialties"] = [row["specialties"][place]]
+        return self.collate(rows, batch.step_tokens)
 
 
 def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:

@@ -51,7 +51,9 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
                 f" --data.columns.{key} (its columns are {shown}){advice}."
             )
         kind = table.rows.features.arrow_schema.field(name).type
-        if pa.types.is_dictionary(kind):
+        is_list = key == "label" and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+        of_text = is_list and (table.classes(name) is not None or not pa.types.is_integer(kind.value_type))
+        if of_text or pa.types.is_dictionary(kind):
             kind = kind.value_type
         if pa.types.is_null(kind):
             raise UserError(
@@ -80,7 +82,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
         choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
         rarer, fault = min(choices, key=lambda choice: len(choice[0]))
         remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
-        mask = pc.is_in(labels, value_set=pa.array(rarer, pa.string()))
+        mask = pa.chunked_array([[bool({*names} & {*rarer}) for names in rows["specialties"][:]]], pa.bool_())
         _refuse_rows(mask, table, rows, columns, "label", fault, remedy, is_empty=False)
 
 

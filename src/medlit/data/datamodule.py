@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
-from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity, supervised_tokens
+from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
-from medlit.data.samplers import LengthSortedSampler, StepSampler, micro_batches_per_step
+from medlit.data.samplers import LengthSortedSampler, StepSampler
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
@@ -25,6 +26,8 @@ from medlit.number_types import PositiveInt
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_LOADERS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # of a stage
 
 
 class TranscriptionDataModule(L.LightningDataModule):
@@ -37,7 +40,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
         labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: identical texts with several labels: 'keep', 'drop', or 'majority' (use the most frequent).
+        label_conflicts: rows of one text with other labels: 'keep', 'drop', 'majority', or 'merge' (a note with all).
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
@@ -45,7 +48,10 @@ class TranscriptionDataModule(L.LightningDataModule):
         max_response_tokens: tokens of model.language_model.max_length that are reserved for the answer.
         batching: how notes are put into batches.
         predict: what `medlit predict` classifies.
-        tokenizer: set from model.language_model.
+
+    Attributes:
+        tokenizer: that of the base model; set it before the first use of the prompt.
+        answered: whether an interrupted run has answered each of the notes to classify, (N,); these are left out.
     """
 
     def __init__(
@@ -62,7 +68,6 @@ class TranscriptionDataModule(L.LightningDataModule):
         max_response_tokens: PositiveInt = 32,
         batching: Batching = Batching(),  # noqa: B008
         predict: Predict = Predict(),  # noqa: B008
-        tokenizer: Tokenizer = Tokenizer(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.source = source
@@ -77,13 +82,13 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.max_response_tokens = max_response_tokens
         self.batching = batching
         self.predict = predict
-        self.tokenizer = tokenizer
+        self.tokenizer = Tokenizer()
         self.label_set: LabelSet | None = None  # of the training split; these three once the source is read
         self.splits: NoteSplits | None = None
         self.fingerprint: DataFingerprint | None = None
         self._tokenised: dict[str, Dataset] = {}
         self._predict_rows: Dataset | None = None
-        self._answered: np.ndarray | None = None
+        self.answered: np.ndarray | None = None
         self._trained_steps = 0
 
     @cached_property
@@ -121,6 +126,15 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self._predict_rows = tokenise(rows, self.prompt, cached=self.predict.text is None)
         elif not self._tokenised:
             self._tokenised = {name: tokenise(rows, self.prompt) for name, rows in self.read_splits().notes.items()}
+            if self.trainer:
+                self._check_loaders(stage or "")
+
+    def _check_loaders(self, stage: str) -> None:
+        """Make a stage's loaders and answers once, so that what they refuse is refused before weights are read."""
+        for name in _LOADERS.get(stage, ()):
+            getattr(self, f"{name}_dataloader")()
+        if stage in _LOADERS and self.label_set is not None:
+            list(map(self.prompt.response, self.label_set))
 
     def read_splits(self) -> NoteSplits:
         """Read and split the source, once; nothing is tokenised. Raises as `setup` does."""
@@ -128,17 +142,15 @@ class TranscriptionDataModule(L.LightningDataModule):
             tables = load_source(self.source, revision=self.revision, columns=self.columns, labels=self.labels)
             splits = split_notes(tables, self.split, self.label_conflicts)
             self.label_set = splits.label_set(self.source)
+            if self.label_conflicts == "keep" and self._place[0] == 0:
+                splits.warn_if_ambiguous()
             revision = commit_of(tables.values()) or self.revision
             self.fingerprint = DataFingerprint(self.source, revision, splits.hashes)
             self.splits = splits
         return self.splits
 
     def rows(self, split: str) -> Dataset:
-        """Tokenised notes of one split.
-
-        Raises:
-            UserError: the source has no such split.
-        """
+        """Tokenised notes of one split; a UserError if the source has no such split."""
         if split not in self._tokenised:
             raise UserError(
                 f"data.source: {self.source} has no {split} split; add one, or set data.split.kind 'grouped'."
@@ -150,28 +162,19 @@ class TranscriptionDataModule(L.LightningDataModule):
         """The notes to classify, tokenised."""
         return self._predict_rows if self._predict_rows is not None else self.rows(self.predict.source)
 
-    def skip_answered(self, answered: np.ndarray) -> None:
-        """Leave out those of `predict_rows` that an interrupted run has answered, (N,) bool."""
-        self._answered = answered
-
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, the same for any number of processes; at least 1."""
         return max(1, len(self.rows("train")) // self.batching.global_batch_size)
 
-    def micro_batches_per_step(self, world_size: int) -> int:
-        """Micro-batches that each process accumulates in one optimizer step."""
-        return micro_batches_per_step(self.batching.global_batch_size, self.batching.micro_batch_size, world_size)
-
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
-        rows = self.rows("train")
-        names, labels = np.unique(rows["specialty"][:], return_inverse=True)
-        answer = np.array([len(self.prompt.response(str(name))) for name in names])[labels]  # tokens, (N,)
-        length = np.array(rows["length"][:]) + answer
-        supervised = supervised_tokens(length, answer, self.mask_prompt)
-        packed = self._packs
-        sampler = StepSampler(length, supervised, labels, self.batching, self.token_budget, packed, *self._place)
+        rows, packed = self.rows("train"), self._packs
+        tokens, supervised, labels, notes = self.collator.measure(rows)
+        self.collator.most_notes = self.batching.global_batch_size * int(np.bincount(notes).max())
+        sampler = StepSampler(
+            tokens, supervised, labels, self.batching, self.token_budget, packed, *self._place, notes=notes
+        )
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
@@ -192,7 +195,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         Lightning stops where a process has no batch, so notes are repeated if fewer are left than processes.
         """
         rows, world_size = self.predict_rows, self._place[1]
-        left = np.arange(len(rows)) if self._answered is None else np.flatnonzero(~self._answered)
+        left = np.arange(len(rows)) if self.answered is None else np.flatnonzero(~self.answered)
         if len(left) < world_size:
             left = np.resize(left if len(left) else np.arange(1), world_size)
         return self._eval_batches(rows, self.collator.prompts, left)
@@ -237,7 +240,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer steps trained so far (prefetched batches do not count), and which notes these are."""
-        notes = None if self.fingerprint is None else self.fingerprint.to_dict()
+        notes = None if self.fingerprint is None else asdict(self.fingerprint)
         return {"optimizer_steps": self.trainer.global_step if self.trainer else 0, "notes": notes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

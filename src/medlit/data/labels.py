@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -76,14 +76,6 @@ class LabelSet:
     """The K specialties of a task, in alphabetical order."""
 
     names: tuple[str, ...]  # as the model is taught to spell them; the position is the label id, 0 .. K-1
-
-    @classmethod
-    def from_labels(cls, labels: Iterable[str]) -> LabelSet:
-        """Collect the distinct labels of a table, each in its most frequent spelling."""
-        spellings: dict[str, Counter[str]] = {}
-        for label in labels:
-            spellings.setdefault(normalise_label(label), Counter())[normalise_text(label)] += 1
-        return cls.from_names([_most_frequent(counts) for counts in spellings.values()])
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:

@@ -1,10 +1,12 @@
-"""From any source, or a typed note, to the four columns that everything else works with.
+"""From any source, or a typed note, to the five columns that everything else works with.
 
     id             text    the id column, with 8 digits of `text_hash` after an id that a split has more than once; or
                            the first 16 digits of `text_hash`; `-2`, `-3` ... for repeats of these
     transcription  text    the note; line ends are line feeds, outer white space is removed, the rest is unchanged
-    specialty      text    one spelling for each label (aliases applied, else the most frequent one); null: no label
+    specialty      text    one spelling for each label (aliases applied, else the most frequent one); null: no label; of
+                           several labels the first
     text_hash      text    32 digits of the BLAKE2b hash of the note with its white space collapsed
+    specialties    texts   all of the note's labels, none twice
 
 No other column passes this file: anything else in a table, such as the public dataset's `keywords`, ends here. Notes
 with the same `text_hash` are the same text.
@@ -29,15 +31,15 @@ from medlit.data.labels import DROPPED, canonical_spellings, check_label_column,
 from medlit.data.prompt import whole_characters
 from medlit.data.readers import table_name
 from medlit.data.settings import Columns, Labels, Predict
-from medlit.data.sources import RawTable, as_text, read_tables
+from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same table would become different rows
-CANONICAL = ("id", "transcription", "specialty", "text_hash")
+VERSION = 2  # part of the cache's key: raise it when the same table would become different rows
+CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
 
 _ID_DIGITS = 16
 _REPEATED_DIGITS = 8
@@ -68,13 +70,13 @@ def load_source(
     counts = Counter[str]()
     for table in (table for parts in tables.values() for table in parts):
         check_columns(table, columns, require_labels)
-        counts.update(_label_counts(table, columns.label))
+        counts.update(_label_counts(table, columns.label, labels.separator))
     spellings = canonical_spellings(counts, labels if require_labels else Labels(aliases=labels.aliases))
     names = {name for name in spellings.values() if name}
 
     result: dict[str, Dataset] = {}
     for split, parts in tables.items():
-        canonical = [_canonical(table, columns, spellings) for table in parts]
+        canonical = [_canonical(table, columns, spellings, labels.separator) for table in parts]
         check_ids(split, parts, canonical, columns, join_ids)
         for table, rows in zip(parts, canonical, strict=True):
             if not allow_missing:
@@ -104,7 +106,18 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    return datasets.Dataset.from_dict({"id": ["text"], "transcription": [text], "specialty": [None]})
+    return datasets.Dataset.from_dict(
+        {"id": ["text"], "transcription": [text], "specialty": [None], "specialties": [[]]}
+    )
+
+
+def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:
+    """All labels of each note of a canonical or tokenised table, N of them."""
+    column = rows.data.column("specialties")
+    if (pc.max(pc.list_value_length(column)).as_py() or 0) > 1:
+        return [tuple(names) for names in rows["specialties"][:]]
+    one: dict[str | None, tuple[str, ...]] = {None: ()}  # the usual table, of which a million rows take no second
+    return [one.setdefault(name, (name,)) if name else () for name in rows["specialty"][:]]
 
 
 def _is_path(text: str) -> bool:
@@ -127,41 +140,49 @@ def hash_text(text: str) -> str:
     return hashlib.blake2b(normalise_text(text).encode(), digest_size=16).hexdigest()
 
 
-def _label_counts(table: RawTable, label: str | None) -> Counter[str]:
+def _label_counts(table: RawTable, label: str | None, separator: str | None) -> Counter[str]:
     """Rows of each label as the table writes it."""
     counts = Counter[str]()
     if label is None or label not in table.rows.column_names:
         return counts
     for batch in table.rows.select_columns([label]).with_format("arrow").iter(batch_size=10_000):
-        values, numbers = pc.value_counts(batch.column(0)).flatten()
-        for name, number in zip(as_text(values.to_pylist(), table.classes(label)), numbers.to_pylist(), strict=True):
-            counts[name or ""] += number
+        column = batch.column(0)
+        if pa.types.is_nested(column.type):
+            column = pc.list_flatten(column)
+        values, numbers = pc.value_counts(column).flatten()
+        names = cell_labels(values.to_pylist(), table.classes(label), separator)
+        for parts, number in zip(names, numbers.to_pylist(), strict=True):
+            counts.update(dict.fromkeys(parts or ("",), number))
         check_label_column(counts, f"data.columns.label: column {label!r} of {table.name}")
     return counts
 
 
-def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None]) -> Dataset:
+def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None], separator: str | None) -> Dataset:
     """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
     import datasets
 
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
-    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()))
+    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     notes = iter_column(rows, columns.text)
     classes = None if label is None else table.classes(label)
+    text = datasets.Value("string")
+    features = datasets.Features(dict.fromkeys(CANONICAL, text) | {"specialties": datasets.List(text)})
+    kinds = features.arrow_schema.types
 
     def to_canonical(batch: pa.Table) -> pa.Table:
         """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
-
-        def text_of(column: str | None, classes: list[str] | None = None) -> list[str | None]:
-            return [None] * len(batch) if column is None else as_text(batch.column(column).to_pylist(), classes)
-
         cleaned = [clean_note(note) for note in islice(notes, len(batch))]
-        specialties = [spellings[name or ""] for name in text_of(label, classes)]
-        values = (text_of(identity), cleaned, specialties, [hash_text(note) for note in cleaned])
-        return pa.table([pa.array(column, pa.string()) for column in values], names=CANONICAL)
+        ids = [None] * len(batch) if identity is None else as_text(batch.column(identity).to_pylist(), None)
+        written = [] if label is None else cell_labels(batch.column(label).to_pylist(), classes, separator)
+        # Without what is left out; a row of nothing else is `DROPPED`.
+        cells = [dict.fromkeys(spellings[name] for name in cell) for cell in written] or [{}] * len(batch)
+        labels = [[name for name in cell if name] for cell in cells]
+        specialties = [next(iter(kept or cell), None) for kept, cell in zip(labels, cells, strict=True)]
+        values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
+        return pa.table([pa.array(column, kind) for column, kind in zip(values, kinds, strict=True)], names=CANONICAL)
 
     try:
         mapped = (
@@ -171,7 +192,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
                 to_canonical,
                 batched=True,
                 remove_columns=chosen,
-                features=datasets.Features({name: datasets.Value("string") for name in CANONICAL}),
+                features=features,
                 # An explicit name: the folder of a table that was saved to disk may not be writable.
                 cache_file_name=str(cache_folder() / f"{key}.arrow"),
                 new_fingerprint=key,

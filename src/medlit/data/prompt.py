@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 PromptFormat = Literal["alpaca", "chat"]
 INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
-
-_TEMPORARY = "temporarily"  # tokenizers reads any other value than its words for off as on
 
 # Stand for the texts while a chat template is rendered.
 _MARKS = ("Medlit-Instruction", "Medlit-Transcription", "Medlit-Specialty")
@@ -44,27 +41,12 @@ def whole_characters(text: str) -> str:
     return text
 
 
-@contextmanager
-def _on_all_cores() -> Iterator[None]:
-    """Let tokenizers use every core in this context, unless the user has set TOKENIZERS_PARALLELISM."""
-    if os.environ.get(TOKENIZERS_PARALLELISM) != "":
-        yield
-        return
-    os.environ[TOKENIZERS_PARALLELISM] = _TEMPORARY
-    try:
-        yield
-    finally:
-        if os.environ.get(TOKENIZERS_PARALLELISM) == _TEMPORARY:  # a fork changes it
-            os.environ[TOKENIZERS_PARALLELISM] = ""
-
-
-def _stay_on_one_core() -> None:
-    """Switch threads off in a forked process, where a tokenizer would wait for threads that only the parent has."""
-    if os.environ.get(TOKENIZERS_PARALLELISM) in ("", _TEMPORARY):
-        os.environ[TOKENIZERS_PARALLELISM] = "false"
-
-
-os.register_at_fork(after_in_child=_stay_on_one_core)
+# A tokenizer of a forked process would wait for threads that only its parent has, so there they are off; they must be
+# off before the fork, or tokenizers prints a warning.
+os.register_at_fork(
+    before=lambda: os.environ.setdefault(TOKENIZERS_PARALLELISM, ""),
+    after_in_parent=lambda: os.environ.get(TOKENIZERS_PARALLELISM) == "" and os.environ.pop(TOKENIZERS_PARALLELISM),
+)
 
 
 class Prompt(NamedTuple):
@@ -186,9 +168,8 @@ class NotePrompt:
         """The prompts of notes, in their order; what does not fit is cut from the end of the transcription."""
         if not transcriptions:
             return []
-        with _on_all_cores() if len(transcriptions) > 1 else nullcontext():
-            inside = self._inside(transcriptions)
-        return [Prompt([*self.header, *ids[: self.room], *self.footer], max(0, len(ids) - self.room)) for ids in inside]
+        rows, room = self._inside(transcriptions), self.room
+        return [Prompt([*self.header, *ids[:room], *self.footer], max(0, len(ids) - room)) for ids in rows]
 
     def response(self, specialty: str) -> list[int]:
         """Ids of the answer, tokenised after the footer, where generation starts, and the token that ends it.

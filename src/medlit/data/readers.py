@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-Row = dict[str, str | None]
+Row = dict[str, str | list[str | None] | None]
 
 MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
 _EXCEL_AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "na_filter": False, "engine": "openpyxl"}
@@ -71,11 +71,14 @@ def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
 
 
 def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
-    rows = itertools.islice(json_objects(str(path), by_line), _LOOK_AHEAD)
-    names = tuple(dict.fromkeys(name for _, row in rows for name in row if _json_text(name) == name))
+    rows = [row for _, row in itertools.islice(json_objects(str(path), by_line), _LOOK_AHEAD)]
+    names = tuple(dict.fromkeys(name for row in rows for name in row if _json_text(name) == name))
     if not names:
         raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-    return cached_table(path, names, json_rows, names=names, columns=columns, by_line=by_line)
+    label = columns.label  # the first label decides whether the column holds texts or lists of these
+    first = next((row[label] for row in rows if row.get(label) is not None), None) if label in names else None
+    lists = (label,) if label and isinstance(first, list) else ()
+    return cached_table(path, names, json_rows, lists, names=names, columns=columns, by_line=by_line)
 
 
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
@@ -110,23 +113,30 @@ def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
 
 
-def json_rows(path: str, names: tuple[str, ...], columns: Columns, by_line: bool) -> Iterator[Row]:
-    """Yield column -> text of each object; a missing column, null, NaN and Infinity are null."""
+def json_rows(
+    path: str, names: tuple[str, ...], columns: Columns, by_line: bool, lists: tuple[str, ...] = ()
+) -> Iterator[Row]:
+    """Yield column -> text of each object, a list of texts in `lists`; what is missing, NaN or Infinity is null."""
     used = {name for name in columns.of(names).values() if name is not None}
     for place, row in json_objects(path, by_line):
         for name in used & row.keys():
-            value = row[name]
-            if isinstance(value, (list, dict)) or (name == columns.text and not isinstance(value, str | None)):
-                kind = _JSON_KINDS.get(type(value), "a number")
+            value, is_list = row[name], name in lists
+            of_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+            is_scalar = isinstance(value, str) or not (name == columns.text or isinstance(value, (list, dict)))
+            if value is not None and not (of_texts if is_list else is_scalar):
+                kind = "a text" if isinstance(value, str) else _JSON_KINDS.get(type(value), "a number")
+                belongs = "a list of texts" if is_list else "text"
                 raise UserError(
-                    f"data.source: {path}, {place}: column {name!r} holds {kind} where text belongs; correct the row"
-                    " or name another column."
+                    f"data.source: {path}, {place}: column {name!r} holds {kind} where {belongs} belongs; correct the"
+                    " row or name another column."
                 )
-        yield {name: _json_text(row.get(name)) for name in names}
+        yield {name: _json_text(row.get(name), name in lists) for name in names}
 
 
-def _json_text(value: object) -> str | None:
-    return None if value is None else whole_characters(value if isinstance(value, str) else json.dumps(value))
+def _json_text(value: Any, is_list: bool = False) -> Any:  # noqa: ANN401 - a text, or a list of these
+    if is_list or value is None:
+        return value and [whole_characters(each) for each in value]
+    return whole_characters(value if isinstance(value, str) else json.dumps(value))
 
 
 def _read_parquet(path: Path, columns: Columns) -> Dataset:

@@ -11,6 +11,9 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
     inverse  N / K                                  every label equally often
 
 and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
+
+A note with several labels counts for each of them. Under `several_labels: draw` it is trained on one at a time: the one
+that class balance drew it for, else one at random, the same for the same seed, epoch and note.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,22 +37,34 @@ def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
     return weights / float(weights.sum())
 
 
-def epoch_order(labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
-    """Row numbers of the N notes of an epoch in training order, (N,), from their label ids, (N,)."""
+def epoch_order(
+    labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int, notes: IntArray | None = None
+) -> IntArray:
+    """The answers of an epoch in training order, as many as there are notes, (N,).
+
+    They are places in `labels`, the label ids of all answers, (A,); `notes` is as in `StepSampler`.
+    """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(labels))
+    number = len(labels) if notes is None else int(notes[-1]) + 1
     if class_balance == "none":
-        return order
+        order = rng.permutation(number)
+        if notes is None:
+            return order
+        several = np.bincount(notes)
+        drawn = (np.random.default_rng([seed, epoch, 1]).random(number) * several).astype(np.int64)
+        answers: IntArray = (np.cumsum(several) - several + drawn)[order]
+        return answers
+    order = rng.permutation(len(labels))
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
-    edges = np.floor(np.cumsum(shares(counts, class_balance)) * len(labels) + rng.random()).astype(np.int64)
-    edges[-1] = len(labels)
+    edges = np.floor(np.cumsum(shares(counts, class_balance)) * number + rng.random()).astype(np.int64)
+    edges[-1] = number
     drawn = np.diff(edges, prepend=0)
     parts = []
     of_label = np.split(order[np.argsort(codes[order], kind="stable")], np.cumsum(counts)[:-1])
-    for notes, draws in zip(of_label, drawn.tolist(), strict=True):
-        again = [rng.permutation(notes) for _ in range(-(-draws // len(notes)) - 1)]
-        parts.append(np.concatenate([notes, *again])[:draws])
+    for mine, draws in zip(of_label, drawn.tolist(), strict=True):
+        again = [rng.permutation(mine) for _ in range(-(-draws // len(mine)) - 1)]
+        parts.append(np.concatenate([mine, *again])[:draws])
     return rng.permutation(np.concatenate(parts))
 
 
@@ -58,6 +73,7 @@ class MicroBatch(NamedTuple):
 
     indices: list[int]
     step_tokens: int
+    answers: list[int] | None = None  # place of the label that a note trains, among its own; None: all of its labels
 
 
 @dataclass(eq=False)
@@ -70,9 +86,9 @@ class StepSampler(Sampler[MicroBatch]):
         UserError: fewer notes than one step needs, or ranks that do not divide a step.
     """
 
-    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,)
-    supervised: IntArray  # tokens of each note that carry loss, (N,)
-    labels: IntArray  # label of each note as a number, (N,)
+    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,); with `notes` of A answers, (A,)
+    supervised: IntArray  # tokens of each that carry loss, (N,) or (A,)
+    labels: IntArray  # label of each as a number, (N,) or (A,)
     batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
     token_budget: int  # most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
     packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
@@ -80,20 +96,30 @@ class StepSampler(Sampler[MicroBatch]):
     world_size: int = 1
     epoch: int = 0
     first_step: int = 0
+    notes: IntArray | None = None  # the note of each answer, 0 .. N-1 ascending, (A,); None: one answer a note
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
-        self.micro_batches = micro_batches_per_step(step, self.batching.micro_batch_size, self.world_size)
-        if len(self.lengths) < step:
+        self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
+        self._note = np.arange(len(self.lengths)) if self.notes is None else self.notes
+        copies = np.bincount(self._note)  # of each note
+        self._first = np.cumsum(copies) - copies  # its first answer
+        self._all = self.batching.several_labels == "any" and len(self._note) > len(copies)
+        # Under 'any' a note stands in its batch once for each answer, and weighs as much as its first one alone.
+        self._copies = copies[self._note] if self._all else np.ones_like(self._note)
+        self._lengths = np.maximum.reduceat(self.lengths, self._first)[self._note] if self._all else self.lengths
+        self._supervised = self.supervised[self._first][self._note] if self._all else self.supervised
+        self._number = len(copies)
+        if self._number < step:
             raise UserError(
-                f"data.batching.global_batch_size: the training split has {len(self.lengths)} notes, fewer than the"
-                f" {step} of one optimizer step; set data.batching.global_batch_size to {len(self.lengths)} or less."
+                f"data.batching.global_batch_size: the training split has {self._number} notes, fewer than the"
+                f" {step} of one optimizer step; set data.batching.global_batch_size to {self._number} or less."
             )
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.lengths) // self.batching.global_batch_size
+        return self._number // self.batching.global_batch_size
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
@@ -102,29 +128,34 @@ class StepSampler(Sampler[MicroBatch]):
         """Choose the shuffle; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def notes_of_step(self, step: int) -> np.ndarray:
+    def notes_of_step(self, step: int) -> IntArray:
         """Row indices of one step, over all ranks, longest first."""
-        return self._sorted(self._order(), step)
+        return self._note[self._sorted(self._order(), step)]
 
-    def _order(self) -> np.ndarray:
-        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch)
+    def _order(self) -> IntArray:
+        batching = self.batching
+        return epoch_order(self.labels, batching.class_balance, batching.seed, self.epoch, self.notes)
 
-    def _sorted(self, order: np.ndarray, step: int) -> np.ndarray:
+    def _sorted(self, order: IntArray, step: int) -> IntArray:
         size = self.batching.global_batch_size
-        notes = order[step * size : (step + 1) * size]
-        return notes[np.argsort(-self.lengths[notes], kind="stable")]
+        answers = order[step * size : (step + 1) * size]
+        costs = self._lengths[answers] * (self._copies[answers] if self.packed else 1)
+        return answers[np.argsort(-costs, kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self._order()
+        order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
-            notes = self._sorted(order, step)
-            step_tokens = int(self.supervised[notes].sum())
-            lengths = self.lengths[notes]
+            answers = self._sorted(order, step)
+            step_tokens = int(self._supervised[answers].sum())
+            lengths, copies = self._lengths[answers], self._copies[answers]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
-            for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
-                yield MicroBatch(notes[group].tolist(), step_tokens)
+            groups = self._packed(lengths * copies, share) if self.packed else self._padded(lengths, copies, share)
+            for chosen in (answers[group] for group in groups):
+                notes = self._note[chosen]
+                places = None if self._all else (chosen - self._first[notes]).tolist()
+                yield MicroBatch(notes.tolist(), step_tokens, places)
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
@@ -132,13 +163,14 @@ class StepSampler(Sampler[MicroBatch]):
         groups = balance_tokens(lengths[mine].tolist(), self.micro_batches)
         return [[mine[place] for place in group] for group in groups]
 
-    def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
+    def _padded(self, lengths: np.ndarray, copies: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens."""
         # One rank minimises padding within the budget; several minimise the largest group, for which all ranks wait.
         budget = self.token_budget if self.world_size == 1 else None
-        ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
+        number = self.world_size * self.micro_batches
+        ends = np.cumsum([0, *split_by_length(lengths.tolist(), number, budget, copies)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
-        cells = [int(lengths[group[0]]) * len(group) for group in groups]
+        cells = [int(lengths[group[0]] * copies[group].sum()) for group in groups]
         largest = sorted(range(len(groups)), key=lambda g: -cells[g])
         mine = balance_ranks([cells[g] for g in largest], self.world_size)[share]
         return [groups[g] for g in sorted(largest[place] for place in mine)]
@@ -177,25 +209,29 @@ class LengthSortedSampler(Sampler[list[int]]):
 # --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------
 
 
-def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
+    global_batch_size = batching.global_batch_size
     if global_batch_size % world_size:
         raise UserError(
             f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
-    return -(-(global_batch_size // world_size) // micro_batch_size)
+    return -(-(global_batch_size // world_size) // batching.micro_batch_size)
 
 
-def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
+def split_by_length(
+    lengths: Sequence[int], groups: int, budget: int | None, copies: IntArray | None = None
+) -> list[int]:
     """Divide n notes, longest first, into groups with the least padding; returns the sizes of these, none of them 0.
 
-    `budget` is the most padded tokens (notes x longest) of one group; where that is impossible, and for None, the
-    largest group is minimised.
+    `budget` is the most padded tokens (rows x longest) of one group; where that is impossible, and for None, the
+    largest group is minimised. `copies` are the rows of each note, (n,); None: 1.
     """
     n = len(lengths)
+    rows = np.arange(n + 1) if copies is None else np.cumsum([0, *copies])
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
-    cost = np.asarray(lengths)[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
+    cost = np.asarray(lengths)[:, None] * (rows[None, :] - rows[:-1, None])
     least, sizes = np.inf, list[int]()
     if budget is not None:
         least, sizes = _divide(np.where(cost <= budget, cost, np.inf), groups, np.add)

@@ -9,8 +9,9 @@ from medlit.errors import UserError
 from medlit.number_types import NonNegativeInt, PositiveInt
 
 SplitKind = Literal["auto", "official", "official_clean", "grouped", "kfold"]
-LabelConflicts = Literal["keep", "drop", "majority"]
+LabelConflicts = Literal["keep", "drop", "majority", "merge"]
 ClassBalance = Literal["none", "sqrt", "inverse"]
+SeveralLabels = Literal["draw", "any"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,22 @@ class Labels:
     """How labels are spelled and which are used; applied in this order.
 
     Attributes:
-        aliases: label in the table: label that it means, such as {"Neuro": "Neurology"}.
+        separator: divides the labels of a cell, such as ';'; null: it is one.
+        aliases: label in the table: its meaning, such as {"Neuro": "Neurology"}.
         drop: labels whose rows are left out.
-        min_count: labels with fewer rows in the whole source are left out, with their rows.
+        min_count: labels with fewer rows in the whole source are left out.
     """
 
+    separator: str | None = None
     aliases: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
     min_count: NonNegativeInt = 1
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and not self.separator.strip():
+            raise UserError(
+                "data.labels.separator: must be a mark such as ';', not blank; leave it out if a cell holds one label."
+            )
 
 
 @dataclass(frozen=True)
@@ -103,16 +112,17 @@ class Batching:
 
     Attributes:
         global_batch_size: notes of one optimizer step, over all devices.
-        micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated over as many
-            micro-batches as make up global_batch_size.
+        micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated up to
+            global_batch_size.
         eval_batch_size: most notes of an evaluation batch on one device.
         token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length.
-        packing: put the notes of a training micro-batch end to end instead of padding notes of similar length; null:
-            where the attention supports it, which is on a GPU from Ampere on, see docs/hardware.md.
+        packing: put the notes of a training micro-batch end to end instead of padding them; null: where the attention
+            supports it (docs/hardware.md).
         class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
-            more often and of frequent ones less: in proportion to the square root of a specialty's notes, or equally
-            often for every specialty. The length of an epoch stays the same.
-        num_workers: worker processes that prepare batches ahead; 0: the main process does it.
+            more often: by the square root of its notes, or every specialty equally often.
+        several_labels: a note with several labels trains one of them, drawn each time ('draw'), or the sum of their
+            probabilities ('any').
+        num_workers: processes that prepare batches ahead; 0: the main one does.
         seed: seed of the training shuffle.
     """
 
@@ -122,6 +132,7 @@ class Batching:
     token_budget: PositiveInt | None = None
     packing: bool | None = None
     class_balance: ClassBalance = "none"
+    several_labels: SeveralLabels = "draw"
     num_workers: NonNegativeInt = 0
     seed: NonNegativeInt = 3407
 
@@ -141,14 +152,8 @@ class Predict:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The base model's tokenizer and its length limit; set from model.language_model.
-
-    Attributes:
-        base_model: set from model.language_model.base_model.
-        revision: set from model.language_model.revision.
-        max_length: set from model.language_model.max_length.
-    """
+    """The base model's tokenizer and its length limit; no settings of the data, since model.language_model has them."""
 
     base_model: str = BUILTIN
     revision: str | None = None
-    max_length: int = 2048
+    max_length: int = 2048  # most tokens of prompt and answer together

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ALL = "all"
+_BUILTIN = Path(__file__).with_name("builtin")  # invented notes; `benchmarks/builtin_notes.py` writes them
 SPLITS = ("train", "validation", "test")
 
 _ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
@@ -45,10 +46,11 @@ class RawTable(NamedTuple):
     rows: Dataset
 
     def classes(self, column: str) -> list[str] | None:
-        """Names behind the numbers of a `ClassLabel` column, as Hub datasets have; None for any other column."""
+        """Names behind the numbers of a `ClassLabel` column or of lists of these, as Hub datasets have; else None."""
         from datasets import ClassLabel
 
         feature = self.rows.features[column]
+        feature = getattr(feature, "feature", feature)
         return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
@@ -63,19 +65,22 @@ def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
     return [None if is_missing else str(value) for value, is_missing in zip(values, missing, strict=True)]
 
 
+def cell_labels(values: list[Any], classes: list[str] | None, separator: str | None) -> list[list[str]]:
+    """The labels of each cell as the table writes them: of a list, of a text with separators, or one; maybe none."""
+    cells = []
+    for value in values:
+        labels = as_text(value if isinstance(value, list) else [value], classes)
+        parts = [part for label in labels for part in ((label or "").split(separator) if separator else [label])]
+        cells.append([part for part in parts if part and part.strip()])
+    return cells
+
+
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
     """Read a source with all its columns: split name -> its tables, one for each file.
 
     Raises a UserError if the source is missing, of an unknown kind, or cannot be read.
     """
-    if source == "builtin":
-        from datasets import Dataset
-
-        from medlit.data.builtin import builtin_notes
-
-        notes = builtin_notes(validation=39, test=130).items()
-        return {split: [RawTable(f"builtin, split {split}", Dataset.from_list(rows))] for split, rows in notes}
-    path = Path(source).expanduser()
+    path = _BUILTIN if source == "builtin" else Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved(path)

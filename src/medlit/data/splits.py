@@ -6,10 +6,10 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.groups import exact_groups, near_groups
 from medlit.data.labels import LabelSet
+from medlit.data.notes import specialties_of
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
@@ -27,7 +28,9 @@ from medlit.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1  # part of the cache's key: raise it when the same notes would be split otherwise
+VERSION = 2  # part of the cache's key: raise it when the same notes would be split otherwise
+_TEXTS = pa.list_(pa.string())
+_MANY = 0.1  # share of texts
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ class NoteSplits:
     def hashes(self) -> dict[str, str]:
         """Split -> 32 digits that change with any of its rows' ids, texts or labels, and not with their order."""
         # Whole columns of the pool: row by row, or by way of a split's row numbers, takes many times as long.
-        columns = [self.pool[name][:] for name in ("id", "text_hash", "specialty")]
+        columns = [self.pool[name][:] for name in ("id", "text_hash")]
         lines: dict[str, list[str]] = {}
-        for split, *row in zip(self.assignment.split, *columns, strict=True):
-            lines.setdefault(split, []).append("\t".join(map(str, row)))
+        for (split, labels), *row in zip(zip(*self.assignment, strict=True), *columns, strict=True):
+            lines.setdefault(split, []).append("\t".join([*row, *labels]))
         texts = {split: "\n".join(sorted(lines[split])).encode() for split in self.notes}
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
@@ -67,19 +70,36 @@ class NoteSplits:
                 f"data.source: {source} has no train split, which defines the labels; add one, or set data.split.kind"
                 " to 'grouped' to split it here."
             )
-        pairs = {(split, name) for split, name in zip(*self.assignment, strict=True) if name}
-        label_set = LabelSet.from_labels(name for split, name in pairs if split == "train")
+        pairs = {(split, name) for split, labels in set(zip(*self.assignment, strict=True)) for name in labels}
+        label_set = LabelSet.from_names([name for split, name in pairs if split == "train"])
         for split, rows in self.notes.items():
             unknown = sorted(name for where, name in pairs if where == split and label_set.index(name) is None)
             if unknown:
-                columns = zip(rows["id"][:], rows["specialty"][:], strict=True)
-                first = next(identity for identity, name in columns if name == unknown[0])
+                columns = zip(rows["id"][:], specialties_of(rows), strict=True)
+                first = next(identity for identity, labels in columns if unknown[0] in labels)
                 raise UserError(
                     f"data.columns.label: the {split} split has the label {unknown[0]!r} (first in note {first!r}),"
                     " which the training split does not have; map it with data.labels.aliases, leave it out with"
                     " data.labels.drop, or set data.split.kind to 'grouped'."
                 )
         return label_set
+
+    def warn_if_ambiguous(self) -> None:
+        """Print a sentence about a source with many texts that carry other labels in other rows."""
+        texts = self.pool["text_hash"][:]
+        most: dict[str, int] = {}  # text -> rows of its most frequent labels
+        several = set[str]()
+        for (text, _), rows in Counter(zip(texts, self.assignment.specialties, strict=True)).items():
+            if text in most:
+                several.add(text)
+            most[text] = max(rows, most.get(text, 0))
+        if len(several) >= _MANY * len(most):
+            print(
+                f"medlit: data.label_conflicts: {len(several):,} of {len(most):,} texts carry several labels, so that"
+                f" one answer can be right for {sum(most.values()) / len(texts):.1%} of the rows at most; set it to"
+                " merge, which gives a note all of them.",
+                file=sys.stderr,
+            )
 
     def write(self, path: Path) -> None:
         """Write the record as Parquet (`split.parquet`); the file appears whole."""
@@ -91,11 +111,15 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     """Split the tables of `load_source`; a UserError if the settings do not fit the source."""
     kind = resolve_kind(settings, tables)
     pool, given = _pool(tables)
-    result = _assignment(pool, given, settings, label_conflicts)
-    if result.specialty != pool["specialty"][:]:
-        key = cache_key("specialty", pool._fingerprint, result.specialty)
-        named = pool.remove_columns("specialty").add_column("specialty", result.specialty, new_fingerprint=key)
-        pool = named.select_columns(pool.column_names)
+    labels = specialties_of(pool)
+    result = _assignment(pool, given, labels, settings, label_conflicts)
+    if result.specialties != labels:
+        key, columns = cache_key("specialties", pool._fingerprint, result.specialties), pool.column_names
+        pool = pool.remove_columns(["specialty", "specialties"])
+        first = [names[0] for names in result.specialties]
+        pool = pool.add_column("specialty", first, new_fingerprint=f"{key}-first")
+        pool = pool.add_column("specialties", pa.array(result.specialties, _TEXTS), new_fingerprint=key)
+        pool = pool.select_columns(columns)
     notes: dict[str, Dataset] = {}
     for split in SPLITS:
         rows = np.flatnonzero(np.asarray(result.split) == split)
@@ -106,22 +130,24 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     return NoteSplits(notes, pool, result, kind, seed)
 
 
-def _assignment(pool: Dataset, given: list[str], settings: Split, label_conflicts: LabelConflicts) -> Assignment:
+def _assignment(
+    pool: Dataset, given: list[str], labels: list[tuple[str, ...]], settings: Split, label_conflicts: LabelConflicts
+) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
     sizes = sorted(Counter(given).items())
     key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"
     if path.exists():
         known = pq.read_table(path)
-        return Assignment(known["split"].to_pylist(), known["specialty"].to_pylist())
+        return Assignment(known["split"].to_pylist(), [tuple(names) for names in known["specialties"].to_pylist()])
     kind = resolve_kind(settings, given)
     texts = pool["text_hash"][:]
     groups = exact_groups(texts)
     if kind != "official" and settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
-    result = assign(given, pool["id"][:], texts, pool["specialty"][:], groups.tolist(), settings, label_conflicts)
+    result = assign(given, pool["id"][:], texts, labels, groups.tolist(), settings, label_conflicts)
     with atomic_write(path) as temporary:
-        columns = {"split": pa.array(result.split, pa.string()), "specialty": pa.array(result.specialty, pa.string())}
+        columns = {"split": pa.array(result.split, pa.string()), "specialties": pa.array(result.specialties, _TEXTS)}
         pq.write_table(pa.table(columns), temporary)
     return result
 
@@ -154,13 +180,9 @@ class DataFingerprint:
     revision: str | None  # the commit of a Hub dataset where it is known, else `data.revision`
     hashes: dict[str, str]  # as in `NoteSplits.hashes`
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON and for a checkpoint that loads without running code."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: object) -> DataFingerprint | None:
-        """Read what `to_dict` gave; None for other names, as in weights of other tools; a UserError for other types."""
+        """Read what `asdict` gave; None for other names, as in weights of other tools; a UserError for other types."""
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
         read = cls(**values)

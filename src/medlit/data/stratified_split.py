@@ -35,14 +35,14 @@ class Assignment(NamedTuple):
     """What becomes of each row."""
 
     split: list[str]  # `train`, `validation`, `test`, or why the row is in none: `leaked`, `conflict`, `duplicate`
-    specialty: list[str | None]  # its label, changed where a conflict was resolved by majority
+    specialties: list[tuple[str, ...]]  # its labels, changed where a conflict was resolved by majority or merged
 
 
 def assign(
     given: Sequence[str],  # split that the source puts each row in; `all` when it has none
     ids: Sequence[str],  # no two alike
     text_hashes: Sequence[str],
-    specialties: Sequence[str | None],
+    specialties: Sequence[tuple[str, ...]],  # labels of each row
     groups: Sequence[int],  # number of each row's text group: equal texts and, where they count, near ones
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
@@ -51,7 +51,7 @@ def assign(
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
-    specialty = list(specialties)
+    labels = list(specialties)
 
     if kind == "official_clean":
         held_out = {group for group, name in zip(groups, split, strict=True) if name != "train"}
@@ -59,10 +59,10 @@ def assign(
             if split[row] == "train" and group in held_out:
                 split[row] = LEAKED
     if label_conflicts != "keep":
-        _resolve_conflicts(split, specialty, text_hashes, label_conflicts)
-    if pooled:  # of rows with the same text and label keep the one with the smallest id
+        resolve_conflicts(split, labels, ids, text_hashes, label_conflicts)
+    if pooled:  # of rows with the same text and labels keep the one with the smallest id
         by_id = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
-        kept = {(text_hashes[row], specialty[row]): row for row in by_id if split[row] == "train"}
+        kept = {(text_hashes[row], frozenset(labels[row])): row for row in by_id if split[row] == "train"}
         for row in {row for row in by_id if split[row] == "train"} - set(kept.values()):
             split[row] = DUPLICATE
 
@@ -74,11 +74,11 @@ def assign(
             keys[groups[row]] = min(keys.get(groups[row], text_hashes[row]), text_hashes[row])
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
-            counts[keys[groups[row]]][specialty[row] or ""] += 1
+            counts[keys[groups[row]]].update(labels[row] or ("",))
         assigned = stratified_group_split(counts, [share for _, share in shares], settings.seed)
         for row in rows:
             split[row] = shares[assigned[keys[groups[row]]]][0]
-    return Assignment(split, specialty)
+    return Assignment(split, labels)
 
 
 def stratified_group_split(
@@ -146,16 +146,29 @@ def shares_to_draw(kind: SplitKind, given: set[str], settings: Split) -> list[tu
     return []
 
 
-def _resolve_conflicts(
-    split: list[str], specialty: list[str | None], text_hashes: Sequence[str], conflicts: LabelConflicts
+def resolve_conflicts(
+    split: list[str], labels: list[tuple[str, ...]], ids: Sequence[str], text_hashes: Sequence[str], how: LabelConflicts
 ) -> None:
-    votes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    """Change split and labels of rows whose text has other labels in another row of the split.
+
+    `merge` keeps the row with the smallest id, with its own labels first, whether the labels differ or not.
+    """
+    rows_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for row, text in enumerate(text_hashes):
-        votes[split[row], text][specialty[row] or ""] += 1
-    for row, text in enumerate(text_hashes):
-        vote = votes[split[row], text]
-        if len(vote) > 1 and split[row] in SPLITS:
-            if conflicts == "drop":
+        rows_of[split[row], text].append(row)
+    for (name, _), rows in rows_of.items():
+        if name == LEAKED or len(rows) == 1:
+            continue
+        differ = len({frozenset(labels[row]) for row in rows}) > 1
+        votes = Counter(label for row in rows for label in labels[row])
+        ordered = sorted(votes, key=lambda label: (-votes[label], label))
+        first = min(rows, key=ids.__getitem__)
+        if how == "merge":
+            labels[first] = tuple(dict.fromkeys([*labels[first], *ordered]))
+        for row in rows:
+            if how == "merge":
+                split[row] = name if row == first else DUPLICATE
+            elif differ and how == "drop":
                 split[row] = CONFLICT
-            else:
-                specialty[row] = min(vote, key=lambda name: (-vote[name], name))
+            elif differ:
+                labels[row] = (ordered[0],)

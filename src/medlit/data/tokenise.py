@@ -11,19 +11,20 @@ from medlit.data.prompt import NotePrompt
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 4  # part of the cache key: raise it when the same note gives other ids
+VERSION = 5  # part of the cache key: raise it when the same note gives other ids
 
 
 def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Dataset:
     """Add the prompt's token ids to canonical notes.
 
     Args:
-        rows: columns id, transcription, specialty and, except for a typed note, text_hash.
+        rows: columns id, transcription, specialty, specialties and, except for a typed note, text_hash.
         prompt: builds the prompts.
         cached: False leaves nothing on disk, for a typed note.
 
     Returns:
-        Columns id, specialty, text_hash, input_ids (of the prompt), length (their number), cut_tokens, row for row.
+        Columns id, specialty, specialties, text_hash, input_ids (of the prompt), length (their number), cut_tokens, row
+        for row.
     """
     import datasets
 
@@ -39,7 +40,7 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
         json.dumps([*prompt.template, prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
     text, number = datasets.Value("string"), datasets.Value("int32")
-    named = {"id": text, "specialty": text, "text_hash": text}
+    named = {"id": text, "specialty": text, "specialties": datasets.List(text), "text_hash": text}
     counted = {"input_ids": datasets.List(number), "length": number, "cut_tokens": number}
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
@@ -47,6 +48,7 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
         return {
             "id": list(batch["id"]),
             "specialty": list(batch["specialty"]),
+            "specialties": list(batch["specialties"]),
             "text_hash": list(batch.get("text_hash", [""] * len(batch["id"]))),
             "input_ids": [p.input_ids for p in prompts],
             "length": [len(p.input_ids) for p in prompts],

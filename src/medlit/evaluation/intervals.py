@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
 from medlit.errors import UserError
-from medlit.evaluation.results import FloatArray, IntArray, Results
+from medlit.evaluation.results import BoolArray, FloatArray, IntArray, Results
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -106,16 +106,27 @@ class Comparison:
     accuracy_ci: Interval  # of that difference, paired bootstrap over texts
     f1_macro_difference: float  # A minus B
     f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
+    any_of: tuple[int, int, float] | None = None  # as the first three where notes have several labels, any being right
 
     def summary(self, other: str, this: str = "this system") -> str:
         """The comparison in one sentence; `other` is the title of system B, `this` what to call system A."""
-        p, (low, high) = self.mcnemar_p, self.f1_macro_ci
-        shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+        low, high = self.f1_macro_ci
         verdict = {True: "significant", False: "not significant"}
+
+        def share(name: str, difference: float, only_a: int, only_b: int, p: float) -> str:
+            shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+            return (
+                f"{100 * difference:+.1f} points of {name}, {verdict[p < SIGNIFICANCE]} (p {shown},"
+                f" exact McNemar test: {only_a} notes correct only with {this}, {only_b} only with {other})"
+            )
+
+        any_of, strict = "", (self.accuracy_difference, self.only_a, self.only_b, self.mcnemar_p)
+        if self.any_of is not None:
+            gained, lost, _ = self.any_of
+            any_of = f"{share('any-of accuracy', (gained - lost) / self.notes, *self.any_of)}; "
         return (
-            f"Against {other}: {100 * self.accuracy_difference:+.1f} points of accuracy, {verdict[p < SIGNIFICANCE]}"
-            f" (p {shown}, exact McNemar test: {self.only_a} notes correct only with {this}, {self.only_b} only with"
-            f" {other}); {self.f1_macro_difference:+.3f} macro F1,"
+            f"Against {other}: {any_of}{share('accuracy', *strict)};"
+            f" {self.f1_macro_difference:+.3f} macro F1,"
             f" {verdict[low > 0 or high < 0]} (95% CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
         )
 
@@ -128,19 +139,27 @@ def compare(a: Results, b: Results) -> Comparison:
             "run_dir: the two systems were not tested on the same notes with the same labels; give both the same data"
             " settings and test again."
         )
-    only_a, only_b = int((a.correct & ~aligned.correct).sum()), int((aligned.correct & ~a.correct).sum())
+    only_a, only_b, p = _mcnemar(a.correct, aligned.correct)
+    several = any(len(own) > 1 for own in a.accepted_labels)
     resamples = Resamples(a.truth, np.stack([a.answer, aligned.answer]), a.groups, len(a.names))
     f1 = resamples.observed_f1_macro
     return Comparison(
         notes=len(a),
         only_a=only_a,
         only_b=only_b,
-        mcnemar_p=float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        mcnemar_p=p,
         accuracy_difference=float(a.correct.mean() - aligned.correct.mean()),
         accuracy_ci=percentile_interval(resamples.accuracy[0] - resamples.accuracy[1]),
         f1_macro_difference=float(f1[0] - f1[1]),
         f1_macro_ci=percentile_interval(resamples.f1_macro[0] - resamples.f1_macro[1]),
+        any_of=_mcnemar(a.any_of, aligned.any_of) if several else None,
     )
+
+
+def _mcnemar(a: BoolArray, b: BoolArray) -> tuple[int, int, float]:
+    """Notes that only A and that only B has right, and the p-value of the exact McNemar test."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def align(a: Results, b: Results) -> Results | None:

@@ -59,6 +59,9 @@ class Metric:
 METRICS = (
     Metric("loss", "loss", mode="min", logged=True),
     Metric("accuracy", "accuracy", percent, interval_key="accuracy_ci", logged=True, shown="headline"),
+    Metric(
+        "any_of_accuracy", "any-of accuracy", percent, interval_key="any_of_accuracy_ci", logged=True, shown="headline"
+    ),
     Metric("balanced_accuracy", "balanced accuracy", percent, logged=True, shown="report"),
     Metric("f1_macro", "macro F1", interval_key="f1_macro_ci", logged=True, shown="headline"),
     Metric("f1_weighted", "weighted F1", logged=True),
@@ -82,14 +85,19 @@ HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")  # 
 REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")  # columns of the table of systems
 
 
+def telling(metrics: Sequence[Metric], values: Mapping[str, Any]) -> list[Metric]:
+    """The metrics to show of an evaluation: without the any-of accuracy where every note has one label."""
+    return [metric for metric in metrics if metric.name != "any_of_accuracy" or values.get("several_labels")]
+
+
 def uncertainty(results: Results, temperature: float | None = None) -> dict[str, Any]:
     """Compute what `<stage>_metrics.json` holds beyond counts.
 
-    accuracy_ci: Wilson's 95 % interval, notes taken as independent. accuracy_ci_bootstrap, f1_macro_ci: 95 % bootstrap
-    over texts. The others are null if the system gives no probabilities. top3_accuracy: share of notes whose true label
-    is among the three most probable. log_loss: nats. brier: 0 to 2. ece: expected calibration error in bins of equal
-    mass. aurc: area under the risk-coverage curve. accuracy_at_80, accuracy_at_90: on the most confident 80 and 90 % of
-    the notes. risk_coverage: (coverage, risk) at 20 coverages.
+    accuracy_ci, any_of_accuracy_ci: Wilson's 95 % interval, notes taken as independent. accuracy_ci_bootstrap,
+    f1_macro_ci: 95 % bootstrap over texts. The others are null if the system gives no probabilities. top3_accuracy:
+    share of notes whose true label is among the three most probable. log_loss: nats. brier: 0 to 2. ece: expected
+    calibration error in bins of equal mass. aurc: area under the risk-coverage curve. accuracy_at_80, accuracy_at_90:
+    on the most confident 80 and 90 % of the notes. risk_coverage: (coverage, risk) at 20 coverages.
 
     Args:
         results: at least one note.
@@ -99,6 +107,7 @@ def uncertainty(results: Results, temperature: float | None = None) -> dict[str,
     resamples = Resamples(results.truth, results.answer[None], results.groups, len(results.names))
     metrics: dict[str, Any] = {
         "accuracy_ci": wilson(int(correct.sum()), len(results)),
+        "any_of_accuracy_ci": wilson(int(results.any_of.sum()), len(results)),
         "accuracy_ci_bootstrap": percentile_interval(resamples.accuracy[0]),
         "f1_macro_ci": percentile_interval(resamples.f1_macro[0]),
         **dict.fromkeys(("top3_accuracy", "log_loss", "brier", "ece")),

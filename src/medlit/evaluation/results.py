@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Results:
     probabilities: FloatArray | None  # of each label, rows sum to 1, (N, K); None if the system gives none
     tokens: IntArray  # in each prompt, (N,); 0 if the system counts none
     cut_tokens: IntArray  # cut from each transcription, (N,)
+    accepted: list[list[int]] | None = None  # all label ids of each note, its `truth` first; None: its truth alone
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +57,7 @@ class Results:
             ids=[note for part in parts for note in part.ids],
             text_hashes=[text for part in parts for text in part.text_hashes],
             probabilities=np.concatenate(given) if len(given) == len(parts) else None,
+            accepted=None if all(p.accepted is None for p in parts) else [*chain(*(p.accepted_labels for p in parts))],
         )
         return joined.select(np.unique(joined.rows, return_index=True)[1])
 
@@ -67,7 +70,19 @@ class Results:
             ids=[self.ids[i] for i in positions],
             text_hashes=[self.text_hashes[i] for i in positions],
             probabilities=None if self.probabilities is None else self.probabilities[positions],
+            accepted=None if self.accepted is None else [self.accepted[i] for i in positions],
         )
+
+    @property
+    def accepted_labels(self) -> list[list[int]]:
+        """All label ids of each note, N of them."""
+        return self.truth[:, None].tolist() if self.accepted is None else self.accepted
+
+    @property
+    def any_of(self) -> BoolArray:
+        """Whether each answer is one of the note's labels, (N,)."""
+        pairs = zip(self.answer.tolist(), self.accepted_labels, strict=True)
+        return np.array([answer in own for answer, own in pairs], dtype=np.bool_)
 
     @property
     def groups(self) -> IntArray:
@@ -109,6 +124,9 @@ class Results:
             "tokens": pa.array(self.tokens, pa.int64()),
             "cut_tokens": pa.array(self.cut_tokens, pa.int64()),
         }
+        if any(len(own) > 1 for own in self.accepted_labels):
+            own = [[names[label] for label in labels] for labels in self.accepted_labels]
+            columns["labels"] = pa.array(own, pa.list_(pa.string()))
         if self.probabilities is not None:
             ends = np.arange(len(self) + 1, dtype=np.int32) * len(self.names)
             columns["probabilities"] = pa.ListArray.from_arrays(ends, self.probabilities.ravel())
@@ -123,6 +141,7 @@ class Results:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
             label_ids: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
+            own = table["labels"].to_pylist() if "labels" in table.column_names else None
             given = table["probabilities"].combine_chunks().flatten() if "probabilities" in table.column_names else None
             return cls(
                 names=names,
@@ -134,6 +153,7 @@ class Results:
                 probabilities=None if given is None else given.to_numpy().reshape(len(table), len(names)),
                 tokens=table["tokens"].to_numpy(),
                 cut_tokens=table["cut_tokens"].to_numpy(),
+                accepted=None if own is None else [[label_ids[name] for name in labels] for labels in own],
             )
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             message = f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from medlit.atomic_io import write_json
 from medlit.base_model import is_same_model, name_for_peft
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata, read_peft_config
+from medlit.model.families import name_in_base, targets_in_base
 from medlit.model.language_model import trainable_names
 from medlit.model.settings import Lora
 
@@ -22,15 +24,20 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata: AdapterMetadata, folder: Path) -> None:
-    """Write adapter, tokenizer and metadata into an existing folder."""
+    """Write adapter, tokenizer and metadata into an existing folder, for the base model as PEFT alone loads it."""
     config = model.peft_config["default"]
-    loaded_from = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = name_for_peft(metadata.base_model), metadata.revision
+    base = {"base_model_name_or_path": name_for_peft(metadata.base_model), "revision": metadata.revision}
+    written = base | (targets := targets_in_base(model))
+    loaded = {name: getattr(config, name) for name in written}
+    vars(config).update(written)
     try:
         # The embedding is never trained here; without this PEFT asks the Hub whether the vocabulary grew.
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     finally:
-        config.base_model_name_or_path, config.revision = loaded_from
+        vars(config).update(loaded)
+    if targets:
+        weights = {name_in_base(model, name): value for name, value in load_file(folder / WEIGHTS_FILE).items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     # PEFT's own card names the folder that the weights were loaded from.
     (folder / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
@@ -100,11 +107,10 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         UserError: the file is missing, broken, or holds other weights than the model has, or scales them otherwise.
     """
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     file = folder / WEIGHTS_FILE
     try:
-        weights = load_file(file)
+        weights = {name_in_base(model, name, back=True): value for name, value in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
     if any(not bool(value.isfinite().all()) for value in weights.values()):

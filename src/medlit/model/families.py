@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from medlit.base_model import FUSED_FAMILIES
 from medlit.errors import UserError
 from medlit.model.settings import TARGET_MODULES, Lora
-from medlit.unsloth_first import stock_class
 
 # Attribute of a model whose prompts are computed again for each continuation; the self-check sets it.
 REPLAY = "_medlit_replay"
+# Attribute of a text part that is loaded alone: the prefix of its decoder's names, there and in the whole model.
+PREFIXES = "_medlit_prefixes"
 # What PEFT, given one of these, adapts in a mixture of experts: the experts, which medlit does not.
 _EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # A layer's name around the number of its decoder layer.
@@ -35,7 +35,7 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
 
 
 def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth trains a family with layers of its own, whose fused kernels keep less for the backward pass."""
+    """Whether Unsloth wrote a family's layers itself: their fused kernels keep less for the backward pass."""
     return bool(config.model_type in FUSED_FAMILIES)
 
 
@@ -105,6 +105,19 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(next(lists, [decoder]))
 
 
+def decoder_prefix(model: nn.Module) -> str:
+    """What the names of the text decoder's parts start with."""
+    decoder = body(model).get_decoder()
+    name = next(name for name, part in causal_lm(model).named_modules() if part is decoder)
+    return f"{name}." if name else ""
+
+
+def name_in_base(model: nn.Module, name: str, *, back: bool = False) -> str:
+    """A layer's or weight's name in the base model as its repository's own class loads it; `back`: in `model`."""
+    before, after = getattr(causal_lm(model), PREFIXES, ("", ""))[:: -1 if back else 1]
+    return re.sub(rf"^(base_model\.model\.)?{re.escape(before)}", rf"\g<1>{after}", name)
+
+
 def has_dropout(model: nn.Module) -> bool:
     """Whether a training pass draws random numbers: LoRA's dropout, or dropout or jitter of the base model."""
     layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
@@ -150,22 +163,24 @@ def fit_targets(model: nn.Module, lora: Lora) -> Lora:
         UserError: a setting names a layer that the base model does not have.
     """
     layers = adaptable_layers(model)
-    own = sorted({name.rpartition(".")[2] for name in layers})
+    ends = sorted({name.rpartition(".")[2] for name in layers})
     default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
-    if default and own and not set(TARGET_MODULES).issubset(own):
-        lora = replace(lora, target_modules=own)
+    if default and ends and not set(TARGET_MODULES).issubset(ends):
+        lora = replace(lora, target_modules=ends)
     named = isinstance(targets := lora.target_modules, list)
     given = [("target_modules", text, rf"(.*\.)?{re.escape(text)}") for text in targets if named]
     given += [] if named else [("target_modules", str(targets), str(targets))]
+    spellings = [list(layers), [name_in_base(model, name) for name in layers]]
     for setting in ("rank_pattern", "alpha_pattern"):
         given += [(setting, text, rf"(.*\.)?({text})") for text in getattr(lora, setting)]
     for setting, text, pattern in given:
         with contextlib.suppress(re.error):
-            if any(re.fullmatch(pattern, name) for name in layers):
+            own, base = ({i for i, n in enumerate(names) if re.fullmatch(pattern, n)} for names in spellings)
+            if own | base if setting == "target_modules" else own and own == base:  # a pattern is saved as it is
                 continue
         raise UserError(
             f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
-            f" {', '.join(own) or 'none'}."
+            f" {', '.join(ends) or 'none'}."
         )
     count = len(decoder_layers(model))
     if lora.layers_to_transform and max(lora.layers_to_transform) >= count:
@@ -177,9 +192,9 @@ def target_layers(model: nn.Module, lora: Lora) -> dict[str, nn.Module]:
     """The layers that get an adapter, by their full names."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    layers = {name: part for name, part in adaptable_layers(model).items() if check_target_module_exists(lora, name)}
-    chosen = lora.layers_to_transform
-    return {n: part for n, part in layers.items() if not chosen or int(_NUMBERED.match(n)[2]) in chosen}  # type: ignore[index]
+    layers, chosen = adaptable_layers(model), lora.layers_to_transform
+    named = [n for n in layers if any(check_target_module_exists(lora, each) for each in (n, name_in_base(model, n)))]
+    return {n: layers[n] for n in named if not chosen or int(_NUMBERED.match(n)[2]) in chosen}  # type: ignore[index]
 
 
 def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
@@ -189,12 +204,31 @@ def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
     chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
     if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
-        number = f"({'|'.join(map(str, layers))})" if layers else r"\d+"
-        places = dict.fromkeys(_NUMBERED.match(name).group(1, 3) for name in chosen)  # type: ignore[union-attr]
-        targets = "|".join(f"{re.escape(before)}{number}{re.escape(after)}" for before, after in places)
-        layers = None
+        targets, layers = _pattern(chosen, len(decoder_layers(model))), None
     turned = any(isinstance(part, Conv1D) for part in chosen.values())
     return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
+
+
+def _pattern(names: Iterable[str], count: int) -> str:
+    """A regular expression for exactly these layers, of a decoder with `count` numbers."""
+    places, groups = dict[tuple[str, str], list[str]](), dict[tuple[str, str], list[str]]()
+    for name in names:
+        before, number, after = _NUMBERED.match(name).groups()  # type: ignore[union-attr]
+        places.setdefault((before, after), []).append(number)
+    for (before, after), numbers in places.items():
+        number = r"\d+" if len(numbers) == count else f"({'|'.join(numbers)})"
+        groups.setdefault((re.escape(before), number), []).append(re.escape(after))
+    return "|".join(f"{before}{number}({'|'.join(ends)})" for (before, number), ends in groups.items())
+
+
+def targets_in_base(model: nn.Module) -> dict[str, Any]:
+    """Which layers an adapter of a text part adapts, as PEFT's settings for the whole model; empty for any other."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not hasattr(inner := causal_lm(model), PREFIXES):
+        return {}
+    names = [name_in_base(model, name) for name, part in inner.named_modules() if isinstance(part, BaseTunerLayer)]
+    return {"target_modules": _pattern(names, len(decoder_layers(model))), "layers_to_transform": None}
 
 
 def sliding_window(model: nn.Module) -> int | None:
@@ -217,67 +251,3 @@ def shares_prompts(model: nn.Module) -> bool:
     known = attention_kinds(model) <= {"full_attention", "sliding_attention"}
     shared = getattr(text_config(model), "num_kv_shared_layers", 0)
     return known and not shared and not getattr(causal_lm(model), REPLAY, False)
-
-
-def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits after the body's output: hidden states (n, D) -> logits (n, V), float32.
-
-    What stands before and after the head's product, such as a scale or a soft cap, is the `forward` of transformers,
-    called with these hidden states in place of the body's output: Unsloth's rounds logits to 16 bits.
-    """
-    inner = causal_lm(model)
-    forward = stock_class(type(inner)).forward
-    ids = torch.zeros(1, len(hidden), dtype=torch.long)
-    logits: Tensor = forward(_HeadOnly(inner, hidden[None]), input_ids=ids, use_cache=False).logits
-    return logits[0].float()
-
-
-class _Output(BaseModelOutputWithPast):
-    """A body's output whose further fields, such as a router's logits, are None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Body:
-    """A body, or a part of one, that returns given hidden states."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self._hidden = hidden
-
-    def __call__(self, *_: object, **__: object) -> _Output:
-        return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
-
-    def __getattr__(self, name: str) -> _Body:
-        return self
-
-
-class _HeadOnly:
-    """A causal language model as its `forward` sees it, with a body that returns given hidden states, (1, n, D)."""
-
-    def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
-        names, head = {part: name for name, part in inner.named_children()}, inner.get_output_embeddings()
-        vars(self).update({"_inner": inner, names[body(inner)]: _Body(hidden), names[head]: _Head(head)})
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._inner, name)
-
-
-class _Head:
-    """An output head whose product is float32: in bfloat16 logits of two digits are multiples of 1/16 and often tie."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self._head = head
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        weight: Any = self._head.weight
-        plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
-        if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
-            return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
-        if weight.is_floating_point():  # not quantised
-            hidden = hidden.to(weight.dtype)
-        return self._head(hidden).float()  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._head, name)

@@ -17,7 +17,7 @@ from torch import nn
 from medlit.base_model import TRIED_FAMILIES, missing, read_config, resolve, unreadable
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import causal_lm, fit_targets, load_options, peft_targets, target_layers
+from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_packing
 from medlit.model.self_check import check_numbers
@@ -65,6 +65,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         if reports:
             raise ValueError(reports[0])
         _check_loaded(model, language_model)
+        vars(model).update({name: value for name, value in vars(skeleton).items() if name == PREFIXES})
         if lora is not None:
             if lora.loftq:
                 check_loftq(model, device)

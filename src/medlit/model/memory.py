@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.base_model import FUSED_FAMILIES, PACKING_FAMILIES
+from medlit.base_model import PACKING_FAMILIES, unreadable
 from medlit.errors import UserError
-from medlit.model.families import fit_targets, loaded_part, target_layers
+from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, has_fused_kernels, loaded_part, target_layers
 from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
 def _more_kept(config: Any, dora: bool) -> float:  # noqa: ANN401 - as above
     if dora or config.model_type not in PACKING_FAMILIES:
         return _UNMEASURED
-    return 1 if config.model_type in FUSED_FAMILIES else _STOCK_LAYER
+    return 1 if has_fused_kernels(config) else _STOCK_LAYER
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
@@ -163,10 +163,19 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    part = loaded_part(config)
-    auto = AutoModelForCausalLM if type(part) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
-    with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(part)  # type: ignore[no-untyped-call]
+    def build(of: PretrainedConfig) -> PreTrainedModel:
+        auto = AutoModelForCausalLM if type(of) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
+        with torch.device("meta"):
+            return auto.from_config(of)  # type: ignore[no-any-return, no-untyped-call]
+
+    model = build(part := loaded_part(config))
+    if part is not config:
+        try:
+            prefixes = decoder_prefix(model), decoder_prefix(build(config))
+        except ImportError as error:  # another package has its vision tower
+            raise unreadable(config.name_or_path or config.model_type, error) from error
+        if len(set(prefixes)) > 1:
+            setattr(model, PREFIXES, prefixes)
     return model
 
 

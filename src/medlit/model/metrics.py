@@ -35,13 +35,16 @@ class ClassScores(TypedDict):
 class Scores(TypedDict):
     """What follows from the counts of an evaluation; part of `<verb>_metrics.json`.
 
-    accuracy: share of correct answers. balanced_accuracy: mean recall of the classes that occur in the truth. f1_macro:
-    mean F1 of the classes that occur in truth or answers. f1_weighted: mean F1 weighted by the notes of each class.
-    invalid_rate: share of answers that are not a label. n: notes. confusion: notes, K rows (truth) of K+1 columns
-    (answers, the last invalid); None with over 500 labels.
+    accuracy: share of correct answers. any_of_accuracy: share of answers that are one of the note's labels, of which
+    the other numbers use the first. several_labels: notes with more than one. balanced_accuracy: mean recall of the
+    classes that occur in the truth. f1_macro: mean F1 of the classes that occur in truth or answers. f1_weighted: mean
+    F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes. confusion:
+    notes, K rows (truth) of K+1 columns (answers, the last invalid); None with over 500 labels.
     """
 
     accuracy: float
+    any_of_accuracy: float
+    several_labels: int
     balanced_accuracy: float
     f1_macro: float
     f1_weighted: float
@@ -57,6 +60,8 @@ class SpecialtyMetrics(Metric):
     correct: Tensor  # notes by label, (K + 1,)
     true: Tensor
     answered: Tensor
+    any_of: Tensor  # notes of which any label is answered, ()
+    several: Tensor  # notes with several labels, ()
     confusion: Tensor  # (K + 1, K + 1), or empty
 
     def __init__(self, label_set: LabelSet) -> None:
@@ -66,10 +71,15 @@ class SpecialtyMetrics(Metric):
         side = self.size if len(label_set) <= _MOST_IN_MATRIX else 0
         for name in ("correct", "true", "answered"):
             self.add_state(name, torch.zeros(self.size, dtype=torch.int64), "sum")
+        for name in ("any_of", "several"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("confusion", torch.zeros(side, side, dtype=torch.int64), "sum")
 
-    def update(self, answers: Tensor, truth: Tensor) -> None:
-        """Count B answers, (B,) int64."""
+    def update(self, answers: Tensor, truth: Tensor, accepted: Tensor | None = None) -> None:
+        """Count B answers, (B,) int64; a note's labels are `accepted`, as in `EvalBatch`; None: the first alone."""
+        accepted = truth[:, None] if accepted is None else accepted
+        self.any_of += (answers[:, None] == accepted).any(dim=1).sum()
+        self.several += (accepted != truth[:, None]).any(dim=1).sum()
         self.correct += torch.bincount(truth[answers == truth], minlength=self.size)
         self.true += torch.bincount(truth, minlength=self.size)
         self.answered += torch.bincount(answers, minlength=self.size)
@@ -79,7 +89,7 @@ class SpecialtyMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The counts over all processes."""
-        return {name: getattr(self, name) for name in ("correct", "true", "answered", "confusion")}
+        return {name: getattr(self, name) for name in self._defaults}
 
     def scores(self) -> Scores:
         """The scores so far, over all processes."""
@@ -92,6 +102,8 @@ class SpecialtyMetrics(Metric):
         occurs = support + answered > 0
         return Scores(
             accuracy=float(correct.sum() / max(n, 1)),
+            any_of_accuracy=float(counts["any_of"] / max(n, 1)),
+            several_labels=int(counts["several"]),
             balanced_accuracy=float(recall[support > 0].mean()) if n else 0.0,
             f1_macro=float(f1[occurs].mean()) if n else 0.0,
             f1_weighted=float((f1 * support).sum() / max(n, 1)),
@@ -107,9 +119,9 @@ class SpecialtyMetrics(Metric):
         )
 
 
-def true_labels(batch: EvalBatch, label_set: LabelSet) -> Tensor:
-    """Label ids of a batch in the model's label set, which may hold more labels than the data, (B,) on the host."""
-    return _ids_in(label_set, batch.label_names)[batch.label_ids.cpu()]
+def label_ids(batch: EvalBatch, label_set: LabelSet) -> Tensor:
+    """`batch.accepted` in the model's label set, which may hold more labels than the data, on the host."""
+    return _ids_in(label_set, batch.label_names)[batch.accepted.cpu()]
 
 
 def same_spelling(batch: EvalBatch, labels: Tensor, label_set: LabelSet) -> bool:
@@ -123,15 +135,16 @@ def _ids_in(label_set: LabelSet, names: tuple[str, ...]) -> Tensor:
     return torch.tensor([label_set.index(name) for name in names])
 
 
-def batch_results(batch: EvalBatch, labels: Tensor, answers: Answers, label_set: LabelSet) -> Results:
-    """Results of B notes with their true label ids, (B,); without the notes' text and the raw answers."""
+def batch_results(batch: EvalBatch, accepted: Tensor, answers: Answers, label_set: LabelSet) -> Results:
+    """Results of B notes with their `label_ids`; without the notes' text and the raw answers."""
     prompts, given = batch.prompts, answers.probabilities
     return Results(
         names=label_set.names,
         rows=np.array(prompts.rows),
         ids=list(prompts.ids),
         text_hashes=list(batch.text_hashes),
-        truth=labels.numpy().astype(np.int64),
+        truth=accepted[:, 0].numpy().astype(np.int64),
+        accepted=[list(dict.fromkeys(own)) for own in accepted.tolist()],
         answer=answers.label_ids.cpu().numpy(),
         # Rows of float32 add up to 1 to seven digits only.
         probabilities=None if given is None else functional.normalize(given.double(), p=1, dim=1).cpu().numpy(),

@@ -23,7 +23,7 @@ from medlit.model.decoding import Answers, Decoder, apply_temperature, make_deco
 from medlit.model.language_model import inference_mode, loss_sum, make_recomputation, train_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.memory import Recomputation
-from medlit.model.metrics import Scores, SpecialtyMetrics, batch_results, gather_results, same_spelling, true_labels
+from medlit.model.metrics import Scores, SpecialtyMetrics, batch_results, gather_results, label_ids, same_spelling
 from medlit.model.optimizer import apply_settings, make_optimizer, make_schedule
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
 
@@ -158,13 +158,14 @@ class SpecialtyClassifier(L.LightningModule):
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
         """Answer B notes and count the answers."""
         answers = self._decoder(batch.prompts)
-        labels = true_labels(batch, self.label_set)
+        accepted = label_ids(batch, self.label_set)
+        labels = accepted[:, 0]
         tokens = batch.loss.step_tokens
         self.eval_loss.update(self._loss_sum(batch, answers, labels).double() / tokens, tokens)
         if self.trainer.testing:
             answers = apply_temperature(answers, self.temperature)
-        self.metrics.update(answers.label_ids.to(self.device), labels.to(self.device))
-        self._batch_results.append(batch_results(batch, labels, answers, self.label_set))
+        self.metrics.update(*(ids.to(self.device) for ids in (answers.label_ids, labels, accepted)))
+        self._batch_results.append(batch_results(batch, accepted, answers, self.label_set))
         return {"answers": answers}
 
     def on_validation_epoch_end(self) -> None:

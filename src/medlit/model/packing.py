@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from medlit.base_model import PACKING_FAMILIES
-from medlit.data.collate import Batch
+from medlit.data.collate import MULTIPLE, Batch
 from medlit.model.families import body, causal_lm, decoder_layers, has_fused_kernels
 
 # Attribute of Unsloth's module that keeps its own attention call.
@@ -83,10 +83,20 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
+def _shares(inner: Any, batch: Batch) -> bool:  # noqa: ANN401 - see causal_lm
+    """Whether the beginning that all notes of a batch have in common is computed once."""
+    return batch.starts is not None and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+
+
+def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
+    """Tokens that a body computes for a batch, but for the filler."""
+    return batch.input_ids.numel() - (len(batch.lengths) - 1) * batch.shared * _shares(inner, batch)
+
+
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.starts is not None and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2":
+    if _shares(inner, batch):
         row = share_beginning(batch)
         # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the positions
         # and leave its compiled layers for it.
@@ -116,9 +126,9 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
 class SharedRow(NamedTuple):
     """A packed row whose common beginning is computed once, in front of what follows it in each note.
 
-    notes      [1 2 3 4] [1 2 5] and a filler [0]     shared: 2
-    computed   1 2 | 3 4 | 5 | 0                      starts 0 2 4 5 6
-    keys       1 2 | 1 2 3 4 | 1 2 5 | 1 2 0          key_starts 0 2 6 9 12
+    notes      [1 2 3 4] [1 2 5]                      shared: 2
+    computed   1 2 | 3 4 | 5 | a filler of 1          starts 0 2 4 5 6
+    keys       1 2 | 1 2 3 4 | 1 2 5 | 1 2 1          key_starts 0 2 6 9 12
     """
 
     computed: Tensor  # places in the packed row of the T tokens that are computed, (T,) int64
@@ -130,21 +140,24 @@ class SharedRow(NamedTuple):
 
 def share_beginning(batch: Batch) -> SharedRow:
     """Compute the beginning that all packed notes share once; attention is as if each note had its own."""
-    width, shared = batch.input_ids.shape[1], batch.shared
-    ends = np.cumsum(batch.lengths)
-    begins = ends - batch.lengths
-    place = np.arange(width)
-    note = np.searchsorted(ends, place, side="right")  # of each token; the filler comes last
-    offset = place - np.append(begins, ends[-1])[note]
-    common = (offset < shared) & (note < len(ends))
+    shared, lengths = batch.shared, np.array(batch.lengths)
+    ends = np.cumsum(lengths)
+    place = np.arange(ends[-1])
+    note = np.searchsorted(ends, place, side="right")  # of each token
+    offset = place - (ends - lengths)[note]
+    common = offset < shared
     computed = np.flatnonzero(~common | (note == 0))
-    source = np.where(common, offset, np.searchsorted(computed, place))
+    source = np.zeros(batch.input_ids.shape[1], dtype=np.int64)  # any token will do for the filler
+    source[place] = np.where(common, offset, np.searchsorted(computed, place))
+    filler = -len(computed) % MULTIPLE
+    computed = np.append(computed, np.zeros(filler, dtype=np.int64))
     # As many parts as `starts` of the batch has, so that nothing is compiled again.
     sizes = np.zeros(len(batch.starts), dtype=np.int64)  # type: ignore[arg-type]
-    sizes[: len(ends) + 2] = [shared, *(np.array(batch.lengths) - shared), width - ends[-1]]
-    starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, sizes + shared * (np.arange(len(sizes)) > 0)))
+    sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
+    key_sizes = sizes + shared * ((np.arange(len(sizes)) > 0) & (sizes > 0))
+    starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, key_sizes))
     own = [np.arange(begin, end) for begin, end in pairwise(starts)]
-    keys = np.concatenate([own[0], *(part for each in own[1:] for part in (own[0], each))])
+    keys = np.concatenate([own[0], *(part for each in own[1:] if len(each) for part in (own[0], each))])
     device = batch.input_ids.device
     arrays = (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32))
     on_host = (torch.from_numpy(x) for x in arrays)

@@ -83,9 +83,9 @@ class Lora:
         loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
-        rank_pattern: a rank other than r, by the end of a layer's name as a regular expression.
+        rank_pattern: a rank other than r, by the end of a layer's name (a regular expression).
         alpha_pattern: the same for alpha.
-        layers_to_transform: numbers of the decoder layers that get an adapter, from 0; null: all.
+        layers_to_transform: numbers of the adapted decoder layers, from 0; null: all.
     """
 
     r: PositiveInt = _lora(16, "r")
@@ -174,7 +174,7 @@ class Decoding:
             'constrained' takes the most likely token that can still lead to a label; 'likelihood' takes the label whose
             whole answer is most likely. The last two give probabilities.
         max_new_tokens: 'generate': most tokens of an answer.
-        stop_early: 'generate': stop as soon as no continuation can change the label; false: at the EOS token.
+        stop_early: 'generate': stop once no continuation can change the label; false: at the EOS token.
         abstain_below: predict, for a table: leave the specialty empty and set 'abstained' where the answer's
             probability is below this (0 to 1); the model's answer stays in 'answer'. Needs a mode that gives
             probabilities. null: never abstain.

@@ -6,7 +6,6 @@ process that is killed loses only those last seconds. A resumed run may have ano
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -22,8 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from medlit.atomic_io import atomic_write, link_target, read_json, write_json
-from medlit.errors import UserError
+from medlit.atomic_io import atomic_write, link_target, lock, read_json, write_json
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
 from medlit.model.settings import Decoding
@@ -54,17 +52,12 @@ def shard_folder(table: Path) -> Path:
 def claim(table: Path) -> TextIO:
     """Claim a table until the returned file is closed; a UserError if another process writes it."""
     shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = (shard_folder(table) / _LOCK_FILE).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"output: another 'medlit predict' is writing {table}; name another file, or wait until it is done."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return lock
+    file = (shard_folder(table) / _LOCK_FILE).open("w")
+    lock(
+        file.fileno(),
+        f"output: another 'medlit predict' is writing {table}; name another file, or wait until it is done.",
+    )
+    return file
 
 
 def find_shards(table: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from medlit.atomic_io import atomic_write
 from medlit.evaluation.intervals import compare
-from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent
+from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent, telling
 from medlit.evaluation.results import Results
 from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
@@ -93,7 +93,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the first numbers on the page."""
     cards = [
         (m.title, m.value(metrics), f"95% CI {interval}" if (interval := m.interval(metrics)) else "of the answers")
-        for m in HEADLINE
+        for m in telling(HEADLINE, metrics)
     ]
     if metrics.get("ece") is not None:
         temperature = metrics.get("temperature")
@@ -118,11 +118,11 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
         f"Accuracy on the most confident 90% of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
         f" confident 80% {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
     )
-    data = facts.get("data") or {}
+    data, reported = facts.get("data") or {}, telling(REPORTED, metrics)
     return {
         "Systems on the same notes": {
-            "columns": ["system", *(metric.title for metric in REPORTED)],
-            "rows": system_rows(systems, REPORTED),
+            "columns": ["system", *(metric.title for metric in reported)],
+            "rows": system_rows(systems, reported),
             "sentences": [*(comparisons(systems) or [alone]), *left_out],
         },
         "Scores per specialty": {"subtitle": bars, "rows": scores},
@@ -156,7 +156,8 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     shared = {
         "test_texts_in_train": "test notes whose text is in train",
         "test_texts_in_validation": "test notes whose text is in validation",
-        "test_conflicts": "test notes whose text has several labels",
+        "test_conflicts": "test notes whose text has other labels in another row",
+        "test_several": "test notes with several labels",
     }
     rows += [(title, f"{data[key]:,} of {test:,}") for key, title in shared.items() if key in data]
     if "test_ceiling" in data:

@@ -60,7 +60,9 @@ class System:
     def score(cls, name: str, results: Results, loss: float | None = None) -> System:
         """Compute the metrics of results that are complete."""
         counts = SpecialtyMetrics(LabelSet(results.names))
-        counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth))
+        most = max(map(len, results.accepted_labels), default=1)
+        accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted_labels])
+        counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth), accepted)
         return cls(name, {**counts.scores(), **uncertainty(results), "loss": loss}, results)
 
     @property
@@ -133,21 +135,23 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
     near_threshold; rows, texts (distinct) and hash of each split; classes (specialty -> notes in train, validation,
     test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has several
-    labels); test_ceiling (highest accuracy of a system that answers equal texts alike); left_out (reason -> rows of the
-    source in no split).
+    labels in several rows); test_several (notes with several labels, if there are any); test_ceiling (highest accuracy
+    of a system that answers equal texts alike); left_out (reason -> rows of the source in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:
         return {}
-    columns = {"text": "text_hash", "label": "specialty"}
+    columns = {"text": "text_hash", "label": "specialty", "labels": "specialties"}
     parts = {split: splits.notes.get(split) for split in SPLITS}
     tables = {
         split: pd.DataFrame({name: [] if rows is None else rows[column][:] for name, column in columns.items()})
         for split, rows in parts.items()
     }
     notes = pd.concat(tables, names=["split"]).reset_index("split")
-    classes = pd.crosstab(notes["label"], notes["split"]).reindex(columns=SPLITS, fill_value=0)
+    each = notes.explode("labels")
+    classes = pd.crosstab(each["labels"], each["split"]).reindex(columns=SPLITS, fill_value=0)
     texts, test = notes.groupby("split")["text"].nunique(), tables["test"]
+    several = int((test["labels"].str.len() > 1).sum())
     labels_of_text = test.groupby("text")["label"]
     return {
         "source": data.source,
@@ -163,6 +167,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "test_texts_in_train": int(test["text"].isin(tables["train"]["text"]).sum()),
         "test_texts_in_validation": int(test["text"].isin(tables["validation"]["text"]).sum()),
         "test_conflicts": int((labels_of_text.transform("nunique") > 1).sum()),
-        "test_ceiling": float(test.value_counts().groupby("text").max().sum() / max(len(test), 1)),
+        **({"test_several": several} if several else {}),
+        "test_ceiling": float(test[["text", "label"]].value_counts().groupby("text").max().sum() / max(len(test), 1)),
         "left_out": dict(Counter(name for name in splits.assignment.split if name not in SPLITS)),
     }

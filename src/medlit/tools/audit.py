@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from medlit.atomic_io import atomic_write, write_json
-from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, audit
+from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
 from medlit.paths import local_path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from medlit.data.prompt import NotePrompt
+    from medlit.data.datamodule import TranscriptionDataModule
 
 EXIT_OVER_LIMIT = 3
 # Limit -> (its default, None for no limit; the notes whose share is limited).
@@ -66,21 +66,18 @@ def run(args: Sequence[str]) -> int:
         if not config.overwrite:
             check_replaceable(options.output, "audit")
     data = make_datamodule(config)
-    prompt = None
-    try:
-        prompt = data.prompt
-    except UserError as error:
-        print(f"medlit: lengths are in words only, because the tokenizer is not available. {error}", file=sys.stderr)
     result = audit(
         data.source,
         revision=data.revision,
         columns=data.columns,
         labels=data.labels,
         near_threshold=data.split.near_threshold,
-        count_tokens=None if prompt is None else partial(_count_tokens, prompt),
-        limit=None if prompt is None else prompt.room,
+        merge=data.label_conflicts == "merge",
+        load_counter=partial(_token_counter, data),
     )
     _print_report(result.report)
+    if result.report.conflicts["groups"] and data.label_conflicts != "merge":
+        print("`data.label_conflicts: merge` makes a text with several specialties one note with all of them.\n")
     suggested = result.report.label_review.suggested(data.labels)
     if suggested != data.labels:
         print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
@@ -96,10 +93,19 @@ def run(args: Sequence[str]) -> int:
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
-def _count_tokens(prompt: NotePrompt, transcriptions: list[str]) -> list[int]:
-    """Tokens of each transcription, including those that would be cut."""
+def _token_counter(data: TranscriptionDataModule) -> TokenCounter | None:
+    """Counts by the base model's tokenizer; None where it is not available."""
+    try:
+        prompt = data.prompt
+    except UserError as error:
+        print(f"medlit: lengths are in words only, because the tokenizer is not available. {error}", file=sys.stderr)
+        return None
     template = len(prompt.header) + len(prompt.footer)
-    return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
+
+    def count(transcriptions: list[str]) -> list[int]:
+        return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
+
+    return TokenCounter(count, prompt.room)
 
 
 def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:
@@ -170,7 +176,13 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         name = f"near duplicates (Jaccard similarity of {report.near_threshold} or more)"
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
-    yield "accuracy ceiling", f"{report.accuracy_ceiling:.1%}", "", report.accuracy_ceiling < 1
+    if report.label_pairs:
+        pairs = [f"{' + '.join(map(repr, pair['labels']))}: {pair['texts']:,}" for pair in report.label_pairs[:5]]
+        more = " ..." * (len(report.label_pairs) > len(pairs))
+        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", "; ".join(pairs) + more, True
+    near = report.near_accuracy_ceiling
+    details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
+    yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)

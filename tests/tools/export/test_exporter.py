@@ -181,9 +181,13 @@ def test_a_local_base_model_is_not_for_the_hub(run: Path) -> None:
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file"),
         (["--run_dir", "nowhere"], "run_dir: there is no folder"),
         (["--model.lora.r", "8"], r"model\.lora\.r"),
+        (["--data.columns.text", "remarks"], r"data\.columns\.text: .* has no column"),
     ],
 )
-def test_a_mistake_is_reported_before_anything_is_loaded(run: Path, flags: list[str], message: str) -> None:
+def test_a_mistake_is_reported_before_anything_is_loaded(
+    run: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+) -> None:
+    monkeypatch.setattr("medlit.tools.export.source.load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=message):
         exported(run, "merged", *flags)
     assert left(run) == set()

@@ -10,12 +10,14 @@ import pytest
 import torch
 from fake_tokenizers import byte_tokenizer
 from fakes import randomise_adapter
-from tiny_families import FAMILIES, tiny_model, tiny_multimodal
+from tiny_families import FAMILIES, tiny_gemma3, tiny_model, tiny_multimodal
 
+from medlit.data.labels import LabelSet
+from medlit.model.adapter import save_adapter
+from medlit.model.adapter_metadata import AdapterMetadata
 from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.export import reload_worker
-from medlit.tools.export.source import Weights
 
 PROMPTS = [[1, *range(20, 45)], [1, 5, 6]]
 ANSWERS = [[7, 8, 2], [9, 2]]
@@ -83,24 +85,17 @@ def test_a_model_that_has_no_class_for_text_alone_is_scored_whole(llama: Path, t
 
 
 @pytest.mark.parametrize("in_4bit", [False, True])
-def test_an_adapter_of_a_text_part_is_scored_on_the_text_part(tmp_path: Path, in_4bit: bool) -> None:
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    text = tiny_model("gemma3_text").config
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
-    torch.manual_seed(0)
-    Gemma3ForConditionalGeneration(config).float().save_pretrained(tmp_path)
+def test_an_adapter_of_a_text_part_is_scored_on_the_whole_model(tmp_path: Path, in_4bit: bool) -> None:
+    tiny_gemma3().save_pretrained(tmp_path)  # type: ignore[operator]
     byte_tokenizer().save_pretrained(tmp_path)
     base = LanguageModel(str(tmp_path), max_length=64, load_in_4bit=in_4bit, dtype="float32")
     model = load_model(base, Lora(r=4), torch.device("cpu"))
     randomise_adapter(model)
-    model.save_pretrained(tmp_path / "adapter")
-    byte_tokenizer().save_pretrained(tmp_path / "adapter")
-    weights = Weights(base, Lora(r=4), None, tmp_path, None, None)  # type: ignore[arg-type]
+    (tmp_path / "adapter").mkdir()
+    metadata = AdapterMetadata.of(base, Lora(r=4), LabelSet.from_names(["a", "b"]))
+    save_adapter(model, byte_tokenizer(), metadata, tmp_path / "adapter")  # type: ignore[arg-type]
     request = {"loader": "peft", "base": str(tmp_path), "revision": None, "load_in_4bit": in_4bit}
-    request |= {"key_mapping": weights.key_mapping, "path": str(tmp_path / "adapter"), "device": "cpu"}
+    request |= {"path": str(tmp_path / "adapter"), "device": "cpu"}
     request |= {"dtype": "float32", "prompts": PROMPTS, "answers": ANSWERS, "texts": [], "progress_bar": 2}
     expected = [[whole_sequence(model.eval(), prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
     np.testing.assert_allclose(reload_worker.answer(request)["log_likelihood"], expected, atol=1e-3)

@@ -45,7 +45,7 @@ def test_the_drift_bound_depends_on_the_number_format_unless_given(
 ) -> None:
     ours = np.array([[-1.0, -9.0], [-9.0, -1.0]])
     scored(monkeypatch, ours - moved)
-    verification = Verification(Reference("test", ["a", "b"], [], [[1], [2]], [], [], ours), 0.0, limit)
+    verification = Verification(Reference(["a", "b"], [], [[1], [2]], [], [], ours), 0.0, limit)
     refused = nullcontext() if passes else pytest.raises(UserError, match="max_drift: the file moves")
     with refused:
         verification.check("the file", "llama.cpp", Path("model.gguf"), "cpu", quantisation)
@@ -55,7 +55,7 @@ def test_the_drift_bound_depends_on_the_number_format_unless_given(
 def test_clearly_changed_labels_count_whatever_drift_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = np.array([[-1.0, -2.0]])
     scored(monkeypatch, ours[:, ::-1])
-    verification = Verification(Reference("test", ["a"], [], [[1], [2]], [], [], ours), 0.02, 9.0)
+    verification = Verification(Reference(["a"], [], [[1], [2]], [], [], ours), 0.02, 9.0)
     with pytest.raises(UserError, match="clearly gives 1 of 1 notes another"):
         verification.check("the file", "llama.cpp", Path("m.gguf"), "cpu")
 

@@ -19,7 +19,8 @@ from medlit.model.decoding.answers import Answers
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import ROOT, TokenTrie
-from medlit.model.families import causal_lm, head_logits
+from medlit.model.families import causal_lm
+from medlit.model.head import head_logits
 
 
 def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - transformers' tokenizers are untyped

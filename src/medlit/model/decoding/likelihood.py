@@ -17,7 +17,7 @@ from medlit.data.labels import LabelSet
 from medlit.model.decoding.answers import Answers
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.trie import ROOT, TokenTrie
-from medlit.model.families import head_logits
+from medlit.model.head import head_logits
 
 # Rows of logits held at once: 512 x 128,256 in float32 are 250 MiB.
 _LOGIT_ROWS = 512

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from medlit.data.labels import LabelSet
+from medlit.data.notes import specialties_of
 from medlit.errors import UserError, best_effort
 from medlit.evaluation.intervals import compare
-from medlit.evaluation.metrics import HEADLINE
+from medlit.evaluation.metrics import HEADLINE, telling
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
@@ -69,11 +71,12 @@ def run(args: Sequence[str]) -> int:
             compare(model.results, other.results)  # refuses other notes before anything is fitted
     data = make_datamodule(config)
     notes = BaselineData.read(data, None if model is None else model.results)
-    fitted = [majority(notes), tfidf(notes)]
-    if options.head:
+    head = []
+    if options.head:  # first, since it refuses settings that do not train one
         from medlit.tools.baseline.head import classification_head
 
-        fitted.append(classification_head(notes, data, config))
+        head = [classification_head(notes, data, config)]
+    fitted = [majority(notes), tfidf(notes), *head]
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
@@ -106,9 +109,10 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     first = systems[0].results
     table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
     table.add_column("system", overflow="fold")
-    for metric in HEADLINE:
+    shown = telling(HEADLINE, systems[0].metrics)
+    for metric in shown:
         table.add_column(metric.title, justify="right", no_wrap=True)
-    for name, *cells in system_rows(systems, HEADLINE):
+    for name, *cells in system_rows(systems, shown):
         table.add_row(escape(name), *cells)
     console = Console()
     console.print(table)
@@ -153,11 +157,20 @@ class BaselineData:
         return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens)
 
     def label_ids(self, notes: Dataset) -> IntArray:
-        """Label ids of notes, (N,)."""
+        """Label ids of notes, (N,); of several the first."""
         return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
+
+    def answers(self) -> tuple[IntArray, IntArray]:
+        """Note and label id of each training answer, (A,): a note with several labels stands once for each."""
+        known = {name: self.label_set.index(name) for name in set(chain.from_iterable(specialties_of(self.train)))}
+        pairs = [(note, known[name]) for note, own in enumerate(specialties_of(self.train)) for name in own]
+        notes, labels = np.array(pairs, dtype=np.int64).T
+        return notes, labels
 
     def system(self, name: str, probabilities: FloatArray) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
+        known: dict[str, int] = {name: label for label, name in enumerate(self.label_set)}
+        known |= {name: self.label_set.index(name) for own in specialties_of(self.test) for name in own}  # type: ignore[misc]
         results = Results(
             names=self.label_set.names,
             rows=np.arange(len(self.test)),
@@ -168,13 +181,14 @@ class BaselineData:
             probabilities=probabilities,
             tokens=self.tokens,
             cut_tokens=self.cut_tokens,
+            accepted=[[known[name] for name in own] for own in specialties_of(self.test)],
         )
         return System.score(name, results)
 
 
 def majority(data: BaselineData) -> System:
     """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
-    counts = np.bincount(data.label_ids(data.train), minlength=len(data.label_set))
+    counts = np.bincount(data.answers()[1], minlength=len(data.label_set))
     return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
 
 
@@ -192,7 +206,9 @@ def tfidf(data: BaselineData) -> System:
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features),
         LogisticRegression(C=10, class_weight="balanced", max_iter=iterations),
     )
-    model.fit(data.train["transcription"][:], data.label_ids(data.train))
+    notes, labels = data.answers()
+    texts = data.train["transcription"][:]
+    model.fit([texts[note] for note in notes], labels)
     probabilities = np.zeros((len(data.test), len(data.label_set)))  # a label without training notes has 0
     probabilities[:, model.classes_] = model.predict_proba(data.test["transcription"][:])
     return data.system("tfidf", probabilities)

@@ -56,14 +56,15 @@ def classification_head(notes: BaselineData, data: TranscriptionDataModule, conf
             "model.language_model.dtype: the classification head does not train in float16, which 'auto' means on a"
             " GPU before Ampere; set it to 'float32' or leave out --head."
         )
+    if last_step(config.trainer.max_steps, config.trainer.max_epochs, 1) == sys.maxsize:
+        raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
     train, test = (tokenise(rows, data.prompt) for rows in (notes.train, notes.test))
-    labels = notes.label_ids(train)
+    of_answers, labels = notes.answers()
+    train = train if len(of_answers) == len(train) else train.select(of_answers)
     weights = np.ones(len(train), dtype=np.int64)  # all notes of a step have equal weight
     sampler = StepSampler(np.array(train["length"][:]), weights, labels, data.batching, data.token_budget)
     steps = last_step(config.trainer.max_steps, config.trainer.max_epochs, sampler.steps)
-    if steps == sys.maxsize:
-        raise UserError("trainer.max_steps: the classification head needs a last step; set it, or trainer.max_epochs.")
     pad_id = int(data.prompt.tokenizer.pad_token_id)
     model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad_id, device)
     scores = functools.partial(_scores, model, pad_id, dtype)

@@ -20,10 +20,11 @@ import torch
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device, silence_warnings
-from medlit.data.builtin import builtin_notes
 from medlit.data.collate import Batch, EvalBatch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import NotePrompt
+from medlit.data.settings import Columns
+from medlit.data.sources import read_tables
 from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
@@ -202,7 +203,7 @@ def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[C
     if show_notes:
         kind, example = "one of your notes", batches[0]
     else:
-        (note,) = builtin_notes(train=1, validation=0, test=0)["train"]
+        note = read_tables("builtin", None, Columns())["train"][0].rows[0]
         (row,) = unnamed_rows([data.prompt.prompt(note["transcription"])])
         row["specialty"] = note["medical_specialty"]
         kind, example = "an invented note", data.collator.train([row], data.collator.supervised(row))
@@ -286,7 +287,7 @@ def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     timer = cli.timer
     seconds, lengths = timer.steps[-1]
     loss = float(cli.trainer.callback_metrics["train/loss"])
-    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)  # type: ignore[arg-type]
+    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)
     how = "packed" if packed else "padded"
     found = (
         f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {how},"

@@ -18,7 +18,7 @@ from medlit._version import __version__
 from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.errors import UserError
-from medlit.evaluation.metrics import HEADLINE, number, percent
+from medlit.evaluation.metrics import HEADLINE, number, percent, telling
 from medlit.report.systems import FACTS, MODEL, comparable
 from medlit.tools.export.source import Weights, public_name
 
@@ -58,7 +58,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             data=read(FACTS).get("data", {}),
             command=command,
             metrics=metrics,
-            columns=HEADLINE,
+            columns=telling(HEADLINE, metrics),
             systems=systems or [("this model", metrics)],
             figure=FIGURE if (folder / FIGURE).is_file() else None,
             verification=verification.rows,

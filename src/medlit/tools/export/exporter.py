@@ -24,7 +24,7 @@ from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.source import find_weights, fit_settings, reference_answers, run_of_adapter
+from medlit.tools.export.source import find_weights, fit_settings, reference_answers, reference_notes, run_of_adapter
 from medlit.tools.export.verify import Verification
 
 VERIFICATION_FILE = "verification.json"
@@ -49,12 +49,14 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if not formats.has_llama_cpp():
             log(f"llama.cpp is not installed, so transformers verifies the files; to install it, run {formats.INSTALL}")
 
+    data = make_datamodule(config)
+    split, notes = reference_notes(data, options.notes)
     use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda:0" if use_gpu else "cpu")
     log(f"loading {base.base_model} and {weights.path}")
     model = weights.load(device)
     log("scoring the labels with medlit's model")
-    reference = reference_answers(model, make_datamodule(config), weights.metadata.labels, options.notes)
+    reference = reference_answers(model, data, weights.metadata.labels, notes)
     verification = Verification(reference, options.max_changed, options.max_drift)
     bits = "4-bit" if base.load_in_4bit else "16-bit"
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
@@ -88,13 +90,12 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             verification.check("merged", "transformers", folder, str(device))
         else:
             log("reloading the adapter with PEFT")
-            arguments: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
-            arguments["key_mapping"] = weights.key_mapping
-            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **arguments)
+            origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
+            verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
         write_card(folder, weights, options.to, verification)
-        notes = {"split": reference.split, "ids": reference.ids, "specialties": len(reference.answers)}
-        report = {"notes": notes, "max_changed": options.max_changed, "exports": verification.rows}
+        verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
+        report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}
         write_json(folder / VERIFICATION_FILE, facts | report)
     for line in verification.summary():
         log(line)

@@ -5,8 +5,7 @@ the pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
 
     in    loader          "transformers" | "peft" | "llama.cpp" | "transformers-gguf" | "quantise"
           path            the export: a folder, or a GGUF file
-          base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4;
-                          key_mapping: load its text part alone, whose weights have these names, or null
+          base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4
           dtype           "float32", "bfloat16" or "float16"; device: as PyTorch names it
           prompts         token ids, N of them; answers: token ids with their EOS, K of them; texts: to tokenize
           progress_bar    open file descriptor to draw it on
@@ -55,14 +54,11 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     model: Any
     reader = f"transformers {transformers.__version__}"
 
-    def load(model: str | Path, revision: str | None = None, key_mapping: dict[str, str] | None = None) -> Any:  # noqa: ANN401
+    def load(model: str | Path, revision: str | None = None) -> Any:  # noqa: ANN401
         config = transformers.AutoConfig.from_pretrained(model, revision=revision)
-        if key_mapping:
-            stored, config = getattr(config, "quantization_config", None), config.get_text_config(decoder=True)
-            vars(config).update({"quantization_config": stored} if stored else {})
         is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         kind: Any = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForMultimodalLM
-        return kind.from_pretrained(model, revision=revision, config=config, key_mapping=key_mapping, **arguments)
+        return kind.from_pretrained(model, revision=revision, config=config, **arguments)
 
     if loader == "transformers-gguf":
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **arguments)
@@ -76,7 +72,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
             # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        base = load(request["base"], request["revision"], request["key_mapping"])
+        base = load(request["base"], request["revision"])
         model = peft.PeftModel.from_pretrained(base, path)
         reader = f"peft {peft.__version__}, {reader}"
     log_likelihood = score(model.eval(), _with_progress(request), request["answers"])

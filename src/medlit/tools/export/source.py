@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
 
 from medlit.atomic_io import write_json
-from medlit.base_model import read_config
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -25,7 +24,7 @@ from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, metadata_of_weights
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.decoding import make_decoder
-from medlit.model.families import causal_lm, load_options
+from medlit.model.families import causal_lm
 from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.settings import Decoding, LanguageModel, Lora
@@ -34,6 +33,7 @@ from medlit.tools import recorded_settings
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
 
 _BATCH = 8  # notes that medlit's model answers together
@@ -56,12 +56,6 @@ class Weights:
         """What a merge adds the adapter to, in words."""
         bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else "16-bit"
         return f"the weights that it was trained on ({bits})"
-
-    @property
-    def key_mapping(self) -> dict[str, str] | None:
-        """Names of the weights in the text part alone of a multimodal base model; None for any other."""
-        config = read_config(self.language_model.base_model, self.language_model.revision)
-        return load_options(config, on_gpu=False).get("key_mapping")
 
     def load(self, device: torch.device) -> PeftModel:
         """Load the model in inference mode, as medlit's commands do."""
@@ -133,8 +127,8 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
     return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run)
 
 
-def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], count: int) -> Reference:
-    """Score the labels with medlit's own model, for `count` notes spread over the test split (else validation)."""
+def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dataset]:
+    """Tokenise `count` notes spread over the test split (else validation); returns the split's name and the notes."""
     notes = data.read_splits().notes
     split = next((name for name in ("test", "validation") if name in notes), None)
     if split is None:
@@ -143,7 +137,11 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
             " notes, such as 'builtin', or set data.split.kind to 'grouped'."
         )
     chosen = np.unique(np.linspace(0, len(notes[split]) - 1, min(count, len(notes[split]))).astype(int))
-    rows = tokenise(notes[split].select(chosen), data.prompt, cached=False)
+    return split, tokenise(notes[split].select(chosen), data.prompt, cached=False)
+
+
+def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], rows: Dataset) -> Reference:
+    """Score the labels with medlit's own model, for tokenised notes."""
     batches = BatchDataset(rows, data.collator.prompts)
     device = causal_lm(model).device
     decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
@@ -159,4 +157,4 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
     answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
     tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     nats = np.concatenate(log_likelihood)
-    return Reference(split, rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)
+    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)

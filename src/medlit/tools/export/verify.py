@@ -34,9 +34,8 @@ _LARGE = 4 * 2**30  # bytes of weights above which a CPU computes in 16 bits
 
 @dataclass(frozen=True)
 class Reference:
-    """What medlit's own model answers for N notes of a split."""
+    """What medlit's own model answers for N notes."""
 
-    split: str
     ids: list[str]
     prompts: list[list[int]]  # token ids, N of them
     answers: list[list[int]]  # token ids of the K labels, each with its EOS
@@ -59,7 +58,7 @@ class Verification:
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit, key_mapping), are as in
+        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in
         `reload_worker.py`; `quantisation` is the number format of the weights, None for 16 bits.
         """
         reference = self.reference

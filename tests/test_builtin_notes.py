@@ -7,11 +7,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
+import builtin_notes as builtin
 import pytest
+from builtin_notes import PHRASES, SPECIALTIES, builtin_notes
 
-from medlit.data import builtin
-from medlit.data.builtin import PHRASES, SPECIALTIES, builtin_notes
 from medlit.errors import UserError
 
 Notes = dict[str, list[dict[str, str]]]
@@ -62,6 +63,12 @@ def section_shapes(rows: list[dict[str, str]]) -> set[str]:
 def test_the_default_rows_are_pinned_to_the_byte(notes: Notes) -> None:
     canonical = json.dumps(notes, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     assert hashlib.sha256(canonical.encode()).hexdigest() == DEFAULT_SHA256
+
+
+def test_the_package_ships_what_the_generator_writes(tmp_path: Path) -> None:
+    builtin.write_notes(tmp_path)
+    for split in SPLITS:
+        assert (builtin.FOLDER / f"{split}.csv").read_bytes() == (tmp_path / f"{split}.csv").read_bytes()
 
 
 def test_rows_have_the_requested_shape(notes: Notes) -> None:

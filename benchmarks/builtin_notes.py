@@ -1,4 +1,6 @@
-"""The built-in notes behind the quickstart: a seeded generator of invented notes, no real clinical text.
+"""Write the notes of `data.source: builtin`, `src/medlit/data/builtin/`: invented, no real clinical text.
+
+    python benchmarks/builtin_notes.py
 
 A note is one invented case of a specialty (complaint, diagnosis, finding, procedure, plan) with a few lines that fit
 any specialty (vital signs, consent, medical history), laid out under the headings of a clinic visit, an operation or a
@@ -13,6 +15,7 @@ The notes are the same on every machine and Python version: every draw is `rando
 seed the standard library guarantees.
 """
 
+import csv
 import functools
 import random
 import re
@@ -24,6 +27,8 @@ import yaml
 
 from medlit.errors import UserError
 
+FOLDER = Path(__file__).parents[1] / "src" / "medlit" / "data" / "builtin"
+SIZES = {"train": 650, "validation": 39, "test": 130}  # notes that the package ships
 PHRASES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
 SPECIALTIES: tuple[str, ...] = tuple(PHRASES["specialties"])
 
@@ -118,3 +123,16 @@ def _value(rng: random.Random, slot: str) -> str:
 
 def _pick(rng: random.Random, items: Sequence[_T]) -> _T:
     return items[int(rng.random() * len(items))]
+
+
+def write_notes(folder: Path) -> None:
+    """Write one CSV file for each split."""
+    for split, rows in builtin_notes(**SIZES).items():
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    write_notes(FOLDER)

@@ -76,7 +76,8 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
     row = share_beginning(batch)
     real = tokens - (len(lengths) - 1) * shared
     assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
-    assert computed_tokens(SimpleNamespace(config=SimpleNamespace(model_type="llama")), batch) == real + filler
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{_PACKS: True})
+    assert computed_tokens(inner, batch) == real + filler
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     heads = [x.clone() for x in random_heads(tokens + filler)]

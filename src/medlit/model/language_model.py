@@ -72,6 +72,9 @@ def inference_mode(model: nn.Module) -> None:
 
     model.eval()
     FastLanguageModel.for_inference(model)
+    for layer in decoder_layers(model):
+        # With this flag a layer that fills a cache leaves the fused kernels of training.
+        layer.__dict__.pop("_flag_for_generation", None)
 
 
 def make_recomputation(

@@ -68,6 +68,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
     elif packs:
+        if inner.config._attn_implementation == "flex_attention":
+            inner.set_attn_implementation("sdpa")  # compiling the block mask of a packed row takes minutes
         packs = enable_hf_packed_attention()
     for layer in decoder_layers(model) if kind == "gemma2" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
@@ -83,38 +85,31 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
-def _shares(inner: Any, batch: Batch) -> bool:  # noqa: ANN401 - see causal_lm
-    """Whether the beginning that all notes of a batch have in common is computed once."""
-    return batch.starts is not None and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
+    """Whether a body's attention takes packed notes whose common beginning is computed once."""
+    return getattr(inner, _PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
 
 
 def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens that a body computes for a batch, but for the filler."""
-    return batch.input_ids.numel() - (len(batch.lengths) - 1) * batch.shared * _shares(inner, batch)
+    saved = (len(batch.lengths) - 1) * batch.shared if batch.starts is not None and shares_beginning(inner) else 0
+    return batch.input_ids.numel() - saved
 
 
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if _shares(inner, batch):
+    if batch.starts is not None and shares_beginning(inner):
         row = share_beginning(batch)
-        # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the positions
-        # and leave its compiled layers for it.
-        arguments |= {
-            "input_ids": batch.input_ids[:, row.computed],
-            "position_ids": batch.positions[:, row.computed],
-            "causal_mask": (row.starts, row.key_starts, row.keys),
-            "attention_mask": torch.ones_like(row.computed)[None],
-        }
-        hidden: Tensor = inner(**arguments)[0]
+        hidden: Tensor = shared_forward(inner, batch, row)[0]
         return hidden[:, row.source]
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     masks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False):
         masks = _block_masks(inner, batch.starts, batch.input_ids)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
         if inner.config.model_type == "gemma2":
-            arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as above
+            arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as below
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
@@ -162,6 +157,19 @@ def share_beginning(batch: Batch) -> SharedRow:
     arrays = (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32))
     on_host = (torch.from_numpy(x) for x in arrays)
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
+
+
+def shared_forward(inner: Any, batch: Batch, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401
+    """A body's output for the computed tokens of a packed row; with a cache, in inference mode."""
+    # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
+    # leave its compiled layers for it.
+    return inner(
+        input_ids=batch.input_ids[:, row.computed],
+        position_ids=batch.positions[:, row.computed],  # type: ignore[index]
+        causal_mask=(row.starts, row.key_starts, row.keys),
+        attention_mask=None if cache else torch.ones_like(row.computed)[None],
+        use_cache=cache,
+    )
 
 
 def varlen_kernel(longest: int) -> Kernel:

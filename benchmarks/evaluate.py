@@ -15,7 +15,7 @@ lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 s
     prompts_only           what every decoder begins with: the prompts, once
 
 Batches are those of a validation: longest first, at most so many padded tokens as `--token_budgets` says, and a note
-for every 512 of them: 32 notes for the default of 8 x 2,048. Then: does a note
+for every 512 of them: 64 notes for the default of 32,768. Then: does a note
 get the same label alone as in a batch; and what does a validation of 370 notes, its loss included, cost beside the 60
 optimizer steps of a fit. Writes `benchmarks/results/evaluate.json`, as far as it got.
 """
@@ -47,7 +47,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evaluate.json"
 PARTS = ("systems", "parity", "validation_in_fit")
 TINY = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
-BUDGET, TOKENS_A_NOTE = 8 * 2048, 512
+BUDGET, TOKENS_A_NOTE = 64 * 512, 512
 FIT_STEPS, VALIDATION = 60, 370
 WARM_UP = 2  # optimizer steps that are not timed: the first one compiles
 # Differences of log-likelihoods below this are rounding in bfloat16, in nats.

@@ -173,10 +173,6 @@ def _open_zip(path: Path) -> IO[bytes]:
     return archive.open(files[0])
 
 
-def _open_zstd(path: Path) -> IO[bytes]:
-    return io.BufferedReader(pa.CompressedInputStream(str(path), "zstd"))
-
-
 def _open_utf8(path: Path, newline: str) -> IO[str]:
     """Open a text table, unless its first 64 KiB are not text, or text in UTF-16; a byte-order mark is skipped."""
     with open_bytes(path) as file:
@@ -240,7 +236,7 @@ UNPACK: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _open_zstd,
+    ".zst": lambda path: io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")),
     ".zip": _open_zip,
 }
 # What a damaged one raises; NotImplementedError: a compression of ZIP that Python lacks.

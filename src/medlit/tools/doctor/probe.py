@@ -91,7 +91,8 @@ def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
     precision = {True: "bf16", False: "no bf16, so fits run in 16-mixed (as configs/hardware/t4_16gb.yaml)"}
     if devices:
         found = [f"{gpu['name']}, {gpu['free']} of {gpu['gib']} GiB free, {precision[gpu['bf16']]}" for gpu in devices]
-        return [CheckResult(f"GPU {i}", "ok", f"{text}, driver {driver}") for i, text in enumerate(found)]
+        version = f", driver {driver}" if driver else ""  # nvidia-smi may be missing in a container
+        return [CheckResult(f"GPU {i}", "ok", text + version) for i, text in enumerate(found)]
     if not driver:
         text, cure = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
     elif cuda:

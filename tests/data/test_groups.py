@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.groups import bands, exact_groups, jaccard, near_groups, shingles
+from medlit.data.groups import accuracy_ceiling, bands, exact_groups, jaccard, near_groups, shingles
 from medlit.data.notes import hash_text
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -89,3 +89,14 @@ def test_a_pair_at_the_threshold_is_hardly_ever_missed(threshold: float) -> None
     number, rows = bands(threshold)
     assert number * rows <= 128
     assert 1 - (1 - threshold**rows) ** number > 0.99
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.sampled_from("abc"), max_size=3, unique=True))))
+def test_no_answers_by_group_are_right_more_often_than_the_ceiling(notes: list[tuple[int, list[str]]]) -> None:
+    groups, labels = [group for group, _ in notes], [tuple(own) for _, own in notes]
+    labelled = sum(map(bool, labels))
+    scores = [
+        sum(answers[group] in own for group, own in zip(groups, labels, strict=True)) / max(1, labelled)
+        for answers in itertools.product("abc", repeat=4)
+    ]
+    assert accuracy_ceiling(groups, labels) == pytest.approx(max(scores) if labelled else 1.0)

@@ -363,6 +363,13 @@ def test_a_table_full_of_texts_with_several_labels_is_named_once(
         assert "right for 90.9% of the rows at most; set it to merge" in sentence
 
 
+def test_the_order_of_a_note_s_labels_makes_no_conflict(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = table([(f"n{row}", f"text {row // 2}", "ab"[row % 2]) for row in range(20)]).remove_columns("specialties")
+    rows = rows.add_column("specialties", [["a", "b"], ["b", "a"]] * 10)  # type: ignore[call-arg, arg-type]
+    split_notes({"all": rows}, Split("grouped")).warn_if_ambiguous()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_split_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = table([(f"n{row}", f"text {row}", "ab"[row % 2]) for row in range(40)])
     first = split_notes({"all": pool}, Split("grouped", seed=8))

@@ -465,6 +465,34 @@ def test_a_merged_text_is_one_note_with_all_labels(tmp_path: Path, capsys: pytes
     assert "`data.label_conflicts: merge` makes a text" not in capsys.readouterr().out
 
 
+def test_probable_label_errors_are_ids_in_the_table_and_in_audit_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = builtin_notes(train=650)["train"]
+    right, notes[0]["medical_specialty"] = notes[0]["medical_specialty"], notes[1]["medical_specialty"]
+    assert run([*_flags(write(tmp_path / "n", {"train": notes}) / "train.csv"), "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))["label_errors"]
+    assert found["mislabelled"][0]["id"] == notes[0]["id"]
+    assert found["mislabelled"][0]["suggested"] == right
+    printed = capsys.readouterr().out
+    assert f"{notes[0]['id']}: ['{notes[1]['medical_specialty']}'] " in printed
+    assert "probably mislabelled (TF-IDF agrees with 9" in printed
+    assert notes[0]["transcription"][:25] not in printed
+
+
+def test_many_specialties_with_few_notes_are_named_and_their_labels_not_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = builtin_notes(train=50)["train"]
+    for row, note in enumerate(notes):
+        note["medical_specialty"] = f"Specialty {row % 40}"
+    assert run(_flags(write(tmp_path / "n", {"train": notes}) / "train.csv")) == 0
+    printed = capsys.readouterr().out
+    assert "specialties of under 10 notes, too few to test" in printed
+    assert "'Specialty 0' (2)" in printed
+    assert "not searched for: under 3 texts a label" in printed
+
+
 def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:
     notes = [{"transcription": "p", "medical_specialty": cell} for cell in ("A;B", "B; A")]
     notes.append({"transcription": "q", "medical_specialty": "B"})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from medlit.data.cache import iter_column
-from medlit.data.groups import exact_groups, near_groups
+from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
 from medlit.data.settings import Columns, Labels
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NEAR_THRESHOLD = 0.8  # the usual one (Lee et al., 2021, arXiv:2107.06499), if none is declared
 NEAR_ROWS = 50_000  # larger tables are searched for near duplicates only if a threshold is declared
 SHORT = 20  # words
+FEW = 10  # notes of a specialty; a tenth of them, the default share of a test split, is a single one
 TOKENISED = 20_000  # notes; a tokenizer takes a minute for every 100,000, and percentiles need no more
 
 _EXAMPLES = 20  # ids, or groups of ids, that a finding lists
@@ -66,17 +67,15 @@ class AuditReport:
     near_duplicates: dict[str, Any] | None  # groups that hold different but similar texts; None if not searched for
     near_threshold: float | None  # least Jaccard similarity of similar texts
     conflicts: dict[str, Any]  # texts that carry other specialties in another row
-    # The two labels, the number of texts that carry both, and the share of these among the rarer label's texts; at most
-    # 20 pairs, the most frequent first.
+    # The labels, the number of texts that carry both, and its share of the rarer one's; the 20 most frequent pairs.
     label_pairs: list[dict[str, Any]]
-    # Share of the labelled notes that are right when each text is answered by its most frequent label: no classifier of
-    # texts scores more on these rows.
-    accuracy_ceiling: float
+    accuracy_ceiling: float  # share of the labelled notes that carry their text's most frequent label
     near_accuracy_ceiling: float | None  # the same when similar texts get one answer
     leakage: dict[str, int]  # `a/b` -> rows of split b whose text is also in split a
     near_leakage: dict[str, int] | None  # the same including similar texts
     label_leaks: dict[str, float]
     label_review: LabelReview  # labels that are probably no classes of their own
+    label_errors: dict[str, Any] | None  # of `label_errors`: labels hard to tell apart, notes probably mislabelled
 
 
 class Audit(NamedTuple):
@@ -104,21 +103,26 @@ def audit(
     import pandas as pd
     from datasets import concatenate_datasets
 
-    labelled = columns.label is not None
+    from medlit.data.label_errors import label_errors
+
     tables = load_source(
-        source, revision=revision, columns=columns, labels=labels, require_labels=labelled, allow_missing=True
+        source,
+        revision=revision,
+        columns=columns,
+        labels=labels,
+        require_labels=columns.label is not None,
+        allow_missing=True,
     )
     counter = load_counter()
     pool = concatenate_datasets(list(tables.values()))
     specialties = specialties_of(pool)
     of_rows = [name for name, rows in tables.items() for _ in range(len(rows))]
-    transcriptions = (note or "" for rows in tables.values() for note in iter_column(rows, "transcription"))
     if merge:
         resolve_conflicts(of_rows, specialties, pool["id"][:], pool["text_hash"][:], "merge")
         kept = np.flatnonzero(np.array(of_rows) != DUPLICATE)
         pool, specialties = pool.select(kept), [specialties[row] for row in kept]
         of_rows = [of_rows[row] for row in kept]
-        transcriptions = (note or "" for note in iter_column(pool, "transcription"))
+    transcriptions = (note or "" for note in iter_column(pool, "transcription"))
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
@@ -129,13 +133,12 @@ def audit(
     splits = {name: of_rows.count(name) for name in tables}
     notes = pd.DataFrame({"text": texts, "near": near, "words": lengths["words"]})
     notes["split"] = pd.Categorical(of_rows, categories=list(splits))
-    notes["label"] = [names[0] if names else None for names in specialties]
     notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
     notes["own"] = specialties
-    each = notes[["split", "own"]].explode("own")
+    each = notes.explode("own").dropna(subset="own")
     by_text = notes.groupby("text")
     similar = notes.groupby("near")["text"].transform("nunique") > 1
-    conflicting = (by_text["labels"].transform("nunique") > 1) & notes["label"].notna()
+    conflicting = (by_text["labels"].transform("nunique") > 1) & notes["labels"].notna()
     classes = _class_counts(each["own"])
     report = AuditReport(
         source=source,
@@ -143,7 +146,7 @@ def audit(
         splits=splits,
         classes=classes,
         classes_by_split={name: _class_counts(each.loc[each["split"] == name, "own"]) for name in splits},
-        unlabelled=int(notes["label"].isna().sum()),
+        unlabelled=int(notes["labels"].isna().sum()),
         lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
         short=_rows_where(notes["words"].between(1, SHORT - 1), ids),
@@ -152,12 +155,13 @@ def audit(
         near_threshold=threshold,
         conflicts=_groups_where(conflicting, notes["text"], ids),
         label_pairs=_label_pairs(texts, specialties),
-        accuracy_ceiling=_ceiling(notes, "text"),
-        near_accuracy_ceiling=None if threshold is None else _ceiling(notes, "near"),
+        accuracy_ceiling=accuracy_ceiling(texts, specialties),
+        near_accuracy_ceiling=None if threshold is None else accuracy_ceiling(near, specialties),
         leakage=_leakage(notes, "text"),
         near_leakage=None if threshold is None else _leakage(notes, "near"),
         label_leaks=label_leaks(source, revision, columns, labels.separator),
         label_review=LabelReview.of(list(classes)),
+        label_errors=label_errors(notes, pool["transcription"], ids),
     )
     return Audit(report, lengths)
 
@@ -205,12 +209,6 @@ def _groups_where(mask: pd.Series, groups: pd.Series, ids: Sequence[str]) -> dic
     return {"groups": chosen.nunique(), "rows": len(chosen), "ids": listed}
 
 
-def _ceiling(notes: pd.DataFrame, groups: str) -> float:
-    """Share of the labelled notes with the most frequent label of their group; each counts with its first label."""
-    votes = notes.groupby([groups, "label"]).size()  # notes without a label are left out
-    return float(votes.groupby(groups).max().sum() / votes.sum()) if len(votes) else 1.0
-
-
 def _label_pairs(texts: IntArray, specialties: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
     """The pairs of labels that share the most texts."""
     of_text: defaultdict[int, set[str]] = defaultdict(set)
@@ -236,16 +234,13 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
         one label only, whichever is larger; columns without such values are left out.
     """
     values, naming = Counter[str](), Counter[str]()
-    pairs: dict[str, Counter[tuple[str, str]] | None] = {}  # (value, label) -> rows; None: too many different values
+    pairs = defaultdict[str, Counter[tuple[str, str]]](Counter)  # column -> (value, label) -> rows
     for name, rows in _other_columns(source, revision, columns, separator):
         values[name] += len(rows)
         naming[name] += sum(f" {_words(label)} " in f" {_words(value)} " for value, label in rows)
-        counts = pairs.setdefault(name, Counter())
-        if counts is not None:
-            counts.update(rows)
-            if len({value for value, _ in counts}) > _MAX_CODES:
-                pairs[name] = None
-    revealing = {name: max(naming[name], _recurring(pairs[name] or Counter(), values[name])) for name in values}
+        if len({value for value, _ in pairs[name]}) <= _MAX_CODES:
+            pairs[name].update(rows)
+    revealing = {name: max(naming[name], _recurring(pairs[name], values[name])) for name in values}
     shares = {name: rows / values[name] for name, rows in revealing.items() if rows}
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
@@ -273,7 +268,7 @@ def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
     """Rows whose value recurs with one label only; 0 for free text, of which hardly any value recurs."""
     labels_of = Counter(value for value, _ in counts)
     recurring = sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
-    return recurring if 2 * len(labels_of) <= values else 0
+    return recurring if len(labels_of) <= min(_MAX_CODES, values / 2) else 0
 
 
 def _words(text: str) -> str:

@@ -7,7 +7,8 @@ the shingles themselves decide, and a group is whatever such pairs connect.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -52,6 +53,13 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
     for groups in joined.subsets():
         smallest[list(groups)] = min(groups)
     return smallest[exact]
+
+
+def accuracy_ceiling(groups: Iterable[Hashable], specialties: Sequence[tuple[str, ...]]) -> float:
+    """Share of the labelled notes that are right if each group gets its most frequent label; any label of a note is."""
+    votes = Counter((group, name) for group, own in zip(groups, specialties, strict=True) for name in own)
+    most = {group: notes for (group, _), notes in reversed(votes.most_common())}  # the last, and most, is kept
+    return sum(most.values()) / sum(map(bool, specialties)) if most else 1.0
 
 
 def bands(threshold: float) -> tuple[int, int]:

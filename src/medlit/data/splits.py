@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
-from medlit.data.groups import exact_groups, near_groups
+from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.data.settings import LabelConflicts, Split, SplitKind
@@ -86,18 +86,13 @@ class NoteSplits:
 
     def warn_if_ambiguous(self) -> None:
         """Print a sentence about a source with many texts that carry other labels in other rows."""
-        texts = self.pool["text_hash"][:]
-        most: dict[str, int] = {}  # text -> rows of its most frequent labels
-        several = set[str]()
-        for (text, _), rows in Counter(zip(texts, self.assignment.specialties, strict=True)).items():
-            if text in most:
-                several.add(text)
-            most[text] = max(rows, most.get(text, 0))
-        if len(several) >= _MANY * len(most):
+        texts, own = self.pool["text_hash"][:], self.assignment.specialties
+        kinds = Counter(text for text, _ in set(zip(texts, map(frozenset, own), strict=True)))
+        several = sum(number > 1 for number in kinds.values())
+        if several >= _MANY * len(kinds):
             print(
-                f"medlit: data.label_conflicts: {len(several):,} of {len(most):,} texts carry several labels, so that"
-                f" one answer can be right for {sum(most.values()) / len(texts):.1%} of the rows at most; set it to"
-                " merge, which gives a note all of them.",
+                f"medlit: data.label_conflicts: {several:,} of {len(kinds):,} texts carry several labels, so that one"
+                f" answer can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge.",
                 file=sys.stderr,
             )
 

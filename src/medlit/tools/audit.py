@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from medlit.atomic_io import atomic_write, write_json
-from medlit.data.audit import NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
+from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
 from medlit.paths import local_path
@@ -59,10 +59,8 @@ def run(args: Sequence[str]) -> int:
     if options.output is not None:
         options.output = local_path("output", options.output)
         check_writable("output", options.output / "audit.json")
-        if config.data.source != "builtin" and reads(config.data.source, options.output / "audit.json"):
-            raise UserError(
-                f"output: audit.json would be among the notes of {config.data.source}; name another folder."
-            )
+        if (source := config.data.source) != "builtin" and reads(source, options.output / "audit.json"):
+            raise UserError(f"output: audit.json would be among the notes of {source}; name another folder.")
         if not config.overwrite:
             check_replaceable(options.output, "audit")
     data = make_datamodule(config)
@@ -121,11 +119,8 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
         for flag, share in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
-    if report.empty["rows"]:
-        messages.append(f"{report.empty['rows']:,} notes are empty")
-    if report.unlabelled:
-        messages.append(f"{report.unlabelled:,} notes have no label")
-    return messages
+    faults = {"are empty": report.empty["rows"], "have no label": report.unlabelled}
+    return messages + [f"{rows:,} notes {fault}" for fault, rows in faults.items() if rows]
 
 
 def _print_report(report: AuditReport) -> None:
@@ -160,6 +155,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     splits = ", ".join(f"{name} {rows:,}" for name, rows in report.splits.items())
     yield "notes", f"{report.rows:,}", splits if len(report.splits) > 1 else "one table without splits", False
     yield "specialties", f"{len(report.classes):,}", "", False
+    few = [f"{name!r} ({notes})" for name, notes in report.classes.items() if notes < FEW]
+    yield f"specialties of under {FEW} notes, too few to test", f"{len(few):,}", _first(few, len(few)), bool(few)
     yield "notes without a specialty", _share(report.unlabelled, report.rows), "", report.unlabelled > 0
     for unit, lengths in report.lengths.items():
         spread = ", ".join(f"{name} {lengths[name]:,.0f}" for name in ("mean", "p95", "max"))
@@ -177,9 +174,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield _groups_line(name, report.near_duplicates, report.rows)
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
     if report.label_pairs:
-        pairs = [f"{' + '.join(map(repr, pair['labels']))}: {pair['texts']:,}" for pair in report.label_pairs[:5]]
-        more = " ..." * (len(report.label_pairs) > len(pairs))
-        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", "; ".join(pairs) + more, True
+        pairs = ["{labels[0]!r} + {labels[1]!r}: {texts:,}".format(**pair) for pair in report.label_pairs]
+        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs, len(pairs)), True
     near = report.near_accuracy_ceiling
     details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
     yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
@@ -188,6 +184,16 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield _labels_line("labels that nearly agree with another", similar, report)
     yield _labels_line("labels that hold several", review.combined, report)
     yield _labels_line("labels that seem to stand for none", dict.fromkeys(review.placeholders, ()), report)
+    if (errors := report.label_errors) is None:
+        yield "probable label errors", "?", "not searched for: under 3 texts a label, or over 365 labels", False
+    else:
+        pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
+        yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs, len(pairs)), bool(pairs)
+        wrong = [
+            "{id}: {given} {p_given:.2f}, {suggested} {p_suggested:.2f}".format(**x) for x in errors["mislabelled"]
+        ]
+        name = f"probably mislabelled (TF-IDF agrees with {errors['agreement']:.0%} of {errors['texts']:,} texts)"
+        yield name, _share(len(wrong), report.rows), _first(wrong, len(wrong)), bool(wrong)
     for pair, rows in report.leakage.items():
         earlier, _, later = pair.partition("/")
         near = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
@@ -197,21 +203,22 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True
 
 
+def _first(details: Sequence[str], number: int) -> str:
+    return "; ".join(details[:5]) + " ..." * (number > 5)
+
+
 def _share(rows: int, total: int) -> str:
     return f"{rows:,} ({rows / total:.1%})" if rows else "0"
 
 
 def _rows_line(name: str, finding: dict[str, Any], total: int) -> _Line:
-    ids: list[str] = finding["ids"][:5]
-    details = ", ".join(ids) + (" ..." if finding["rows"] > len(ids) else "")
-    return name, _share(finding["rows"], total), details, finding["rows"] > 0
+    return name, _share(finding["rows"], total), _first(finding["ids"], finding["rows"]), finding["rows"] > 0
 
 
 def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
-    number, groups = finding["groups"], finding["ids"][:3]
-    listed = [" = ".join([*ids[:3], *["..."] * (len(ids) > 3)]) for ids in groups]
-    listed += ["..."] * (number > len(groups))
-    details = f"{number:,} group{'s' * (number != 1)}: {'; '.join(listed)}" if number else ""
+    number = finding["groups"]
+    listed = [" = ".join([*ids[:3], *["..."] * (len(ids) > 3)]) for ids in finding["ids"]]
+    details = f"{number:,} group{'s' * (number != 1)}: {_first(listed, number)}" if number else ""
     return name, _share(finding["rows"], total), details, finding["rows"] > 0
 
 
@@ -219,7 +226,7 @@ def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditRep
     # repr shows invisible characters.
     listed = [repr(label) + " = " * bool(others) + " + ".join(map(repr, others)) for label, others in found.items()]
     notes = sum(report.classes[label] for label in found)
-    return name, _share(notes, report.rows), "; ".join(listed[:5]) + " ..." * (len(listed) > 5), bool(found)
+    return name, _share(notes, report.rows), _first(listed, len(listed)), bool(found)
 
 
 def audit_figure(audit: Audit) -> Figure:

@@ -79,6 +79,14 @@ class Results:
         return self.truth[:, None].tolist() if self.accepted is None else self.accepted
 
     @property
+    def label_mask(self) -> BoolArray:
+        """Whether each label is one of the note's, (N, K)."""
+        mask = np.zeros((len(self), len(self.names)), dtype=np.bool_)
+        for note, own in enumerate(self.accepted_labels):
+            mask[note, own] = True
+        return mask
+
+    @property
     def any_of(self) -> BoolArray:
         """Whether each answer is one of the note's labels, (N,)."""
         pairs = zip(self.answer.tolist(), self.accepted_labels, strict=True)

@@ -25,6 +25,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+LENGTH_BINS = 6  # of equally many notes
 _ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
 
 

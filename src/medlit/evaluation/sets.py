@@ -1,42 +1,30 @@
 """Sets of labels: every label whose probability reaches a threshold that was fitted on validation notes.
 
-Two thresholds. `fit_thresholds` makes a promise: a set holds a label of its note in at least the share of new texts
-that is asked for, if they are like the validation texts (split-conformal prediction: Vovk 2005, "Algorithmic Learning
-in a Random World"; Angelopoulos 2021, arXiv 2107.07511). `fit_f1_threshold` makes the sets an answer.
-
-The score is the probability itself (LAC: Sadinle 2019, arXiv 1609.00451), since no other gives smaller sets on average;
-APS (Romano 2020, arXiv 2006.02544) and RAPS (Angelopoulos 2021, arXiv 2009.14193) add labels to the sets of certain
-notes. crepes, MAPIE and torchcp have LAC too, but none counts copies of a text once or leaves a single number that an
-adapter can keep.
+The threshold of a coverage keeps a promise: of new texts like the validation texts, at least this share has one of its
+labels in its set (split-conformal prediction: Vovk 2005, "Algorithmic Learning in a Random World"). The score is the
+probability itself (LAC: Sadinle 2019, arXiv 1609.00451), since no other has smaller sets; docs/evaluation.md compares.
+crepes and MAPIE have it, but count each copy of a text and keep all scores instead of a number.
 
 N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,).
 """
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from medlit.evaluation.intervals import Interval, wilson
-from medlit.evaluation.results import BoolArray, FloatArray, IntArray
+from medlit.evaluation.calibration import at_temperature, fit_temperature
+from medlit.evaluation.intervals import wilson
+from medlit.evaluation.results import LENGTH_BINS, BoolArray, FloatArray, IntArray, Results
 
+COVERAGES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # fitted beside the one that is asked for
+BEST_F1 = "set"  # key of the threshold of the highest micro F1; that of a coverage is its number
 _ROUNDING = 1e-6  # share of a threshold: float32 has seven digits
-
-
-class SetScores(TypedDict):
-    """Scores of sets, in which a text counts once, however many copies it has."""
-
-    coverage: float  # share of sets with any of the note's labels
-    coverage_ci: Interval  # 95 %, Wilson's
-    all_labels: float  # share of sets with all of them
-    mean_size: float  # labels
-    single: float  # share of sets with one label
-    empty: float  # share without any
 
 
 def prediction_sets(probabilities: FloatArray, threshold: float) -> BoolArray:
     """Whether each label is in a note's set, (N, K)."""
-    sets: BoolArray = probabilities >= threshold * (1 - _ROUNDING)
-    return sets
+    return np.asarray(probabilities >= threshold * (1 - _ROUNDING))
 
 
 def fit_thresholds(
@@ -49,43 +37,81 @@ def fit_thresholds(
     """
     scores = np.where(labels, probabilities, 0.0).max(axis=1)
     weights, order = _weights(len(scores), groups), np.argsort(-scores, kind="stable")
-    needed = np.round((weights.sum() + 1) * np.asarray(coverages), 9)
-    reached = np.round(np.cumsum(weights[order]), 9)
-    thresholds: FloatArray = np.append(scores[order], 0.0)[np.searchsorted(reached, needed)]
-    return thresholds
-
-
-def fewest_texts(coverage: float) -> int:
-    """Validation texts without which a set must hold every label, n >= coverage / (1 - coverage)."""
-    return int(np.ceil(np.round(coverage / (1 - coverage), 9)))
+    needed, reached = (weights.sum() + 1) * np.asarray(coverages), np.cumsum(weights[order])
+    place = np.searchsorted(np.round(reached, 9), np.round(needed, 9))
+    return np.asarray(np.append(scores[order], 0.0)[place])
 
 
 def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray) -> float:
     """The threshold of which the sets have the highest micro F1; the highest one of several."""
-    flat = probabilities.ravel()
-    order = np.argsort(-flat, kind="stable")
-    hits, ordered = np.cumsum(labels.ravel()[order]), flat[order]
+    order = np.argsort(-probabilities, axis=None, kind="stable")
+    hits, thresholds = np.cumsum(labels.ravel()[order]), probabilities.ravel()[order]
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
-    f1[:-1][ordered[:-1] == ordered[1:]] = 0.0  # no threshold divides equal probabilities
-    return float(ordered[f1.argmax()])
+    f1[:-1][thresholds[:-1] == thresholds[1:]] = 0.0  # no threshold divides equal probabilities
+    return float(thresholds[f1.argmax()])
 
 
-def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray | None = None) -> SetScores:
-    """Coverage and size of at least one set, (N, K)."""
-    weights, sizes = _weights(len(sets), groups), sets.sum(axis=1)
+def calibrate(results: Results, coverage: float | None) -> tuple[float, dict[str, float]]:
+    """Temperature, and thresholds at it by their keys, from validation results with probabilities."""
+    assert results.probabilities is not None
+    temperature = fit_temperature(results.probabilities, results.truth)
+    p, labels = at_temperature(results.probabilities, temperature), results.label_mask
+    coverages = sorted({*COVERAGES, coverage or COVERAGES[-1]})
+    thresholds = fit_thresholds(p, labels, np.array(coverages), results.groups).tolist()
+    return temperature, dict(zip(map(str, coverages), thresholds, strict=True)) | {BEST_F1: fit_f1_threshold(p, labels)}
 
-    def mean(values: BoolArray | IntArray) -> float:
-        return float(np.average(values, weights=weights))
 
-    coverage, texts = mean((sets & labels).any(axis=1)), round(weights.sum())
-    return SetScores(
-        coverage=coverage,
-        coverage_ci=wilson(round(coverage * texts), texts),
-        all_labels=mean((sets | ~labels).all(axis=1)),
-        mean_size=mean(sizes),
-        single=mean(sizes == 1),
-        empty=mean(sizes == 0),
-    )
+def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray | None = None) -> dict[str, Any]:
+    """Scores of at least one set, (N, K), in which a text counts once, however many copies it has.
+
+    coverage, all_labels: share of sets with any and with all of the note's labels; 95 % interval. mean_size: labels.
+    single, empty: share of sets with one label and none. f1_micro, f1_macro, exact_match, jaccard: as torchmetrics'
+    multilabel forms, over the labels that occur.
+    """
+    weights, sizes, hits = _weights(len(sets), groups), sets.sum(axis=1), sets & labels
+    names = ("coverage", "all_labels", "exact_match", "mean_size", "single", "empty")
+    each = (hits.any(axis=1), (hits == labels).all(axis=1), (sets == labels).all(axis=1), sizes, sizes == 1, sizes == 0)
+    scores = {name: float(np.average(of, weights=weights)) for name, of in zip(names, each, strict=True)}
+    found, total, texts = weights @ hits, weights @ sets + weights @ labels, round(weights.sum())
+    scores["f1_micro"] = float(2 * found.sum() / total.sum())
+    for name, parts in {"f1_macro": total / 2, "jaccard": total - found}.items():
+        scores[name] = float((found[total > 0] / parts[total > 0]).mean())
+    return {**scores, "notes": len(sets), "coverage_ci": wilson(round(scores["coverage"] * texts), texts)}
+
+
+def sets_report(results: Results, temperature: float, thresholds: dict[str, float], key: str) -> dict[str, Any]:
+    """`sets` of `<verb>_metrics.json`: scores of the sets by the threshold with this key; empty without it.
+
+    per_class, by_length: of each label's notes, and of as many short as long prompts. by_coverage: (asked for, reached,
+    mean size) by each threshold of a coverage. The temperature is applied to the probabilities.
+    """
+    if results.probabilities is None or key not in thresholds:
+        return {}
+    p, labels, groups = at_temperature(results.probabilities, temperature), results.label_mask, results.groups
+
+    def scores(notes: Any = slice(None), of: str = key) -> dict[str, Any]:  # noqa: ANN401 - an index
+        return score_sets(prediction_sets(p[notes], thresholds[of]), labels[notes], groups[notes])
+
+    curve = {name: scores(of=name) for name in thresholds if name != BEST_F1}
+    bins = [part for part in np.array_split(np.argsort(results.tokens, kind="stable"), LENGTH_BINS) if len(part)]
+    return {
+        "key": key,
+        "threshold": thresholds[key],
+        **scores(),
+        "per_class": {name: scores(own) for name, own in zip(results.names, labels.T, strict=True) if own.any()},
+        "by_length": [scores(part) | {"tokens": results.tokens[part[[0, -1]]].tolist()} for part in bins],
+        "by_coverage": [(float(k), one["coverage"], one["mean_size"]) for k, one in curve.items()],
+    }
+
+
+def few_notes(coverage: float, notes: Mapping[str, int]) -> list[str]:
+    """A sentence on the parts of the validation notes, such as "in all" or a label's, that have too few, if any has."""
+    needed = int(np.ceil(np.round(coverage / (1 - coverage), 9)))  # fewer have no k-th highest score
+    few = [f"{name} {n}" for name, n in notes.items() if n < needed]
+    return [
+        f"A coverage of {coverage:g} needs {needed} validation notes, and there are fewer: {', '.join(few[:6])}"
+        f"{', ...' * (len(few) > 6)}. With fewer in all a set holds every label; of a specialty, fewer may be covered."
+    ] * bool(few)
 
 
 def _weights(n: int, groups: IntArray | None) -> FloatArray:

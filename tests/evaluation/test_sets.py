@@ -136,13 +136,18 @@ def test_scores_of_sets_are_torchmetrics_multilabel_forms(seed: int) -> None:
 def test_no_threshold_has_a_higher_micro_f1(seed: int) -> None:
     draw = np.random.default_rng(seed)
     p, labels = draw.integers(0, 9, (20, 3)) / 8, draw.random((20, 3)) < 0.4
-    labels[0, 0] = True
+    p[0, 0], labels[0, 0] = 1, True
 
     def f1(threshold: float) -> float:
         sets = prediction_sets(p, threshold)
         return float(2 * (sets & labels).sum() / (sets.sum() + labels.sum()))
 
-    assert f1(fit_f1_threshold(p, labels)) == max(f1(threshold) for threshold in np.unique(p))
+    assert f1(fit_f1_threshold(p, labels)) == max(f1(threshold) for threshold in np.unique(p[p > 0]))
+
+
+def test_one_of_very_many_labels_is_likely_enough() -> None:
+    p = np.full((3, 200), 1 / 200)
+    assert fit_f1_threshold(p, np.eye(3, 200, dtype=bool)) == 1 / 200
 
 
 def test_the_labels_of_results_as_a_mask() -> None:

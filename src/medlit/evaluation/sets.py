@@ -38,15 +38,15 @@ def fit_thresholds(
     scores = np.where(labels, probabilities, 0.0).max(axis=1)
     weights, order = _weights(len(scores), groups), np.argsort(-scores, kind="stable")
     needed, reached = (weights.sum() + 1) * np.asarray(coverages), np.cumsum(weights[order])
-    place = np.searchsorted(np.round(reached, 9), np.round(needed, 9))
-    return np.asarray(np.append(scores[order], 0.0)[place])
+    return np.asarray(np.append(scores[order], 0.0)[np.searchsorted(reached.round(9), needed.round(9))])
 
 
 def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray) -> float:
-    """The threshold of which the sets have the highest micro F1; the highest one of several."""
-    order = np.argsort(-probabilities, axis=None, kind="stable")
-    hits, thresholds = np.cumsum(labels.ravel()[order]), probabilities.ravel()[order]
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + hits[-1])
+    """The threshold, from 0.01, of which the sets have the highest micro F1; the highest one of several."""
+    kept = probabilities >= min(0.01, probabilities.max())  # of thousands of labels nearly all are less likely
+    order = np.argsort(-probabilities[kept], kind="stable")
+    hits, thresholds = np.cumsum(labels[kept][order]), probabilities[kept][order]
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + labels.sum())
     f1[:-1][thresholds[:-1] == thresholds[1:]] = 0.0  # no threshold divides equal probabilities
     return float(thresholds[f1.argmax()])
 

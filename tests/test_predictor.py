@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import medlit as package
 from medlit import Prediction, UserError
 from medlit.model.adapter_metadata import AdapterMetadata, InferenceSettings
-from medlit.predictions.table import COLUMNS
+from medlit.predictions.table import COLUMNS, SetPrediction
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -103,6 +103,25 @@ def test_it_uses_the_temperature_that_a_validation_fitted(
     before, after = load().predict(TEXTS), SpecialtyPredictor.load(run, device="cpu", batch_size=4).predict(TEXTS)
     assert plain(before) == plain(after)
     assert numbers(before) != numbers(after)
+
+
+def test_it_makes_the_sets_that_the_command_makes(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    from medlit import SpecialtyPredictor
+
+    sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.6"]
+    flags = ["--config", tiny_config, "--model.adapter", run / "adapter", *sets]
+    with pytest.raises(UserError, match=r"model\.decoding\.coverage: .* no threshold for 0\.6 with 'likelihood'"):
+        SpecialtyPredictor.load(run, device="cpu", coverage=0.6)
+    refused = medlit("test", *flags)
+    assert (refused.code, refused.err.count("run 'medlit validate' with these settings")) == (2, 1)
+    assert medlit("validate", *flags).code == 0
+    assert medlit("predict", *flags, "--output", tmp_path / "out.jsonl").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    texts = [note["transcription"] for note in notes()["test"]]
+    found = SpecialtyPredictor.load(run, device="cpu", coverage=0.6).predict(texts)
+    assert [one.set for one in found if isinstance(one, SetPrediction)] == [row["set"] for row in rows]
+    assert [field.name for field in fields(SetPrediction)] == [name for name in rows[0] if name != "id"]
+    assert all(row["set_size"] == len(row["set"]) == len(row["set_probabilities"]) for row in rows)
 
 
 def test_a_prediction_has_the_columns_of_the_table_without_the_id() -> None:
@@ -226,6 +245,10 @@ def test_an_invalid_note_is_named_by_its_position(load: Load, texts: Any, messag
     [
         ({"mode": "guess"}, "mode: must be one of generate, constrained, likelihood"),
         ({"mode": "generate", "abstain_below": 0.5}, "'generate' gives no probabilities"),
+        ({"mode": "generate", "coverage": 0.9}, r"model\.decoding\.coverage: 'generate' gives no probabilities"),
+        ({"mode": "generate", "answer": "set"}, r"model\.decoding\.answer: 'generate' gives no probabilities"),
+        ({"coverage": 1.0}, r"model\.decoding\.coverage: must be over 0\.5 and under 1"),
+        ({"answer": "many"}, "answer: must be one of one, set"),
         ({"batch_size": 0}, "batch_size: must be at least 1"),
         ({"max_length": 0}, "max_length: must be at least 1"),
         ({"max_length": 30}, "30 tokens leave no room for a note"),

@@ -31,13 +31,7 @@ from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
 from medlit.data.samplers import LengthSortedSampler
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
-from medlit.model.adapter_metadata import (
-    METADATA_FILE,
-    AdapterMetadata,
-    InferenceSettings,
-    check_metadata,
-    decoding_key,
-)
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, InferenceSettings, check_metadata, read_fitted
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
@@ -67,7 +61,7 @@ class SpecialtyPredictor:
     _prompt: NotePrompt
     _label_set: LabelSet
     _decoding: Decoding
-    _temperature: float | None
+    _fitted: tuple[float | None, float | None]  # temperature, and threshold of sets
     _batch_size: int
     _token_budget: int
     _device: torch.device
@@ -85,6 +79,8 @@ class SpecialtyPredictor:
         *,
         mode: Mode = "likelihood",
         abstain_below: float | None = None,
+        coverage: float | None = None,
+        answer: Literal["one", "set"] = "one",
         max_new_tokens: int = 32,
         stop_early: bool = True,
         max_length: int | None = None,
@@ -101,8 +97,10 @@ class SpecialtyPredictor:
             adapter: an adapter folder that medlit wrote, a run folder (its best adapter), or a Hub id.
             mode: 'generate' is free greedy generation, which may answer something that is no specialty and gives no
                 probability; 'constrained' and 'likelihood' answer with a specialty and give one. This and the next
-                three are the settings `model.decoding.*` of `medlit predict`.
+                five are the settings `model.decoding.*` of `medlit predict`.
             abstain_below: withhold the specialty where the answer's probability is below this (0 to 1).
+            coverage: make sets with this promise, and return `SetPrediction`s.
+            answer: 'set' makes sets too, with coverage None by the threshold of the highest micro F1 in validation.
             max_new_tokens: 'generate': most tokens of an answer.
             stop_early: 'generate': stop as soon as no continuation can change the label.
             max_length: most tokens of prompt and answer together; None: as in training.
@@ -113,7 +111,7 @@ class SpecialtyPredictor:
         Raises:
             UserError: a setting is invalid, there is no such adapter, or its base model is not available.
         """
-        decoding = Decoding(mode, max_new_tokens, stop_early, abstain_below)
+        decoding = Decoding(mode, max_new_tokens, stop_early, abstain_below, coverage, answer)
         _check_settings(decoding, max_length, batch_size, token_budget)
         target = _find_device(device)
         file = Path(adapter).expanduser() / "adapter" / METADATA_FILE
@@ -141,11 +139,11 @@ class SpecialtyPredictor:
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         prompt.prompt("")  # refuses a limit without room for a note before the weights are read
+        temperature, thresholds = read_fitted(None, str(file.parent), decoding, complete=True)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
-        temperature = metadata.temperatures.get(decoding_key(decoding))
-        budget = token_budget or 8 * length
-        return cls(model, prompt, label_set, decoding, temperature, batch_size, budget, target)
+        budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets))
+        return cls(model, prompt, label_set, decoding, fitted, batch_size, budget, target)
 
     def predict(
         self, notes: Sequence[str] | npt.NDArray[Any] | pd.Series[Any], *, progress: bool = False
@@ -169,6 +167,7 @@ class SpecialtyPredictor:
         rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
         batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
         predictions: dict[int, Prediction] = {}
+        temperature, threshold = self._fitted
         with (
             Tqdm(desc="Predicting", total=len(rows), unit=" notes", disable=not progress) as bar,
             torch.no_grad(),
@@ -176,8 +175,8 @@ class SpecialtyPredictor:
         ):
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
-                answers = apply_temperature(self._decoder(prompts), self._temperature)
-                made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below)
+                answers = apply_temperature(self._decoder(prompts), temperature)
+                made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below, threshold)
                 predictions.update(zip(batch, made, strict=True))
                 bar.update(len(batch))
         return [predictions[i] for i in range(len(rows))]
@@ -205,8 +204,9 @@ def _clean_notes(notes: Any) -> list[str]:  # noqa: ANN401 - what a user passes
 
 def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int, token_budget: int | None) -> None:
     """Check what the types and `cli/validation.py` check for the command."""
-    if decoding.mode not in get_args(Mode):
-        raise UserError(f"mode: must be one of {', '.join(get_args(Mode))}, not {decoding.mode!r}.")
+    for name, given, allowed in (("mode", decoding.mode, get_args(Mode)), ("answer", decoding.answer, ("one", "set"))):
+        if given not in allowed:
+            raise UserError(f"{name}: must be one of {', '.join(allowed)}, not {given!r}.")
     check_decoding(decoding)
     counts = {"max_new_tokens": decoding.max_new_tokens, "max_length": max_length, "batch_size": batch_size}
     for name, count in (counts | {"token_budget": token_budget}).items():

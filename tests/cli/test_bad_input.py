@@ -247,6 +247,37 @@ def test_a_threshold_that_cannot_work(
     assert reason in said
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("mode", "name", "value", "reason"),
+    [
+        *(("likelihood", "coverage", value, "must be over 0.5 and under 1") for value in ("0.5", "1", "95", "-1")),
+        *(("likelihood", "coverage", value, f"must be a number or null, not {value}") for value in ("most", "nan")),
+        ("generate", "coverage", "0.9", "'generate' gives no probabilities"),
+        ("generate", "answer", "set", "'generate' gives no probabilities"),
+        ("likelihood", "answer", "sets", "one"),
+    ],
+)
+def test_sets_that_cannot_be_made(
+    refused: Refused, tiny_config: Path, verb: str, mode: str, name: str, value: str, reason: str
+) -> None:
+    said = refused(verb, "--config", tiny_config, "--model.decoding.mode", mode, f"--model.decoding.{name}", value)
+    assert f"model.decoding.{name}: " in said
+    assert reason in said
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+@pytest.mark.parametrize("setting", [("coverage", "0.9"), ("answer", "set")])
+def test_sets_of_weights_without_a_threshold(
+    refused: Refused, tiny_config: Path, verb: str, setting: tuple[str, str]
+) -> None:
+    name, value = setting
+    flags = ["--model.lora", "null", "--model.decoding.mode", "likelihood", f"--model.decoding.{name}", value]
+    said = refused(verb, "--config", tiny_config, *flags)
+    assert f"model.decoding.{name}: the weights have no threshold for {value} with 'likelihood'" in said
+    assert "run 'medlit validate'" in said
+
+
 def test_resuming_a_single_note(refused: Refused, tiny_config: Path) -> None:
     said = refused("predict", "--config", tiny_config, "--data.predict.text", "A knee.", "--resume")
     assert "resume: a single note cannot be resumed" in said

@@ -411,6 +411,25 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 
 
+def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.75", "--run_dir", run]
+    with pytest.warns(UserWarning, match=r"A coverage of 0\.75 needs 3 validation notes") as caught:
+        fit = medlit("fit", "--config", tiny_config, *sets, "--trainer.max_steps", "4")
+    assert fit.code == 0, fit.err
+    assert sum("validation notes" in str(each.message) for each in caught) == 1, "the third specialty has two"
+    test = medlit("test", "--config", tiny_config, *sets, "--ckpt_path", "best")
+    assert test.code == 0, test.err
+    fitted, tested = (scores(run / f"{verb}_metrics.json")["sets"] for verb in ("fit", "test"))
+    kept = json.loads((run / "adapter" / "medlit.json").read_text())["thresholds"]["mode=likelihood"]
+    assert fitted["threshold"] == tested["threshold"] == kept["0.75"]
+    assert fitted["coverage"] >= 0.75
+    assert (run / "sets_test.png").is_file()
+    assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
+    assert len(curve(run, "val/set_mean_size")) == 1
+    assert "The promise: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

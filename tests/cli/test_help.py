@@ -70,7 +70,7 @@ def test_a_manual_has_no_markup_and_no_lists_of_classes(manuals: dict[str, str],
     for noise in ("``", ":class:", ":paramref:", "ENV:", "ARG:", "known subclasses", "Union[", "Optional[", "None"):
         assert noise not in manuals[verb], noise
     assert max(map(len, manuals[verb].splitlines())) <= 120
-    assert len(manuals[verb].splitlines()) < 280
+    assert len(manuals[verb].splitlines()) < 290
 
 
 def test_every_setting_of_medlit_is_in_a_manual(manuals: dict[str, str], medlit: Medlit) -> None:

@@ -320,13 +320,18 @@ def edit(folder: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_the_temperature_of_another_scale_is_forgotten(model: nn.Module, llama: Path, tmp_path: Path) -> None:
+def test_the_temperature_and_thresholds_of_another_scale_are_forgotten(
+    model: nn.Module, llama: Path, tmp_path: Path
+) -> None:
     save(model, tmp_path, llama)
     file = tmp_path / METADATA_FILE
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperatures": {"mode=generate": 2.0}}))
-    assert AdapterMetadata.read(file).temperatures == {"mode=generate": 2.0}
+    fitted = {"temperatures": {"mode=generate": 2.0}, "thresholds": {"mode=generate": {"0.9": 0.5}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | fitted))
+    read = AdapterMetadata.read(file)
+    assert {"temperatures": read.temperatures, "thresholds": read.thresholds} == fitted
     edit(tmp_path, lora_alpha=64)
-    assert AdapterMetadata.read(file).temperatures == {}
+    read = AdapterMetadata.read(file)
+    assert (read.temperatures, read.thresholds) == ({}, {})
 
 
 def test_the_layers_of_a_family_of_other_names_are_read_from_peft_s_file(

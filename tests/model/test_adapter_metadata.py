@@ -21,7 +21,7 @@ from medlit.model.adapter_metadata import (
     check_metadata,
     decoding_key,
     metadata_of_weights,
-    write_temperature,
+    write_fitted,
 )
 from medlit.model.settings import Decoding, LanguageModel, Lora
 
@@ -191,6 +191,11 @@ INFERENCE = TRAINED.to_dict()["inference"]
                 {"temperatures": {"generate": -1.0}},
                 {"temperatures": {"generate": math.nan}},
                 {"temperatures": {"generate": math.inf}},
+                {"thresholds": [0.5]},
+                {"thresholds": {"generate": 0.5}},
+                {"thresholds": {"generate": {"0.9": "0.5"}}},
+                {"thresholds": {"generate": {"0.9": 1.5}}},
+                {"thresholds": {"generate": {"0.9": math.nan}}},
             )
         ),
     ],
@@ -280,10 +285,14 @@ def test_a_temperature_is_added_to_the_file_and_nothing_else_changes(tmp_path: P
     before = replace(TRAINED, data=DataFingerprint.from_dict(FINGERPRINT), temperatures={"mode=likelihood": 1.5})
     file.write_text(json.dumps(before.to_dict()))
     file.chmod(0o644)
-    write_temperature(file, Decoding(), 2.0)
-    write_temperature(file, Decoding(max_new_tokens=9), 2.5)
+    write_fitted(file, Decoding(), 2.0, {})
+    write_fitted(file, Decoding(max_new_tokens=9), 2.5, {"0.9": 0.25})
     after = AdapterMetadata.read(file)
-    assert after == replace(before, temperatures={"mode=likelihood": 1.5, "mode=generate": 2.5})
+    assert after == replace(
+        before,
+        temperatures={"mode=likelihood": 1.5, "mode=generate": 2.5},
+        thresholds={"mode=generate": {"0.9": 0.25}},
+    )
     assert file.stat().st_mode & 0o777 == 0o644
 
 

@@ -19,7 +19,7 @@ from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink, write_adapter
+from medlit.callbacks.adapter_folder import AdapterTemperature, BestCheckpoint, DataLink, write_adapter
 from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
@@ -28,9 +28,10 @@ from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
 from medlit.evaluation.metrics import LOGGED
+from medlit.evaluation.sets import calibrate, prediction_sets, score_sets
 from medlit.model import language_model
 from medlit.model import module as module_file
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key, write_temperature
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key, write_fitted
 from medlit.model.decoding import Answers, Decoder
 from medlit.model.families import causal_lm
 from medlit.model.module import SpecialtyClassifier
@@ -369,7 +370,7 @@ def run(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
     trainer(data).validate(module, data, ckpt_path=str(fitted[0]), weights_only=True, verbose=False)
     write_adapter(module, tmp_path / "adapter", data.fingerprint)
     file = tmp_path / "adapter" / METADATA_FILE
-    write_temperature(file, Decoding("likelihood"), 1.5)
+    write_fitted(file, Decoding("likelihood"), 1.5, {})
     file.chmod(0o644)
     (tmp_path / "checkpoints").mkdir()
     for name in ("best", "last"):
@@ -380,7 +381,7 @@ def run(parts: Parts, fitted: Fitted, tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("too_sure")
 def test_a_fit_has_no_temperature(parts: Parts, run: Path) -> None:
     """Not even that of the adapter that it starts from: the weights change."""
-    write_temperature(run / "adapter" / METADATA_FILE, Decoding(), 3.0)
+    write_fitted(run / "adapter" / METADATA_FILE, Decoding(), 3.0, {})
     module, data = parts(adapter=str(run / "adapter"))
     fit = trainer(data, max_steps=2, val_every=1, num_sanity_val_steps=1)
     fit.fit(module, data)
@@ -432,12 +433,60 @@ def test_a_validation_s_temperature_is_kept_with_the_adapter_and_tempers_tests_a
 
 def test_last_weights_have_no_temperature(parts: Parts, run: Path) -> None:
     """The adapter folder holds the best ones, whatever adapter the config names."""
-    write_temperature(run / "adapter" / METADATA_FILE, Decoding(), 3.0)
+    write_fitted(run / "adapter" / METADATA_FILE, Decoding(), 3.0, {})
     last = str(run / "checkpoints" / "last.ckpt")
     for settings in ({}, {"adapter": str(run / "adapter")}):
         module, data = parts(**settings)
         trainer(data).test(module, data, ckpt_path=last, weights_only=True, verbose=False)
         assert module.temperature is None
+
+
+@pytest.mark.usefixtures("too_sure")
+def test_sets_are_fitted_to_the_validation_notes_alone_and_kept_with_the_adapter(parts: Parts, run: Path) -> None:
+    file, sets = run / "adapter" / METADATA_FILE, Decoding("likelihood", coverage=0.6)
+    module, data = parts(adapter=str(run / "adapter"), decoding=sets)
+    trainer(data, AdapterTemperature()).validate(module, data, verbose=False)
+    assert module.results is not None
+    temperature, thresholds = calibrate(module.results, 0.6)
+    kept = AdapterMetadata.read(file)
+    assert kept.temperatures["mode=likelihood"] == pytest.approx(temperature)
+    assert kept.thresholds == {"mode=likelihood": pytest.approx(thresholds)}
+
+    other, data = parts(adapter=str(run / "adapter"), decoding=sets)
+    testing = trainer(data)
+    testing.test(other, data, verbose=False)
+    tested = other.results
+    assert tested is not None
+    assert tested.probabilities is not None
+    found = prediction_sets(tested.probabilities, thresholds["0.6"])
+    expected = score_sets(found, tested.label_mask, tested.groups)
+    assert {name: other.sets[name] for name in expected} == expected
+    assert testing.callback_metrics["test/set_mean_size"] == pytest.approx(expected["mean_size"])
+
+    plain, data = parts(adapter=str(run / "adapter"), decoding=Decoding("likelihood"))
+    testing = trainer(data)
+    testing.test(plain, data, verbose=False)
+    assert plain.sets == {}
+    assert not [name for name in testing.callback_metrics if "set_" in name]
+    assert plain.scores == other.scores
+
+
+@pytest.mark.usefixtures("too_sure")
+@pytest.mark.parametrize(("limit", "is_kept"), [(1.0, True), (1, False)])
+def test_a_fit_that_makes_sets_keeps_their_thresholds_with_the_best_adapter(
+    parts: Parts, tmp_path: Path, limit: float, is_kept: bool
+) -> None:
+    module, data = parts(decoding=Decoding("likelihood", answer="set"))
+    best = BestCheckpoint(tmp_path / "checkpoints", "best", monitor="val/accuracy", mode="max")
+    settings: dict[str, Any] = {"enable_checkpointing": True, "default_root_dir": str(tmp_path)}
+    fit = trainer(data, best, max_steps=1, val_every=1, limit_val_batches=limit, **settings)
+    fit.fit(module, data)
+    assert module.sets["key"] == "set"
+    kept = AdapterMetadata.read(tmp_path / "adapter" / METADATA_FILE)
+    assert kept.thresholds == ({"mode=likelihood": pytest.approx(module.thresholds)} if is_kept else {})
+    assert kept.temperatures == ({"mode=likelihood": pytest.approx(module.temperature)} if is_kept else {})
+    saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["medlit"]
+    assert (saved["temperatures"], saved["thresholds"]) == ({}, {})
 
 
 @pytest.mark.usefixtures("too_sure")

@@ -45,7 +45,7 @@ from medlit.predictions.shards import (
     whole_shards,
     write_table,
 )
-from medlit.predictions.table import FORMATS, Prediction, check_table, make_predictions
+from medlit.predictions.table import COLUMNS, FORMATS, Prediction, SetPrediction, check_table, make_predictions
 
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome
@@ -209,6 +209,36 @@ def test_shards_of_any_processes_become_one_table_in_the_order_of_the_source(tmp
     assert [line["id"] for line in read(table)] == ["n0", "n2", "n4", "n5"]
     assert [line["answer"][3] for line in read(table)] == ["0", "3", "3", "3"]
     assert read(table)[0]["answer"] == "of 0\n\u2028ä"
+
+
+def test_a_set_holds_the_labels_that_reach_the_threshold_the_likeliest_first() -> None:
+    prompts = Prompts(torch.zeros(3, 1), torch.ones(3, 1), [0, 1, 2], ["n"] * 3, [0] * 3)
+    p = torch.tensor([[0.25, 0.6, 0.15], [0.3, 0.3, 0.4], [0.2, 0.1, 0.7]])
+    answers, (first, second, third) = Answers(p.argmax(dim=1), ["?"] * 3, p), LABELS.names
+    for threshold, expected in (
+        (0.25, [([second, first], [0.6, 0.25]), ([third, first, second], [0.4, 0.3, 0.3]), ([third], [0.7])]),
+        (0.65, [([], []), ([], []), ([third], [0.7])]),
+    ):
+        rows = make_predictions(prompts, answers, LABELS, None, threshold)
+        assert [(row.set, row.set_probabilities) for row in rows if isinstance(row, SetPrediction)] == expected
+        assert [row.set_size for row in rows if isinstance(row, SetPrediction)] == [len(each[0]) for each in expected]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_table_has_columns_of_sets_only_where_they_are_made(tmp_path: Path, suffix: str) -> None:
+    table = tmp_path / f"out{suffix}"
+    start_shards(table, KEY)
+    writer = ShardWriter(table, 0)
+    writer.add([row(0, set=["=Heart", "Bones"], set_size=2, set_probabilities=[0.6, 0.25])])
+    writer.flush()
+    write_table(find_shards(table), 1, table, ";")
+    (found,) = read(table)
+    is_csv = suffix == ".csv"
+    assert found["set"] == ("'=Heart;Bones" if is_csv else ["=Heart", "Bones"])
+    assert int(found["set_size"]) == 2
+    assert found["set_probabilities"] == ("0.6;0.25" if is_csv else [0.6, 0.25])
+    write_table(find_shards(table), 1, table)
+    assert tuple(read(table)[0]) == COLUMNS
 
 
 @pytest.mark.parametrize(

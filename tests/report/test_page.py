@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medlit.atomic_io import write_json
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
+from medlit.evaluation.sets import sets_report
 from medlit.report import page as report_page
 from medlit.report.page import confused_pairs, other_errors, write_report
 from medlit.report.systems import System, systems, write_system
@@ -85,6 +87,31 @@ def folder(tmp_path: Path, make: Make) -> Path:
         write_system(folder, system)
     (folder / "config_test.yaml").write_text("data:\n  source: '<notes>.csv'\n")
     return folder
+
+
+@pytest.mark.parametrize("key", ["0.9", "set"])
+def test_sets_are_reported(tmp_path: Path, make: Make, key: str) -> None:
+    system = make("test", 2)
+    assert system.results.probabilities is not None
+    thresholds = {"0.6": 0.7, "0.9": 0.2, "set": 0.4}
+    metrics = {**system.metrics, "sets": sets_report(system.results, 1.0, thresholds, key)}
+    write_system(tmp_path, replace(system, metrics=metrics))
+    data = {"texts": {"validation": 8}, "classes": {NAMES[0]: [9, 3, 9], NAMES[1]: [9, 9, 9]}}
+    write_json(tmp_path / "test_facts.json", {"data": data | {"source": "x", "split": "x", "seed": None}})
+    drawn = write_report(tmp_path)
+    text, sets = (tmp_path / "report.md").read_text(encoding="utf-8"), metrics["sets"]
+    assert "sets" in drawn
+    row = next(line for line in text.split("## Prediction sets")[1].splitlines() if line.startswith("| ENT"))
+    of_class = sets["per_class"][NAMES[1]]
+    assert row.split(" | ")[-3:] == [
+        str(of_class["notes"]),
+        f"{of_class['coverage']:.1%} ({of_class['coverage_ci'][0]:.1%} to {of_class['coverage_ci'][1]:.1%})",
+        f"{of_class['mean_size']:.2f} |",
+    ]
+    promises = "with probability 0.9, if new notes are like the validation notes" in text
+    warns = f"needs 9 validation notes, and there are fewer: in all 8, {NAMES[0]} 3." in text
+    assert (promises, warns) == (key == "0.9", key == "0.9")
+    assert f"micro F1 {sets['f1_micro']:.3f}" in text
 
 
 def test_the_page_needs_no_other_file(folder: Path) -> None:

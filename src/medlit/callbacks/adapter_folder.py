@@ -17,7 +17,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, save_adapter
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_temperature
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_fitted
 from medlit.model.module import SpecialtyClassifier
 
 
@@ -27,7 +27,11 @@ class BestCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         folder, module = run_folder(trainer), trainer.lightning_module
         if trainer.is_global_zero and isinstance(module, SpecialtyClassifier):
-            write_adapter(module, folder / "adapter", trainer.datamodule.fingerprint)  # type: ignore[attr-defined]
+            data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            write_adapter(module, file := folder / "adapter", data.fingerprint)
+            is_whole = module.results is not None and len(module.results) == len(data.rows("validation"))
+            if module.decoding.sets and module.temperature is not None and is_whole:  # the fit has made sets
+                write_fitted(file / METADATA_FILE, module.decoding, module.temperature, module.thresholds)
         super()._save_checkpoint(trainer, filepath)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -40,7 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class AdapterTemperature(L.Callback):
-    """Adds the temperature of `medlit validate` to the adapter, if all of the adapter's validation notes were answered.
+    """Adds what `medlit validate` fitted to the adapter, if all of the adapter's validation notes were answered.
 
     Comes after `RunReport`, so a read-only adapter does not cost the validation's metrics.
     """
@@ -57,7 +61,7 @@ class AdapterTemperature(L.Callback):
             return
         try:
             _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
-            write_temperature(file, pl_module.decoding, pl_module.temperature)
+            write_fitted(file, pl_module.decoding, pl_module.temperature, pl_module.thresholds)
             what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
             print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
         except UserError as error:

@@ -17,7 +17,7 @@ from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
 from medlit.predictions.shards import ResumeKey
-from medlit.predictions.table import Prediction, check_table, make_predictions, table_rows
+from medlit.predictions.table import Prediction, SetPrediction, check_table, make_predictions, table_rows
 
 
 class PredictionWriter(L.Callback):
@@ -107,7 +107,8 @@ class PredictionWriter(L.Callback):
     ) -> None:
         """Write a batch's answers."""
         if isinstance(pl_module, SpecialtyClassifier):
-            predictions = make_predictions(batch, outputs, pl_module.label_set, pl_module.decoding.abstain_below)
+            decoding, threshold = pl_module.decoding, pl_module.thresholds.get(pl_module.decoding.sets)
+            predictions = make_predictions(batch, outputs, pl_module.label_set, decoding.abstain_below, threshold)
             if self._writer is not None:
                 self._writer.add(table_rows(batch, predictions))
             else:
@@ -129,7 +130,8 @@ class PredictionWriter(L.Callback):
                     f"output: {missing} of {notes} answers are not beside {self.path}, where this process looks for"
                     " all of them; several machines need a folder that they share."
                 )
-            shards.write_table(found, notes, self.path)
+            separator = trainer.datamodule.labels.separator or "; "  # type: ignore[attr-defined]
+            shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)  # type: ignore[union-attr]
             self.written = self.path
             shards.remove_shards(self.path)
             self._release()
@@ -155,10 +157,11 @@ class PredictionWriter(L.Callback):
 
 def _print(prediction: Prediction) -> None:
     print(prediction.answer.strip())
+    members = f"; set: {'; '.join(prediction.set)}" if isinstance(prediction, SetPrediction) else ""
     if prediction.probability is not None:
         withheld = "; model.decoding.abstain_below would withhold it" if prediction.abstained else ""
         print(
             f"medlit: probability {prediction.probability:.3f}, margin {prediction.margin:.3f}, runner-up"
-            f" {prediction.runner_up}{withheld}",
+            f" {prediction.runner_up}{withheld}{members}",
             file=sys.stderr,
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.image import imsave
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, telling, uncertainty
+from medlit.evaluation.sets import few_notes
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
@@ -61,8 +63,13 @@ class RunReport(L.Callback):
         # The files are the purpose of `validate` and `test`; a fit can do without them.
         with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():
             metrics: dict[str, Any] = {**scores, **uncertainty(pl_module.results, pl_module.temperature), "loss": loss}
+            metrics |= {"sets": pl_module.sets} if pl_module.sets else {}
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
+        if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
+            notes = dict(zip(pl_module.results.names, pl_module.results.label_mask.sum(axis=0).tolist(), strict=True))
+            for sentence in few_notes(coverage, {"in all": len(set(pl_module.results.text_hashes)), **notes}):
+                rank_zero_warn(sentence)  # Python shows a warning once
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in telling(HEADLINE, scores))
         title = f"{what}: {shown}, {scores['n']} notes"
@@ -74,6 +81,9 @@ class RunReport(L.Callback):
             with best_effort("the report of the test"):
                 write_json(folder / FACTS, _facts(trainer, pl_module))
                 figures |= {key: pixels(each) for key, each in write_report(folder).items() if key not in figures}
+                if "sets" in figures:
+                    with atomic_write(folder / "sets_test.png") as path:
+                        imsave(path, figures["sets"])
             self.on_fit_end(trainer, pl_module)
         with best_effort("the figures in TensorBoard"):
             for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):

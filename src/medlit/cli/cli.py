@@ -35,7 +35,8 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
-from medlit.model.adapter_metadata import AdapterMetadata, check_metadata
+from medlit.model.adapter import adapter_folder
+from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, read_fitted
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
@@ -204,6 +205,8 @@ class MedlitCLI(LightningCLI):
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:
                 set_step(trainer, checkpoint)
+        adapter = None if self.model.adapter is None else str(adapter_folder(self.model.adapter))
+        read_fitted(path, adapter, self.model.decoding, complete=self.subcommand in ("test", "predict"))
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes

@@ -26,7 +26,7 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.module import SpecialtyClassifier
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.settings import LanguageModel, Lora, check_decoding
 
 ENV_PREFIX = "MEDLIT"
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -71,6 +71,7 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
         if not fits(config[key]) and not isinstance(config[key], Namespace):
             raise UserError(f"{key}: {message.format(value=config[key])}.")
     check_classes(config.trainer)
+    check_decoding(config.model.decoding, predicts=False)
     endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (None, -1)
     if fit and endless and config.trainer.max_time is None:
         raise UserError("trainer.max_steps: -1 needs another limit; set trainer.max_epochs or trainer.max_time.")

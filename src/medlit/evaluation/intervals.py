@@ -29,7 +29,8 @@ def wilson(correct: int, n: int) -> Interval:
     """95 % interval of a share (Wilson 1927) of n independent notes; (0, 1) of none."""
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(correct, n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    # The share itself as null hypothesis spares the search for a p-value, most of the time.
+    interval = binomtest(correct, n, correct / n).proportion_ci(confidence_level=LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 

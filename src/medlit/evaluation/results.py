@@ -25,6 +25,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+LENGTH_BINS = 6  # of equally many notes
 _ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
 
 
@@ -77,6 +78,14 @@ class Results:
     def accepted_labels(self) -> list[list[int]]:
         """All label ids of each note, N of them."""
         return self.truth[:, None].tolist() if self.accepted is None else self.accepted
+
+    @property
+    def label_mask(self) -> BoolArray:
+        """Whether each label is one of the note's, (N, K)."""
+        mask = np.zeros((len(self), len(self.names)), dtype=np.bool_)
+        for note, own in enumerate(self.accepted_labels):
+            mask[note, own] = True
+        return mask
 
     @property
     def any_of(self) -> BoolArray:

@@ -2,7 +2,7 @@
 
 Base model, LoRA settings, prompt, its template, instruction and labels must match wherever the weights are loaded.
 Length limit and number formats need not: a config states its own, and `SpecialtyPredictor`, which has no config, uses
-those in the file. A fitted temperature is kept in the adapter's file alone: `medlit validate` adds it there.
+those in the file. What is fitted to the validation notes is kept in the adapter's file alone, where it is added.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class AdapterMetadata:
     labels: list[str]  # label names, in the order of their ids
     instruction: str | None = None  # the instruction of the prompt; None if the file lacks it
     inference: InferenceSettings | None = None  # None if the file lacks it
-    # `decoding_key` -> temperature that `medlit validate` fitted; an adapter's file only.
+    # `decoding_key` -> what is fitted to the validation notes: temperature, and thresholds by `Decoding.sets`.
     temperatures: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
     data: DataFingerprint | None = None  # the notes that the weights were trained with; an adapter's file only
     template: str | None = None  # the chat template with its texts in braces; None for Alpaca's
 
@@ -98,11 +99,12 @@ class AdapterMetadata:
                     "ckpt_path: trained with data.keep head_tail, which medlit 0.2 removed; use medlit 0.1."
                 )
             inference = given.pop("inference", None) or _inference_of_0_1(given.pop("conditions", None))
-            temperatures = given.pop("temperatures", {})
+            temperatures, thresholds = (given.pop(name, {}) for name in ("temperatures", "thresholds"))
             metadata = cls(
                 **given | {"data": DataFingerprint.from_dict(given.get("data"))},
                 inference=None if inference is None else InferenceSettings(**inference),
                 temperatures={key.removesuffix(_KEY_OF_0_1): value for key, value in temperatures.items()},
+                thresholds={key: dict(value) for key, value in thresholds.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise unknown from error
@@ -125,6 +127,7 @@ class AdapterMetadata:
             (type(self.lora), type(self.labels)) == (dict, list)
             and all(isinstance(text, str) for text in [*texts, *self.lora, *self.labels, *self.temperatures])
             and all(isinstance(t, int | float) and 0 < t < math.inf for t in temperatures)
+            and all(isinstance(t, int | float) and 0 <= t <= 1 for by in self.thresholds.values() for t in by.values())
             and (self.inference is None or _are_inference_settings(self.inference))
         )
 
@@ -150,7 +153,7 @@ class AdapterMetadata:
             metadata = replace(metadata, lora=recorded)
         kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform", "loftq")}
         lora = recorded | theirs | kept
-        return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={})
+        return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={}, thresholds={})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint that loads without running code, and for JSON."""
@@ -256,8 +259,24 @@ def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> P
     return file if file is not None and file.is_file() else None
 
 
-def write_temperature(file: Path, decoding: Decoding, temperature: float) -> None:
-    """Add a temperature to an adapter's metadata file; the file's mode stays.
+def read_fitted(
+    checkpoint: str | Path | None, adapter: str | None, decoding: Decoding, complete: bool = False
+) -> tuple[float | None, dict[str, float]]:
+    """Temperature and thresholds in the file of `metadata_of_weights`; `complete`: a UserError without the sets'."""
+    file, key = metadata_of_weights(checkpoint, adapter), decoding_key(decoding)
+    kept = {} if file is None else vars(AdapterMetadata.read(file))
+    temperature, thresholds = kept.get("temperatures", {}).get(key), kept.get("thresholds", {}).get(key, {})
+    if complete and decoding.sets and decoding.sets not in thresholds:
+        raise UserError(
+            f"model.decoding.{'answer' if decoding.coverage is None else 'coverage'}: the weights have no threshold for"
+            f" {decoding.sets} with {decoding.mode!r}; run 'medlit validate' with these settings on the best checkpoint"
+            " or its adapter first."
+        )
+    return temperature, thresholds
+
+
+def write_fitted(file: Path, decoding: Decoding, temperature: float, thresholds: dict[str, float]) -> None:
+    """Add a temperature, and the thresholds fitted at it, to an adapter's metadata file; the file's mode stays.
 
     Raises:
         UserError: the file is damaged, or its folder is full or closed.
@@ -265,6 +284,7 @@ def write_temperature(file: Path, decoding: Decoding, temperature: float) -> Non
     metadata = AdapterMetadata.read(file)
     values = metadata.to_dict()
     values["temperatures"] |= {decoding_key(decoding): temperature}
+    values["thresholds"] |= {decoding_key(decoding): thresholds}
     mode = stat.S_IMODE(file.stat().st_mode)
     write_json(file, values)
     file.chmod(mode)

@@ -14,11 +14,11 @@ from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPTS
 from medlit.errors import UserError
-from medlit.evaluation.calibration import fit_temperature
 from medlit.evaluation.metrics import LOGGED
 from medlit.evaluation.results import Results
+from medlit.evaluation.sets import calibrate, sets_report
 from medlit.model.adapter import adapter_folder, load_adapter, read_metadata
-from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, decoding_key, metadata_of_weights
+from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, read_fitted
 from medlit.model.decoding import Answers, Decoder, apply_temperature, make_decoder
 from medlit.model.language_model import inference_mode, loss_sum, make_recomputation, train_mode, trainable_names
 from medlit.model.loading import load_model
@@ -45,9 +45,10 @@ class SpecialtyClassifier(L.LightningModule):
         model: the language model with its adapter, once it is loaded.
         label_set: the K labels, once they are known.
         metrics: counts of the evaluation that is running.
-        scores: of the last evaluation.
+        scores, sets: of the last evaluation; sets are empty where none are made.
         results: of the last evaluation, note by note.
         temperature: divides log-probabilities in test and predict; fitted by `medlit validate`.
+        thresholds: of sets, by `Decoding.sets`; fitted with the temperature, in a fit too if it makes sets.
         recomputation: chooses the layers to recompute, once a fit has started.
     """
 
@@ -78,6 +79,8 @@ class SpecialtyClassifier(L.LightningModule):
         self.scores: Scores | None = None
         self.results: Results | None = None
         self.temperature: float | None = None
+        self.thresholds: dict[str, float] = {}
+        self.sets: dict[str, Any] = {}
         self.recomputation: Recomputation | None = None
         self.strict_loading = False  # checkpoints hold the trained weights only; `on_load_checkpoint` compares the keys
 
@@ -89,7 +92,7 @@ class SpecialtyClassifier(L.LightningModule):
             if metadata is not None:
                 self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
-                    self.temperature = metadata.temperatures.get(decoding_key(self.decoding))
+                    self.temperature, self.thresholds = read_fitted(None, str(folder), self.decoding)
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before it reads a checkpoint."""
@@ -169,14 +172,18 @@ class SpecialtyClassifier(L.LightningModule):
         return {"answers": answers}
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the metrics; `medlit validate` fits the temperature."""
+        """Compute and log the metrics; `medlit validate` fits the temperature and the thresholds of sets."""
         self.scores, self.results = self.metrics.scores(), gather_results(self._batch_results)
-        if self.trainer.state.fn == "validate" and self.results.probabilities is not None:
-            self.temperature = fit_temperature(self.results.probabilities, self.results.truth)
+        fits = self.trainer.state.fn == "validate" or (self.decoding.sets and not self.trainer.testing)
+        if fits and self.results.probabilities is not None:
+            self.temperature, self.thresholds = calibrate(self.results, self.decoding.coverage)
+        temperature = 1.0 if self.trainer.testing else self.temperature or 1.0  # a test has applied it
+        self.sets = sets_report(self.results, temperature, self.thresholds, self.decoding.sets)
         values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}
         # Every process has the metrics of all processes.
         logged = {f"{self.stage}/{name}": float(values[name]) for name in LOGGED}
         self.log_dict(logged, prog_bar=not self.trainer.testing)
+        self.log_dict({f"{self.stage}/set_{name}": v for name, v in self.sets.items() if isinstance(v, float)})
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
     on_test_epoch_start = on_validation_epoch_start
@@ -204,10 +211,8 @@ class SpecialtyClassifier(L.LightningModule):
             UserError: base model, adapter or labels are not the checkpoint's.
         """
         self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
-        file = metadata_of_weights(self.trainer.ckpt_path, None)
         if not self.trainer.training:
-            temperatures = {} if file is None else AdapterMetadata.read(file).temperatures
-            self.temperature = temperatures.get(decoding_key(self.decoding))
+            self.temperature, self.thresholds = read_fitted(self.trainer.ckpt_path, None, self.decoding)
         keys, trained = set(checkpoint["state_dict"]), self._trained_keys()
         if keys != trained:
             raise UserError(

@@ -178,25 +178,40 @@ class Decoding:
         abstain_below: predict, for a table: leave the specialty empty and set 'abstained' where the answer's
             probability is below this (0 to 1); the model's answer stays in 'answer'. Needs a mode that gives
             probabilities. null: never abstain.
+        coverage: answer with a set too, which holds one of the note's labels with this probability (over 0.5, under 1)
+            if new notes are like the validation notes. Needs a mode that gives probabilities. null: no such sets.
+        answer: 'set' answers with every label whose probability passes a threshold, that of coverage or, without it,
+            that of the highest micro F1 on the validation notes; 'one' with one label.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
     max_new_tokens: PositiveInt = 32
     stop_early: bool = True
     abstain_below: Probability | None = None
+    coverage: float | None = None
+    answer: Literal["one", "set"] = "one"
+
+    @property
+    def sets(self) -> str:
+        """Key of the threshold that makes the sets; empty without sets."""
+        return str(self.coverage) if self.coverage is not None else "set" * (self.answer == "set")
 
 
-def check_decoding(decoding: Decoding) -> None:
-    """Check that predictions can abstain as the settings say.
+def check_decoding(decoding: Decoding, predicts: bool = True) -> None:
+    """Check that answers can be sets, and predictions abstain, as the settings say.
 
     Raises:
         UserError: naming the setting.
     """
-    threshold = decoding.abstain_below
+    threshold, coverage = decoding.abstain_below if predicts else None, decoding.coverage
+    if coverage is not None and not 0.5 < coverage < 1:
+        raise UserError(f"model.decoding.coverage: must be over 0.5 and under 1, or null, not {coverage}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {threshold}.")
-    if threshold is not None and decoding.mode == "generate":
+    wanted = {"coverage": coverage, "answer": decoding.answer == "set" or None, "abstain_below": threshold}
+    name = next((name for name, value in wanted.items() if value is not None), None)
+    if name is not None and decoding.mode == "generate":
         raise UserError(
-            "model.decoding.abstain_below: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'"
-            " or 'constrained', or leave abstain_below out."
+            f"model.decoding.{name}: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood' or"
+            f" 'constrained', or leave {name} out."
         )

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write, link_target, lock, read_json, write_json
 from medlit.model.adapter import adapter_folder
-from medlit.model.adapter_metadata import AdapterMetadata, decoding_key, metadata_of_weights
+from medlit.model.adapter_metadata import metadata_of_weights, read_fitted
 from medlit.model.settings import Decoding
 from medlit.predictions.table import FORMATS, arrow_schema
 
@@ -139,10 +139,10 @@ class ShardWriter:
         self._flushed_at = time.monotonic()
 
 
-def write_table(shards: Sequence[Path], notes: int, path: Path) -> None:
-    """Join shards to one table in the order of the source; it appears whole."""
+def write_table(shards: Sequence[Path], notes: int, path: Path, separator: str | None = None) -> None:
+    """Join shards to one table in the order of the source; it appears whole. `separator` is as in FORMATS."""
     with atomic_write(path) as partial:
-        FORMATS[path.suffix](partial, rows_in_order(shards, notes))
+        FORMATS[path.suffix](partial, rows_in_order(shards, notes), separator)
 
 
 def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[dict[str, Any]]:
@@ -237,6 +237,7 @@ def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decodin
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     metadata_file = metadata_of_weights(checkpoint, None if folder is None else str(folder))
     if metadata_file is not None:
-        temperature = AdapterMetadata.read(metadata_file).temperatures.get(decoding_key(decoding))
+        temperature, thresholds = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
         digest.update(json.dumps(temperature).encode())
+        digest.update(str(thresholds.get(decoding.sets, "")).encode())
     return digest.hexdigest()

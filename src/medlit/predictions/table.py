@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medlit.model.decoding import Answers
 
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
+SET_COLUMNS = (*COLUMNS, "set", "set_size", "set_probabilities")  # where `Decoding.sets` makes sets
 _ROW_GROUP = 10_000  # rows, of Parquet
 _DECIMALS = 6  # of a probability: float32 has seven digits
 # What a spreadsheet takes for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
@@ -48,11 +49,20 @@ class Prediction:
     cut_tokens: int  # tokens of the note that did not fit and that the model did not see
 
 
+@dataclass(frozen=True, slots=True)
+class SetPrediction(Prediction):
+    """The answer to one note, and the set of labels whose probabilities reach the threshold, the likeliest first."""
+
+    set: list[str]
+    set_size: int
+    set_probabilities: list[float]
+
+
 def make_predictions(
-    prompts: Prompts, answers: Answers, label_set: LabelSet, abstain_below: float | None
+    prompts: Prompts, answers: Answers, label_set: LabelSet, abstain_below: float | None, threshold: float | None = None
 ) -> list[Prediction]:
-    """Turn a batch's answers into predictions."""
-    predictions = []
+    """Turn a batch's answers into predictions, with the sets that a threshold makes."""
+    predictions: list[Prediction] = []
     for i, label in enumerate(answers.label_ids.tolist()):
         is_listed = label < label_set.invalid
         probability = margin = runner_up = None
@@ -71,6 +81,14 @@ def make_predictions(
             abstained=abstained,
             cut_tokens=prompts.cut_tokens[i],
         )
+        if threshold is not None and answers.probabilities is not None:
+            from medlit.evaluation.sets import prediction_sets
+
+            p = answers.probabilities[i].double().numpy()
+            order = (-p).argsort(kind="stable")
+            members = order[prediction_sets(p, threshold)[order]]
+            names, given = [label_set.names[member] for member in members], p[members].round(_DECIMALS).tolist()
+            prediction = SetPrediction(**asdict(prediction), set=names, set_size=len(names), set_probabilities=given)
         predictions.append(prediction)
     return predictions
 
@@ -91,47 +109,50 @@ def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
         raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
 
 
-def arrow_schema() -> pa.Schema:
-    """The types of COLUMNS."""
+def arrow_schema(with_sets: bool = True) -> pa.Schema:
+    """The types of SET_COLUMNS, or of COLUMNS."""
     import pyarrow as pa
 
-    types = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64())
-    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+    types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64()]
+    types += [pa.list_(pa.string()), pa.int64(), pa.list_(pa.float64())]
+    return pa.schema(list(zip(SET_COLUMNS if with_sets else COLUMNS, types, strict=False)))
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         # Every text is quoted: the csv module leaves a lone carriage return unquoted, and readers end the row there.
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_escape_formula(row[name]) for name in COLUMNS] for row in rows)
+        writer.writerow(columns := COLUMNS if separator is None else SET_COLUMNS)
+        writer.writerows([_cell(row[name], separator) for name in columns] for row in rows)
 
 
-def _escape_formula(value: Any) -> Any:  # noqa: ANN401 - any cell
-    """Prefix a text that a spreadsheet would run as a formula with an apostrophe; a number is none."""
+def _cell(value: Any, separator: str | None) -> Any:  # noqa: ANN401 - any cell
+    """Join a list. Prefix a text that a spreadsheet would run as a formula with an apostrophe; a number is none."""
+    value = str(separator).join(map(str, value)) if isinstance(value, list) else value
     is_formula = isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value)
     return f"'{value}" if is_formula else value
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
+    columns = COLUMNS if separator is None else SET_COLUMNS
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps({name: row[name] for name in COLUMNS}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({name: row[name] for name in columns}, ensure_ascii=False) + "\n")
 
 
-def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, remaining = arrow_schema(), iter(rows)
+    schema, remaining = arrow_schema(separator is not None), iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
         # No name for the list: the rows of a group would stay in memory beside those of the next.
         while len(batch := pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=schema)):
             writer.write_batch(batch)
 
 
-# Suffix of a table -> what writes its rows, given as column -> value.
-FORMATS: dict[str, Callable[[Path, Iterable[dict[str, Any]]], None]] = {
+# Suffix of a table -> what writes its rows, column -> value; a separator, of lists in CSV, adds the columns of sets.
+FORMATS: dict[str, Callable[..., None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
-from medlit.evaluation.results import Results
+from medlit.evaluation.results import LENGTH_BINS, Results
 from medlit.report.systems import System
 
-LENGTH_BINS = 6
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
 _MOST_CHARACTERS = 40  # of a label
 INK, GRID, ACCENT, WARN = "#1f2933", "#e3e8ee", "#1f5f8b", "#c1442e"
@@ -34,6 +33,7 @@ def figures(systems: Sequence[System]) -> dict[str, Figure]:
         "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
         "risk_coverage": (scored, lambda: risk_coverage_figure(systems)),
         "length": (first.results.tokens.any(), lambda: length_figure(first)),
+        "sets": (first.metrics.get("sets"), lambda: sets_figure(first)),
     }
     drawn = {}
     for name in (name for name, (is_possible, _) in possible.items() if is_possible):
@@ -182,6 +182,20 @@ def length_figure(system: System) -> Figure:
             label.set_color(WARN)
     axes.set(xlim=(-0.6, len(bins) - 0.4), ylim=(0, 1.02), xlabel="tokens of the prompt", ylabel="accuracy")
     axes.grid(axis="x", visible=False)
+    return figure
+
+
+def sets_figure(system: System) -> Figure:
+    """Coverage reached, and mean size of a set, against the coverage that is asked for."""
+    asked, reached, sizes = np.array(system.metrics["sets"]["by_coverage"]).T
+    figure, axes = _axes(6.4, 4.6)
+    axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(asked, reached, "o-", color=ACCENT, markeredgecolor="white", label="coverage reached (left)")
+    axes.set(xlim=(0.5, 1.005), ylim=(0, 1.005), xlabel="coverage asked for", ylabel="coverage reached")
+    size = axes.twinx()
+    size.plot(asked, sizes, "s-", color=WARN, markeredgecolor="white", label="mean size of a set (right)")
+    size.set(ylim=(0, None), ylabel="labels")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

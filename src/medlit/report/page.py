@@ -23,12 +23,13 @@ from medlit.atomic_io import atomic_write
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent, telling
 from medlit.evaluation.results import Results
+from medlit.evaluation.sets import BEST_F1, few_notes
 from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
 FILES = ("report.html", "report.md")
 PAIRS = 10
-_FIELDS, *_SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
+_TEXTS, _FIELDS, *_SECTIONS = yaml.safe_load(Path(__file__).with_name("sections.yaml").read_text(encoding="utf-8"))
 
 
 def write_report(folder: Path) -> dict[str, Figure]:
@@ -48,8 +49,7 @@ def write_report(folder: Path) -> dict[str, Figure]:
         "sections": [each for each in sections if each["figure"] in drawn or each["rows"] or each["sentences"]],
         "figures": {name: _data_uri(figure) for name, figure in drawn.items()},
         "config": _settings(config) if config.is_file() else None,
-        "disclaimer": "For research and teaching: not a medical device, not for decisions about patients. The figures"
-        " hold for these notes.",
+        "disclaimer": _TEXTS["disclaimer"],
     }
     for name in FILES:
         with atomic_write(folder / name) as path:
@@ -105,7 +105,6 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _contents(systems: Sequence[System], others: Sequence[System], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Title of a section -> the fields that `sections.yaml` lacks; a fact that was not recorded is left out."""
     metrics = systems[0].metrics
-    alone = "No other system was tested on these notes; `medlit baseline --run_dir` adds some."
     left_out = [f"Left out: {system.title}, which was tested on other notes." for system in others]
     bars = "F1 of each specialty, the most frequent first, with its number of test notes. Bars:"
     bars += f" {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
@@ -114,16 +113,12 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
         for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
     bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
-    selective = (
-        f"Accuracy on the most confident 90% of the notes is {METRIC['accuracy_at_90'].value(metrics)}, on the most"
-        f" confident 80% {METRIC['accuracy_at_80'].value(metrics)}, on all {METRIC['accuracy'].value(metrics)}."
-    )
     data, reported = facts.get("data") or {}, telling(REPORTED, metrics)
     return {
         "Systems on the same notes": {
             "columns": ["system", *(metric.title for metric in reported)],
             "rows": system_rows(systems, reported),
-            "sentences": [*(comparisons(systems) or [alone]), *left_out],
+            "sentences": [*(comparisons(systems) or [_TEXTS["alone"]]), *left_out],
         },
         "Scores per specialty": {"subtitle": bars, "rows": scores},
         "Most confused pairs": {
@@ -131,13 +126,27 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
             "sentences": other_errors(systems[0].results),
         },
         "Selective prediction (risk-coverage)": {
-            "sentences": [] if metrics.get("accuracy_at_80") is None else [selective]
+            "sentences": [] if metrics.get("accuracy_at_80") is None else [_TEXTS["selective"].format(**metrics)]
         },
+        "Prediction sets": _sets(metrics["sets"], data) if metrics.get("sets") else {},
         "Data and split": {"rows": _data_rows(data)},
         "Class distribution": {"rows": [(name, *counts) for name, counts in data.get("classes", {}).items()]},
         "Run": {"rows": [(name, EMPTY if value is None else value) for name, value in facts.get("run", {}).items()]},
         "Versions": {"rows": list(facts.get("versions", {}).items())},
     }
+
+
+def _sets(sets: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Table and sentences on a test's sets."""
+    lengths = [("{:,} to {:,} tokens".format(*part["tokens"]), part) for part in sets["by_length"]]
+    parts = [("all", sets), *lengths, *sets["per_class"].items()]
+    names = ["best_f1" if sets["key"] == BEST_F1 else "promise", "sizes", "as_answers"]
+    sentences = [_TEXTS[name].format(**sets) for name in names]
+    if "promise" in names and "texts" in data:
+        notes = {name: counts[1] for name, counts in data.get("classes", {}).items()}
+        sentences += few_notes(float(sets["key"]), {"in all": data["texts"].get("validation", 0), **notes})
+    form = "{notes}\t{coverage:.1%}\n{coverage_ci[0]:.1%} to {coverage_ci[1]:.1%}\t{mean_size:.2f}"
+    return {"rows": [(name, *form.format(**part).split("\t")) for name, part in parts], "sentences": sentences}
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -153,13 +162,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((name, f"{n:,} notes, {texts.get(name, n):,} distinct texts") for name, n in data.get("rows", {}).items()),
         ("near-duplicates kept together", together),
     ]
-    shared = {
-        "test_texts_in_train": "test notes whose text is in train",
-        "test_texts_in_validation": "test notes whose text is in validation",
-        "test_conflicts": "test notes whose text has other labels in another row",
-        "test_several": "test notes with several labels",
-    }
-    rows += [(title, f"{data[key]:,} of {test:,}") for key, title in shared.items() if key in data]
+    rows += [(title, f"{data[key]:,} of {test:,}") for key, title in _TEXTS["shared"].items() if key in data]
     if "test_ceiling" in data:
         rows.append(("accuracy ceiling (texts with several labels)", percent(data["test_ceiling"])))
     if "left_out" in data:

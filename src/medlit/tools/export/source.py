@@ -119,7 +119,8 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
         notes = checkpoint.get(TranscriptionDataModule.__qualname__, {}).get("notes")
         theirs = replace(AdapterMetadata.from_dict(checkpoint.get("medlit")), data=DataFingerprint.from_dict(notes))
         if (adapter_file := metadata_of_weights(path, None)) is not None:
-            theirs = replace(theirs, temperatures=AdapterMetadata.read(adapter_file).temperatures)
+            fitted = AdapterMetadata.read(adapter_file)
+            theirs = replace(theirs, temperatures=fitted.temperatures, thresholds=fitted.thresholds)
         state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
         run = run or run_of(path)
     check_metadata(ours, theirs, source)

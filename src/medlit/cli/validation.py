@@ -40,7 +40,7 @@ _CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
 # Settings outside `model` and `data`, and a group of them, that a YAML can set to null and medlit or Lightning needs.
 _NEVER_NULL = (
-    *("val_every_steps", "log_samples", "trainer.max_steps", "trainer.default_root_dir"),
+    *("log_samples", "trainer.max_steps", "trainer.default_root_dir"),
     *("checkpoint", "early_stopping.patience", "early_stopping.min_delta"),
 )
 _GROUPS = {"trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"}

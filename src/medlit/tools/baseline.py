@@ -1,0 +1,237 @@
+"""`medlit baseline`: simpler systems on the same notes, and whether the fine-tuned model is significantly better.
+
+The majority class, and TF-IDF with logistic regression, whose regularisation is chosen by cross-validation within the
+training split and whose temperature is fitted on the validation split, as the model's is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from medlit.data.labels import LabelSet
+from medlit.data.notes import specialties_of
+from medlit.errors import UserError, best_effort
+from medlit.evaluation.calibration import at_temperature, fit_temperature
+from medlit.evaluation.intervals import compare
+from medlit.evaluation.metrics import HEADLINE, telling
+from medlit.evaluation.results import FloatArray, IntArray, Results
+from medlit.report.page import FILES, comparisons, system_rows, write_report
+from medlit.report.systems import MODEL, System, comparable, read_system, write_system
+from medlit.run_folder import check_replaceable, claim, next_version, run_name
+from medlit.tools import make_parser, recorded_settings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from medlit.data.datamodule import TranscriptionDataModule
+
+_MANY_LABELS = 200
+_MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
+_STRENGTHS = (1, 10, 100)  # C of logistic regression
+_INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training answers it is the middle one
+_FEW_NOTES = 5_000  # of which a table of similarities is 200 MB
+
+
+def run(args: Sequence[str]) -> int:
+    """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
+    parser = make_parser("baseline")
+    add = parser.add_argument
+    text = "run folder of a test; without it the baselines are scored alone, in a new run folder"
+    add("--run_dir", type=Path, metavar="DIR", help=text)
+    text = "run folder of another test to add; may be given several times"
+    add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
+    options, rest = parser.parse_known_args(args)
+    if "--head" in rest:
+        raise UserError("--head: the classification head is a system of benchmarks/folds.py now; leave it out.")
+    # After --help: these imports take seconds.
+    from medlit.cli.arguments import make_datamodule, parse_settings
+    from medlit.cli.environment import check_writable
+
+    run_dir: Path | None = options.run_dir
+    if run_dir is not None and not run_dir.is_dir():
+        raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
+    recorded = [] if run_dir is None else ["--config", json.dumps(recorded_settings(run_dir / "config_test.yaml"))]
+    config = parse_settings("baseline", [*recorded, *rest])
+    name = run_name([str(path) for path in config.config or []])
+    folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
+    check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
+    if not config.overwrite:
+        check_replaceable(folder, "baseline")
+
+    model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
+    others = [_other_run(other) for other in options.beside]
+    if model is not None:
+        for other in others:
+            compare(model.results, other.results)  # refuses other notes before anything is fitted
+    data = make_datamodule(config)
+    notes = BaselineData.read(data, None if model is None else model.results)
+    fitted = [majority(notes), tfidf(notes)]
+    folder, _ = claim(folder, numbered=run_dir is None)
+    for system in [*fitted, *others]:
+        write_system(folder, system)
+    with best_effort("the report"):
+        write_report(folder)
+    _show(comparable(folder)[0], [folder / name for name in FILES])
+    return 0
+
+
+def _other_run(run_dir: Path) -> System:
+    """Another run's test as a system; the bare base model is called zero-shot."""
+    system, folder = read_system(run_dir, MODEL), run_dir.absolute()
+    return replace(system, name="zero_shot" if system.zero_shot else f"{folder.parent.name}-{folder.name}")
+
+
+def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
+    """Print the report's table and comparisons."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = systems[0].results
+    table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
+    table.add_column("system", overflow="fold")
+    shown = telling(HEADLINE, systems[0].metrics)
+    for metric in shown:
+        table.add_column(metric.title, justify="right", no_wrap=True)
+    for name, *cells in system_rows(systems, shown):
+        table.add_row(escape(name), *cells)
+    console = Console()
+    console.print(table)
+    for sentence in comparisons(systems):
+        console.print(f"- {escape(sentence)}", highlight=False)
+    console.print(f"medlit: written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class BaselineData:
+    """The notes that baselines are fitted and scored on, not tokenised: canonical tables, and the K labels."""
+
+    label_set: LabelSet  # spelled as the model's, if there is one
+    train: Dataset
+    test: Dataset  # the notes that the model was tested on, if there is a model
+    tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
+    cut_tokens: IntArray  # from each test note, (N,)
+    validation: Dataset | None = None  # to fit temperatures on
+
+    @classmethod
+    def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:
+        """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
+        notes = data.read_splits().notes
+        if "test" not in notes:
+            raise UserError(
+                f"data.source: {data.source} has no test split; add one, or set data.split.kind to 'grouped'."
+            )
+        assert data.label_set is not None
+        label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
+        if tested is None:
+            zeros = np.zeros(len(test), dtype=np.int64)
+            return cls(label_set, notes["train"], test, zeros, zeros, notes.get("validation"))
+        position = {note: i for i, note in enumerate(test["id"][:])}
+        unknown = [name for name in data.label_set if label_set.index(name) is None]
+        if unknown or not all(note in position for note in tested.ids):
+            raise UserError(
+                "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
+                " or test it again."
+            )
+        test = test.select([position[note] for note in tested.ids])
+        if test["text_hash"][:] != tested.text_hashes:
+            raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
+        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens, notes.get("validation"))
+
+    def label_ids(self, notes: Dataset) -> IntArray:
+        """Label ids of notes, (N,); of several the first."""
+        return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
+
+    def answers(self) -> tuple[IntArray, IntArray]:
+        """Note and label id of each training answer, (A,): a note with several labels stands once for each."""
+        known = {name: self.label_set.index(name) for name in set(chain.from_iterable(specialties_of(self.train)))}
+        pairs = [(note, known[name]) for note, own in enumerate(specialties_of(self.train)) for name in own]
+        notes, labels = np.array(pairs, dtype=np.int64).T
+        return notes, labels
+
+    def system(self, name: str, probabilities: FloatArray) -> System:
+        """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
+        known: dict[str, int] = {name: label for label, name in enumerate(self.label_set)}
+        known |= {name: self.label_set.index(name) for own in specialties_of(self.test) for name in own}  # type: ignore[misc]
+        results = Results(
+            names=self.label_set.names,
+            rows=np.arange(len(self.test)),
+            ids=self.test["id"][:],
+            text_hashes=self.test["text_hash"][:],
+            truth=self.label_ids(self.test),
+            answer=probabilities.argmax(axis=1),
+            probabilities=probabilities,
+            tokens=self.tokens,
+            cut_tokens=self.cut_tokens,
+            accepted=[[known[name] for name in own] for own in specialties_of(self.test)],
+        )
+        return System.score(name, results)
+
+
+def majority(data: BaselineData) -> System:
+    """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
+    counts = np.bincount(data.answers()[1], minlength=len(data.label_set))
+    return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
+
+
+def tfidf(data: BaselineData) -> System:
+    """TF-IDF of words and word pairs with logistic regression, at the temperature that fits the validation split."""
+    texts = [data.test["transcription"][:]]
+    if data.validation is not None:
+        texts.append(data.validation["transcription"][:])
+    test, *validation = tfidf_probabilities(data, *texts)
+    if data.validation is not None:
+        test = at_temperature(test, fit_temperature(validation[0], data.label_ids(data.validation)))
+    return data.system("tfidf", test)
+
+
+def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[FloatArray]:
+    """TF-IDF with logistic regression, a strong baseline for long texts with key words; before calibration, (N, K)."""
+    features, iterations, many = None, 1000, len(data.label_set) > _MANY_LABELS
+    if many:  # memory and the time of an iteration grow with labels x features
+        features, iterations = _MOST_WEIGHTS // len(data.label_set), 50
+        print(
+            f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
+            f" and logistic regression stops after {iterations} iterations, since all of them would take hours",
+            file=sys.stderr,
+        )
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features)
+    x = vectorizer.fit_transform(data.train["transcription"][:])
+    given = [vectorizer.transform(each) for each in texts]
+    if x.shape[0] <= min(_FEW_NOTES, x.shape[1]):
+        # The solution lies in the span of the notes: in an orthonormal basis of that it is the same, and a fit with few
+        # notes, many words and 40 labels takes a second instead of minutes.
+        factor = cholesky((x @ x.T).toarray() + 1e-9 * np.eye(x.shape[0]), lower=True)
+        given = [solve_triangular(factor, (x @ each.T).toarray(), lower=True).T for each in given]
+        x = factor
+    notes, labels = data.answers()
+    x = x[notes]
+
+    def regression(strength: float) -> LogisticRegression:
+        return LogisticRegression(C=strength, class_weight="balanced", max_iter=iterations)
+
+    best: float = _STRENGTHS[len(_STRENGTHS) // 2]
+    groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
+    if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
+        scores = {
+            c: cross_val_score(regression(c), x, labels, groups=groups, cv=GroupKFold(_INNER_FOLDS)).mean()
+            for c in _STRENGTHS
+        }
+        best = max(scores, key=scores.__getitem__)
+    model = regression(best).fit(x, labels)
+    probabilities = [np.zeros((each.shape[0], len(data.label_set))) for each in given]  # 0: a label without any note
+    for of_texts, each in zip(probabilities, given, strict=True):
+        of_texts[:, model.classes_] = model.predict_proba(each)
+    return probabilities

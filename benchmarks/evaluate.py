@@ -14,7 +14,8 @@ lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 s
     constrained, likelihood
     prompts_only           what every decoder begins with: the prompts, once
 
-Batches are those of a validation: longest first, at most 32 notes, at most 8 x 2,048 padded tokens. Then: does a note
+Batches are those of a validation: longest first, at most so many padded tokens as `--token_budgets` says, and a note
+for every 512 of them: 64 notes for the default of 32,768. Then: does a note
 get the same label alone as in a batch; and what does a validation of 370 notes, its loss included, cost beside the 60
 optimizer steps of a fit. Writes `benchmarks/results/evaluate.json`, as far as it got.
 """
@@ -46,7 +47,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evaluate.json"
 PARTS = ("systems", "parity", "validation_in_fit")
 TINY = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
-BATCH, BUDGET = 32, 8 * 2048
+BUDGET, TOKENS_A_NOTE = 64 * 512, 512
 FIT_STEPS, VALIDATION = 60, 370
 WARM_UP = 2  # optimizer steps that are not timed: the first one compiles
 # Differences of log-likelihoods below this are rounding in bfloat16, in nats.
@@ -117,12 +118,12 @@ class Bench:
             "systems": [],
         }
 
-    def batches(self, rows: list[TokenisedNote]) -> list[list[TokenisedNote]]:
-        """The batches of a validation."""
+    def batches(self, rows: list[TokenisedNote], budget: int = BUDGET) -> list[list[TokenisedNote]]:
+        """The batches of a validation, of so many padded tokens."""
         from medlit.data.samplers import LengthSortedSampler
 
         lengths = [len(row["input_ids"]) for row in rows]
-        return [[rows[i] for i in batch] for batch in LengthSortedSampler(lengths, BATCH, BUDGET)]
+        return [[rows[i] for i in batch] for batch in LengthSortedSampler(lengths, budget // TOKENS_A_NOTE, budget)]
 
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """A batch on the device."""
@@ -145,7 +146,11 @@ class Bench:
             torch.cuda.synchronize()
 
     def measure(
-        self, system: str, answer: Callable[[list[TokenisedNote]], object], batches: list[list[TokenisedNote]]
+        self,
+        system: str,
+        answer: Callable[[list[TokenisedNote]], object],
+        batches: list[list[TokenisedNote]],
+        budget: int | None,
     ) -> float:
         """Time a system over batches, after a warm-up on the longest and the shortest; print and keep its row."""
         import torch
@@ -163,9 +168,14 @@ class Bench:
         seconds = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
         rate = sum(map(len, batches)) / seconds
-        print(f"| {system} | {rate:.2f} | {peak:.2f} |", flush=True)
+        print(f"| {system} | {budget or ''} | {rate:.2f} | {peak:.2f} |", flush=True)
         self.results["systems"].append(
-            {"system": system, "notes_per_second": round(rate, 3), "peak_gib": round(peak, 3)}
+            {
+                "system": system,
+                "token_budget": budget,
+                "notes_per_second": round(rate, 3),
+                "peak_gib": round(peak, 3),
+            }
         )
         return seconds
 
@@ -328,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, and few notes")
     parser.add_argument("--notes", type=int, default=256)
+    parser.add_argument("--token_budgets", type=int, nargs="+", default=[BUDGET], help="of the batches")
     parser.add_argument("--recipe_notes", type=int, default=12)
     parser.add_argument("--parity_notes", type=int, default=32)
     parser.add_argument("--fit_steps", type=int, default=6, help="optimizer steps to time")
@@ -370,14 +381,18 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
 
     found = decoders(bench)
     if "systems" in options.only:
-        print("| system | notes/s | peak GiB |\n| --- | --- | --- |")
-        batches = bench.batches(bench.rows)
-        for system, answer in found.items():
-            bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches)  # type: ignore[misc]
-            keep()
-        bench.measure("prompts_only", lambda rows: read_prompts(bench.model, bench.prompts(rows)), batches)
+        print("| system | token budget | notes/s | peak GiB |\n| --- | --- | --- | --- |")
+        answers: dict[str, Callable[[Prompts], object]] = {
+            **found,
+            "prompts_only": lambda prompts: read_prompts(bench.model, prompts),
+        }
+        for budget in options.token_budgets:
+            batches = bench.batches(bench.rows, budget)
+            for system, answer in answers.items():
+                bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches, budget)  # type: ignore[misc]
+                keep()
         for tokens in (4, 32):
-            bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone])
+            bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone], None)
             keep()
     if "parity" in options.only:
         for system in ("constrained", "likelihood"):

@@ -115,7 +115,7 @@ RECIPE_VALUES = {
 MENDS = {
     "data.mask_prompt": True,
     "data.split.kind": "auto",
-    "data.batching.eval_batch_size": 32,
+    "data.batching.eval_batch_size": 64,
     "model.language_model.gradient_checkpointing": "auto",
     "val_every_steps": 20,
     "checkpoint.monitor": "val/f1_macro",

@@ -25,8 +25,9 @@ STEPS, STOP = 4, 2
 # Llama 3.1's tokens, and a window shorter than most notes, so that it shows; Nemo stands for a Mistral without one.
 TOKENS = {"vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": 128009, "pad_token_id": 128255}
 CHANGES = {name: {**TOKENS, "sliding_window": None if name == "mistral_nemo" else 512} for name in FAMILIES}
-# Two labels that share a token, after a short prompt, one around the window and one of nearly the greatest length.
-LENGTHS, LABELS = (5, 510, 1900), [[1011, 1012, 1013, 128009], [1011, 1014, 128009], [1020, 128009]]
+# Two labels that share a token, after a short prompt, one around the window and one of nearly the greatest length; the
+# prompts begin alike, as Alpaca's do.
+HEAD, LENGTHS, LABELS = 52, (57, 510, 1900), [[1011, 1012, 1013, 128009], [1011, 1014, 128009], [1020, 128009]]
 # Stock transformers and PEFT, in a process that Unsloth has not patched: log-likelihoods, and the gradient of the loss.
 CONTROL = """
 import json, sys
@@ -84,7 +85,8 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
     from medlit.model.settings import LanguageModel, Lora
 
     draw = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(1100, 100_000, (length,), generator=draw).tolist() for length in LENGTHS]
+    head = torch.randint(1100, 100_000, (HEAD,), generator=draw).tolist()
+    prompts = [head + torch.randint(1100, 100_000, (length - HEAD,), generator=draw).tolist() for length in LENGTHS]
     device = torch.device("cuda", 0)
     language_model = LanguageModel(str(base), max_length=2048)
     model = load_model(language_model, Lora(), device)

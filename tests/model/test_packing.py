@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_families import WINDOW, tiny_model
 from torch import Tensor
 from torch.nn import functional
 
-from medlit.data.collate import Collator, TokenisedNote
+from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
 from medlit.model.families import body, causal_lm, has_fused_kernels
 from medlit.model.language_model import loss_sum
-from medlit.model.packing import _PACKS, _block_masks, route, softcapped
+from medlit.model.packing import _PACKS, _block_masks, computed_tokens, route, share_beginning, softcapped
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
@@ -31,11 +34,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = No
     return (scores.masked_fill(hidden, -torch.inf).softmax(dim=3) @ value).transpose(1, 2)
 
 
-def by_note(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None) -> Tensor:
-    """What the varlen kernel computes, note by note: (T, heads, D)."""
+def by_part(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor, window: int | None
+) -> Tensor:
+    """What the varlen kernel computes, part by part: (T, heads, D)."""
     out = []
-    for start, end in zip(starts.tolist(), starts[1:].tolist(), strict=False):
-        out.append(attention(*(x[start:end].transpose(0, 1)[None] for x in (query, key, value)), window)[0])
+    for (start, end), (first, last) in zip(pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True):
+        keys, values = (x[first:last].transpose(0, 1)[None] for x in (key, value))
+        queries = functional.pad(query[start:end].transpose(0, 1)[None], (0, 0, last - first - end + start, 0))
+        out.append(attention(queries, keys, values, window)[0, last - first - end + start :])
     return torch.cat(out)
 
 
@@ -44,8 +51,8 @@ def stock(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tens
     return functional.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
-def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
-    attend = route(stock, by_note)
+def call(query: Tensor, key: Tensor, value: Tensor, mask: Any, window: int | None = None) -> Tensor:  # noqa: ANN401
+    attend = route(stock, by_part)
     context = SimpleNamespace(causal_mask=mask, sliding_window=window)
     return attend(config=None, context=context, Q=query, K=key, V=value)
 
@@ -55,14 +62,34 @@ def random_heads(tokens: int) -> tuple[Tensor, ...]:
     return tuple(torch.randn(1, heads, tokens, 16, generator=draw) for heads in (4, 2, 2))
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_a_packed_note_attends_as_alone(window: int | None) -> None:
-    heads = random_heads(64)
-    together = call(*heads, STARTS, window)
-    assert together.shape == (1, 64, 4, 16)
-    for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
-        alone = attention(*(x[:, :, start:end] for x in heads), window)
-        assert torch.allclose(together[:, start:end], alone, atol=1e-6)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.integers(0, 12),
+    st.integers(0, 9),
+    st.sampled_from([None, 1, 3, 20]),
+)
+def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: int, window: int | None) -> None:
+    lengths = [shared + rest for rest in rests]
+    tokens = sum(lengths)
+    starts, empty = torch.zeros(len(lengths) + 4), torch.zeros(0)
+    batch = Batch(torch.zeros(1, tokens + filler), empty, empty, lengths, 1, [], starts=starts, shared=shared)
+    row = share_beginning(batch)
+    real = tokens - (len(lengths) - 1) * shared
+    assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{_PACKS: True})
+    assert computed_tokens(inner, batch) == real + filler
+    assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+    heads = [x.clone() for x in random_heads(tokens + filler)]
+    for x in heads:
+        for begin in begins[1:]:
+            x[:, :, begin : begin + shared] = x[:, :, :shared]  # a shared beginning has the same queries, keys, values
+    mask = (row.starts, row.key_starts, row.keys)
+    together = call(*(x[:, :, row.computed] for x in heads), mask, window)[:, row.source]
+    assert together.shape == (1, tokens + filler, 4, 16)
+    for begin, length in zip(begins, lengths, strict=True):
+        alone = attention(*(x[:, :, begin : begin + length] for x in heads), window)
+        assert torch.allclose(together[:, begin : begin + length], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])

@@ -121,7 +121,7 @@ def tried(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fit_is_tried_and_leaves_no_files(tried: Any, tmp_path: Path) -> None:  # noqa: ANN401
-    found = tried()
+    found = tried("--data.batching.token_budget", 4 * 128)
     assert found.statuses == dict.fromkeys(
         [
             "config",

@@ -210,8 +210,8 @@ class TranscriptionDataModule(L.LightningDataModule):
         return self._eval_batches(rows, self.collator.evaluate)
 
     def _eval_batches(self, rows: Dataset, collate: Collate, indices: np.ndarray | None = None) -> DataLoader[Any]:
-        size = self.batching.eval_batch_size
-        sampler = LengthSortedSampler(rows["length"][:], size, self.token_budget, *self._place, indices)
+        most = self.batching.token_budget or self.batching.eval_batch_size * self.tokenizer.max_length // 4
+        sampler = LengthSortedSampler(rows["length"][:], self.batching.eval_batch_size, most, *self._place, indices)
         return self._loader(BatchDataset(rows, collate), sampler)
 
     def _loader(self, dataset: BatchDataset, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:

@@ -115,7 +115,8 @@ class Batching:
         micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated up to
             global_batch_size.
         eval_batch_size: most notes of an evaluation batch on one device.
-        token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length.
+        token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length, and
+            a quarter of eval_batch_size x max_length in evaluation, since most notes are much shorter than max_length.
         packing: put the notes of a training micro-batch end to end instead of padding them; null: where the attention
             supports it (docs/hardware.md).
         class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties

@@ -17,7 +17,7 @@ from medlit.data.collate import Batch
 from medlit.model import memory
 from medlit.model.families import body, causal_lm, decoder_layers, has_dropout
 from medlit.model.head import head_logits
-from medlit.model.packing import can_pack, hidden_states
+from medlit.model.packing import can_pack, computed_tokens, hidden_states
 from medlit.model.settings import LanguageModel, Lora
 
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
@@ -72,6 +72,9 @@ def inference_mode(model: nn.Module) -> None:
 
     model.eval()
     FastLanguageModel.for_inference(model)
+    for layer in decoder_layers(model):
+        # With this flag a layer that fills a cache leaves the fused kernels of training.
+        layer.__dict__.pop("_flag_for_generation", None)
 
 
 def make_recomputation(
@@ -102,7 +105,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     if batch.starts is not None and not (model.training and can_pack(model)):
         batch = batch.padded()
     if recomputation is not None:
-        recomputation.prepare(batch.input_ids.numel())
+        recomputation.prepare(computed_tokens(body(model), batch))
     hidden = hidden_states(body(model), batch).flatten(0, 1)  # (B * T, D)
     rows = hidden.index_select(0, batch.places)  # (S, D)
     reduction, parts = "sum" if batch.row is None else "none", []

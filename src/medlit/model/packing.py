@@ -16,13 +16,15 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medlit.base_model import PACKING_FAMILIES
-from medlit.data.collate import Batch
+from medlit.data.collate import MULTIPLE, Batch
 from medlit.model.families import body, causal_lm, decoder_layers, has_fused_kernels
 
 # Attribute of Unsloth's module that keeps its own attention call.
@@ -31,7 +33,7 @@ _STOCK = "_medlit_stock_attention"
 _PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -66,6 +68,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
     elif packs:
+        if inner.config._attn_implementation == "flex_attention":
+            inner.set_attn_implementation("sdpa")  # compiling the block mask of a packed row takes minutes
         packs = enable_hf_packed_attention()
     for layer in decoder_layers(model) if kind == "gemma2" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
@@ -81,28 +85,97 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
+def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
+    """Whether a body's attention takes packed notes whose common beginning is computed once."""
+    return getattr(inner, _PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+
+
+def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
+    """Tokens that a body computes for a batch, but for the filler."""
+    saved = (len(batch.lengths) - 1) * batch.shared if batch.starts is not None and shares_beginning(inner) else 0
+    return batch.input_ids.numel() - saved
+
+
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
+    if batch.starts is not None and shares_beginning(inner):
+        row = share_beginning(batch)
+        hidden: Tensor = shared_forward(inner, batch, row)[0]
+        return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     masks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False):
         masks = _block_masks(inner, batch.starts, batch.input_ids)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
-        if has_fused_kernels(inner.config):
-            # The mask of ones is dropped in training, but without one Unsloth would derive the packing from the
-            # positions and leave its compiled layers for it.
-            arguments |= {"causal_mask": batch.starts, "attention_mask": torch.ones_like(batch.input_ids)}
+        if inner.config.model_type == "gemma2":
+            arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as below
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
     with masks:
-        hidden: Tensor = inner(**arguments)[0]
+        hidden = inner(**arguments)[0]
     return hidden
 
 
+class SharedRow(NamedTuple):
+    """A packed row whose common beginning is computed once, in front of what follows it in each note.
+
+    notes      [1 2 3 4] [1 2 5]                      shared: 2
+    computed   1 2 | 3 4 | 5 | a filler of 1          starts 0 2 4 5 6
+    keys       1 2 | 1 2 3 4 | 1 2 5 | 1 2 1          key_starts 0 2 6 9 12
+    """
+
+    computed: Tensor  # places in the packed row of the T tokens that are computed, (T,) int64
+    source: Tensor  # for each token of the packed row its place among these, int64
+    starts: Tensor  # of the beginning and of what follows it in each note, int32
+    keys: Tensor  # places among the T tokens of what these attend to, int64
+    key_starts: Tensor  # where these begin, int32
+
+
+def share_beginning(batch: Batch) -> SharedRow:
+    """Compute the beginning that all packed notes share once; attention is as if each note had its own."""
+    shared, lengths = batch.shared, np.array(batch.lengths)
+    ends = np.cumsum(lengths)
+    place = np.arange(ends[-1])
+    note = np.searchsorted(ends, place, side="right")  # of each token
+    offset = place - (ends - lengths)[note]
+    common = offset < shared
+    computed = np.flatnonzero(~common | (note == 0))
+    source = np.zeros(batch.input_ids.shape[1], dtype=np.int64)  # any token will do for the filler
+    source[place] = np.where(common, offset, np.searchsorted(computed, place))
+    filler = -len(computed) % MULTIPLE
+    computed = np.append(computed, np.zeros(filler, dtype=np.int64))
+    # As many parts as `starts` of the batch has, so that nothing is compiled again.
+    sizes = np.zeros(len(batch.starts), dtype=np.int64)  # type: ignore[arg-type]
+    sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
+    key_sizes = sizes + shared * ((np.arange(len(sizes)) > 0) & (sizes > 0))
+    starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, key_sizes))
+    own = [np.arange(begin, end) for begin, end in pairwise(starts)]
+    keys = np.concatenate([own[0], *(part for each in own[1:] if len(each) for part in (own[0], each))])
+    device = batch.input_ids.device
+    arrays = (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32))
+    on_host = (torch.from_numpy(x) for x in arrays)
+    return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
+
+
+def shared_forward(inner: Any, batch: Batch, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401
+    """A body's output for the computed tokens of a packed row; with a cache, in inference mode."""
+    # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
+    # leave its compiled layers for it.
+    return inner(
+        input_ids=batch.input_ids[:, row.computed],
+        position_ids=batch.positions[:, row.computed],  # type: ignore[index]
+        causal_mask=(row.starts, row.key_starts, row.keys),
+        attention_mask=None if cache else torch.ones_like(row.computed)[None],
+        use_cache=cache,
+    )
+
+
 def varlen_kernel(longest: int) -> Kernel:
-    """PyTorch's causal varlen attention: (T, heads, D) queries, keys and values, (notes + 1,) starts and a window.
+    """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts, a window.
+
+    The last query of a part attends to all of its keys.
 
     Args:
         longest: most tokens of a note; the same for every batch, so that nothing is compiled again.
@@ -113,22 +186,25 @@ def varlen_kernel(longest: int) -> Kernel:
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, window: int | None) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor, window: int | None
+    ) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to
-        out = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(earlier, 0), **extra)
+        out = varlen_attn(query, key, value, starts, key_starts, longest, longest, window_size=(earlier, 0), **extra)
         return out  # type: ignore[return-value]
 
     return kernel
 
 
 def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]:
-    """Unsloth's attention call, which sends packed notes, recognised by a mask of one dimension, to a varlen kernel."""
+    """Unsloth's attention call, which sends packed notes, recognised by a tuple for a mask, to a varlen kernel."""
 
     def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
-        starts = context.causal_mask
-        if isinstance(starts, torch.Tensor) and starts.dim() == 1:
-            query, key, value = (x.squeeze(0).transpose(0, 1).contiguous() for x in (Q, K, V))
-            return kernel(query, key, value, starts, context.sliding_window).unsqueeze(0)
+        if isinstance(context.causal_mask, tuple):
+            starts, key_starts, keys = context.causal_mask
+            query, key, value = (x.squeeze(0).transpose(0, 1) for x in (Q, K, V))
+            out = kernel(query.contiguous(), key[keys], value[keys], starts, key_starts, context.sliding_window)
+            return out.unsqueeze(0)
         return stock(config=config, context=context, Q=Q, K=K, V=V)
 
     return run_attention

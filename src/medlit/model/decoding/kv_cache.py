@@ -1,7 +1,8 @@
 """Prompts that are computed once and continued: by labels, or token by token.
 
-Prompts come left-padded and are computed right-padded: under causal attention the padding then comes after every real
-token, so no mask is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit
+Prompts come left-padded. Where the attention takes packed notes they are computed end to end, and their common
+beginning once; elsewhere right-padded: under causal attention the padding then comes after every real token, so no mask
+is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit
 mask, which hides the padding and, in layers with a sliding window, what the window has left behind. The cache keeps
 every token, since the window of one row ends elsewhere than that of another.
 
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from medlit.data.collate import Prompts
+from medlit.data.collate import Batch, Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
+from medlit.model.packing import share_beginning, shared_forward, shares_beginning
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -76,12 +78,42 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     if not shares_prompts(model):
         return Replay.of(model, ids, real)
     transformer = body(model)
+    if shares_beginning(transformer):
+        return _read_packed(model, ids, real, lengths)
     # A cache that knows the sliding windows would drop what lies before them.
     own = {"past_key_values": DynamicCache()} if _is_stock(transformer) else {}
     with torch.no_grad():
         out = transformer(input_ids=ids, use_cache=True, **own)
     cache = out.past_key_values
     return KVCache(model, real, lengths, _last(out[0], lengths), _layers(cache), as_tuple=isinstance(cache, tuple))
+
+
+def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -> KVCache:
+    """Compute right-padded prompts, (B, T), end to end and their common beginning once."""
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    beginning = ((ids == ids[0]) & real).all(dim=0).cumprod(dim=0).sum()
+    *counts, shared = torch.cat([lengths, beginning[None]]).tolist()
+    none = lengths[:0]
+    batch = Batch(
+        input_ids=ids[real][None],
+        places=none,
+        targets=none,
+        lengths=counts,
+        step_tokens=0,
+        ids=[],
+        starts=lengths.new_zeros(len(counts) + 2),
+        positions=columns.expand_as(ids)[real][None],
+        shared=shared,
+    )
+    row = share_beginning(batch)
+    with torch.no_grad():
+        hidden, layers = shared_forward(body(model), batch, row, cache=True)[:2]
+    # Each prompt's tokens among the computed ones, (B, T).
+    place = ((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)
+    place = row.source[place]
+    padded = tuple((keys[0, :, place].transpose(0, 1), values[0, :, place].transpose(0, 1)) for keys, values in layers)
+    last = hidden[0, place.gather(1, lengths[:, None] - 1)[:, 0]]
+    return KVCache(model, real, lengths, last, padded, as_tuple=True)
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,7 @@ def _plain_name(name: str) -> str:
 
 
 def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
-    """Whether a base model's attention takes packed notes, which need no padding, on a GPU from Ampere on.
-
-    Raises:
-        UserError: there is no such model, or it is neither cached nor available from the Hub.
-    """
+    """Whether a base model's attention takes packed notes on a GPU from Ampere on; raises as `read_config` does."""
     import torch
 
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
@@ -104,11 +100,7 @@ def supports_packing(base_model: str, revision: str | None, device: torch.device
 
 
 def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: ANN401 - transformers' configurations
-    """The base model's configuration.
-
-    Raises:
-        UserError: there is no such model, or transformers does not know such models.
-    """
+    """The base model's configuration; a UserError if there is no such model, or transformers does not know its kind."""
     from transformers import AutoConfig
 
     where = resolve(base_model)
@@ -120,11 +112,7 @@ def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: A
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer.
-
-    Raises:
-        UserError: there is no such model, or it is neither cached nor available from the Hub.
-    """
+    """The base model's tokenizer; a UserError if the model is neither here nor available from the Hub."""
     from transformers import AutoTokenizer
 
     embedded = getattr(read_config(base_model, revision).get_text_config(decoder=True), "vocab_size", 0)

@@ -38,11 +38,7 @@ OLD_VALUES: dict[tuple[str, str | bool], str] = {
 # Name of a class, or of one of its base classes -> what is wrong with it.
 _CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
-# Settings outside `model` and `data`, and a group of them, that a YAML can set to null and medlit or Lightning needs.
-_NEVER_NULL = (
-    *("log_samples", "trainer.max_steps", "trainer.default_root_dir"),
-    *("checkpoint", "early_stopping.patience", "early_stopping.min_delta"),
-)
+_NEVER_NULL: list[str] = _TABLES["never_null"]
 _GROUPS = {"trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"}
 
 

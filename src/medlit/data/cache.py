@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,8 +81,6 @@ def iter_column(rows: Dataset, column: str) -> Iterator[str | None]:
     gigabytes. Here every batch is released. Tables that are not simply the rows of their files (rows were selected, or
     are in memory, or a column was renamed) are read through the mapping.
     """
-    import pyarrow as pa
-
     files = [file["filename"] for file in rows.cache_files]
     if rows._indices is None and _rows_with(files, rows.column_names) == len(rows):
         for file in files:
@@ -94,8 +94,6 @@ def iter_column(rows: Dataset, column: str) -> Iterator[str | None]:
 
 def _rows_with(files: list[str], columns: list[str]) -> int:
     """Number of rows in those Arrow files that have these columns; no value is read."""
-    import pyarrow as pa
-
     rows = 0
     for file in files:
         with pa.memory_map(file) as source, pa.ipc.open_stream(source) as batches:

@@ -31,16 +31,10 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
     smallest exact group number in it, whatever the order of the rows.
     """
     from datasketch import MinHash, MinHashLSH
+    from scipy.cluster.hierarchy import DisjointSet
 
     _, first = np.unique(exact, return_index=True)
-    parent = np.arange(len(first))
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = int(parent[group])
-        return group
-
+    joined = DisjointSet(range(len(first)))
     index = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(threshold))
     # The scheme is named: another one proposes other pairs, and a split must not change with a release of datasketch.
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=int, scheme="affine32")
@@ -51,11 +45,13 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
         sketch = empty.copy()
         sketch.update_batch(mine)
         for other in index.query(sketch):
-            here, there = root(group), root(other)
-            if here != there and jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
-                parent[max(here, there)] = min(here, there)
+            if not joined.connected(group, other) and jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
+                joined.merge(group, other)
         index.insert(group, sketch, check_duplication=False)
-    return np.array([root(group) for group in range(len(first))], dtype=np.int64)[exact]
+    smallest = np.empty(len(first), dtype=np.int64)
+    for groups in joined.subsets():
+        smallest[list(groups)] = min(groups)
+    return smallest[exact]
 
 
 def bands(threshold: float) -> tuple[int, int]:

@@ -184,26 +184,23 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
         return pa.table([pa.array(column, kind) for column, kind in zip(values, kinds, strict=True)], names=CANONICAL)
 
+    arrow = rows.select_columns(chosen).with_format("arrow")
     try:
-        mapped = (
-            rows.select_columns(chosen)
-            .with_format("arrow")
-            .map(
-                to_canonical,
-                batched=True,
-                remove_columns=chosen,
-                features=features,
-                # An explicit name: the folder of a table that was saved to disk may not be writable.
-                cache_file_name=str(cache_folder() / f"{key}.arrow"),
-                new_fingerprint=key,
-                desc="Reading notes",
-            )
+        canonical = arrow.map(
+            to_canonical,
+            batched=True,
+            remove_columns=chosen,
+            features=features,
+            # An explicit name: the folder of a table that was saved to disk may not be writable.
+            cache_file_name=str(cache_folder() / f"{key}.arrow"),
+            new_fingerprint=key,
+            desc="Reading notes",
         )
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
         raise UserError(
             f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
         ) from None
-    return mapped.with_format(None)
+    return canonical.with_format(None)
 
 
 def _without_dropped(rows: Dataset) -> Dataset:

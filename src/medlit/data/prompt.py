@@ -146,11 +146,7 @@ class NotePrompt:
 
     @cached_property
     def room(self) -> int:
-        """Most tokens of a transcription that fit.
-
-        Raises:
-            UserError: the limit leaves no room for a transcription.
-        """
+        """Most tokens of a transcription that fit; a UserError if the limit leaves no room for one."""
         room = self.max_length - self.max_response_tokens - len(self.header) - len(self.footer)
         if room < 1:
             raise UserError(

@@ -19,8 +19,11 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
 
 from medlit.errors import UserError
 
@@ -145,15 +148,12 @@ def _invalid_json(path: str, place: str) -> UserError:
 
 def _lines(file: IO[str], path: str) -> Iterator[str]:
     """Yield the lines of a text; without a limit one that never ends, as a small archive may hold, fills the memory."""
-    for number in itertools.count(1):
-        line = file.readline(MAX_OBJECT)
+    for number, line in enumerate(iter(partial(file.readline, MAX_OBJECT), ""), start=1):
         if len(line) == MAX_OBJECT:
             raise UserError(
                 f"data.source: {path}, line {number}: the line is over {MAX_OBJECT >> 20} million characters long;"
                 " export the table again with one row on each line."
             )
-        if not line:
-            return
         yield line
 
 
@@ -171,13 +171,6 @@ def _open_zip(path: Path) -> IO[bytes]:
         fault = f"{len(files)} files" if len(files) != 1 else "an encrypted file"
         raise UserError(f"data.source: {path} holds {fault}; pack one table, without a password.")
     return archive.open(files[0])
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    import pyarrow as pa
-
-    stream: Any = pa.CompressedInputStream(str(path), "zstd")
-    return io.BufferedReader(stream)
 
 
 def _open_utf8(path: Path, newline: str) -> IO[str]:
@@ -243,7 +236,7 @@ UNPACK: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _open_zstd,
+    ".zst": lambda path: io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")),
     ".zip": _open_zip,
 }
 # What a damaged one raises; NotImplementedError: a compression of ZIP that Python lacks.

@@ -45,11 +45,7 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata:
 
 
 def adapter_folder(adapter: str) -> Path:
-    """A local folder with an adapter: the one named, or a Hub repository's in the cache.
-
-    Raises:
-        UserError: there is no adapter there.
-    """
+    """A local folder with an adapter: the one named, or a Hub repository's; a UserError if there is none."""
     folder = Path(adapter).expanduser()
     if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~", "/")):
         from huggingface_hub import snapshot_download

@@ -101,11 +101,7 @@ def _no_checkpoint(path: Path) -> UserError:
 
 
 def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint holds the progress that Lightning needs, as whole numbers; Lightning does not check.
-
-    Raises:
-        UserError: something is missing or of another type.
-    """
+    """Raise a UserError unless a checkpoint holds the progress, in whole numbers, that Lightning takes unchecked."""
     loops, optimizers, schedules = (checkpoint.get(key) for key in ("loops", "optimizer_states", "lr_schedulers"))
     theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
     counted = _same_structure(checkpoint.get("global_step"), 0) and _same_structure(checkpoint.get("epoch"), 0)

@@ -204,21 +204,14 @@ def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
     chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
     if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
-        targets, layers = _pattern(chosen, len(decoder_layers(model))), None
+        targets, layers = _pattern(chosen), None
     turned = any(isinstance(part, Conv1D) for part in chosen.values())
     return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
 
 
-def _pattern(names: Iterable[str], count: int) -> str:
-    """A regular expression for exactly these layers, of a decoder with `count` numbers."""
-    places, groups = dict[tuple[str, str], list[str]](), dict[tuple[str, str], list[str]]()
-    for name in names:
-        before, number, after = _NUMBERED.match(name).groups()  # type: ignore[union-attr]
-        places.setdefault((before, after), []).append(number)
-    for (before, after), numbers in places.items():
-        number = r"\d+" if len(numbers) == count else f"({'|'.join(numbers)})"
-        groups.setdefault((re.escape(before), number), []).append(re.escape(after))
-    return "|".join(f"{before}{number}({'|'.join(ends)})" for (before, number), ends in groups.items())
+def _pattern(names: Iterable[str]) -> str:
+    """A regular expression for exactly these layers."""
+    return "|".join(map(re.escape, names))
 
 
 def targets_in_base(model: nn.Module) -> dict[str, Any]:
@@ -228,7 +221,7 @@ def targets_in_base(model: nn.Module) -> dict[str, Any]:
     if not hasattr(inner := causal_lm(model), PREFIXES):
         return {}
     names = [name_in_base(model, name) for name, part in inner.named_modules() if isinstance(part, BaseTunerLayer)]
-    return {"target_modules": _pattern(names, len(decoder_layers(model))), "layers_to_transform": None}
+    return {"target_modules": _pattern(names), "layers_to_transform": None}
 
 
 def sliding_window(model: nn.Module) -> int | None:

@@ -144,11 +144,7 @@ def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
 
 
 def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> None:
-    """Refuse to load weights in 16 bits that are stored in 4, before they are downloaded.
-
-    Raises:
-        UserError: they are stored in 4 bits and load_in_4bit is false.
-    """
+    """Refuse to load weights in 16 bits that are stored in 4, before they are downloaded."""
     stored = getattr(config, "quantization_config", None) or {}
     if stored.get("load_in_4bit") and not language_model.load_in_4bit:
         raise UserError(

@@ -156,11 +156,7 @@ def _more_kept(config: Any, dora: bool) -> float:  # noqa: ANN401 - as above
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A base model as it is loaded, on the meta device: without allocating or reading.
-
-    Raises:
-        UserError: medlit does not train such a model.
-    """
+    """A base model as it is loaded, on the meta device, with nothing read; a UserError if medlit does not train it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
 
     def build(of: PretrainedConfig) -> PreTrainedModel:

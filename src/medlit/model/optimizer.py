@@ -1,9 +1,6 @@
 """AdamW with 8-bit state and its learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
@@ -11,14 +8,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medlit.model.settings import Optimizer
 
-if TYPE_CHECKING:
-    from bitsandbytes.optim import AdamW8bit
-
 # transformers' 'constant' has no warm-up.
 _NAMES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> AdamW8bit:
+def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
     """AdamW with 8-bit state over the trained weights."""
     from bitsandbytes.optim import AdamW8bit
 

@@ -17,7 +17,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_worker(request: dict[str, Any]) -> dict[str, Any]:
         assert request["loader"] != "quantise"
-        return json.loads(json.dumps(reload_worker.answer(json.loads(json.dumps(request | {"progress_bar": 2})))))
+        return json.loads(json.dumps(reload_worker.answer(json.loads(json.dumps(request)))))
 
     monkeypatch.setattr(verify, "run_worker", run_worker)
 

@@ -25,7 +25,7 @@ ANSWERS = [[7, 8, 2], [9, 2]]
 
 def scores(folder: Path, dtype: str) -> np.ndarray:
     """What the worker answers for the prompts, (N, K)."""
-    request = {"loader": "transformers", "path": str(folder), "device": "cpu", "dtype": dtype, "progress_bar": 2}
+    request = {"loader": "transformers", "path": str(folder), "device": "cpu", "dtype": dtype}
     request |= {"prompts": PROMPTS, "answers": ANSWERS, "texts": []}
     return np.array(reload_worker.answer(request)["log_likelihood"])
 
@@ -96,6 +96,6 @@ def test_an_adapter_of_a_text_part_is_scored_on_the_whole_model(tmp_path: Path, 
     save_adapter(model, byte_tokenizer(), metadata, tmp_path / "adapter")  # type: ignore[arg-type]
     request = {"loader": "peft", "base": str(tmp_path), "revision": None, "load_in_4bit": in_4bit}
     request |= {"path": str(tmp_path / "adapter"), "device": "cpu"}
-    request |= {"dtype": "float32", "prompts": PROMPTS, "answers": ANSWERS, "texts": [], "progress_bar": 2}
+    request |= {"dtype": "float32", "prompts": PROMPTS, "answers": ANSWERS, "texts": []}
     expected = [[whole_sequence(model.eval(), prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
     np.testing.assert_allclose(reload_worker.answer(request)["log_likelihood"], expected, atol=1e-3)

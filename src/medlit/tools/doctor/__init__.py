@@ -4,8 +4,6 @@ Here are the command and the checks of the installation, which import nothing he
 `dry_run.py` tries a config; both run in a child process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -17,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from packaging.requirements import Requirement
 
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
 from medlit.tools import make_parser
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 # Checks that more than one file names.
 CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
@@ -181,8 +178,6 @@ def installation() -> list[CheckResult]:
 
 def packages() -> list[CheckResult]:
     """The dependencies: a row for those that users ask about and for each faulty one."""
-    from packaging.requirements import Requirement
-
     try:
         needs = [Requirement(line) for line in metadata.requires("medlit") or []]
     except metadata.PackageNotFoundError:

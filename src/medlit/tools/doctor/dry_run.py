@@ -7,20 +7,19 @@ import contextlib
 import io
 import itertools
 import resource
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import lightning as L
 import numpy as np
 import psutil
 import torch
 
-from medlit.base_model import load_tokenizer, resolve
+from medlit.base_model import load_tokenizer, read_config
+from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device, silence_warnings
-from medlit.data.collate import Batch, EvalBatch, unnamed_rows
+from medlit.data.collate import Batch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import NotePrompt
 from medlit.data.settings import Columns
@@ -37,44 +36,6 @@ STEPS = 2  # the first one compiles
 MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
 _CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
 _LABELS_NAMED = 3
-
-
-class _StepTimer(L.Callback):
-    """Times, in seconds, loading, each optimizer step up to the end of the GPU's work, and a validation batch."""
-
-    def __init__(self) -> None:
-        self.loading = self.validation = self._last = 0.0
-        self.steps: list[tuple[float, list[int]]] = []  # and the tokens of each of the step's notes
-        self._lengths: list[int] = []
-        self.validation_notes = 0
-
-    def setup(self, *_: object, **__: object) -> None:
-        self._lap()  # the weights load next
-
-    def on_fit_start(self, *_: object) -> None:
-        self.loading = self._lap()
-
-    def on_train_start(self, *_: object) -> None:
-        self._lap()
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: object, outputs: object, batch: Batch, *_: int) -> None:
-        self._lengths += batch.lengths
-        if trainer.global_step > len(self.steps):  # a step's last micro-batch
-            self.steps.append((self._lap(), self._lengths))
-            self._lengths = []
-
-    def on_validation_batch_start(self, trainer: object, module: object, batch: EvalBatch, *_: int) -> None:
-        self._lap()
-        self.validation_notes = len(batch.label_ids)
-
-    def on_validation_batch_end(self, *_: object) -> None:
-        self.validation = self._lap()
-
-    def _lap(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        before, self._last = self._last, time.perf_counter()
-        return self._last - before
 
 
 class DryRunCLI(MedlitCLI):
@@ -95,7 +56,7 @@ class DryRunCLI(MedlitCLI):
         devices = trainer.devices
         trainer.devices = devices[:1] if isinstance(devices, list) and self.device_error is None else 1
         trainer.num_nodes, trainer.strategy, trainer.plugins = 1, "auto", None
-        trainer.fast_dev_run = True
+        trainer.fast_dev_run, trainer.profiler = True, "simple"  # which times what `_measured` shows
         trainer.enable_progress_bar = trainer.enable_model_summary = trainer.logger = False
         config.ckpt_path, config.log_samples = None, 0
         super().before_instantiate_classes()
@@ -107,8 +68,6 @@ class DryRunCLI(MedlitCLI):
         self.trainer.limit_train_batches = self.trainer.val_check_interval = batches
         self.trainer.fit_loop.epoch_loop.max_steps = STEPS
         self.datamodule.trainer = self.trainer
-        self.timer = _StepTimer()
-        self.trainer.callbacks.append(self.timer)  # type: ignore[attr-defined]
 
     def _run_subcommand(self, subcommand: str) -> None:
         return
@@ -246,12 +205,9 @@ def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
 
 
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
-    from transformers import AutoConfig
-
     data, language_model = cli.datamodule, cli.model.language_model
     device = cli.trainer.strategy.root_device
-    folder = resolve(language_model.base_model)
-    config = AutoConfig.from_pretrained(folder, revision=language_model.revision, trust_remote_code=False)
+    config = read_config(language_model.base_model, language_model.revision)
     lengths, answer = np.array(data.rows("validation")["length"][:]), cli.model.decoding.max_new_tokens
     eval_tokens = max(len(rows) * (int(lengths[rows].max()) + answer) for rows in data.val_dataloader().sampler)
     dtype = dtype_for(device, language_model.dtype)
@@ -284,18 +240,21 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
 
 
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
-    timer = cli.timer
-    seconds, lengths = timer.steps[-1]
+    """What the profiler and the callbacks of the fit measured; a step and a batch end when the GPU is done."""
+    times = {name.rpartition(".")[2]: each for name, each in cli.trainer.profiler.recorded_durations.items()}  # type: ignore[attr-defined]
+    steps = np.reshape(times["run_training_batch"], (-1, cli.trainer.accumulate_grad_batches)).sum(axis=1)
+    (rates,) = (each.rates or {} for each in cli.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
     loss = float(cli.trainer.callback_metrics["train/loss"])
     packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)
     how = "packed" if packed else "padded"
     found = (
-        f"{seconds:.2f} s, the first {timer.steps[0][0]:.1f} s: {len(lengths)} notes, {how},"
-        f" {sum(lengths) / seconds:,.0f} tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded"
-        f" in {timer.loading:.0f} s"
+        f"{steps[-1]:.2f} s, the first {steps[0]:.1f} s: {cli.datamodule.batching.global_batch_size} notes, {how},"
+        f" {rates[TOKENS_PER_SECOND]:,.0f} tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded"
+        f" in {times['configure_model'][0]:.0f} s"
     )
     yield CheckResult("training step", "ok", found)
-    found = f"{timer.validation:.1f} s for the longest {timer.validation_notes} notes ({cli.model.decoding.mode})"
+    longest = len(next(iter(cli.datamodule.val_dataloader().sampler)))
+    found = f"{times['validation_step'][0]:.1f} s for the longest {longest} notes ({cli.model.decoding.mode})"
     yield CheckResult("validation step", "ok", found)
     peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
     if (device := cli.trainer.strategy.root_device).type == "cuda":

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -83,37 +82,25 @@ def _torch() -> list[CheckResult]:
         devices.append({"name": device.name, "gib": total, "free": free, "bf16": device.major >= 8})
     cuda = _cuda()
     build = f"{torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
-    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), driver(cuda), triton(bool(devices))]
+    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), triton(bool(devices))]
 
 
 def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
     """The GPUs (name, gib, free, bf16) of a PyTorch for a CUDA version (empty: for the CPU), or why there is none."""
+    driver = command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     precision = {True: "bf16", False: "no bf16, so fits run in 16-mixed (as configs/hardware/t4_16gb.yaml)"}
     if devices:
         found = [f"{gpu['name']}, {gpu['free']} of {gpu['gib']} GiB free, {precision[gpu['bf16']]}" for gpu in devices]
-        return [CheckResult(f"GPU {i}", "ok", text) for i, text in enumerate(found)]
-    if not command_output("nvidia-smi", "-L"):
+        version = f", driver {driver}" if driver else ""  # nvidia-smi may be missing in a container
+        return [CheckResult(f"GPU {i}", "ok", text + version) for i, text in enumerate(found)]
+    if not driver:
         text, cure = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
     elif cuda:
-        text = "PyTorch cannot use the GPU of this machine"
+        text = f"PyTorch cannot use the GPU of this machine, whose driver is {driver}"
         cure = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
     else:
         text, cure = "this machine has one, but PyTorch is built for the CPU", f"{REINSTALL} BUILD=gpu"
     return [CheckResult("GPU", "warn", text, cure)]
-
-
-def driver(cuda: str) -> CheckResult:
-    """The NVIDIA driver's version, and whether it is new enough for the CUDA that PyTorch is built for."""
-    report = command_output("nvidia-smi")
-    version = re.search(r"Driver Version:\s*([\d.]+)", report)
-    if version is None:
-        return CheckResult("NVIDIA driver", "ok", "none (needed for a GPU only)")
-    newest = re.search(r"CUDA[^|\n]*? Version:\s*([\d.]+)", report)
-    found = version[1] + (f", for CUDA up to {newest[1]}" if newest else "")
-    if newest and cuda and int(newest[1].split(".")[0]) < int(cuda.split(".")[0]):
-        cure = f"update the driver (for CUDA 13: 580 or newer), or install a PyTorch for CUDA {newest[1]}"
-        return CheckResult("NVIDIA driver", "warn", f"{found}; PyTorch is built for CUDA {cuda}", cure)
-    return CheckResult("NVIDIA driver", "ok", found)
 
 
 def triton(has_gpu: bool) -> CheckResult:

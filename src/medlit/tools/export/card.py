@@ -3,12 +3,10 @@
 `card.md.j2` is its text; `card.yaml` holds the licences of base models, among others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
@@ -21,9 +19,7 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, number, percent, telling
 from medlit.report.systems import FACTS, MODEL, comparable
 from medlit.tools.export.source import Weights, public_name
-
-if TYPE_CHECKING:
-    from medlit.tools.export.verify import Verification
+from medlit.tools.export.verify import Verification
 
 _LICENSE = ("license", "title", "license_name", "license_link")  # what a row of card.yaml holds
 FIGURE = "confusion.png"
@@ -82,9 +78,8 @@ def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:
     own: dict[str, Any] = {}
     if folder.is_dir() or known == ("unknown",):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # there is no card, or no network
-            card = (
-                folder / "README.md" if folder.is_dir() else hf_hub_download(base_model, "README.md", revision=revision)
-            )
+            hub = not folder.is_dir()
+            card = hf_hub_download(base_model, "README.md", revision=revision) if hub else folder / "README.md"
             own = ModelCard.load(card).data.to_dict()
     if not isinstance(own.get("license"), str) or own["license"] == "unknown":
         return dict(zip(_LICENSE, known, strict=False))

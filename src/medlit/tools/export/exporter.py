@@ -18,7 +18,7 @@ from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
 from medlit.base_model import load_tokenizer, name_for_peft, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable, silence_warnings
-from medlit.cli.validation import adopt_adapter, check_settings
+from medlit.cli.validation import adopt_adapter
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
@@ -136,7 +136,6 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     if options.adapter is not None:
         settings += ["--model.adapter", options.adapter]
     config = parse_settings("export", settings)
-    check_settings(config)
     adopt_adapter(config, settings, "EXPORT")
     check_device(config.trainer.accelerator, 1)
     return config

@@ -8,7 +8,6 @@ the pipe, so no note is ever in a file. N prompts, K answers, V vocabulary.
           base            peft: the base model, a folder or a Hub id, with its revision; load_in_4bit: hold it in NF4
           dtype           "float32", "bfloat16" or "float16"; device: as PyTorch names it
           prompts         token ids, N of them; answers: token ids with their EOS, K of them; texts: to tokenize
-          progress_bar    open file descriptor to draw it on
           full            quantise: a 16-bit GGUF file, which is written to path as Q4_K_M; the result is empty
     out   log_likelihood  of each answer after each prompt, in nats, (N, K)
           tokens          token ids of each text; null where the loader's tokenizer is not the export's own
@@ -20,7 +19,6 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +73,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
         base = load(request["base"], request["revision"])
         model = peft.PeftModel.from_pretrained(base, path)
         reader = f"peft {peft.__version__}, {reader}"
-    log_likelihood = score(model.eval(), _with_progress(request), request["answers"])
+    log_likelihood = score(model.eval(), request["prompts"], request["answers"])
     tokens = None
     if loader != "transformers-gguf":  # transformers converts a GGUF file's tokenizer in its own way
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -84,15 +82,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
     return {"log_likelihood": log_likelihood, "tokens": tokens, "reader": reader}
 
 
-def _with_progress(request: dict[str, Any]) -> Iterator[list[int]]:
-    """Yield the prompts, with a progress bar if the descriptor is a terminal."""
-    from tqdm import tqdm
-
-    with os.fdopen(os.dup(request["progress_bar"]), "w") as file:
-        yield from tqdm(request["prompts"], "Verifying", unit=" notes", leave=False, file=file, disable=None)
-
-
-def score(model: Any, prompts: Iterable[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
+def score(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:  # noqa: ANN401
     """Log-likelihood of each answer after each prompt, in nats, (N, K)."""
     import torch
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -144,7 +134,7 @@ def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
         verbose=False,
     )
     scores = []
-    for prompt in _with_progress(request):
+    for prompt in prompts:
         model.reset()
         model.eval(prompt)
         row = []

@@ -5,8 +5,6 @@ how far the log-likelihood of each note's most likely label moved, in nats. Drif
 labels, so a model that has started to answer off the list is detected too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,14 +12,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from medlit.evaluation.results import FloatArray
+from medlit.evaluation.results import FloatArray
 
 MAX_CHANGED = 0.02  # share of notes that may get another label
 # Largest allowed drift in nats, and the number formats with a bound of their own: above everything measured, far below
@@ -154,21 +150,16 @@ def run_worker(request: dict[str, Any]) -> dict[str, Any]:
 
     An exception in this process, such as a signal's, kills the worker. A failed one raises WorkerFailed.
     """
-    progress_bar = os.dup(2)  # the worker's own standard error is captured for the message
-    try:
-        done = subprocess.run(
-            # -P: this folder is not on the worker's import path.
-            [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
-            input=json.dumps(request | {"progress_bar": progress_bar}),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            # Without GGML_NO_BACKTRACE an abort in llama.cpp prints the whole stack after its message.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "GGML_NO_BACKTRACE": "1"},
-            pass_fds=(progress_bar,),
-        )
-    finally:
-        os.close(progress_bar)
+    done = subprocess.run(
+        # -P: this folder is not on the worker's import path.
+        [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        # Without GGML_NO_BACKTRACE an abort in llama.cpp prints the whole stack after its message.
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "GGML_NO_BACKTRACE": "1"},
+    )
     if done.returncode != 0:
         raise WorkerFailed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     result: dict[str, Any] = json.loads(done.stdout)

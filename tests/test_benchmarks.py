@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fakes import notes, write_csv
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -58,49 +56,6 @@ def test_curves_of_packed_and_padded_notes_are_one(llama: Path, tmp_path: Path) 
     gaps = {row["compared"]: row["largest_step"] for row in found["gaps"]}
     assert gaps["packed beside padded, first seed"] < 1e-6 < gaps["padded, second seed beside first"]
     assert (tmp_path / "curve.png").stat().st_size > 10_000
-
-
-@pytest.mark.slow
-def test_folds_answer_every_note_once_and_are_compared(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = benchmark("folds")
-    rows = [row for split in notes().values() for row in split]
-    tiny = f"--model.language_model.base_model {llama} --model.language_model.max_length 112 --trainer.max_steps 6"
-    tiny += " --trainer.accelerator cpu --data.batching.global_batch_size 8 --data.batching.micro_batch_size 4"
-    tiny += " --model.optimizer.learning_rate 2e-2"
-    variants = {"first": tiny, "broken": f"{tiny} --model.lora.r 0", "second": f"{tiny} --model.lora.r 8"}
-    shared = {"source": str(write_csv(tmp_path / "notes.csv", rows)), "folder": tmp_path / "folds", "folds": 3}
-    shared |= {"near_threshold": 0.95, "data": "", "jobs": 1, "decoders": module.DECODERS}
-    options = argparse.Namespace(**shared)
-    module.fit_baselines(options)
-    module.run_all(options, variants)
-    assert capsys.readouterr().err.count("exit code 2") == 3, "and the others are none the worse for it"
-    del variants["broken"]
-    found = module.collect(options, variants)
-
-    # What a process did before leaves nothing behind: in a fresh one a later task gives the same.
-    alone = argparse.Namespace(**shared | {"folder": tmp_path / "alone", "decoders": ["likelihood"]})
-    module.fit_and_answer(alone, "second", variants["second"], 1)
-    place = Path("second", "fold_1", "likelihood", "test_answers.parquet")
-    assert (alone.folder / place).read_bytes() == (options.folder / place).read_bytes()
-
-    systems = {(row["variant"], row["system"]): row for row in found["systems"]}
-    decoders = {(name, mode) for name in variants for mode in ("generate", "constrained", "likelihood")}
-    assert set(systems) == decoders | {("baselines", "tfidf"), ("baselines", "majority")}
-    assert len({row["n"] for row in systems.values()}) == 1
-    assert systems["first", "likelihood"]["log_loss"] > 0
-    assert {one["against"] for one in found["comparisons"]} == {
-        "baselines tfidf",
-        *(f"first {mode}" for mode in ("generate", "constrained", "likelihood")),
-    }
-    told = [note["transcription"] for note in rows]
-    for path in shared["folder"].rglob("*"):
-        assert path.suffix not in (".ckpt", ".safetensors")
-        assert not path.is_file() or not any(text.encode() in path.read_bytes() for text in told), path
-    capsys.readouterr()
-    module.show(found)
-    assert capsys.readouterr().out.count("| first |") == 3
 
 
 def test_the_predictor_is_measured_beside_its_decoder(llama: Path, tmp_path: Path) -> None:

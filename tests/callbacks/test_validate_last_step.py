@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,3 +31,11 @@ def test_a_fit_reports_which_limit_ended_it(
     assert outcome.err.count(f"medlit: {report}") == 1
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
     assert (tmp_path / "run" / "fit_metrics.json").is_file()
+
+
+def test_validations_can_be_one_pass_apart(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    flags = ["--trainer.max_epochs", "3", "--val_every_steps", "null", "--log_samples", "1"]
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *flags)
+    assert outcome.code == 0, outcome.err
+    samples = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [3, 6, 9], "3 steps of 8 notes are a pass over the 24"

@@ -571,7 +571,7 @@ def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: st
 @pytest.mark.parametrize(
     ("flag", "value", "what"),
     [
-        ("--val_every_steps", "0", "val_every_steps: must be an integer of at least 1, not 0"),
+        ("--val_every_steps", "0", "val_every_steps: must be an integer of at least 1 or null, not 0"),
         ("--model.lora.r", "0", "model.lora.r"),
         (
             "--model.language_model.memory_budget_gib",

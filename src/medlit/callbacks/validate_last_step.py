@@ -20,9 +20,12 @@ class ValidateLastStep(L.Callback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the last step."""
+        """Find the last step, and the length of a pass if validations are one pass apart."""
         if subcommand_of(trainer) == "fit":
-            self.last = last_step(trainer.max_steps, trainer.max_epochs, trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
+            steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            self.last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
+            if isinstance(trainer.val_check_interval, float):  # Lightning's default, a share of an epoch
+                trainer.val_check_interval = steps_per_epoch * trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""

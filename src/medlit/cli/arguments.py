@@ -34,7 +34,7 @@ _ONE_NOTE_TOKENS = 64
 def add_arguments(parser: LightningArgumentParser) -> None:
     """Add medlit's arguments to those of trainer, model and data, and link what these share."""
     for name, kind, default in (
-        ("val_every_steps", PositiveInt, 20),
+        ("val_every_steps", PositiveInt | None, 20),
         ("log_samples", NonNegativeInt, 0),
         ("run_dir", str | None, None),
     ):

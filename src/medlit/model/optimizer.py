@@ -1,4 +1,4 @@
-"""AdamW with 8-bit state and its learning-rate schedule; also used for the baseline's classification head."""
+"""AdamW with 8-bit state and its learning-rate schedule."""
 
 import math
 

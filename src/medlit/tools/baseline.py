@@ -1,7 +1,7 @@
 """`medlit baseline`: simpler systems on the same notes, and whether the fine-tuned model is significantly better.
 
-Here are the command and the baselines without a language model: the majority class, and TF-IDF with logistic
-regression. `head.py` trains the same base model with a classification head.
+The majority class, and TF-IDF with logistic regression, whose regularisation is chosen by cross-validation within the
+training split and whose temperature is fitted on the validation split, as the model's is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.linalg import cholesky, solve_triangular
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GroupKFold, cross_val_score
 
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.errors import UserError, best_effort
+from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE, telling
 from medlit.evaluation.results import FloatArray, IntArray, Results
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 _MANY_LABELS = 200
 _MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
+_STRENGTHS = (1, 10, 100)  # C of logistic regression
+_INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training answers it is the middle one
+_FEW_NOTES = 5_000  # of which a table of similarities is 200 MB
 
 
 def run(args: Sequence[str]) -> int:
@@ -45,11 +50,11 @@ def run(args: Sequence[str]) -> int:
     add = parser.add_argument
     text = "run folder of a test; without it the baselines are scored alone, in a new run folder"
     add("--run_dir", type=Path, metavar="DIR", help=text)
-    text = "also train a classification head, which takes as long as a fit on a GPU"
-    add("--head", action="store_true", help=text)
     text = "run folder of another test to add; may be given several times"
     add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
     options, rest = parser.parse_known_args(args)
+    if "--head" in rest:
+        raise UserError("--head: the classification head is a system of benchmarks/folds.py now; leave it out.")
     # After --help: these imports take seconds.
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
@@ -57,7 +62,8 @@ def run(args: Sequence[str]) -> int:
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
-    config = parse_settings("baseline", [*([] if run_dir is None else _recorded_settings(run_dir)), *rest])
+    recorded = [] if run_dir is None else ["--config", json.dumps(recorded_settings(run_dir / "config_test.yaml"))]
+    config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
     check_writable("run_dir" if run_dir else "trainer.default_root_dir", folder / "report.html")
@@ -71,12 +77,7 @@ def run(args: Sequence[str]) -> int:
             compare(model.results, other.results)  # refuses other notes before anything is fitted
     data = make_datamodule(config)
     notes = BaselineData.read(data, None if model is None else model.results)
-    head = []
-    if options.head:  # first, since it refuses settings that do not train one
-        from medlit.tools.baseline.head import classification_head
-
-        head = [classification_head(notes, data, config)]
-    fitted = [majority(notes), tfidf(notes), *head]
+    fitted = [majority(notes), tfidf(notes)]
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:
         write_system(folder, system)
@@ -84,14 +85,6 @@ def run(args: Sequence[str]) -> int:
         write_report(folder)
     _show(comparable(folder)[0], [folder / name for name in FILES])
     return 0
-
-
-def _recorded_settings(run_dir: Path) -> list[str]:
-    """The settings of a run's test, and how long its fit trained, as an argument that flags can override."""
-    test, fit = run_dir / "config_test.yaml", run_dir / "config_fit.yaml"
-    kept = ("accelerator", "max_steps", "max_epochs", "gradient_clip_val")
-    trainer = recorded_settings(fit if fit.is_file() else test, *kept)["trainer"]
-    return ["--config", json.dumps(recorded_settings(test) | {"trainer": trainer})]
 
 
 def _other_run(run_dir: Path) -> System:
@@ -130,6 +123,7 @@ class BaselineData:
     test: Dataset  # the notes that the model was tested on, if there is a model
     tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
     cut_tokens: IntArray  # from each test note, (N,)
+    validation: Dataset | None = None  # to fit temperatures on
 
     @classmethod
     def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:
@@ -143,7 +137,7 @@ class BaselineData:
         label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
         if tested is None:
             zeros = np.zeros(len(test), dtype=np.int64)
-            return cls(label_set, notes["train"], test, zeros, zeros)
+            return cls(label_set, notes["train"], test, zeros, zeros, notes.get("validation"))
         position = {note: i for i, note in enumerate(test["id"][:])}
         unknown = [name for name in data.label_set if label_set.index(name) is None]
         if unknown or not all(note in position for note in tested.ids):
@@ -154,7 +148,7 @@ class BaselineData:
         test = test.select([position[note] for note in tested.ids])
         if test["text_hash"][:] != tested.text_hashes:
             raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
-        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens)
+        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens, notes.get("validation"))
 
     def label_ids(self, notes: Dataset) -> IntArray:
         """Label ids of notes, (N,); of several the first."""
@@ -193,22 +187,51 @@ def majority(data: BaselineData) -> System:
 
 
 def tfidf(data: BaselineData) -> System:
-    """TF-IDF of words and word pairs with logistic regression, a strong baseline for long texts with key words."""
-    features, iterations = None, 1000
-    if len(data.label_set) > _MANY_LABELS:  # memory and the time of an iteration grow with labels x features
+    """TF-IDF of words and word pairs with logistic regression, at the temperature that fits the validation split."""
+    texts = [data.test["transcription"][:]]
+    if data.validation is not None:
+        texts.append(data.validation["transcription"][:])
+    test, *validation = tfidf_probabilities(data, *texts)
+    if data.validation is not None:
+        test = at_temperature(test, fit_temperature(validation[0], data.label_ids(data.validation)))
+    return data.system("tfidf", test)
+
+
+def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[FloatArray]:
+    """TF-IDF with logistic regression, a strong baseline for long texts with key words; before calibration, (N, K)."""
+    features, iterations, many = None, 1000, len(data.label_set) > _MANY_LABELS
+    if many:  # memory and the time of an iteration grow with labels x features
         features, iterations = _MOST_WEIGHTS // len(data.label_set), 50
         print(
             f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
             f" and logistic regression stops after {iterations} iterations, since all of them would take hours",
             file=sys.stderr,
         )
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features),
-        LogisticRegression(C=10, class_weight="balanced", max_iter=iterations),
-    )
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features)
+    x = vectorizer.fit_transform(data.train["transcription"][:])
+    given = [vectorizer.transform(each) for each in texts]
+    if x.shape[0] <= min(_FEW_NOTES, x.shape[1]):
+        # The solution lies in the span of the notes: in an orthonormal basis of that it is the same, and a fit with few
+        # notes, many words and 40 labels takes a second instead of minutes.
+        factor = cholesky((x @ x.T).toarray() + 1e-9 * np.eye(x.shape[0]), lower=True)
+        given = [solve_triangular(factor, (x @ each.T).toarray(), lower=True).T for each in given]
+        x = factor
     notes, labels = data.answers()
-    texts = data.train["transcription"][:]
-    model.fit([texts[note] for note in notes], labels)
-    probabilities = np.zeros((len(data.test), len(data.label_set)))  # a label without training notes has 0
-    probabilities[:, model.classes_] = model.predict_proba(data.test["transcription"][:])
-    return data.system("tfidf", probabilities)
+    x = x[notes]
+
+    def regression(strength: float) -> LogisticRegression:
+        return LogisticRegression(C=strength, class_weight="balanced", max_iter=iterations)
+
+    best: float = _STRENGTHS[len(_STRENGTHS) // 2]
+    groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
+    if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
+        scores = {
+            c: cross_val_score(regression(c), x, labels, groups=groups, cv=GroupKFold(_INNER_FOLDS)).mean()
+            for c in _STRENGTHS
+        }
+        best = max(scores, key=scores.__getitem__)
+    model = regression(best).fit(x, labels)
+    probabilities = [np.zeros((each.shape[0], len(data.label_set))) for each in given]  # 0: a label without any note
+    for of_texts, each in zip(probabilities, given, strict=True):
+        of_texts[:, model.classes_] = model.predict_proba(each)
+    return probabilities

@@ -127,7 +127,9 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
     assert max(distances) < 0.1
 
 
-def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: Path, tmp_path: Path) -> None:
+def test_a_fit_validates_with_each_decoder_and_resumes(
+    base: Path, long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from medlit.cli.cli import main
 
     job = ["--config", CONFIG, "--model.language_model.base_model", base, "--data.source", long_notes]
@@ -141,6 +143,7 @@ def test_a_fit_validates_with_each_decoder_and_resumes(base: Path, long_notes: P
     shutil.copytree(stopped, resumed)
     main(["fit", *flags, "--run_dir", str(resumed), "--ckpt_path", "last"])
     free_memory()
+    assert "compile failed" not in "".join(capfd.readouterr()), "Unsloth then runs the layers without compiling them"
     before, after = scalars(whole, "train/loss"), scalars(resumed, "train/loss")
     print(f"\n{base.name}: losses {[round(x, 4) for x in before]}, resumed {[round(x, 4) for x in after]}")
     print(f"tokens/s {scalars(whole, 'train/tokens_per_second')}, peak GiB {max(scalars(whole, 'train/peak_gib')):.1f}")

@@ -88,8 +88,12 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
     if device.type == "cuda":
+        from unsloth.kernels import fast_lora
+
         # cuDNN's attention plans each length for 150 ms at its first use (benchmarks/README.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Else it looks for this in sys.modules, which may change while it is compiled, and no layer would be compiled.
+        fast_lora._FORWARD_FAKE_QUANT_LINEARS = ()
         enable_packing(model, language_model.max_length)
     check_numbers(model, language_model)
     if untried := untried_family(model):

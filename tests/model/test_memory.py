@@ -12,16 +12,12 @@ from hypothesis import strategies as st
 from tiny_families import FAMILIES, tiny_model
 from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig
 
-from medlit.callbacks.memory import over_budget
-from medlit.data.datamodule import TranscriptionDataModule
-from medlit.data.settings import Batching
 from medlit.model import memory
 from medlit.model.memory import (
     GIB,
     SLACK,
     FitMemory,
     Footprint,
-    Recomputation,
     fit_memory,
     footprint,
     skeleton,
@@ -131,18 +127,6 @@ def test_an_architecture_is_estimated_as_its_kernels_were_measured(family: str, 
 def test_dora_is_estimated_like_an_unmeasured_architecture() -> None:
     config = LlamaConfig(**LLAMA_8B)
     assert footprint(config, 0, 0, dora=True).kept == pytest.approx(1.5 * footprint(config, 0, 0).kept, rel=0.01)
-
-
-def test_a_budget_that_cannot_be_met_is_reported_with_the_need() -> None:
-    chosen = Recomputation([], llama_8b(), int(SLACK * 10 * GIB))
-    assert chosen.excess(6_000) == 0
-    needed = llama_8b().peak(10_000, 1) / GIB
-    assert chosen.excess(10_000) == pytest.approx(needed - 9.5)
-    said = over_budget(chosen, 10_000, TranscriptionDataModule(batching=Batching(micro_batch_size=8)))
-    assert said.startswith("model.language_model.memory_budget_gib: micro-batches of 10,000 tokens take about")
-    assert f"{needed:.1f} GiB" in said
-    assert "the 9.5 GiB of the budget" in said
-    assert said.endswith("data.batching.micro_batch_size 4 takes less.")
 
 
 # --- a whole fit ------------------------------------------------------------------------------------------------------

@@ -1,17 +1,15 @@
-"""Advice when a GPU's memory, or a memory budget, is too small: which setting to change, with estimates."""
+"""Advice when a GPU's memory is too small: which setting to change, with estimates."""
 
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.memory import CHECKPOINTED, GIB, SAFE, Footprint, MeasuredMemory, Recomputation
+from medlit.model.memory import CHECKPOINTED, GIB, SAFE, Footprint, MeasuredMemory
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -19,7 +17,7 @@ Phase = Literal["loading", "training", "answering"]
 
 
 class MemoryAdvice(L.Callback):
-    """Records what `out_of_memory_error` needs to know, and warns of a micro-batch that exceeds the budget."""
+    """Records what `out_of_memory_error` needs to know."""
 
     def __init__(self) -> None:
         self.phase: Phase = "loading"
@@ -27,7 +25,6 @@ class MemoryAdvice(L.Callback):
         self.footprint: Footprint | None = None
         self.folder: Path | None = None
         self.last: Path | None = None
-        self.has_warned = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the weights, before there are any activations."""
@@ -35,15 +32,6 @@ class MemoryAdvice(L.Callback):
         self.weights = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
-        """Warn once of a micro-batch that exceeds the budget even with all layers but one recomputed."""
-        if self.has_warned or not isinstance(pl_module, SpecialtyClassifier) or pl_module.recomputation is None:
-            return
-        tokens = batch.input_ids.numel()
-        if pl_module.recomputation.excess(tokens):
-            self.has_warned = True
-            rank_zero_warn(over_budget(pl_module.recomputation, tokens, trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record what the run was doing, and the last checkpoint of a fit."""
@@ -59,17 +47,6 @@ class MemoryAdvice(L.Callback):
         """The error message of a run that ended for lack of memory."""
         message = advice(self.phase, language_model, data, MeasuredMemory.of(self.weights), self.footprint)
         return UserError(message + (f" The last good checkpoint is {self.last}." if self.last else ""))
-
-
-def over_budget(recomputation: Recomputation, tokens: int, data: TranscriptionDataModule) -> str:
-    """One sentence: a micro-batch of T tokens exceeds the memory budget, and which setting to change."""
-    needed = recomputation.footprint.peak(tokens, 1) / GIB
-    size = data.batching.micro_batch_size
-    smaller = f"; data.batching.micro_batch_size {size // 2} takes less" if size > 1 else ""
-    return (
-        f"model.language_model.memory_budget_gib: micro-batches of {tokens:,} tokens take about {needed:.1f} GiB with"
-        f" all layers but one recomputed, more than the {recomputation.budget / GIB:.1f} GiB of the budget{smaller}."
-    )
 
 
 def advice(

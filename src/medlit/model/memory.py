@@ -223,10 +223,6 @@ class Recomputation:
             layer._gradient_checkpointing_func = self._again  # type: ignore[assignment]
         return keeping
 
-    def excess(self, tokens: int) -> float:
-        """GiB by which a micro-batch of T tokens exceeds the budget with one layer kept; 0 if it fits."""
-        return max(0, self.footprint.peak(tokens, 1) - self.budget) / GIB
-
 
 @dataclass(frozen=True)
 class FitMemory:

@@ -30,7 +30,7 @@ SOURCE = Path(package.__file__).parents[1]
 COUNTED = {"accuracy", "any_of_accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "invalid_rate"}
 COUNTED |= {"n", "several_labels", "per_class", "confusion", "loss"}
 DOUBT = {"accuracy_ci", "any_of_accuracy_ci", "accuracy_ci_bootstrap", "f1_macro_ci"}
-OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc", "risk_coverage"}
+OF_PROBABILITIES = {"top3_accuracy", "log_loss", "brier", "ece", "temperature", "aurc"}
 OF_PROBABILITIES |= {"accuracy_at_80", "accuracy_at_90"}
 SCORES = COUNTED | DOUBT | OF_PROBABILITIES
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
@@ -424,7 +424,6 @@ def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path:
     kept = json.loads((run / "adapter" / "medlit.json").read_text())["thresholds"]["mode=likelihood"]
     assert fitted["threshold"] == tested["threshold"] == kept["0.75"]
     assert fitted["coverage"] >= 0.75
-    assert (run / "sets_test.png").is_file()
     assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
     assert len(curve(run, "val/set_mean_size")) == 1
     assert "The promise: a set holds one" in (run / "report.md").read_text(encoding="utf-8")

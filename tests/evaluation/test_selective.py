@@ -18,13 +18,9 @@ def test_risk_and_coverage_do_not_depend_on_the_order(notes: list[tuple[float, b
     (p, right), (q, other) = (map(np.array, zip(*some, strict=True)) for some in (notes, shuffled))
     assert calibration.risks(p, right) == pytest.approx(calibration.risks(q, other))
     assert calibration.risks(p, right)[-1] == pytest.approx(1 - right.mean())
-    assert calibration.aurc(p, right) == pytest.approx(calibration.risks(p, right).mean())
-    assert calibration.curve(p, right)[-1] == (1.0, pytest.approx(1 - right.mean()))
 
 
 def test_risk_and_coverage_by_hand() -> None:
     """Right, wrong, and two equally sure of which one is right: risks 0, 1/2, 1/2, 1/2."""
     confidence, right = np.array([0.9, 0.8, 0.5, 0.5]), np.array([True, False, True, False])
     assert calibration.risks(confidence, right) == pytest.approx([0, 1 / 2, 1.5 / 3, 2 / 4])
-    assert calibration.accuracy_at(0.25, confidence, right) == 1
-    assert calibration.accuracy_at(0.9, confidence, right) == pytest.approx(0.5)

@@ -12,7 +12,6 @@ from scipy.special import softmax
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 BINS = 10
-POINTS = 20  # coverages of the risk-coverage curve
 _SMALLEST = 1e-15  # the log loss of a probability that was rounded to 0 would be infinite
 _TEMPERATURES = (0.05, 20.0)  # search range
 
@@ -78,28 +77,9 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
 
 
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
-    """Risk when the most confident 1, 2, ... N notes are answered, (N,)."""
+    """Risk when the most confident 1, 2, ... N notes are answered, (N,); the mean is AURC (Geifman 2019, 1805.08206)."""
     rank = np.unique(-confidence, return_inverse=True)[1]
     shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
     errors = shared[np.sort(rank)]
     risk: FloatArray = np.cumsum(errors) / np.arange(1, len(errors) + 1)
     return risk
-
-
-def aurc(confidence: FloatArray, correct: BoolArray) -> float:
-    """Area under the risk-coverage curve (Geifman 2019, arXiv 1805.08206): the mean risk; lower is better."""
-    return float(risks(confidence, correct).mean())
-
-
-def accuracy_at(coverage: float, confidence: FloatArray, correct: BoolArray) -> float:
-    """Accuracy on the most confident share of the notes, at least one note."""
-    n = max(1, round(coverage * len(confidence)))
-    return float(1 - risks(confidence, correct)[n - 1])
-
-
-def curve(confidence: FloatArray, correct: BoolArray) -> list[tuple[float, float]]:
-    """(coverage, risk) at `POINTS` coverages."""
-    risk = risks(confidence, correct)
-    n = len(risk)
-    counts = np.unique(np.ceil(np.linspace(0, n, POINTS + 1)[1:]).astype(int))
-    return [(float(i / n), float(risk[i - 1])) for i in counts]

@@ -104,7 +104,6 @@ class Comparison:
     only_b: int  # notes that only B answered correctly
     mcnemar_p: float  # p-value of the exact McNemar test on only_a and only_b
     accuracy_difference: float  # A minus B
-    accuracy_ci: Interval  # of that difference, paired bootstrap over texts
     f1_macro_difference: float  # A minus B
     f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
     any_of: tuple[int, int, float] | None = None  # as the first three where notes have several labels, any being right
@@ -150,7 +149,6 @@ def compare(a: Results, b: Results) -> Comparison:
         only_b=only_b,
         mcnemar_p=p,
         accuracy_difference=float(a.correct.mean() - aligned.correct.mean()),
-        accuracy_ci=percentile_interval(resamples.accuracy[0] - resamples.accuracy[1]),
         f1_macro_difference=float(f1[0] - f1[1]),
         f1_macro_ci=percentile_interval(resamples.f1_macro[0] - resamples.f1_macro[1]),
         any_of=_mcnemar(a.any_of, aligned.any_of) if several else None,

@@ -97,7 +97,7 @@ def uncertainty(results: Results, temperature: float | None = None) -> dict[str,
     f1_macro_ci: 95 % bootstrap over texts. The others are null if the system gives no probabilities. top3_accuracy:
     share of notes whose true label is among the three most probable. log_loss: nats. brier: 0 to 2. ece: expected
     calibration error in bins of equal mass. aurc: area under the risk-coverage curve. accuracy_at_80, accuracy_at_90:
-    on the most confident 80 and 90 % of the notes. risk_coverage: (coverage, risk) at 20 coverages.
+    on the most confident 80 and 90 % of the notes.
 
     Args:
         results: at least one note.
@@ -112,17 +112,16 @@ def uncertainty(results: Results, temperature: float | None = None) -> dict[str,
         "f1_macro_ci": percentile_interval(resamples.f1_macro[0]),
         **dict.fromkeys(("top3_accuracy", "log_loss", "brier", "ece")),
         "temperature": temperature,
-        **dict.fromkeys(("aurc", "accuracy_at_80", "accuracy_at_90", "risk_coverage")),
+        **dict.fromkeys(("aurc", "accuracy_at_80", "accuracy_at_90")),
     }
     if probabilities is not None and confidence is not None:
+        risk = calibration.risks(confidence, correct)
         metrics |= {
             "top3_accuracy": calibration.top_accuracy(probabilities, results.truth),
             "log_loss": calibration.log_loss(probabilities, results.truth),
             "brier": calibration.brier(probabilities, results.truth),
             "ece": calibration.reliability(confidence, correct).error,
-            "aurc": calibration.aurc(confidence, correct),
-            "accuracy_at_80": calibration.accuracy_at(0.8, confidence, correct),
-            "accuracy_at_90": calibration.accuracy_at(0.9, confidence, correct),
-            "risk_coverage": calibration.curve(confidence, correct),
+            "aurc": float(risk.mean()),
+            **{f"accuracy_at_{n}": float(1 - risk[max(1, round(n / 100 * len(risk))) - 1]) for n in (80, 90)},
         }
     return metrics

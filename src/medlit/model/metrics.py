@@ -23,23 +23,15 @@ from medlit.model.decoding import Answers
 _MOST_IN_MATRIX = 500
 
 
-class ClassScores(TypedDict):
-    """One specialty's scores, 0 to 1, and its number of notes."""
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
 class Scores(TypedDict):
     """What follows from the counts of an evaluation; part of `<verb>_metrics.json`.
 
     accuracy: share of correct answers. any_of_accuracy: share of answers that are one of the note's labels, of which
     the other numbers use the first. several_labels: notes with more than one. balanced_accuracy: mean recall of the
     classes that occur in the truth. f1_macro: mean F1 of the classes that occur in truth or answers. f1_weighted: mean
-    F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes. confusion:
-    notes, K rows (truth) of K+1 columns (answers, the last invalid); None with over 500 labels.
+    F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes. per_class:
+    precision, recall, f1, and support, the number of a label's notes. confusion: notes, K rows (truth) of K+1 columns
+    (answers, the last invalid); None with over 500 labels.
     """
 
     accuracy: float
@@ -50,7 +42,7 @@ class Scores(TypedDict):
     f1_weighted: float
     invalid_rate: float
     n: int
-    per_class: dict[str, ClassScores]
+    per_class: dict[str, dict[str, float]]
     confusion: list[list[int]] | None
 
 
@@ -110,10 +102,8 @@ class SpecialtyMetrics(Metric):
             invalid_rate=float(counts["answered"][k] / max(n, 1)),
             n=n,
             per_class={
-                name: ClassScores(precision=one[0], recall=one[1], f1=one[2], support=one[3])
-                for name, *one in zip(
-                    self.names, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True
-                )
+                name: {"precision": one[0], "recall": one[1], "f1": one[2], "support": int(n)}
+                for name, one, n in zip(self.names, np.stack([precision, recall, f1], 1).tolist(), support, strict=True)
             },
             confusion=counts["confusion"][:k].tolist() if k <= _MOST_IN_MATRIX else None,
         )

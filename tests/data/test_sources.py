@@ -32,7 +32,6 @@ from huggingface_hub.errors import GatedRepoError
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medlit.data.cache import iter_column
 from medlit.data.labels import normalise_text
 from medlit.data.notes import CANONICAL, hash_text, load_source
 from medlit.data.prompt import AlpacaPrompt, whole_characters
@@ -411,29 +410,6 @@ def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Pa
         '{"transcription": "a\\ud800b \\ud83d\\ude00", "medical_specialty": "x"}\n', encoding="utf-8"
     )
     assert load(tmp_path / "n.jsonl")["all"]["transcription"][:] == ["a\ufffdb 😀"]
-
-
-def test_texts_read_past_the_mapping_are_those_of_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = [f'note "{n}",\r\nof {n} lines\n' for n in range(2_500)] + ["x y\n" * 25_000]  # several record batches
-    rows = [{"transcription": note, "medical_specialty": "ab"[n % 2]} for n, note in enumerate(notes)]
-    many = load(write_csv(tmp_path / "many.csv", rows))["all"]
-    few = load(_parquet(tmp_path))["all"]
-    in_memory = datasets.Dataset.from_dict({"transcription": ["a", None, "b"]})
-    own_ids = few.remove_columns("id").add_column("id", ["a", "b", "c"])
-    wholes = [many, few, datasets.concatenate_datasets([few, many, few]), own_ids]
-    parts = [
-        many.select(range(5, 2_400)),
-        few.select([2, 0]),
-        datasets.concatenate_datasets([few.select([1]), many]),
-        in_memory,
-        datasets.concatenate_datasets([in_memory, few]),
-        few.rename_column("transcription", "note").rename_column("specialty", "transcription"),
-    ]
-    for table in [*wholes, *parts]:
-        assert list(iter_column(table, "transcription")) == table["transcription"][:]
-    monkeypatch.setattr(datasets.Dataset, "iter", _never)
-    for table in wholes:
-        assert len(list(iter_column(table, "transcription"))) == len(table)
 
 
 @settings(max_examples=40, **BAD_SETTINGS)

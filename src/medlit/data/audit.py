@@ -1,21 +1,20 @@
 """Data quality of a table of notes: duplicates, labels, leakage between splits, lengths, revealing columns.
 
-Texts are counted by their hashes and lengths batch by batch, so the audit of a table of any size needs no more memory
-than its hashes do. A report holds counts and row ids, never a note.
+Texts are counted by their hashes and lengths batch by batch, so the audit of a table of any size needs no more private
+memory than its hashes do. A report holds counts and row ids, never a note.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from medlit.data.cache import iter_column
 from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
@@ -26,6 +25,7 @@ from medlit.evaluation.results import IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 NEAR_THRESHOLD = 0.8  # the usual one (Lee et al., 2021, arXiv:2107.06499), if none is declared
 NEAR_ROWS = 50_000  # larger tables are searched for near duplicates only if a threshold is declared
@@ -122,12 +122,11 @@ def audit(
         kept = np.flatnonzero(np.array(of_rows) != DUPLICATE)
         pool, specialties = pool.select(kept), [specialties[row] for row in kept]
         of_rows = [of_rows[row] for row in kept]
-    transcriptions = (note or "" for note in iter_column(pool, "transcription"))
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
-    lengths = _lengths(transcriptions, len(pool), counter)
+    lengths = _lengths(pool, counter)
     limits = {} if counter is None else {"tokens": counter.limit}
 
     splits = {name: of_rows.count(name) for name in tables}
@@ -166,13 +165,13 @@ def audit(
     return Audit(report, lengths)
 
 
-def _lengths(notes: Iterable[str], number: int, counter: TokenCounter | None) -> dict[str, IntArray]:
+def _lengths(notes: Dataset, counter: TokenCounter | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
-    spaced = set(np.linspace(0, number - 1, min(number, TOKENISED)).round().astype(np.int64).tolist())
+    spaced = set(np.linspace(0, len(notes) - 1, min(len(notes), TOKENISED)).round().astype(np.int64).tolist())
     words: list[int] = []
     tokens: list[int] = []
-    remaining = iter(notes)
-    while batch := list(islice(remaining, TOKENISED_AT_ONCE)):
+    for rows in notes.select_columns(["transcription"]).iter(batch_size=TOKENISED_AT_ONCE):
+        batch = [note or "" for note in rows["transcription"]]
         if counter is not None:
             tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
         words += [len(note.split()) for note in batch]

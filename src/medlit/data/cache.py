@@ -1,4 +1,4 @@
-"""The Arrow cache of notes: its folder and keys, the tables that are written to it, and one column of a table."""
+"""The Arrow cache of notes: its folder and keys, and the tables that are written to it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
-
-_BATCH = 1_000  # rows
 Names = tuple[str, ...]
 
 
@@ -72,31 +68,3 @@ def cached_table(
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
-
-
-def iter_column(rows: Dataset, column: str) -> Iterator[str | None]:
-    """Yield the values of a text column in the order of the rows, from the files and not through their mapping.
-
-    Pages of a mapped file count as this process's memory once they are read: one pass over a million notes would add
-    gigabytes. Here every batch is released. Tables that are not simply the rows of their files (rows were selected, or
-    are in memory, or a column was renamed) are read through the mapping.
-    """
-    files = [file["filename"] for file in rows.cache_files]
-    if rows._indices is None and _rows_with(files, rows.column_names) == len(rows):
-        for file in files:
-            with pa.OSFile(file) as source, pa.ipc.open_stream(source) as batches:
-                for batch in batches:
-                    yield from batch.column(column).to_pylist()
-        return
-    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=_BATCH):
-        yield from table.column(column).to_pylist()
-
-
-def _rows_with(files: list[str], columns: list[str]) -> int:
-    """Number of rows in those Arrow files that have these columns; no value is read."""
-    rows = 0
-    for file in files:
-        with pa.memory_map(file) as source, pa.ipc.open_stream(source) as batches:
-            if set(columns) <= set(batches.schema.names):
-                rows += sum(len(batch) for batch in batches)
-    return rows

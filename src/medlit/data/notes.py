@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medlit.data.cache import cache_folder, cache_key, iter_column
+from medlit.data.cache import cache_folder, cache_key
 from medlit.data.columns import check_columns, check_ids, check_rows
 from medlit.data.labels import DROPPED, canonical_spellings, check_label_column, normalise_text
 from medlit.data.prompt import whole_characters
@@ -166,15 +165,13 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     identity = columns.of(rows.column_names)["id"]
     key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
-    notes = iter_column(rows, columns.text)
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
     features = datasets.Features(dict.fromkeys(CANONICAL, text) | {"specialties": datasets.List(text)})
     kinds = features.arrow_schema.types
 
     def to_canonical(batch: pa.Table) -> pa.Table:
-        """Canonical rows of a batch; its notes are the next of `notes`, so the mapped ones are never read."""
-        cleaned = [clean_note(note) for note in islice(notes, len(batch))]
+        cleaned = [clean_note(note) for note in batch.column(columns.text).to_pylist()]
         ids = [None] * len(batch) if identity is None else as_text(batch.column(identity).to_pylist(), None)
         written = [] if label is None else cell_labels(batch.column(label).to_pylist(), classes, separator)
         # Without what is left out; a row of nothing else is `DROPPED`.

@@ -77,7 +77,7 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
 
 
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
-    """Risk when the most confident 1, 2, ... N notes are answered, (N,); the mean is AURC (Geifman 2019, 1805.08206)."""
+    """Risk when the most confident 1, 2, ... N notes are answered, (N,); the mean: AURC (Geifman 2019, 1805.08206)."""
     rank = np.unique(-confidence, return_inverse=True)[1]
     shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
     errors = shared[np.sort(rank)]

@@ -150,43 +150,13 @@ def test_an_answer_is_tokenized_once_for_each_label() -> None:
     assert calls == ["Neurology", "Radiology"]
 
 
-def test_a_note_with_several_labels_is_written_once_for_each() -> None:
-    both = TokenisedNote({**row([1, 2, 3]), "specialties": ["Neurology", "Radiology"]})
-    one = TokenisedNote({**row([1, 4]), "specialties": ["Neurology"]})
-    batch = response.train([both, one], step_tokens=4)
-
-    assert batch.input_ids.tolist() == [[1, 2, 3, 9, 2, 0, 0], [1, 2, 3, 8, 7, 6, 2], [1, 4, 9, 2, 0, 0, 0]]
-    assert batch.lengths == [5, 7, 4]
-    assert batch.answers == [2, 1]
-    assert batch.row is not None
-    assert batch.row.tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
-    assert batch.ids == ["n3", "n3"]
-    packed = response.packed([both, one], 4)
-    assert (packed.answers, packed.ids, packed.lengths) == (batch.answers, batch.ids, batch.lengths)
-    padded = packed.padded()
-    assert padded.input_ids.tolist() == batch.input_ids.tolist()
-    assert padded.row is not None
-    assert padded.row.tolist() == batch.row.tolist()
-    assert padded.places.tolist() == batch.places.tolist()
-
-
-def test_a_batch_of_notes_with_one_label_is_as_before() -> None:
-    alone = response.train([row([1, 2, 3])], 2)
-    given = response.train([TokenisedNote({**row([1, 2, 3]), "specialties": ["Neurology"]})], 2)
-    assert given.answers is None
-    assert given.row is None
-    assert given.input_ids.tolist() == alone.input_ids.tolist()
-
-
 def test_the_chosen_label_is_the_one_that_is_trained() -> None:
     rows = Dataset.from_list([{**row([1, 2]), "specialties": ["Neurology", "Radiology"]}])
     chosen = BatchDataset(rows, response.train)[MicroBatch([0], 4, [1])]
     assert chosen.targets.tolist() == ANSWERS["Radiology"]
-    assert BatchDataset(rows, response.train)[MicroBatch([0], 2)].answers == [2], "all of them"
 
 
 def test_the_loss_of_an_evaluation_is_that_of_the_first_label() -> None:
     batch = response.evaluate([TokenisedNote({**row([1, 2]), "specialties": ["Neurology", "Radiology"]})])
-    assert batch.loss.answers is None
     assert batch.loss.targets.tolist() == ANSWERS["Neurology"]
     assert batch.loss.step_tokens == 2

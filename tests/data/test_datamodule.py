@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -350,16 +349,13 @@ def overlapping(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("settings", [{"label_conflicts": "merge"}, {"batching": {"several_labels": "any"}}])
 @pytest.mark.parametrize("class_balance", ["none", "inverse"])
-def test_one_label_a_note_gives_the_batches_it_gave(
-    make: Make, tmp_path: Path, class_balance: str, settings: dict[str, Any]
-) -> None:
+def test_one_label_a_note_gives_the_batches_it_gave(make: Make, tmp_path: Path, class_balance: str) -> None:
     for split, rows in notes().items():
         write_csv(tmp_path / f"{split}.csv", [row for row in rows if row["id"] != "train-04"])
     balance = {"class_balance": class_balance}
     before = make(source=str(tmp_path), batching=balance)
-    after = make(source=str(tmp_path), **settings | {"batching": settings.get("batching", {}) | balance})
+    after = make(source=str(tmp_path), label_conflicts="merge", batching=balance)
     for data in (before, after):
         data.setup("fit")
     assert before.fingerprint == after.fingerprint
@@ -367,17 +363,14 @@ def test_one_label_a_note_gives_the_batches_it_gave(
         assert (one.ids, one.lengths, one.step_tokens) == (other.ids, other.lengths, other.step_tokens)
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.targets, other.targets)
-        assert other.answers is None
 
 
-@pytest.mark.parametrize("several_labels", ["draw", "any"])
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_resumed_fit_trains_the_labels_that_an_uninterrupted_one_does(
-    make: Make, tmp_path: Path, several_labels: str, packing: bool
+    make: Make, tmp_path: Path, packing: bool
 ) -> None:
     def batches(step: int) -> list[Batch]:
-        batching = {"several_labels": several_labels, "packing": packing}
-        data = make(source=overlapping(tmp_path), label_conflicts="merge", batching=batching)
+        data = make(source=overlapping(tmp_path), label_conflicts="merge", batching={"packing": packing})
         data.load_state_dict({"optimizer_steps": step})
         data.setup("fit")
         return list(data.train_dataloader())
@@ -387,10 +380,8 @@ def test_a_resumed_fit_trains_the_labels_that_an_uninterrupted_one_does(
     for batch, again in zip(whole[2:], rest, strict=True):
         assert batch.targets.tolist() == again.targets.tolist()
         assert batch.input_ids.tolist() == again.input_ids.tolist()
-    assert any(batch.answers for batch in whole) == (several_labels == "any")
-    if several_labels == "draw":
-        assert sum(len(batch.lengths) for batch in whole) == 16
-        assert sorted(i for b in whole for i in b.ids) != sorted(i for b in second for i in b.ids), "another epoch"
+    assert sum(len(batch.lengths) for batch in whole) == 16
+    assert sorted(i for b in whole for i in b.ids) != sorted(i for b in second for i in b.ids), "another epoch"
     if packing:
         assert len({len(batch.starts) for batch in whole if batch.starts is not None}) == 1
 

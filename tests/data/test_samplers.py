@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step, split_by_length
+from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
 from medlit.data.settings import Batching
 from medlit.errors import UserError
 
@@ -253,14 +252,14 @@ ANSWERED = st.lists(
 
 
 @settings(max_examples=30, deadline=None)
-@given(own=ANSWERED, packed=st.booleans(), world=st.sampled_from([1, 2]), several=st.sampled_from(["draw", "any"]))
+@given(own=ANSWERED, packed=st.booleans(), world=st.sampled_from([1, 2]))
 def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
-    own: list[tuple[int, list[int]]], packed: bool, world: int, several: Literal["draw", "any"]
+    own: list[tuple[int, list[int]]], packed: bool, world: int
 ) -> None:
     notes = np.repeat(np.arange(len(own)), [len(answers) for _, answers in own])
     supervised = np.array([tokens for _, answers in own for tokens in answers])
     lengths = np.array([prompt for prompt, _ in own])[notes] + supervised
-    batching = Batching(global_batch_size=16, micro_batch_size=4, several_labels=several)
+    batching = Batching(global_batch_size=16, micro_batch_size=4)
     ranks = [
         list(StepSampler(lengths, supervised, supervised, batching, 10**9, packed, rank, world, notes=notes))
         for rank in range(world)
@@ -270,13 +269,8 @@ def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
     assert len(shown) == len(set(shown)) == len(own) // 16 * 16
     for step in range(len(own) // 16):
         batches = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
-        if several == "draw":
-            pairs = [(i, p) for batch in batches for i, p in zip(batch.indices, batch.answers or [], strict=True)]
-            trained = sum(own[index][1][place] for index, place in pairs)
-        else:
-            assert all(batch.answers is None for batch in batches) or len(notes) == len(own)
-            trained = sum(own[index][1][0] for batch in batches for index in batch.indices)
-        assert {batch.step_tokens for batch in batches} == {trained}
+        pairs = [pair for batch in batches for pair in zip(batch.indices, batch.answers, strict=True)]
+        assert {batch.step_tokens for batch in batches} == {sum(own[index][1][place] for index, place in pairs)}
 
 
 def test_one_label_a_note_gives_the_batches_it_gave() -> None:
@@ -288,8 +282,3 @@ def test_one_label_a_note_gives_the_batches_it_gave() -> None:
             other.lengths, other.supervised, other.labels, other.batching, 10**9, other.packed, notes=np.arange(64)
         )
         assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
-
-
-def test_rows_of_a_note_count_in_what_padding_costs() -> None:
-    assert split_by_length([100, 90, 80, 10], 2, 10**9) == [3, 1]
-    assert split_by_length([100, 90, 80, 10], 2, 10**9, np.array([1, 1, 9, 1])) == [2, 2]

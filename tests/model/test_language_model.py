@@ -70,39 +70,6 @@ def agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], rel: float = 1e-4)
         assert (ours[name] - theirs_of).norm() <= rel * theirs_of.norm(), name
 
 
-# --- several labels a note --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("mask_prompt", [True, False])
-def test_the_loss_of_several_labels_is_that_of_any(
-    model: nn.Module, packed: bool, mask_prompt: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = {"a": [7, 8, 2], "b": [9, 2], "c": [7, 11, 12, 2]}
-    collator = Collator(answers.__getitem__, 0, mask_prompt)
-    own = [["a", "c"], ["b"], ["c", "b", "a"]]
-    notes = [
-        TokenisedNote(
-            row=i, id=str(i), text_hash="", input_ids=[20 + i, 5, 6 + i], cut_tokens=0, specialty="a", specialties=names
-        )
-        for i, names in enumerate(own)
-    ]
-    collate = collator.packed if packed else collator.train
-    loss = loss_sum(model, collate(notes, 1))
-    trained = gradients(model, loss)
-
-    def alone(note: TokenisedNote, name: str) -> Tensor:
-        return loss_sum(model, collator.train([TokenisedNote({**note, "specialties": [name]})], 1))
-
-    parts = [torch.stack([-alone(note, name) for name in names]) for note, names in zip(notes, own, strict=True)]
-    expected = -torch.stack([part.logsumexp(0) for part in parts]).sum()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    agree(trained, gradients(model, expected), rel=1e-3)
-    # In parts of two supervised tokens the sums are the same.
-    monkeypatch.setattr(language_model, "_LOGIT_ROWS", 2)
-    assert loss_sum(model, collate(notes, 1)).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 

@@ -205,7 +205,7 @@ def test_notes_with_several_labels_from_the_fit_to_the_report(
         ]
         write_csv(tmp_path / f"{split}.csv", several)
     data = ["--data.source", tmp_path, "--data.labels.separator", ";", "--data.label_conflicts", "merge"]
-    arguments = ["--config", tiny_config, *data, "--data.batching.several_labels", "any"]
+    arguments = ["--config", tiny_config, *data]
     assert medlit("fit", *arguments, "--model.decoding.mode", "likelihood").code == 0
     assert medlit("test", *arguments, "--model.decoding.mode", "likelihood", "--ckpt_path", "best").code == 0
     folder = tmp_path / "logs" / "tiny" / "version_0"

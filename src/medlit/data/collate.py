@@ -63,11 +63,9 @@ class Batch(NamedTuple):
     input_ids: Tensor  # prompt and response, (B, T) int64; packed: (1, tokens)
     places: Tensor  # in `input_ids` row after row, the token that predicts each supervised one, (S,) int64
     targets: Tensor  # the supervised tokens' ids, (S,) int64
-    lengths: list[int]  # tokens of each row, B of them, without padding or filler
+    lengths: list[int]  # tokens of each note, B of them, without padding or filler
     step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
     ids: list[str]  # the notes' ids, B of them
-    answers: list[int] | None = None  # rows of each note, B of them, that differ in the answer alone; None: one each
-    row: Tensor | None = None  # with `answers`: the row of each supervised token, (S,) int64
     starts: Tensor | None = None  # packed: where each note begins and the filler ends, int32; of one size for any B
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with
@@ -184,31 +182,13 @@ class Collator:
 
     def train(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B notes."""
-        return self._with_answers(rows, self._padded, step_tokens)
-
-    def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
-        """Put prompt and response of B notes end to end; the filler after them is a note by itself."""
-        return self._with_answers(rows, self._end_to_end, step_tokens)
-
-    def _with_answers(self, rows: Sequence[TokenisedNote], collate: Callable[..., Batch], step_tokens: int) -> Batch:
-        """Collate each note once for each of its answers."""
-        names = [row.get("specialties") or [row["specialty"] or ""] for row in rows]
-        pairs = [(row, name) for row, own in zip(rows, names, strict=True) for name in own]
-        written = [TokenisedNote({**row, "specialty": name}) for row, name in pairs]
-        batch = collate(written, step_tokens)
-        if len(written) == len(rows):
-            return batch
-        supervised = torch.tensor([self.supervised(row) for row in written])
-        row = torch.repeat_interleave(torch.arange(len(written)), supervised)
-        return batch._replace(ids=[row["id"] for row in rows], answers=[*map(len, names)], row=row)
-
-    def _padded(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         input_ids, _ = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
 
-    def _end_to_end(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
+    def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
+        """Put prompt and response of B notes end to end; the filler after them is a note by itself."""
         lengths = [self.length(row) for row in rows]
         begins = [0, *accumulate(lengths)]
         tokens = begins[-1]
@@ -240,7 +220,7 @@ class Collator:
         own = [[known[name] for name in row.get("specialties") or [row["specialty"] or ""]] for row in rows]
         most = max(map(len, own))
         return EvalBatch(
-            loss=self._padded(rows, sum(map(self.supervised, rows))),
+            loss=self.train(rows, sum(map(self.supervised, rows))),
             prompts=self.prompts(rows),
             label_ids=torch.tensor([labels[0] for labels in own]),
             label_names=self.label_names,
@@ -265,8 +245,8 @@ class BatchDataset(TorchDataset[Any]):
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if not isinstance(batch, MicroBatch):
             return self.collate(rows)
-        for row, place in zip(rows, batch.answers or (), strict=False):
-            row["specialties"] = [row["specialties"][place]]
+        for row, place in zip(rows, batch.answers, strict=True):
+            row["specialty"] = row.get("specialties", [row["specialty"]])[place]
         return self.collate(rows, batch.step_tokens)
 
 

@@ -171,7 +171,6 @@ class TranscriptionDataModule(L.LightningDataModule):
         """Micro-batches, those of one optimizer step after those of another."""
         rows, packed = self.rows("train"), self._packs
         tokens, supervised, labels, notes = self.collator.measure(rows)
-        self.collator.most_notes = self.batching.global_batch_size * int(np.bincount(notes).max())
         sampler = StepSampler(
             tokens, supervised, labels, self.batching, self.token_budget, packed, *self._place, notes=notes
         )

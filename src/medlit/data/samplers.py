@@ -12,8 +12,8 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
 
 and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
 
-A note with several labels counts for each of them. Under `several_labels: draw` it is trained on one at a time: the one
-that class balance drew it for, else one at random, the same for the same seed, epoch and note.
+A note with several labels counts for each of them, and is trained on one at a time: the one that class balance drew it
+for, else one at random, the same for the same seed, epoch and note.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class MicroBatch(NamedTuple):
 
     indices: list[int]
     step_tokens: int
-    answers: list[int] | None = None  # place of the label that a note trains, among its own; None: all of its labels
+    answers: list[int]  # place of the label that each note trains, among its own
 
 
 @dataclass(eq=False)
@@ -102,14 +102,9 @@ class StepSampler(Sampler[MicroBatch]):
         step = self.batching.global_batch_size
         self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
         self._note = np.arange(len(self.lengths)) if self.notes is None else self.notes
-        copies = np.bincount(self._note)  # of each note
-        self._first = np.cumsum(copies) - copies  # its first answer
-        self._all = self.batching.several_labels == "any" and len(self._note) > len(copies)
-        # Under 'any' a note stands in its batch once for each answer, and weighs as much as its first one alone.
-        self._copies = copies[self._note] if self._all else np.ones_like(self._note)
-        self._lengths = np.maximum.reduceat(self.lengths, self._first)[self._note] if self._all else self.lengths
-        self._supervised = self.supervised[self._first][self._note] if self._all else self.supervised
-        self._number = len(copies)
+        several = np.bincount(self._note)  # answers of each note
+        self._first = np.cumsum(several) - several
+        self._number = len(several)
         if self._number < step:
             raise UserError(
                 f"data.batching.global_batch_size: the training split has {self._number} notes, fewer than the"
@@ -139,23 +134,19 @@ class StepSampler(Sampler[MicroBatch]):
     def _sorted(self, order: IntArray, step: int) -> IntArray:
         size = self.batching.global_batch_size
         answers = order[step * size : (step + 1) * size]
-        costs = self._lengths[answers] * (self._copies[answers] if self.packed else 1)
-        return answers[np.argsort(-costs, kind="stable")]
+        return answers[np.argsort(-self.lengths[answers], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
             answers = self._sorted(order, step)
-            step_tokens = int(self._supervised[answers].sum())
-            lengths, copies = self._lengths[answers], self._copies[answers]
+            step_tokens, lengths = int(self.supervised[answers].sum()), self.lengths[answers]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
-            groups = self._packed(lengths * copies, share) if self.packed else self._padded(lengths, copies, share)
-            for chosen in (answers[group] for group in groups):
-                notes = self._note[chosen]
-                places = None if self._all else (chosen - self._first[notes]).tolist()
-                yield MicroBatch(notes.tolist(), step_tokens, places)
+            for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
+                notes = self._note[answers[group]]
+                yield MicroBatch(notes.tolist(), step_tokens, (answers[group] - self._first[notes]).tolist())
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
@@ -163,14 +154,13 @@ class StepSampler(Sampler[MicroBatch]):
         groups = balance_tokens(lengths[mine].tolist(), self.micro_batches)
         return [[mine[place] for place in group] for group in groups]
 
-    def _padded(self, lengths: np.ndarray, copies: np.ndarray, share: int) -> list[list[int]]:
+    def _padded(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens."""
         # One rank minimises padding within the budget; several minimise the largest group, for which all ranks wait.
         budget = self.token_budget if self.world_size == 1 else None
-        number = self.world_size * self.micro_batches
-        ends = np.cumsum([0, *split_by_length(lengths.tolist(), number, budget, copies)])
+        ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
         groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
-        cells = [int(lengths[group[0]] * copies[group].sum()) for group in groups]
+        cells = [int(lengths[group[0]]) * len(group) for group in groups]
         largest = sorted(range(len(groups)), key=lambda g: -cells[g])
         mine = balance_ranks([cells[g] for g in largest], self.world_size)[share]
         return [groups[g] for g in sorted(largest[place] for place in mine)]
@@ -220,18 +210,15 @@ def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     return -(-(global_batch_size // world_size) // batching.micro_batch_size)
 
 
-def split_by_length(
-    lengths: Sequence[int], groups: int, budget: int | None, copies: IntArray | None = None
-) -> list[int]:
+def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
     """Divide n notes, longest first, into groups with the least padding; returns the sizes of these, none of them 0.
 
-    `budget` is the most padded tokens (rows x longest) of one group; where that is impossible, and for None, the
-    largest group is minimised. `copies` are the rows of each note, (n,); None: 1.
+    `budget` is the most padded tokens (notes x longest) of one group; where that is impossible, and for None, the
+    largest group is minimised.
     """
     n = len(lengths)
-    rows = np.arange(n + 1) if copies is None else np.cumsum([0, *copies])
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
-    cost = np.asarray(lengths)[:, None] * (rows[None, :] - rows[:-1, None])
+    cost = np.asarray(lengths)[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
     least, sizes = np.inf, list[int]()
     if budget is not None:
         least, sizes = _divide(np.where(cost <= budget, cost, np.inf), groups, np.add)

@@ -11,7 +11,6 @@ from medlit.number_types import NonNegativeInt, PositiveInt
 SplitKind = Literal["auto", "official", "official_clean", "grouped", "kfold"]
 LabelConflicts = Literal["keep", "drop", "majority", "merge"]
 ClassBalance = Literal["none", "sqrt", "inverse"]
-SeveralLabels = Literal["draw", "any"]
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,6 @@ class Batching:
             supports it (docs/hardware.md).
         class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
             more often: by the square root of its notes, or every specialty equally often.
-        several_labels: a note with several labels trains one of them, drawn each time ('draw'), or the sum of their
-            probabilities ('any').
         num_workers: processes that prepare batches ahead; 0: the main one does.
         seed: seed of the training shuffle.
     """
@@ -133,7 +130,6 @@ class Batching:
     token_budget: PositiveInt | None = None
     packing: bool | None = None
     class_balance: ClassBalance = "none"
-    several_labels: SeveralLabels = "draw"
     num_workers: NonNegativeInt = 0
     seed: NonNegativeInt = 3407
 

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
@@ -97,8 +96,6 @@ def make_recomputation(
 def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation | None = None) -> Tensor:
     """Summed negative log-likelihood of a batch's supervised tokens, in nats, float32, shape ().
 
-    Of a note with several answers it is that of any of them: the negative log of the sum of their probabilities.
-
     The head runs at supervised positions only: an answer of 5 tokens needs 5 rows of logits, not one for each of the
     note's tokens. There is no mask: attention is causal, and right padding comes after every real token.
     """
@@ -108,20 +105,15 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
         recomputation.prepare(computed_tokens(body(model), batch))
     hidden = hidden_states(body(model), batch).flatten(0, 1)  # (B * T, D)
     rows = hidden.index_select(0, batch.places)  # (S, D)
-    reduction, parts = "sum" if batch.row is None else "none", []
+    total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, len(rows), _LOGIT_ROWS):
         part = slice(start, start + _LOGIT_ROWS)
         if len(rows) > _LOGIT_ROWS and rows.requires_grad:
-            args = (model, rows[part], batch.targets[part], reduction)
-            parts.append(checkpoint(_head_loss, *args, use_reentrant=False))
+            total = total + checkpoint(_head_loss, model, rows[part], batch.targets[part], use_reentrant=False)
         else:
-            parts.append(_head_loss(model, rows[part], batch.targets[part], reduction))
-    if batch.row is None or batch.answers is None:
-        return sum(parts, rows.new_zeros((), dtype=torch.float32))
-    nats = rows.new_zeros(len(batch.lengths), dtype=torch.float32).index_add(0, batch.row, torch.cat(parts))
-    of_notes = pad_sequence([*torch.split(-nats, batch.answers)], batch_first=True, padding_value=-torch.inf)
-    return -of_notes.logsumexp(1).sum()
+            total = total + _head_loss(model, rows[part], batch.targets[part])
+    return total
 
 
-def _head_loss(model: nn.Module, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return functional.cross_entropy(head_logits(model, hidden), targets, reduction=reduction)
+def _head_loss(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(head_logits(model, hidden), targets, reduction="sum")

@@ -127,48 +127,6 @@ def test_a_progress_bar_that_the_user_names_replaces_medlit_s(
     )
 
 
-def test_the_model_summary_ends_before_the_flops(capsys: pytest.CaptureFixture[str]) -> None:
-    import lightning as L
-    from lightning.pytorch.callbacks import RichModelSummary
-    from lightning.pytorch.demos.boring_classes import BoringModel
-
-    trainer, lines = L.Trainer(logger=False, barebones=True), {}
-    for summary in (RichModelSummary(), throughput.ModelSummary()):
-        capsys.readouterr()
-        summary.on_fit_start(trainer, BoringModel())
-        lines[type(summary)] = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    *shown, last = lines[RichModelSummary]
-    assert last == "Total FLOPs: 0"
-    assert lines[throughput.ModelSummary] == shown
-
-
-@pytest.mark.parametrize(
-    ("shown", "given", "summaries"),
-    [
-        ("null", [], ["ModelSummary"]),
-        ("true", ["RichModelSummary"], ["RichModelSummary"]),
-        ("false", [], []),
-    ],
-)
-def test_a_model_summary_that_the_user_names_replaces_medlit_s(
-    tiny_config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    shown: str,
-    given: list[str],
-    summaries: list[str],
-) -> None:
-    from lightning.pytorch.callbacks import ModelSummary
-
-    from medlit.cli.cli import MedlitCLI
-
-    monkeypatch.setattr(MedlitCLI, "_run_subcommand", lambda self, subcommand: None)
-    monkeypatch.chdir(tmp_path)
-    added = [f"--trainer.callbacks+={name}" for name in given]
-    trainer = MedlitCLI(["fit", "--config", str(tiny_config), "--trainer.enable_model_summary", shown, *added]).trainer
-    assert [type(each).__name__ for each in trainer.callbacks if isinstance(each, ModelSummary)] == summaries
-
-
 def test_a_rich_progress_bar_in_a_yaml_shows_a_fit(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     bar = tmp_path / "bar.yaml"
     bar.write_text("trainer: {enable_progress_bar: null, callbacks: {class_path: RichProgressBar}, max_steps: 1}")

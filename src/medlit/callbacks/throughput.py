@@ -2,14 +2,12 @@
 
 import time
 from collections import deque
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
-from lightning.pytorch.callbacks import RichModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich import get_console
 
 from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.errors import best_effort
@@ -102,17 +100,6 @@ class Throughput(L.Callback):
         if self._mfu_per_token is not None:
             rates["train/mfu"] = self._mfu_per_token * tokens / seconds
         return rates
-
-
-class ModelSummary(RichModelSummary):
-    """Lightning's own, without the FLOPs of a forward pass, which it counts for an example input only: always 0."""
-
-    @staticmethod
-    def summarize(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's
-        """Print the summary."""
-        with get_console().capture() as text:
-            RichModelSummary.summarize(*args, **kwargs)
-        print(text.get().rstrip().rpartition("\n")[0])
 
 
 class ProgressBar(TQDMProgressBar):

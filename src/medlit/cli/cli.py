@@ -26,7 +26,7 @@ from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.throughput import ModelSummary, ProgressBar, Throughput
+from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
@@ -189,8 +189,6 @@ class MedlitCLI(LightningCLI):
             given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
         elif not any(isinstance(each, LightningProgressBar) for each in named):
             callbacks.append(ProgressBar())
-        own = any(isinstance(each, L.pytorch.callbacks.ModelSummary) for each in named)
-        callbacks += [ModelSummary()] * (config.trainer.enable_model_summary is not False and not own)
         return callbacks
 
     def after_instantiate_classes(self) -> None:

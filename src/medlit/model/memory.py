@@ -138,21 +138,17 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
     """The footprint of a 4-bit model: bytes of its weights, trained parameters, and whether it trains DoRA."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
+    measured = 1 if has_fused_kernels(config) else _STOCK_LAYER
+    more = _UNMEASURED if dora or config.model_type not in PACKING_FAMILIES else measured
     # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(
         layers=of.layers,
         fixed=weights + trained * (4 + 2) + room,  # a gradient in float32 and two states of one byte
-        kept=int(_more_kept(config, dora) * kept),
+        kept=int(more * kept),
         entry=_HALF * of.hidden,
         work=4 * _HALF * of.inner,
     )
-
-
-def _more_kept(config: Any, dora: bool) -> float:  # noqa: ANN401 - as above
-    if dora or config.model_type not in PACKING_FAMILIES:
-        return _UNMEASURED
-    return 1 if has_fused_kernels(config) else _STOCK_LAYER
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

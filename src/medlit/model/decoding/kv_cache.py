@@ -81,7 +81,8 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     if shares_beginning(transformer):
         return _read_packed(model, ids, real, lengths)
     # A cache that knows the sliding windows would drop what lies before them.
-    own = {"past_key_values": DynamicCache()} if _is_stock(transformer) else {}
+    is_stock = type(transformer).forward.__module__.startswith("transformers.")  # and so takes a cache to fill
+    own = {"past_key_values": DynamicCache()} if is_stock else {}
     with torch.no_grad():
         out = transformer(input_ids=ids, use_cache=True, **own)
     cache = out.past_key_values
@@ -238,11 +239,6 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """An additive mask (B, 1, q, C + q): the one form that Unsloth and every attention of transformers accept."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def _is_stock(transformer: nn.Module) -> bool:
-    """Whether a forward pass is transformers' own, which takes a cache to fill."""
-    return type(transformer).forward.__module__.startswith("transformers.")
 
 
 def _layers(cache: Any) -> Layers:  # noqa: ANN401 - a tuple of pairs, or transformers' cache

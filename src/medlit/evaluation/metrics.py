@@ -28,12 +28,6 @@ def number(value: float | None) -> str:
     return EMPTY if value is None else f"{value:.3f}"
 
 
-def span(interval: Sequence[float], form: Callable[[float], str]) -> str:
-    """Format an interval, such as 78.0 to 84.2%."""
-    low, high = interval
-    return f"{form(low).removesuffix('%')} to {form(high)}"
-
-
 @dataclass(frozen=True)
 class Metric:
     """One number of an evaluation."""
@@ -51,9 +45,9 @@ class Metric:
         return self.form(metrics.get(self.name))
 
     def interval(self, metrics: Mapping[str, Any]) -> str:
-        """Format this metric's 95 % interval; empty if there is none."""
+        """Format this metric's 95 % interval, such as 78.0 to 84.2%; empty if there is none."""
         ends = None if self.interval_key is None else metrics.get(self.interval_key)
-        return "" if ends is None else span(ends, self.form)
+        return "" if ends is None else f"{self.form(ends[0]).removesuffix('%')} to {self.form(ends[1])}"
 
 
 METRICS = (

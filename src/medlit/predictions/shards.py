@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from medlit.atomic_io import atomic_write, link_target, lock, read_json, write_json
 from medlit.model.adapter import adapter_folder
-from medlit.model.adapter_metadata import metadata_of_weights, read_fitted
+from medlit.model.adapter_metadata import read_fitted
 from medlit.model.settings import Decoding
 from medlit.predictions.table import FORMATS, arrow_schema
 
@@ -235,9 +235,6 @@ def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decodin
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
-    metadata_file = metadata_of_weights(checkpoint, None if folder is None else str(folder))
-    if metadata_file is not None:
-        temperature, thresholds = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
-        digest.update(json.dumps(temperature).encode())
-        digest.update(str(thresholds.get(decoding.sets, "")).encode())
+    temperature, thresholds = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
+    digest.update(json.dumps([temperature, thresholds.get(decoding.sets)]).encode())
     return digest.hexdigest()

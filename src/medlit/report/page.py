@@ -23,7 +23,7 @@ from medlit.atomic_io import atomic_write
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent, telling
 from medlit.evaluation.results import Results
-from medlit.evaluation.sets import BEST_F1, few_notes
+from medlit.evaluation.sets import BEST_F1
 from medlit.report.figures import MOST_LABELS, figures
 from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
 
@@ -81,14 +81,6 @@ def confused_pairs(results: Results) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def other_errors(results: Results) -> list[str]:
-    """A sentence on errors that are no pair of specialties, or on there being no errors; may be empty."""
-    wrong, invalid = int((~results.correct).sum()), int((results.answer == len(results.names)).sum())
-    if not wrong:
-        return ["Every answer is correct."]
-    return [f"Errors that are invalid answers, and so no pair: {invalid:,} of {wrong:,}."] if invalid else []
-
-
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the first numbers on the page."""
     cards = [
@@ -121,14 +113,11 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
             "sentences": [*(comparisons(systems) or [_TEXTS["alone"]]), *left_out],
         },
         "Scores per specialty": {"subtitle": bars, "rows": scores},
-        "Most confused pairs": {
-            "rows": confused_pairs(systems[0].results),
-            "sentences": other_errors(systems[0].results),
-        },
+        "Most confused pairs": {"rows": confused_pairs(systems[0].results)},
         "Selective prediction (risk-coverage)": {
             "sentences": [] if metrics.get("accuracy_at_80") is None else [_TEXTS["selective"].format(**metrics)]
         },
-        "Prediction sets": _sets(metrics["sets"], data) if metrics.get("sets") else {},
+        "Prediction sets": _sets(metrics["sets"]) if metrics.get("sets") else {},
         "Data and split": {"rows": _data_rows(data)},
         "Class distribution": {"rows": [(name, *counts) for name, counts in data.get("classes", {}).items()]},
         "Run": {"rows": [(name, EMPTY if value is None else value) for name, value in facts.get("run", {}).items()]},
@@ -136,15 +125,12 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     }
 
 
-def _sets(sets: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def _sets(sets: Mapping[str, Any]) -> dict[str, Any]:
     """Table and sentences on a test's sets."""
     lengths = [("{:,} to {:,} tokens".format(*part["tokens"]), part) for part in sets["by_length"]]
     parts = [("all", sets), *lengths, *sets["per_class"].items()]
     names = ["best_f1" if sets["key"] == BEST_F1 else "promise", "sizes", "as_answers"]
     sentences = [_TEXTS[name].format(**sets) for name in names]
-    if "promise" in names and "texts" in data:
-        notes = {name: counts[1] for name, counts in data.get("classes", {}).items()}
-        sentences += few_notes(float(sets["key"]), {"in all": data["texts"].get("validation", 0), **notes})
     form = "{notes}\t{coverage:.1%}\n{coverage_ci[0]:.1%} to {coverage_ci[1]:.1%}\t{mean_size:.2f}"
     return {"rows": [(name, *form.format(**part).split("\t")) for name, part in parts], "sentences": sentences}
 

@@ -5,15 +5,11 @@ from collections import deque
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.errors import best_effort
-from medlit.model.families import causal_lm
-from medlit.model.memory import flops_per_token, model_dimensions
-from medlit.model.module import SpecialtyClassifier
 
 TOKENS_PER_SECOND = "train/tokens_per_second"
 NOTES_PER_SECOND = "train/notes_per_second"
@@ -21,14 +17,12 @@ PADDING = "train/padding"
 
 
 class Throughput(L.Callback):
-    """Logs tokens and notes a second of all processes, padding, peak GPU memory and model FLOPs utilisation (MFU).
+    """Logs tokens and notes a second of all processes, padding, and peak GPU memory.
 
     Rates are means over the last optimizer steps, without validations and, from the second step on, without the first,
     which compiles. Each process counts its own micro-batches and multiplies by the number of processes. A GPU lags
-    behind the host's clock, but by no more than a step, since the next log line waits for it.
-
-    Padding tokens do not count. MFU (Chowdhery 2022, arXiv 2204.02311) is relative to the vendor's figure for dense
-    matrix products, where Lightning knows the card.
+    behind the host's clock, but by no more than a step, since the next log line waits for it. Padding tokens do not
+    count.
     """
 
     def __init__(self, steps: int = 10) -> None:
@@ -39,19 +33,12 @@ class Throughput(L.Callback):
 
     @best_effort("the throughput")
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting, and look up the card's peak arithmetic."""
+        """Start counting."""
         self._reset_step()
         self._steps.clear()
         self._last_step, self._is_first = trainer.global_step, True
-        self._mfu_per_token: float | None = None  # MFU of one token a second
-        device = pl_module.device
-        if device.type == "cuda" and isinstance(pl_module, SpecialtyClassifier) and pl_module.model is not None:
-            torch.cuda.reset_peak_memory_stats(device)
-            dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float16
-            peak_flops = get_available_flops(device, dtype)
-            if peak_flops:
-                dimensions = model_dimensions(causal_lm(pl_module.model).config)
-                self._mfu_per_token = flops_per_token(dimensions) / peak_flops
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def _reset_step(self) -> None:
         self._started_at = None
@@ -97,8 +84,6 @@ class Throughput(L.Callback):
         }
         if device.type == "cuda":
             rates["train/peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-        if self._mfu_per_token is not None:
-            rates["train/mfu"] = self._mfu_per_token * tokens / seconds
         return rates
 
 

@@ -84,16 +84,6 @@ def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transfor
     )
 
 
-def flops_per_token(shape: ModelDimensions) -> int:
-    """Useful operations of training an adapter on one token: 30 GFLOP for an 8B Llama.
-
-    Two operations a weight forward and two for the gradients of activations; frozen weights have no gradient. The head
-    counts as if every token needed it and recomputation does not count, so that equal results compare.
-    """
-    per_layer = 2 * shape.queries + 2 * shape.keys + 3 * shape.inner
-    return 4 * shape.hidden * (shape.layers * per_layer + shape.vocabulary)
-
-
 @dataclass(frozen=True)
 class Footprint:
     """GPU memory of one micro-batch's forward and backward pass, in bytes."""

@@ -81,7 +81,7 @@ def answer(texts: np.ndarray, truth: np.ndarray, asked: np.ndarray, strength: fl
             each = (nats * labels).sum(dim=1) / labels.sum(dim=1)
         total = 0.5 * (weights**2).sum() - strength * each.sum()
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     optimizer.step(closure)
     with torch.no_grad():

@@ -208,9 +208,13 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_config_for_a_gpu_is_refused_without_one(tried: Any) -> None:  # noqa: ANN401
-    with pytest.raises(UserError, match=r"trainer\.accelerator: the config needs a GPU and PyTorch sees none"):
-        tried("--trainer.accelerator", "gpu")
+def test_the_notes_are_checked_without_the_gpu_of_the_config(tried: Any) -> None:  # noqa: ANN401
+    found = tried("--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.strategy", "ddp")
+    assert found.rows["devices"].status == "fail"
+    assert "medlit doctor" not in found.rows["devices"].cure
+    assert (found.statuses["labels"], found.statuses["memory"]) == ("ok", "ok")
+    assert found.statuses["trial"] == "warn"
+    assert "training step" not in found.rows
 
 
 def test_what_does_not_fit_is_not_tried(tried: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401

@@ -8,6 +8,7 @@ import io
 import itertools
 import resource
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,12 +41,20 @@ _LABELS_NAMED = 3
 class DryRunCLI(MedlitCLI):
     """A fit of two steps and one validation batch in one process, which `start` runs."""
 
+    device_error: UserError | None = None
+
     def before_instantiate_classes(self) -> None:
-        """Use one of the requested devices, and write nothing."""
+        """Use one of the requested devices, or the CPU if there are none, and write nothing."""
         config = self.config.fit
         trainer = config.trainer
-        check_device(trainer.accelerator, trainer.devices)
-        trainer.devices = trainer.devices[:1] if isinstance(trainer.devices, list) else 1
+        try:
+            check_device(trainer.accelerator, trainer.devices)
+        except UserError as error:
+            self.device_error = error
+            if not torch.cuda.is_available():
+                trainer.accelerator = "cpu"
+        devices = trainer.devices
+        trainer.devices = devices[:1] if isinstance(devices, list) and self.device_error is None else 1
         trainer.num_nodes, trainer.strategy, trainer.plugins = 1, "auto", None
         trainer.fast_dev_run, trainer.profiler = True, "simple"  # which times what `_measured` shows
         trainer.enable_progress_bar = trainer.enable_model_summary = trainer.logger = False
@@ -80,6 +89,9 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     data, language_model = cli.datamodule, cli.model.language_model
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
+    if cli.device_error is not None:
+        result = _failure("devices", cli.device_error)
+        yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
         data.read_splits()
@@ -91,7 +103,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         needed, memory = _check_memory(cli, tokens)
         yield memory
         stage = TRIAL
-        if memory.status == "fail":
+        if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
             yield CheckResult(TRIAL, "warn", found, "first cure what fails above")
         else:

@@ -125,11 +125,6 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
     return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that all rows begin with."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
-
-
 def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Tokens:
     """Tokens that carry loss, of one note or of N: those of its answer with EOS, or all but the first of `length`."""
     return answer if mask_prompt else length - 1
@@ -196,6 +191,7 @@ class Collator:
         end = [tokens + filler] * (self.most_notes + 2 - len(begins))
         places, targets = self._supervise(rows, begins[:-1])
         texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row))]
+        columns = zip(*(row["input_ids"] for row in rows), strict=False)
         return Batch(
             input_ids=torch.tensor([texts + [self.pad_id] * filler], dtype=torch.long),
             places=places,
@@ -205,7 +201,7 @@ class Collator:
             ids=[row["id"] for row in rows],
             starts=torch.tensor(begins + end, dtype=torch.int32),
             positions=torch.cat([torch.arange(n, dtype=torch.int32) for n in (*lengths, filler)])[None],
-            shared=_shared([row["input_ids"] for row in rows]),
+            shared=sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)),
         )
 
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:

@@ -103,17 +103,15 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         hidden: Tensor = shared_forward(inner, batch, row)[0]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    masks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False):
-        masks = _block_masks(inner, batch.starts, batch.input_ids)
+    softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
-        if inner.config.model_type == "gemma2":
+        if softcapped:
             arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as below
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
-    with masks:
+    with _block_masks(inner, batch.starts, batch.input_ids) if softcapped else contextlib.nullcontext():
         hidden = inner(**arguments)[0]
     return hidden
 

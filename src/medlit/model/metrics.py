@@ -91,7 +91,7 @@ class SpecialtyMetrics(Metric):
         n = int(support.sum())
         precision, recall = correct / np.maximum(answered, 1), correct / np.maximum(support, 1)
         f1 = 2 * correct / np.maximum(support + answered, 1)
-        occurs = support + answered > 0
+        occurs, rates = support + answered > 0, np.stack([precision, recall, f1], axis=1).tolist()
         return Scores(
             accuracy=float(correct.sum() / max(n, 1)),
             any_of_accuracy=float(counts["any_of"] / max(n, 1)),
@@ -102,8 +102,8 @@ class SpecialtyMetrics(Metric):
             invalid_rate=float(counts["answered"][k] / max(n, 1)),
             n=n,
             per_class={
-                name: {"precision": one[0], "recall": one[1], "f1": one[2], "support": int(n)}
-                for name, one, n in zip(self.names, np.stack([precision, recall, f1], 1).tolist(), support, strict=True)
+                name: {"precision": one[0], "recall": one[1], "f1": one[2], "support": int(notes)}
+                for name, one, notes in zip(self.names, rates, support, strict=True)
             },
             confusion=counts["confusion"][:k].tolist() if k <= _MOST_IN_MATRIX else None,
         )

@@ -424,6 +424,7 @@ def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path:
     kept = json.loads((run / "adapter" / "medlit.json").read_text())["thresholds"]["mode=likelihood"]
     assert fitted["threshold"] == tested["threshold"] == kept["0.75"]
     assert fitted["coverage"] >= 0.75
+    assert (run / "sets_test.png").is_file()
     assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
     assert len(curve(run, "val/set_mean_size")) == 1
     assert "The promise: a set holds one" in (run / "report.md").read_text(encoding="utf-8")

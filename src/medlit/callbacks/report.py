@@ -81,6 +81,9 @@ class RunReport(L.Callback):
             with best_effort("the report of the test"):
                 write_json(folder / FACTS, _facts(trainer, pl_module))
                 figures |= {key: pixels(each) for key, each in write_report(folder).items() if key not in figures}
+                if "sets" in figures:
+                    with atomic_write(folder / "sets_test.png") as path:
+                        imsave(path, figures["sets"])
             self.on_fit_end(trainer, pl_module)
         with best_effort("the figures in TensorBoard"):
             for logger in (each for each in trainer.loggers if isinstance(each, TensorBoardLogger)):

@@ -80,11 +80,7 @@ class Batch(NamedTuple):
         ids = self.input_ids.new_zeros(len(self.lengths) * width)
         ids[cell] = self.input_ids[0, :tokens]
         return self._replace(
-            input_ids=ids.view(len(self.lengths), width),
-            places=cell[self.places],
-            starts=None,
-            positions=None,
-            shared=0,
+            input_ids=ids.view(len(self.lengths), width), places=cell[self.places], starts=None, positions=None
         )
 
 

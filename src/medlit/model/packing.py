@@ -99,8 +99,8 @@ def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see caus
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     if batch.starts is not None and shares_beginning(inner):
-        row = share_beginning(batch)
-        hidden: Tensor = shared_forward(inner, batch, row)[0]
+        row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
+        hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
@@ -125,45 +125,44 @@ class SharedRow(NamedTuple):
     """
 
     computed: Tensor  # places in the packed row of the T tokens that are computed, (T,) int64
-    source: Tensor  # for each token of the packed row its place among these, int64
+    source: Tensor  # for each token of the notes its place among these, int64
     starts: Tensor  # of the beginning and of what follows it in each note, int32
     keys: Tensor  # places among the T tokens of what these attend to, int64
     key_starts: Tensor  # where these begin, int32
 
 
-def share_beginning(batch: Batch) -> SharedRow:
-    """Compute the beginning that all packed notes share once; attention is as if each note had its own."""
-    shared, lengths = batch.shared, np.array(batch.lengths)
+def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.device) -> SharedRow:
+    """Compute the beginning that all packed notes share once; attention is as if each note had its own.
+
+    `of_notes` are their tokens. `parts`, at least the notes + 2, is the same for every batch, to compile nothing again.
+    """
+    lengths = np.array(of_notes)
     ends = np.cumsum(lengths)
     place = np.arange(ends[-1])
     note = np.searchsorted(ends, place, side="right")  # of each token
     offset = place - (ends - lengths)[note]
     common = offset < shared
     computed = np.flatnonzero(~common | (note == 0))
-    source = np.zeros(batch.input_ids.shape[1], dtype=np.int64)  # any token will do for the filler
-    source[place] = np.where(common, offset, np.searchsorted(computed, place))
+    source = np.where(common, offset, np.searchsorted(computed, place))
     filler = -len(computed) % MULTIPLE
     computed = np.append(computed, np.zeros(filler, dtype=np.int64))
-    # As many parts as `starts` of the batch has, so that nothing is compiled again.
-    sizes = np.zeros(len(batch.starts), dtype=np.int64)  # type: ignore[arg-type]
+    sizes = np.zeros(parts, dtype=np.int64)
     sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
     key_sizes = sizes + shared * ((np.arange(len(sizes)) > 0) & (sizes > 0))
     starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, key_sizes))
     own = [np.arange(begin, end) for begin, end in pairwise(starts)]
     keys = np.concatenate([own[0], *(part for each in own[1:] if len(each) for part in (own[0], each))])
-    device = batch.input_ids.device
-    arrays = (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32))
-    on_host = (torch.from_numpy(x) for x in arrays)
+    on_host = map(torch.from_numpy, (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32)))
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
 
 
-def shared_forward(inner: Any, batch: Batch, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401
-    """A body's output for the computed tokens of a packed row; with a cache, in inference mode."""
+def shared_forward(inner: Any, ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401
+    """A body's output for the computed tokens of a packed row, (1, T); with a cache, in inference mode."""
     # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
     # leave its compiled layers for it.
     return inner(
-        input_ids=batch.input_ids[:, row.computed],
-        position_ids=batch.positions[:, row.computed],  # type: ignore[index]
+        input_ids=ids[:, row.computed],
+        position_ids=positions[:, row.computed],
         causal_mask=(row.starts, row.key_starts, row.keys),
         attention_mask=None if cache else torch.ones_like(row.computed)[None],
         use_cache=cache,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from medlit.data.collate import Batch, Prompts
+from medlit.data.collate import Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
 from medlit.model.packing import share_beginning, shared_forward, shares_beginning
 
@@ -94,21 +94,10 @@ def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -
     columns = torch.arange(ids.shape[1], device=ids.device)
     beginning = ((ids == ids[0]) & real).all(dim=0).cumprod(dim=0).sum()
     *counts, shared = torch.cat([lengths, beginning[None]]).tolist()
-    none = lengths[:0]
-    batch = Batch(
-        input_ids=ids[real][None],
-        places=none,
-        targets=none,
-        lengths=counts,
-        step_tokens=0,
-        ids=[],
-        starts=lengths.new_zeros(len(counts) + 2),
-        positions=columns.expand_as(ids)[real][None],
-        shared=shared,
-    )
-    row = share_beginning(batch)
+    row = share_beginning(counts, shared, len(counts) + 2, ids.device)
+    packed, positions = ids[real][None], columns.expand_as(ids)[real][None]
     with torch.no_grad():
-        hidden, layers = shared_forward(body(model), batch, row, cache=True)[:2]
+        hidden, layers = shared_forward(body(model), packed, positions, row, cache=True)[:2]
     # Each prompt's tokens among the computed ones, (B, T).
     place = ((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)
     place = row.source[place]

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _INTEGERS = (
-    "val_every_steps",
     "model.language_model.max_length",
     "model.lora.r",
     "model.lora.alpha",
@@ -38,6 +37,7 @@ _CHOICES = (
 )
 _BAD_CHOICES = ("", "Auto", "[]", "3")
 _NUMBERS = {
+    "val_every_steps": tuple(value for value in _BAD_INTEGERS if value != "null"),  # null: once a pass over the notes
     "model.optimizer.learning_rate": ("0", "-1e-4", "nan", "inf", "fast", "null"),
     "model.optimizer.weight_decay": ("-0.1", "nan", "inf", "some"),
     "model.optimizer.warmup_steps": ("-1", "0.5", "none"),

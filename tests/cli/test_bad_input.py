@@ -357,7 +357,11 @@ def test_a_base_model_that_cannot_be_trained(
     assert what in said
 
 
-def test_a_base_model_that_its_loader_changes(fit: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_model_that_its_loader_changes(
+    fit: Refused, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A slow machine remembers the check of the same model by another test.
+    monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
     unturned = lambda queries, keys, *_, **__: (queries, keys)  # noqa: E731
     monkeypatch.setattr("transformers.models.llama.modeling_llama.apply_rotary_pos_emb", unturned)
     assert "medlit does not reproduce the numbers of" in fit()

@@ -144,7 +144,7 @@ def report(k: int, folder: Path, notes: int) -> Measured:
     from medlit.report.systems import System, write_system
 
     for name, signal in (("test", 5), ("tfidf", 3)):
-        write_system(folder, System.score(name, made_up(k, signal, notes), 0.5))
+        write_system(folder, System.score(name, made_up(k, signal, notes), loss=0.5))
     with clock() as found:
         write_report(folder)
     return found

@@ -100,7 +100,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     if batch.starts is not None and shares_beginning(inner):
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
-        hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]
+        hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)

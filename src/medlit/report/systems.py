@@ -57,13 +57,13 @@ class System:
     zero_shot: bool = False  # whether `test` was a test of the base model
 
     @classmethod
-    def score(cls, name: str, results: Results, loss: float | None = None) -> System:
-        """Compute the metrics of results that are complete."""
+    def score(cls, name: str, results: Results, **known: float | None) -> System:
+        """Compute the metrics of results that are complete; its loss and temperature may be `known`."""
         counts = SpecialtyMetrics(LabelSet(results.names))
         most = max(map(len, results.accepted_labels), default=1)
         accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted_labels])
         counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth), accepted)
-        return cls(name, {**counts.scores(), **uncertainty(results), "loss": loss}, results)
+        return cls(name, {**counts.scores(), **uncertainty(results), "loss": None, **known}, results)
 
     @property
     def title(self) -> str:

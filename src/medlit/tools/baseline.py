@@ -161,7 +161,7 @@ class BaselineData:
         notes, labels = np.array(pairs, dtype=np.int64).T
         return notes, labels
 
-    def system(self, name: str, probabilities: FloatArray) -> System:
+    def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
         known: dict[str, int] = {name: label for label, name in enumerate(self.label_set)}
         known |= {name: self.label_set.index(name) for own in specialties_of(self.test) for name in own}  # type: ignore[misc]
@@ -177,7 +177,7 @@ class BaselineData:
             cut_tokens=self.cut_tokens,
             accepted=[[known[name] for name in own] for own in specialties_of(self.test)],
         )
-        return System.score(name, results)
+        return System.score(name, results, temperature=temperature)
 
 
 def majority(data: BaselineData) -> System:
@@ -192,9 +192,10 @@ def tfidf(data: BaselineData) -> System:
     if data.validation is not None:
         texts.append(data.validation["transcription"][:])
     test, *validation = tfidf_probabilities(data, *texts)
-    if data.validation is not None:
-        test = at_temperature(test, fit_temperature(validation[0], data.label_ids(data.validation)))
-    return data.system("tfidf", test)
+    if data.validation is None:
+        return data.system("tfidf", test)
+    temperature = fit_temperature(validation[0], data.label_ids(data.validation))
+    return data.system("tfidf", at_temperature(test, temperature), temperature)
 
 
 def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[FloatArray]:

@@ -78,6 +78,7 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
     assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
     inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{_PACKS: True})
     assert computed_tokens(inner, batch) == real + filler
+    assert row.key_starts.diff().max() <= max(*lengths, MULTIPLE), "no more keys than the kernel is told"
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     heads = [x.clone() for x in random_heads(tokens + filler)]

@@ -79,9 +79,8 @@ class Batch(NamedTuple):
         cell = note.to(self.input_ids.device, non_blocking=True) * width + self.positions[0, :tokens]  # (tokens,)
         ids = self.input_ids.new_zeros(len(self.lengths) * width)
         ids[cell] = self.input_ids[0, :tokens]
-        return self._replace(
-            input_ids=ids.view(len(self.lengths), width), places=cell[self.places], starts=None, positions=None
-        )
+        rows = ids.view(len(self.lengths), width)
+        return self._replace(input_ids=rows, places=cell[self.places], starts=None, positions=None, shared=0)
 
 
 class Prompts(NamedTuple):

@@ -121,7 +121,7 @@ class SharedRow(NamedTuple):
 
     notes      [1 2 3 4] [1 2 5]                      shared: 2
     computed   1 2 | 3 4 | 5 | a filler of 1          starts 0 2 4 5 6
-    keys       1 2 | 1 2 3 4 | 1 2 5 | 1 2 1          key_starts 0 2 6 9 12
+    keys       1 2 | 1 2 3 4 | 1 2 5 | 1              key_starts 0 2 6 9 10
     """
 
     computed: Tensor  # places in the packed row of the T tokens that are computed, (T,) int64
@@ -136,8 +136,7 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
     `of_notes` are their tokens. `parts`, at least the notes + 2, is the same for every batch, to compile nothing again.
     """
-    lengths = np.array(of_notes)
-    ends = np.cumsum(lengths)
+    lengths, ends = np.array(of_notes), np.cumsum(of_notes)
     place = np.arange(ends[-1])
     note = np.searchsorted(ends, place, side="right")  # of each token
     offset = place - (ends - lengths)[note]
@@ -148,10 +147,11 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     computed = np.append(computed, np.zeros(filler, dtype=np.int64))
     sizes = np.zeros(parts, dtype=np.int64)
     sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
-    key_sizes = sizes + shared * ((np.arange(len(sizes)) > 0) & (sizes > 0))
+    key_sizes = sizes + shared * ((np.arange(parts) > 0) & (np.arange(parts) <= len(ends)) & (sizes > 0))
     starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, key_sizes))
     own = [np.arange(begin, end) for begin, end in pairwise(starts)]
-    keys = np.concatenate([own[0], *(part for each in own[1:] if len(each) for part in (own[0], each))])
+    of_rests = (part for each in own[1 : len(ends) + 1] if len(each) for part in (own[0], each))
+    keys = np.concatenate([own[0], *of_rests, *own[len(ends) + 1 :]])  # the filler is a note of its own
     on_host = map(torch.from_numpy, (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32)))
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
 

@@ -245,8 +245,4 @@ def unsloth_decision(
     return answers
 
 
-def _labels(rows: Dataset) -> list[Sequence[str]]:
-    return list(specialties_of(rows))
-
-
 PEERS: dict[str, Peer] = {"majority": majority, "tfidf": tfidf, "head": head, "unsloth_decision": unsloth_decision}

@@ -28,10 +28,10 @@ class BestCheckpoint(ModelCheckpoint):
         folder, module = run_folder(trainer), trainer.lightning_module
         if trainer.is_global_zero and isinstance(module, SpecialtyClassifier):
             data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            write_adapter(module, file := folder / "adapter", data.fingerprint)
+            write_adapter(module, folder / "adapter", data.fingerprint)
             is_whole = module.results is not None and len(module.results) == len(data.rows("validation"))
             if module.decoding.sets and module.temperature is not None and is_whole:  # the fit has made sets
-                write_fitted(file / METADATA_FILE, module.decoding, module.temperature, module.thresholds)
+                write_fitted(folder / "adapter" / METADATA_FILE, module.decoding, module.temperature, module.thresholds)
         super()._save_checkpoint(trainer, filepath)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

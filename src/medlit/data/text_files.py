@@ -20,10 +20,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
-
-import pyarrow as pa
 
 from medlit.errors import UserError
 
@@ -236,7 +235,7 @@ UNPACK: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": lambda path: io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")),
+    ".zst": lambda path: io.BufferedReader(import_module("pyarrow").CompressedInputStream(str(path), "zstd")),
     ".zip": _open_zip,
 }
 # What a damaged one raises; NotImplementedError: a compression of ZIP that Python lacks.

@@ -25,7 +25,6 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-LENGTH_BINS = 6  # of equally many notes
 _ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
 
 
@@ -86,6 +85,11 @@ class Results:
         for note, own in enumerate(self.accepted_labels):
             mask[note, own] = True
         return mask
+
+    @property
+    def by_length(self) -> list[IntArray]:
+        """Indices of the notes in six bins of equally many, from short to long prompts."""
+        return [part for part in np.array_split(np.argsort(self.tokens, kind="stable"), 6) if len(part)]
 
     @property
     def any_of(self) -> BoolArray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import wilson
-from medlit.evaluation.results import LENGTH_BINS, BoolArray, FloatArray, IntArray, Results
+from medlit.evaluation.results import BoolArray, FloatArray, IntArray, Results
 
 COVERAGES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # fitted beside the one that is asked for
 BEST_F1 = "set"  # key of the threshold of the highest micro F1; that of a coverage is its number
@@ -93,13 +93,12 @@ def sets_report(results: Results, temperature: float, thresholds: dict[str, floa
         return score_sets(prediction_sets(p[notes], thresholds[of]), labels[notes], groups[notes])
 
     curve = {name: scores(of=name) for name in thresholds if name != BEST_F1}
-    bins = [part for part in np.array_split(np.argsort(results.tokens, kind="stable"), LENGTH_BINS) if len(part)]
     return {
         "key": key,
         "threshold": thresholds[key],
         **scores(),
         "per_class": {name: scores(own) for name, own in zip(results.names, labels.T, strict=True) if own.any()},
-        "by_length": [scores(part) | {"tokens": results.tokens[part[[0, -1]]].tolist()} for part in bins],
+        "by_length": [scores(part) | {"tokens": results.tokens[part[[0, -1]]].tolist()} for part in results.by_length],
         "by_coverage": [(float(k), one["coverage"], one["mean_size"]) for k, one in curve.items()],
     }
 

@@ -92,7 +92,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
         # cuDNN's attention plans each length for 150 ms at its first use (benchmarks/README.md).
         torch.backends.cuda.enable_cudnn_sdp(False)
-        # Else it looks for this in sys.modules, which may change while it is compiled, and no layer would be compiled.
+        # Unsloth looks these classes up in sys.modules, which changed while PyTorch compiled that, so nothing was.
         fast_lora._FORWARD_FAKE_QUANT_LINEARS = ()
         enable_packing(model, language_model.max_length)
     check_numbers(model, language_model)

@@ -92,8 +92,7 @@ def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
 
 def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens that a body computes for a batch, but for the filler."""
-    saved = (len(batch.lengths) - 1) * batch.shared if batch.starts is not None and shares_beginning(inner) else 0
-    return batch.input_ids.numel() - saved
+    return batch.input_ids.numel() - (len(batch.lengths) - 1) * batch.shared * shares_beginning(inner)
 
 
 def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
@@ -103,15 +102,15 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
+    is_softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
-        if softcapped:
+        if is_softcapped:
             arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as below
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
-    with _block_masks(inner, batch.starts, batch.input_ids) if softcapped else contextlib.nullcontext():
+    with _block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
         hidden = inner(**arguments)[0]
     return hidden
 
@@ -147,11 +146,12 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     computed = np.append(computed, np.zeros(filler, dtype=np.int64))
     sizes = np.zeros(parts, dtype=np.int64)
     sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
-    key_sizes = sizes + shared * ((np.arange(parts) > 0) & (np.arange(parts) <= len(ends)) & (sizes > 0))
+    key_sizes, rests = sizes.copy(), slice(1, len(ends) + 1)  # of the parts, those of the notes; then comes the filler
+    key_sizes[rests] += shared * (sizes[rests] > 0)
     starts, key_starts = (np.append(0, np.cumsum(x)) for x in (sizes, key_sizes))
     own = [np.arange(begin, end) for begin, end in pairwise(starts)]
-    of_rests = (part for each in own[1 : len(ends) + 1] if len(each) for part in (own[0], each))
-    keys = np.concatenate([own[0], *of_rests, *own[len(ends) + 1 :]])  # the filler is a note of its own
+    of_rests = (part for each in own[rests] if len(each) for part in (own[0], each))
+    keys = np.concatenate([own[0], *of_rests, *own[rests.stop :]])
     on_host = map(torch.from_numpy, (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32)))
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
 

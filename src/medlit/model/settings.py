@@ -194,7 +194,7 @@ class Decoding:
     @property
     def sets(self) -> str:
         """Key of the threshold that makes the sets; empty without sets."""
-        return str(self.coverage) if self.coverage is not None else "set" * (self.answer == "set")
+        return str(self.coverage) if self.coverage is not None else "set" if self.answer == "set" else ""
 
 
 def check_decoding(decoding: Decoding, predicts: bool = True) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlit.data.sources import reads
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
     """Raise a UserError if a path is a folder, if a source reads it, or if it exists and may not be replaced."""
     if path.exists() and not path.is_file():
         raise UserError(f"output: {path} is not a file; name a file for the table.")
-    from medlit.data.sources import reads  # later: `medlit.Prediction` must not import pandas
-
     if source := next((source for source in sources if reads(source, path)), None):
         raise UserError(f"output: {path} is among the notes of {source}; name a file in another folder.")
     if path.exists() and not overwrite:

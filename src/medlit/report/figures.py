@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medlit.errors import best_effort
 from medlit.evaluation import calibration
 from medlit.evaluation.intervals import wilson
-from medlit.evaluation.results import LENGTH_BINS, Results
+from medlit.evaluation.results import Results
 from medlit.report.systems import System
 
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
@@ -160,8 +160,7 @@ def risk_coverage_figure(systems: Sequence[System]) -> Figure:
 def length_figure(system: System) -> Figure:
     """Accuracy by prompt length, and the number of truncated notes."""
     results = system.results
-    order = np.argsort(results.tokens, kind="stable")
-    bins = [part for part in np.array_split(order, LENGTH_BINS) if len(part)]
+    bins = results.by_length
     share = np.array([results.correct[part].mean() for part in bins])
     low, high = np.array([wilson(int(results.correct[part].sum()), len(part)) for part in bins]).T
     figure, axes = _axes(7.2, 3.6)

@@ -156,7 +156,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield "notes", f"{report.rows:,}", splits if len(report.splits) > 1 else "one table without splits", False
     yield "specialties", f"{len(report.classes):,}", "", False
     few = [f"{name!r} ({notes})" for name, notes in report.classes.items() if notes < FEW]
-    yield f"specialties of under {FEW} notes, too few to test", f"{len(few):,}", _first(few, len(few)), bool(few)
+    yield f"specialties of under {FEW} notes, too few to test", f"{len(few):,}", _first(few), bool(few)
     yield "notes without a specialty", _share(report.unlabelled, report.rows), "", report.unlabelled > 0
     for unit, lengths in report.lengths.items():
         spread = ", ".join(f"{name} {lengths[name]:,.0f}" for name in ("mean", "p95", "max"))
@@ -175,7 +175,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
     if report.label_pairs:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {texts:,}".format(**pair) for pair in report.label_pairs]
-        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs, len(pairs)), True
+        yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs), True
     near = report.near_accuracy_ceiling
     details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
     yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
@@ -188,12 +188,10 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield "probable label errors", "?", "not searched for: under 3 texts a label, or over 365 labels", False
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
-        yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs, len(pairs)), bool(pairs)
-        wrong = [
-            "{id}: {given} {p_given:.2f}, {suggested} {p_suggested:.2f}".format(**x) for x in errors["mislabelled"]
-        ]
+        yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs), bool(pairs)
+        wrong = [*map("{id}: {given} {p_given:.2f}, {suggested} {p_suggested:.2f}".format_map, errors["mislabelled"])]
         name = f"probably mislabelled (TF-IDF agrees with {errors['agreement']:.0%} of {errors['texts']:,} texts)"
-        yield name, _share(len(wrong), report.rows), _first(wrong, len(wrong)), bool(wrong)
+        yield name, _share(len(wrong), report.rows), _first(wrong), bool(wrong)
     for pair, rows in report.leakage.items():
         earlier, _, later = pair.partition("/")
         near = 0 if report.near_leakage is None else report.near_leakage[pair] - rows
@@ -203,8 +201,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield f"column {name!r} gives the specialty away", f"{share:.1%}", "of its values", True
 
 
-def _first(details: Sequence[str], number: int) -> str:
-    return "; ".join(details[:5]) + " ..." * (number > 5)
+def _first(details: Sequence[str], number: int | None = None) -> str:
+    return "; ".join(details[:5]) + " ..." * ((len(details) if number is None else number) > 5)
 
 
 def _share(rows: int, total: int) -> str:
@@ -226,7 +224,7 @@ def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditRep
     # repr shows invisible characters.
     listed = [repr(label) + " = " * bool(others) + " + ".join(map(repr, others)) for label, others in found.items()]
     notes = sum(report.classes[label] for label in found)
-    return name, _share(notes, report.rows), _first(listed, len(listed)), bool(found)
+    return name, _share(notes, report.rows), _first(listed), bool(found)
 
 
 def audit_figure(audit: Audit) -> Figure:

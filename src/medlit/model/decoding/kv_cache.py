@@ -99,8 +99,7 @@ def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -
     with torch.no_grad():
         hidden, layers = shared_forward(body(model), packed, positions, row, cache=True)[:2]
     # Each prompt's tokens among the computed ones, (B, T).
-    place = ((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)
-    place = row.source[place]
+    place = row.source[((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)]
     padded = tuple((keys[0, :, place].transpose(0, 1), values[0, :, place].transpose(0, 1)) for keys, values in layers)
     last = hidden[0, place.gather(1, lengths[:, None] - 1)[:, 0]]
     return KVCache(model, real, lengths, last, padded, as_tuple=True)

@@ -184,8 +184,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     if (errors := report.label_errors) is None:
         from medlit.data.label_errors import FEWEST, LABELS_CHECKED  # not before --help: scikit-learn takes seconds
 
-        few = f"under {FEWEST} texts a label, or over {LABELS_CHECKED} labels"
-        yield "probable label errors", "?", f"not searched for: {few}", False
+        limits = f"under {FEWEST} texts a label, or over {LABELS_CHECKED} labels"
+        yield "probable label errors", "?", f"not searched for: {limits}", False
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
         yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs), bool(pairs)

@@ -47,7 +47,7 @@ def assign(
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
-    """Assign every row to a split, or say why it is in none; of equally common labels the first is the majority."""
+    """Assign every row to a split, or say why it is in none; of equally common labels the first by name wins."""
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
@@ -55,9 +55,8 @@ def assign(
 
     if kind == "official_clean":
         held_out = {group for group, name in zip(groups, split, strict=True) if name != "train"}
-        for row, group in enumerate(groups):
-            if split[row] == "train" and group in held_out:
-                split[row] = LEAKED
+        known = zip(groups, split, strict=True)
+        split = [LEAKED if name == "train" and group in held_out else name for group, name in known]
     if label_conflicts != "keep":
         resolve_conflicts(split, labels, ids, text_hashes, label_conflicts)
     if pooled:  # of rows with the same text and labels keep the one with the smallest id

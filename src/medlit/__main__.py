@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
         print(usage.read_text(encoding="utf-8").format(commands=commands), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
-        from medlit._version import __version__
+        from medlit import __version__
 
         print(f"medlit {__version__}")
         return

@@ -22,7 +22,7 @@ from accelerate import init_empty_weights
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Collator, unnamed_rows

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import write_json
 from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS

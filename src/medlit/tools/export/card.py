@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.errors import UserError

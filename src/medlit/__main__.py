@@ -13,11 +13,7 @@ _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test",
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `medlit` with these arguments, by default those of the process.
-
-    Raises:
-        SystemExit: 0, or 2 after a user's mistake; tools have further codes.
-    """
+    """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake."""
     if args is None:
         end_on_signals()
     import importlib

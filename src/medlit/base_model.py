@@ -36,11 +36,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve(base_model: str) -> str:
-    """Turn a base model's name into what a loader takes: a local folder or a Hub id.
-
-    Raises:
-        UserError: a local folder that is missing or holds no model, or the bundled weights' package is not installed.
-    """
+    """What a loader takes for a base model's name: a local folder, a UserError if it holds none, or a Hub id."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
             raise UserError(

@@ -84,11 +84,7 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
 
 
 def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
-    """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too.
-
-    Raises:
-        SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
-    """
+    """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too."""
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     validation.check_variables({tool: parser})

@@ -251,11 +251,7 @@ class MedlitCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
-    """Run a verb with these arguments, by default those of the process.
-
-    Raises:
-        SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
-    """
+    """Run a verb with these arguments, by default those of the process; it ends as `exit_codes` says."""
     environment.silence_warnings()
     with exit_codes():
         return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

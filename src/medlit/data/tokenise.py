@@ -15,16 +15,9 @@ VERSION = 5  # part of the cache key: raise it when the same note gives other id
 
 
 def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Dataset:
-    """Add the prompt's token ids to canonical notes.
+    """Put input_ids (of the prompt), length (their number) and cut_tokens in the place of canonical transcriptions.
 
-    Args:
-        rows: columns id, transcription, specialty, specialties and, except for a typed note, text_hash.
-        prompt: builds the prompts.
-        cached: False leaves nothing on disk, for a typed note.
-
-    Returns:
-        Columns id, specialty, specialties, text_hash, input_ids (of the prompt), length (their number), cut_tokens, row
-        for row.
+    `cached=False` leaves nothing on disk, for a typed note.
     """
     import datasets
 

@@ -34,11 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        """Write a checkpoint, readable by its owner alone.
-
-        Raises:
-            UserError: the disk is full, the folder is read-only, or a weight is not finite; the old file is unchanged.
-        """
+        """Write a checkpoint; a UserError, and the old file, if it cannot be written or a weight is not finite."""
         if broken := _not_finite(checkpoint):
             raise UserError(
                 f"{path} is not written, since {len(broken)} weights after step {checkpoint['global_step']}, such as"
@@ -59,11 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values on the host.
-
-    Raises:
-        UserError: the file is damaged, not a checkpoint, holds code or compressed entries, or a weight is not finite.
-    """
+    """Read a checkpoint's tensors and plain values on the host; a UserError for a file that is not safe or whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]

@@ -40,11 +40,7 @@ def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' conf
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
-    """The configuration of what is loaded: the text part where its family has a class for it, else the whole model.
-
-    Raises:
-        UserError: transformers has no class for it that generates text without an encoder.
-    """
+    """The configuration of what is loaded: the text part if it has a class; a UserError for what is no decoder."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     text = config.get_text_config(decoder=True)
@@ -157,11 +153,7 @@ def _reads_weight(owner: type, leaf: str) -> bool:
 
 
 def fit_targets(model: nn.Module, lora: Lora) -> Lora:
-    """The settings, with the family's own layers where the default names do not fit.
-
-    Raises:
-        UserError: a setting names a layer that the base model does not have.
-    """
+    """The settings, with the family's own layers if the default names do not fit; a UserError for unknown layers."""
     layers = adaptable_layers(model)
     ends = sorted({name.rpartition(".")[2] for name in layers})
     default = sorted(lora.target_modules) == sorted(TARGET_MODULES)

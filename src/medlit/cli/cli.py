@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from medlit import run_folder as runs
 from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
-from medlit.callbacks.last_checkpoint import LastCheckpoint
+from medlit.callbacks.last_checkpoint import LastCheckpoint, ValidateLastStep
 from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
@@ -27,7 +27,6 @@ from medlit.callbacks.report import RunReport
 from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
-from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error

@@ -72,10 +72,7 @@ def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
 
 @contextmanager
 def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
-    """Lock a fit's folder; a UserError if another fit is writing to it, or has, and would lose its weights.
-
-    It may hold checkpoints only if the fit resumes from one of them.
-    """
+    """Lock a fit's folder; a UserError if another fit is writing to it, or has and is not the one that resumes."""
     weights = folder / "checkpoints"
     continues = checkpoint is not None and Path(checkpoint).parent.resolve() == weights.resolve()
     if not continues and any((weights / f"{name}.ckpt").exists() for name in ALIASES):

@@ -38,15 +38,9 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
-        return {
-            "id": list(batch["id"]),
-            "specialty": list(batch["specialty"]),
-            "specialties": list(batch["specialties"]),
-            "text_hash": list(batch.get("text_hash", [""] * len(batch["id"]))),
-            "input_ids": [p.input_ids for p in prompts],
-            "length": [len(p.input_ids) for p in prompts],
-            "cut_tokens": [p.cut_tokens for p in prompts],
-        }
+        kept = {"text_hash": [""] * len(prompts)} | {name: list(batch[name]) for name in named if name in batch}
+        ids = [p.input_ids for p in prompts]
+        return kept | {"input_ids": ids, "length": [*map(len, ids)], "cut_tokens": [p.cut_tokens for p in prompts]}
 
     return rows.map(
         to_prompts,

@@ -229,10 +229,7 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether several continuations of a prompt can share its keys and values.
-
-    Layers with a running state, chunks or keys of another layer have none that could be shared.
-    """
+    """Whether continuations of a prompt can share its keys and values, unlike running states, chunks, others' keys."""
     known = attention_kinds(model) <= {"full_attention", "sliding_attention"}
     shared = getattr(text_config(model), "num_kv_shared_layers", 0)
     return known and not shared and not getattr(causal_lm(model), REPLAY, False)

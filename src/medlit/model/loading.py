@@ -156,10 +156,7 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 def _check_memory(
     language_model: LanguageModel, config: PretrainedConfig, skeleton: PreTrainedModel, device: torch.device
 ) -> None:
-    """Refuse a model that is too large before its weights are read, which takes minutes.
-
-    Weights that are stored in neither 16 nor 4 bits pass.
-    """
+    """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
     if stored and not stored.get("load_in_4bit"):
         return

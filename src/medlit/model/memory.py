@@ -100,10 +100,7 @@ class Footprint:
         return self.fixed + tokens * (layers + self.work)
 
     def keeping(self, tokens: int, budget: int) -> int:
-        """The most layers that can be kept within a budget in bytes, and at least 1.
-
-        The last layer's backward pass directly follows its forward pass, so recomputing it would save nothing.
-        """
+        """The most layers that can be kept within a budget in bytes; recomputing the last would save nothing."""
         spare = max(0, budget - self.peak(tokens, 1))
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
 

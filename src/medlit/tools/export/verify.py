@@ -146,10 +146,7 @@ class WorkerFailed(Exception):
 
 
 def run_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit.
-
-    An exception in this process, such as a signal's, kills the worker. A failed one raises WorkerFailed.
-    """
+    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit; that raises WorkerFailed."""
     done = subprocess.run(
         # -P: this folder is not on the worker's import path.
         [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],

@@ -24,7 +24,7 @@ from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.report import RunReport
-from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
+from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.cli import arguments, environment, validation
@@ -180,8 +180,6 @@ class MedlitCLI(LightningCLI):
             AdapterTemperature(),
             Throughput(),
         ]
-        if config.log_samples:
-            callbacks.append(SaveSamples(config.log_samples))
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         if config.trainer.enable_progress_bar is False:

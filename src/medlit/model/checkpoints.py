@@ -1,14 +1,9 @@
 """Checkpoint files: written atomically, and read without running code that they may contain.
 
-A checkpoint is a zip archive with a pickle in it. `weights_only=True` rebuilds tensors and plain values and refuses
-everything else, but does not limit how large the archive's entries become when they are unpacked.
-
-The second half repairs the progress of a fit that resumes. Lightning 2.6.6 counts micro-batches, with three
-consequences. A checkpoint of another number of devices or another `data.batching.micro_batch_size` has counted
-micro-batches of another size, so its epoch would end too early or too late. A checkpoint that a validation made at an
-epoch's last step resumes with one stray micro-batch of the finished epoch, unless that step is a multiple of the
-validation interval. And one that was made before its step's validation resumes without it. An optimizer step is the
-same in every case, so progress is recomputed from the steps.
+The second half repairs the progress of a fit that resumes. Lightning 2.6.6 counts micro-batches: with another number of
+devices or `data.batching.micro_batch_size` an epoch would end too early or too late; after a validation at an epoch's
+last step one stray micro-batch of it would follow; and a checkpoint made before its step's validation would resume
+without it. An optimizer step is the same in every case, so progress is recomputed from the steps.
 """
 
 import io
@@ -95,11 +90,10 @@ def _no_checkpoint(path: Path) -> UserError:
 def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
     """Raise a UserError unless a checkpoint holds the progress, in whole numbers, that Lightning takes unchecked."""
     loops, optimizers, schedules = (checkpoint.get(key) for key in ("loops", "optimizer_states", "lr_schedulers"))
-    theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
-    counted = _same_structure(checkpoint.get("global_step"), 0) and _same_structure(checkpoint.get("epoch"), 0)
-    if not (
-        _same_structure(theirs, ours) and counted and _one_state(optimizers, "param_groups") and _one_state(schedules)
-    ):
+    theirs = (loops.get("fit_loop") if isinstance(loops, dict) else None, checkpoint.get("global_step"))
+    pairs = zip((*theirs, checkpoint.get("epoch")), (ours, 0, 0), strict=True)
+    is_whole = all(_same_structure(*pair) for pair in pairs)
+    if not (is_whole and _one_state(optimizers, "param_groups") and _one_state(schedules)):
         raise UserError(
             f"ckpt_path: {path} lacks the progress of its fit, which medlit's own checkpoints hold; start a new fit"
             " from its run's adapter (--model.adapter), or use another one."
@@ -115,11 +109,8 @@ def _one_state(states: object, key: str = "base_lrs") -> bool:
 def _same_structure(theirs: object, ours: object) -> bool:
     """Whether two states have the same keys and types; numbers are whole and not negative."""
     if isinstance(ours, dict):
-        return (
-            isinstance(theirs, dict)
-            and theirs.keys() == ours.keys()
-            and all(_same_structure(theirs[k], ours[k]) for k in ours)
-        )
+        has_keys = isinstance(theirs, dict) and theirs.keys() == ours.keys()
+        return has_keys and all(_same_structure(theirs[k], ours[k]) for k in ours)
     return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
 
 

@@ -1,8 +1,7 @@
 """The memory estimate: GPU memory of a training micro-batch, and how many layers must be recomputed to fit a budget.
 
-Without recomputation every layer keeps what its backward pass reads; with it only the layer's input. The first way is
-faster by a third, the second takes a tenth of the memory. Between them is a choice layer by layer: the last k layers
-keep everything, the others are recomputed (Chen 2016, arXiv 1604.06174).
+Without recomputation a layer keeps what its backward pass reads, with it only its input: slower by a third, in a tenth
+of the memory. So the last k layers keep everything, the others are recomputed (Chen 2016, arXiv 1604.06174).
 
 What a layer keeps follows from Unsloth's kernels: the inputs of both norms and of the three fused projections, queries,
 keys, values and the attention's output, and both halves of the gated MLP. Per token of an 8B Llama that is 108 KiB in

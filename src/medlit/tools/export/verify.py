@@ -54,8 +54,7 @@ class Verification:
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in
-        `reload_worker.py`; `quantisation` is the number format of the weights, None for 16 bits.
+        `loader` and `base` are as in `reload_worker.py`; `quantisation` is the weights' format, None for 16 bits.
         """
         reference = self.reference
         request = {"loader": loader, "path": str(path), "device": device, "dtype": _dtype(path, device, base), **base}

@@ -34,11 +34,7 @@ _VERSION = re.compile(r"version_(\d+)")
 
 
 def run_name(configs: Sequence[str | Path]) -> str:
-    """The name of a run: its configs' names joined, without those of a `hardware` folder.
-
-    >>> run_name(["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"])
-    'llama31_8b'
-    """
+    """The name of a run: its configs' names joined, such as 'llama31_8b', without those of a `hardware` folder."""
     stems = [path.stem for path in map(Path, configs) if path.parent.name != "hardware"]
     return "-".join(stems) or DEFAULT_NAME
 
@@ -57,10 +53,7 @@ def next_version(root: Path, name: str) -> Path:
 
 
 def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
-    """Make a run folder, or, if it exists and is `numbered`, the next one, so that concurrent runs never share one.
-
-    Returns the folder, which only its owner can read, and whether this process made it.
-    """
+    """Make a private run folder, or the next one if a `numbered` one exists; returns it, and whether it is new."""
     while True:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)

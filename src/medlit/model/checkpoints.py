@@ -24,8 +24,7 @@ from medlit.errors import UserError
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the old file and renames at the end.
 
-    Lightning 2.6.6 writes to the system's temporary folder and moves the file from there, which on another file system
-    is a copy over the old checkpoint: a process that is killed meanwhile leaves neither.
+    Lightning 2.6.6 moves the file from the system's temporary folder, which may be a copy over the old checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:

@@ -1,9 +1,4 @@
-"""The systems of a run folder: the tested model, and the others that were tested on the same notes.
-
-logs/<config>/version_N/
-    test_metrics.json             test_answers.parquet              the fine-tuned model
-    baseline_<name>_metrics.json  baseline_<name>_answers.parquet   each other system
-"""
+"""The systems of a run folder: the tested model, and the others, `baseline_*`, that were tested on the same notes."""
 
 from __future__ import annotations
 

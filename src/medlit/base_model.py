@@ -36,7 +36,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve(base_model: str) -> str:
-    """What a loader takes for a base model's name: a local folder, a UserError if it holds none, or a Hub id."""
+    """Turn a base model's name into a local folder or a Hub id; a UserError for a folder without a model."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
             raise UserError(

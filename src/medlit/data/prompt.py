@@ -168,7 +168,7 @@ class NotePrompt:
         return [Prompt([*self.header, *ids[:room], *self.footer], max(0, len(ids) - room)) for ids in rows]
 
     def response(self, specialty: str) -> list[int]:
-        """Ids of the answer, tokenised after the footer, and of the token that ends it; a UserError if too many."""
+        """Ids of the answer, tokenised after the footer, and of the token that ends it; a UserError if it is long."""
         text, footer, size = self.template.gap + specialty, self.template.footer, len(self.footer)
         joint = [] if self._spells_control_tokens(text) else self._inside([footer + text], template=True)[0]
         ids = [*(joint[size:] if joint[:size] == self.footer else self._inside([text])[0]), self.end]

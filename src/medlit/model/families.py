@@ -40,7 +40,7 @@ def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' conf
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
-    """The configuration of what is loaded: the text part if it has a class; a UserError for what is no decoder."""
+    """The configuration to load: the text part's if it has a class, else all; a UserError for what is no decoder."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     text = config.get_text_config(decoder=True)

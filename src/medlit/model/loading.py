@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
-    """Load the base model on a device with a new adapter, or bare without LoRA settings; a UserError if it cannot."""
+    """Load the base model on a device with a new adapter, or bare without LoRA settings; a UserError if that fails."""
     from unsloth import FastLanguageModel  # isort: skip - before transformers
     from peft.tuners.tuners_utils import BaseTunerLayer
 

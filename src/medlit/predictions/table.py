@@ -37,7 +37,7 @@ class Prediction:
     specialty: str | None  # where to file the note; None: the answer is not on the list, or too uncertain (`abstained`)
     answer: str  # the model's answer, verbatim
     probability: float | None  # of the answer, at the fitted temperature, 0 to 1
-    margin: float | None  # to the runner-up's, -1 to 1; below 0 where 'constrained' misses the likeliest label
+    margin: float | None  # minus the runner-up's, -1 to 1; below 0 where 'constrained' misses the likeliest label
     runner_up: str | None  # the likeliest other specialty
     abstained: bool  # whether the specialty is withheld because the probability is below `abstain_below`
     cut_tokens: int  # tokens of the note that did not fit and that the model did not see

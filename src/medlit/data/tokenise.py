@@ -38,9 +38,10 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
-        kept = {"text_hash": [""] * len(prompts)} | {name: list(batch[name]) for name in named if name in batch}
-        ids = [p.input_ids for p in prompts]
-        return kept | {"input_ids": ids, "length": [*map(len, ids)], "cut_tokens": [p.cut_tokens for p in prompts]}
+        kept: dict[str, list[object]] = {"text_hash": [""] * len(prompts)}
+        kept |= {name: list(batch[name]) for name in named if name in batch}
+        kept |= {"input_ids": [p.input_ids for p in prompts], "length": [len(p.input_ids) for p in prompts]}
+        return kept | {"cut_tokens": [p.cut_tokens for p in prompts]}
 
     return rows.map(
         to_prompts,

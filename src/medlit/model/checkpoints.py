@@ -108,8 +108,9 @@ def _one_state(states: object, key: str = "base_lrs") -> bool:
 def _same_structure(theirs: object, ours: object) -> bool:
     """Whether two states have the same keys and types; numbers are whole and not negative."""
     if isinstance(ours, dict):
-        has_keys = isinstance(theirs, dict) and theirs.keys() == ours.keys()
-        return has_keys and all(_same_structure(theirs[k], ours[k]) for k in ours)
+        if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+            return False
+        return all(_same_structure(theirs[k], ours[k]) for k in ours)
     return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
 
 

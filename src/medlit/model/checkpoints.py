@@ -115,7 +115,7 @@ def _same_structure(theirs: object, ours: object) -> bool:
 
 
 def set_step(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Give an evaluation its checkpoint's step, for curves, figures and samples; Lightning (2.6.6) leaves it at 0."""
+    """Give an evaluation its checkpoint's step, for curves and figures; Lightning (2.6.6) leaves it at 0."""
     step = checkpoint.get("global_step")
     if isinstance(step, int):
         loop = trainer.fit_loop.epoch_loop

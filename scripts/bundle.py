@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import atomic_dir
 from medlit.cli import end_on_signals
 from medlit.errors import UserError

@@ -146,8 +146,7 @@ class LabelSet:
 def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, str | None]:
     """Apply the rules of `data.labels` to the labels of a whole source, counted as its tables write them.
 
-    Returns:
-        Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
+    Returns label as written (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
     for name, meaning in rules.aliases.items():

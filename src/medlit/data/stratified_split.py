@@ -89,13 +89,7 @@ def stratified_group_split(
     (Webster's rule) among those with room for it. Single rows then fill the rest, so that every part has its share of
     every label to within one row if there are enough of them.
 
-    Args:
-        counts: key of a group -> label -> rows.
-        shares: of each part, adding up to 1.
-        seed: of the order in which groups are assigned.
-
-    Returns:
-        Key of a group -> index of its part in `shares`.
+    `counts` is key of a group -> label -> rows; `shares` add up to 1. Returns key -> index of its part in `shares`.
     """
     totals = Counter[str]()
     for count in counts.values():

@@ -1,9 +1,4 @@
-"""The systems of a run folder: the tested model, and the others that were tested on the same notes.
-
-logs/<config>/version_N/
-    test_metrics.json             test_answers.parquet              the fine-tuned model
-    baseline_<name>_metrics.json  baseline_<name>_answers.parquet   each other system
-"""
+"""The systems of a run folder: the tested model, and the others, `baseline_*`, that were tested on the same notes."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import write_json
 from medlit.data.groups import accuracy_ceiling
 from medlit.data.labels import LabelSet

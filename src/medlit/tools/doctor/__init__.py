@@ -43,11 +43,7 @@ class CheckResult:
 
 
 def run(args: Sequence[str]) -> int:
-    """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here.
-
-    Raises:
-        UserError: a setting after `--config` is invalid.
-    """
+    """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here."""
     parser = make_parser("doctor")
     add = parser.add_argument
     add("--json", action="store_true", help="print a JSON list of check, status, found, cure")

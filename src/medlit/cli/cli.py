@@ -4,6 +4,7 @@ Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_F
 their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -49,6 +50,7 @@ class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
+        environment.silence_warnings()
         verb = self._verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
@@ -74,7 +76,8 @@ class MedlitCLI(LightningCLI):
         if subcommand != self._verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
+        # The report's line has the metrics that Lightning's table would repeat.
+        parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
         if subcommand == "predict":
             arguments.add_predict_arguments(parser)
         return parser
@@ -185,9 +188,12 @@ class MedlitCLI(LightningCLI):
             callbacks.append(SaveSamples(config.log_samples))
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
-        if config.trainer.enable_progress_bar is False:
-            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
-        elif not any(isinstance(each, LightningProgressBar) for each in named):
+        others = [each for each in named if not isinstance(each, LightningProgressBar)]
+        if given.enable_progress_bar is None:
+            given.enable_progress_bar = others != named or sys.stdout.isatty()
+        if given.enable_progress_bar is False:
+            given.callbacks = others
+        elif others == named:
             callbacks.append(ProgressBar())
         return callbacks
 
@@ -247,6 +253,10 @@ class MedlitCLI(LightningCLI):
                     " another base model."
                 ) from error
         if (written := self.predictions.written or self.report.written) is not None:
+            if subcommand == "fit":
+                run = shlex.quote(str(written))
+                command = f"medlit test --config {run}/config_fit.yaml --run_dir {run} --ckpt_path best"
+                print(f"medlit: best weights: {run}/adapter\nmedlit: next, for report.html: {command}", file=sys.stderr)
             print(f"medlit: written: {written}", file=sys.stderr)
 
 
@@ -256,6 +266,5 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     Raises:
         SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
     """
-    environment.silence_warnings()
     with exit_codes():
         return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning as L
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
 
-from medlit.atomic_io import unwritable
+from medlit.atomic_io import explained
 from medlit.cli.arguments import PREDICTIONS
 from medlit.errors import UserError
 from medlit.predictions.shards import find_shards
@@ -22,12 +22,10 @@ from medlit.predictions.shards import find_shards
 def exit_codes() -> Iterator[None]:
     """Turn a user's mistake into one sentence and exit code 2; any other error is a bug and keeps its traceback."""
     try:
-        yield
-    except (UserError, OSError) as error:  # Lightning and its loggers write files too
-        message = unwritable(error) if isinstance(error, OSError) else error
-        if message is None:
-            raise
-        print(f"medlit: {message}", file=sys.stderr)
+        with explained():  # Lightning and its loggers write files too
+            yield
+    except UserError as error:
+        print(f"medlit: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

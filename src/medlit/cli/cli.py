@@ -4,12 +4,13 @@ Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_F
 their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from medlit import run_folder as runs
+from medlit.atomic_io import explained, read_json
 from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.memory import MemoryAdvice
@@ -268,3 +270,31 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     """
     with exit_codes():
         return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)
+
+
+class Run(NamedTuple):
+    """A finished fit: its folder, the metrics of its last validation, its best adapter, and its figures."""
+
+    run_dir: Path
+    metrics: dict[str, Any]
+    adapter: Path
+    figures: list[Path]
+
+
+def fit(config: str | Path | Sequence[str | Path], **overrides: Any) -> Run:  # noqa: ANN401 - as a YAML has them
+    """Run `medlit fit` in this process, with its settings, its checks and its files.
+
+    Args:
+        config: a config file, or several, of which later ones win.
+        overrides: settings over the configs, with two underscores for a dot: `trainer__max_steps=20`.
+
+    Raises:
+        UserError: what the command ends with exit code 2 for.
+    """
+    configs = [config] if isinstance(config, str | Path) else config
+    flags = {f"--{name.replace('__', '.')}": value for name, value in overrides.items()}
+    given = [f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}" for name, value in flags.items()]
+    with explained():
+        run = MedlitCLI(["fit", *(f"--config={path}" for path in configs), *given], SaveRunFiles).run_folder
+    metrics = read_json(run / "fit_metrics.json") if run.exists() else {}  # a trial run leaves nothing
+    return Run(run, metrics, run / "adapter", sorted(run.glob("*.png")))

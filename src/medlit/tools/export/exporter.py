@@ -92,7 +92,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
-        write_card(folder, weights, options.to, verification)
+        write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}
         write_json(folder / VERIFICATION_FILE, facts | report)

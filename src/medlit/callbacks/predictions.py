@@ -164,7 +164,7 @@ def _by_likelihood(module: SpecialtyClassifier, batch: Prompts, checkpoint: str 
     """Answer a note by label likelihood: a generated answer has no probability."""
     module.decoding = replace(module.decoding, mode="likelihood")
     adapter = None if module.adapter is None else str(adapter_folder(module.adapter))
-    module.temperature = read_fitted(checkpoint, adapter, module.decoding)[0]
+    module.temperature, _, module.prior = read_fitted(checkpoint, adapter, module.decoding)
     module.on_predict_epoch_start()
     return make_predictions(batch, module.predict_step(batch, 0), module.label_set, None)[0]
 

@@ -33,7 +33,7 @@ from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments, environment, validation
-from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
+from medlit.cli.exit_codes import clean_up_on_failure
 from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
@@ -272,8 +272,12 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
     Raises:
         SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
     """
-    with exit_codes():
-        return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)
+    try:
+        with explained():  # Lightning and its loggers write files too
+            return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)
+    except UserError as error:
+        print(f"medlit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 class Run(NamedTuple):

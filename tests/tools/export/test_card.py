@@ -121,7 +121,7 @@ def test_ollamas_prompt_has_the_tokens_of_training(llama: Path) -> None:
     from transformers import AutoTokenizer
 
     from medlit.data.prompt import AlpacaPrompt, ChatPrompt
-    from medlit.tools.export.card import render_modelfile
+    from medlit.tools.export.card import TEMPLATES
 
     note = "Patient 30 years old, since Monday: the heart races."
     for kind in (AlpacaPrompt, ChatPrompt):
@@ -129,7 +129,7 @@ def test_ollamas_prompt_has_the_tokens_of_training(llama: Path) -> None:
         tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
         for instruction in ("File the note.", 'Say {{ .System }} and """.'):
             prompt = kind(tokenizer, instruction, 112, 8)
-            shown = render_modelfile(prompt, ["model-f16.gguf", "model-q8_0.gguf"])
+            shown = TEMPLATES.get_template("Modelfile.j2").render(prompt=prompt, file="model-f16.gguf")
             template = re.search(r'^TEMPLATE """(.*?)"""$', shown, re.MULTILINE | re.DOTALL)
             assert template is not None
             text = template[1].replace("{{ .Prompt }}", note).replace('{{"{{"}}', "{{")

@@ -27,11 +27,10 @@ FIGURE = "confusion.png"
 _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 
 # Markdown, not HTML: only the bars in a table's cells need escaping, which the template does.
-_TEMPLATES = Environment(
-    loader=PackageLoader("medlit.tools", "export"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-)
-_TEMPLATES.globals |= {"number": number, "percent": percent, "public_name": public_name, "hub_id": hub_id}
-_TEMPLATES.filters["cell"] = lambda value: str(value).replace("|", r"\|")
+TEMPLATES = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+TEMPLATES.loader = PackageLoader("medlit.tools", "export")
+TEMPLATES.globals |= {"number": number, "percent": percent, "public_name": public_name, "hub_id": hub_id}
+TEMPLATES.filters["cell"] = lambda value: str(value).replace("|", r"\|")
 
 
 def write_card(folder: Path, weights: Weights, target: str, verification: Verification, prompt: NotePrompt) -> None:
@@ -48,9 +47,10 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
         shutil.copyfile(figure, folder / FIGURE)
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if files:
-        (folder / "Modelfile").write_text(render_modelfile(prompt, files), encoding="utf-8")
+        modelfile = TEMPLATES.get_template("Modelfile.j2").render(prompt=prompt, file=files[0])
+        (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
     try:
-        text = _TEMPLATES.get_template("card.md.j2").render(
+        text = TEMPLATES.get_template("card.md.j2").render(
             target=target,
             version=__version__,
             weights=weights,
@@ -72,11 +72,6 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             f"run_dir: the card cannot be made from the files in {weights.run} ({error}); run 'medlit test' again."
         ) from error
     (folder / "README.md").write_text(str(ModelCard(text + "\n")), encoding="utf-8")
-
-
-def render_modelfile(prompt: NotePrompt, files: list[str]) -> str:
-    """Ollama's description of a model: the first of the files, and the prompt around a note."""
-    return _TEMPLATES.get_template("Modelfile.j2").render(prompt=prompt, files=files) + "\n"
 
 
 def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:

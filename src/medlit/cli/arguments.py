@@ -87,7 +87,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too.
 
     Raises:
-        SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
+        UserError: a setting or a value is not understood.
     """
     silence_warnings()
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")

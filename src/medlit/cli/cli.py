@@ -264,7 +264,7 @@ class MedlitCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
-    """Run a verb with these arguments, by default those of the process; a user's mistake is one line and exit code 2."""
+    """Run a verb with these arguments, by default those of the process; a user's mistake ends it with code 2."""
     try:
         with explained():  # Lightning and its loggers write files too
             return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

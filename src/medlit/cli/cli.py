@@ -78,7 +78,6 @@ class MedlitCLI(LightningCLI):
         if subcommand != self._verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        # The report's line has the metrics that Lightning's table would repeat.
         parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
         if subcommand == "predict":
             arguments.add_predict_arguments(parser)

@@ -26,7 +26,7 @@ help: ## Show this list
 
 .PHONY: quickstart
 quickstart: install ## Fine-tune the bundled 135M Llama, test it, compare it with baselines
-	$(PY) scripts/quickstart.py
+	@$(PY) scripts/quickstart.py
 
 .PHONY: test
 test: lint types unit ## Check style and types, run the tests
@@ -104,19 +104,20 @@ $(VENV)/.made:
 	  || { echo "medlit needs Python 3.11 or 3.12 and $(PYTHON) is another version or does not start: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' \
 	  || { echo "$(PYTHON) cannot make virtual environments: install its venv package, for example python3.11-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt
-	@echo "Installing the $(BUILD) environment into $(VENV): some minutes, once."
-	$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
-	$(PIP) --no-deps --requirement requirements/$(BUILD).txt
+	@echo "Installing PyTorch and the other packages ($(BUILD)) into $(VENV): about 3 minutes, once."
+	@$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
+	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt
 	@rm -f $(VENV)/.runtime-* && touch $@
 
 $(EDITABLE): $(RUNTIME) pyproject.toml
-	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(TOOLS): $(RUNTIME) requirements/dev.txt
-	$(PIP) --no-deps --requirement requirements/dev.txt
+	@echo "Installing the development tools into $(VENV): a minute, once."
+	@$(PIP) --no-deps --requirement requirements/dev.txt
 	@touch $@

@@ -15,13 +15,16 @@ from medlit.unsloth_first import import_unsloth
 CONFIG = ["--config", "configs/quickstart.yaml"]
 ZERO_SHOT = ["--config", "configs/debug/zero_shot.yaml"]
 NEXT = """
-
 Next:
-  open the report          {run_dir}/report.html
-  classify a note          source .venv/bin/activate
-                           medlit predict --config configs/quickstart.yaml --ckpt_path best \\
-                             --data.predict.text 'Patient 30 years old, since Monday: the heart races.'
-  train on your own notes  docs/data.md"""
+  1. Look at the report    {run_dir}/report.html
+  2. Use your own notes    medlit audit --data.source notes.csv
+                           medlit fit --config configs/quickstart.yaml --data.source notes.csv
+                           (docs/data.md says which tables it reads)
+  3. Train a larger model  medlit doctor --config configs/llama31_8b.yaml
+                           medlit fit --config configs/llama31_8b.yaml --data.source notes.csv
+                           (docs/hardware.md lists models and the memory they need)
+The medlit command is in .venv: source .venv/bin/activate"""
+_CPU = "on two CPU cores; seconds on a GPU"
 
 
 def main() -> None:
@@ -32,14 +35,24 @@ def main() -> None:
         console.print(message, soft_wrap=True)
         raise SystemExit(2)
     start = time.monotonic()
-    console.print("Quickstart: five steps, about 15 minutes on two CPU cores, one or two on a GPU", highlight=False)
+    console.print("Quickstart: five steps, 12 to 15 minutes on two CPU cores, one or two on a GPU", highlight=False)
     import_unsloth()
-    before = _run(console, "1/5  test the base model before fine-tuning (zero-shot)", ["test", *CONFIG, *ZERO_SHOT])
-    run_dir = _run(console, "2/5  fine-tune it", ["fit", *CONFIG])
+    before = _run(
+        console,
+        "1/5  test the base model before fine-tuning (zero-shot)",
+        f"130 test notes; 1 to 2 minutes {_CPU}",
+        ["test", *CONFIG, *ZERO_SHOT],
+    )
+    run_dir = _run(console, "2/5  fine-tune it", f"120 steps of 4 notes; 6 to 10 minutes {_CPU}", ["fit", *CONFIG])
     trained = ["--ckpt_path", "best", "--run_dir", str(run_dir)]
-    _run(console, "3/5  test it again", ["test", *CONFIG, *trained])
-    _run(console, "4/5  classify the test notes", ["predict", *CONFIG, *trained])
-    console.rule("5/5  compare with simpler systems", align="left")
+    _run(console, "3/5  test it again", f"the same test notes; 1 to 2 minutes {_CPU}", ["test", *CONFIG, *trained])
+    _run(
+        console,
+        "4/5  classify the test notes",
+        f"into a table, predictions.csv; 1 minute {_CPU}",
+        ["predict", *CONFIG, *trained],
+    )
+    _announce(console, "5/5  compare with simpler systems", "TF-IDF, the majority class, zero-shot; seconds")
     from medlit.evaluation.metrics import METRIC
     from medlit.report.systems import systems
     from medlit.tools.baseline import run as baseline
@@ -59,11 +72,16 @@ Accuracy: {", ".join(scores)}
     console.print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes.", highlight=False)
 
 
-def _run(console: Console, title: str, arguments: list[str]) -> Path:
+def _announce(console: Console, title: str, text: str) -> None:
+    console.rule(title, align="left")
+    console.print(text, highlight=False)
+
+
+def _run(console: Console, title: str, text: str, arguments: list[str]) -> Path:
     """Run a command; returns its run folder."""
     from medlit.cli.cli import main as medlit
 
-    console.rule(title, align="left")
+    _announce(console, title, text)
     folder = medlit(arguments).run_folder
     # Free the model now; otherwise it stays in memory beside the next command's until the collector runs.
     gc.collect()

@@ -17,7 +17,6 @@ def main(args: list[str] | None = None) -> None:
     if args is None:
         end_on_signals()
     import importlib
-    import logging
     from pathlib import Path
 
     arguments = sys.argv[1:] if args is None else args
@@ -32,8 +31,6 @@ def main(args: list[str] | None = None) -> None:
 
         print(f"medlit {__version__}")
         return
-    # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if verb not in MODEL_VERBS and verb not in TOOLS:
         import difflib
 

@@ -20,15 +20,19 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 _unfinished: set[Path] = set()  # temporary files and folders of this process; most are gone
 
 
-def unwritable(error: OSError, path: Path | None = None) -> UserError | None:
-    """The message for a full disk or a read-only folder, while `path` was written; None for any other error."""
-    if error.errno not in _UNWRITABLE:
-        return None
-    what = path or error.filename or "a file of this run"
-    return UserError(
-        f"{what} cannot be written ({os.strerror(error.errno)}); free some space or choose another folder; existing"
-        " files are unchanged."
-    )
+@contextmanager
+def explained(path: Path | None = None) -> Iterator[None]:
+    """Make a UserError of a full disk or a read-only folder, while `path` is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        what = path or error.filename or "a file of this run"
+        raise UserError(
+            f"{what} cannot be written ({os.strerror(error.errno)}); free some space or choose another folder; existing"
+            " files are unchanged."
+        ) from error
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A killed process or a power cut leaves the old file unchanged. The new one is readable by its owner alone. A link
     stays, and the file that it names is written. Raises a UserError if the disk is full or the folder is read-only.
     """
-    with _explained(path):
+    with explained(path):
         path = link_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -77,7 +81,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
     An existing folder is replaced file by file, in the order of their names, and files that the new one lacks are
     removed last: at no moment is a file missing that both have. Raises as `atomic_write` does.
     """
-    with _explained(folder):
+    with explained(folder):
         folder = link_target(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_dir(f".{folder.name}-", folder.parent) as beside:
@@ -141,14 +145,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        explained = unwritable(error, path)
-        if explained is None:
-            raise
-        raise explained from error

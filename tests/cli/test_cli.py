@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -323,6 +325,67 @@ def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to(fitted: Path, lla
         assert "hyper_parameters" not in checkpoint
         assert step in (None, checkpoint["global_step"])
         assert path.stat().st_size < 1_000_000
+
+
+def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quiet = ["enable_progress_bar", "enable_model_summary"]
+    config = yaml.safe_load(tiny_config.read_text())
+    config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in quiet}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    outcome = medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
+    *validations, weights, command, written = outcome.err.splitlines()
+    assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
+        f"medlit validation at step {step}" for step in (4, 5)
+    ]
+    assert (weights, written) == ("medlit: best weights: 'my run'/adapter", "medlit: written: my run")
+    outcome = medlit(*shlex.split(command.partition("report.html: medlit ")[2]))
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.startswith("medlit: test: accuracy ")
+    assert all(line.startswith("medlit: ") for line in outcome.err.splitlines())
+    assert (tmp_path / "my run" / "report.html").is_file()
+
+
+def test_a_fit_from_python_is_the_command_s(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert medlit("fit", "--config", tiny_config, "--trainer.max_steps", "2", "--run_dir", "shell").code == 0
+    run = package.fit(tiny_config, trainer__max_steps=2, run_dir=tmp_path / "python", data__labels__aliases={})
+    assert run.run_dir == tmp_path / "python"
+    assert run.metrics == scores(tmp_path / "shell" / "fit_metrics.json")
+    assert run.adapter == run.run_dir / "adapter"
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+    assert run.figures == [run.run_dir / "confusion_fit.png"]
+    trial = package.fit([tiny_config], trainer__fast_dev_run=True)
+    assert (trial.metrics, trial.figures, trial.run_dir.exists()) == ({}, [], False)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        ("tiny.yaml", {}, "config: there is no file tiny.yaml"),
+        ([], {"trainer__max_stepz": 3}, "trainer.max_stepz: there is no such setting; did you mean trainer.max_steps?"),
+        ([], {"trainer__max_steps": "many"}, "trainer.max_steps: must be an integer, not many"),
+        ([], {"data__source": Path("nowhere.csv"), "run_dir": "new"}, "data.source: .*nowhere.csv"),
+        ([], {"ckpt_path": "last"}, "ckpt_path: there is no last checkpoint"),
+    ],
+)
+def test_a_mistake_from_python_is_an_error_and_leaves_nothing(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: object,
+    overrides: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"model__language_model__base_model": str(llama), "trainer__accelerator": "cpu"}
+    with pytest.raises(package.UserError, match=message):
+        package.fit(config, **base | overrides)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_does_not_touch_an_earlier_one(medlit: Medlit, run: Path, tiny_config: Path) -> None:
@@ -762,6 +825,12 @@ def test_one_note_prints_its_answer_and_writes_nothing(
     assert outcome.out.strip()
     assert len(outcome.out.splitlines()) == 1
     assert files(tmp_path) == before
+    likelihood = medlit(
+        *arguments, "Patient 30 years old, since Monday: heart pain.", "--model.decoding.mode=likelihood"
+    )
+    likeliest = likelihood.out.strip()
+    assert outcome.err == likelihood.err.replace("medlit: ", f"medlit: {likeliest}: ", 1)
+    assert re.match(rf"medlit: {likeliest}: probability 0.\d+, margin -?0.\d+, runner-up \w", outcome.err)
 
 
 def test_one_note_from_standard_input(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from quickstart import CONFIG, ZERO_SHOT, main
@@ -22,3 +24,30 @@ def test_another_folder_is_refused(
         main()
     assert stop.value.code == 2
     assert "run the quickstart in the project's folder" in capsys.readouterr().out
+
+
+def test_each_step_says_what_it_does_and_how_long_and_the_end_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(arguments: list[str]) -> SimpleNamespace:
+        commands.append(arguments)
+        return SimpleNamespace(run_folder=Path("logs/quickstart/version_0"))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("quickstart.import_unsloth", lambda: None)
+    monkeypatch.setattr("medlit.cli.cli.main", run)
+    monkeypatch.setattr("medlit.tools.baseline.run", commands.append)
+    monkeypatch.setattr("medlit.report.systems.systems", lambda folder: [])
+    main()
+    assert [command[0] for command in commands] == ["test", "fit", "test", "predict", "--run_dir"]
+    shown = capsys.readouterr().out.splitlines()
+    for number in range(1, 6):
+        (place,) = (i for i, line in enumerate(shown) if line.startswith(f"{number}/5  "))
+        assert re.search(r"; (.* minutes? on two CPU cores; )?seconds", shown[place + 1])
+    end = "\n".join(shown).partition("Next:\n")[2]
+    for path in ("logs/quickstart/version_0/report.html", "docs/data.md", "docs/hardware.md"):
+        assert path in end
+    for line in re.findall(r"medlit (?:audit|fit|doctor) .*", end):
+        assert (ROOT / line.split("--config ")[-1].split()[0]).is_file() == ("--config" in line)

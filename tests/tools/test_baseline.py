@@ -170,8 +170,10 @@ def test_labels_in_another_spelling_are_the_model_s(tested: Path, tmp_path: Path
 
 
 def test_an_unknown_setting_exits_2(medlit: Medlit) -> None:
+    from medlit.__main__ import main
+
     with pytest.raises(SystemExit) as stop:
-        baseline(["--data.sorce", "builtin"])
+        main(["baseline", "--data.sorce", "builtin"])
     assert stop.value.code == 2
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +14,8 @@ from medlit.atomic_io import link_target, remove_partial
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
+from medlit.model.adapter import adapter_folder
+from medlit.model.adapter_metadata import read_fitted
 from medlit.model.decoding import Answers
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
@@ -103,8 +106,10 @@ class PredictionWriter(L.Callback):
             if self._writer is not None:
                 self._writer.add(table_rows(batch, predictions))
             else:
-                for prediction in predictions:
-                    _print(prediction)
+                print(predictions[0].answer.strip())
+                generated = decoding.mode == "generate" and pl_module.label_set.names
+                odds = _by_likelihood(pl_module, batch, self.checkpoint) if generated else predictions[0]
+                _print_odds(odds, f"medlit: {odds.answer}: " if generated else "medlit: ")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Join the shards, on the first process; a UserError if answers are missing."""
@@ -146,13 +151,21 @@ class PredictionWriter(L.Callback):
             self._lock = None
 
 
-def _print(prediction: Prediction) -> None:
-    print(prediction.answer.strip())
+def _by_likelihood(module: SpecialtyClassifier, batch: Prompts, checkpoint: str | None) -> Prediction:
+    """Answer a note by label likelihood: a generated answer has no probability."""
+    module.decoding = replace(module.decoding, mode="likelihood")
+    adapter = None if module.adapter is None else str(adapter_folder(module.adapter))
+    module.temperature, _, module.prior = read_fitted(checkpoint, adapter, module.decoding)
+    module.on_predict_epoch_start()
+    return make_predictions(batch, module.predict_step(batch, 0), module.label_set, None)[0]
+
+
+def _print_odds(prediction: Prediction, start: str) -> None:
     members = f"; set: {'; '.join(prediction.set)}" if isinstance(prediction, SetPrediction) else ""
     if prediction.probability is not None:
         withheld = "; model.decoding.abstain_below would withhold it" if prediction.abstained else ""
         print(
-            f"medlit: probability {prediction.probability:.3f}, margin {prediction.margin:.3f}, runner-up"
+            f"{start}probability {prediction.probability:.3f}, margin {prediction.margin:.3f}, runner-up"
             f" {prediction.runner_up}{withheld}{members}",
             file=sys.stderr,
         )

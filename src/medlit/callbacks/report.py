@@ -1,11 +1,13 @@
 """Write a run's metrics, answers, figures and test report, and show them in TensorBoard."""
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.image import imsave
@@ -71,6 +73,7 @@ class RunReport(L.Callback):
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in telling(HEADLINE, scores))
         title = f"{what}: {shown}, {scores['n']} notes"
+        Tqdm.write(f"medlit: {title}", file=sys.stderr)  # above a bar, if there is one
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"] = pixels(confusion_figure(pl_module.results, title))

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.callbacks.adapter_folder import BestCheckpoint
 from medlit.cli import validation
-from medlit.cli.environment import check_writable
+from medlit.cli.environment import check_writable, silence_warnings
 from medlit.cli.help import OWN_HELP, Parser
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.settings import Tokenizer
@@ -84,6 +84,7 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
 
 def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too."""
+    silence_warnings()
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     validation.check_variables({tool: parser})

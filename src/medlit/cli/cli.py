@@ -4,11 +4,13 @@ Precedence of settings, lowest first: defaults, environment variables (`MEDLIT_F
 their order, flags. A checkpoint overrides none of them; its metadata is compared with them instead.
 """
 
+import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -19,6 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit import run_folder as runs
+from medlit.atomic_io import explained, read_json
 from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
 from medlit.callbacks.last_checkpoint import LastCheckpoint, ValidateLastStep
 from medlit.callbacks.memory import MemoryAdvice
@@ -29,7 +32,7 @@ from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.cli import arguments, environment, validation
-from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
+from medlit.cli.exit_codes import clean_up_on_failure
 from medlit.cli.help import ABOUT, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
@@ -49,6 +52,7 @@ class MedlitCLI(LightningCLI):
     """`medlit fit | validate | test | predict`; without a `save_config_callback`, no config of the run is written."""
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
+        environment.silence_warnings()
         verb = self._verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
@@ -74,7 +78,7 @@ class MedlitCLI(LightningCLI):
         if subcommand != self._verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})
+        parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
         if subcommand == "predict":
             arguments.add_predict_arguments(parser)
         return parser
@@ -183,9 +187,12 @@ class MedlitCLI(LightningCLI):
         ]
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
-        if config.trainer.enable_progress_bar is False:
-            given.callbacks = [each for each in named if not isinstance(each, LightningProgressBar)]
-        elif not any(isinstance(each, LightningProgressBar) for each in named):
+        others = [each for each in named if not isinstance(each, LightningProgressBar)]
+        if given.enable_progress_bar is None:
+            given.enable_progress_bar = others != named or sys.stdout.isatty()
+        if given.enable_progress_bar is False:
+            given.callbacks = others
+        elif others == named:
             callbacks.append(ProgressBar())
         return callbacks
 
@@ -248,11 +255,46 @@ class MedlitCLI(LightningCLI):
                     " another base model."
                 ) from error
         if (written := self.predictions.written or self.report.written) is not None:
+            if subcommand == "fit":
+                run = shlex.quote(str(written))
+                command = f"medlit test --config {run}/config_fit.yaml --run_dir {run} --ckpt_path best"
+                print(f"medlit: best weights: {run}/adapter\nmedlit: next, for report.html: {command}", file=sys.stderr)
             print(f"medlit: written: {written}", file=sys.stderr)
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
-    """Run a verb with these arguments, by default those of the process; it ends as `exit_codes` says."""
-    environment.silence_warnings()
-    with exit_codes():
-        return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)
+    """Run a verb with these arguments, by default those of the process; a user's mistake ends it with code 2."""
+    try:
+        with explained():  # Lightning and its loggers write files too
+            return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)
+    except UserError as error:
+        print(f"medlit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+class Run(NamedTuple):
+    """A finished fit: its folder, the metrics of its last validation, its best adapter, and its figures."""
+
+    run_dir: Path
+    metrics: dict[str, Any]
+    adapter: Path
+    figures: list[Path]
+
+
+def fit(config: str | Path | Sequence[str | Path], **overrides: Any) -> Run:  # noqa: ANN401 - as a YAML has them
+    """Run `medlit fit` in this process, with its settings, its checks and its files.
+
+    Args:
+        config: a config file, or several, of which later ones win.
+        overrides: settings over the configs, with two underscores for a dot: `trainer__max_steps=20`.
+
+    Raises:
+        UserError: what the command ends with exit code 2 for.
+    """
+    configs = [config] if isinstance(config, str | Path) else config
+    flags = {f"--{name.replace('__', '.')}": value for name, value in overrides.items()}
+    given = [f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}" for name, value in flags.items()]
+    with explained():
+        run = MedlitCLI(["fit", *(f"--config={path}" for path in configs), *given], SaveRunFiles).run_folder
+    metrics = read_json(run / "fit_metrics.json") if run.exists() else {}  # a trial run leaves nothing
+    return Run(run, metrics, run / "adapter", sorted(run.glob("*.png")))

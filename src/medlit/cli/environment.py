@@ -2,11 +2,14 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+import transformers
 import yaml
 from jsonargparse import Namespace
 
@@ -94,7 +97,10 @@ def check_weights_named(run_dir: Path, model: Namespace) -> None:
 
 
 def silence_warnings() -> None:
-    """Filter the known useless messages of Lightning and its dependencies."""
+    """Filter the known useless messages of Lightning and its dependencies, and their progress bars in a log."""
+    if not sys.stderr.isatty():  # in a log, bars are lines without end
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     # Unsloth gives the root logger a handler, which would print each line of Lightning's a second time.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).propagate = False

@@ -1,10 +1,9 @@
-"""Exit codes, and clean-up after a failure: other processes end, and a user's mistake leaves no run folder behind."""
+"""Clean-up after a failure: other processes end, and a user's mistake leaves no run folder behind."""
 
 import atexit
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,23 +11,9 @@ from pathlib import Path
 import lightning as L
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
 
-from medlit.atomic_io import unwritable
 from medlit.cli.arguments import PREDICTIONS
 from medlit.errors import UserError
 from medlit.predictions.shards import find_shards
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn a user's mistake into one sentence and exit code 2; any other error is a bug and keeps its traceback."""
-    try:
-        yield
-    except (UserError, OSError) as error:  # Lightning and its loggers write files too
-        message = unwritable(error) if isinstance(error, OSError) else error
-        if message is None:
-            raise
-        print(f"medlit: {message}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 @contextmanager

@@ -7,7 +7,6 @@ eighty lines of usage. Here a setting has a sentence (a docstring's, or one of `
 import argparse
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +22,7 @@ from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
 from medlit.cli import MODEL_VERBS, no_config
+from medlit.errors import UserError
 
 _TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 ABOUT: dict[str, str] = _TEXTS["about"]
@@ -115,14 +115,13 @@ class Parser(LightningArgumentParser):
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with code 2, or raise where the caller wants an exception."""
+        """Raise a UserError, or another error where jsonargparse tries something."""
         if not self.exit_on_error:
             super().error(message, ex)
         cause: BaseException | None = ex
         while cause is not None and not isinstance(cause, RepeatedKeyError):
             cause = cause.__cause__
-        print(f"medlit: {cause or self._explain(' '.join(message.split()).rstrip('.'))}", file=sys.stderr)
-        raise SystemExit(2) from ex
+        raise UserError(str(cause or self._explain(" ".join(message.split()).rstrip(".")))) from ex
 
     def _explain(self, message: str) -> str:
         """Rewrite an error of jsonargparse's as `setting: what is wrong; how to fix it`."""

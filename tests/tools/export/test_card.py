@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,13 @@ def test_an_adapter_has_a_card_without_notes_or_paths(tested: Path) -> None:
     assert metadata["library_name"] == "peft"
     assert metadata["license"] == "unknown"
     assert "is unknown to medlit" in card.text
+    (command,) = re.findall(r"^vllm serve (?:.*\\\n)*.*$", card.text, re.MULTILINE)
+    assert shlex.split(command.replace("\\\n", " "))[2:] == [
+        *("llama0", "--quantization", "bitsandbytes", "--enable-lora", "--max-lora-rank", "16"),
+        *("--lora-modules", "specialties=FOLDER", "--max-model-len", "112"),
+    ]
+    (request,) = re.findall(r"-d '(.*?)'$", card.text, re.MULTILINE | re.DOTALL)
+    assert json.loads(request)["max_tokens"] == 8
     scores = json.loads((tested / "test_metrics.json").read_text())
     assert [round(scores["accuracy"], 4), round(scores["f1_macro"], 4)] == [
         result.metric_value for result in card.data.eval_results
@@ -105,3 +114,32 @@ def test_a_local_model_has_the_license_of_its_own_card(tmp_path: Path, text: str
     if text is not None:
         (folder / "README.md").write_text(f"---\n{text}\n---\n# A model\n")
     assert license_of(str(folder)) == found
+
+
+def test_ollamas_prompt_has_the_tokens_of_training(llama: Path) -> None:
+    """Whatever the instruction holds, and with one BOS where a chat template writes another."""
+    from transformers import AutoTokenizer
+
+    from medlit.data.prompt import AlpacaPrompt, ChatPrompt
+    from medlit.tools.export.card import TEMPLATES
+
+    note = "Patient 30 years old, since Monday: the heart races."
+    for kind in (AlpacaPrompt, ChatPrompt):
+        tokenizer = AutoTokenizer.from_pretrained(llama)
+        tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
+        for instruction in ("File the note.", 'Say {{ .System }} and """.'):
+            prompt = kind(tokenizer, instruction, 112, 8)
+            shown = TEMPLATES.get_template("Modelfile.j2").render(prompt=prompt, file="model-f16.gguf")
+            template = re.search(r'^TEMPLATE """(.*?)"""$', shown, re.MULTILINE | re.DOTALL)
+            assert template is not None
+            text = template[1].replace("{{ .Prompt }}", note).replace('{{"{{"}}', "{{")
+            text = text.replace(r'{{"\"\"\""}}', '"""')
+            assert tokenizer(text)["input_ids"] == prompt.prompt(note).input_ids
+            lines = [line for line in shown.splitlines() if line.startswith(("FROM", "PARAMETER"))]
+            assert lines == [
+                "FROM ./model-f16.gguf",
+                "PARAMETER temperature 0",
+                "PARAMETER num_ctx 112",
+                "PARAMETER num_predict 8",
+                'PARAMETER stop "</s>"',
+            ]

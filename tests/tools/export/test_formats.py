@@ -142,7 +142,7 @@ def test_the_text_part_of_a_multimodal_model_is_merged_alone(tmp_path: Path) -> 
 def test_gguf_files_read_by_transformers_answer_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "has_llama_cpp", lambda: False)
     folder = exported(run, "gguf", "--max_drift", "2", "--max_changed", "0.2")
-    others = {"README.md", "confusion.png", "medlit.json", "verification.json"}
+    others = {"Modelfile", "README.md", "confusion.png", "medlit.json", "verification.json"}
     assert files(folder) == others | {"model-f16.gguf", "model-q8_0.gguf"}
     full, eight = verification(folder)["exports"]
     assert full["against_medlit"]["changed"] == 0

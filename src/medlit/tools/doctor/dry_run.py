@@ -3,8 +3,6 @@
 `trainer.fast_dev_run` keeps Lightning from writing a run folder, logs or checkpoints.
 """
 
-import contextlib
-import io
 import itertools
 import resource
 from collections.abc import Generator, Iterator, Sequence
@@ -18,7 +16,7 @@ import torch
 from medlit.base_model import load_tokenizer, read_config
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.cli.cli import MedlitCLI
-from medlit.cli.environment import check_device, silence_warnings
+from medlit.cli.environment import check_device
 from medlit.data.collate import Batch, unnamed_rows
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.prompt import NotePrompt
@@ -79,13 +77,7 @@ class DryRunCLI(MedlitCLI):
 
 def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     """Check the fit of these `--config` files and flags before it starts; yields each result as it is found."""
-    silence_warnings()
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            cli = DryRunCLI(["fit", *settings])
-    except SystemExit as stop:
-        raise UserError(stderr.getvalue().strip().removeprefix("medlit: ").rstrip(".") + ".") from stop
+    cli = DryRunCLI(["fit", *settings])
     data, language_model = cli.datamodule, cli.model.language_model
     files = ", ".join(str(path) for path in cli.config.fit.config or [])
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")

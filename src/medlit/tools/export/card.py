@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from medlit import __version__
 from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
+from medlit.data.prompt import NotePrompt
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, number, percent, telling
 from medlit.report.systems import FACTS, MODEL, comparable
@@ -25,9 +26,15 @@ _LICENSE = ("license", "title", "license_name", "license_link")  # what a row of
 FIGURE = "confusion.png"
 _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 
+# Markdown, not HTML: only the bars in a table's cells need escaping, which the template does.
+TEMPLATES = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+TEMPLATES.loader = PackageLoader("medlit.tools", "export")
+TEMPLATES.globals |= {"number": number, "percent": percent, "public_name": public_name, "hub_id": hub_id}
+TEMPLATES.filters["cell"] = lambda value: str(value).replace("|", r"\|")
 
-def write_card(folder: Path, weights: Weights, target: str, verification: Verification) -> None:
-    """Write `README.md`, and the confusion matrix that it shows, into the export's folder."""
+
+def write_card(folder: Path, weights: Weights, target: str, verification: Verification, prompt: NotePrompt) -> None:
+    """Write `README.md`, the confusion matrix that it shows and, beside GGUF files, Ollama's `Modelfile`."""
 
     def read(name: str) -> dict[str, Any]:
         return {} if weights.run is None else read_run_file(weights.run / name)
@@ -38,13 +45,12 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
     systems = [("this model" if each.name == MODEL else each.title, each.metrics) for each in tested]
     if weights.run is not None and (figure := weights.run / f"confusion_{command}.png").is_file():
         shutil.copyfile(figure, folder / FIGURE)
-    # Markdown, not HTML: only the bars in a table's cells need escaping, which the template does.
-    loader = PackageLoader("medlit.tools", "export")
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals |= {"number": number, "percent": percent, "public_name": public_name, "hub_id": hub_id}
-    environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if files:
+        modelfile = TEMPLATES.get_template("Modelfile.j2").render(prompt=prompt, file=files[0])
+        (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
     try:
-        text = environment.get_template("card.md.j2").render(
+        text = TEMPLATES.get_template("card.md.j2").render(
             target=target,
             version=__version__,
             weights=weights,
@@ -58,7 +64,8 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             systems=systems or [("this model", metrics)],
             figure=FIGURE if (folder / FIGURE).is_file() else None,
             verification=verification.rows,
-            files=sorted(path.name for path in folder.glob("*.gguf")),
+            files=files,
+            prompt=prompt,
         )
     except UndefinedError as error:
         raise UserError(

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
 from medlit.base_model import load_tokenizer, name_for_peft, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
-from medlit.cli.environment import check_device, check_writable, silence_warnings
+from medlit.cli.environment import check_device, check_writable
 from medlit.cli.validation import adopt_adapter
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
@@ -35,7 +35,6 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Export, verify and report, or leave nothing on disk; `rest` are settings as for `medlit fit`."""
-    silence_warnings()
     quantisations = _check_options(options)
     token = check_upload(options) if options.to == "hub" else None
     config = _read_settings(options, rest)
@@ -99,7 +98,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
         weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
-        write_card(folder, weights, options.to, verification)
+        write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}
         write_json(folder / VERIFICATION_FILE, facts | report)

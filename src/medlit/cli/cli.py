@@ -217,9 +217,8 @@ class MedlitCLI(LightningCLI):
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
         trainer.accumulate_grad_batches = micro_batches_per_step(self.datamodule.batching, trainer.world_size)
-        if (
-            steps := self.config[self.subcommand].val_every_steps
-        ) is not None:  # else once a pass, see ValidateLastStep
+        steps = self.config[self.subcommand].val_every_steps
+        if steps is not None:  # else once a pass, see ValidateLastStep
             trainer.val_check_interval = steps * trainer.accumulate_grad_batches
         # Count over the whole fit; an epoch need not be a multiple of the interval.
         trainer.check_val_every_n_epoch = None

@@ -67,11 +67,7 @@ class AdapterMetadata:
         max_response_tokens: int = 32,
         data: DataFingerprint | None = None,
     ) -> AdapterMetadata:
-        """The metadata of a model with these settings.
-
-        Raises:
-            UserError: the base model has no chat template and the settings need one.
-        """
+        """The metadata of a model with these settings; a UserError if they need a chat template that it lacks."""
         of = language_model
         return cls(
             base_model=of.base_model,
@@ -87,11 +83,7 @@ class AdapterMetadata:
 
     @classmethod
     def from_dict(cls, values: object) -> AdapterMetadata:
-        """Read what `to_dict` gave; files of release 0.1 too.
-
-        Raises:
-            UserError: it is something else.
-        """
+        """Read what `to_dict` gave, in release 0.1 too; a UserError if it is something else."""
         unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
             given = dict(values)  # type: ignore[call-overload]
@@ -167,11 +159,7 @@ def _chat_template(base_model: str, revision: str | None) -> str:
 
 
 def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
-    """An adapter's `adapter_config.json`: all of it, and the LoRA settings in it.
-
-    Raises:
-        UserError: it is damaged, or medlit does not run such an adapter.
-    """
+    """All of an `adapter_config.json`, and its LoRA settings; a UserError if damaged or not run by medlit."""
     try:
         config = {**json.loads(file.read_text(encoding="utf-8"))}
     except (OSError, ValueError, RecursionError, TypeError) as error:

@@ -46,8 +46,7 @@ class SpecialtyClassifier(L.LightningModule):
         model: the language model with its adapter, once it is loaded.
         label_set: the K labels, once they are known.
         metrics: counts of the evaluation that is running.
-        scores, sets: of the last evaluation; sets are empty where none are made.
-        results: of the last evaluation, note by note.
+        scores, results, sets: of the last evaluation; results are note by note, sets are empty where none are made.
         temperature: divides log-probabilities in test and predict; fitted by `medlit validate`.
         prior: of the labels, from a fit with `Decoding.prior`; used by everything but a fit.
         thresholds: of sets, by `Decoding.sets`; fitted with the temperature, in a fit too if it makes sets.
@@ -91,8 +90,7 @@ class SpecialtyClassifier(L.LightningModule):
         """Take labels and temperature from the adapter's metadata, if there is an adapter that medlit wrote."""
         if self.adapter is not None:
             folder = adapter_folder(self.adapter)
-            metadata = read_metadata(folder, self.language_model.base_model)
-            if metadata is not None:
+            if (metadata := read_metadata(folder, self.language_model.base_model)) is not None:
                 self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
                     self.temperature, self.thresholds, self.prior = read_fitted(None, str(folder), self.decoding)

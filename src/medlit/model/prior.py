@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +86,7 @@ class TokenPrior:
             bias[regression.classes_] = 0.0, regression.intercept_[0]
         else:
             weights[:, regression.classes_], bias[regression.classes_] = coefficients.T, regression.intercept_
-        return cls(buckets, idf.astype(np.float32), weights.astype(np.float16), bias.astype(np.float32))
+        return cls(buckets, idf, weights.astype(np.float16).astype(np.float64), bias)
 
     def of_rows(self, rows: Dataset) -> FloatArray:
         """Log-probabilities of tokenised notes, (N, K)."""
@@ -102,19 +101,13 @@ class TokenPrior:
         from scipy.special import log_softmax
 
         x = _tfidf(_counts(tokens, notes, n)[:, self.buckets], self.idf)
-        scores: FloatArray = log_softmax(x @ self._weights + self.bias, axis=1)
+        scores: FloatArray = log_softmax(x @ self.weights + self.bias, axis=1)
         return scores
-
-    @cached_property
-    def _weights(self) -> FloatArray:
-        return self.weights.astype(np.float64)
 
     def with_power(self, results: Results, rows: Dataset) -> tuple[TokenPrior, Results]:
         """With the power of least log-loss on validation notes, and their results with this prior.
 
-        Args:
-            results: the language model's own, with probabilities.
-            rows: the split that they belong to.
+        The results are the language model's own, with probabilities, of notes in `rows`.
         """
         assert results.probabilities is not None
         logs = np.log(np.maximum(results.probabilities, np.finfo(np.float64).tiny)), self.of_rows(rows)[results.rows]
@@ -125,7 +118,12 @@ class TokenPrior:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("buckets", "idf", "weights", "bias")}
+        arrays = {
+            "buckets": self.buckets,
+            "idf": self.idf,
+            "weights": self.weights.astype(np.float16),
+            "bias": self.bias,
+        }
         save_file(arrays, path, metadata={"power": json.dumps(self.power)})
 
     @classmethod
@@ -134,6 +132,7 @@ class TokenPrior:
         try:
             with safe_open(path, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in ("buckets", "idf", "weights", "bias")}
+                arrays["weights"] = arrays["weights"].astype(np.float64)
                 return cls(**arrays, power=float(json.loads(file.metadata()["power"])))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"model.decoding.prior: {path} is damaged; copy the adapter's folder again.") from error
@@ -142,8 +141,7 @@ class TokenPrior:
 def span(x: csr_matrix) -> FloatArray:
     """Coordinates of N notes in an orthonormal basis of their span, (N, N) lower triangular.
 
-    The solution of logistic regression lies in the span of the notes, so in this basis it is the same, and a fit with
-    few notes, many words and 40 labels takes a second instead of minutes.
+    Logistic regression has the same solution there, for few notes with many words in a second instead of minutes.
     """
     from scipy.linalg import cholesky
 

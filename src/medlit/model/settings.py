@@ -207,11 +207,7 @@ class Decoding:
 
 
 def check_decoding(decoding: Decoding, predicts: bool = True) -> None:
-    """Check that answers can be sets, and predictions abstain, as the settings say.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Raise a UserError unless answers can be sets, and predictions abstain, as the settings say."""
     threshold, coverage = decoding.abstain_below if predicts else None, decoding.coverage
     if coverage is not None and not 0.5 < coverage < 1:
         raise UserError(f"model.decoding.coverage: must be over 0.5 and under 1, or null, not {coverage}.")

@@ -118,12 +118,8 @@ class TokenPrior:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        arrays = {
-            "buckets": self.buckets,
-            "idf": self.idf,
-            "weights": self.weights.astype(np.float16),
-            "bias": self.bias,
-        }
+        arrays = {name: getattr(self, name) for name in ("buckets", "idf", "bias")}
+        arrays["weights"] = self.weights.astype(np.float16)
         save_file(arrays, path, metadata={"power": json.dumps(self.power)})
 
     @classmethod

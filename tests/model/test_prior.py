@@ -107,9 +107,16 @@ def test_one_label_needs_no_prior() -> None:
     assert TokenPrior.fit(notes(12, k=1), LABELS) is None
 
 
+def test_notes_with_nothing_in_common_need_no_prior() -> None:
+    names = ["Cardiology", "Urology"]
+    rows = {"input_ids": [[1, 2, 5], [1, 2, 6]], "specialty": names, "specialties": [[name] for name in names]}
+    assert TokenPrior.fit(Dataset.from_dict(rows), LABELS) is None
+
+
 def test_a_saved_prior_is_the_same_and_holds_no_tokens(tmp_path: Path) -> None:
     rows = notes()
-    prior, _ = fitted(rows).with_power(results(np.full((60, 3), 1 / 3), truth_of(rows)), rows)
+    prior = fitted(rows)
+    prior, _ = prior.with_power(results(np.full((60, 3), 1 / 3), truth_of(rows)), prior.of_rows(rows))
     prior.save(tmp_path / "prior.safetensors")
     loaded = TokenPrior.load(tmp_path / "prior.safetensors")
     assert loaded.power == prior.power
@@ -125,11 +132,11 @@ def test_validation_chooses_how_much_the_prior_counts() -> None:
     knows = 0.8 * np.eye(3)[truth] + 0.2 / 3
     knows[::7] = knows[::7][:, [1, 2, 0]]  # and is sometimes wrong, as sure as ever
     guesses = np.random.default_rng(0).dirichlet(np.ones(3), 90)
-    trusted, mixed = prior.with_power(results(guesses, truth), rows)
+    trusted, mixed = prior.with_power(results(guesses, truth), prior.of_rows(rows))
     assert trusted.power > 5
     assert mixed.correct.mean() == pytest.approx((prior.of_rows(rows).argmax(axis=1) == truth).mean(), abs=0.05)
     shuffled = rows.select(np.random.default_rng(0).permutation(90))
-    doubted, _ = prior.with_power(results(knows, truth), shuffled)
+    doubted, _ = prior.with_power(results(knows, truth), prior.of_rows(shuffled))
     assert doubted.power < 0.3
 
 

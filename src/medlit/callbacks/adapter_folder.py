@@ -16,6 +16,7 @@ from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
+from medlit.evaluation.results import FloatArray
 from medlit.evaluation.sets import calibrate
 from medlit.model.adapter import adapter_folder, save_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_fitted
@@ -26,15 +27,15 @@ from medlit.model.prior import PRIOR_FILE, TokenPrior
 class BestCheckpoint(ModelCheckpoint):
     """Writes `adapter/`, and then `best.ckpt`, whenever a validation of a fit is better than all before it."""
 
-    _prior: tuple[TokenPrior | None, ...] = ()  # once it is fitted
+    _prior: tuple[TokenPrior, FloatArray] | None = None  # once it is fitted, and what it says of the validation notes
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         folder, module = run_folder(trainer), trainer.lightning_module
         if trainer.is_global_zero and isinstance(module, SpecialtyClassifier):
             data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            results, prior = module.results, self._fit_prior(module, data)
-            if prior is not None and results is not None:
-                prior, results = prior.with_power(results, data.rows("validation"))
+            results, prior = module.results, None
+            if results is not None and (fitted_prior := self._fit_prior(module, data)) is not None:
+                prior, results = fitted_prior[0].with_power(results, fitted_prior[1])
             write_adapter(module, folder / "adapter", data.fingerprint, prior)
             notes, fits = len(data.rows("validation")), module.decoding.sets or prior is not None
             if fits and results is not None and results.probabilities is not None and len(results) == notes:
@@ -42,11 +43,14 @@ class BestCheckpoint(ModelCheckpoint):
                 write_fitted(folder / "adapter" / METADATA_FILE, module.decoding, *fitted)
         super()._save_checkpoint(trainer, filepath)
 
-    def _fit_prior(self, module: SpecialtyClassifier, data: TranscriptionDataModule) -> TokenPrior | None:
+    def _fit_prior(
+        self, module: SpecialtyClassifier, data: TranscriptionDataModule
+    ) -> tuple[TokenPrior, FloatArray] | None:
         """The prior that the settings ask for, fitted once; None where the answers have no probabilities."""
-        if module.decoding.uses_prior and not self._prior:
-            self._prior = (TokenPrior.fit(data.rows("train"), module.label_set),)
-        return self._prior[0] if self._prior else None
+        if module.decoding.uses_prior and self._prior is None:
+            prior = TokenPrior.fit(data.rows("train"), module.label_set)
+            self._prior = None if prior is None else (prior, prior.of_rows(data.rows("validation")))
+        return self._prior
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Find the best checkpoint again in a run folder that was moved or is spelled differently."""

@@ -133,9 +133,8 @@ class Collator:
     pad_id: int
     mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
     label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
-    most_notes: int = (
-        32  # notes of a packed batch; `starts` always has this size + 2, so that nothing is compiled again
-    )
+    # Of a packed batch; `starts` always has this size + 2, so that nothing is compiled again.
+    most_notes: int = 32
     _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def _answer(self, row: TokenisedNote) -> list[int]:

@@ -29,6 +29,7 @@ from medlit.evaluation.results import FloatArray, IntArray, Results
 if TYPE_CHECKING:
     from datasets import Dataset
     from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfTransformer
 
     from medlit.data.collate import Prompts
 
@@ -36,7 +37,8 @@ PRIOR_FILE = "prior.safetensors"
 _BITS = 18  # of a hash
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash
 _STRENGTH = 100.0  # C of logistic regression: what inner folds of the baseline choose on hundreds of notes
-_MOST_NOTES, _MOST_WEIGHTS = 20_000, 4_000_000
+_MOST_NOTES = 20_000
+MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
 SPAN_NOTES = 5_000  # a table of their similarities is 200 MB
 _UNSEEN = -14.0  # score of a label without a training note: about one in a million
 _LEAST_POWER = 0.05  # of the language model
@@ -54,31 +56,27 @@ class TokenPrior:
 
     @classmethod
     def fit(cls, rows: Dataset, label_set: LabelSet) -> TokenPrior | None:
-        """Fit it to tokenised training notes, at most 20,000 of them; None if they all have one label."""
+        """Fit it to tokenised training notes, at most 20,000; None if they have one label or no feature in common."""
+        from scipy.linalg import solve_triangular
         from sklearn.linear_model import LogisticRegression
 
         if len(rows) > _MOST_NOTES:
             rows = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_NOTES]))
-        own = specialties_of(rows)
-        known = {name: label_set.index(name) for name in set(chain.from_iterable(own))}
-        labels = np.array([known[name] for names in own for name in names], dtype=np.int64)
-        if len(set(labels.tolist())) < 2:
-            return None
+        notes, labels = examples_of(rows, label_set)
         counts = _counts(*_tokens(rows), len(rows))
-        notes = np.asarray((counts > 0).sum(axis=0)).ravel()  # that have each feature; every note has the instruction's
-        frequent = np.argsort(-notes * (notes < len(rows)), kind="stable")[: _MOST_WEIGHTS // len(label_set)]
-        buckets = np.sort(frequent[(notes[frequent] > 1) & (notes[frequent] < len(rows))])
-        idf = np.log((1 + len(rows)) / (1 + notes[buckets])) + 1
-        x = _tfidf(counts[:, buckets], idf)
+        frequency = counts.getnnz(axis=0)  # notes that have each hash; all of them have those of the instruction
+        common = np.flatnonzero((frequency > 1) & (frequency < len(rows)))
+        if len(set(labels.tolist())) < 2 or not len(common):
+            return None
+        buckets = np.sort(common[np.argsort(-frequency[common], kind="stable")[: MOST_WEIGHTS // len(label_set)]])
+        tfidf = _tfidf().fit(counts[:, buckets])
+        x = tfidf.transform(counts[:, buckets])
         regression = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000)
-        notes_of_answers = np.repeat(np.arange(len(rows)), [len(names) for names in own])
         if len(rows) > min(SPAN_NOTES, len(buckets)):
-            coefficients = regression.fit(x[notes_of_answers], labels).coef_
+            coefficients = regression.fit(x[notes], labels).coef_
         else:
             factor = span(x)
-            from scipy.linalg import solve_triangular
-
-            fitted = regression.fit(factor[notes_of_answers], labels).coef_
+            fitted = regression.fit(factor[notes], labels).coef_
             coefficients = (x.T @ solve_triangular(factor, fitted.T, lower=True, trans="T")).T
         weights, bias = np.zeros((len(buckets), len(label_set))), np.full(len(label_set), _UNSEEN)
         if len(regression.classes_) == 2:  # scikit-learn gives the second one's log-odds alone
@@ -86,7 +84,7 @@ class TokenPrior:
             bias[regression.classes_] = 0.0, regression.intercept_[0]
         else:
             weights[:, regression.classes_], bias[regression.classes_] = coefficients.T, regression.intercept_
-        return cls(buckets, idf, weights.astype(np.float16).astype(np.float64), bias)
+        return cls(buckets, tfidf.idf_, weights.astype(np.float16).astype(np.float64), bias)
 
     def of_rows(self, rows: Dataset) -> FloatArray:
         """Log-probabilities of tokenised notes, (N, K)."""
@@ -100,17 +98,21 @@ class TokenPrior:
     def _log_probabilities(self, tokens: IntArray, notes: IntArray, n: int) -> FloatArray:
         from scipy.special import log_softmax
 
-        x = _tfidf(_counts(tokens, notes, n)[:, self.buckets], self.idf)
+        tfidf = _tfidf()
+        tfidf.idf_ = self.idf
+        x = tfidf.transform(_counts(tokens, notes, n)[:, self.buckets])
         scores: FloatArray = log_softmax(x @ self.weights + self.bias, axis=1)
         return scores
 
-    def with_power(self, results: Results, rows: Dataset) -> tuple[TokenPrior, Results]:
-        """With the power of least log-loss on validation notes, and their results with this prior.
+    def with_power(self, results: Results, of_split: FloatArray) -> tuple[TokenPrior, Results]:
+        """With the power by which any of the validation notes' labels is most probable, and their results with it.
 
-        The results are the language model's own, with probabilities, of notes in `rows`.
+        Args:
+            results: the language model's own, with probabilities.
+            of_split: this prior's log-probabilities of the whole split, by `of_rows`.
         """
         assert results.probabilities is not None
-        logs = np.log(np.maximum(results.probabilities, np.finfo(np.float64).tiny)), self.of_rows(rows)[results.rows]
+        logs = np.log(np.maximum(results.probabilities, np.finfo(np.float64).tiny)), of_split[results.rows]
         of_model, of_prior = fit_powers(logs, results.label_mask)
         prior = replace(self, power=of_prior / max(of_model, _LEAST_POWER))
         product = power_product(logs, (1.0, prior.power))
@@ -132,6 +134,15 @@ class TokenPrior:
                 return cls(**arrays, power=float(json.loads(file.metadata()["power"])))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"model.decoding.prior: {path} is damaged; copy the adapter's folder again.") from error
+
+
+def examples_of(rows: Dataset, label_set: LabelSet) -> tuple[IntArray, IntArray]:
+    """Note and label id of each example, (E,): a note with several labels stands once for each."""
+    own = specialties_of(rows)
+    known = {name: label_set.index(name) for name in set(chain.from_iterable(own))}
+    pairs = [(note, known[name]) for note, names in enumerate(own) for name in names]
+    notes, labels = np.array(pairs, dtype=np.int64).T
+    return notes, labels
 
 
 def span(x: csr_matrix) -> FloatArray:
@@ -163,10 +174,8 @@ def _counts(tokens: IntArray, notes: IntArray, n: int) -> csr_matrix:
     return csr_matrix((np.ones(len(hashes)), cells), shape=(n, 1 << _BITS))
 
 
-def _tfidf(counts: csr_matrix, idf: FloatArray) -> csr_matrix:
-    """Rows of (1 + log count) x idf with a Euclidean norm of 1, (N, F)."""
-    from sklearn.preprocessing import normalize
+def _tfidf() -> TfidfTransformer:
+    """Makes rows of (1 + log count) x idf with a Euclidean norm of 1 from counts, (N, F)."""
+    from sklearn.feature_extraction.text import TfidfTransformer
 
-    weighted = counts.copy()
-    weighted.data = (1 + np.log(counts.data)) * idf[counts.indices]
-    return normalize(weighted)
+    return TfidfTransformer(sublinear_tf=True)

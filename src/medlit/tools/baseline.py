@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE, telling
 from medlit.evaluation.results import FloatArray, IntArray, Results
-from medlit.model.prior import SPAN_NOTES, span
+from medlit.model.prior import MOST_WEIGHTS, SPAN_NOTES, examples_of, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
 
 _MANY_LABELS = 200
-_MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
 _STRENGTHS = (1, 10, 100)  # C of logistic regression
 _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training answers it is the middle one
 
@@ -155,11 +153,8 @@ class BaselineData:
         return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
 
     def answers(self) -> tuple[IntArray, IntArray]:
-        """Note and label id of each training answer, (A,): a note with several labels stands once for each."""
-        known = {name: self.label_set.index(name) for name in set(chain.from_iterable(specialties_of(self.train)))}
-        pairs = [(note, known[name]) for note, own in enumerate(specialties_of(self.train)) for name in own]
-        notes, labels = np.array(pairs, dtype=np.int64).T
-        return notes, labels
+        """`examples_of` the training notes."""
+        return examples_of(self.train, self.label_set)
 
     def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
@@ -202,7 +197,7 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
     """TF-IDF with logistic regression, a strong baseline for long texts with key words; before calibration, (N, K)."""
     features, iterations, many = None, 1000, len(data.label_set) > _MANY_LABELS
     if many:  # memory and the time of an iteration grow with labels x features
-        features, iterations = _MOST_WEIGHTS // len(data.label_set), 50
+        features, iterations = MOST_WEIGHTS // len(data.label_set), 50
         print(
             f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
             f" and logistic regression stops after {iterations} iterations, since all of them would take hours",

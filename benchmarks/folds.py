@@ -35,6 +35,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,17 +92,24 @@ def settings_of(options: argparse.Namespace, fold: int) -> list[str]:
 
 
 def answer_by_medlit(options: argparse.Namespace, flags: list[str], fold: int, place: Path) -> None:
-    """Fit the model on a fold, and answer its test and validation notes with the best checkpoint."""
+    """Fit the model on a fold, and answer its validation and test notes with the best checkpoint."""
     from medlit.cli.cli import main as medlit
+    from medlit.evaluation.calibration import at_temperature
+    from medlit.evaluation.results import Results
+    from medlit.model.adapter_metadata import AdapterMetadata
 
     work = place / "fit"
     settings = [*settings_of(options, fold), *flags, "--run_dir", str(work)]
     medlit(["fit", *settings])
-    # The test comes first: a validation fits the temperature, and here each system gets one in the same way.
-    for split, verb in (("test", "test"), ("validation", "validate")):
+    for verb in ("validate", "test"):
         gc.collect()  # or the model before stays beside the next one
         medlit([verb, *settings, "--ckpt_path", str(work / "checkpoints" / "best.ckpt")])
-        shutil.copy(work / f"{verb}_answers.parquet", place / f"{split}_answers.parquet")
+    shutil.copy(work / "test_answers.parquet", place / "test_answers.parquet")
+    validated = Results.read(work / "validate_answers.parquet")
+    if validated.probabilities is not None:  # a test's are at the temperature that the validation fitted
+        (temperature,) = AdapterMetadata.read(work / "adapter" / "medlit.json").temperatures.values()
+        validated = replace(validated, probabilities=at_temperature(validated.probabilities, temperature))
+    validated.write(place / "validation_answers.parquet")
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")
     shutil.rmtree(work)
 

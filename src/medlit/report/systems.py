@@ -140,7 +140,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     none: dict[str, Any] = {"text_hash": [], "specialties": []}
     tables = {split: pd.DataFrame({name: splits.notes.get(split, none)[name][:] for name in none}) for split in SPLITS}
     notes = pd.concat(tables, names=["split"]).reset_index("split")
-    each = notes.explode("specialties")
+    each = notes.explode("specialties", ignore_index=True)  # pandas 3.0 cannot count with a repeated index
     classes = pd.crosstab(each["specialties"], each["split"]).reindex(columns=SPLITS, fill_value=0)
     train, validation, test = (tables[split]["text_hash"] for split in SPLITS)
     own = tables["test"]["specialties"].map(frozenset)

@@ -173,7 +173,7 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
         return kind.__doc__
     if get_origin(kind) is Literal:
         *first, last = map(repr, get_args(kind))
-        return f"{', '.join(first)} or {last}"
+        return " or ".join(filter(None, (", ".join(first), last)))
     if NoneType in (kinds := get_args(kind)) and len(kinds) == 2:
         words = describe(kinds[0])
         return words and f"{words} or null"

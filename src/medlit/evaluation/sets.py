@@ -110,10 +110,10 @@ def few_notes(coverage: float, results: Results) -> str | None:
     few = [f"{name} {number}" for name, number in texts.items() if number < needed]
     if not few:
         return None
-    listed = ", ".join(few if len(few) <= 6 else [*few[:6], "..."])
+    listed = ", ".join(few[:6]) + f" and {len(few) - 6} more" * (len(few) > 6)
     return (
-        f"A coverage of {coverage:g} needs {needed} validation notes with different texts, and there are fewer:"
-        f" {listed}. With fewer in all a set holds every label; of a specialty, fewer may be covered."
+        f"model.decoding.coverage: fewer than {needed} validation notes with different texts ({listed}); of such a"
+        f" specialty less than {coverage:.0%} may be covered, and with fewer in all a set holds every label."
     )
 
 

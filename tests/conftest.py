@@ -58,7 +58,7 @@ _FOUND: dict[object, tuple[Any, str | None]] = {}  # (parser, its number of argu
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build the figures of reports and validations, but do not draw them: `tests/report` draws each of them."""
+    """Do not draw the figures of reports and validations: `tests/report` draws each of them, and `fitted` some."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -71,6 +71,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
             draw(figure, file, **settings)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr("medlit.callbacks.report.confusion_figure", lambda results, title: Figure(figsize=(1, 1)))
     monkeypatch.setattr("medlit.callbacks.report.pixels", lambda figure: np.zeros((8, 8, 3), dtype=np.uint8))
 
 

@@ -206,9 +206,10 @@ class Run:
         sampler = data.train_dataloader().sampler
         rows, draw = data.rows("train"), random.Random(0)
         steps: list[list[tuple[list[int], int]]] = []
-        for step in range(self.args.warm_up + self.args.steps):
+        micro_batches = iter(sampler)
+        for _ in range(self.args.warm_up + self.args.steps):
             # In random order: peers do not sort.
-            indices = sampler.notes_of_step(step).tolist()
+            indices = [index for _ in range(sampler.micro_batches) for index in next(micro_batches).indices]
             draw.shuffle(indices)
             batches = [data.collator.train([dict(rows[i], row=i)], 1) for i in indices]
             steps.append([(batch.input_ids[0].tolist(), len(batch.targets)) for batch in batches])

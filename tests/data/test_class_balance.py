@@ -111,13 +111,6 @@ def test_a_step_has_the_same_notes_for_any_ranks_and_micro_batches(
     assert dealt == whole
     assert len(whole) == len(labels) // 16, "an epoch has as many steps as without"
     assert {len(step) for step in whole} == {16}
-    assert whole == [sorted(sampler_of.notes_of_step(step)) for sampler_of, step in _each(labels, class_balance, epoch)]
-
-
-def _each(labels: np.ndarray, class_balance: ClassBalance, epoch: int) -> list[tuple[StepSampler, int]]:
-    found = sampler(labels, class_balance)
-    found.set_epoch(epoch)
-    return [(found, step) for step in range(found.steps)]
 
 
 @pytest.mark.parametrize("class_balance", KINDS)

@@ -121,23 +121,14 @@ class StepSampler(Sampler[MicroBatch]):
         """Choose the shuffle; Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def notes_of_step(self, step: int) -> IntArray:
-        """Row indices of one step, over all ranks, longest first."""
-        return self._note[self._sorted(self._order(), step)]
-
-    def _order(self) -> IntArray:
-        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch, self.notes)
-
-    def _sorted(self, order: IntArray, step: int) -> IntArray:
-        size = self.batching.global_batch_size
-        examples = order[step * size : (step + 1) * size]
-        return examples[np.argsort(-self.lengths[examples], kind="stable")]
-
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = self._order()  # once: drawing it for every step of a large table would take minutes
+        batching, size = self.batching, self.batching.global_batch_size
+        # Once: drawing it for every step of a large table would take minutes.
+        order = epoch_order(self.labels, batching.class_balance, batching.seed, self.epoch, self.notes)
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
-            examples = self._sorted(order, step)
+            examples = order[step * size : (step + 1) * size]
+            examples = examples[np.argsort(-self.lengths[examples], kind="stable")]
             step_tokens, lengths = int(self.supervised[examples].sum()), self.lengths[examples]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size

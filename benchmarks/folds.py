@@ -96,7 +96,7 @@ def answer_by_medlit(options: argparse.Namespace, flags: list[str], fold: int, p
     from medlit.cli.cli import main as medlit
     from medlit.evaluation.calibration import at_temperature
     from medlit.evaluation.results import Results
-    from medlit.model.adapter_metadata import AdapterMetadata
+    from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata
 
     work = place / "fit"
     settings = [*settings_of(options, fold), *flags, "--run_dir", str(work)]
@@ -107,7 +107,7 @@ def answer_by_medlit(options: argparse.Namespace, flags: list[str], fold: int, p
     shutil.copy(work / "test_answers.parquet", place / "test_answers.parquet")
     validated = Results.read(work / "validate_answers.parquet")
     if validated.probabilities is not None:  # a test's are at the temperature that the validation fitted
-        (temperature,) = AdapterMetadata.read(work / "adapter" / "medlit.json").temperatures.values()
+        (temperature,) = AdapterMetadata.read(work / "adapter" / METADATA_FILE).temperatures.values()
         validated = replace(validated, probabilities=at_temperature(validated.probabilities, temperature))
     validated.write(place / "validation_answers.parquet")
     shutil.copy(work / "fit_metrics.json", place / "fit_metrics.json")

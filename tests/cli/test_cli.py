@@ -490,6 +490,17 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 
 
+def test_the_share_of_notes_that_are_cut_is_reported(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    source, config = "--data.predict.source", ["--config", tiny_config, "--run_dir", tmp_path]
+    base, short = ["--model.lora", "null", "--trainer.limit_predict_batches", "1"], tmp_path / "short.csv"
+    short.write_text("id,transcription\n" + "".join(f"{i},pain\n" for i in range(9)) + f"9,{'pain ' * 200}\n")
+    tenth = medlit("predict", *config, *base, source, short, "--output", tmp_path / "tenth.csv")
+    assert (tenth.code, "are cut" in tenth.err) == (0, False)
+    short.write_text(short.read_text() + f"10,{'pain ' * 200}\n")
+    more = medlit("predict", *config, *base, source, short, "--output", tmp_path / "more.csv")
+    assert re.search(r"medlit: 18% of the notes are cut to \d+ tokens; a larger model", more.err)
+
+
 def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.75", "--run_dir", run]

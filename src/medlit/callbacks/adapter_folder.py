@@ -112,7 +112,7 @@ def write_adapter(
 
 
 class DataLink(L.Callback):
-    """Gives the module the labels of the data, and warns where its adapter was trained with other notes.
+    """Gives the module the labels of the data; warns of notes that are cut, and where the adapter has other notes.
 
     Lightning sets up the datamodule, then the callbacks, then the module.
     """
@@ -124,6 +124,11 @@ class DataLink(L.Callback):
             return
         if data.label_set is not None:
             pl_module.label_set = data.label_set
+        tables = [data.predict_rows] if stage == "predict" else [data.rows(name) for name in data.read_splits().notes]
+        cut = [tokens > 0 for rows in tables for tokens in rows["cut_tokens"][:]]
+        if sum(cut) * 10 > len(cut) and trainer.is_global_zero:
+            what = f"{sum(cut) / len(cut):.0%} of the notes are cut to {data.prompt.room} tokens"
+            print(f"medlit: {what}; a larger model.language_model.max_length keeps more of them", file=sys.stderr)
         if pl_module.adapter is not None and stage != "fit" and data.fingerprint is not None and trainer.is_global_zero:
             file = adapter_folder(pl_module.adapter) / METADATA_FILE
             if file.is_file():

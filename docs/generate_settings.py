@@ -70,11 +70,12 @@ def page() -> str:
     parts = [_INTRODUCTION]
     for title, group in groups.items():
         parts.append(_table(title, list(group.values())))
-    for tool, purpose in TOOLS.items():
+    purposes = dict(re.findall(r"(?m)^  (\w+) +(.+)$", _help("--help")))
+    for tool in TOOLS:
         settings = [setting for _, found in _sections(_help(tool)) for setting in found]
         for setting in settings:
             setting.name = f"--{setting.name}"
-        parts.append(_table(f"medlit {tool}", settings, f"{purpose[0].upper()}{purpose[1:]}."))
+        parts.append(_table(f"medlit {tool}", settings, f"{purposes[tool][0].upper()}{purposes[tool][1:]}."))
     return "\n".join(parts)
 
 

@@ -22,9 +22,7 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
-        commands = "\n".join(f"  {name:<10}{text}" for name, text in {**MODEL_VERBS, **TOOLS}.items())
-        usage = Path(__file__).with_name("cli") / "usage.txt"
-        print(usage.read_text(encoding="utf-8").format(commands=commands), end="")
+        print((Path(__file__).with_name("cli") / "usage.txt").read_text(encoding="utf-8"), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
         from medlit import __version__

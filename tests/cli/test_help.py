@@ -112,6 +112,14 @@ def test_the_examples_use_settings_that_exist(manuals: dict[str, str], verb: str
         assert set(names) <= set(FLAG.findall(manuals[verb])), example
 
 
+def test_the_short_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        entry(["--help"])
+    assert stop.value.code == 0
+    listed = capsys.readouterr().out.partition("commands:")[2].partition("examples:")[0]
+    assert tuple(line.split()[0] for line in listed.strip().splitlines()) == MODEL_VERBS + TOOLS
+
+
 @pytest.mark.parametrize("verb", [verb for verb in TOOLS if verb != "doctor"])
 def test_the_manual_of_a_tool_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

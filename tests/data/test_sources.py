@@ -606,6 +606,16 @@ def test_a_line_that_never_ends_does_not_fill_the_memory(
     assert "the line is over 1 million characters long" in fault(tmp_path / f"{form}{suffix}")
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_json_file_that_never_ends_does_not_fill_the_memory(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.data.text_files.MAX_TEXT", 1 << 20)
+    content = b"[" + b" " * (2 << 20) + b"]"
+    (tmp_path / f"n.json{suffix}").write_bytes(pack(content) if suffix else content)
+    assert "is over 1 million characters; save it as JSON Lines" in fault(tmp_path / f"n.json{suffix}")
+
+
 @pytest.mark.parametrize(
     ("row", "advice"),
     [

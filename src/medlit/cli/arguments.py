@@ -33,11 +33,8 @@ _ONE_NOTE_TOKENS = 64
 
 def add_arguments(parser: LightningArgumentParser) -> None:
     """Add medlit's arguments to those of trainer, model and data, and link what these share."""
-    for name, kind, default in (
-        ("val_every_steps", PositiveInt | None, 20),
-        ("run_dir", str | None, None),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=default, help=OWN_HELP[name])
+    parser.add_argument("--val_every_steps", type=PositiveInt | None, default=20, help=OWN_HELP["val_every_steps"])
+    parser.add_argument("--run_dir", type=str | None, default=None, help=OWN_HELP["run_dir"])
     parser.add_argument("--overwrite", type=bool, nargs="?", const=True, default=False, help=OWN_HELP["overwrite"])
     parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")

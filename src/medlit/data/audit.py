@@ -233,21 +233,25 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
         recur only in rows that share a label, whichever is larger; columns without such values are left out.
     """
     values, naming = Counter[str](), Counter[str]()
-    pairs = defaultdict[str, Counter[tuple[str, frozenset[str]]]](Counter)  # column -> (value, labels) -> rows
-    for name, rows in _other_columns(source, revision, columns, separator):
-        values[name] += len(rows)
-        naming[name] += sum(any(f" {_words(own)} " in f" {_words(value)} " for own in labels) for value, labels in rows)
-        if len({value for value, _ in pairs[name]}) <= _MAX_CODES:
-            pairs[name].update(rows)
-    revealing = {name: max(naming[name], _recurring(pairs[name], values[name])) for name in values}
-    shares = {name: rows / values[name] for name, rows in revealing.items() if rows}
-    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+    recurring = defaultdict[str, dict[str, tuple[int, frozenset[str]]]](dict)  # value -> its rows, labels of all these
+    for name, value, labels in _other_columns(source, revision, columns, separator):
+        values[name] += 1
+        naming[name] += any(f" {_words(own)} " in f" {_words(value)} " for own in labels)
+        if value in recurring[name] or len(recurring[name]) <= _MAX_CODES:
+            rows, shared = recurring[name].get(value, (0, labels))
+            recurring[name][value] = (rows + 1, shared & labels)
+    shares = {}
+    for name, codes in recurring.items():
+        is_text = len(codes) > min(_MAX_CODES, values[name] / 2)  # free text, of which hardly any value recurs
+        coded = 0 if is_text else sum(rows for rows, shared in codes.values() if rows > 1 and shared)
+        shares[name] = max(naming[name], coded) / values[name]
+    return {name: share for name, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])) if share}
 
 
 def _other_columns(
     source: str, revision: str | None, columns: Columns, separator: str | None
-) -> Iterator[tuple[str, list[tuple[str, frozenset[str]]]]]:
-    """Yield (column other than note, label and id, values with their rows' labels), in batches; none empty."""
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Yield column other than note, label and id, value, and labels of its row; none of them empty."""
     for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
@@ -260,17 +264,7 @@ def _other_columns(
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))
                 pairs = zip(values, labels, strict=True)
-                yield name, [(value, own) for value, own in pairs if own and value and value.strip()]
-
-
-def _recurring(counts: Counter[tuple[str, frozenset[str]]], values: int) -> int:
-    """Rows whose value recurs only with one label in common; 0 for free text, of which hardly any value recurs."""
-    rows, shared = Counter[str](), dict[str, frozenset[str]]()
-    for (value, labels), number in counts.items():
-        rows[value] += number
-        shared[value] = shared.get(value, labels) & labels
-    recurring = sum(number for value, number in rows.items() if number > 1 and shared[value])
-    return recurring if len(rows) <= min(_MAX_CODES, values / 2) else 0
+                yield from ((name, value, own) for value, own in pairs if own and value and value.strip())
 
 
 def _words(text: str) -> str:

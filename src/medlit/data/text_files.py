@@ -26,9 +26,9 @@ from typing import IO, Any
 
 from medlit.errors import UserError
 
-MAX_OBJECT = 1 << 26  # characters in one JSON object, or in one line
+MAX_OBJECT = 1 << 26  # characters in one line
+MAX_TEXT = 1 << 30  # characters of a `.json` file, which is held in memory
 _MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
-_CHUNK = 1 << 20  # characters of JSON read at once
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # two values of JSON
 _HEAD = 1 << 16  # bytes read to judge a file
 _MAGIC = {
@@ -109,30 +109,22 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
 
 
 def _json_values(path: str) -> Iterator[tuple[str, object]]:
-    """Decode a `.json` file value by value, so that memory holds one chunk and never the whole table."""
+    """Decode the values of a `.json` file one by one: those of its array, or one after another."""
     with _open_utf8(Path(path), newline="") as file:
-        pending = file.read(_CHUNK).lstrip()
-        in_array = is_array = pending.startswith("[")
-        at = int(in_array)
-        for number in itertools.count(1):
-            while True:
-                at = _BETWEEN.match(pending, at).end()  # type: ignore[union-attr]
-                if in_array and pending.startswith("]", at):
-                    in_array, at = False, at + 1
-                    continue
-                try:
-                    value, at = _DECODER.raw_decode(pending, at)
-                    break
-                except (ValueError, RecursionError):
-                    more = file.read(max(_CHUNK, len(pending) - at))
-                    if not more and at == len(pending) and not in_array:
-                        return
-                    if not more or len(pending) - at > MAX_OBJECT:
-                        raise _invalid_json(path, f"row {number}") from None
-                    pending, at = pending[at:] + more, 0
-            if is_array and not in_array:  # after the array
-                raise _invalid_json(path, f"row {number}")
-            yield f"row {number}", value
+        text = file.read(MAX_TEXT).strip()
+        if file.read(1):
+            raise UserError(f"data.source: {path} is over {MAX_TEXT >> 20} million characters; save it as JSON Lines.")
+    is_array = text.startswith("[")
+    at, end = int(is_array), len(text) - (is_array and text.endswith("]"))
+    for number in itertools.count(1):
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        try:
+            if at == end and text[end:] == "]" * is_array:
+                return
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise _invalid_json(path, f"row {number}") from None
+        yield f"row {number}", value
 
 
 def _invalid_json(path: str, place: str) -> UserError:

@@ -184,7 +184,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
             batched=True,
             remove_columns=chosen,
             features=features,
-            # An explicit name: the folder of a table that was saved to disk may not be writable.
+            # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
             cache_file_name=str(cache_folder() / f"{key}.arrow"),
             new_fingerprint=key,
             desc="Reading notes",

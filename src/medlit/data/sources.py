@@ -1,4 +1,4 @@
-"""Where notes come from: `builtin`, a table's file, a folder of them, a saved dataset, a glob, or a Hub dataset id.
+"""Where notes come from: `builtin`, a table's file, a folder of them, a glob, or a Hub dataset id.
 
 A Hub id may end in the name of a configuration: `owner/name:configuration`.
 
@@ -79,8 +79,8 @@ def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str
     """Read a source with all its columns: split name -> its tables, one for each file; a UserError if it cannot."""
     path = _BUILTIN if source == "builtin" else Path(source).expanduser()
     if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _saved(path)
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():  # as `save_to_disk` writes them
+            raise UserError(f"data.source: {path} is a saved dataset; write `dataset.to_parquet(...)` and give that.")
         return _folder(path, columns)
     if path.exists():
         return _by_split([path], columns, named=False)
@@ -153,19 +153,6 @@ def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
     return _by_split(files, columns, named=all(named))
 
 
-def _saved(path: Path) -> dict[str, list[RawTable]]:
-    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # a half-copied folder fails in pyarrow, json or os, each with its own class
-        raise UserError(
-            f"data.source: the saved dataset in {path} cannot be read ({type(error).__name__}); save or copy it again."
-        ) from error
-    return _named_splits(loaded, str(path))
-
-
 def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
     """A dataset of the Hugging Face Hub, from the cache when the machine is offline."""
     import datasets
@@ -182,7 +169,16 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
             f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision with"
             f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
-    return _named_splits(loaded, f"the Hub dataset {source}")
+    name = f"the Hub dataset {source}"
+    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
+        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
+    tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
+    if None in tables or len(tables) < len(loaded):
+        raise UserError(
+            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
+            " validation and one test split."
+        )
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
 def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError:
@@ -219,19 +215,3 @@ def commit_of(tables: Iterable[Dataset]) -> str | None:
     """The commit that the tables of a Hub dataset were read at; None for tables from elsewhere."""
     urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
     return next((commit for url in sorted(urls) for commit in _COMMIT.findall(url)), None)
-
-
-def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa: ANN401 - Dataset or DatasetDict
-    import datasets
-
-    if isinstance(loaded, datasets.Dataset):
-        return {ALL: [RawTable(name, loaded)]}
-    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
-        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
-    tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
-    if None in tables or len(tables) < len(loaded):
-        raise UserError(
-            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
-            " validation and one test split."
-        )
-    return {split: tables[split] for split in SPLITS if split in tables}

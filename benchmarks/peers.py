@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medlit.base_model import missing, read_config, resolve
 from medlit.data.notes import specialties_of
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
+from medlit.data.samplers import MicroBatch, StepSampler, length_sorted_batches
 from medlit.data.tokenise import tokenise
 from medlit.model.checkpoints import last_step
 from medlit.model.families import fit_targets, peft_targets
@@ -110,7 +110,7 @@ def head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, 
         tokens = tokenise(rows, data.prompt)
         answers[split] = np.zeros((len(rows), len(notes.label_set)))
         with torch.no_grad():
-            for batch in LengthSortedSampler(tokens["length"][:], data.batching.eval_batch_size, data.token_budget):
+            for batch in length_sorted_batches(tokens["length"][:], data.batching.eval_batch_size, data.token_budget):
                 answers[split][batch] = scores(tokens, batch).double().softmax(dim=1).cpu().numpy()
     return answers
 

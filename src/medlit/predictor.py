@@ -28,7 +28,7 @@ from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.notes import clean_note
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
-from medlit.data.samplers import LengthSortedSampler
+from medlit.data.samplers import length_sorted_batches
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, InferenceSettings, check_metadata, read_fitted
@@ -168,7 +168,7 @@ class SpecialtyPredictor:
             UserError: `notes` is something else, or a note is empty or no text; then none is classified.
         """
         rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
-        batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
+        batches = length_sorted_batches([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
         predictions: dict[int, Prediction] = {}
         temperature, threshold, _ = self._fitted
         with (

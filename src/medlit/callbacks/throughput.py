@@ -121,7 +121,7 @@ class ProgressBar(TQDMProgressBar):
         """Start to count notes."""
         if self.has_dataloader_changed(0):
             stage = trainer.state.stage.dataloader_prefix  # type: ignore[union-attr]
-            batches = getattr(trainer, f"{stage}_dataloaders").sampler.batches
+            batches = getattr(trainer, f"{stage}_dataloaders").sampler
             limit = int(getattr(self, f"total_{stage}_batches_current_dataloader"))
             self._bar = getattr(self, f"{stage}_progress_bar")
             self._bar.unit = " notes"

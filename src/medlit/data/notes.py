@@ -101,9 +101,8 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    return datasets.Dataset.from_dict(
-        {"id": ["text"], "transcription": [text], "specialty": [None], "specialties": [[]]}
-    )
+    note = {"id": "text", "transcription": text, "specialty": None, "text_hash": hash_text(text), "specialties": []}
+    return datasets.Dataset.from_list([note])
 
 
 def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:

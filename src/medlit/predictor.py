@@ -9,7 +9,6 @@ the table are left out. For the same notes, settings and device the two give the
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
 from medlit.data.samplers import length_sorted_batches
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, InferenceSettings, check_metadata, read_fitted
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, read_fitted
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
@@ -125,7 +124,8 @@ class SpecialtyPredictor:
                 " wrote."
             )
         metadata = AdapterMetadata.read(file)
-        inference = metadata.inference or _default_inference(file)
+        if (inference := metadata.inference) is None:
+            raise UserError(f"adapter: {file} lacks max_length and other limits; use `medlit predict` with its config.")
         length, in_4bit = max_length or inference.max_length, inference.load_in_4bit
         language_model = LanguageModel(metadata.base_model, metadata.revision, length, in_4bit, inference.dtype)
         language_model.prompt_format = metadata.prompt_format
@@ -230,15 +230,3 @@ def _find_device(device: str | torch.device | None) -> torch.device:
             f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
         )
     return parsed
-
-
-def _default_inference(file: Path) -> InferenceSettings:
-    base = LanguageModel()
-    assumed = InferenceSettings(base.max_length, 32, base.load_in_4bit, base.dtype)
-    warnings.warn(
-        f"{file} does not hold max_length, load_in_4bit and dtype; assuming {assumed.max_length} tokens,"
-        f" {'4-bit weights' if assumed.load_in_4bit else 'weights as stored'} and {assumed.dtype!r}; if the adapter"
-        " was trained with another limit, give max_length.",
-        stacklevel=3,
-    )
-    return assumed

@@ -651,7 +651,7 @@ def test_parquet_columns_of_wrong_types(tmp_path: Path) -> None:
 
     assert "'transcription'" in fault(tmp_path / "a.parquet")
     assert "holds list" in fault(tmp_path / "b.parquet")
-    assert "null in every row" in fault(tmp_path / "c.parquet")
+    assert "is empty in every row" in fault(tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize(

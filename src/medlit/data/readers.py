@@ -38,8 +38,6 @@ def read_file(path: Path, columns: Columns) -> Dataset:
     suffix = table_name(path)[1]
     if not suffix:
         raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     try:
         return READERS[suffix](path, columns)
     except PermissionError:
@@ -80,7 +78,7 @@ def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
 def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
     line, header = next(csv_records(str(path), delimiter), (1, []))
     if not header:
-        raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
+        raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     names = _column_names(header, f"{path}, line {line}")
     if len(names) == 1:
         other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)

@@ -8,7 +8,6 @@ the table are left out. For the same notes, settings and device the two give the
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,13 +219,10 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
 def _find_device(device: str | torch.device | None) -> torch.device:
     """The device to compute on; None is the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    parsed = None
-    with contextlib.suppress(RuntimeError):  # PyTorch knows no such device
-        parsed = torch.device(device or ("cuda" if count else "cpu"))
-    if parsed is not None and parsed.type == "cuda" and (parsed.index or 0) < count:
-        return torch.device("cuda", parsed.index or 0)
-    if parsed is None or parsed.type != "cpu":
+    name = str(device or ("cuda" if count else "cpu"))
+    name = "cuda:0" if name == "cuda" else name
+    if name not in ("cpu", *(f"cuda:{index}" for index in range(count))):
         raise UserError(
             f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
         )
-    return parsed
+    return torch.device(name)

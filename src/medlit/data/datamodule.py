@@ -122,15 +122,10 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self._predict_rows = tokenise(rows, self.prompt, cached=self.predict.text is None)
         elif not self._tokenised:
             self._tokenised = {name: tokenise(rows, self.prompt) for name, rows in self.read_splits().notes.items()}
-            if self.trainer:
-                self._check_loaders(stage or "")
-
-    def _check_loaders(self, stage: str) -> None:
-        """Make a stage's loaders and answers once, so that what they refuse is refused before weights are read."""
-        for name in _LOADERS.get(stage, ()):
-            getattr(self, f"{name}_dataloader")()
-        if stage in _LOADERS and self.label_set is not None:
-            list(map(self.prompt.response, self.label_set))
+            if self.trainer and stage in _LOADERS:  # what its loaders and answers refuse, before weights are read
+                for name in _LOADERS[stage]:
+                    getattr(self, f"{name}_dataloader")()
+                list(map(self.prompt.response, self.label_set or ()))
 
     def read_splits(self) -> NoteSplits:
         """Read and split the source, once; nothing is tokenised. Raises as `setup` does."""

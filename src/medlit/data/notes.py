@@ -101,8 +101,9 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    note = {"id": "text", "transcription": text, "specialty": None, "text_hash": hash_text(text), "specialties": []}
-    return datasets.Dataset.from_list([note])
+    return datasets.Dataset.from_dict(
+        {"id": ["text"], "transcription": [text], "specialty": [None], "text_hash": [""], "specialties": [[]]}
+    )
 
 
 def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:

@@ -131,6 +131,16 @@ def test_a_folder_that_holds_files_is_left_alone(run: Path) -> None:
     assert files(output) == {"mine.txt"}
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_empty_folder_is_filled_through_a_link(run: Path) -> None:
+    output = run.parents[2] / "export"
+    (target := run.parents[2] / "elsewhere").mkdir()
+    output.symlink_to(target)
+    assert exported(run, "adapter").is_symlink()
+    assert files(target) >= {"README.md", "verification.json"}
+    assert left(run) == {"export", "elsewhere"}
+
+
 def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args(["--help"])

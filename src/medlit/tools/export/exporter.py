@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
+from medlit.atomic_io import atomic_dir, temporary_dir, write_json
 from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable
@@ -50,20 +50,18 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     verification = Verification(reference, options.max_changed, options.max_drift)
     bits = "4-bit" if base.load_in_4bit else "16-bit"
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
-    output = link_target(options.output)
-    if output.exists():
-        output.rmdir()  # it is empty
-    with atomic_dir(output) as folder, temporary_dir(f".{output.name}-step-", output.parent) as scratch:
-        model_folder = scratch if options.to == "gguf" else folder  # on the disk of the export
+    step = f".{options.output.name}-step-"  # on the disk of the export
+    with atomic_dir(options.output) as folder, temporary_dir(step, folder.parent.parent) as scratch:
+        model_folder = scratch if options.to == "gguf" else folder
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to == "adapter":
             save_adapter(model, tokenizer, weights.metadata, model_folder)
-            if weights.prior_file is not None:
-                shutil.copyfile(weights.prior_file, model_folder / PRIOR_FILE)
+            if weights.prior is not None:
+                shutil.copyfile(weights.prior, model_folder / PRIOR_FILE)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
-            if weights.prior_file is not None:
+            if weights.prior is not None:
                 log("the TF-IDF prior stays with the adapter: the exported model answers without it")
             formats.write_merged(model, base.base_model, base.revision, model_folder)
             tokenizer.save_pretrained(model_folder)

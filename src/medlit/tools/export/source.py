@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
+from torch.utils.data import BatchSampler
 
 from medlit.atomic_io import write_json
 from medlit.data.collate import BatchDataset
@@ -51,6 +51,7 @@ class Weights:
     path: Path  # a checkpoint or an adapter folder
     state: dict[str, torch.Tensor] | None  # of a checkpoint: parameter -> value
     run: Path | None  # the run folder that they are in
+    prior: Path | None  # the file of the TF-IDF prior that belongs to them
 
     @property
     def merged_into(self) -> str:
@@ -72,13 +73,6 @@ class Weights:
             )
         inference_mode(model)
         return model  # type: ignore[no-any-return]
-
-    @property
-    def prior_file(self) -> Path | None:
-        """The file of the prior that belongs to the weights, if they have one."""
-        metadata = metadata_of_weights(None if self.state is None else self.path, str(self.path))
-        file = None if metadata is None else metadata.with_name(PRIOR_FILE)
-        return file if file is not None and file.is_file() else None
 
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
         """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""
@@ -116,9 +110,9 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
     ours = AdapterMetadata.of(language_model, lora, LabelSet(()), data.instruction, data.max_response_tokens)
     if ckpt_path is None and config.model.adapter is not None:
         path = adapter_folder(config.model.adapter)
-        if not (path / METADATA_FILE).is_file():
+        if (adapter_file := metadata_of_weights(None, str(path))) is None:
             raise UserError(f"model.adapter: {path} holds no {METADATA_FILE}; give an adapter that medlit trained.")
-        theirs, source, state = AdapterMetadata.read(path / METADATA_FILE), f"the adapter {path}", None
+        theirs, source, state = AdapterMetadata.read(adapter_file), f"the adapter {path}", None
         run = run or run_of_adapter(str(path))
     else:
         root, name = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
@@ -133,7 +127,9 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
         run = run or run_of(path)
     check_metadata(ours, theirs, source)
     assert lora is not None  # check_metadata refuses the bare base model
-    return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run)
+    prior = None if adapter_file is None else adapter_file.with_name(PRIOR_FILE)
+    prior = prior if prior is not None and prior.is_file() else None
+    return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run, prior)
 
 
 def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dataset]:
@@ -151,19 +147,11 @@ def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dat
 
 def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], rows: Dataset) -> Reference:
     """Score the labels with medlit's own model, for tokenised notes."""
-    batches = BatchDataset(rows, data.collator.prompts)
-    device = causal_lm(model).device
+    notes, device = BatchDataset(rows, data.collator.prompts), causal_lm(model).device
     decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
-    log_likelihood = []
-    with Tqdm(desc="Scoring", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
-        for start in range(0, len(rows), _BATCH):
-            prompts: Any = batches[indices := list(range(len(rows)))[start : start + _BATCH]]
-            with torch.no_grad(), at_default_precision(device):
-                label_nats = decoder(prompts.on(device)).label_nats
-            assert label_nats is not None
-            log_likelihood.append(label_nats.double().numpy())
-            bar.update(len(indices))
+    batches = BatchSampler(range(len(rows)), _BATCH, drop_last=False)
+    with torch.no_grad(), at_default_precision(device):
+        nats: Any = [decoder(notes[batch].on(device)).label_nats for batch in batches]
     answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
     tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    nats = np.concatenate(log_likelihood)
-    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)
+    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, torch.cat(nats).double().numpy())

@@ -1,6 +1,8 @@
 """Commands beside Lightning's: each is a module with `run(args) -> exit code`."""
 
 import argparse
+from collections.abc import Container, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,26 @@ def make_parser(tool: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def print_table(
+    title: str,
+    headings: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Container[str] = (),
+    styles: Iterable[str] = (),
+) -> None:
+    """Print a table of texts as they are; `numbers` are the headings of columns of numbers, `styles` rich's of rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        is_number = heading in numbers
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row, style in zip_longest(rows, styles):
+        table.add_row(*row, style=style)
+    Console(markup=False, emoji=False).print(table)
 
 
 def recorded_settings(path: Path, *trainer: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from medlit.model.prior import MOST_WEIGHTS, SPAN_NOTES, examples_of, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
-from medlit.tools import make_parser, recorded_settings
+from medlit.tools import make_parser, print_table, recorded_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,7 +81,13 @@ def run(args: Sequence[str]) -> int:
         write_system(folder, system)
     with best_effort("the report"):
         write_report(folder)
-    _show(comparable(folder)[0], [folder / name for name in FILES])
+    systems = comparable(folder)[0]
+    title = f"{len(systems[0].results)} test notes, {len(systems[0].results.names)} specialties"
+    metrics = applicable(HEADLINE, systems[0].metrics)
+    titles = [metric.title for metric in metrics]
+    print_table(title, ["system", *titles], system_rows(systems, metrics), titles)
+    print("".join(f"- {sentence}\n" for sentence in comparisons(systems)), end="")
+    print(f"medlit: written: {', '.join(str(folder / name) for name in FILES)}")
     return 0
 
 
@@ -89,27 +95,6 @@ def _other_run(run_dir: Path) -> System:
     """Another run's test as a system; the bare base model is called zero-shot."""
     system, folder = read_system(run_dir, MODEL), run_dir.absolute()
     return replace(system, name="zero_shot" if system.zero_shot else f"{folder.parent.name}-{folder.name}")
-
-
-def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
-    """Print the report's table and comparisons."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    first = systems[0].results
-    table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
-    table.add_column("system", overflow="fold")
-    shown = applicable(HEADLINE, systems[0].metrics)
-    for metric in shown:
-        table.add_column(metric.title, justify="right", no_wrap=True)
-    for name, *cells in system_rows(systems, shown):
-        table.add_row(escape(name), *cells)
-    console = Console()
-    console.print(table)
-    for sentence in comparisons(systems):
-        console.print(f"- {escape(sentence)}", highlight=False)
-    console.print(f"medlit: written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

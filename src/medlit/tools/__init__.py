@@ -1,10 +1,10 @@
 """Commands beside Lightning's: each is a module with `run(args) -> exit code`."""
 
 import argparse
+import json
 from collections.abc import Container, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -45,13 +45,17 @@ def print_table(
     Console(markup=False, emoji=False).print(table)
 
 
-def recorded_settings(path: Path, *trainer: str) -> dict[str, Any]:
-    """The seed and the settings of notes and model that a verb recorded in its run folder, and these of its trainer."""
+def recorded_settings(path: Path, *trainer: str) -> list[str]:
+    """What a verb recorded in its run folder, as an argument that further flags override.
+
+    The seed, the settings of notes and model but not the adapter that it started from, and these of the trainer.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings = {"seed_everything": config["seed_everything"], "data": dict(config["data"])}
         kept = {name: config["trainer"][name] for name in trainer if config["trainer"][name] is not None}
-        return settings | {"model": dict(config["model"]), "trainer": kept}
+        settings |= {"model": config["model"] | {"adapter": None}, "trainer": kept}
+        return ["--config", json.dumps(settings)]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         verb = path.stem.removeprefix("config_")
         raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit {verb}' for it again.") from None

@@ -6,12 +6,11 @@ training split and whose temperature is fitted on the validation split, as the m
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -51,8 +50,6 @@ def run(args: Sequence[str]) -> int:
     text = "run folder of another test to add; may be given several times"
     add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
     options, rest = parser.parse_known_args(args)
-    if "--head" in rest:
-        raise UserError("--head: the classification head is a system of benchmarks/folds.py now; leave it out.")
     # After --help: these imports take seconds.
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
@@ -60,7 +57,7 @@ def run(args: Sequence[str]) -> int:
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
-    recorded = [] if run_dir is None else ["--config", json.dumps(recorded_settings(run_dir / "config_test.yaml"))]
+    recorded = [] if run_dir is None else recorded_settings(run_dir / "config_test.yaml")
     config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
@@ -104,8 +101,7 @@ class BaselineData:
     label_set: LabelSet  # spelled as the model's, if there is one
     train: Dataset
     test: Dataset  # the notes that the model was tested on, if there is a model
-    tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
-    cut_tokens: IntArray  # from each test note, (N,)
+    tested: Results | None = None  # the model's
     validation: Dataset | None = None  # to fit temperatures on
 
     @classmethod
@@ -119,8 +115,7 @@ class BaselineData:
         assert data.label_set is not None
         label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
         if tested is None:
-            zeros = np.zeros(len(test), dtype=np.int64)
-            return cls(label_set, notes["train"], test, zeros, zeros, notes.get("validation"))
+            return cls(label_set, notes["train"], test, None, notes.get("validation"))
         position = {note: i for i, note in enumerate(test["id"][:])}
         unknown = [name for name in data.label_set if label_set.index(name) is None]
         if unknown or not all(note in position for note in tested.ids):
@@ -131,7 +126,7 @@ class BaselineData:
         test = test.select([position[note] for note in tested.ids])
         if test["text_hash"][:] != tested.text_hashes:
             raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
-        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens, notes.get("validation"))
+        return cls(label_set, notes["train"], test, tested, notes.get("validation"))
 
     def label_ids(self, notes: Dataset) -> IntArray:
         """Label ids of notes, (N,); of several the first."""
@@ -143,8 +138,9 @@ class BaselineData:
 
     def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
-        known: dict[str, int] = {name: label for label, name in enumerate(self.label_set)}
-        known |= {name: self.label_set.index(name) for own in specialties_of(self.test) for name in own}  # type: ignore[misc]
+        accepted = specialties_of(self.test)
+        known: dict[str, Any] = {name: self.label_set.index(name) for own in accepted for name in own}
+        unknown = np.zeros(len(self.test), dtype=np.int64)  # without a model nothing is tokenised
         results = Results(
             names=self.label_set.names,
             rows=np.arange(len(self.test)),
@@ -153,9 +149,9 @@ class BaselineData:
             truth=self.label_ids(self.test),
             answer=probabilities.argmax(axis=1),
             probabilities=probabilities,
-            tokens=self.tokens,
-            cut_tokens=self.cut_tokens,
-            accepted=[[known[name] for name in own] for own in specialties_of(self.test)],
+            tokens=self.tested.tokens if self.tested else unknown,
+            cut_tokens=self.tested.cut_tokens if self.tested else unknown,
+            accepted=[[known[name] for name in own] for own in accepted],
         )
         return System.score(name, results, temperature=temperature)
 

@@ -20,12 +20,11 @@ from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.model.prior import PRIOR_FILE
 from medlit.paths import local_path
+from medlit.tools import recorded_settings
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.source import find_weights, fit_settings, reference_answers, reference_notes, run_of_adapter
+from medlit.tools.export.source import FIT_CONFIG, find_weights, reference_answers, reference_notes, run_of_adapter
 from medlit.tools.export.verify import Verification
-
-VERIFICATION_FILE = "verification.json"
 
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -88,7 +87,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}
-        write_json(folder / VERIFICATION_FILE, facts | report)
+        write_json(folder / "verification.json", facts | report)
     for line in verification.summary():
         log(line)
     log(f"written: {options.output}")
@@ -120,7 +119,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     run = options.run_dir or run_of_adapter(options.adapter)
     settings = list(rest)
     if run is not None and not any(argument.split("=")[0] == "--config" for argument in rest):
-        settings = fit_settings(run) + settings
+        settings = recorded_settings(run / FIT_CONFIG, "accelerator") + settings
     if options.adapter is not None:
         settings += ["--model.adapter", options.adapter]
     config = parse_settings("export", settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from medlit.model.loading import load_model
 from medlit.model.prior import PRIOR_FILE
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
-from medlit.tools import recorded_settings
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _BATCH = 8  # notes that medlit's model answers together
-_FIT_CONFIG = "config_fit.yaml"
+FIT_CONFIG = "config_fit.yaml"
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,7 @@ def public_name(source: str) -> str:
 
 def run_of_adapter(adapter: str | None) -> Path | None:
     """The run folder that an adapter folder is in, or None."""
-    return Path(adapter).parent if adapter and (Path(adapter).parent / _FIT_CONFIG).is_file() else None
-
-
-def fit_settings(run: Path) -> list[str]:
-    """The settings of a run's fit, as an argument that further flags override."""
-    settings = recorded_settings(run / _FIT_CONFIG, "accelerator")
-    settings["model"].pop("adapter")  # what the fit started from
-    return ["--config", json.dumps(settings)]
+    return Path(adapter).parent if adapter and (Path(adapter).parent / FIT_CONFIG).is_file() else None
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's

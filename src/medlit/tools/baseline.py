@@ -132,10 +132,6 @@ class BaselineData:
         """Label ids of notes, (N,); of several the first."""
         return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
 
-    def answers(self) -> tuple[IntArray, IntArray]:
-        """`examples_of` the training notes."""
-        return examples_of(self.train, self.label_set)
-
     def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
         accepted = specialties_of(self.test)
@@ -158,16 +154,14 @@ class BaselineData:
 
 def majority(data: BaselineData) -> System:
     """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
-    counts = np.bincount(data.answers()[1], minlength=len(data.label_set))
+    counts = np.bincount(examples_of(data.train, data.label_set)[1], minlength=len(data.label_set))
     return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
 
 
 def tfidf(data: BaselineData) -> System:
     """TF-IDF of words and word pairs with logistic regression, at the temperature that fits the validation split."""
-    texts = [data.test["transcription"][:]]
-    if data.validation is not None:
-        texts.append(data.validation["transcription"][:])
-    test, *validation = tfidf_probabilities(data, *texts)
+    splits = [split for split in (data.test, data.validation) if split is not None]
+    test, *validation = tfidf_probabilities(data, *(split["transcription"][:] for split in splits))
     if data.validation is None:
         return data.system("tfidf", test)
     temperature = fit_temperature(validation[0], data.label_ids(data.validation))
@@ -191,7 +185,7 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
         factor = span(x)
         given = [solve_triangular(factor, (x @ each.T).toarray(), lower=True).T for each in given]
         x = factor
-    notes, labels = data.answers()
+    notes, labels = examples_of(data.train, data.label_set)
     x = x[notes]
 
     def regression(strength: float) -> LogisticRegression:

@@ -252,10 +252,9 @@ def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> 
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
+        bars = axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
         left += notes
-    for place, name in enumerate(names):
-        axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
+    axes.bar_label(bars, [f"{report.classes[name]:,}" for name in names], padding=3, fontsize=9)
     axes.set_yticks(range(len(names)), [shown[name] for name in names])
     axes.margins(x=0.12)
     spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame

@@ -66,8 +66,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         if options.to == "gguf":
             loader = "llama.cpp" if formats.has_llama_cpp() else "transformers-gguf"
             for quantisation in quantisations:

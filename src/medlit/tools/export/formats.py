@@ -150,8 +150,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         except WorkerFailed as error:
             message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
             raise UserError(message) from error
-        finally:
-            full.unlink()
+        full.unlink()
         return
     config: Any = LlamaConfig.from_pretrained(model)
     writer = gguf.GGUFWriter(path, "llama")

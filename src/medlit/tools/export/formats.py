@@ -150,8 +150,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         except WorkerFailed as error:
             message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
             raise UserError(message) from error
-        finally:
-            full.unlink()
+        full.unlink()
         return
     config: Any = LlamaConfig.from_pretrained(model)
     writer = gguf.GGUFWriter(path, "llama")
@@ -199,13 +198,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> Non
     writer.add_tokenizer_pre(_pre_tokenizer(file))
     writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types([types[i] for i in range(vocab_size)])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.get_chat_template())
-    writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (token_id := getattr(tokenizer, name)) is not None:
-            getattr(writer, f"add_{name}")(token_id)
+    special = gguf.SpecialVocab(model, load_merges=True, special_token_types=("bos", "eos", "pad"))
+    special.add_special_token = {"bos": tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]}
+    special.add_to_gguf(writer, quiet=True)
 
 
 def _pre_tokenizer(file: dict[str, Any]) -> str:

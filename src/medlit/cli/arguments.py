@@ -86,8 +86,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     parser = make_parser(tool)
     validation.check_variables({tool: parser})
     config = parser.parse_args(validation.settle_length(args, env_prefix))
-    validation.check_seed(config.seed_everything)
-    validation.check_settings(config)
+    validation.check_settings(config, parser)
     return config
 
 

@@ -84,22 +84,21 @@ class MedlitCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse environment variables that are not settings."""
-        # Before parsing, since --print_config ends the process.
-        validation.check_variables({self._verb: self._subcommand_parsers[self._verb]})
+        """Parse and check the settings, and refuse environment variables that are not settings."""
+        of_verb = self._subcommand_parsers[self._verb]
+        validation.check_variables({self._verb: of_verb})  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        validation.check_seed(self.config[self.config.subcommand].seed_everything)
+        validation.check_settings(self.config[self._verb], of_verb, fit=self._verb == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
         return
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings, and derive those that depend on the machine and on earlier runs."""
+        """Check the machine, and derive the settings that depend on it and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         environment.check_device(trainer.accelerator, trainer.devices)
-        validation.check_settings(config, fit=self.subcommand == "fit")
         validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())

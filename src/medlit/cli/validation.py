@@ -8,12 +8,12 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -21,11 +21,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from medlit.base_model import BUILTIN, is_same_model
 from medlit.cli import MODEL_VERBS, TOOLS
-from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
-from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel, Lora, check_decoding
 
 ENV_PREFIX = "MEDLIT"
@@ -38,7 +36,6 @@ OLD_VALUES: dict[tuple[str, str | bool], str] = {
 # Name of a class, or of one of its base classes -> what is wrong with it.
 _CLASSES: dict[str, str] = _TABLES["classes"]
 _MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
-_NEVER_NULL: list[str] = _TABLES["never_null"]
 _GROUPS = {"trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"}
 
 
@@ -53,6 +50,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         name: (partial(_is_within, bounds), f"must be {bounds['words']}, not {{value}}")
         for name, bounds in _TABLES["bounds"].items()
     },
+    # NumPy's limit, which Lightning reports with a traceback.
+    "seed_everything": (
+        lambda x: 0 <= x < 2**32,
+        f"must be an integer from 0 to {2**32 - 1}, true or false, not {{value}}",
+    ),
+    "trainer.default_root_dir": (lambda x: x is not None, "must have a value; leave it out for the default"),
     "trainer.max_time": (lambda x: x is None or bool(str(x).strip("0:")), "must be over 0, or null, not {value}"),
     **{name: (each["values"].__contains__, each["advice"]) for name, each in _TABLES["fixed"].items()},
     "checkpoint.monitor": (tuple(MONITORS).__contains__, _MONITOR),
@@ -60,13 +63,16 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Raise a UserError for the first of a command's settings whose value is wrong although its type allows it."""
-    _check_group("model", SpecialtyClassifier.__init__, config.model)
-    _check_group("data", TranscriptionDataModule.__init__, config.data)
-    for key in _NEVER_NULL:
-        if config[key] is None:
-            raise UserError(f"{key}: must have a value; leave it out for the default.")
+def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> None:  # noqa: ANN401 - a Namespace
+    """Raise a UserError for the first of a command's settings whose value is wrong although its parser accepts it."""
+    for name in filter(config.__contains__, parser.groups):  # type: ignore[arg-type]
+        if not isinstance(config[name], Namespace) and (name, config[name]) != ("model.lora", None):
+            given = f"must be a group of settings, not {config[name]!r}"
+            raise UserError(f"{name}: {given}; 'medlit fit --help' shows them.")
+    for action in parser._actions:  # jsonargparse accepts null for every setting of a YAML
+        may_be_null = NoneType in get_args(getattr(action, "_typehint", None))
+        if action.dest not in ("config", "model.lora") and not may_be_null and config.get(action.dest, "") is None:
+            raise UserError(f"{action.dest}: must have a value; leave it out for the default.")
     for key, (fits, message) in _CHECKS.items():
         if not fits(config[key]) and not isinstance(config[key], Namespace):
             raise UserError(f"{key}: {message.format(value=config[key])}.")
@@ -79,12 +85,6 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
     if config.model.lora is None and (fit or weights is not None):
         why = "a fit trains an adapter; leave it" if fit else f"{weights} names an adapter's weights; leave one of them"
         raise UserError(f"model.lora: null is the bare base model, and {why} out.")
-
-
-def check_seed(seed: bool | int | None) -> None:
-    """Check that NumPy accepts a seed, which Lightning would pass on unchecked."""
-    if seed is None or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
 
 
 def check_classes(trainer: Namespace) -> None:
@@ -103,20 +103,6 @@ def check_classes(trainer: Namespace) -> None:
                 wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
             if wrong is not None:
                 raise UserError(f"trainer.{key}: {name} {wrong}.")
-
-
-def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  # noqa: ANN401
-    """Check that what a config sets to null may be null; jsonargparse accepts null for every setting of a YAML."""
-    if not isinstance(values, Namespace):
-        raise UserError(f"{group}: must be a group of settings, not {values!r}; 'medlit fit --help' shows them.")
-    for name, hint in get_type_hints(owner).items():
-        key = f"{group}.{name}"
-        if name not in values or (key == "model.lora" and values[name] is None):
-            continue
-        if is_dataclass(hint):
-            _check_group(key, hint, values[name])  # type: ignore[arg-type]
-        elif values[name] is None and type(None) not in get_args(hint):
-            raise UserError(f"{key}: must have a value; leave it out for the default.")
 
 
 def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa: ANN401 - as above

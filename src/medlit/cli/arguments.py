@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import lightning as L
 import yaml
@@ -84,7 +84,7 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     silence_warnings()
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
-    validation.check_variables({tool: parser})
+    validation.check_variables(tool, parser)
     config = parser.parse_args(validation.settle_length(args, env_prefix))
     validation.check_settings(config, parser)
     return config
@@ -105,12 +105,9 @@ def make_parser(tool: str) -> ArgumentParser:
 
 def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     """Make the datamodule that settings describe; it reads nothing yet."""
-    types = get_type_hints(TranscriptionDataModule.__init__)
-    settings = {
-        name: types[name](**vars(value)) if isinstance(value, Namespace) else value
-        for name, value in vars(config.data).items()
-    }
-    data = TranscriptionDataModule(**settings)
+    parser = ArgumentParser()
+    parser.add_class_arguments(TranscriptionDataModule, "data")
+    data: TranscriptionDataModule = parser.instantiate_classes(Namespace(data=config.data)).data
     data.tokenizer = tokenizer_of(config.model.language_model)
     return data
 

@@ -33,7 +33,7 @@ from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure
-from medlit.cli.help import ABOUT, Parser, class_error
+from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
@@ -56,7 +56,7 @@ class MedlitCLI(LightningCLI):
         verb = self._verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
-        from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
+        common = {"formatter_class": HelpFormatter, "default_env": True, "env_prefix": validation.ENV_PREFIX}
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -65,7 +65,7 @@ class MedlitCLI(LightningCLI):
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
+            parser_kwargs={**common, **{name: {"description": text, **common} for name, text in ABOUT.items()}},
             auto_configure_optimizers=False,
             args=[verb, *validation.settle_length(self._rest, env_prefix)],
         )
@@ -86,7 +86,7 @@ class MedlitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse and check the settings, and refuse environment variables that are not settings."""
         of_verb = self._subcommand_parsers[self._verb]
-        validation.check_variables({self._verb: of_verb})  # before parsing, since --print_config ends the process
+        validation.check_variables(self._verb, of_verb)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         validation.check_settings(self.config[self._verb], of_verb, fit=self._verb == "fit")
 

@@ -21,9 +21,8 @@ from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
 from medlit.number_types import PositiveInt
 from medlit.paths import local_path
-from medlit.predictions.table import FORMATS
+from medlit.predictions.table import FORMATS, PREDICTIONS
 
-PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 SEED = 3407
 _DEFAULTS = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
 TRAINER_DEFAULTS: dict[str, Any] = _DEFAULTS["trainer"]
@@ -107,7 +106,7 @@ def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     """Make the datamodule that settings describe; it reads nothing yet."""
     parser = ArgumentParser()
     parser.add_class_arguments(TranscriptionDataModule, "data")
-    data: TranscriptionDataModule = parser.instantiate_classes(Namespace(data=config.data)).data
+    data: TranscriptionDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
     data.tokenizer = tokenizer_of(config.model.language_model)
     return data
 

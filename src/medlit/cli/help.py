@@ -107,9 +107,8 @@ class Parser(LightningArgumentParser):
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
-        for group in self._action_groups:
-            if getattr(group, "dest", None) == "model.lora":
-                group.instantiate_class = _instantiate_unless_null  # type: ignore[attr-defined]
+        if "model.lora" in (self.groups or {}):
+            self.groups["model.lora"].instantiate_class = _instantiate_unless_null  # type: ignore[index, union-attr]
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -191,11 +190,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         if name in VERBS:
             return self._verb in VERBS[name]
         return self._verb == "fit" or not name.startswith(FIT_ONLY)
-
-    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: object, **kwargs: object) -> None:
-        """Add one line."""
-        line = f"medlit {self._verb} [--config FILE ...] [--GROUP.KEY VALUE ...]"
-        super().add_usage(line, [], *args, **kwargs)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""

@@ -1,7 +1,6 @@
 """The end of a fit: its newest state, `checkpoints/last.ckpt`, from which it resumes, and its last validation."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,8 +27,8 @@ class LastCheckpoint(Checkpoint):
         """Remove partial files of a process that was killed while writing."""
         folder = run_folder(trainer)
         if trainer.is_global_zero:
-            for path in (self._path(folder), folder / "checkpoints" / "best.ckpt", folder / "adapter"):
-                remove_partial(path)
+            for written in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "adapter"):
+                remove_partial(folder / written)
 
     # Lightning (2.6.6) counts a step for its loggers after the validation that follows it, and restores that count
     # wrongly in three of four cases: a resumed curve would repeat a step or miss one.
@@ -39,15 +38,12 @@ class LastCheckpoint(Checkpoint):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write, but not in the sanity check or in `validate`."""
+        """Write, but not in the sanity check or in `validate`; at its end again, with the scores."""
         if not trainer.sanity_checking and subcommand_of(trainer) == "fit":
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(trainer.global_step - 1, 0)
             self.save(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write again, with the scores."""
-        if not trainer.sanity_checking and subcommand_of(trainer) == "fit":
-            self.save(trainer)
+    on_validation_end = on_validation_start
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, unless the fit ended with a validation."""
@@ -60,12 +56,8 @@ class LastCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()  # a resumed fit does not log these steps again
-        trainer.save_checkpoint(self._path(run_folder(trainer)), weights_only=False)
+        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt", weights_only=False)
         self._saved_at = trainer.global_step
-
-    @staticmethod
-    def _path(folder: Path) -> Path:
-        return folder / "checkpoints" / "last.ckpt"
 
 
 class ValidateLastStep(L.Callback):
@@ -111,15 +103,12 @@ class ValidateLastStep(L.Callback):
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop after the last step."""
-        if trainer.global_step >= self.last:
-            trainer.should_stop = True
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop after a last validation that no step precedes."""
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop after the last step, and after a last validation that no step precedes."""
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
             trainer.should_stop = True
+
+    on_train_batch_end = on_validation_end  # type: ignore[assignment]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report what ended the fit, unless that was its only limit, `max_steps`."""

@@ -88,7 +88,7 @@ def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     setup_parser = LightningCLI.setup_parser
 
     def setup_once(cli: MedlitCLI, *arguments: object, **settings: object) -> None:
-        before, verb = dict(vars(cli)), vars(cli)["_verb"]
+        before, verb = dict(vars(cli)), vars(cli)["verb"]
         if verb not in _PARSERS:
             setup_parser(cli, *arguments, **settings)  # type: ignore[arg-type]
             _PARSERS[verb] = {name: value for name, value in vars(cli).items() if before.get(name) is not value}

@@ -166,7 +166,7 @@ def _bundled() -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_dir(".smollm2-", folder.parent) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
-        _convert(Path(spec.origin).parent / _GGUF, temporary)
+        convert_bundled(Path(spec.origin).parent / _GGUF, temporary)
         try:
             os.replace(temporary, folder)
         except OSError:
@@ -176,7 +176,7 @@ def _bundled() -> Path:
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_bundled(gguf: Path, folder: Path) -> None:
     """Save the model and tokenizer of the GGUF file as a plain bfloat16 checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -56,6 +56,7 @@ class SpecialtyPredictor:
 
     Attributes:
         specialties: the K labels, in alphabetical order.
+        decoder: answers a batch of prompts.
     """
 
     _model: nn.Module
@@ -71,7 +72,7 @@ class SpecialtyPredictor:
         self.specialties = self._label_set.names
         self._collator = Collator(self._prompt.response, int(self._prompt.tokenizer.pad_token_id))
         inference_mode(self._model)
-        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
+        self.decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
 
     @classmethod
     def load(
@@ -178,7 +179,7 @@ class SpecialtyPredictor:
         ):
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
-                answers = apply_temperature(self._decoder(prompts), temperature)
+                answers = apply_temperature(self.decoder(prompts), temperature)
                 made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below, threshold)
                 predictions.update(zip(batch, made, strict=True))
                 bar.update(len(batch))

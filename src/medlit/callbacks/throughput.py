@@ -66,7 +66,7 @@ class Throughput(L.Callback):
         self._steps.append((now - self._started_at, self._tokens, self._padded_tokens, self._notes))
         self._reset_step()
         self._last_step, self._started_at = trainer.global_step, now
-        self.rates = self._means(trainer, pl_module.device)
+        self.rates = self.mean_rates(trainer, pl_module.device)
         if self._is_first:
             self._steps.clear()
             self._is_first = False
@@ -74,7 +74,8 @@ class Throughput(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self.rates, step=trainer.global_step)
 
-    def _means(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+    def mean_rates(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+        """The rates of the last steps."""
         seconds, tokens, padded_tokens, notes = map(sum, zip(*self._steps, strict=True))
         rates = {
             TOKENS_PER_SECOND: trainer.world_size * tokens / seconds,

@@ -53,7 +53,7 @@ class MedlitCLI(LightningCLI):
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         environment.silence_warnings()
-        verb = self._verb = args[0]
+        verb = self.verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
         from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
@@ -75,7 +75,7 @@ class MedlitCLI(LightningCLI):
         arguments.add_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        if subcommand != self._verb:  # a full parser takes a fifth of a second
+        if subcommand != self.verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
@@ -86,7 +86,7 @@ class MedlitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse environment variables that are not settings."""
         # Before parsing, since --print_config ends the process.
-        validation.check_variables({self._verb: self._subcommand_parsers[self._verb]})
+        validation.check_variables({self.verb: self._subcommand_parsers[self.verb]})
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         validation.check_seed(self.config[self.config.subcommand].seed_everything)
 

@@ -30,7 +30,7 @@ from medlit.model.families import body, causal_lm, decoder_layers, has_fused_ker
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
 # Attribute of a body whose attention takes packed notes.
-_PACKS = "_medlit_packs"
+PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
@@ -38,7 +38,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
 def can_pack(model: nn.Module) -> bool:
     """Whether a model's attention takes packed notes; `enable_packing` decides."""
-    return getattr(body(model), _PACKS, False)
+    return getattr(body(model), PACKS, False)
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
@@ -70,7 +70,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
     mark_allow_overlength(model)
-    setattr(body(model), _PACKS, packs)
+    setattr(body(model), PACKS, packs)
 
 
 def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
@@ -82,7 +82,7 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
-    return getattr(inner, _PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+    return getattr(inner, PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
 
 
 def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
@@ -97,7 +97,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    is_softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
+    is_softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
         if is_softcapped:
@@ -105,7 +105,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
-    with _block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
+    with block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
         hidden = inner(**arguments)[0]
     return hidden
 
@@ -223,7 +223,7 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def _block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
+def block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
     """Masks where Gemma 2's body looks for its own: with a sliding window and without, within packed notes."""
     from torch.nn.attention.flex_attention import create_block_mask
 

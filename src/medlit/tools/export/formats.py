@@ -32,7 +32,7 @@ from medlit.errors import UserError
 from medlit.model.families import causal_lm, loaded_part
 from medlit.tools.export.verify import WorkerFailed, run_worker
 
-_SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
+SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
 # The requirements of the extra `gguf`.
 INSTALL = (
@@ -54,7 +54,7 @@ def write_merged(model: nn.Module, base_model: str, revision: str | None, folder
     sizes = {
         name: 2 * (getattr(weight, "quant_state", None) or weight).shape.numel() for name, weight in weights.items()
     }
-    pattern, most = "model{suffix}.safetensors", _SHARD_BYTES
+    pattern, most = "model{suffix}.safetensors", SHARD_BYTES
     split = split_state_dict_into_shards_factory(
         sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=most
     )

@@ -1,4 +1,4 @@
-"""A rule of the house that no linter knows: tests and benchmarks use what is public."""
+"""Rules of the house that no linter knows: what tests may use, and where families of base models differ."""
 
 from __future__ import annotations
 
@@ -43,3 +43,9 @@ def test_private_names_of_another_module_are_neither_imported_nor_patched() -> N
 def test_an_import_a_read_and_a_patch_of_a_private_name_are_found() -> None:
     source = 'from a import _b\nx._c\nx._d = 1\nsetattr(x, "_e", 1)\nsetattr("a.F._g", 1)\nself._h = _i = 1\n"_j or k"'
     assert private_names(source) == ({"_h", "_i"}, {"_b", "_c", "_d", "_e", "_g"})
+
+
+def test_families_of_base_models_are_distinguished_in_one_place() -> None:
+    compared = re.compile(r"model_type\)* (==|!=|in|not in) ")
+    places = {path.name for path in (ROOT / "src").rglob("*.py") if compared.search(path.read_text("utf-8"))}
+    assert places == {"families.py", "base_model.py"}

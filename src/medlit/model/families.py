@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from medlit.base_model import FUSED_FAMILIES
+from medlit.base_model import PACKING_FAMILIES
 from medlit.errors import UserError
 from medlit.model.settings import TARGET_MODULES, Lora
 
@@ -34,9 +34,18 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 
-def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth wrote a family's layers itself: their fused kernels keep less for the backward pass."""
-    return bool(config.model_type in FUSED_FAMILIES)
+def packing_route(config: Any) -> str | None:  # noqa: ANN401 - transformers' configurations share no typed base
+    """How a family's layers take packed notes on a GPU: 'stock', 'fused' or 'softcapped'; None if they do not."""
+    return PACKING_FAMILIES.get(config.model_type)
+
+
+def unlike_llama(config: Any) -> str:  # noqa: ANN401 - as above
+    """What a model computes otherwise than Llama 3; empty if nothing."""
+    if config.model_type != "llama":
+        return f"this is {config.model_type!r}"
+    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
+        return f"this is another by its rotary positions ({rope_type!r})"
+    return "" if config.hidden_act == "silu" else f"this is another by its activation ({config.hidden_act!r})"
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above

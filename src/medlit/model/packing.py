@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medlit.base_model import PACKING_FAMILIES
 from medlit.data.collate import MULTIPLE, Batch
-from medlit.model.families import body, causal_lm, decoder_layers, has_fused_kernels
+from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
@@ -48,11 +47,11 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     from unsloth.utils.packing import mark_allow_overlength
 
     inner: Any = causal_lm(model)
-    kind = inner.config.model_type
-    packs = kind in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
-    if packs and kind == "gemma2":
+    kind = packing_route(inner.config)
+    packs = kind is not None and torch.cuda.get_device_capability(inner.device) >= (8, 0)
+    if packs and kind == "softcapped":
         gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
-    elif packs and has_fused_kernels(inner.config):
+    elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
         rotary: Any = body(model).rotary_emb
@@ -66,7 +65,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         if inner.config._attn_implementation == "flex_attention":
             inner.set_attn_implementation("sdpa")  # compiling the block mask of a packed row takes minutes
         packs = enable_hf_packed_attention()
-    for layer in decoder_layers(model) if kind == "gemma2" else ():
+    for layer in decoder_layers(model) if kind == "softcapped" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
     mark_allow_overlength(model)
@@ -82,7 +81,7 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
-    return getattr(inner, PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+    return getattr(inner, PACKS, False) and packing_route(inner.config) == "fused"
 
 
 def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
@@ -97,7 +96,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    is_softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, PACKS, False)
+    is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
         if is_softcapped:

@@ -143,7 +143,7 @@ class SpecialtyPredictor:
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         prompt.prompt("")  # refuses a limit without room for a note before the weights are read
         decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None
-        temperature, thresholds, prior = read_fitted(None, str(file.parent), decoding, complete=True)
+        temperature, thresholds, prior = read_fitted(None, file.parent, decoding, complete=True)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets), prior)

@@ -208,7 +208,7 @@ class MedlitCLI(LightningCLI):
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:
                 set_step(trainer, checkpoint)
-        adapter = None if self.model.adapter is None else str(adapter_folder(self.model.adapter))
+        adapter = None if self.model.adapter is None else adapter_folder(self.model.adapter)
         decoding = self.model.decoding
         *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
         if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -205,14 +204,9 @@ def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
     chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
     if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
-        targets, layers = _pattern(chosen), None
+        targets, layers = "|".join(map(re.escape, chosen)), None  # exactly these
     turned = any(isinstance(part, Conv1D) for part in chosen.values())
     return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
-
-
-def _pattern(names: Iterable[str]) -> str:
-    """A regular expression for exactly these layers."""
-    return "|".join(map(re.escape, names))
 
 
 def targets_in_base(model: nn.Module) -> dict[str, Any]:
@@ -222,7 +216,7 @@ def targets_in_base(model: nn.Module) -> dict[str, Any]:
     if not hasattr(inner := causal_lm(model), PREFIXES):
         return {}
     names = [name_in_base(model, name) for name, part in inner.named_modules() if isinstance(part, BaseTunerLayer)]
-    return {"target_modules": _pattern(names), "layers_to_transform": None}
+    return {"target_modules": "|".join(map(re.escape, names)), "layers_to_transform": None}
 
 
 def sliding_window(model: nn.Module) -> int | None:

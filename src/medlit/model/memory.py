@@ -124,8 +124,7 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
     """The footprint of a 4-bit model: bytes of its weights, trained parameters, and whether it trains DoRA."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
-    measured = _STOCK_LAYER if packing_route(config) == "stock" else 1
-    more = _UNMEASURED if dora or packing_route(config) is None else measured
+    more = _UNMEASURED if dora else {"stock": _STOCK_LAYER, None: _UNMEASURED}.get(packing_route(config), 1)
     # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(

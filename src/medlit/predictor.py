@@ -54,6 +54,7 @@ class SpecialtyPredictor:
 
     Attributes:
         specialties: the K labels, in alphabetical order.
+        decoder: answers a batch of prompts.
     """
 
     _model: nn.Module
@@ -69,7 +70,7 @@ class SpecialtyPredictor:
         self.specialties = self._label_set.names
         self._collator = Collator(self._prompt.response, int(self._prompt.tokenizer.pad_token_id))
         inference_mode(self._model)
-        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
+        self.decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
 
     @classmethod
     def load(
@@ -141,7 +142,7 @@ class SpecialtyPredictor:
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         prompt.prompt("")  # refuses a limit without room for a note before the weights are read
         decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None
-        temperature, thresholds, prior = read_fitted(None, str(file.parent), decoding, complete=True)
+        temperature, thresholds, prior = read_fitted(None, file.parent, decoding, complete=True)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets), prior)
@@ -177,7 +178,7 @@ class SpecialtyPredictor:
         ):
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
-                answers = apply_temperature(self._decoder(prompts), temperature)
+                answers = apply_temperature(self.decoder(prompts), temperature)
                 made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below, threshold)
                 predictions.update(zip(batch, made, strict=True))
                 bar.update(len(batch))

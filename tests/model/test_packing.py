@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
-from medlit.model.families import body, causal_lm, has_fused_kernels
+from medlit.model.families import body, causal_lm, packing_route
 from medlit.model.language_model import loss_sum
-from medlit.model.packing import _PACKS, _block_masks, computed_tokens, route, share_beginning, softcapped
+from medlit.model.packing import PACKS, block_masks, computed_tokens, route, share_beginning, softcapped
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
@@ -76,7 +76,7 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
     row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
     real = tokens - (len(lengths) - 1) * shared
     assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
-    inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{_PACKS: True})
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{PACKS: True})
     assert computed_tokens(inner, batch) == real + filler
     assert row.key_starts.diff().max() <= max(*lengths, MULTIPLE), "no more keys than the kernel is told"
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
@@ -105,7 +105,7 @@ def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
 def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int | None) -> None:
     heads, settings = random_heads(64), SimpleNamespace(attn_logit_softcapping=0.5, query_pre_attn_scalar=16)
     inner = SimpleNamespace(config=SimpleNamespace(sliding_window=3))
-    with _block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
+    with block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
         layer = SimpleNamespace(config=settings)
         together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
     assert not hasattr(inner, name), "the body makes the masks of other batches itself"
@@ -126,7 +126,7 @@ def test_layers_of_transformers_take_packed_notes(family: str) -> None:
     assert max(LENGTHS) > WINDOW
     collator = Collator(lambda _: [7, 8, 2], 0)
     padded = loss_sum(model, collator.train(rows, 1))
-    setattr(body(model), _PACKS, True)
-    assert not has_fused_kernels(causal_lm(model).config)
+    setattr(body(model), PACKS, True)
+    assert packing_route(causal_lm(model).config) == "stock"
     packed = loss_sum(model, collator.packed(rows, 1))
     assert packed.item() == pytest.approx(padded.item(), rel=1e-5)

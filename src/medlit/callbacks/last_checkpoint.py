@@ -69,37 +69,41 @@ class ValidateLastStep(L.Callback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the last step, and the length of a pass if validations are one pass apart."""
+        """Find the last step and what sets it, and the length of a pass if validations are one pass apart."""
         if subcommand_of(trainer) == "fit":
-            steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-            self.last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
+            self.steps_per_epoch: int = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            self.last = last_step(trainer.max_steps, trainer.max_epochs, self.steps_per_epoch)
+            self.limit = "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
             if isinstance(trainer.val_check_interval, float):  # Lightning's default, a share of an epoch
-                trainer.val_check_interval = steps_per_epoch * trainer.accumulate_grad_batches
+                trainer.val_check_interval = self.steps_per_epoch * trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""
         if subcommand_of(trainer) != "fit":
             return
-        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
         micro_batches = trainer.accumulate_grad_batches
         validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
-        repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, self.last)
+        repair_progress(checkpoint, self.steps_per_epoch, micro_batches, validate_every, self.last)
         step = int(checkpoint["global_step"])
         if step < self.last:
             return
         if not validation_due(checkpoint):
             raise UserError(
-                f"{self._limit(trainer)}: the checkpoint has been trained for {step} steps and the fit ends after"
+                f"{self.limit}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."
             )
         if trainer.max_steps != -1:
             trainer.fit_loop.epoch_loop.max_steps = step + 1
 
-    def _limit(self, trainer: L.Trainer) -> str:
-        return "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate at once if no step is left."""
+        """Report the size of the fit; validate at once if no step is left."""
+        data, is_trial = trainer.datamodule, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial:
+            is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
+            part = " (in part, so no thresholds are kept)" * is_part
+            notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
+            steps = f"{self.steps_per_epoch:,} steps a pass" + f", {self.last:,} in all" * (self.last < sys.maxsize)
+            print(f"medlit: training on {notes}: {steps}", file=sys.stderr)
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 
@@ -115,8 +119,7 @@ class ValidateLastStep(L.Callback):
         step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
             return
-        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
-        end = self._limit(trainer) if step >= self.last else "trainer.max_time" if late else "early stopping"
-        epochs = step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-        print(f"medlit: {end} ended the fit after step {step}, or {epochs:.2f} epochs", file=sys.stderr)
+        late = any(isinstance(each, Timer) and (each.time_remaining() or 0) <= 0 for each in trainer.callbacks)  # type: ignore[attr-defined]
+        end = self.limit if step >= self.last else "trainer.max_time" if late else "early stopping"
+        passes = step / self.steps_per_epoch
+        print(f"medlit: {end} ended the fit after step {step}, or {passes:.2f} epochs", file=sys.stderr)

@@ -63,7 +63,7 @@ class Throughput(L.Callback):
         self._steps.append((now - self._started_at, *self._counts.tolist()))
         self._reset_step(now)
         self._last_step = trainer.global_step
-        self.rates = self._means(trainer, pl_module.device)
+        self.rates = self.mean_rates(trainer, pl_module.device)
         if self._is_first:
             self._steps.clear()
             self._is_first = False
@@ -71,7 +71,8 @@ class Throughput(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self.rates, step=trainer.global_step)
 
-    def _means(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+    def mean_rates(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+        """The rates of the last steps."""
         seconds, tokens, padded_tokens, notes = map(sum, zip(*self._steps, strict=True))
         rates = {
             TOKENS_PER_SECOND: trainer.world_size * tokens / seconds,

@@ -52,7 +52,7 @@ class MedlitCLI(LightningCLI):
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         environment.silence_warnings()
-        verb = self._verb = args[0]
+        verb = self.verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
         common = {"formatter_class": HelpFormatter, "default_env": True, "env_prefix": validation.ENV_PREFIX}
@@ -76,7 +76,7 @@ class MedlitCLI(LightningCLI):
         arguments.add_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        if subcommand != self._verb:  # a full parser takes a fifth of a second
+        if subcommand != self.verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
@@ -86,10 +86,10 @@ class MedlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse and check the settings, and refuse environment variables that are not settings."""
-        of_verb = self._subcommand_parsers[self._verb]
-        validation.check_variables(self._verb, of_verb)  # before parsing, since --print_config ends the process
+        of_verb = self._subcommand_parsers[self.verb]
+        validation.check_variables(self.verb, of_verb)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        validation.check_settings(self.config[self._verb], of_verb, fit=self._verb == "fit")
+        validation.check_settings(self.config[self.verb], of_verb, fit=self.verb == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
@@ -208,7 +208,7 @@ class MedlitCLI(LightningCLI):
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:
                 set_step(trainer, checkpoint)
-        adapter = None if self.model.adapter is None else str(adapter_folder(self.model.adapter))
+        adapter = None if self.model.adapter is None else adapter_folder(self.model.adapter)
         decoding = self.model.decoding
         *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
         if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from medlit.base_model import load_tokenizer, read_config
+from medlit.base_model import load_tokenizer, read_config, untried_family
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device
@@ -24,7 +24,6 @@ from medlit.data.sources import read_tables
 from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
-from medlit.model.loading import untried_family
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
 from medlit.model.packing import can_pack
 from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
@@ -124,10 +123,10 @@ def _self_check(cli: DryRunCLI) -> CheckResult:
     if (model := cli.model.model) is None:
         why = "not checked: the weights are not here, or were not loaded"
         return CheckResult(SELF_CHECK, "warn", why, "first cure what the rows above name")
-    again = vars(causal_lm(model))[REPLAY]
+    again = vars(inner := causal_lm(model))[REPLAY]
     how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
-    found = ["loss and label log-likelihoods are those of the model's own forward pass", how, untried_family(model)]
-    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, found)))
+    found = "loss and label log-likelihoods are those of the model's own forward pass"
+    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, [found, how, untried_family(inner.config)])))
 
 
 def _failure(check: str, error: UserError) -> CheckResult:

@@ -117,6 +117,6 @@ $(EDITABLE): $(RUNTIME) pyproject.toml
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(TOOLS): $(RUNTIME) requirements/dev.txt
+$(TOOLS): $(RUNTIME) requirements/dev.txt requirements/serve.txt
 	$(PIP) --no-deps --requirement requirements/dev.txt
 	@touch $@

@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Annotated, Any
 
 import litserve as ls
-import torch
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -116,6 +115,8 @@ class Server(ls.LitServer):
 
 def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     """The server of a classifier; `about` describes the model in plain types, and `token` may be empty."""
+    import torch
+
     limits: dict[str, Any] = {"timeout": False, "max_payload_size": MAX_MIB * 2**20}
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     server = Server(api, accelerator=accelerator, info_path="/v1/model", model_metadata=about, **limits)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "folds_all.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
-PEERS = ("tfidf", "majority", "head", "unsloth_decision")
+PEERS = ("tfidf", "majority", "head", "unsloth_decision", "token_prior")
 # Added to the small model's config; a variant's flags follow.
 BASE = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"

@@ -2,8 +2,9 @@
 
 A table's rows are scored (`rows`), or its distinct texts with all their labels (`texts`). Strict: the answer is the
 row's own label, of a text with several the first. Any-of: it is any label under which the text stands in the whole
-table. What is fitted is fitted in each fold on its validation split: the temperature, the weight and the sharpness of a
-second system, the thresholds of sets. Intervals draw groups of near duplicates, for two systems the same ones.
+table. What is fitted is fitted in each fold on its validation split: the temperature, the power of a second system, the
+thresholds of sets. Copies of a text count once in sets and their coverage. Intervals draw groups of near duplicates,
+for two systems the same ones.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from medlit.data.groups import exact_groups, near_groups
-from medlit.evaluation.calibration import log_loss, reliability
+from medlit.evaluation.calibration import fit_powers, log_loss, power_product, reliability
 from medlit.evaluation.intervals import Resamples, percentile_interval
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray, Results
-from medlit.evaluation.sets import fit_f1_threshold, fit_thresholds, prediction_sets
+from medlit.evaluation.sets import fit_f1_threshold, fit_thresholds, prediction_sets, score_sets
 
 if TYPE_CHECKING:
     from medlit.data.datamodule import TranscriptionDataModule
 
 COVERAGES = (0.9, 0.95)
 _SMALLEST = 1e-15  # a probability that was rounded to 0
-_EXPONENTS = (0.0, 20.0)
+_SCALES = (0.05, 20.0)
 _RESAMPLES = 2_000  # of micro F1
 
 
@@ -139,9 +140,9 @@ class Scored:
         resamples = Resamples(truth, self.answer[None], self.units.groups[self.positions], len(self.units.names), 1)
         coverage = {}
         for level in COVERAGES:
-            sets = self.sets(level)
-            reached = (sets & self.units.promised[self.positions]).any(axis=1).mean()
-            coverage[str(level)] = [float(reached), float(sets.sum(axis=1).mean())]
+            copies = np.unique([self.units.text_hashes[i] for i in self.positions], return_inverse=True)[1]
+            scores = score_sets(self.sets(level), self.units.promised[self.positions], copies)
+            coverage[str(level)] = [scores["coverage"], scores["mean_size"]]
         row = {
             "system": self.name,
             "n": len(truth),
@@ -197,9 +198,13 @@ def _fold(folder: Path, members: list[list[str]], fold: int, units: Units) -> Fo
         logs = [np.log(np.maximum([factor[units.text_hashes[i]] for i in positions], _SMALLEST)) for factor in factors]
         split[name] = positions, logs
     validation, logs = split["validation"]
-    exponents = fit_exponents(logs, units.promised[validation])
+    exponents = fit_exponents(logs, units.promised[validation], units.accepted[validation])
     return FoldAnswers(
-        validation, split["test"][0], power(logs, exponents), power(split["test"][1], exponents), exponents
+        validation,
+        split["test"][0],
+        power_product(logs, exponents),
+        power_product(split["test"][1], exponents),
+        exponents,
     )
 
 
@@ -211,27 +216,23 @@ def _by_text(results: Results, names: tuple[str, ...]) -> dict[str, FloatArray]:
     return dict(zip(results.text_hashes, results.probabilities, strict=True))
 
 
-def fit_exponents(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:
-    """The power of each system's probabilities that gives the labels the lowest log-loss; of one, 1 / temperature.
+def fit_exponents(logs: Sequence[FloatArray], promised: BoolArray, accepted: BoolArray) -> tuple[float, ...]:
+    """The power of each system's probabilities: their ratios as medlit fits them, their scale by the temperature.
 
     Args:
         logs: log-probabilities of each system, (N, K).
-        labels: those of each note, (N, K); several count as one, in equal shares.
+        promised: the labels that the temperature gives the lowest log-loss, in equal shares, (N, K).
+        accepted: all labels of each note, (N, K).
     """
-    shares = labels / labels.sum(axis=1, keepdims=True)
+    ratios = np.array(fit_powers(logs, accepted) if len(logs) > 1 else [1.0])
+    scores = np.tensordot(ratios, np.stack(logs), 1)
+    shares = promised / promised.sum(axis=1, keepdims=True)
 
-    def loss(exponents: FloatArray) -> float:
-        return float(-(shares * log_softmax(np.tensordot(exponents, np.stack(logs), 1), axis=1)).sum(axis=1).mean())
+    def loss(scale: float) -> float:
+        return float(-(shares * log_softmax(scale * scores, axis=1)).sum(axis=1).mean())
 
-    start = np.full(len(logs), 1 / len(logs))
-    best = minimize(loss, start, bounds=[_EXPONENTS] * len(logs), method="L-BFGS-B")
-    return tuple(float(value) for value in best.x)
-
-
-def power(logs: Sequence[FloatArray], exponents: Sequence[float]) -> FloatArray:
-    """The product of the systems' probabilities to these powers, normalised, (N, K)."""
-    product: FloatArray = np.exp(log_softmax(np.tensordot(np.asarray(exponents), np.stack(logs), 1), axis=1))
-    return product
+    scale = minimize_scalar(loss, bounds=_SCALES, method="bounded").x
+    return tuple(float(value) for value in scale * ratios)
 
 
 def difference(a: Scored, b: Scored) -> dict[str, Any]:

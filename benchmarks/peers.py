@@ -28,6 +28,7 @@ from medlit.model.families import fit_targets, peft_targets
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import check_stored
 from medlit.model.optimizer import make_optimizer, make_schedule
+from medlit.model.prior import TokenPrior
 from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.tools.baseline import BaselineData, tfidf_probabilities
 
@@ -59,6 +60,13 @@ def tfidf(notes: BaselineData, data: TranscriptionDataModule, config: Namespace,
     """`medlit baseline`'s TF-IDF with logistic regression."""
     texts = [rows["transcription"][:] for rows in parts(notes).values()]
     return dict(zip(parts(notes), tfidf_probabilities(notes, *texts), strict=True))
+
+
+def token_prior(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, flags: Sequence[str]) -> Answers:
+    """Medlit's own prior alone."""
+    prior = TokenPrior.fit(tokenise(notes.train, data.prompt), notes.label_set)
+    assert prior is not None
+    return {split: np.exp(prior.of_rows(tokenise(rows, data.prompt))) for split, rows in parts(notes).items()}
 
 
 def head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, flags: Sequence[str]) -> Answers:
@@ -245,4 +253,10 @@ def unsloth_decision(
     return answers
 
 
-PEERS: dict[str, Peer] = {"majority": majority, "tfidf": tfidf, "head": head, "unsloth_decision": unsloth_decision}
+PEERS: dict[str, Peer] = {
+    "majority": majority,
+    "tfidf": tfidf,
+    "token_prior": token_prior,
+    "head": head,
+    "unsloth_decision": unsloth_decision,
+}

@@ -92,18 +92,19 @@ def test_recipes_average_and_multiply_probabilities(tmp_path: Path) -> None:
 
 
 def test_a_temperature_is_the_best_of_the_validation_notes() -> None:
-    from folds_scores import fit_exponents, power
+    from folds_scores import fit_exponents
 
-    from medlit.evaluation.calibration import at_temperature, fit_temperature
+    from medlit.evaluation.calibration import at_temperature, fit_temperature, power_product
 
     rng = np.random.default_rng(0)
     probabilities, truth = rng.dirichlet(np.ones(4), 200), rng.integers(0, 4, 200)
     probabilities[np.arange(200), truth] += 0.5
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    exponents = fit_exponents([np.log(probabilities)], np.eye(4, dtype=np.bool_)[truth])
+    labels = np.eye(4, dtype=np.bool_)[truth]
+    exponents = fit_exponents([np.log(probabilities)], labels, labels)
     assert 1 / exponents[0] == pytest.approx(fit_temperature(probabilities, truth), rel=1e-2)
     wanted = at_temperature(probabilities, 1 / exponents[0])
-    assert power([np.log(probabilities)], exponents) == pytest.approx(wanted, abs=1e-6)
+    assert power_product([np.log(probabilities)], exponents) == pytest.approx(wanted, abs=1e-6)
 
 
 def _options(llama: Path, tmp_path: Path, rows: list[dict[str, str]]) -> argparse.Namespace:

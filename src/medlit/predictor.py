@@ -35,6 +35,7 @@ from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, Infere
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
+from medlit.model.prior import PRIOR_FILE, TokenPrior
 from medlit.model.settings import Decoding, LanguageModel, Lora, check_decoding
 from medlit.predictions.table import Prediction, make_predictions
 
@@ -61,7 +62,7 @@ class SpecialtyPredictor:
     _prompt: NotePrompt
     _label_set: LabelSet
     _decoding: Decoding
-    _fitted: tuple[float | None, float | None]  # temperature, and threshold of sets
+    _fitted: tuple[float | None, float | None, TokenPrior | None]  # temperature, threshold of sets, prior
     _batch_size: int
     _token_budget: int
     _device: torch.device
@@ -70,7 +71,7 @@ class SpecialtyPredictor:
         self.specialties = self._label_set.names
         self._collator = Collator(self._prompt.response, int(self._prompt.tokenizer.pad_token_id))
         inference_mode(self._model)
-        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set)
+        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
 
     @classmethod
     def load(
@@ -91,7 +92,8 @@ class SpecialtyPredictor:
         """Load a base model and its adapter.
 
         The adapter's metadata has base model and revision, labels, prompt, instruction, length limits, 4-bit weights
-        and number format, and the temperature that `medlit validate` fitted for this way of decoding.
+        and number format, and the temperature that `medlit validate` fitted for this way of decoding. If the adapter
+        has a prior, it is used.
 
         Args:
             adapter: an adapter folder that medlit wrote, a run folder (its best adapter), or a Hub id.
@@ -139,10 +141,11 @@ class SpecialtyPredictor:
         tokenizer = load_tokenizer(language_model.base_model, language_model.revision)
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         prompt.prompt("")  # refuses a limit without room for a note before the weights are read
-        temperature, thresholds = read_fitted(None, str(file.parent), decoding, complete=True)
+        decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None
+        temperature, thresholds, prior = read_fitted(None, str(file.parent), decoding, complete=True)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
-        budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets))
+        budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets), prior)
         return cls(model, prompt, label_set, decoding, fitted, batch_size, budget, target)
 
     def predict(
@@ -167,7 +170,7 @@ class SpecialtyPredictor:
         rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
         batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
         predictions: dict[int, Prediction] = {}
-        temperature, threshold = self._fitted
+        temperature, threshold, _ = self._fitted
         with (
             Tqdm(desc="Predicting", total=len(rows), unit=" notes", disable=not progress) as bar,
             torch.no_grad(),

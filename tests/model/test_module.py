@@ -26,7 +26,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.samplers import micro_batches_per_step
 from medlit.errors import UserError
-from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss
+from medlit.evaluation.calibration import at_temperature, fit_temperature, log_loss, power_product
 from medlit.evaluation.metrics import LOGGED
 from medlit.evaluation.sets import calibrate, prediction_sets, score_sets
 from medlit.model import language_model
@@ -35,7 +35,9 @@ from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decodi
 from medlit.model.decoding import Answers, Decoder
 from medlit.model.families import causal_lm
 from medlit.model.module import SpecialtyClassifier
+from medlit.model.prior import PRIOR_FILE, TokenPrior
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
+from medlit.predictor import SpecialtyPredictor
 
 Weights = dict[str, Tensor]
 
@@ -352,7 +354,7 @@ def test_the_loss_is_of_the_table_s_spelling(parts: Parts, fitted: Fitted, tmp_p
 def too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers with probabilities: very sure of one label, and wrong every third time."""
 
-    def make_decoder(settings: Decoding, model: Any, prompt: Any, label_set: LabelSet) -> Decoder:  # noqa: ANN401
+    def make_decoder(settings: Decoding, model: Any, prompt: Any, label_set: LabelSet, prior: None) -> Decoder:  # noqa: ANN401
         def answer(prompts: Prompts) -> Answers:
             labels = torch.tensor([(row + (row % 3 == 0)) % 3 for row in prompts.rows])
             scores = 6.0 * torch.nn.functional.one_hot(labels, len(label_set)).float()
@@ -726,3 +728,45 @@ def test_dropout_of_the_base_model_is_seeded_by_step(parts: Parts) -> None:
 
     assert draw(3, 1) == draw(3, 1)
     assert len({draw(3, 1), draw(3, 2), draw(4, 1)}) == 3
+
+
+# --- prior ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_keeps_its_prior_with_the_adapter_and_later_answers_use_it(parts: Parts, tmp_path: Path) -> None:
+    both = Decoding("likelihood", prior="tfidf")
+    module, data = parts(decoding=both)
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_steps": 2, "val_every": 2}
+    best = BestCheckpoint(tmp_path / "checkpoints", "best", "val/loss", enable_version_counter=False)
+    trainer(data, best, **settings).fit(module, data)
+    assert module.prior is None, "the fit validates the language model alone"
+    file = tmp_path / "adapter" / METADATA_FILE
+    prior = TokenPrior.load(file.with_name(PRIOR_FILE))
+    assert AdapterMetadata.read(file).temperatures.keys() == {"mode=likelihood;prior=tfidf"}
+    assert sorted(path.name for path in tmp_path.glob("*/prior*")) == [PRIOR_FILE]
+
+    tested = {}
+    for decoding in (both, Decoding("likelihood")):
+        other, data = parts(decoding=decoding)
+        checkpoint = str(tmp_path / "checkpoints" / "best.ckpt")
+        trainer(data).test(other, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        assert other.results is not None
+        assert (other.prior is not None) == decoding.uses_prior
+        tested[decoding.prior] = other.results.probabilities
+    temperature = AdapterMetadata.read(file).temperatures[decoding_key(both)]
+    logs = [np.log(tested[None]), prior.of_rows(data.rows("test"))]
+    product = at_temperature(power_product(logs, (1.0, prior.power)), temperature)
+    assert tested["tfidf"] == pytest.approx(product, abs=1e-4)
+
+    texts = data.read_splits().notes["test"]["transcription"][:]
+    predictions = SpecialtyPredictor.load(tmp_path).predict(texts)
+    assert [each.probability for each in predictions] == pytest.approx(product.max(axis=1).tolist(), abs=1e-3)
+
+
+def test_answers_without_probabilities_have_no_prior(parts: Parts, tmp_path: Path) -> None:
+    module, data = parts(decoding=Decoding(max_new_tokens=12, prior="tfidf"))
+    best = BestCheckpoint(tmp_path / "checkpoints", "best", "val/loss", enable_version_counter=False)
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_steps": 2, "val_every": 2}
+    trainer(data, best, **settings).fit(module, data)
+    assert (tmp_path / "adapter" / METADATA_FILE).is_file()
+    assert not (tmp_path / "adapter" / PRIOR_FILE).exists()

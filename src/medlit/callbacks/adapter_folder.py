@@ -16,23 +16,37 @@ from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
+from medlit.evaluation.sets import calibrate
 from medlit.model.adapter import adapter_folder, save_adapter
 from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, metadata_of_weights, write_fitted
 from medlit.model.module import SpecialtyClassifier
+from medlit.model.prior import PRIOR_FILE, TokenPrior
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Writes `adapter/`, and then `best.ckpt`, whenever a validation of a fit is better than all before it."""
 
+    _prior: tuple[TokenPrior | None, ...] = ()  # once it is fitted
+
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         folder, module = run_folder(trainer), trainer.lightning_module
         if trainer.is_global_zero and isinstance(module, SpecialtyClassifier):
             data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            write_adapter(module, folder / "adapter", data.fingerprint)
-            is_whole = module.results is not None and len(module.results) == len(data.rows("validation"))
-            if module.decoding.sets and module.temperature is not None and is_whole:  # the fit has made sets
-                write_fitted(folder / "adapter" / METADATA_FILE, module.decoding, module.temperature, module.thresholds)
+            results, prior = module.results, self._fit_prior(module, data)
+            if prior is not None and results is not None:
+                prior, results = prior.with_power(results, data.rows("validation"))
+            write_adapter(module, folder / "adapter", data.fingerprint, prior)
+            notes, fits = len(data.rows("validation")), module.decoding.sets or prior is not None
+            if fits and results is not None and results.probabilities is not None and len(results) == notes:
+                fitted = calibrate(results, module.decoding.coverage)
+                write_fitted(folder / "adapter" / METADATA_FILE, module.decoding, *fitted)
         super()._save_checkpoint(trainer, filepath)
+
+    def _fit_prior(self, module: SpecialtyClassifier, data: TranscriptionDataModule) -> TokenPrior | None:
+        """The prior that the settings ask for, fitted once; None where the answers have no probabilities."""
+        if module.decoding.uses_prior and not self._prior:
+            self._prior = (TokenPrior.fit(data.rows("train"), module.label_set),)
+        return self._prior[0] if self._prior else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Find the best checkpoint again in a run folder that was moved or is spelled differently."""
@@ -79,11 +93,15 @@ def _check_validation(data: TranscriptionDataModule, module: SpecialtyClassifier
         raise UserError("only a part of the validation split was answered.")
 
 
-def write_adapter(module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None) -> None:
+def write_adapter(
+    module: SpecialtyClassifier, folder: Path, data: DataFingerprint | None, prior: TokenPrior | None = None
+) -> None:
     """Write an adapter folder, each of whose files appears whole; raises as `atomic_dir` does."""
     with atomic_dir(folder) as partial:
         try:
             save_adapter(module.model, module.tokenizer, replace(module.metadata, data=data), partial)  # type: ignore[arg-type]
+            if prior is not None:
+                prior.save(partial / PRIOR_FILE)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

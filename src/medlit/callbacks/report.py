@@ -127,6 +127,7 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
             "weights": trainer.ckpt_path or module.adapter or BASE_WEIGHTS,
             "decoder": module.decoding.mode,
             "temperature": module.temperature,
+            "TF-IDF prior": None if module.prior is None else f"to the power {module.prior.power:.2f}",
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
         },

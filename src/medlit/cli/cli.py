@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit import run_folder as runs
 from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
@@ -204,7 +205,10 @@ class MedlitCLI(LightningCLI):
             else:
                 set_step(trainer, checkpoint)
         adapter = None if self.model.adapter is None else str(adapter_folder(self.model.adapter))
-        read_fitted(path, adapter, self.model.decoding, complete=self.subcommand in ("test", "predict"))
+        decoding = self.model.decoding
+        *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
+        if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):
+            rank_zero_warn("model.decoding.prior: these weights have none, so the language model answers alone.")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes

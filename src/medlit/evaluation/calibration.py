@@ -3,17 +3,19 @@
 N notes, K labels. Confidence is the probability of the label that was answered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import logsumexp, softmax
 
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 BINS = 10
 _SMALLEST = 1e-15  # the log loss of a probability that was rounded to 0 would be infinite
 _TEMPERATURES = (0.05, 20.0)  # search range
+_POWERS = (0.0, 20.0)
 
 
 def log_loss(probabilities: FloatArray, truth: IntArray) -> float:
@@ -74,6 +76,28 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     """Divide log-probabilities by a temperature and normalise; the order of the labels does not change."""
     scaled: FloatArray = softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1)
     return scaled
+
+
+def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:
+    """The power of each system's probabilities by which their product gives any of a note's labels the highest ones.
+
+    Args:
+        logs: log-probabilities of each system, (N, K).
+        labels: those of each note, at least one, (N, K).
+    """
+
+    def loss(powers: FloatArray) -> float:
+        scores = np.tensordot(powers, np.stack(logs), 1)
+        return float((logsumexp(scores, axis=1) - logsumexp(scores, axis=1, b=labels)).mean())
+
+    best = minimize(loss, np.full(len(logs), 1 / len(logs)), bounds=[_POWERS] * len(logs), method="L-BFGS-B")
+    return tuple(float(value) for value in best.x)
+
+
+def power_product(logs: Sequence[FloatArray], powers: Sequence[float]) -> FloatArray:
+    """The product of the systems' probabilities to these powers, normalised, (N, K)."""
+    product: FloatArray = softmax(np.tensordot(np.asarray(powers), np.stack(logs), 1), axis=1)
+    return product
 
 
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:

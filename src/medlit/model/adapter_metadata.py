@@ -21,6 +21,7 @@ from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPTS, ChatPrompt, PromptFormat
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
+from medlit.model.prior import PRIOR_FILE, TokenPrior
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import run_of
 
@@ -246,7 +247,7 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
 
 def decoding_key(decoding: Decoding) -> str:
     """The decoding settings that a temperature belongs to, as a key."""
-    return f"mode={decoding.mode}"
+    return f"mode={decoding.mode}{';prior=tfidf' * decoding.uses_prior}"
 
 
 def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
@@ -261,8 +262,8 @@ def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> P
 
 def read_fitted(
     checkpoint: str | Path | None, adapter: str | None, decoding: Decoding, complete: bool = False
-) -> tuple[float | None, dict[str, float]]:
-    """Temperature and thresholds in the file of `metadata_of_weights`; `complete`: a UserError without the sets'."""
+) -> tuple[float | None, dict[str, float], TokenPrior | None]:
+    """Temperature, thresholds and prior beside `metadata_of_weights`; `complete`: a UserError without the sets'."""
     file, key = metadata_of_weights(checkpoint, adapter), decoding_key(decoding)
     kept = {} if file is None else vars(AdapterMetadata.read(file))
     temperature, thresholds = kept.get("temperatures", {}).get(key), kept.get("thresholds", {}).get(key, {})
@@ -272,7 +273,8 @@ def read_fitted(
             f" {decoding.sets} with {decoding.mode!r}; run 'medlit validate' with these settings on the best checkpoint"
             " or its adapter first."
         )
-    return temperature, thresholds
+    has_prior = decoding.uses_prior and file is not None and file.with_name(PRIOR_FILE).is_file()
+    return temperature, thresholds, TokenPrior.load(file.with_name(PRIOR_FILE)) if has_prior and file else None
 
 
 def write_fitted(file: Path, decoding: Decoding, temperature: float, thresholds: dict[str, float]) -> None:

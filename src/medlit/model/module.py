@@ -25,6 +25,7 @@ from medlit.model.loading import load_model
 from medlit.model.memory import Recomputation
 from medlit.model.metrics import Scores, SpecialtyMetrics, batch_results, gather_results, label_ids, same_spelling
 from medlit.model.optimizer import apply_settings, make_optimizer, make_schedule
+from medlit.model.prior import TokenPrior
 from medlit.model.settings import Decoding, LanguageModel, Lora, Optimizer
 
 
@@ -48,6 +49,7 @@ class SpecialtyClassifier(L.LightningModule):
         scores, sets: of the last evaluation; sets are empty where none are made.
         results: of the last evaluation, note by note.
         temperature: divides log-probabilities in test and predict; fitted by `medlit validate`.
+        prior: of the labels, from a fit with `Decoding.prior`; used by everything but a fit.
         thresholds: of sets, by `Decoding.sets`; fitted with the temperature, in a fit too if it makes sets.
         recomputation: chooses the layers to recompute, once a fit has started.
     """
@@ -80,6 +82,7 @@ class SpecialtyClassifier(L.LightningModule):
         self.results: Results | None = None
         self.temperature: float | None = None
         self.thresholds: dict[str, float] = {}
+        self.prior: TokenPrior | None = None
         self.sets: dict[str, Any] = {}
         self.recomputation: Recomputation | None = None
         self.strict_loading = False  # checkpoints hold the trained weights only; `on_load_checkpoint` compares the keys
@@ -92,7 +95,7 @@ class SpecialtyClassifier(L.LightningModule):
             if metadata is not None:
                 self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
-                    self.temperature, self.thresholds = read_fitted(None, str(folder), self.decoding)
+                    self.temperature, self.thresholds, self.prior = read_fitted(None, str(folder), self.decoding)
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before it reads a checkpoint."""
@@ -162,8 +165,7 @@ class SpecialtyClassifier(L.LightningModule):
         """Answer B notes and count the answers."""
         answers = self._decoder(batch.prompts)
         accepted = label_ids(batch, self.label_set)
-        labels = accepted[:, 0]
-        tokens = batch.loss.step_tokens
+        labels, tokens = accepted[:, 0], batch.loss.step_tokens
         self.eval_loss.update(self._loss_sum(batch, answers, labels).double() / tokens, tokens)
         if self.trainer.testing:
             answers = apply_temperature(answers, self.temperature)
@@ -212,7 +214,7 @@ class SpecialtyClassifier(L.LightningModule):
         """
         self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
         if not self.trainer.training:
-            self.temperature, self.thresholds = read_fitted(self.trainer.ckpt_path, None, self.decoding)
+            self.temperature, self.thresholds, self.prior = read_fitted(self.trainer.ckpt_path, None, self.decoding)
         keys, trained = set(checkpoint["state_dict"]), self._trained_keys()
         if keys != trained:
             raise UserError(
@@ -245,9 +247,10 @@ class SpecialtyClassifier(L.LightningModule):
 
     def _make_decoder(self) -> Decoder:
         base = self.language_model
-        kind = PROMPTS[base.prompt_format]
-        prompt = kind(self.tokenizer, self.instruction, base.max_length, self.max_response_tokens)
-        return make_decoder(self.decoding, self._model, prompt, self.label_set)
+        prompt = PROMPTS[base.prompt_format](
+            self.tokenizer, self.instruction, base.max_length, self.max_response_tokens
+        )
+        return make_decoder(self.decoding, self._model, prompt, self.label_set, self.prior)
 
     def _trained_keys(self) -> set[str]:
         return {f"model.{name}" for name in trainable_names(self._model)}

@@ -182,6 +182,9 @@ class Decoding:
             if new notes are like the validation notes. Needs a mode that gives probabilities. null: no such sets.
         answer: 'set' answers with every label whose probability passes a threshold, that of coverage or, without it,
             that of the highest micro F1 on the validation notes; 'one' with one label.
+        prior: 'tfidf': a fit also fits a linear model over TF-IDF of the notes' tokens and keeps it with the adapter;
+            later answers multiply the two models' probabilities, by a weight from the fit's validation. Has no effect
+            on 'generate', which gives no probabilities. null: the language model alone.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
@@ -190,11 +193,17 @@ class Decoding:
     abstain_below: Probability | None = None
     coverage: float | None = None
     answer: Literal["one", "set"] = "one"
+    prior: Literal["tfidf"] | None = None
 
     @property
     def sets(self) -> str:
         """Key of the threshold that makes the sets; empty without sets."""
         return str(self.coverage) if self.coverage is not None else "set" if self.answer == "set" else ""
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether answers use a prior, if the weights have one."""
+        return self.prior is not None and self.mode != "generate"
 
 
 def check_decoding(decoding: Decoding, predicts: bool = True) -> None:

@@ -227,7 +227,7 @@ def _hash_notes(rows: Dataset) -> str:
 
 
 def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decoding) -> str:
-    """Hash the trained weights and the temperature that belongs to this way of decoding."""
+    """Hash the trained weights and what was fitted to this way of decoding."""
     folder = None if adapter is None else adapter_folder(adapter)
     files = [] if checkpoint is None else [Path(checkpoint)]
     files += [] if folder is None else sorted(folder.glob("adapter_model*"))
@@ -235,6 +235,6 @@ def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decodin
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
-    temperature, thresholds = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
-    digest.update(json.dumps([temperature, thresholds.get(decoding.sets)]).encode())
+    temperature, thresholds, prior = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
+    digest.update(json.dumps([temperature, thresholds.get(decoding.sets), prior and prior.power]).encode())
     return digest.hexdigest()

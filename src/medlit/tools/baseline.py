@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
@@ -27,6 +27,7 @@ from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE, telling
 from medlit.evaluation.results import FloatArray, IntArray, Results
+from medlit.model.prior import SPAN_NOTES, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
@@ -41,7 +42,6 @@ _MANY_LABELS = 200
 _MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
 _STRENGTHS = (1, 10, 100)  # C of logistic regression
 _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training answers it is the middle one
-_FEW_NOTES = 5_000  # of which a table of similarities is 200 MB
 
 
 def run(args: Sequence[str]) -> int:
@@ -205,10 +205,8 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features)
     x = vectorizer.fit_transform(data.train["transcription"][:])
     given = [vectorizer.transform(each) for each in texts]
-    if x.shape[0] <= min(_FEW_NOTES, x.shape[1]):
-        # The solution lies in the span of the notes: in an orthonormal basis of that it is the same, and a fit with few
-        # notes, many words and 40 labels takes a second instead of minutes.
-        factor = cholesky((x @ x.T).toarray() + 1e-9 * np.eye(x.shape[0]), lower=True)
+    if x.shape[0] <= min(SPAN_NOTES, x.shape[1]):
+        factor = span(x)
         given = [solve_triangular(factor, (x @ each.T).toarray(), lower=True).T for each in given]
         x = factor
     notes, labels = data.answers()

@@ -12,10 +12,11 @@ from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import NotePrompt
 from medlit.errors import UserError
-from medlit.model.decoding.answers import Answers, apply_temperature
+from medlit.model.decoding.answers import Answers, apply_prior, apply_temperature
 from medlit.model.decoding.generate import Generate
 from medlit.model.decoding.likelihood import Constrained, LabelScorer, Likelihood
 from medlit.model.decoding.trie import TokenTrie
+from medlit.model.prior import TokenPrior
 from medlit.model.settings import Decoding
 
 __all__ = ["Answers", "Decoder", "LabelScorer", "apply_temperature", "make_decoder"]
@@ -23,8 +24,10 @@ __all__ = ["Answers", "Decoder", "LabelScorer", "apply_temperature", "make_decod
 Decoder = Callable[[Prompts], Answers]
 
 
-def make_decoder(settings: Decoding, model: nn.Module, prompt: NotePrompt, label_set: LabelSet) -> Decoder:
-    """Build the decoder that the settings name.
+def make_decoder(
+    settings: Decoding, model: nn.Module, prompt: NotePrompt, label_set: LabelSet, prior: TokenPrior | None = None
+) -> Decoder:
+    """Build the decoder that the settings name; a prior is for those that give probabilities.
 
     Raises:
         UserError: a list of labels is needed and there is none, or a label has too many tokens.
@@ -38,4 +41,7 @@ def make_decoder(settings: Decoding, model: nn.Module, prompt: NotePrompt, label
     if settings.mode == "generate":
         ends, most = [prompt.end], settings.max_new_tokens
         return Generate(model, prompt.tokenizer, label_set, most, scorer, settings.stop_early, ends)
-    return Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)
+    decoder = Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)
+    if prior is None:
+        return decoder
+    return lambda prompts: apply_prior(decoder(prompts), prior.power * prior.of_prompts(prompts), label_set.names)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medlit.evaluation.calibration import at_temperature
+from medlit.evaluation.results import FloatArray
 
 
 class Answers(NamedTuple):
@@ -27,3 +28,14 @@ def apply_temperature(answers: Answers, temperature: float | None) -> Answers:
         return answers
     scaled = at_temperature(answers.probabilities.double().cpu().numpy(), temperature)
     return answers._replace(probabilities=torch.from_numpy(scaled).float())
+
+
+def apply_prior(answers: Answers, prior: FloatArray, names: tuple[str, ...]) -> Answers:
+    """The same notes answered by the language model's probabilities times a prior, given as its logarithm, (B, K)."""
+    assert answers.log_likelihoods is not None
+    scores = answers.log_likelihoods.double().log_softmax(dim=1) + torch.from_numpy(prior)
+    label_ids = scores.argmax(dim=1)
+    texts = [names[label] for label in label_ids.tolist()]
+    return answers._replace(
+        label_ids=label_ids, texts=texts, probabilities=scores.softmax(dim=1).float(), log_likelihoods=scores.float()
+    )

@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from medlit.cli.environment import check_device, check_writable, silence_warning
 from medlit.cli.validation import adopt_adapter
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
+from medlit.model.prior import PRIOR_FILE
 from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
@@ -68,9 +70,13 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         tokenizer = load_tokenizer(base.base_model, base.revision)
         if options.to in ("adapter", "hub"):
             save_adapter(model, tokenizer, weights.metadata, model_folder)
+            if weights.prior_file is not None:
+                shutil.copyfile(weights.prior_file, model_folder / PRIOR_FILE)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
+            if weights.prior_file is not None:
+                log("the TF-IDF prior stays with the adapter: the exported model answers without it")
             formats.write_merged(model, base.base_model, base.revision, model_folder)
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory

@@ -27,6 +27,7 @@ from medlit.model.decoding import make_decoder
 from medlit.model.families import causal_lm
 from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
+from medlit.model.prior import PRIOR_FILE
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
 from medlit.tools import recorded_settings
@@ -71,6 +72,13 @@ class Weights:
             )
         inference_mode(model)
         return model  # type: ignore[no-any-return]
+
+    @property
+    def prior_file(self) -> Path | None:
+        """The file of the prior that belongs to the weights, if they have one."""
+        metadata = metadata_of_weights(None if self.state is None else self.path, str(self.path))
+        file = None if metadata is None else metadata.with_name(PRIOR_FILE)
+        return file if file is not None and file.is_file() else None
 
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
         """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""

@@ -1,0 +1,145 @@
+"""The TF-IDF prior: its probabilities are scikit-learn's, its power is chosen by validation, its file holds no text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from medlit.data.collate import Collator, unnamed_rows
+from medlit.data.labels import LabelSet
+from medlit.errors import UserError
+from medlit.evaluation.results import FloatArray, IntArray, Results
+from medlit.model import prior as prior_file
+from medlit.model.decoding.answers import Answers, apply_prior
+from medlit.model.prior import TokenPrior
+
+LABELS = LabelSet(("Cardiology", "Neurology", "Urology"))
+
+
+def notes(n: int = 60, k: int = 3, seed: int = 0) -> Dataset:
+    """N notes of 8 to 30 tokens after an instruction of two; each label has tokens that are frequent in its notes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % k
+    words = [rng.integers(10, 60, rng.integers(8, 30)) for _ in labels]
+    texts = [np.where(rng.random(len(w)) < 0.3, 100 + 7 * label, w) for w, label in zip(words, labels, strict=True)]
+    names = [LABELS.names[label] for label in labels]
+    return Dataset.from_dict(
+        {
+            "input_ids": [[1, 2, *text.tolist()] for text in texts],
+            "specialty": names,
+            "specialties": [[name] for name in names],
+        }
+    )
+
+
+def truth_of(rows: Dataset) -> IntArray:
+    return np.array([LABELS.names.index(name) for name in rows["specialty"]])
+
+
+def fitted(rows: Dataset, labels: LabelSet = LABELS) -> TokenPrior:
+    prior = TokenPrior.fit(rows, labels)
+    assert prior is not None
+    return prior
+
+
+def results(probabilities: FloatArray, truth: IntArray) -> Results:
+    n, zeros = len(truth), np.zeros(len(truth), dtype=np.int64)
+    ids = [str(i) for i in range(n)]
+    return Results(LABELS.names, np.arange(n), ids, ids, truth, probabilities.argmax(1), probabilities, zeros, zeros)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["in the notes' span", "in the features"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_probabilities_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch, few: bool, k: int) -> None:
+    monkeypatch.setattr(prior_file, "SPAN_NOTES", 100 if few else 10)
+    train, new = notes(60, k), notes(20, k, seed=1)
+    prior = fitted(train)
+
+    def table(rows: Dataset) -> FloatArray:
+        """TF-IDF by counting in dictionaries."""
+        column = {bucket: i for i, bucket in enumerate(prior.buckets.tolist())}
+        x = np.zeros((len(rows), len(column)))
+        for i, tokens in enumerate(rows["input_ids"]):
+            for gram in [(0, t + 1) for t in tokens] + [(a + 1, b + 1) for a, b in pairwise(tokens)]:
+                code = ((gram[0] << 32) + gram[1]) * 0x9E3779B97F4A7C15 % 2**64 >> 46
+                if code in column:
+                    x[i, column[code]] += 1
+        x[x > 0] = 1 + np.log(x[x > 0])
+        x *= prior.idf
+        return x / np.linalg.norm(x, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    wanted = LogisticRegression(C=100.0, class_weight="balanced", max_iter=1000).fit(table(train), truth_of(train))
+    ours = np.exp(prior.of_rows(new))
+    assert ours[:, :k] == pytest.approx(wanted.predict_proba(table(new)), abs=5e-3)
+    assert ours[:, k:].max(initial=0) < 1e-4, "a label without training notes is all but excluded"
+    assert ours.sum(axis=1) == pytest.approx(np.ones(20))
+
+
+def test_prompts_get_the_probabilities_of_their_rows() -> None:
+    prior, rows = fitted(notes()), notes(7, seed=1)
+    prompts = unnamed_rows([(ids, 0) for ids in rows["input_ids"]])  # type: ignore[arg-type]
+    batch = Collator(lambda name: [0], pad_id=0).prompts(prompts)
+    assert prior.of_prompts(batch) == pytest.approx(prior.of_rows(rows))
+
+
+def test_features_are_in_several_notes_but_not_in_all() -> None:
+    """So the instruction does not count, and no pair of words that only one patient's note has is in the file."""
+    ids = [[1, 2, 5, 6], [1, 2, 5, 7], [1, 2, 8, 9], [1, 2, 8, 10]]
+    names = ["Cardiology", "Cardiology", "Urology", "Urology"]
+    rows = Dataset.from_dict({"input_ids": ids, "specialty": names, "specialties": [[name] for name in names]})
+    assert len(fitted(rows).buckets) == len(["5", "8", "2 5", "2 8"])
+
+
+def test_a_note_with_several_labels_is_an_answer_for_each() -> None:
+    rows = notes(30)
+    both = rows.to_dict()
+    both["specialties"] = [[*names, "Urology"] if "Cardiology" in names else names for names in both["specialties"]]
+    assert fitted(rows).of_rows(rows)[0, 2] < fitted(Dataset.from_dict(both)).of_rows(rows)[0, 2]
+
+
+def test_one_label_needs_no_prior() -> None:
+    assert TokenPrior.fit(notes(12, k=1), LABELS) is None
+
+
+def test_a_saved_prior_is_the_same_and_holds_no_tokens(tmp_path: Path) -> None:
+    rows = notes()
+    prior, _ = fitted(rows).with_power(results(np.full((60, 3), 1 / 3), truth_of(rows)), rows)
+    prior.save(tmp_path / "prior.safetensors")
+    loaded = TokenPrior.load(tmp_path / "prior.safetensors")
+    assert loaded.power == prior.power
+    assert np.array_equal(loaded.of_rows(rows), prior.of_rows(rows))
+    (tmp_path / "prior.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="is damaged; copy the adapter's folder again"):
+        TokenPrior.load(tmp_path / "prior.safetensors")
+
+
+def test_validation_chooses_how_much_the_prior_counts() -> None:
+    rows = notes(90, seed=2)
+    truth, prior = truth_of(rows), fitted(notes())
+    knows = 0.8 * np.eye(3)[truth] + 0.2 / 3
+    knows[::7] = knows[::7][:, [1, 2, 0]]  # and is sometimes wrong, as sure as ever
+    guesses = np.random.default_rng(0).dirichlet(np.ones(3), 90)
+    trusted, mixed = prior.with_power(results(guesses, truth), rows)
+    assert trusted.power > 5
+    assert mixed.correct.mean() == pytest.approx((prior.of_rows(rows).argmax(axis=1) == truth).mean(), abs=0.05)
+    shuffled = rows.select(np.random.default_rng(0).permutation(90))
+    doubted, _ = prior.with_power(results(knows, truth), shuffled)
+    assert doubted.power < 0.3
+
+
+def test_answers_follow_the_product() -> None:
+    nats = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, -2.0, -9.0]])
+    answers = Answers(torch.tensor([0, 0]), ["Cardiology"] * 2, nats.softmax(1), nats, nats)
+    prior = np.array([[0.0, 0.5, 0.0], [0.0, 3.0, 0.0]])
+    product = apply_prior(answers, prior, LABELS.names)
+    assert product.label_ids.tolist() == [0, 1]
+    assert product.texts == ["Cardiology", "Neurology"]
+    assert product.probabilities is not None
+    assert torch.allclose(product.probabilities, (nats + torch.tensor(prior)).softmax(1).float())
+    assert product.label_nats is nats, "the loss is the language model's own"

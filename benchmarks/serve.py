@@ -4,10 +4,10 @@
     python benchmarks/serve.py --adapter logs/llama31_8b/version_0 --notes 640
 
 The service is the command itself, in its own processes. First 1, 8 and 32 clients send one note at a time, each its
-next one when it has an answer: latencies are of single requests, as a client sees them. Then 4 clients send requests of 64
-notes, which is what a table is. `SpecialtyPredictor` answers the same notes in one call before the service starts, and
-again after it has ended; what is told is the mean of the two. `--malformed` sends that many requests that no service
-should accept and counts the answers by their code. Without `--adapter` one is made, untrained. Writes
+next one when it has an answer: latencies are of single requests, as a client sees them. Then 4 clients send requests
+of 64 notes. `SpecialtyPredictor` answers the same notes in one call before the service
+starts and after it has ended; its rate is the mean of the two. `--malformed` sends that many requests that no service
+should accept, and counts the answers by their code. Without `--adapter` one is made, untrained. Writes
 `benchmarks/results/serve.json`.
 """
 

@@ -27,18 +27,18 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"port: {port} is not available ({error.strerror}); choose another --port.") from error
 
     from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key
+    from medlit.model.prior import PRIOR_FILE
     from medlit.model.settings import Decoding, check_decoding
+    from medlit.tools.serve.service import Classifier, make_server
 
     places = (options.run_dir / "adapter" / METADATA_FILE, options.run_dir / METADATA_FILE)
     if (file := next(filter(Path.is_file, places), None)) is None:
         raise UserError(f"run_dir: {options.run_dir} holds no adapter of medlit; give the run folder of a fit.")
-    metadata = AdapterMetadata.read(file)
-    answers = {name: getattr(options, name) for name in ("mode", "coverage", "abstain_below")}
-    if options.coverage is None and "0.9" in metadata.thresholds.get(decoding_key(Decoding(options.mode)), {}):
-        answers["coverage"] = 0.9
-    check_decoding(Decoding(**answers))
-
-    from medlit.tools.serve.service import Classifier, make_server
-
+    metadata, decoding = AdapterMetadata.read(file), Decoding(options.mode, abstain_below=options.abstain_below)
+    decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None  # as SpecialtyPredictor has it
+    fitted = metadata.thresholds.get(decoding_key(decoding), {})
+    decoding.coverage = 0.9 if options.coverage is None and "0.9" in fitted else options.coverage
+    check_decoding(decoding)
+    answers = {name: getattr(decoding, name) for name in ("mode", "coverage", "abstain_below")}
     make_server(Classifier(file.parent, answers), answers | metadata.to_dict(), token).serve(host, port)
     return 0

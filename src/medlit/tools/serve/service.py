@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import litserve as ls
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from litserve.loops import BatchedLoop
 from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, Field
@@ -29,6 +29,7 @@ from medlit.errors import UserError
 
 MAX_NOTES, MAX_CHARACTERS, MAX_MIB = 256, 100_000, 8  # notes of a request, characters of a note, size of a request
 _FORM = f'send {{"notes": ["...", ...]}} as JSON: 1 to {MAX_NOTES} notes of 1 to {MAX_CHARACTERS:,} characters'
+_OPEN = ("/", "/health")  # without a token: the page has a field for it
 _REPLACED = ("/", "/docs", "/docs/oauth2-redirect", "/redoc")  # FastAPI's pages load scripts from another host
 _SECONDS = Histogram("medlit_request_seconds", "Time to answer a request.", ["code"])
 
@@ -120,12 +121,11 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     limits: dict[str, Any] = {"timeout": False, "max_payload_size": MAX_MIB * 2**20}
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     server = Server(api, accelerator=accelerator, info_path="/v1/model", model_metadata=about, **limits)
-    app, page = server.app, Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    app, expected = server.app, f"Bearer {token}".encode()
 
     async def gate(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         begin, given = time.perf_counter(), request.headers.get("authorization", "").encode()
-        is_open = request.url.path in ("/", "/health")  # the page has a field for the token
-        if token and not is_open and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        if token and request.url.path not in _OPEN and not hmac.compare_digest(given, expected):
             response: Response = JSONResponse({"detail": "send the header 'Authorization: Bearer TOKEN'."}, 401)
         elif not token and request.url.hostname not in ("127.0.0.1", "localhost"):
             # The page of another site, under its own name (DNS rebinding).
@@ -140,7 +140,7 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         return JSONResponse({"detail": f"{place:.50} is not as it should be; {_FORM}."}, 422)
 
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _REPLACED]
-    app.add_route("/", lambda request: HTMLResponse(page))
+    app.add_route("/", lambda request: FileResponse(Path(__file__).with_name("page.html")))
     app.add_route("/metrics", lambda request: Response(generate_latest(), media_type=CONTENT_TYPE_LATEST))
     app.middleware("http")(gate)
     app.add_exception_handler(RequestValidationError, refuse)

@@ -12,7 +12,7 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+PIP := $(PY) -m pip --disable-pip-version-check install
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools

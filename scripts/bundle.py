@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import atomic_dir
 from medlit.cli import end_on_signals
 from medlit.errors import UserError
@@ -35,7 +35,7 @@ from medlit.paths import hub_cache_dir, hub_home
 
 ROOT = Path(__file__).parents[1]
 SUMS = "SHA256SUMS"
-_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # A Hub id that a config names; matched by a pattern, since a YAML parser may not be installed.
 _HUB_ID = re.compile(
     r"^\s*(base_model|source):\s*[\"']?([\w.-]+/[\w.-]+)(?::[^\"'#\n]+)?[\"']?\s*(?:#.*)?$", re.MULTILINE

@@ -35,7 +35,7 @@ mkdir -p "$target"
 # Ignore this machine's pip settings, above all its index.
 for name in $(compgen -e PIP_ || true); do unset "$name"; done
 export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
-install=("$target/.venv/bin/python" -m pip install --quiet --no-index --find-links "$here/wheels")
+install=("$target/.venv/bin/python" -m pip install --no-index --find-links "$here/wheels")
 mapfile -t torch < <(grep -E '^torch(vision)?==' "$here/requirements/$BUNDLE_BUILD.txt")
 "${install[@]}" --constraint "$here/requirements/base.txt" "${torch[@]}"
 "${install[@]}" --no-deps --requirement "$here/requirements/$BUNDLE_BUILD.txt"

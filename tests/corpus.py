@@ -50,7 +50,6 @@ _NUMBERS = {
     "data.batching.seed": ("-1", "x"),
     "data.split.seed": ("-1", "x"),
     "data.split.shares": ("[0.5, 0.5]", "[0.5, 0.5, 0.5]", "[-1, 1, 1]", "[nan, 0.5, 0.5]", "all"),
-    "log_samples": ("-1", "0.5", "some"),
 }
 _TRAINER = {
     "accelerator": ("abacus", "[]"),

@@ -15,7 +15,7 @@ from compare import last_checkpoint
 
 def fit_until_sigterm(arguments: Sequence[str], run: Path, step: int) -> None:
     """Run a fit in `run` that gets SIGTERM after an optimizer step, and check that it wrote its state there."""
-    from medlit.callbacks.validate_last_step import ValidateLastStep
+    from medlit.callbacks.last_checkpoint import ValidateLastStep
     from medlit.cli.cli import main
 
     hook = ValidateLastStep.on_train_batch_end

@@ -21,6 +21,7 @@ from medlit import __version__
 from medlit.__main__ import main as entry
 from medlit.cli import MODEL_VERBS, TOOLS
 from medlit.cli.validation import RENAMED
+from medlit.data.label_errors import LABELS_CHECKED
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -108,6 +109,19 @@ def generator() -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_no_line_of_prose_is_far_longer_than_its_neighbours(page: Path) -> None:
+    prose = _BLOCK.sub("", page.read_text("utf-8")).splitlines()
+    assert [line for line in prose if len(line) > 126 and not line.lstrip().startswith(("|", "!["))] == []
+
+
+def test_the_audit_s_limits_are_those_of_the_code() -> None:
+    body = " ".join((ROOT / "docs" / "data.md").read_text("utf-8").split())
+    assert (
+        f"Tables with fewer than three different texts a label, or over {LABELS_CHECKED} labels, are left out" in body
+    )
 
 
 @pytest.mark.parametrize("command", commands())

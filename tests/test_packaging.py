@@ -161,6 +161,13 @@ def test_every_target_makes_its_own_environment_and_torch_comes_first(checkout: 
         assert plan.index("requirements/cpu.txt") < plan.index("--editable .")
 
 
+def test_an_installation_shows_its_progress(checkout: Path) -> None:
+    plan = make("--dry-run", "dev", "BUILD=cpu", cwd=checkout).stdout
+    installs = [line for line in plan.splitlines() if " -m pip " in line]
+    assert len(installs) == 4
+    assert not any(re.search(r" (-q|--quiet|--progress-bar)\b", line) for line in installs)
+
+
 def test_an_unsupported_python_is_one_sentence(checkout: Path) -> None:
     for wrong in ("false", "/no/such/python"):
         done = make("install", f"PYTHON={wrong}", cwd=checkout)

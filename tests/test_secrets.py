@@ -146,24 +146,6 @@ def test_an_existing_run_folder_keeps_its_mode(medlit: Medlit, tiny_config: Path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
-def test_samples_are_written_on_request_and_privately(
-    medlit: Medlit, tiny_config: Path, source: Path, work: Path
-) -> None:
-    arguments = ["--log_samples", "3", "--trainer.max_steps", "2", "--val_every_steps", "1"]
-    run(medlit, "fit", tiny_config, source, *arguments)
-    file = work / "logs" / "tiny" / "version_0" / "samples.jsonl"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert [sample["step"] for sample in samples] == [1, 1, 1, 2, 2, 2]
-    truth = {row["id"]: row for row in notes()["validation"]}
-    for sample in samples:
-        assert truth[sample["id"]]["transcription"] in sample["prompt"]
-        assert sample["specialty"] == truth[sample["id"]]["medical_specialty"]
-        assert NAME in sample["prompt"]
-        assert isinstance(sample["answer"], str)
-    assert hits(work) == [str(file)]
-
-
 # --- network ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,11 +13,7 @@ _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test",
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `medlit` with these arguments, by default those of the process.
-
-    Raises:
-        SystemExit: 0, or 2 after a user's mistake; tools have further codes.
-    """
+    """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake."""
     if args is None:
         end_on_signals()
     import importlib
@@ -32,7 +28,7 @@ def main(args: list[str] | None = None) -> None:
         print(usage.read_text(encoding="utf-8").format(commands=commands), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
-        from medlit._version import __version__
+        from medlit import __version__
 
         print(f"medlit {__version__}")
         return

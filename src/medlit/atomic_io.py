@@ -53,10 +53,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def link_target(path: Path) -> Path:
-    """The file or folder that writing to a path changes: for a link, what it names.
-
-    In the Hub's cache, where several revisions share a file, the link itself is replaced.
-    """
+    """What writing to a path changes: what a link names, but in the Hub's cache, where revisions share it, the link."""
     target = Path(os.path.realpath(path))
     return target if path.is_symlink() and hub_cache_dir().resolve() not in target.parents else path
 

@@ -36,11 +36,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve(base_model: str) -> str:
-    """Turn a base model's name into what a loader takes: a local folder or a Hub id.
-
-    Raises:
-        UserError: a local folder that is missing or holds no model, or the bundled weights' package is not installed.
-    """
+    """Turn a base model's name into a local folder or a Hub id; a UserError for a folder without a model."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
             raise UserError(

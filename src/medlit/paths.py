@@ -11,10 +11,7 @@ HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def local_path(setting: str, path: str | Path) -> Path:
-    """A path that a setting names, with `~` and variables replaced.
-
-    Raises a UserError for a URL, which would become a folder of that name.
-    """
+    """A path that a setting names, with `~` and variables replaced; a UserError for a URL, which would be a folder."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     if re.match(r"[A-Za-z][\w+.-]+:/", expanded):
         url = re.sub(r"^([^/]+:/)(?!/)", r"\1/", expanded)  # a Path has lost a slash

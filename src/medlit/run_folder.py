@@ -34,11 +34,7 @@ _VERSION = re.compile(r"version_(\d+)")
 
 
 def run_name(configs: Sequence[str | Path]) -> str:
-    """The name of a run: its configs' names joined, without those of a `hardware` folder.
-
-    >>> run_name(["configs/llama31_8b.yaml", "configs/hardware/ddp.yaml"])
-    'llama31_8b'
-    """
+    """The name of a run: its configs' names joined, such as 'llama31_8b', without those of a `hardware` folder."""
     stems = [path.stem for path in map(Path, configs) if path.parent.name != "hardware"]
     return "-".join(stems) or DEFAULT_NAME
 
@@ -57,10 +53,7 @@ def next_version(root: Path, name: str) -> Path:
 
 
 def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
-    """Make a run folder, or, if it exists and is `numbered`, the next one, so that concurrent runs never share one.
-
-    Returns the folder, which only its owner can read, and whether this process made it.
-    """
+    """Make a private run folder, or the next one if a `numbered` one exists; returns it, and whether it is new."""
     while True:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)
@@ -72,10 +65,7 @@ def claim(folder: Path, numbered: bool) -> tuple[Path, bool]:
 
 @contextmanager
 def sole_fit(folder: Path, checkpoint: str | None) -> Iterator[None]:
-    """Lock a fit's folder; a UserError if another fit is writing to it, or has, and would lose its weights.
-
-    It may hold checkpoints only if the fit resumes from one of them.
-    """
+    """Lock a fit's folder; a UserError if another fit is writing to it, or has and is not the one that resumes."""
     weights = folder / "checkpoints"
     continues = checkpoint is not None and Path(checkpoint).parent.resolve() == weights.resolve()
     if not continues and any((weights / f"{name}.ckpt").exists() for name in ALIASES):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from compare import differences, last_checkpoint
 
-from medlit.callbacks.validate_last_step import ValidateLastStep
+from medlit.callbacks.last_checkpoint import ValidateLastStep
 from medlit.evaluation.metrics import LOGGED
 
 if TYPE_CHECKING:

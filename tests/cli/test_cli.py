@@ -336,8 +336,7 @@ def test_a_trial_run_leaves_nothing(
     medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    trial = ["--trainer.fast_dev_run", "true", "--log_samples", "2"]
-    outcome = medlit("fit", "--config", tiny_config, *trial)
+    outcome = medlit("fit", "--config", tiny_config, "--trainer.fast_dev_run", "true")
     assert outcome.code == 0
     assert "written" not in outcome.err
     assert not list(tmp_path.iterdir()), "no file, and no folder"
@@ -469,14 +468,13 @@ def test_an_evaluation_does_not_touch_the_curves_of_the_fit(
     path = run / "checkpoints" / "best.ckpt"
     step = torch.load(path, weights_only=True)["global_step"] if weights == "checkpoint" else 0
     flags = ["--ckpt_path", path] if weights == "checkpoint" else ["--model.adapter", run / "adapter"]
-    assert medlit(verb, "--config", tiny_config, *flags, "--run_dir", run, "--log_samples", 1).code == 0
+    assert medlit(verb, "--config", tiny_config, *flags, "--run_dir", run).code == 0
     after = curves()
     assert {tag: after[tag] for tag in before} == before
     assert {tag.removeprefix("hparams/").partition("/")[0] for tag in after.keys() - before.keys()} == {verb}
     assert {each for tag in after.keys() - before.keys() for each, _ in after[tag]} == {step}
     found = scores(run / f"{verb}_metrics.json")
     assert curve(run, f"{verb}/f1_macro") == [(step, pytest.approx(found["f1_macro"]))]
-    assert [json.loads(line)["step"] for line in (run / "samples.jsonl").open()] == [step]
 
 
 def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:
@@ -784,11 +782,9 @@ def test_one_note_from_standard_input(
 def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
     ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
     two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    python("-m", "medlit", "fit", *two, "--log_samples", "1", cwd=tmp_path)
+    python("-m", "medlit", "fit", *two, cwd=tmp_path)
     run = tmp_path / "logs" / "tiny" / "version_0"
-    samples = (run / "samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in samples] == [4, 8, 11]
-    assert files(run) - {path.name for path in run.glob("events*")} - {"samples.jsonl"} == (
+    assert files(run) - {path.name for path in run.glob("events*")} == (
         files(fitted) - {path.name for path in fitted.glob("events*")}
     )
     for tag in ("train/loss", "val/loss", "val/accuracy"):

@@ -143,15 +143,15 @@ def test_a_label_of_one_note_may_stand_in_a_step_more_than_once() -> None:
 OWN = st.lists(st.sets(st.integers(0, 4), min_size=1, max_size=3).map(sorted), min_size=4, max_size=40)
 
 
-def answers_of(own: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Label and note of each answer."""
+def examples_of(own: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Label and note of each example."""
     notes = np.repeat(np.arange(len(own)), [len(labels) for labels in own])
     return np.array([label for labels in own for label in labels]), notes
 
 
 @given(own=OWN, seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_each_note_is_trained_on_one_of_its_labels(own: list[list[int]], seed: int, epoch: int) -> None:
-    labels, notes = answers_of(own)
+    labels, notes = examples_of(own)
     order = epoch_order(labels, "none", seed, epoch, notes)
     assert sorted(notes[order]) == list(range(len(own)))
     assert order.tolist() == epoch_order(labels, "none", seed, epoch, notes).tolist(), "a resumed epoch draws the same"
@@ -160,14 +160,14 @@ def test_each_note_is_trained_on_one_of_its_labels(own: list[list[int]], seed: i
 
 
 def test_every_label_of_a_note_is_drawn_in_some_epoch() -> None:
-    labels, notes = answers_of([[0, 1, 2], [1], [0, 2]] * 4)
-    drawn = {answer for epoch in range(40) for answer in epoch_order(labels, "none", 0, epoch, notes).tolist()}
+    labels, notes = examples_of([[0, 1, 2], [1], [0, 2]] * 4)
+    drawn = {example for epoch in range(40) for example in epoch_order(labels, "none", 0, epoch, notes).tolist()}
     assert drawn == set(range(len(labels)))
 
 
 @given(own=OWN, seed=st.integers(0, 9))
 def test_a_note_counts_for_each_of_its_labels(own: list[list[int]], seed: int) -> None:
-    labels, notes = answers_of(own)
+    labels, notes = examples_of(own)
     order = epoch_order(labels, "inverse", seed, 0, notes)
     assert len(order) == len(own)
     drawn = np.bincount(labels[order], minlength=5)[np.unique(labels)]

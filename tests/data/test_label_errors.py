@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from builtin_notes import builtin_notes
 
-from medlit.data.label_errors import confident_joint, cross_fit, label_errors
+from medlit.data.label_errors import LABELS_CHECKED, confident_joint, cross_fit, label_errors
 
 
 def frame(labels: list[tuple[str, ...]], texts: list[int] | None = None) -> pd.DataFrame:
@@ -120,7 +120,23 @@ def test_texts_of_signs_and_of_one_word_are_scored() -> None:
     assert found["texts"] == 10
 
 
-def test_of_a_large_table_every_nth_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "is_checked"), [(300, True), (299, False)])
+def test_three_texts_a_label_decide_how_many_labels_are_too_many(
+    most: int, is_checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.data.label_errors._MOST", most)  # for 10 labels, 30 texts or 29
+    labels = [(f"label {row % 10}",) for row in range(45)]
+    found = label_errors(frame(labels), [f"note {row}" for row in range(45)], ids(45))
+    assert (found is not None) == is_checked
+
+
+def test_more_labels_than_can_be_checked_are_left_out() -> None:
+    number = LABELS_CHECKED + 1
+    labels = [(f"label {row % number}",) for row in range(number * 10)]
+    assert label_errors(frame(labels), ["a note"] * len(labels), ids(len(labels))) is None
+
+
+def test_of_a_large_table_evenly_spaced_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.data.label_errors._MOST", 650 * 13 // 2)
     texts, labels = built_in()
     found = label_errors(frame([(label,) for label in labels]), texts, ids(len(texts)))

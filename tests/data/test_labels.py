@@ -258,6 +258,14 @@ def test_labels_that_hold_several_are_listed(name: str, parts: list[str]) -> Non
     assert LabelReview.of(["Neurology", "Urology", name]) == LabelReview({}, {name: parts}, [])
 
 
+@given(order=st.permutations(["Surgery", "Urology", "Neurology", "Ward 3"]), mark=st.sampled_from(["; ", "|"]))
+def test_the_order_within_a_label_that_holds_several_does_not_matter(order: list[str], mark: str) -> None:
+    name = mark.join(order)
+    review = LabelReview.of(["Neurology", "Urology", "Surgery", name])
+    assert review.combined == {name: ["Neurology", "Urology", "Surgery", "Ward 3"]}
+    assert review.suggested(Labels()).aliases == {name: "Neurology"}
+
+
 def test_the_suggested_settings_mend_every_label_that_is_listed() -> None:
     counts = {"Neurology": 9, "Surgery": 5, "Neurolgy": 3, "Neurology.": 2, "Sugery; Urology": 2, "Sugery": 2}
     counts |= {"N/A": 2, "nan": 1, "Uro\u200blogy": 2, "Neuro": 1, "Old ward": 1}

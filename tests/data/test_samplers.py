@@ -269,7 +269,7 @@ def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
     assert len(shown) == len(set(shown)) == len(own) // 16 * 16
     for step in range(len(own) // 16):
         batches = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
-        pairs = [pair for batch in batches for pair in zip(batch.indices, batch.answers, strict=True)]
+        pairs = [pair for batch in batches for pair in zip(batch.indices, batch.label_places, strict=True)]
         assert {batch.step_tokens for batch in batches} == {sum(own[index][1][place] for index, place in pairs)}
 
 

@@ -148,6 +148,25 @@ def test_the_order_of_rows_does_not_matter(
     assert shuffled == assign_notes(notes, chosen, near=near, conflicts=conflicts)
 
 
+@given(
+    notes=st.lists(st.tuples(st.integers(0, 9), st.sets(st.sampled_from("abcd"), min_size=1)), min_size=1, max_size=40),
+    chosen=POOLED,
+    order=st.randoms(use_true_random=False),
+    conflicts=CONFLICTS,
+)
+def test_the_order_of_a_note_s_labels_does_not_matter(
+    notes: list[tuple[int, set[str]]], chosen: Split, order: random.Random, conflicts: LabelConflicts
+) -> None:
+    ids, texts = [f"n{row}" for row in range(len(notes))], [f"text {text}" for text, _ in notes]
+
+    def assigned(labels: list[tuple[str, ...]]) -> list[tuple[str, frozenset[str]]]:
+        result = assign(["all"] * len(ids), ids, texts, labels, [text for text, _ in notes], chosen, conflicts)
+        return list(zip(result.split, map(frozenset, result.specialties), strict=True))
+
+    written = [tuple(sorted(names)) for _, names in notes]
+    assert assigned([tuple(order.sample(names, len(names))) for names in written]) == assigned(written)
+
+
 @given(counts=st.lists(st.sampled_from("abcd"), min_size=1, max_size=120), shares=SHARES, seed=st.integers(0, 9))
 def test_single_rows_are_stratified_within_one_row(counts: list[str], shares: tuple[float, ...], seed: int) -> None:
     groups = {hash_text(str(row)): {label: 1} for row, label in enumerate(counts)}

@@ -48,9 +48,28 @@ def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, 
         threshold = fit_thresholds(p, p > 0, np.array([coverage]))[0]
         assert (threshold > 0) == (texts == needed)
         assert prediction_sets(np.array([1.0, 0.0]), threshold).tolist() == [True, texts < needed]
-        lacking = few_notes(coverage, {"in all": texts, "Heart": needed, "Bones": needed + 1})
-        warning = f"A coverage of {coverage:g} needs {needed} validation notes, and there are fewer: in all {texts}."
-        assert [each.startswith(warning) for each in lacking] == [True] * (texts < needed)
+        one_label = make_results([0] * texts, [0] * texts, names=("Heart",))
+        warning = f"{needed} validation notes with different texts, and there are fewer: in all {texts}, Heart {texts}."
+        lacking = few_notes(coverage, one_label)
+        assert lacking is None if texts == needed else lacking is not None and warning in lacking
+
+
+def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
+    # At a coverage of 0.75 three texts are enough: Bones has four in five notes, Heart two in six, Nerves three.
+    texts = [*"aabcd", *"efefef", *"fgh"]
+    several = replace(make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts), accepted=None)
+    sentence = few_notes(0.75, several)
+    assert sentence is not None
+    assert "there are fewer: Heart 2. With" in sentence
+    second = [[label] for label in several.truth.tolist()]
+    second[0] = [0, 1]  # text a is the third with the label Heart
+    assert few_notes(0.75, replace(several, accepted=second)) is None
+
+
+def test_six_specialties_with_few_notes_are_named() -> None:
+    sentence = few_notes(0.9, make_results(list(range(8)), [0] * 8, names=tuple("abcdefgh")))
+    assert sentence is not None
+    assert "fewer: in all 8, a 1, b 1, c 1, d 1, e 1, ...." in sentence
 
 
 def test_the_best_of_several_labels_counts() -> None:

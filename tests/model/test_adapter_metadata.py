@@ -21,6 +21,7 @@ from medlit.model.adapter_metadata import (
     check_metadata,
     decoding_key,
     metadata_of_weights,
+    read_fitted,
     write_fitted,
 )
 from medlit.model.settings import Decoding, LanguageModel, Lora
@@ -294,6 +295,33 @@ def test_a_temperature_is_added_to_the_file_and_nothing_else_changes(tmp_path: P
         thresholds={"mode=generate": {"0.9": 0.25}},
     )
     assert file.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("temperature", "kept"),
+    [(1.5, {"0.875": 0.2}), (1.5 + 1e-6, {"0.875": 0.2}), (1.51, {})],  # 1.51: other answers to the notes
+)
+def test_thresholds_of_the_same_answers_are_kept_beside_those_of_a_new_validation(
+    tmp_path: Path, temperature: float, kept: dict[str, float]
+) -> None:
+    file = tmp_path / "medlit.json"
+    file.write_text(json.dumps(TRAINED.to_dict()))
+    decoding = Decoding("likelihood", coverage=0.875)
+    write_fitted(file, Decoding("constrained"), 1.5, {"0.625": 0.7})
+    write_fitted(file, decoding, 1.5, {"0.875": 0.2, "0.9": 0.1})
+    write_fitted(file, Decoding("likelihood"), temperature, {"0.9": 0.15})
+    assert read_fitted(None, str(tmp_path), decoding)[:2] == (temperature, kept | {"0.9": 0.15})
+    assert read_fitted(None, str(tmp_path), Decoding("constrained"))[:2] == (1.5, {"0.625": 0.7})
+
+
+@pytest.mark.parametrize("decoding", [Decoding("likelihood", coverage=0.9), Decoding("likelihood", answer="set")])
+def test_a_threshold_is_fitted_only_where_there_are_weights(tmp_path: Path, decoding: Decoding) -> None:
+    (tmp_path / "medlit.json").write_text(json.dumps(TRAINED.to_dict()))
+    with pytest.raises(UserError, match=r"there are no weights to have a threshold; give ckpt_path or model\.adapter"):
+        read_fitted(None, None, decoding, complete=True)
+    for weights in ((None, str(tmp_path)), (tmp_path / "last.ckpt", None)):
+        with pytest.raises(UserError, match=rf"the weights have no threshold for {decoding.sets} .* 'medlit validate'"):
+            read_fitted(*weights, decoding, complete=True)
 
 
 def test_the_weights_in_use_have_their_metadata_in_an_adapter_folder_or_nowhere(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from medlit.callbacks.adapter_folder import AdapterTemperature, BestCheckpoint, DataLink, write_adapter
-from medlit.callbacks.validate_last_step import ValidateLastStep
+from medlit.callbacks.last_checkpoint import ValidateLastStep
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet

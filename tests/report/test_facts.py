@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from datasets import Dataset
 from fakes import notes as forty_notes
@@ -50,6 +51,23 @@ def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
         "test_ceiling": 4 / 5,
         "left_out": {"conflict": 2, "duplicate": 1},
     }
+
+
+def test_all_labels_of_a_note_count_and_not_their_order() -> None:
+    own = [["Heart", "Bones"], ["Bones", "Heart"], ["Heart", "Bones"], ["Heart", "Nerves"], ["Bones"]]
+    hashes = ["a", "a", "b", "b", "c"]
+
+    def facts(labels: list[list[str]]) -> dict[str, Any]:
+        rows = {"text_hash": hashes, "specialty": [names[0] for names in labels], "specialties": labels}
+        given = SimpleNamespace(split=["test"] * 5)
+        splits = SimpleNamespace(notes={"test": Dataset.from_dict(rows)}, kind="official", seed=None, hashes={})
+        splits.assignment = given
+        return data_facts(SimpleNamespace(source="x", fingerprint=None, splits=splits, split=Split()))  # type: ignore[arg-type]
+
+    found = facts(own)
+    assert (found["test_conflicts"], found["test_several"], found["test_ceiling"]) == (2, 4, 1.0)
+    assert found["classes"] == {"Bones": [0, 0, 4], "Heart": [0, 0, 4], "Nerves": [0, 0, 1]}
+    assert facts([names[::-1] for names in own]) == found
 
 
 def test_facts_follow_what_a_datamodule_has_read(llama: Path, notes_folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import sets_report
 from medlit.report import page as report_page
-from medlit.report.page import confused_pairs, write_report
+from medlit.report.page import FILES, confused_pairs, write_report
 from medlit.report.systems import System, systems, write_system
 
 NAMES = ("Bones & joints", "ENT | Throat", "Heart <3>")
@@ -86,6 +87,20 @@ def folder(tmp_path: Path, make: Make) -> Path:
         write_system(folder, system)
     (folder / "config_test.yaml").write_text("data:\n  source: '<notes>.csv'\n")
     return folder
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_any_of_is_named_where_a_note_has_several_labels(tmp_path: Path, make: Make, several: bool) -> None:
+    results = make("test", 2).results
+    accepted = [sorted({label, *range(several + 1)}, key=label.__ne__) for label in results.truth.tolist()]
+    for name in ("test", "tfidf"):
+        own = accepted if several else None
+        write_system(tmp_path, System.score(name, replace(results, accepted=own), loss=0.5))
+    write_report(tmp_path)
+    for file in FILES:
+        text = unescape((tmp_path / file).read_text(encoding="utf-8")).lower()
+        assert ("any-of accuracy: the answer is one of the note's specialties" in text) == several
+        assert ("any-of" in text) == several
 
 
 @pytest.mark.parametrize("key", ["0.9", "set"])

@@ -18,6 +18,7 @@ from builtin_notes import builtin_notes
 import medlit as package
 from medlit.__main__ import main
 from medlit.data.audit import AuditReport, TokenCounter, audit
+from medlit.data.label_errors import LABELS_CHECKED
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
@@ -490,7 +491,21 @@ def test_many_specialties_with_few_notes_are_named_and_their_labels_not_checked(
     printed = capsys.readouterr().out
     assert "specialties of under 10 notes, too few to test" in printed
     assert "'Specialty 0' (2)" in printed
-    assert "not searched for: under 3 texts a label" in printed
+    assert f"not searched for: under 3 texts a label, or over {LABELS_CHECKED} labels" in printed
+
+
+@pytest.mark.parametrize("cells", [("A;B", "B;C"), ("B;A", "C;B"), ("A;B", "C;B"), ("B;A", "B;C")])
+def test_a_column_gives_away_any_of_several_labels(tmp_path: Path, cells: tuple[str, str]) -> None:
+    code = {"A;B": "x", "B;A": "x", "B;C": "x", "C;B": "x", "D": "y"}  # x: always B among others; y: always D
+    notes = [
+        {"transcription": f"note {n}", "medical_specialty": cell, "code": code[cell], "names_it": f"ward {'BD'[n % 2]}"}
+        for n, cell in enumerate([cells[0], "D", cells[1], "D"] * 3)
+    ]
+    for n, note in enumerate(notes):
+        note["any"] = f"v{n % 3}"  # recurs with B and with D
+    source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
+    leaks = audit(str(source), columns=Columns(), labels=Labels(separator=";")).report.label_leaks
+    assert leaks == {"code": 1.0, "names_it": 1.0}
 
 
 def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:

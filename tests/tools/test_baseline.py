@@ -180,6 +180,28 @@ def test_the_head_is_refused_with_its_new_place(notes_folder: Path) -> None:
         baseline(["--data.source", str(notes_folder), "--head"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_fold_of_one_label_leaves_the_strength_in_the_middle() -> None:
+    """Two notes of one text alone have the second label, so that the folds that train without it have one label."""
+    texts = [f"knee {row} pain" for row in range(8)] + ["heart murmur", "heart  murmur"]
+    names = [["Bones"]] * 8 + [["Heart"]] * 2
+    hashes = [f"t{row}" for row in range(8)] + ["t8", "t8"]
+    rows = Dataset.from_dict(
+        {
+            "id": [f"n{row}" for row in range(10)],
+            "transcription": texts,
+            "specialty": [own[0] for own in names],
+            "text_hash": hashes,
+            "specialties": names,
+        }
+    )
+    zeros = np.zeros(10, dtype=np.int64)
+    system = tfidf(BaselineData(LabelSet.from_names(["Bones", "Heart"]), rows, rows, zeros, zeros))
+    x = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit_transform(texts)
+    middle = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(x, [own[0] for own in names])
+    assert system.results.probabilities == pytest.approx(middle.predict_proba(x), abs=1e-3)
+
+
 def test_many_labels_bound_the_time_of_tf_idf(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"ward {number}" for number in range(201)]
     texts = [f"seen today in{number}" for number in range(201)]

@@ -1,12 +1,16 @@
-"""The newest state of a fit, `checkpoints/last.ckpt`, from which it resumes."""
+"""The end of a fit: its newest state, `checkpoints/last.ckpt`, from which it resumes, and its last validation."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.errors import UserError
+from medlit.model.checkpoints import last_step, repair_progress, validation_due
 
 
 class LastCheckpoint(Checkpoint):
@@ -62,3 +66,68 @@ class LastCheckpoint(Checkpoint):
     @staticmethod
     def _path(folder: Path) -> Path:
         return folder / "checkpoints" / "last.ckpt"
+
+
+class ValidateLastStep(L.Callback):
+    """Stops the fit after its last optimizer step, so that Lightning validates there, and repairs resumed progress.
+
+    Lightning validates every so many batches, or when `should_stop` is set; a fit that merely runs out of steps ends
+    without a validation unless the interval divides them. For the same reason a fit that was interrupted in its last
+    validation needs help to resume: Lightning sees no step left to do.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the last step, and the length of a pass if validations are one pass apart."""
+        if subcommand_of(trainer) == "fit":
+            steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            self.last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
+            if isinstance(trainer.val_check_interval, float):  # Lightning's default, a share of an epoch
+                trainer.val_check_interval = steps_per_epoch * trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""
+        if subcommand_of(trainer) != "fit":
+            return
+        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        micro_batches = trainer.accumulate_grad_batches
+        validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
+        repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, self.last)
+        step = int(checkpoint["global_step"])
+        if step < self.last:
+            return
+        if not validation_due(checkpoint):
+            raise UserError(
+                f"{self._limit(trainer)}: the checkpoint has been trained for {step} steps and the fit ends after"
+                f" {self.last}; raise it to continue, or run 'medlit validate'."
+            )
+        if trainer.max_steps != -1:
+            trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def _limit(self, trainer: L.Trainer) -> str:
+        return "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate at once if no step is left."""
+        if trainer.global_step >= self.last:
+            trainer.val_check_batch = 1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop after the last step."""
+        if trainer.global_step >= self.last:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop after a last validation that no step precedes."""
+        if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report what ended the fit, unless that was its only limit, `max_steps`."""
+        step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
+            return
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
+        end = self._limit(trainer) if step >= self.last else "trainer.max_time" if late else "early stopping"
+        epochs = step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        print(f"medlit: {end} ended the fit after step {step}, or {epochs:.2f} epochs", file=sys.stderr)

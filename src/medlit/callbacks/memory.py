@@ -23,8 +23,7 @@ class MemoryAdvice(L.Callback):
         self.phase: Phase = "loading"
         self.weights = 0.0  # GiB before the first step
         self.footprint: Footprint | None = None
-        self.folder: Path | None = None
-        self.last: Path | None = None
+        self.folder: Path | None = None  # of a fit
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the weights, before there are any activations."""
@@ -34,19 +33,15 @@ class MemoryAdvice(L.Callback):
             self.footprint = pl_module.recomputation.footprint
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Record what the run was doing, and the last checkpoint of a fit."""
-        if isinstance(pl_module, SpecialtyClassifier) and pl_module.model is None:
-            return
-        is_fit = subcommand_of(trainer) == "fit"
-        self.phase = "training" if trainer.training and is_fit else "answering"
-        if is_fit and self.folder is not None:
-            last = self.folder / "checkpoints" / "last.ckpt"
-            self.last = last if last.exists() else None
+        """Record what the run was doing."""
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.model is not None:
+            self.phase = "training" if trainer.training and subcommand_of(trainer) == "fit" else "answering"
 
     def out_of_memory_error(self, language_model: LanguageModel, data: TranscriptionDataModule) -> UserError:
         """The error message of a run that ended for lack of memory."""
         message = advice(self.phase, language_model, data, MeasuredMemory.of(self.weights), self.footprint)
-        return UserError(message + (f" The last good checkpoint is {self.last}." if self.last else ""))
+        last = None if self.folder is None else self.folder / "checkpoints" / "last.ckpt"
+        return UserError(message + (f" The last good checkpoint is {last}." if last and last.exists() else ""))
 
 
 def advice(

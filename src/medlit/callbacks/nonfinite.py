@@ -20,10 +20,8 @@ class NonfiniteGuard(L.Callback):
 
     A loss that is not finite gives a gradient that is not. The norm is computed on the device and fetched once an
     optimizer step, as the logged loss is; no micro-batch waits for it. Under float16 the gradient scaler finds its
-    scale by overflowing now and then: such a step is skipped by design, whatever the setting.
-
-    Args:
-        on_nonfinite: 'stop', or 'skip', which leaves weights and optimizer unchanged and continues with the next step.
+    scale by overflowing now and then: such a step is skipped by design, whatever the setting. A skipped step leaves
+    weights and optimizer unchanged.
     """
 
     def __init__(self, on_nonfinite: Literal["stop", "skip"]) -> None:

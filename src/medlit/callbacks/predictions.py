@@ -21,16 +21,10 @@ from medlit.predictions.table import Prediction, SetPrediction, check_table, mak
 
 
 class PredictionWriter(L.Callback):
-    """Writes answers to shards as they come, and at the end one table in the order of the source.
+    """Writes answers to shards as they come, and at the end one table, `path`, in the order of the source.
 
-    Args:
-        path: the table; its suffix selects CSV, JSONL or Parquet.
-        to_stdout: print the answers instead, with their probability on standard error, and write nothing.
-        resume: keep the shards of an interrupted run and answer only the remaining notes.
-        checkpoint: path of the weights, which the trainer has only once it loads them.
-
-    Attributes:
-        written: the table, on the first process; None until it is complete.
+    `to_stdout` prints the answers instead. `resume` keeps the shards of an interrupted run and answers the other notes.
+    `checkpoint` is the path of the weights, which the trainer has only once it loads them.
     """
 
     def __init__(
@@ -41,16 +35,13 @@ class PredictionWriter(L.Callback):
         self.resume = resume
         self.checkpoint = checkpoint
         self.replaces = path.exists()
-        self.written: Path | None = None
+        self.written: Path | None = None  # the table, on the first process, once it is complete
         self._kept: list[Path] | None = None  # shards of the interrupted run
         self._writer: shards.ShardWriter | None = None
         self._lock: TextIO | None = None  # of the first process, from setup to the end
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Claim the table and find the answers of an interrupted run, before any process starts to answer.
-
-        Raises a UserError if another process writes the table, or if notes, weights or settings were different.
-        """
+        """Claim the table and find an interrupted run's answers; a UserError for another writer or other inputs."""
         if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
             return
         self.path = trainer.strategy.broadcast(self.path)  # on another host the next run's number may differ

@@ -57,8 +57,7 @@ class RunReport(L.Callback):
             return
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.results is None:
             return
-        subcommand = subcommand_of(trainer)
-        scores = pl_module.scores
+        subcommand, scores = subcommand_of(trainer), pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
         # The files are the purpose of `validate` and `test`; a fit can do without them.
         with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():
@@ -67,8 +66,7 @@ class RunReport(L.Callback):
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
-            notes = dict(zip(pl_module.results.names, pl_module.results.label_mask.sum(axis=0).tolist(), strict=True))
-            for sentence in few_notes(coverage, {"in all": len(set(pl_module.results.text_hashes)), **notes}):
+            if (sentence := few_notes(coverage, pl_module.results)) is not None:
                 rank_zero_warn(sentence)  # Python shows a warning once
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in telling(HEADLINE, scores))

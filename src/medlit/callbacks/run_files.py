@@ -1,20 +1,13 @@
-"""The run folder, and the files that describe a run: settings, split, and on request a few notes with answers."""
+"""The run folder, and the files that describe a run: settings, split and logs."""
 
-import json
-import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from medlit.atomic_io import atomic_write
-from medlit.data.collate import EvalBatch
-from medlit.errors import best_effort
-from medlit.model.module import SpecialtyClassifier
 
 
 class SaveRunFiles(SaveConfigCallback):
@@ -48,50 +41,6 @@ class SaveRunFiles(SaveConfigCallback):
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
         if splits is not None and (stage == "fit" or not (folder / "split.parquet").exists()):
             splits.write(folder / "split.parquet")
-
-
-class SaveSamples(L.Callback):
-    """Appends the prompts and answers of each validation's or test's first notes to `samples.jsonl`.
-
-    Patients' text is written nowhere else but in predictions, so this is off by default, and the file is readable by
-    its owner alone. A trial run (`fast_dev_run`) writes none.
-    """
-
-    def __init__(self, notes: int) -> None:
-        self.notes = notes
-        self._remaining = 0
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start with the first note."""
-        self._path = run_folder(trainer) / "samples.jsonl"
-        is_trial = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._remaining = self.notes if trainer.is_global_zero and not is_trial else 0
-
-    on_test_start = on_validation_start
-
-    @best_effort("samples.jsonl")
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: EvalBatch, *_: int
-    ) -> None:
-        """Write the samples of this batch."""
-        if not self._remaining or not isinstance(pl_module, SpecialtyClassifier):
-            return
-        prompts = batch.prompts
-        with open(self._path, "a", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
-            for i in range(min(self._remaining, len(prompts.ids))):
-                prompt = prompts.input_ids[i][prompts.attention_mask[i].bool()]
-                sample = {
-                    "verb": subcommand_of(trainer),
-                    "step": trainer.global_step,
-                    "id": prompts.ids[i],
-                    "prompt": pl_module.tokenizer.decode(prompt, skip_special_tokens=True),
-                    "specialty": batch.label_names[int(batch.label_ids[i])],
-                    "answer": outputs["answers"].texts[i],  # type: ignore[index, union-attr]
-                }
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-                self._remaining -= 1
-
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
 
 class RunLogger(TensorBoardLogger):

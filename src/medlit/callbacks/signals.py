@@ -4,7 +4,6 @@ import contextlib
 import shlex
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -102,13 +101,8 @@ class StopOnSignal(L.Callback):
             raise SystemExit(0)  # after a failure Lightning would kill the first process before its message
         number = self.received or signal.SIGTERM
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        written = "" if is_trial else f"; last.ckpt is written, and this continues: {resume_command(folder)}"
+        config = ["--config", str(folder / "config_fit.yaml")]
+        resume = shlex.join(["medlit", "fit", *config, "--run_dir", str(folder), "--ckpt_path", "last"])
+        written = "" if is_trial else f"; last.ckpt is written, and this continues: {resume}"
         print(f"medlit: {signal.Signals(number).name} after step {trainer.global_step}{written}", file=sys.stderr)
         raise SystemExit(128 + number)
-
-
-def resume_command(folder: Path) -> str:
-    """The whole command that resumes the fit of a run folder, however it was started."""
-    return shlex.join(
-        ["medlit", "fit", "--config", str(folder / "config_fit.yaml"), "--run_dir", str(folder), "--ckpt_path", "last"]
-    )

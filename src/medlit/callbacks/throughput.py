@@ -17,12 +17,11 @@ PADDING = "train/padding"
 
 
 class Throughput(L.Callback):
-    """Logs tokens and notes a second of all processes, padding, and peak GPU memory.
+    """Logs tokens (without padding) and notes a second of all processes, padding, and peak GPU memory.
 
     Rates are means over the last optimizer steps, without validations and, from the second step on, without the first,
     which compiles. Each process counts its own micro-batches and multiplies by the number of processes. A GPU lags
-    behind the host's clock, but by no more than a step, since the next log line waits for it. Padding tokens do not
-    count.
+    behind the host's clock, but by no more than a step, since the next log line waits for it.
     """
 
     def __init__(self, steps: int = 10) -> None:

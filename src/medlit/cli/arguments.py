@@ -19,7 +19,7 @@ from medlit.data.settings import Tokenizer
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
-from medlit.number_types import NonNegativeInt, PositiveInt
+from medlit.number_types import PositiveInt
 from medlit.paths import local_path
 from medlit.predictions.table import FORMATS
 
@@ -35,7 +35,6 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     """Add medlit's arguments to those of trainer, model and data, and link what these share."""
     for name, kind, default in (
         ("val_every_steps", PositiveInt | None, 20),
-        ("log_samples", NonNegativeInt, 0),
         ("run_dir", str | None, None),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=OWN_HELP[name])
@@ -84,11 +83,7 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
 
 
 def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
-    """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too.
-
-    Raises:
-        SystemExit: code 2 if a setting or a value is not understood; a UserError where the environment has it.
-    """
+    """Parse the settings that a tool shares with `medlit fit`; those that it does not use are checked too."""
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
     validation.check_variables({tool: parser})

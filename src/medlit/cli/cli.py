@@ -20,15 +20,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit import run_folder as runs
 from medlit.callbacks.adapter_folder import AdapterTemperature, DataLink
-from medlit.callbacks.last_checkpoint import LastCheckpoint
+from medlit.callbacks.last_checkpoint import LastCheckpoint, ValidateLastStep
 from medlit.callbacks.memory import MemoryAdvice
 from medlit.callbacks.nonfinite import NonfiniteGuard
 from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.report import RunReport
-from medlit.callbacks.run_files import RunLogger, SaveRunFiles, SaveSamples
+from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
-from medlit.callbacks.validate_last_step import ValidateLastStep
 from medlit.cli import arguments, environment, validation
 from medlit.cli.exit_codes import clean_up_on_failure, exit_codes
 from medlit.cli.help import ABOUT, Parser, class_error
@@ -182,8 +181,6 @@ class MedlitCLI(LightningCLI):
             AdapterTemperature(),
             Throughput(),
         ]
-        if config.log_samples:
-            callbacks.append(SaveSamples(config.log_samples))
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         if config.trainer.enable_progress_bar is False:
@@ -255,11 +252,7 @@ class MedlitCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:
-    """Run a verb with these arguments, by default those of the process.
-
-    Raises:
-        SystemExit: code 2 after a user's mistake, with one sentence on standard error; 128 + its number after a signal.
-    """
+    """Run a verb with these arguments, by default those of the process; it ends as `exit_codes` says."""
     environment.silence_warnings()
     with exit_codes():
         return MedlitCLI(list(sys.argv[1:] if args is None else args), SaveRunFiles)

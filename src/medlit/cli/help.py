@@ -53,10 +53,7 @@ class RepeatedKeyError(yaml.YAMLError):
 
 
 def load_unique(text: str) -> Any:  # noqa: ANN401
-    """Load YAML or JSON for the parser, whatever the file, flag or variable that it comes from.
-
-    Raises a RepeatedKeyError for a key that a mapping has twice, or for model.lora.r beside the group model.
-    """
+    """Load YAML or JSON for the parser; a RepeatedKeyError for a key given twice, even as model.lora.r."""
     where = config_load_stack.get()[-1][1] if config_load_stack.get() else "the given text"
     nodes: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))]
     seen = set()  # an anchor may stand for its own parent
@@ -168,11 +165,7 @@ def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
-    """What a value of a type is, in words; None if that takes more than a phrase.
-
-    >>> describe(int | None)
-    'an integer or null'
-    """
+    """What a value of a type is, in words such as 'an integer or null'; None if that takes more than a phrase."""
     if (plain := get_origin(kind) or kind) in _WORDS:
         return _WORDS[plain]
     if isinstance(kind, type) and kind.__module__ == "medlit.number_types":

@@ -229,14 +229,14 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
     """Columns that give the label away; they never reach the model, but may be added to the text by hand.
 
     Returns:
-        Column other than note, label and id -> share of its non-empty values that name the label, or that recur with
-        one label only, whichever is larger; columns without such values are left out.
+        Column other than note, label and id -> share of its non-empty values that name a label of their row, or that
+        recur only in rows that share a label, whichever is larger; columns without such values are left out.
     """
     values, naming = Counter[str](), Counter[str]()
-    pairs = defaultdict[str, Counter[tuple[str, str]]](Counter)  # column -> (value, label) -> rows
+    pairs = defaultdict[str, Counter[tuple[str, frozenset[str]]]](Counter)  # column -> (value, labels) -> rows
     for name, rows in _other_columns(source, revision, columns, separator):
         values[name] += len(rows)
-        naming[name] += sum(f" {_words(label)} " in f" {_words(value)} " for value, label in rows)
+        naming[name] += sum(any(f" {_words(own)} " in f" {_words(value)} " for own in labels) for value, labels in rows)
         if len({value for value, _ in pairs[name]}) <= _MAX_CODES:
             pairs[name].update(rows)
     revealing = {name: max(naming[name], _recurring(pairs[name], values[name])) for name in values}
@@ -246,8 +246,8 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
 
 def _other_columns(
     source: str, revision: str | None, columns: Columns, separator: str | None
-) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield (column other than note, label and id, values with their rows' first labels), in batches; none empty."""
+) -> Iterator[tuple[str, list[tuple[str, frozenset[str]]]]]:
+    """Yield (column other than note, label and id, values with their rows' labels), in batches; none empty."""
     for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
@@ -256,18 +256,21 @@ def _other_columns(
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
             cells = batch.column(columns.label).to_pylist()
             written = cell_labels(cells, table.classes(columns.label), separator)
-            labels = [normalise_label(names[0]) if names else "" for names in written]
+            labels = [frozenset(filter(None, map(normalise_label, names))) for names in written]
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))
                 pairs = zip(values, labels, strict=True)
-                yield name, [(value, label) for value, label in pairs if label and value and value.strip()]
+                yield name, [(value, own) for value, own in pairs if own and value and value.strip()]
 
 
-def _recurring(counts: Counter[tuple[str, str]], values: int) -> int:
-    """Rows whose value recurs with one label only; 0 for free text, of which hardly any value recurs."""
-    labels_of = Counter(value for value, _ in counts)
-    recurring = sum(rows for (value, _), rows in counts.items() if rows > 1 and labels_of[value] == 1)
-    return recurring if len(labels_of) <= min(_MAX_CODES, values / 2) else 0
+def _recurring(counts: Counter[tuple[str, frozenset[str]]], values: int) -> int:
+    """Rows whose value recurs only with one label in common; 0 for free text, of which hardly any value recurs."""
+    rows, shared = Counter[str](), dict[str, frozenset[str]]()
+    for (value, labels), number in counts.items():
+        rows[value] += number
+        shared[value] = shared.get(value, labels) & labels
+    recurring = sum(number for value, number in rows.items() if number > 1 and shared[value])
+    return recurring if len(rows) <= min(_MAX_CODES, values / 2) else 0
 
 
 def _words(text: str) -> str:

@@ -48,9 +48,8 @@ def cached_table(
 ) -> Dataset:
     """Write what `rows` yields of a file to the Arrow cache, or map what an earlier run wrote.
 
-    Every column holds text, and those named in `lists` lists of texts.
-
-    The settings hold tuples and no lists, which `datasets` takes for shards. An error is the one that `rows` raises.
+    Every column holds text, and those in `lists` lists of texts. The settings hold tuples and no lists, which
+    `datasets` takes for shards. An error is the one that `rows` raises.
     """
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError

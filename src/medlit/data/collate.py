@@ -147,7 +147,7 @@ class Collator:
         return self._answers[specialty]
 
     def measure(self, rows: Dataset) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Tokens, supervised tokens, label and note of each answer of N tokenised notes, (A,)."""
+        """Tokens, supervised tokens, label and note of each example of N tokenised notes, (E,); see `samplers`."""
         specialties, prompts = specialties_of(rows), np.array(rows["length"][:])
         notes = np.repeat(np.arange(len(prompts)), [len(names) for names in specialties])
         names, labels = np.unique(list(chain.from_iterable(specialties)), return_inverse=True)
@@ -238,7 +238,7 @@ class BatchDataset(TorchDataset[Any]):
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if not isinstance(batch, MicroBatch):
             return self.collate(rows)
-        for row, place in zip(rows, batch.answers, strict=True):
+        for row, place in zip(rows, batch.label_places, strict=True):
             row["specialty"] = row.get("specialties", [row["specialty"]])[place]
         return self.collate(rows, batch.step_tokens)
 

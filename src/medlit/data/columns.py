@@ -66,10 +66,7 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
 
 
 def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:
-    """Raise a UserError if a canonical row has no note or, where the labels' `names` are given, no label of its kind.
-
-    Labels of a source are all words or all numbers.
-    """
+    """Raise a UserError for a row without a note or, given the labels' `names`, without a label of the others' kind."""
     empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
     _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:

@@ -115,11 +115,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None) -> None:
-        """Read, split and tokenise what the stage needs.
-
-        Raises:
-            UserError: the source, its columns or its labels cannot be used.
-        """
+        """Read, split and tokenise what the stage needs; a UserError if source, columns or labels cannot be used."""
         if stage == "predict" and (self.predict.text is not None or self.predict.source not in SPLITS):
             if self._predict_rows is None:
                 rows = read_predict_notes(self.predict, self.columns, self.labels)

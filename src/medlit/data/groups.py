@@ -8,7 +8,7 @@ the shingles themselves decide, and a group is whatever such pairs connect.
 import re
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
     return smallest[exact]
 
 
-def accuracy_ceiling(groups: Iterable[Hashable], specialties: Sequence[tuple[str, ...]]) -> float:
+def accuracy_ceiling(groups: Iterable[Hashable], specialties: Sequence[Collection[str]]) -> float:
     """Share of the labelled notes that are right if each group gets its most frequent label; any label of a note is."""
     votes = Counter((group, name) for group, own in zip(groups, specialties, strict=True) for name in own)
     most = {group: notes for (group, _), notes in reversed(votes.most_common())}  # the last, and most, is kept

@@ -146,8 +146,7 @@ class LabelSet:
 def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, str | None]:
     """Apply the rules of `data.labels` to the labels of a whole source, counted as its tables write them.
 
-    Returns:
-        Label as a table writes it (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
+    Returns label as written (the empty text: none) -> its one spelling, None for no label, or `DROPPED`.
     """
     aliases = {normalise_label(name): normalise_text(meaning) for name, meaning in rules.aliases.items()}
     for name, meaning in rules.aliases.items():
@@ -178,13 +177,13 @@ class LabelReview:
     """What only a person can decide about labels: those that are probably no classes of their own."""
 
     similar: dict[str, str]  # label -> the more frequent label that it nearly agrees with, or its visible text
-    combined: dict[str, list[str]]  # label that holds several, such as `A; B` -> these, labels of the table first
+    combined: dict[str, list[str]]  # label that holds several, such as `A; B` -> these, the most frequent first
     placeholders: list[str]  # labels that stand for a missing one, such as `nan`
 
     @classmethod
     def of(cls, names: Sequence[str]) -> LabelReview:
         """Review the labels of a table, the most frequent first."""
-        known = {normalise_label(name): name for name in names}
+        known = {normalise_label(name): (place, name) for place, name in enumerate(names)}
         placeholders = [name for name in names if _NO_LABEL.fullmatch(normalise_label(name))]
         combined = {name: parts for name in names if (parts := _parts(name, known))}
         frequent: dict[str, str] = {}  # key of a label -> the most frequent label with this key
@@ -199,21 +198,21 @@ class LabelReview:
         return cls(similar, combined, placeholders)
 
     def suggested(self, rules: Labels) -> Labels:
-        """The rules with what would mend these labels; of several labels in one the first is used."""
+        """The rules with what would mend these labels; of several labels in one the most frequent is used."""
         aliases = rules.aliases | self.similar | {label: parts[0] for label, parts in self.combined.items()}
         similar = {normalise_label(label): meaning for label, meaning in self.similar.items()}
         aliases = {label: similar.get(normalise_label(meaning), meaning) for label, meaning in aliases.items()}
         return replace(rules, aliases=aliases, drop=[*rules.drop, *self.placeholders])
 
 
-def _parts(name: str, known: Mapping[str, str]) -> list[str]:
+def _parts(name: str, known: Mapping[str, tuple[int, str]]) -> list[str]:
     """The labels in a label, at `;`, `|` and in a list's brackets, and at `,` and `+` if all are labels; else none."""
     certain = re.search(r"[;|]|^\[.*\]$", name)
     texts = re.split(r"[;|]" if re.search(r"[;|]", name) else r"[,+]", name)
     parts = [part for text in texts if (part := text.strip(" []'\""))]
-    listed = [known[key] for part in parts if (key := normalise_label(part)) in known]
-    others = [part for part in parts if normalise_label(part) not in known]
-    return list(dict.fromkeys([*listed, *others])) if len(parts) > 1 and (certain or not others) else []
+    listed = sorted({known[key] for part in parts if (key := normalise_label(part)) in known})
+    others = sorted({part for part in parts if normalise_label(part) not in known})
+    return [*(label for _, label in listed), *others] if len(parts) > 1 and (certain or not others) else []
 
 
 def _similarity_keys(name: str) -> list[str]:
@@ -240,11 +239,8 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
 
 def _most_frequent(spellings: Counter[str]) -> str:
     """The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet."""
-
-    def rank(name: str) -> tuple[int, bool, str]:
-        return -spellings[name], unicodedata.normalize("NFC", visible_text(name)) != name, name
-
-    return min(spellings, key=rank)
+    odd = {name: unicodedata.normalize("NFC", visible_text(name)) != name for name in spellings}
+    return min(spellings, key=lambda name: (-spellings[name], odd[name], name))
 
 
 def _fold(key: str) -> str:

@@ -56,12 +56,8 @@ def load_source(
 ) -> dict[str, Dataset]:
     """Read a source into canonical columns, cached: the second start maps the same files into memory.
 
-    Returns:
-        Split name (`train`, `validation`, `test`; `all` for a source without splits) -> its notes, in source order.
-
-    Raises:
-        UserError: the source cannot be read, a column is missing or of a wrong type, a note is empty, or a label or an
-            id is missing.
+    Returns split name (`train`, `validation`, `test`; `all` without splits) -> notes, in source order. Raises a
+    UserError for a source or column that cannot be read, and for rows that lack a note, label or id.
     """
     from datasets import concatenate_datasets
 

@@ -168,11 +168,7 @@ class NotePrompt:
         return [Prompt([*self.header, *ids[:room], *self.footer], max(0, len(ids) - room)) for ids in rows]
 
     def response(self, specialty: str) -> list[int]:
-        """Ids of the answer, tokenised after the footer, where generation starts, and the token that ends it.
-
-        Raises:
-            UserError: the answer is longer than `max_response_tokens`.
-        """
+        """Ids of the answer, tokenised after the footer, and of the token that ends it; a UserError if it is long."""
         text, footer, size = self.template.gap + specialty, self.template.footer, len(self.footer)
         joint = [] if self._spells_control_tokens(text) else self._inside([footer + text], template=True)[0]
         ids = [*(joint[size:] if joint[:size] == self.footer else self._inside([text])[0]), self.end]
@@ -207,11 +203,7 @@ class ChatPrompt(NotePrompt):
 
     @cached_property
     def template(self) -> Template:
-        """The texts of the prompt, without thinking if the template can switch it off.
-
-        Raises:
-            UserError: the tokenizer has no chat template, or one that changes or refuses these messages.
-        """
+        """The texts of the prompt, if possible without thinking; a UserError without a template that holds them."""
         from jinja2 import TemplateError
 
         if not self.tokenizer.chat_template:

@@ -34,10 +34,7 @@ _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
 
 def read_file(path: Path, columns: Columns) -> Dataset:
-    """Read one table; the second time it comes from the Arrow cache, unless the file has changed.
-
-    The UserError for a file that cannot be read as a table names the line or row.
-    """
+    """Read one table, the second time from the Arrow cache; a UserError names the line or row at fault."""
     suffix = table_name(path)[1]
     if not suffix:
         raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")

@@ -13,7 +13,7 @@ Class balance: of N training notes with K labels, n_c of them with label c, an e
 and a label's draws are spread evenly over its notes: none is drawn twice before all have been drawn once.
 
 A note with several labels counts for each of them, and is trained on one at a time: the one that class balance drew it
-for, else one at random, the same for the same seed, epoch and note.
+for, else one at random, the same for the same seed, epoch and note. An example is a note with one of its labels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,20 +40,18 @@ def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
 def epoch_order(
     labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int, notes: IntArray | None = None
 ) -> IntArray:
-    """The answers of an epoch in training order, as many as there are notes, (N,).
+    """The examples of an epoch in training order, as many as there are notes, (N,).
 
-    They are places in `labels`, the label ids of all answers, (A,); `notes` is as in `StepSampler`.
+    They are indices into `labels`, the label ids of all examples, (E,); `notes` is as in `StepSampler`.
     """
     rng = np.random.default_rng([seed, epoch])
-    number = len(labels) if notes is None else int(notes[-1]) + 1
+    several = np.bincount(np.arange(len(labels)) if notes is None else notes)
+    number = len(several)
     if class_balance == "none":
         order = rng.permutation(number)
-        if notes is None:
-            return order
-        several = np.bincount(notes)
         drawn = (np.random.default_rng([seed, epoch, 1]).random(number) * several).astype(np.int64)
-        answers: IntArray = (np.cumsum(several) - several + drawn)[order]
-        return answers
+        examples: IntArray = (np.cumsum(several) - several + drawn)[order]
+        return examples
     order = rng.permutation(len(labels))
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
@@ -73,7 +71,7 @@ class MicroBatch(NamedTuple):
 
     indices: list[int]
     step_tokens: int
-    answers: list[int]  # place of the label that each note trains, among its own
+    label_places: list[int]  # of the label that each note is trained on, among its own
 
 
 @dataclass(eq=False)
@@ -86,9 +84,9 @@ class StepSampler(Sampler[MicroBatch]):
         UserError: fewer notes than one step needs, or ranks that do not divide a step.
     """
 
-    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,); with `notes` of A answers, (A,)
-    supervised: IntArray  # tokens of each that carry loss, (N,) or (A,)
-    labels: IntArray  # label of each as a number, (N,) or (A,)
+    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,); with `notes` of E examples, (E,)
+    supervised: IntArray  # tokens of each that carry loss, (N,) or (E,)
+    labels: IntArray  # label of each as a number, (N,) or (E,)
     batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
     token_budget: int  # most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
     packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
@@ -96,13 +94,13 @@ class StepSampler(Sampler[MicroBatch]):
     world_size: int = 1
     epoch: int = 0
     first_step: int = 0
-    notes: IntArray | None = None  # the note of each answer, 0 .. N-1 ascending, (A,); None: one answer a note
+    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example a note
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
         self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
         self._note = np.arange(len(self.lengths)) if self.notes is None else self.notes
-        several = np.bincount(self._note)  # answers of each note
+        several = np.bincount(self._note)  # examples of each note
         self._first = np.cumsum(several) - several
         self._number = len(several)
         if self._number < step:
@@ -128,25 +126,24 @@ class StepSampler(Sampler[MicroBatch]):
         return self._note[self._sorted(self._order(), step)]
 
     def _order(self) -> IntArray:
-        batching = self.batching
-        return epoch_order(self.labels, batching.class_balance, batching.seed, self.epoch, self.notes)
+        return epoch_order(self.labels, self.batching.class_balance, self.batching.seed, self.epoch, self.notes)
 
     def _sorted(self, order: IntArray, step: int) -> IntArray:
         size = self.batching.global_batch_size
-        answers = order[step * size : (step + 1) * size]
-        return answers[np.argsort(-self.lengths[answers], kind="stable")]
+        examples = order[step * size : (step + 1) * size]
+        return examples[np.argsort(-self.lengths[examples], kind="stable")]
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = self._order()  # once: drawing it for every step of a large table would take minutes
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
-            answers = self._sorted(order, step)
-            step_tokens, lengths = int(self.supervised[answers].sum()), self.lengths[answers]
+            examples = self._sorted(order, step)
+            step_tokens, lengths = int(self.supervised[examples].sum()), self.lengths[examples]
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
             for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
-                notes = self._note[answers[group]]
-                yield MicroBatch(notes.tolist(), step_tokens, (answers[group] - self._first[notes]).tolist())
+                notes = self._note[examples[group]]
+                yield MicroBatch(notes.tolist(), step_tokens, (examples[group] - self._first[notes]).tolist())
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
         """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""

@@ -76,10 +76,7 @@ def cell_labels(values: list[Any], classes: list[str] | None, separator: str | N
 
 
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
-    """Read a source with all its columns: split name -> its tables, one for each file.
-
-    Raises a UserError if the source is missing, of an unknown kind, or cannot be read.
-    """
+    """Read a source with all its columns: split name -> its tables, one for each file; a UserError if it cannot."""
     path = _BUILTIN if source == "builtin" else Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():

@@ -61,10 +61,7 @@ class NoteSplits:
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
     def label_set(self, source: str) -> LabelSet:
-        """The training split's labels; a UserError if they are fewer than two, or if another split has a further one.
-
-        Messages name `source`, which is `data.source`.
-        """
+        """The training split's labels; a UserError if they are fewer than two, or another split has a further one."""
         if "train" not in self.notes:
             raise UserError(
                 f"data.source: {source} has no train split, which defines the labels; add one, or set data.split.kind"

@@ -47,7 +47,7 @@ def assign(
     settings: Split,
     label_conflicts: LabelConflicts = "keep",
 ) -> Assignment:
-    """Assign every row to a split, or say why it is in none; of equally common labels the first is the majority."""
+    """Assign every row to a split, or say why it is in none; of equally common labels the first by name wins."""
     kind = resolve_kind(settings, given)
     pooled = kind in ("grouped", "kfold")
     split = ["train"] * len(ids) if pooled else list(given)
@@ -55,9 +55,8 @@ def assign(
 
     if kind == "official_clean":
         held_out = {group for group, name in zip(groups, split, strict=True) if name != "train"}
-        for row, group in enumerate(groups):
-            if split[row] == "train" and group in held_out:
-                split[row] = LEAKED
+        known = zip(groups, split, strict=True)
+        split = [LEAKED if name == "train" and group in held_out else name for group, name in known]
     if label_conflicts != "keep":
         resolve_conflicts(split, labels, ids, text_hashes, label_conflicts)
     if pooled:  # of rows with the same text and labels keep the one with the smallest id
@@ -90,13 +89,7 @@ def stratified_group_split(
     (Webster's rule) among those with room for it. Single rows then fill the rest, so that every part has its share of
     every label to within one row if there are enough of them.
 
-    Args:
-        counts: key of a group -> label -> rows.
-        shares: of each part, adding up to 1.
-        seed: of the order in which groups are assigned.
-
-    Returns:
-        Key of a group -> index of its part in `shares`.
+    `counts` is key of a group -> label -> rows; `shares` add up to 1. Returns key -> index of its part in `shares`.
     """
     totals = Counter[str]()
     for count in counts.values():

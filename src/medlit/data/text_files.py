@@ -58,20 +58,17 @@ def csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, its fields); blank lines are skipped."""
     csv.field_size_limit(_MAX_FIELD)
     with _open_utf8(Path(path), newline="") as file:
-        reader = csv.reader(_lines(file, path), delimiter=delimiter, strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:  # without the parser's own message, which may quote the note
-                raise UserError(
-                    f"data.source: {path}, line {line}: a quoted field that begins here is not closed, or has a quote "
-                    'inside it that is not doubled; write a quote inside a note as "".'
-                ) from None
-            if record:
-                yield line, record
+        reader, line = csv.reader(_lines(file, path), delimiter=delimiter, strict=True), 1
+        try:
+            for record in reader:
+                if record:
+                    yield line, record
+                line = reader.line_num + 1
+        except csv.Error:  # without the parser's own message, which may quote the note
+            raise UserError(
+                f"data.source: {path}, line {line}: a quoted field that begins here is not closed, or has a quote "
+                'inside it that is not doubled; write a quote inside a note as "".'
+            ) from None
 
 
 def _object(pairs: list[tuple[str, object]]) -> object:

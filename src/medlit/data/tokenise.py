@@ -15,16 +15,9 @@ VERSION = 5  # part of the cache key: raise it when the same note gives other id
 
 
 def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Dataset:
-    """Add the prompt's token ids to canonical notes.
+    """Put input_ids (of the prompt), length (their number) and cut_tokens in the place of canonical transcriptions.
 
-    Args:
-        rows: columns id, transcription, specialty, specialties and, except for a typed note, text_hash.
-        prompt: builds the prompts.
-        cached: False leaves nothing on disk, for a typed note.
-
-    Returns:
-        Columns id, specialty, specialties, text_hash, input_ids (of the prompt), length (their number), cut_tokens, row
-        for row.
+    `cached=False` leaves nothing on disk, for a typed note.
     """
     import datasets
 
@@ -45,15 +38,10 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
-        return {
-            "id": list(batch["id"]),
-            "specialty": list(batch["specialty"]),
-            "specialties": list(batch["specialties"]),
-            "text_hash": list(batch.get("text_hash", [""] * len(batch["id"]))),
-            "input_ids": [p.input_ids for p in prompts],
-            "length": [len(p.input_ids) for p in prompts],
-            "cut_tokens": [p.cut_tokens for p in prompts],
-        }
+        kept: dict[str, list[object]] = {"text_hash": [""] * len(prompts)}
+        kept |= {name: list(batch[name]) for name in named if name in batch}
+        kept |= {"input_ids": [p.input_ids for p in prompts], "length": [len(p.input_ids) for p in prompts]}
+        return kept | {"cut_tokens": [p.cut_tokens for p in prompts]}
 
     return rows.map(
         to_prompts,

@@ -41,15 +41,7 @@ def percentile_interval(values: FloatArray) -> Interval:
 
 
 class Resamples:
-    """Resampled counts of several systems' answers to the same notes.
-
-    Args:
-        truth: label ids, (N,).
-        answers: label ids of each system, (S, N).
-        groups: number of each note's text, (N,).
-        k: number of labels.
-        resamples: R, number of draws.
-    """
+    """Resampled counts of S systems' `answers`, (S, N), to the same notes, (N,); `groups` are their texts, k labels."""
 
     def __init__(
         self, truth: IntArray, answers: IntArray, groups: IntArray, k: int, resamples: int = RESAMPLES

@@ -85,17 +85,13 @@ def telling(metrics: Sequence[Metric], values: Mapping[str, Any]) -> list[Metric
 
 
 def uncertainty(results: Results, temperature: float | None = None) -> dict[str, Any]:
-    """Compute what `<stage>_metrics.json` holds beyond counts.
+    """Compute what `<stage>_metrics.json` holds beyond counts, of at least one note; `temperature` as it is given.
 
     accuracy_ci, any_of_accuracy_ci: Wilson's 95 % interval, notes taken as independent. accuracy_ci_bootstrap,
     f1_macro_ci: 95 % bootstrap over texts. The others are null if the system gives no probabilities. top3_accuracy:
     share of notes whose true label is among the three most probable. log_loss: nats. brier: 0 to 2. ece: expected
     calibration error in bins of equal mass. aurc: area under the risk-coverage curve. accuracy_at_80, accuracy_at_90:
     on the most confident 80 and 90 % of the notes.
-
-    Args:
-        results: at least one note.
-        temperature: reported as it is: the one that a validation fitted or that a test's probabilities were divided by.
     """
     correct, probabilities, confidence = results.correct, results.probabilities, results.confidence
     resamples = Resamples(results.truth, results.answer[None], results.groups, len(results.names))

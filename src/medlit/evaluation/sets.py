@@ -8,7 +8,6 @@ crepes and MAPIE have it, but count each copy of a text and keep all scores inst
 N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -103,14 +102,19 @@ def sets_report(results: Results, temperature: float, thresholds: dict[str, floa
     }
 
 
-def few_notes(coverage: float, notes: Mapping[str, int]) -> list[str]:
-    """A sentence on the parts of the validation notes, such as "in all" or a label's, that have too few, if any has."""
+def few_notes(coverage: float, results: Results) -> str | None:
+    """A sentence if the validation notes, in all or of a label, have too few texts; None if there are enough."""
     needed = int(np.ceil(np.round(coverage / (1 - coverage), 9)))  # fewer have no k-th highest score
-    few = [f"{name} {n}" for name, n in notes.items() if n < needed]
-    return [
-        f"A coverage of {coverage:g} needs {needed} validation notes, and there are fewer: {', '.join(few[:6])}"
-        f"{', ...' * (len(few) > 6)}. With fewer in all a set holds every label; of a specialty, fewer may be covered."
-    ] * bool(few)
+    groups, marked = results.groups, zip(results.names, results.label_mask.T, strict=True)
+    texts = {"in all": len(set(groups)), **{name: len(set(groups[own])) for name, own in marked}}
+    few = [f"{name} {number}" for name, number in texts.items() if number < needed]
+    if not few:
+        return None
+    listed = ", ".join(few if len(few) <= 6 else [*few[:6], "..."])
+    return (
+        f"A coverage of {coverage:g} needs {needed} validation notes with different texts, and there are fewer:"
+        f" {listed}. With fewer in all a set holds every label; of a specialty, fewer may be covered."
+    )
 
 
 def _weights(n: int, groups: IntArray | None) -> FloatArray:

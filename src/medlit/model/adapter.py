@@ -79,11 +79,7 @@ def adapter_settings(folder: Path) -> tuple[str | None, str | None, dict[str, An
 
 
 def read_metadata(folder: Path, base_model: str) -> AdapterMetadata | None:
-    """What medlit recorded of an adapter; None if another program wrote it, for the base model that is given.
-
-    Raises:
-        UserError: a file is damaged, or another program wrote the adapter for another base model.
-    """
+    """What medlit recorded of an adapter; None if another program wrote it, a UserError if for another base model."""
     if (folder / METADATA_FILE).is_file():
         return AdapterMetadata.read(folder / METADATA_FILE)
     theirs, _, _ = adapter_settings(folder)
@@ -97,11 +93,7 @@ def read_metadata(folder: Path, base_model: str) -> AdapterMetadata | None:
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
-    """Read an adapter's weights into a model that has an adapter of the same shape.
-
-    Raises:
-        UserError: the file is missing, broken, or holds other weights than the model has, or scales them otherwise.
-    """
+    """Read an adapter's weights into a model that has one of the same shape; a UserError if they do not fit it."""
     from peft import set_peft_model_state_dict
 
     file = folder / WEIGHTS_FILE

@@ -268,11 +268,12 @@ def read_fitted(
     kept = {} if file is None else vars(AdapterMetadata.read(file))
     temperature, thresholds = kept.get("temperatures", {}).get(key), kept.get("thresholds", {}).get(key, {})
     if complete and decoding.sets and decoding.sets not in thresholds:
-        raise UserError(
-            f"model.decoding.{'answer' if decoding.coverage is None else 'coverage'}: the weights have no threshold for"
-            f" {decoding.sets} with {decoding.mode!r}; run 'medlit validate' with these settings on the best checkpoint"
-            " or its adapter first."
-        )
+        name = "answer" if decoding.coverage is None else "coverage"
+        advice = "run 'medlit validate' with these settings on the best checkpoint or its adapter first"
+        lacking = f"the weights have no threshold for {decoding.sets} with {decoding.mode!r}; {advice}"
+        if checkpoint is None and adapter is None:
+            lacking = f"there are no weights to have a threshold; give ckpt_path or model.adapter, or leave {name} out"
+        raise UserError(f"model.decoding.{name}: {lacking}.")
     has_prior = decoding.uses_prior and file is not None and file.with_name(PRIOR_FILE).is_file()
     return temperature, thresholds, TokenPrior.load(file.with_name(PRIOR_FILE)) if has_prior and file else None
 
@@ -280,13 +281,15 @@ def read_fitted(
 def write_fitted(file: Path, decoding: Decoding, temperature: float, thresholds: dict[str, float]) -> None:
     """Add a temperature, and the thresholds fitted at it, to an adapter's metadata file; the file's mode stays.
 
+    Thresholds of other coverages stay if the temperature does, since then they were fitted to the same answers.
+
     Raises:
         UserError: the file is damaged, or its folder is full or closed.
     """
-    metadata = AdapterMetadata.read(file)
-    values = metadata.to_dict()
-    values["temperatures"] |= {decoding_key(decoding): temperature}
-    values["thresholds"] |= {decoding_key(decoding): thresholds}
+    key, values = decoding_key(decoding), AdapterMetadata.read(file).to_dict()
+    is_same = math.isclose(values["temperatures"].get(key, 0.0), temperature, rel_tol=1e-4)  # as it is fitted
+    values["temperatures"][key] = temperature
+    values["thresholds"][key] = (values["thresholds"].get(key, {}) if is_same else {}) | thresholds
     mode = stat.S_IMODE(file.stat().st_mode)
     write_json(file, values)
     file.chmod(mode)

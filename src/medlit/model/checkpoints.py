@@ -1,14 +1,9 @@
 """Checkpoint files: written atomically, and read without running code that they may contain.
 
-A checkpoint is a zip archive with a pickle in it. `weights_only=True` rebuilds tensors and plain values and refuses
-everything else, but does not limit how large the archive's entries become when they are unpacked.
-
-The second half repairs the progress of a fit that resumes. Lightning 2.6.6 counts micro-batches, with three
-consequences. A checkpoint of another number of devices or another `data.batching.micro_batch_size` has counted
-micro-batches of another size, so its epoch would end too early or too late. A checkpoint that a validation made at an
-epoch's last step resumes with one stray micro-batch of the finished epoch, unless that step is a multiple of the
-validation interval. And one that was made before its step's validation resumes without it. An optimizer step is the
-same in every case, so progress is recomputed from the steps.
+The second half repairs the progress of a fit that resumes. Lightning 2.6.6 counts micro-batches: with another number of
+devices or `data.batching.micro_batch_size` an epoch would end too early or too late; after a validation at an epoch's
+last step one stray micro-batch of it would follow; and a checkpoint made before its step's validation would resume
+without it. An optimizer step is the same in every case, so progress is recomputed from the steps.
 """
 
 import io
@@ -29,16 +24,11 @@ from medlit.errors import UserError
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the old file and renames at the end.
 
-    Lightning 2.6.6 writes to the system's temporary folder and moves the file from there, which on another file system
-    is a copy over the old checkpoint: a process that is killed meanwhile leaves neither.
+    Lightning 2.6.6 moves the file from the system's temporary folder, which may be a copy over the old checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        """Write a checkpoint, readable by its owner alone.
-
-        Raises:
-            UserError: the disk is full, the folder is read-only, or a weight is not finite; the old file is unchanged.
-        """
+        """Write a checkpoint; a UserError, and the old file, if it cannot be written or a weight is not finite."""
         if broken := _not_finite(checkpoint):
             raise UserError(
                 f"{path} is not written, since {len(broken)} weights after step {checkpoint['global_step']}, such as"
@@ -59,11 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values on the host.
-
-    Raises:
-        UserError: the file is damaged, not a checkpoint, holds code or compressed entries, or a weight is not finite.
-    """
+    """Read a checkpoint's tensors and plain values on the host; a UserError for a file that is not safe or whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
@@ -103,11 +89,10 @@ def _no_checkpoint(path: Path) -> UserError:
 def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
     """Raise a UserError unless a checkpoint holds the progress, in whole numbers, that Lightning takes unchecked."""
     loops, optimizers, schedules = (checkpoint.get(key) for key in ("loops", "optimizer_states", "lr_schedulers"))
-    theirs = loops.get("fit_loop") if isinstance(loops, dict) else None
-    counted = _same_structure(checkpoint.get("global_step"), 0) and _same_structure(checkpoint.get("epoch"), 0)
-    if not (
-        _same_structure(theirs, ours) and counted and _one_state(optimizers, "param_groups") and _one_state(schedules)
-    ):
+    theirs = (loops.get("fit_loop") if isinstance(loops, dict) else None, checkpoint.get("global_step"))
+    pairs = zip((*theirs, checkpoint.get("epoch")), (ours, 0, 0), strict=True)
+    is_whole = all(_same_structure(*pair) for pair in pairs)
+    if not (is_whole and _one_state(optimizers, "param_groups") and _one_state(schedules)):
         raise UserError(
             f"ckpt_path: {path} lacks the progress of its fit, which medlit's own checkpoints hold; start a new fit"
             " from its run's adapter (--model.adapter), or use another one."
@@ -123,16 +108,14 @@ def _one_state(states: object, key: str = "base_lrs") -> bool:
 def _same_structure(theirs: object, ours: object) -> bool:
     """Whether two states have the same keys and types; numbers are whole and not negative."""
     if isinstance(ours, dict):
-        return (
-            isinstance(theirs, dict)
-            and theirs.keys() == ours.keys()
-            and all(_same_structure(theirs[k], ours[k]) for k in ours)
-        )
+        if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+            return False
+        return all(_same_structure(theirs[k], ours[k]) for k in ours)
     return type(theirs) is type(ours) and (not isinstance(theirs, int) or theirs >= 0)
 
 
 def set_step(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Give an evaluation its checkpoint's step, for curves, figures and samples; Lightning (2.6.6) leaves it at 0."""
+    """Give an evaluation its checkpoint's step, for curves and figures; Lightning (2.6.6) leaves it at 0."""
     step = checkpoint.get("global_step")
     if isinstance(step, int):
         loop = trainer.fit_loop.epoch_loop

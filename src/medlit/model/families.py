@@ -40,11 +40,7 @@ def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' conf
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
-    """The configuration of what is loaded: the text part where its family has a class for it, else the whole model.
-
-    Raises:
-        UserError: transformers has no class for it that generates text without an encoder.
-    """
+    """The configuration to load: the text part's if it has a class, else all; a UserError for what is no decoder."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     text = config.get_text_config(decoder=True)
@@ -157,11 +153,7 @@ def _reads_weight(owner: type, leaf: str) -> bool:
 
 
 def fit_targets(model: nn.Module, lora: Lora) -> Lora:
-    """The settings, with the family's own layers where the default names do not fit.
-
-    Raises:
-        UserError: a setting names a layer that the base model does not have.
-    """
+    """The settings, with the family's own layers if the default names do not fit; a UserError for unknown layers."""
     layers = adaptable_layers(model)
     ends = sorted({name.rpartition(".")[2] for name in layers})
     default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
@@ -237,10 +229,7 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether several continuations of a prompt can share its keys and values.
-
-    Layers with a running state, chunks or keys of another layer have none that could be shared.
-    """
+    """Whether continuations of a prompt can share its keys and values, unlike running states, chunks, others' keys."""
     known = attention_kinds(model) <= {"full_attention", "sliding_attention"}
     shared = getattr(text_config(model), "num_kv_shared_layers", 0)
     return known and not shared and not getattr(causal_lm(model), REPLAY, False)

@@ -79,10 +79,7 @@ def inference_mode(model: nn.Module) -> None:
 def make_recomputation(
     model: nn.Module, language_model: LanguageModel, lora: Lora | None
 ) -> memory.Recomputation | None:
-    """The chooser of the layers that each micro-batch recomputes; None where there is no choice.
-
-    Call it after the weights are loaded and before anything is trained.
-    """
+    """The chooser of the layers that each micro-batch recomputes, of newly loaded weights; None without a choice."""
     device = causal_lm(model).device
     if language_model.gradient_checkpointing != "auto" or device.type != "cuda":
         return None

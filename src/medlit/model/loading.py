@@ -30,11 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.device) -> nn.Module:
-    """Load the base model on a device and give it a new adapter; without LoRA settings the bare base model.
-
-    Raises:
-        UserError: there is no such model, or it or the machine does not support the settings.
-    """
+    """Load the base model on a device with a new adapter, or bare without LoRA settings; a UserError if that fails."""
     from unsloth import FastLanguageModel  # isort: skip - before transformers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -160,10 +156,7 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 def _check_memory(
     language_model: LanguageModel, config: PretrainedConfig, skeleton: PreTrainedModel, device: torch.device
 ) -> None:
-    """Refuse a model that is too large before its weights are read, which takes minutes.
-
-    Weights that are stored in neither 16 nor 4 bits pass.
-    """
+    """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
     if stored and not stored.get("load_in_4bit"):
         return

@@ -1,8 +1,7 @@
 """The memory estimate: GPU memory of a training micro-batch, and how many layers must be recomputed to fit a budget.
 
-Without recomputation every layer keeps what its backward pass reads; with it only the layer's input. The first way is
-faster by a third, the second takes a tenth of the memory. Between them is a choice layer by layer: the last k layers
-keep everything, the others are recomputed (Chen 2016, arXiv 1604.06174).
+Without recomputation a layer keeps what its backward pass reads, with it only its input: slower by a third, in a tenth
+of the memory. So the last k layers keep everything, the others are recomputed (Chen 2016, arXiv 1604.06174).
 
 What a layer keeps follows from Unsloth's kernels: the inputs of both norms and of the three fused projections, queries,
 keys, values and the attention's output, and both halves of the gated MLP. Per token of an 8B Llama that is 108 KiB in
@@ -100,10 +99,7 @@ class Footprint:
         return self.fixed + tokens * (layers + self.work)
 
     def keeping(self, tokens: int, budget: int) -> int:
-        """The most layers that can be kept within a budget in bytes, and at least 1.
-
-        The last layer's backward pass directly follows its forward pass, so recomputing it would save nothing.
-        """
+        """The most layers that can be kept within a budget in bytes; recomputing the last would save nothing."""
         spare = max(0, budget - self.peak(tokens, 1))
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
 

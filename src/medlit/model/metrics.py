@@ -6,7 +6,7 @@ predicted) and counts as wrong; it is not a class, so it has no F1 and no part i
 
 import functools
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,29 +21,7 @@ from medlit.model.decoding import Answers
 
 # A confusion matrix of 5,000 labels has 25 million cells, nearly all of them 0.
 _MOST_IN_MATRIX = 500
-
-
-class Scores(TypedDict):
-    """What follows from the counts of an evaluation; part of `<verb>_metrics.json`.
-
-    accuracy: share of correct answers. any_of_accuracy: share of answers that are one of the note's labels, of which
-    the other numbers use the first. several_labels: notes with more than one. balanced_accuracy: mean recall of the
-    classes that occur in the truth. f1_macro: mean F1 of the classes that occur in truth or answers. f1_weighted: mean
-    F1 weighted by the notes of each class. invalid_rate: share of answers that are not a label. n: notes. per_class:
-    precision, recall, f1, and support, the number of a label's notes. confusion: notes, K rows (truth) of K+1 columns
-    (answers, the last invalid); None with over 500 labels.
-    """
-
-    accuracy: float
-    any_of_accuracy: float
-    several_labels: int
-    balanced_accuracy: float
-    f1_macro: float
-    f1_weighted: float
-    invalid_rate: float
-    n: int
-    per_class: dict[str, dict[str, float]]
-    confusion: list[list[int]] | None
+Scores = dict[str, Any]  # as `SpecialtyMetrics.scores` gives them
 
 
 class SpecialtyMetrics(Metric):
@@ -84,7 +62,15 @@ class SpecialtyMetrics(Metric):
         return {name: getattr(self, name) for name in self._defaults}
 
     def scores(self) -> Scores:
-        """The scores so far, over all processes."""
+        """The scores so far, over all processes; part of `<verb>_metrics.json`.
+
+        accuracy: share of correct answers. any_of_accuracy: of answers that are one of the note's labels, of which the
+        other numbers use the first. several_labels: notes with more than one. balanced_accuracy: mean recall of the
+        classes that occur in the truth. f1_macro: mean F1 of those that occur in truth or answers, f1_weighted weighted
+        by their notes. invalid_rate: share of answers that are not a label. n: notes. per_class: of each label, with
+        `support`, notes. confusion: notes, K rows (truth) of K+1 columns (answers, the last invalid); None over
+        500 labels.
+        """
         counts: dict[str, np.ndarray] = {name: count.cpu().numpy() for name, count in self.compute().items()}
         k = len(self.names)
         correct, support, answered = (counts[name][:k] for name in ("correct", "true", "answered"))

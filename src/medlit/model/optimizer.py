@@ -32,10 +32,7 @@ def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) 
 
 
 def apply_settings(optimizer: TorchOptimizer, schedule: LambdaLR, settings: Optimizer) -> None:
-    """Give an optimizer that was restored from a checkpoint the learning rate and decay of the current settings.
-
-    Restoring brought back those of the fit that wrote it. Where they are the same nothing changes, to the bit.
-    """
+    """Give an optimizer that was restored from a checkpoint the learning rate and decay of the current settings."""
     peak = settings.learning_rate
     for group in optimizer.param_groups:
         rate = group["lr"] * (peak / group["initial_lr"])

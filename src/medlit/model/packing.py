@@ -42,12 +42,7 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
-    """Let a model's attention take packed notes where it can, on a GPU from Ampere on.
-
-    Args:
-        model: as loaded.
-        max_length: most tokens of a note.
-    """
+    """Let a model's attention take packed notes of up to `max_length` tokens where it can, on a GPU from Ampere on."""
     from unsloth.models import gemma2, llama, mistral, qwen3
     from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
     from unsloth.utils.packing import mark_allow_overlength
@@ -172,10 +167,8 @@ def shared_forward(inner: Any, ids: Tensor, positions: Tensor, row: SharedRow, *
 def varlen_kernel(longest: int) -> Kernel:
     """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts, a window.
 
-    The last query of a part attends to all of its keys.
-
-    Args:
-        longest: most tokens of a note; the same for every batch, so that nothing is compiled again.
+    The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
+    batch, so that nothing is compiled again.
     """
     from torch.nn.attention.varlen import varlen_attn
 

@@ -22,7 +22,7 @@ from accelerate import init_empty_weights
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Collator, unnamed_rows
@@ -105,20 +105,15 @@ def _fault(model: nn.Module, max_length: int) -> str:
         except Exception as error:
             _log.debug("%s", error, exc_info=True)
             return f"labels cannot be scored ({type(error).__name__})"
+    # Differences in nats that the number format explains.
+    absolute, relative = (1e-3, 1e-4) if inner.dtype in (torch.float32, torch.float64) else (0.25, 0.02)
     compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]
     for name, value, reference in [*compared, ("a batch's loss", loss, -plain[:, 0].sum())]:
         difference = (value.double().cpu() - reference.double().cpu()).abs()
-        wrong = ~(difference <= _rounding(reference.double().cpu(), inner.dtype))
+        wrong = ~(difference <= absolute + relative * reference.double().cpu().abs())
         if wrong.any():
             return f"{name} differs by {float(difference[wrong].max()):.2g} nats"
     return ""
-
-
-def _rounding(reference: Tensor, dtype: torch.dtype) -> Tensor:
-    """Differences in nats that the number format explains."""
-    if dtype in (torch.float32, torch.float64):
-        return 1e-3 + 1e-4 * reference.abs()
-    return 0.25 + 0.02 * reference.abs()
 
 
 def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - see causal_lm

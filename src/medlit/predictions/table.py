@@ -32,18 +32,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.A
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one note.
-
-    `probability`, `margin` and `runner_up` are None for an answer that is not on the list of specialties, and in the
-    mode 'generate', which does not score the labels.
-    """
+    """The answer to one note; numbers and runner-up are None for one off the list, and in the mode 'generate'."""
 
     specialty: str | None  # where to file the note; None: the answer is not on the list, or too uncertain (`abstained`)
     answer: str  # the model's answer, verbatim
     probability: float | None  # of the answer, at the fitted temperature, 0 to 1
-    # the answer's probability minus that of the runner-up, -1 to 1. In the mode 'constrained' it can be below 0, since
-    # decoding token by token does not always find the likeliest label.
-    margin: float | None
+    margin: float | None  # minus the runner-up's, -1 to 1; below 0 where 'constrained' misses the likeliest label
     runner_up: str | None  # the likeliest other specialty
     abstained: bool  # whether the specialty is withheld because the probability is below `abstain_below`
     cut_tokens: int  # tokens of the note that did not fit and that the model did not see

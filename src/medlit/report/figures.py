@@ -59,7 +59,7 @@ def confusion_figure(results: Results, title: str) -> Figure:
     first = np.unique([*np.stack([true, answer], axis=1).ravel(), *frequent], return_index=True)[1]
     shown = np.sort(np.argsort(first, kind="stable")[: k if k <= MOST_LABELS else MOST_CONFUSED])
     names = [short(results.names[label]) for label in shown]
-    columns = [*names, *["others"] * (len(shown) < k), "invalid"]
+    columns = [*names, "invalid"] if len(shown) == k else [*names, "others", "invalid"]
     if len(shown) < k:
         title += f"\nthe {len(shown)} most confused of {k:,} specialties"
     place = np.full(k + 1, len(shown))  # of an answer

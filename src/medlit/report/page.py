@@ -98,19 +98,19 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
     """Title of a section -> the fields that `sections.yaml` lacks; a fact that was not recorded is left out."""
     metrics = systems[0].metrics
     left_out = [f"Left out: {system.title}, which was tested on other notes." for system in others]
-    bars = "F1 of each specialty, the most frequent first, with its number of test notes. Bars:"
-    bars += f" {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
+    bars = f"{_TEXTS['bars']} {systems[0].title}" + ("; dots: the others." if systems[1:] else ".")
     scores = [
         (name, of_class["support"], *(number(of_class[key]) for key in ("precision", "recall", "f1")))
         for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
     bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
     data, reported = facts.get("data") or {}, telling(REPORTED, metrics)
+    any_of = [_TEXTS["any_of"]] if METRIC["any_of_accuracy"] in reported else []
     return {
         "Systems on the same notes": {
             "columns": ["system", *(metric.title for metric in reported)],
             "rows": system_rows(systems, reported),
-            "sentences": [*(comparisons(systems) or [_TEXTS["alone"]]), *left_out],
+            "sentences": [*(comparisons(systems) or [_TEXTS["alone"]]), *left_out, *any_of],
         },
         "Scores per specialty": {"subtitle": bars, "rows": scores},
         "Most confused pairs": {"rows": confused_pairs(systems[0].results)},

@@ -1,9 +1,4 @@
-"""The systems of a run folder: the tested model, and the others that were tested on the same notes.
-
-logs/<config>/version_N/
-    test_metrics.json             test_answers.parquet              the fine-tuned model
-    baseline_<name>_metrics.json  baseline_<name>_answers.parquet   each other system
-"""
+"""The systems of a run folder: the tested model, and the others, `baseline_*`, that were tested on the same notes."""
 
 from __future__ import annotations
 
@@ -19,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import write_json
+from medlit.data.groups import accuracy_ceiling
 from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError
@@ -134,25 +130,21 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
 
     Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
     near_threshold; rows, texts (distinct) and hash of each split; classes (specialty -> notes in train, validation,
-    test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has several
-    labels in several rows); test_several (notes with several labels, if there are any); test_ceiling (highest accuracy
-    of a system that answers equal texts alike); left_out (reason -> rows of the source in no split).
+    test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has other
+    labels in another row); test_several (notes with several labels, if there are any); test_ceiling (highest accuracy
+    of a system that answers equal texts alike; any of a note's labels is right); left_out (reason -> rows in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:
         return {}
-    columns = {"text": "text_hash", "label": "specialty", "labels": "specialties"}
-    parts = {split: splits.notes.get(split) for split in SPLITS}
-    tables = {
-        split: pd.DataFrame({name: [] if rows is None else rows[column][:] for name, column in columns.items()})
-        for split, rows in parts.items()
-    }
+    none: dict[str, Any] = {"text_hash": [], "specialties": []}
+    tables = {split: pd.DataFrame({name: splits.notes.get(split, none)[name][:] for name in none}) for split in SPLITS}
     notes = pd.concat(tables, names=["split"]).reset_index("split")
-    each = notes.explode("labels")
-    classes = pd.crosstab(each["labels"], each["split"]).reindex(columns=SPLITS, fill_value=0)
-    texts, test = notes.groupby("split")["text"].nunique(), tables["test"]
-    several = int((test["labels"].str.len() > 1).sum())
-    labels_of_text = test.groupby("text")["label"]
+    each = notes.explode("specialties")
+    classes = pd.crosstab(each["specialties"], each["split"]).reindex(columns=SPLITS, fill_value=0)
+    train, validation, test = (tables[split]["text_hash"] for split in SPLITS)
+    own = tables["test"]["specialties"].map(frozenset)
+    several = int((own.map(len) > 1).sum())
     return {
         "source": data.source,
         "revision": None if data.fingerprint is None else data.fingerprint.revision,
@@ -161,13 +153,13 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
         "near_threshold": settings.near_threshold,
         "rows": {split: len(rows) for split, rows in splits.notes.items()},
-        "texts": {split: int(texts[split]) for split in splits.notes},
+        "texts": {split: tables[split]["text_hash"].nunique() for split in splits.notes},
         "hash": splits.hashes,
         "classes": dict(zip(classes.index, classes.to_numpy().tolist(), strict=True)),
-        "test_texts_in_train": int(test["text"].isin(tables["train"]["text"]).sum()),
-        "test_texts_in_validation": int(test["text"].isin(tables["validation"]["text"]).sum()),
-        "test_conflicts": int((labels_of_text.transform("nunique") > 1).sum()),
+        "test_texts_in_train": int(test.isin(train).sum()),
+        "test_texts_in_validation": int(test.isin(validation).sum()),
+        "test_conflicts": int((own.groupby(test).transform("nunique") > 1).sum()),
         **({"test_several": several} if several else {}),
-        "test_ceiling": float(test[["text", "label"]].value_counts().groupby("text").max().sum() / max(len(test), 1)),
+        "test_ceiling": accuracy_ceiling(test, own.tolist()),
         "left_out": dict(Counter(name for name in splits.assignment.split if name not in SPLITS)),
     }

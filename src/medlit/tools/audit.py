@@ -124,20 +124,17 @@ def _print_report(report: AuditReport) -> None:
     """Print counts, shares and the first row ids of every finding, and the notes of each specialty."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from medlit.report.figures import MOST_LABELS
 
-    table = Table(title=f"medlit audit: {escape(report.source)}", title_justify="left")
-    table.add_column("finding", overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("details", overflow="fold")
+    title, columns = f"medlit audit: {escape(report.source)}", [Column("finding", overflow="fold")]
+    columns += [Column("value", justify="right", no_wrap=True), Column("details", overflow="fold")]
+    table = Table(*columns, title=title, title_justify="left")
     for name, value, details, warning in _lines(report):
         table.add_row(escape(name), value, escape(details), style="yellow" if warning else "")
-    classes = Table(title="notes of each specialty", title_justify="left")
-    classes.add_column("specialty")
-    for split in (*report.splits, "share"):
-        classes.add_column(split, justify="right")
+    counted = [Column(split, justify="right") for split in (*report.splits, "share")]
+    classes = Table("specialty", *counted, title="notes of each specialty", title_justify="left")
     for name, notes in list(report.classes.items())[:MOST_LABELS]:
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
         classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
@@ -182,7 +179,10 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield _labels_line("labels that hold several", review.combined, report)
     yield _labels_line("labels that seem to stand for none", dict.fromkeys(review.placeholders, ()), report)
     if (errors := report.label_errors) is None:
-        yield "probable label errors", "?", "not searched for: under 3 texts a label, or over 365 labels", False
+        from medlit.data.label_errors import FEWEST, LABELS_CHECKED  # not before --help: scikit-learn takes seconds
+
+        limits = f"under {FEWEST} texts a label, or over {LABELS_CHECKED} labels"
+        yield "probable label errors", "?", f"not searched for: {limits}", False
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
         yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs), bool(pairs)
@@ -212,7 +212,7 @@ def _rows_line(name: str, finding: dict[str, Any], total: int) -> _Line:
 
 def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
     number = finding["groups"]
-    listed = [" = ".join([*ids[:3], *["..."] * (len(ids) > 3)]) for ids in finding["ids"]]
+    listed = [" = ".join(ids if len(ids) <= 3 else [*ids[:3], "..."]) for ids in finding["ids"]]
     details = f"{number:,} group{'s' * (number != 1)}: {_first(listed, number)}" if number else ""
     return name, _share(finding["rows"], total), details, finding["rows"] > 0
 

@@ -218,11 +218,10 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
     best: float = _STRENGTHS[len(_STRENGTHS) // 2]
     groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
     if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
-        scores = {
-            c: cross_val_score(regression(c), x, labels, groups=groups, cv=GroupKFold(_INNER_FOLDS)).mean()
-            for c in _STRENGTHS
-        }
-        best = max(scores, key=scores.__getitem__)
+        folds = list(GroupKFold(_INNER_FOLDS).split(x, groups=groups))
+        if all(len(np.unique(labels[inner])) > 1 for inner, _ in folds):  # else a fold's regression cannot be fitted
+            scores = {c: cross_val_score(regression(c), x, labels, cv=folds).mean() for c in _STRENGTHS}
+            best = max(scores, key=scores.__getitem__)
     model = regression(best).fit(x, labels)
     probabilities = [np.zeros((each.shape[0], len(data.label_set))) for each in given]  # 0: a label without any note
     for of_texts, each in zip(probabilities, given, strict=True):

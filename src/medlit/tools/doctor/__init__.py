@@ -43,11 +43,7 @@ class CheckResult:
 
 
 def run(args: Sequence[str]) -> int:
-    """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here.
-
-    Raises:
-        UserError: a setting after `--config` is invalid.
-    """
+    """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here."""
     parser = make_parser("doctor")
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
@@ -104,7 +100,7 @@ def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Pope
     """Start `medlit.tools.doctor.probe`, without access token and network."""
     environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
-    command = [sys.executable, "-m", "medlit.tools.doctor.probe", *["--show_notes"] * show_notes, *settings]
+    command = [sys.executable, "-m", "medlit.tools.doctor.probe", *(["--show_notes"] if show_notes else []), *settings]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -164,7 +160,7 @@ def installation() -> list[CheckResult]:
         hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
     # The token's value is never shown, and a saved one is not read.
     saved = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").is_file()
-    tokens = ", ".join([name for name in HUB_TOKENS if os.environ.get(name)] + ["a saved login"] * saved)
+    tokens = ", ".join([name for name in HUB_TOKENS if os.environ.get(name)] + (["a saved login"] if saved else []))
     token = f"present: {tokens}" if tokens else "none (needed for gated models only)"
     rest = [CheckResult("Hugging Face Hub", "ok", hub), CheckResult("access token", "ok", token)]
     return [python, CheckResult("system", "ok", system), *packages(), weights, cache, hub_cache, *rest]

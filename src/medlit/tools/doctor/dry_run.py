@@ -58,7 +58,7 @@ class DryRunCLI(MedlitCLI):
         trainer.num_nodes, trainer.strategy, trainer.plugins = 1, "auto", None
         trainer.fast_dev_run, trainer.profiler = True, "simple"  # which times what `_measured` shows
         trainer.enable_progress_bar = trainer.enable_model_summary = trainer.logger = False
-        config.ckpt_path, config.log_samples = None, 0
+        config.ckpt_path = None
         super().before_instantiate_classes()
 
     def after_instantiate_classes(self) -> None:

@@ -1,10 +1,7 @@
 """The doctor's child process, `python -m medlit.tools.doctor.probe`: what only a run can show.
 
 A broken CUDA library ends the process that loads it, and Unsloth must be imported in the order of a fit. Each result is
-one line of JSON on standard output, written at once, so that a crash loses none of the earlier ones:
-
-    {"check": "torch", "status": "ok", "found": "2.13.0+cpu, built for the CPU", "cure": ""}
-
+one line of JSON on standard output, a `CheckResult`, written at once, so that a crash loses none of the earlier ones.
 With a config among the arguments the results of `dry_run.py` follow, or `{"mistake": "..."}` for invalid settings.
 """
 

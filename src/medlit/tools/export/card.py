@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from medlit._version import __version__
+from medlit import __version__
 from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.errors import UserError
@@ -70,8 +70,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
 def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:
     """A base model's license as the Hub's metadata (license, license_name, license_link) and its title.
 
-    A local folder's is from its own card, a published model's from the table of families; failing that from the table
-    and from its card on the Hub. `unknown`, without a title, is the Hub's id for a license that neither names.
+    A local folder's own card comes first, then the table of families, then the card on the Hub; else it is `unknown`.
     """
     folder, name = Path(base_model).expanduser(), base_model.rpartition("/")[2].removeprefix("builtin:").lower()
     known = next((found for prefix, found in _WORDS["licenses"].items() if name.startswith(prefix)), ("unknown",))

@@ -48,9 +48,6 @@ _PRE_TOKENIZERS = {
 }
 
 
-# --- merged -----------------------------------------------------------------------------------------------------------
-
-
 def write_merged(model: nn.Module, base_model: str, revision: str | None, folder: Path) -> None:
     """Write a PEFT model with its adapter merged in as one that transformers loads; without a tokenizer."""
     weights = base_weights(model)
@@ -108,9 +105,6 @@ def _merged(weight: Tensor, layer: Any) -> Tensor:  # noqa: ANN401 - PEFT's LoRA
         magnitude = layer.lora_magnitude_vector["default"].weight.detach().cpu().float().unsqueeze(inputs)
         weight = magnitude / torch.linalg.norm(weight, dim=inputs, keepdim=True) * weight
     return weight
-
-
-# --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
 def has_llama_cpp() -> bool:

@@ -54,8 +54,7 @@ class Verification:
     ) -> None:
         """Reload an export in a fresh process and compare its answers with medlit's.
 
-        `loader` and `base`, an adapter's base model (base, revision, load_in_4bit), are as in
-        `reload_worker.py`; `quantisation` is the number format of the weights, None for 16 bits.
+        `loader` and `base` are as in `reload_worker.py`; `quantisation` is the weights' format, None for 16 bits.
         """
         reference = self.reference
         request = {"loader": loader, "path": str(path), "device": device, "dtype": _dtype(path, device, base), **base}
@@ -146,10 +145,7 @@ class WorkerFailed(Exception):
 
 
 def run_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit.
-
-    An exception in this process, such as a signal's, kills the worker. A failed one raises WorkerFailed.
-    """
+    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit; that raises WorkerFailed."""
     done = subprocess.run(
         # -P: this folder is not on the worker's import path.
         [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],

@@ -180,7 +180,7 @@ def test_wrong_paths_and_methods_are_the_clients_mistake(client: TestClient) -> 
 
 
 def test_the_page_of_another_site_cannot_use_the_service(client: TestClient) -> None:
-    for host in ("evil.example", "127.0.0.1.evil.example:80"):
+    for host in ("evil.example", "127.0.0.1.evil.example:80", "[::1", ""):
         assert client.get("/v1/model", headers={"Host": host}).status_code == 403
     assert client.get("/v1/model", headers={"Host": "localhost:8000"}).status_code == 200
     body = json.dumps({"notes": ["x"]})  # as a form of another site sends it without a preflight

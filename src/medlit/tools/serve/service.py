@@ -125,9 +125,9 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
 
     async def gate(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         begin, given = time.perf_counter(), request.headers.get("authorization", "").encode()
-        if token and request.url.path not in _OPEN and not hmac.compare_digest(given, expected):
+        if token and request.scope["path"] not in _OPEN and not hmac.compare_digest(given, expected):
             response: Response = JSONResponse({"detail": "send the header 'Authorization: Bearer TOKEN'."}, 401)
-        elif not token and request.url.hostname not in ("127.0.0.1", "localhost"):
+        elif not token and request.headers.get("host", "").split(":")[0] not in ("127.0.0.1", "localhost"):
             # The page of another site, under its own name (DNS rebinding).
             response = JSONResponse({"detail": "this service is for http://127.0.0.1 and http://localhost."}, 403)
         else:

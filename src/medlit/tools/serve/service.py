@@ -71,11 +71,11 @@ class Classifier(ls.LitAPI):
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error
 
-    def decode_request(self, request: Notes) -> list[str]:
+    def decode_request(self, request: Notes) -> list[str]:  # type: ignore[override]
         """The notes of a request, which FastAPI has checked by this annotation."""
         return request.notes
 
-    def predict(self, requests: list[list[str]]) -> list[dict[str, Any]]:
+    def predict(self, requests: list[list[str]]) -> list[dict[str, Any]]:  # type: ignore[override]
         """Answer the requests of a batch."""
         try:
             found = iter(self.predictor.predict([note for notes in requests for note in notes]))
@@ -106,7 +106,7 @@ class Server(ls.LitServer):
         first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(number, before[number])  # a second one does not wait
+            signal.signal(number, before[signal.Signals(number)])  # a second one does not wait
             if os.getpid() == first:  # it ends LitServe's other processes
                 raise KeyboardInterrupt
 
@@ -119,8 +119,8 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     import torch
 
     limits: dict[str, Any] = {"timeout": False, "max_payload_size": MAX_MIB * 2**20}
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    server = Server(api, accelerator=accelerator, info_path="/v1/model", model_metadata=about, **limits)
+    limits["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    server = Server(api, info_path="/v1/model", model_metadata=about, **limits)
     app, expected = server.app, f"Bearer {token}".encode()
 
     async def gate(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:

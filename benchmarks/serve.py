@@ -5,10 +5,10 @@
 
 The service is the command itself, in its own processes. First 1, 8 and 32 clients send one note at a time, each its
 next one when it has an answer: latencies are of single requests, as a client sees them. Then 4 clients send requests
-of 64 notes. `SpecialtyPredictor` answers the same notes in one call before the service
-starts and after it has ended; its rate is the mean of the two. `--malformed` sends that many requests that no service
-should accept, and counts the answers by their code. Without `--adapter` one is made, untrained. Writes
-`benchmarks/results/serve.json`.
+of up to 64 notes. `SpecialtyPredictor` answers the same notes in one call, in a process of its own. Both rates are also
+given by the CPU time of all their processes, which other work on the machine does not disturb; on a CPU the service's
+share of the predictor's rate is of these. `--malformed` sends that many requests that no service should accept, and
+counts the answers by their code. Without `--adapter` one is made, untrained. Writes `benchmarks/results/serve.json`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import psutil
 from predictor import invented, write_untrained
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
@@ -94,8 +95,8 @@ def malformed(port: int, count: int) -> dict[str, int]:
 
 
 @contextmanager
-def service(adapter: Path, port: int) -> Iterator[list[str]]:
-    """Run the service; what it printed is in the list once it has ended."""
+def service(adapter: Path, port: int) -> Iterator[tuple[int, list[str]]]:
+    """Run the service; its process id, and a list of what it printed once it has ended."""
     command = [sys.executable, "-m", "medlit", "serve", "--run_dir", str(adapter), "--port", str(port)]
     printed: list[str] = []
     with subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True) as process:
@@ -112,24 +113,33 @@ def service(adapter: Path, port: int) -> Iterator[list[str]]:
                     if process.poll() is not None:
                         raise RuntimeError("".join(printed)) from None
                 time.sleep(0.2)
-            yield printed
+            yield process.pid, printed
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
             reader.join()
 
 
-def predictor_rate(adapter: Path, texts: list[str]) -> float:
-    """Notes a second of `SpecialtyPredictor`, in a process of its own, after a first batch that does not count."""
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and those that it has started."""
+    parent = psutil.Process(pid)
+    times = [process.cpu_times() for process in [parent, *parent.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
+
+
+def predictor_seconds(adapter: Path, texts: list[str]) -> tuple[float, float]:
+    """Seconds and CPU seconds of `SpecialtyPredictor`, in a process of its own, after a batch that does not count."""
     code = (
         "import json, sys, time\nfrom medlit import SpecialtyPredictor\n"
         "texts = json.load(sys.stdin)\npredictor = SpecialtyPredictor.load(sys.argv[1])\n"
-        "predictor.predict(texts[:32])\nbegin = time.perf_counter()\npredictor.predict(texts)\n"
-        "print(len(texts) / (time.perf_counter() - begin))"
+        "predictor.predict(texts[:8])\nbegin, cpu = time.perf_counter(), time.process_time()\n"
+        "predictor.predict(texts)\n"
+        "print(time.perf_counter() - begin, time.process_time() - cpu)"
     )
     command = [sys.executable, "-c", code, str(adapter)]
     done = subprocess.run(command, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    wall, cpu = done.stdout.split()[-2:]
+    return float(wall), float(cpu)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,23 +176,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         adapter = options.adapter or write_untrained(Path(folder), options.base_model)
-        rates = [predictor_rate(adapter, texts)]
-        with service(adapter, options.port) as printed:
-            timed(options.port, texts[:32])
+        wall, cpu = predictor_seconds(adapter, texts)
+        results["predictor"] = {"notes_per_second": len(texts) / wall, "notes_per_cpu_second": len(texts) / cpu}
+        print(f"SpecialtyPredictor: {len(texts) / wall:.2f} notes/s, {len(texts) / cpu:.2f} a CPU second")
+        with service(adapter, options.port) as (pid, printed):
+            timed(options.port, texts[:8])
             print("| clients | notes a request | p50, ms | p99, ms | notes/s |\n| --- | --- | --- | --- | --- |")
             singles = [(clients, invented(count)) for clients, count in zip(CLIENTS, options.requests, strict=True)]
             loads = [(clients, [[text] for text in found]) for clients, found in singles]
-            bulk = [texts[begin : begin + BULK_NOTES] for begin in range(0, len(texts), BULK_NOTES)]
+            size = min(BULK_NOTES, len(texts) // BULK_CLIENTS)
+            bulk = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
             for clients, requests in [*loads, (BULK_CLIENTS, bulk)]:
+                before = cpu_seconds(pid)
                 row = load(options.port, clients, requests)
+                row["notes_per_cpu_second"] = sum(map(len, requests)) / (cpu_seconds(pid) - before)
                 results["systems"].append(row)
                 cells = ("clients", "notes_a_request", "p50_ms", "p99_ms", "notes_per_second")
                 print("| " + " | ".join(str(row[name]) for name in cells) + " |", flush=True)
             results["malformed"] = malformed(options.port, options.malformed)
         results["tracebacks"] = sum("Traceback" in line for line in printed)
-        rates.append(predictor_rate(adapter, texts))
-    results["predictor_notes_per_second"] = [round(rate, 2) for rate in rates]
-    results["share_of_the_predictor"] = round(results["systems"][-1]["notes_per_second"] / statistics.mean(rates), 3)
+    rate = "notes_per_second" if on_gpu else "notes_per_cpu_second"
+    results["share_of_the_predictor"] = round(results["systems"][-1][rate] / results["predictor"][rate], 3)
     print(json.dumps({name: value for name, value in results.items() if name != "systems"}, indent=2))
     with atomic_write(options.output) as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

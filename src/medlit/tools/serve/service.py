@@ -57,7 +57,7 @@ class Classifier(ls.LitAPI):
 
     def __init__(self, adapter: Path, settings: dict[str, Any]) -> None:
         # Clients that were answered together send their next requests within milliseconds.
-        super().__init__(max_batch_size=32, batch_timeout=0.005, api_path="/v1/classify", loop=SleepingLoop())
+        super().__init__(max_batch_size=32, batch_timeout=0.005, api_path="/v1/classify", loop=SleepingLoop())  # type: ignore[no-untyped-call]
         self._adapter, self._settings = adapter, settings
 
     def setup(self, device: str) -> None:

@@ -61,16 +61,16 @@ def needs(lines: list[str], extras: set[str], python: str) -> list[Requirement]:
     ]
 
 
-@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt"])
+@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt", "serve.txt"])
 def test_a_lock_pins_published_versions_only(lock: str) -> None:
     lines = (ROOT / "requirements" / lock).read_text("utf-8").splitlines()
     for line in lines:
-        assert re.fullmatch(r"#.*|-r base\.txt|[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
+        assert re.fullmatch(r"#.*|-r (base|serve)\.txt|[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
     assert "medlit" not in read_lock(lock)
 
 
 @pytest.mark.parametrize("build", ["cpu", "gpu"])
-@pytest.mark.parametrize("extra", ["", "quickstart", "dev"])
+@pytest.mark.parametrize("extra", ["", "quickstart", "serve", "dev"])
 def test_the_locks_lie_within_the_bounds(build: str, extra: str) -> None:
     pins = read_lock(f"{build}.txt") | read_lock("dev.txt")
     project = PYPROJECT["project"]

@@ -18,6 +18,7 @@ TOOLS = {
     "audit": "check the notes: duplicates, conflicting labels, leakage, lengths",
     "baseline": "evaluate simpler classifiers on the same test notes, and compare them with the fine-tuned model",
     "export": "write an adapter, a merged model or GGUF files, and check that they give the same answers",
+    "serve": "serve a fine-tuned model over HTTP, with a page to paste a note or drop a table",
 }
 
 

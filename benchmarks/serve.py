@@ -4,11 +4,12 @@
     python benchmarks/serve.py --adapter logs/llama31_8b/version_0 --notes 640
 
 The service is the command itself, in its own processes. First 1, 8 and 32 clients send one note at a time, each its
-next one when it has an answer: latencies are of single requests, as a client sees them. Then 4 clients send requests
-of up to 64 notes. `SpecialtyPredictor` answers the same notes in one call, in a process of its own. Both rates are also
-given by the CPU time of all their processes, which other work on the machine does not disturb; on a CPU the service's
-share of the predictor's rate is of these. `--malformed` sends that many requests that no service should accept, and
-counts the answers by their code. Without `--adapter` one is made, untrained. Writes `benchmarks/results/serve.json`.
+next one when it has an answer: latencies are of single requests, as a client sees them. Then the service, in requests
+of up to 64 notes from 4 clients, and `SpecialtyPredictor`, in one call in another process, take turns with the same
+notes; the share is the median of the rounds' ratios. It is given by the clock and by the CPU time of all their
+processes, which other work on the machine disturbs less. Last come `--malformed` requests that no service should
+accept; their answers are counted by code. Without `--adapter` one is made, untrained. Writes
+`benchmarks/results/serve.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -70,8 +71,6 @@ def load(port: int, clients: int, requests: list[list[str]]) -> dict[str, Any]:
     quantiles = statistics.quantiles(took, n=100, method="inclusive")
     return {
         "clients": clients,
-        "notes_a_request": len(requests[0]),
-        "requests": len(requests),
         "p50_ms": round(1000 * quantiles[49], 1),
         "p99_ms": round(1000 * quantiles[98], 1),
         "notes_per_second": round(sum(map(len, requests)) / seconds, 2),
@@ -120,6 +119,33 @@ def service(adapter: Path, port: int) -> Iterator[tuple[int, list[str]]]:
             reader.join()
 
 
+PREDICTOR = """
+import json, sys
+from medlit import SpecialtyPredictor
+predictor = SpecialtyPredictor.load(sys.argv[1])
+for line in sys.stdin:
+    predictor.predict(json.loads(line))
+    print("done", flush=True)
+"""
+
+
+@contextmanager
+def predictor(adapter: Path) -> Iterator[tuple[int, Callable[[list[str]], None]]]:
+    """Load `SpecialtyPredictor` in a process; its id, and a function that waits until it has answered notes."""
+    command = [sys.executable, "-c", PREDICTOR, str(adapter)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def predict(texts: list[str]) -> None:
+            print(json.dumps(texts), file=process.stdin, flush=True)
+            if not any(line == "done\n" for line in process.stdout or ()):
+                raise RuntimeError("the predictor's process has ended")
+
+        try:
+            yield process.pid, predict
+        finally:
+            process.communicate()
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and those that it has started."""
     parent = psutil.Process(pid)
@@ -127,19 +153,11 @@ def cpu_seconds(pid: int) -> float:
     return sum(each.user + each.system for each in times)
 
 
-def predictor_seconds(adapter: Path, texts: list[str]) -> tuple[float, float]:
-    """Seconds and CPU seconds of `SpecialtyPredictor`, in a process of its own, after a batch that does not count."""
-    code = (
-        "import json, sys, time\nfrom medlit import SpecialtyPredictor\n"
-        "texts = json.load(sys.stdin)\npredictor = SpecialtyPredictor.load(sys.argv[1])\n"
-        "predictor.predict(texts[:8])\nbegin, cpu = time.perf_counter(), time.process_time()\n"
-        "predictor.predict(texts)\n"
-        "print(time.perf_counter() - begin, time.process_time() - cpu)"
-    )
-    command = [sys.executable, "-c", code, str(adapter)]
-    done = subprocess.run(command, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True)
-    wall, cpu = done.stdout.split()[-2:]
-    return float(wall), float(cpu)
+def rates(pid: int, notes: int, work: Callable[[], object]) -> tuple[float, float]:
+    """Notes a second, and a CPU second of the process."""
+    begin, cpu = time.perf_counter(), cpu_seconds(pid)
+    work()
+    return notes / (time.perf_counter() - begin), notes / (cpu_seconds(pid) - cpu)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--adapter", type=Path, default=None, help="an adapter or run folder, instead of an untrained one"
     )
     parser.add_argument("--base_model", default="builtin:smollm2-135m", help="of the untrained adapter")
-    parser.add_argument("--notes", type=int, default=256, help="notes of the bulk requests and of the predictor")
+    parser.add_argument("--notes", type=int, default=256, help="notes of the service and the predictor in a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, nargs=len(CLIENTS), default=[32, 96, 192], help="for 1, 8, 32 clients")
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument("--port", type=int, default=8765)
@@ -164,40 +183,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from medlit.atomic_io import atomic_write
 
     texts = invented(options.notes)
-    on_gpu = torch.cuda.is_available()
     results: dict[str, Any] = {
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"CPU, {os.cpu_count()} cores",
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "adapter": options.adapter.name if options.adapter else f"untrained, of {Path(options.base_model).name}",
         "date": datetime.date.today().isoformat(),
-        "systems": [],
+        "notes": len(texts),
+        "clients": [],
     }
+    size = min(BULK_NOTES, -(-len(texts) // BULK_CLIENTS))
+    bulk = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
     with tempfile.TemporaryDirectory() as folder:
         adapter = options.adapter or write_untrained(Path(folder), options.base_model)
-        wall, cpu = predictor_seconds(adapter, texts)
-        results["predictor"] = {"notes_per_second": len(texts) / wall, "notes_per_cpu_second": len(texts) / cpu}
-        print(f"SpecialtyPredictor: {len(texts) / wall:.2f} notes/s, {len(texts) / cpu:.2f} a CPU second")
-        with service(adapter, options.port) as (pid, printed):
+        with service(adapter, options.port) as (served, printed), predictor(adapter) as (pid, predict):
             timed(options.port, texts[:8])
-            print("| clients | notes a request | p50, ms | p99, ms | notes/s |\n| --- | --- | --- | --- | --- |")
-            singles = [(clients, invented(count)) for clients, count in zip(CLIENTS, options.requests, strict=True)]
-            loads = [(clients, [[text] for text in found]) for clients, found in singles]
-            size = min(BULK_NOTES, len(texts) // BULK_CLIENTS)
-            bulk = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
-            for clients, requests in [*loads, (BULK_CLIENTS, bulk)]:
-                before = cpu_seconds(pid)
-                row = load(options.port, clients, requests)
-                row["notes_per_cpu_second"] = sum(map(len, requests)) / (cpu_seconds(pid) - before)
-                results["systems"].append(row)
-                cells = ("clients", "notes_a_request", "p50_ms", "p99_ms", "notes_per_second")
-                print("| " + " | ".join(str(row[name]) for name in cells) + " |", flush=True)
+            predict(texts[:8])
+            print("| clients | p50, ms | p99, ms | notes/s |\n| --- | --- | --- | --- |", flush=True)
+            for clients, count in zip(CLIENTS, options.requests, strict=True):
+                row = load(options.port, clients, [[text] for text in invented(count)])
+                results["clients"].append(row)
+                print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+            pairs = []
+            for _ in range(options.rounds):
+                ours = rates(served, len(texts), lambda: load(options.port, BULK_CLIENTS, bulk))
+                theirs = rates(pid, len(texts), lambda: predict(texts))
+                pairs.append((*ours, *theirs))
+                print(f"service {ours[0]:.2f} notes/s, SpecialtyPredictor {theirs[0]:.2f}", flush=True)
+            for name, place in (("second", 0), ("cpu_second", 1)):
+                results[f"notes_per_{name}"] = {
+                    "service": round(statistics.median(pair[place] for pair in pairs), 3),
+                    "predictor": round(statistics.median(pair[place + 2] for pair in pairs), 3),
+                    "shares": [round(pair[place] / pair[place + 2], 3) for pair in pairs],
+                    "share": round(statistics.median(pair[place] / pair[place + 2] for pair in pairs), 3),
+                }
             results["malformed"] = malformed(options.port, options.malformed)
         results["tracebacks"] = sum("Traceback" in line for line in printed)
-    rate = "notes_per_second" if on_gpu else "notes_per_cpu_second"
-    results["share_of_the_predictor"] = round(results["systems"][-1][rate] / results["predictor"][rate], 3)
-    print(json.dumps({name: value for name, value in results.items() if name != "systems"}, indent=2))
+    print(json.dumps({name: value for name, value in results.items() if name != "clients"}, indent=2))
     with atomic_write(options.output) as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -1,11 +1,14 @@
 """A service without a model: `python fake_service.py PORT` starts it, and its page has a probe at /probe.
 
-Its predictor takes two seconds for a note of `SLOW`, and fails on a note of `FAILS` as a bug does, with the note in the
-exception's message.
+With `KILLS` as its second argument its model is killed while it loads.
+
+Its predictor takes two seconds for a note of `SLOW`, is killed by a note of `KILLS`, and fails on a note of `FAILS`
+as a bug does, with the note in the exception's message.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -19,7 +22,7 @@ from medlit.predictions.table import Prediction, SetPrediction
 from medlit.tools.serve import service
 from medlit.tools.serve.service import Classifier, Server, make_server
 
-SLOW, FAILS = "a slow note", "a note that fails"
+SLOW, FAILS, KILLS = "a slow note", "a note that fails", "a note that kills"
 ABOUT = {"base_model": "none", "labels": ["Heart", "Bone"], "mode": "likelihood", "coverage": 0.9}
 
 
@@ -29,6 +32,8 @@ class FakePredictor:
     def predict(self, notes: list[str]) -> list[Prediction]:
         if SLOW in notes:
             time.sleep(2)
+        if KILLS in notes:
+            os.kill(os.getpid(), signal.SIGKILL)
         if FAILS in notes:
             raise ValueError(f"no idea what this is: {notes}")
         return [self._one(note) for note in notes]
@@ -45,11 +50,13 @@ class FakeClassifier(Classifier):
 
     def setup(self, device: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if KILLS in self._settings:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.predictor = FakePredictor()
 
 
-def fake_server(token: str = "") -> Server:
-    return make_server(FakeClassifier(Path(), {}), ABOUT, token)
+def fake_server(token: str = "", *settings: str) -> Server:
+    return make_server(FakeClassifier(Path(), dict.fromkeys(settings)), ABOUT, token)
 
 
 # Classifies a note and a dropped table as a person does, and leaves what it sees in the page's title.
@@ -60,6 +67,7 @@ addEventListener("load", async () => {
   at("classify").click();
   await until(() => at("answer").querySelector(".bar"));
   const seen = {bars: [...document.querySelectorAll(".bar")].map(bar => bar.innerText.split(/\\s+/).join(" "))};
+  seen.pixels = Math.round(document.querySelector(".bar i").getBoundingClientRect().width);
   seen.widths = [...document.querySelectorAll(".bar i")].map(bar => bar.style.width);
   seen.answer = at("answer").innerText;
   const files = new DataTransfer();
@@ -81,7 +89,7 @@ addEventListener("load", async () => {
 
 if __name__ == "__main__":
     end_on_signals()
-    server = fake_server()
+    server = fake_server("", *sys.argv[2:])
     page = Path(service.__file__).with_name("page.html").read_text("utf-8")
 
     async def probe(request: Request) -> HTMLResponse:

@@ -9,9 +9,11 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_service import FAILS, SLOW, FakeClassifier, FakePredictor, fake_server
+from fake_service import FAILS, KILLS, SLOW, FakeClassifier, FakePredictor, fake_server
 from fakes import notes as tiny_notes
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
@@ -36,6 +38,7 @@ from medlit.tools.serve import run, service
 from medlit.tools.serve.service import MAX_CHARACTERS, MAX_MIB, MAX_NOTES, Notes, SleepingLoop
 
 TESTS = Path(__file__).parents[1]
+SECRET = "a-secret-of-16-signs"
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +131,14 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
         ({"note": "x"}, 422, 'body.notes is not .*send {"notes": '),
         ({"notes": ["x"], "coverage": 0.9}, 422, "body.coverage is not"),
         (["x"], 422, "body is not"),
-        ({"notes": ["x" * MAX_CHARACTERS] * (MAX_MIB * 11)}, 413, f"larger than {MAX_MIB} MiB"),
+        ({"notes": ["x" * MAX_CHARACTERS] * (MAX_MIB * 11)}, 413, f"larger than {MAX_MIB} MiB; send"),
+        (b'{"notes": ["\xe4"]}', 400, 'not JSON in UTF-8; send {"notes": '),
+        (b'{"notes": ["x"], "\\ud800": 1}', 422, "body is not"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_sentence(client: TestClient, body: object, code: int, expected: str) -> None:
-    response = client.post("/v1/classify", json=body)
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = client.post("/v1/classify", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code == code
     assert re.search(expected, detail(response))
 
@@ -185,6 +191,7 @@ def test_the_page_of_another_site_cannot_use_the_service(client: TestClient) -> 
     assert client.get("/v1/model", headers={"Host": "localhost:8000"}).status_code == 200
     body = json.dumps({"notes": ["x"]})  # as a form of another site sends it without a preflight
     assert client.post("/v1/classify", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    assert client.post("/v1/classify", content=body).status_code == 422
 
 
 @pytest.mark.parametrize("given", [None, "a secret", "Bearer", "Bearer wrong", "bearer a secret", "Bearer a secret "])
@@ -256,6 +263,18 @@ def test_a_wrong_flag_is_refused_before_the_model_is_loaded(
         run(["--run_dir", str(adapter), "--port", str(free_port()), *flags])
 
 
+@pytest.mark.parametrize(
+    "token", ["short", "with spaces, and long enough", "letters-w\u00eeth-accents", "a-line\nand-another-one"]
+)
+def test_a_token_that_no_header_can_carry_is_refused(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("MEDLIT_SERVE_TOKEN", token)
+    with pytest.raises(UserError, match=r"^MEDLIT_SERVE_TOKEN: must be at least 16 ASCII ") as refused:
+        run(["--run_dir", str(adapter), "--host", "0.0.0.0"])
+    assert token not in str(refused.value)
+
+
 def test_a_port_that_is_taken_is_refused(adapter: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -265,8 +284,11 @@ def test_a_port_that_is_taken_is_refused(adapter: Path) -> None:
 
 def test_what_is_not_installed_is_named_with_its_command(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.tools.serve.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"run 'pip install \"litserve"):
+    extra = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]["serve"]
+    command = "pip install " + " ".join(f'"{need}"' for need in extra)
+    with pytest.raises(UserError, match=re.escape(f"is not installed; run '{command}'.")):
         run(["--run_dir", str(adapter)])
+    assert command in (TESTS.parent / "src/medlit/tools/help/serve.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -283,10 +305,10 @@ def test_sets_are_made_where_the_adapter_has_thresholds(
         return SimpleNamespace(serve=lambda host, port: None)
 
     monkeypatch.setattr(service, "make_server", make)
-    monkeypatch.setenv("MEDLIT_SERVE_TOKEN", "a secret")
+    monkeypatch.setenv("MEDLIT_SERVE_TOKEN", SECRET)
     port = ["--port", str(free_port())]
     assert run(["--run_dir", str(adapter), "--host", "0.0.0.0", *port, *flags]) == 0
-    assert made == [(coverage, ["Bone", "Heart"], "a secret")]
+    assert made == [(coverage, ["Bone", "Heart"], SECRET)]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -308,7 +330,7 @@ class Process:
     """A service as its own process group, as a terminal starts it."""
 
     def __init__(self, command: list[str], port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}"
+        self.port, self.address = port, f"http://127.0.0.1:{port}"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -331,6 +353,14 @@ class Process:
 
     def classify(self, *notes: str) -> httpx.Response:
         return httpx.post(f"{self.address}/v1/classify", json={"notes": notes}, timeout=60)
+
+    def begin(self, note: str, sent: float = 1.0) -> socket.socket:
+        """Send this share of a request, and do not wait."""
+        body = json.dumps({"notes": [note]}).encode()
+        head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client = socket.create_connection(("127.0.0.1", self.port))
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: int(sent * len(body))])
+        return client
 
     def send(self, number: int, to_all: bool) -> None:
         (os.killpg if to_all else os.kill)(self._process.pid, number)
@@ -364,7 +394,7 @@ def start() -> Iterator[Callable[..., Process]]:
 @pytest.mark.parametrize(
     ("number", "to_all"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
 )
-def test_a_signal_waits_for_requests_in_flight_and_no_note_is_printed(
+def test_a_signal_waits_for_requests_in_flight_without_those_who_left_and_no_note_is_printed(
     start: Callable[..., Process], number: int, to_all: bool
 ) -> None:
     process = start(str(TESTS / "fake_service.py"), "{port}")
@@ -372,15 +402,52 @@ def test_a_signal_waits_for_requests_in_flight_and_no_note_is_printed(
     assert process.classify(FAILS).status_code == 500
     assert process.classify("").status_code == 422
     with ThreadPoolExecutor(8) as pool:
+        leaving = [process.begin(SLOW), process.begin(SLOW, sent=0.5)]
         waiting = [pool.submit(process.classify, SLOW, f"note{i}") for i in range(8)]
         time.sleep(0.7)
+        for client in leaving:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as if it had crashed
+            client.close()
         process.send(number, to_all)
-        assert [request.result().status_code for request in waiting] == [200] * 8
+        answers = [request.result().json()["predictions"][1]["answer"] for request in waiting]
+    assert answers == [f"note{i}" for i in range(8)]
     code, printed = process.end()
     assert code == 0
     assert printed.startswith("medlit: loading the model for http://127.0.0.1:")
     assert not [note for note in (FAILS, SLOW, "Heart", "races", "note3") if note in printed]
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait(start: Callable[..., Process]) -> None:
+    process = start(str(TESTS / "fake_service.py"), "{port}")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(process.classify, SLOW)
+        time.sleep(0.3)
+        process.send(signal.SIGTERM, to_all=False)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        process.send(signal.SIGTERM, to_all=False)
+        code, printed = process.end()
+        assert time.monotonic() - begin < 1.2
+        assert isinstance(waiting.exception(), httpx.TransportError)
+    assert code == 128 + signal.SIGTERM
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["while it loads", "while it answers"])
+def test_the_service_ends_when_the_process_of_a_model_is_killed(start: Callable[..., Process], when: str) -> None:
+    if when == "while it loads":
+        process = Process([str(TESTS / "fake_service.py"), str(free_port()), KILLS], 0)
+    else:
+        process = start(str(TESTS / "fake_service.py"), "{port}")
+        with pytest.raises(httpx.TransportError):
+            process.classify(KILLS)
+    code, printed = process.end()
+    assert code == 1
+    assert "Traceback" not in printed
+    assert printed.count("medlit: the process of a model was killed") == 1, printed
 
 
 @pytest.mark.slow
@@ -393,6 +460,7 @@ def test_the_page_classifies_a_note_and_a_table_in_a_browser(start: Callable[...
     seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1]))  # type: ignore[index]
     assert seen["bars"] == ["Heart 50.0 %", "Bone 25.0 %"]
     assert seen["widths"] == ["50%", "25%"]
+    assert seen["pixels"] > 50, "on a phone the bar has room too"
     assert "No specialty: too uncertain" in seen["answer"]
     assert seen["table"].splitlines() == [
         '"id","transcription","specialty","answer","probability","margin","runner_up","abstained","cut_tokens",'

@@ -1,6 +1,7 @@
 """`medlit serve`: a fine-tuned model behind HTTP. Here is what is refused before the model is loaded."""
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ def run(args: Sequence[str]) -> int:
     host, port, token = options.host, options.port, os.environ.get("MEDLIT_SERVE_TOKEN", "")
     if host != "127.0.0.1" and not token:
         raise UserError(f"host: other machines reach {host}; set MEDLIT_SERVE_TOKEN to a secret, or leave --host out.")
+    if token and not re.fullmatch("[!-~]{16,}", token):  # what a header can carry
+        raise UserError("MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters, digits or signs, without spaces.")
     if not (find_spec("litserve") and find_spec("prometheus_client")):
         needs = '"litserve>=0.2.19,<0.3" "prometheus-client>=0.20,<1"'
         raise UserError(f"medlit serve: LitServe or Prometheus' client is not installed; run 'pip install {needs}'.")

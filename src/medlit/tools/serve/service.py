@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from multiprocessing import active_children
 from pathlib import Path
 from queue import Queue
 from types import FrameType
@@ -89,25 +90,30 @@ class Server(ls.LitServer):
     """Once it is ready a signal ends it without losing a request."""
 
     def serve(self, host: str, port: int) -> None:
-        """Serve until a signal; exits with code 1 if one of the service's processes is killed."""
+        """Serve until a signal, or until the process of a model ends: then with its exit code, or 1."""
         print(f"medlit: loading the model for http://{host}:{port}; Ctrl-C ends the service", file=sys.stderr)
-        try:
-            self.run(host, port, num_api_servers=1, log_level="error", generate_client_file=False, access_log=False)
-        except (EOFError, OSError):  # LitServe's other processes have ended
-            print("medlit: a process of the service was killed, perhaps for want of memory.", file=sys.stderr)
-            raise SystemExit(1) from None
+        self.inference_workers: list[Any] = []
+        signal.signal(signal.SIGCHLD, self._end)
+        self.run(host, port, num_api_servers=1, log_level="error", generate_client_file=False, access_log=False)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        """End at once if a model's process has ended; LitServe would wait for answers that cannot come."""
+        if codes := [worker.exitcode for worker in self.inference_workers if worker.exitcode is not None]:
+            if codes[0] < 0:
+                print("medlit: the process of a model was killed, perhaps for want of memory.", file=sys.stderr)
+            for process in active_children():
+                process.kill()
+            os._exit(max(codes[0], 1))
 
     def verify_worker_status(self) -> None:
-        """Wait for the models; LitServe's own waits for ever for a process that was killed."""
-        while not all(status == "ready" for status in self.workers_setup_status.values()):
-            if any(worker.exitcode is not None for worker in self.inference_workers):
-                raise SystemExit(max(worker.exitcode or 1 for worker in self.inference_workers))
-            time.sleep(0.05)
+        """Wait for the model; from then on a signal waits for requests in flight, and a second one does not."""
+        super().verify_worker_status()
         first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(number, before[signal.Signals(number)])  # a second one does not wait
+            signal.signal(number, before[signal.Signals(number)])
             if os.getpid() == first:  # it ends LitServe's other processes
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 raise KeyboardInterrupt
 
         for number in before:
@@ -118,9 +124,9 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     """The server of a classifier; `about` describes the model in plain types, and `token` may be empty."""
     import torch
 
-    limits: dict[str, Any] = {"timeout": False, "max_payload_size": MAX_MIB * 2**20}
-    limits["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
-    server = Server(api, info_path="/v1/model", model_metadata=about, **limits)
+    kind, size = "cuda" if torch.cuda.is_available() else "cpu", MAX_MIB * 2**20
+    server = Server(api, kind, timeout=False, info_path="/v1/model", model_metadata=about, max_payload_size=size)
+    server.uvicorn_graceful_timeout = 600  # seconds for requests in flight after a signal
     app, expected = server.app, f"Bearer {token}".encode()
 
     async def gate(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -136,14 +142,16 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         return response
 
     def refuse(request: Request, error: Any) -> Response:  # noqa: ANN401 - FastAPI's type is too wide
-        place = ".".join(map(str, error.errors()[0]["loc"]))  # and not the notes, which FastAPI's own answer repeats
-        return JSONResponse({"detail": f"{place:.50} is not as it should be; {_FORM}."}, 422)
+        code = getattr(error, "status_code", 422)
+        faults = {400: "the body is not JSON in UTF-8", 413: f"the request is larger than {MAX_MIB} MiB"}
+        # Of FastAPI's own message only the place: it repeats the notes.
+        place = "" if code in faults else ".".join(map(str, error.errors()[0]["loc"]))
+        return JSONResponse({"detail": f"{faults.get(code, f'{place:.50} is not as it should be')}; {_FORM}."}, code)
 
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _REPLACED]
     app.add_route("/", lambda request: FileResponse(Path(__file__).with_name("page.html")))
     app.add_route("/metrics", lambda request: Response(generate_latest(), media_type=CONTENT_TYPE_LATEST))
     app.middleware("http")(gate)
-    app.add_exception_handler(RequestValidationError, refuse)
-    too_large = {"detail": f"the request is larger than {MAX_MIB} MiB; send fewer notes at a time."}
-    app.add_exception_handler(413, lambda *_: JSONResponse(too_large, 413))
+    for fault in (400, 413, RequestValidationError):
+        app.add_exception_handler(fault, refuse)
     return server

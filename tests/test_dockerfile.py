@@ -1,4 +1,4 @@
-"""The image installs what `make install` does and `medlit serve` needs, holds no notes or weights, and does not run as root."""
+"""The image installs what `make install` does and the service, holds no notes or weights, and does not run as root."""
 
 from __future__ import annotations
 

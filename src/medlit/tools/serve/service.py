@@ -107,7 +107,7 @@ class Server(ls.LitServer):
 
     def verify_worker_status(self) -> None:
         """Wait for the model; from then on a signal waits for requests in flight, and a second one does not."""
-        super().verify_worker_status()
+        super().verify_worker_status()  # type: ignore[no-untyped-call]
         first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -124,8 +124,8 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     """The server of a classifier; `about` describes the model in plain types, and `token` may be empty."""
     import torch
 
-    kind, size = "cuda" if torch.cuda.is_available() else "cpu", MAX_MIB * 2**20
-    server = Server(api, kind, timeout=False, info_path="/v1/model", model_metadata=about, max_payload_size=size)
+    settings: dict[str, Any] = {"info_path": "/v1/model", "timeout": False, "max_payload_size": MAX_MIB * 2**20}
+    server = Server(api, "cuda" if torch.cuda.is_available() else "cpu", model_metadata=about, **settings)
     server.uvicorn_graceful_timeout = 600  # seconds for requests in flight after a signal
     app, expected = server.app, f"Bearer {token}".encode()
 

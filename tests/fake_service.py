@@ -1,6 +1,6 @@
 """A service without a model: `python fake_service.py PORT` starts it, and its page has a probe at /probe.
 
-With `KILLS` as its second argument its model is killed while it loads.
+With `KILLS` or `SLOW` as its second argument its model is killed while it loads, or takes half a minute.
 
 Its predictor takes two seconds for a note of `SLOW`, is killed by a note of `KILLS`, and fails on a note of `FAILS`
 as a bug does, with the note in the exception's message.
@@ -49,7 +49,8 @@ class FakeClassifier(Classifier):
     """Has the fake in place of a model."""
 
     def setup(self, device: str) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if SLOW in self._settings:
+            time.sleep(30)
         if KILLS in self._settings:
             os.kill(os.getpid(), signal.SIGKILL)
         self.predictor = FakePredictor()

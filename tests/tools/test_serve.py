@@ -351,6 +351,10 @@ class Process:
             time.sleep(0.1)
         raise TimeoutError
 
+    def wait_for(self, printed: str) -> None:
+        assert self._process.stdout is not None
+        assert printed in self._process.stdout.readline()
+
     def classify(self, *notes: str) -> httpx.Response:
         return httpx.post(f"{self.address}/v1/classify", json={"notes": notes}, timeout=60)
 
@@ -416,6 +420,16 @@ def test_a_signal_waits_for_requests_in_flight_without_those_who_left_and_no_not
     assert printed.startswith("medlit: loading the model for http://127.0.0.1:")
     assert not [note for note in (FAILS, SLOW, "Heart", "races", "note3") if note in printed]
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+def test_control_c_ends_a_service_that_loads_with_one_line(seconds: float) -> None:
+    process = Process([str(TESTS / "fake_service.py"), str(free_port()), SLOW], 0)
+    process.wait_for("loading the model")
+    time.sleep(seconds)
+    process.send(signal.SIGINT, to_all=True)
+    assert process.end() == (128 + signal.SIGINT, "medlit: stopped by SIGINT.\n")
 
 
 @pytest.mark.slow

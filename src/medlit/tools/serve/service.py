@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from multiprocessing import active_children
 from pathlib import Path
 from queue import Queue
+from threading import Thread
 from types import FrameType
 from typing import Annotated, Any
 
@@ -63,7 +64,6 @@ class Classifier(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model; a user's mistake ends the process with its sentence."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends this one
         from medlit import SpecialtyPredictor
 
         try:
@@ -92,32 +92,42 @@ class Server(ls.LitServer):
     def serve(self, host: str, port: int) -> None:
         """Serve until a signal, or until the process of a model ends: then with its exit code, or 1."""
         print(f"medlit: loading the model for http://{host}:{port}; Ctrl-C ends the service", file=sys.stderr)
-        self.inference_workers: list[Any] = []
-        signal.signal(signal.SIGCHLD, self._end)
         self.run(host, port, num_api_servers=1, log_level="error", generate_client_file=False, access_log=False)
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
+        """Start the models' processes without SIGINT: Ctrl-C reaches every process, and the first one ends these."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        processes: list[Any] = super().launch_inference_worker(lit_api)
+        signal.signal(signal.SIGINT, before)
+        return processes
+
+    def verify_worker_status(self) -> None:
+        """Wait for the models; from then on a signal waits for requests in flight, and a second one does not."""
+        while not all(status == "ready" for status in self.workers_setup_status.values()):
+            self._check_models()
+            time.sleep(0.05)
+        first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != first:  # the HTTP process, before its first request or after its last
+                os._exit(0)
+            signal.signal(number, before[signal.Signals(number)])
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Not by an exception, which some code ignores; in a thread, since this one may wait for the event.
+            Thread(target=self._shutdown_event.set).start()
+
+        for number in before:
+            signal.signal(number, stop)
+        signal.signal(signal.SIGCHLD, self._check_models)
+
+    def _check_models(self, *_: object) -> None:
         """End at once if a model's process has ended; LitServe would wait for answers that cannot come."""
-        if codes := [worker.exitcode for worker in self.inference_workers if worker.exitcode is not None]:
+        if codes := [process.exitcode for process in self.inference_workers if process.exitcode is not None]:
             if codes[0] < 0:
                 print("medlit: the process of a model was killed, perhaps for want of memory.", file=sys.stderr)
             for process in active_children():
                 process.kill()
             os._exit(max(codes[0], 1))
-
-    def verify_worker_status(self) -> None:
-        """Wait for the model; from then on a signal waits for requests in flight, and a second one does not."""
-        super().verify_worker_status()  # type: ignore[no-untyped-call]
-        first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(number, before[signal.Signals(number)])
-            if os.getpid() == first:  # it ends LitServe's other processes
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                raise KeyboardInterrupt
-
-        for number in before:
-            signal.signal(number, stop)
 
 
 def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:

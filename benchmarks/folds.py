@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results" / "folds_all.json"
 CONFIGS = [Path(__file__).parents[1] / "configs" / name for name in ("llama31_8b.yaml", "models/smollm2_135m.yaml")]
 PEERS = ("tfidf", "majority", "head", "unsloth_decision", "token_prior")
-# Added to the small model's config; a variant's flags follow.
+# Added to the small model's config; a variant's flags follow. The prior is a system beside it, so that both show alone.
 BASE = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.num_sanity_val_steps 0"
-    " --early_stopping.patience 1000 --model.decoding.mode likelihood"
+    " --early_stopping.patience 1000 --model.decoding.mode likelihood --model.decoding.prior null"
 )
 _PACKAGES = ("torch", "unsloth", "transformers", "peft", "lightning", "scikit-learn")
 Task = tuple[str, str, int]  # name of the variant, flags, fold

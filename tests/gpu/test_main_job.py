@@ -86,7 +86,8 @@ def test_main_job_of_the_8b_shape(
 
     monkeypatch.setattr(Recomputation, "prepare", recorded)
     torch.cuda.reset_peak_memory_stats()
-    budget = ["--model.language_model.memory_budget_gib", "10"]
+    # An evaluation batch of the config, 64 notes, would take more than training does.
+    budget = ["--model.language_model.memory_budget_gib", "10", "--data.batching.eval_batch_size", "8"]
     cli = main(["fit", *main_job, *budget, "--trainer.max_steps", str(STEPS), "--val_every_steps", "3"])
     peak = torch.cuda.max_memory_allocated() / 2**30
     run = cli.run_folder

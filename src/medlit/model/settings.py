@@ -46,7 +46,7 @@ class LanguageModel:
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
-        memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free.
+        memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free. Evaluation follows eval_batch_size.
         prompt_format: set from data.prompt_format.
     """
 

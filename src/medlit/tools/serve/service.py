@@ -114,7 +114,7 @@ class Server(ls.LitServer):
             signal.signal(number, before[signal.Signals(number)])
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # Not by an exception, which some code ignores; in a thread, since this one may wait for the event.
-            Thread(target=self._shutdown_event.set).start()
+            Thread(target=self._shutdown_event.set).start()  # type: ignore[union-attr]
 
         for number in before:
             signal.signal(number, stop)

@@ -77,7 +77,7 @@ types: dev ## Check types (mypy, strict)
 
 .PHONY: unit
 unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to choose)
-	$(VENV)/bin/pytest -n auto --maxprocesses 4 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: faults
 faults: dev ## Kill a small fit fifty times; the result must not change (ARGS="--kills 500" for more)

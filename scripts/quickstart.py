@@ -18,7 +18,8 @@ NEXT = """
 Next:
   1. Look at the report    {run_dir}/report.html
   2. Use your own notes    medlit audit --data.source notes.csv
-                           medlit fit --config configs/quickstart.yaml --data.source notes.csv
+                           medlit fit --config configs/quickstart.yaml --data.source notes.csv \\
+                             --model.language_model.max_length 1024
                            (docs/data.md says which tables it reads)
   3. Train a larger model  medlit doctor --config configs/llama31_8b.yaml
                            medlit fit --config configs/llama31_8b.yaml --data.source notes.csv
@@ -82,7 +83,9 @@ def _run(console: Console, title: str, text: str, arguments: list[str]) -> Path:
     from medlit.cli.cli import main as medlit
 
     _announce(console, title, text)
+    start = time.monotonic()
     folder = medlit(arguments).run_folder
+    console.print(f"({(time.monotonic() - start) / 60:.1f} minutes)", highlight=False)
     # Free the model now; otherwise it stays in memory beside the next command's until the collector runs.
     gc.collect()
     return folder

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
@@ -53,19 +53,51 @@ Medlit = Callable[..., Outcome]
 
 
 _PARSERS: dict[object, dict[str, object]] = {}  # verb -> what setting up its parser left
+_FOUND: dict[object, tuple[Any, str | None]] = {}  # (parser, its number of arguments, name, ...) -> the argument
 
 
 @pytest.fixture
-def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Medlit:
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not draw the figures of reports and validations: `tests/report` draws each of them, and `fitted` some."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+
+    def savefig(figure: Figure, file: Any, **settings: Any) -> None:  # noqa: ANN401
+        if settings.get("format") == "svg":
+            file.write(b"<svg/>")
+        else:
+            draw(figure, file, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr("medlit.callbacks.report.confusion_figure", lambda results, title: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("medlit.callbacks.report.pixels", lambda figure: np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Medlit:
     """Run a command in this process; only user errors end in an exit code, others are raised.
 
-    Two things are saved, of which other tests look at the result: a verb's parser is set up once, and the pictures of a
-    validation are not drawn.
+    Three things are saved, of which other tests look at the result: a verb's parser is set up once, what it found for a
+    name is remembered (a third of the time that parsing takes), and pictures are not drawn.
     """
-    import numpy as np
+    from jsonargparse import _core, _subcommands
     from lightning.pytorch.cli import LightningCLI
 
     from medlit.cli.cli import MedlitCLI, main
+
+    find = _subcommands.find_action_and_subcommand
+
+    def find_once(parser: Any, name: str, exclude: Any = None) -> tuple[Any, str | None]:  # noqa: ANN401
+        key = (parser, len(parser._actions), name, exclude)
+        found = _FOUND.get(key) or find(parser, name, exclude)
+        if found[0] is not None:  # an argument may still be added
+            _FOUND[key] = found
+        return found
+
+    monkeypatch.setattr(_core, "find_action_and_subcommand", find_once)
+    monkeypatch.setattr(_subcommands, "find_action_and_subcommand", find_once)
 
     setup_parser = LightningCLI.setup_parser
 
@@ -77,7 +109,6 @@ def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         vars(cli).update(_PARSERS[verb])
 
     monkeypatch.setattr(LightningCLI, "setup_parser", setup_once)
-    monkeypatch.setattr("medlit.callbacks.report.pixels", lambda figure: np.zeros((8, 8, 3), dtype=np.uint8))
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -93,8 +124,14 @@ def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny model, with Unsloth imported."""
+    """Folder of the tiny model, with Unsloth imported.
+
+    A self-check that passed counts for the session, however quick it was: it takes a tenth of a tiny fit's time.
+    """
     import_unsloth()
+    from medlit.model import self_check
+
+    self_check.REMEMBERED = 0.0
     return write_llama(tmp_path_factory.mktemp("llama"))
 
 

@@ -185,8 +185,8 @@ def test_no_command_leaks_a_note_or_the_token_or_opens_a_connection_offline(
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     printed = []
     for verb in ("fit", "validate", "test", "predict"):
-        checkpoint = [] if verb == "fit" else ["--ckpt_path", "last"]
-        printed += run(medlit, verb, tiny_config, source, *checkpoint)
+        more = ["--trainer.max_steps", 4] if verb == "fit" else ["--ckpt_path", "last"]
+        printed += run(medlit, verb, tiny_config, source, *more)
     printed += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
     run_folder = work / "logs" / "tiny" / "version_0"
     printed += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,17 @@ def files(folder: Path) -> set[str]:
 
 def curve(run: Path, tag: str) -> list[tuple[int, float]]:
     """(step, value) of one metric in TensorBoard's files."""
+    return read_curves(run, tuple(sorted((path.name, path.stat().st_size) for path in run.glob("events*"))))[tag]
+
+
+@cache
+def read_curves(run: Path, files: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[int, float]]]:
+    """Every curve of a run whose files have these sizes."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 # --- before any model -------------------------------------------------------------------------------------------------

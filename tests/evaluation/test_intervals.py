@@ -41,14 +41,15 @@ def test_the_bootstrap_is_the_plain_one_over_texts() -> None:
     draw = np.random.default_rng(1)
     members = [np.flatnonzero(one.groups == group) for group in range(one.groups.max() + 1)]
     slow = []
-    for _ in range(2000):
+    for i in range(2000):
         rows = np.concatenate([members[i] for i in draw.integers(0, len(members), len(members))])
-        slow.append(
-            (
-                (one.answer == one.truth)[rows].mean(),
-                sk.f1_score(one.truth[rows], one.answer[rows], average="macro", zero_division=0),
-            )
-        )
+        confusion = np.zeros((3, 3))
+        np.add.at(confusion, (one.truth[rows], one.answer[rows]), 1)
+        right, occur = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
+        slow.append((right.sum() / len(rows), (2 * right[occur > 0] / occur[occur > 0]).mean()))
+        if i < 50:  # scikit-learn's takes thirty times as long
+            f1 = sk.f1_score(one.truth[rows], one.answer[rows], average="macro", zero_division=0)
+            assert slow[-1][1] == pytest.approx(f1)
     accuracy, f1 = np.array(slow).T
     assert percentile_interval(fast.accuracy[0]) == pytest.approx(percentile_interval(accuracy), abs=0.012)
     assert percentile_interval(fast.f1_macro[0]) == pytest.approx(percentile_interval(f1), abs=0.012)

@@ -6,7 +6,7 @@ import pytest
 from made_results import make_results, random_results
 from sklearn import metrics as sk
 
-from medlit.evaluation.metrics import EMPTY, LOGGED, METRIC, METRICS, MONITORS, REPORTED, telling, uncertainty
+from medlit.evaluation.metrics import EMPTY, LOGGED, METRIC, METRICS, MONITORS, REPORTED, applicable, uncertainty
 
 
 def test_scores_of_probabilities_are_scikit_learn_s() -> None:
@@ -56,8 +56,8 @@ def test_the_metrics_of_an_older_version_have_empty_cells() -> None:
 
 
 def test_the_any_of_accuracy_is_shown_where_a_note_has_several_labels() -> None:
-    names = [metric.name for metric in telling(METRICS, {"several_labels": 3})]
+    names = [metric.name for metric in applicable(METRICS, {"several_labels": 3})]
     assert names == [metric.name for metric in METRICS]
-    assert [metric.name for metric in telling(METRICS, {"several_labels": 0})] == [
+    assert [metric.name for metric in applicable(METRICS, {"several_labels": 0})] == [
         name for name in names if name != "any_of_accuracy"
     ]

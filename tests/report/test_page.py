@@ -89,6 +89,7 @@ def folder(tmp_path: Path, make: Make) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("several", [False, True])
 def test_any_of_is_named_where_a_note_has_several_labels(tmp_path: Path, make: Make, several: bool) -> None:
     results = make("test", 2).results
@@ -161,6 +162,7 @@ def test_both_pages_agree_with_the_files(folder: Path) -> None:
     assert all(name in html for name in NAMES)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_label_cannot_break_a_table_or_the_page(folder: Path) -> None:
     write_report(folder)
     lines = (folder / "report.md").read_text().splitlines()
@@ -197,6 +199,7 @@ def test_a_test_without_an_error_or_without_a_right_answer_is_reported(
     assert ("Most confused pairs" in (tmp_path / "report.md").read_text()) != right
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     assert write_report(tmp_path) == {}
     write_system(tmp_path, make("tfidf", 2))
@@ -205,6 +208,7 @@ def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
     assert "# Test report: TF-IDF + logistic regression" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_system_of_other_notes_is_left_out_with_a_message(folder: Path, make: Make) -> None:
     other = make("head", 1)
     write_system(folder, replace(other, results=replace(other.results, ids=[f"x{i}" for i in range(90)])))
@@ -223,6 +227,7 @@ def test_the_most_frequent_errors_come_first(make: Make) -> None:
     assert {name for true, answer, *_ in pairs for name in (true, answer)} <= set(NAMES)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("invalid", [0, 90])
 def test_without_confused_pairs_there_is_no_such_section(tmp_path: Path, make: Make, invalid: int) -> None:
     write_system(tmp_path, make("test", 90.0, invalid=invalid))
@@ -231,6 +236,7 @@ def test_without_confused_pairs_there_is_no_such_section(tmp_path: Path, make: M
         assert "Most confused pairs" not in (tmp_path / page).read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_new_metric_is_a_new_column_and_old_files_have_an_empty_cell(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +250,7 @@ def test_a_new_metric_is_a_new_column_and_old_files_have_an_empty_cell(
     assert next(line for line in lines if line.startswith("| zero-shot |")).endswith("| – |")  # noqa: RUF001
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_figure_and_the_table_have_one_order(folder: Path) -> None:
     axes = write_report(folder)["classes"].axes[0]
     shown = [label.get_text().rpartition(" (")[0] for label in axes.get_yticklabels()][::-1]
@@ -252,6 +259,7 @@ def test_the_figure_and_the_table_have_one_order(folder: Path) -> None:
     assert "Bars: fine-tuned; dots: the others." in (folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_test_of_the_base_model_is_called_zero_shot(tmp_path: Path, make: Make) -> None:
     write_system(tmp_path, make("test", 2, probabilities=False))
     facts = {"data": {"source": "a", "split": "official", "seed": None}, "run": {"weights": "the bare base model"}}
@@ -265,6 +273,7 @@ def test_a_test_of_the_base_model_is_called_zero_shot(tmp_path: Path, make: Make
     assert "needs probabilities, which the decoders" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_of_lightning_at_their_defaults_are_left_out(folder: Path) -> None:
     config = "trainer:\n  max_steps: 7\n  max_time: null\n  barebones: false\nearly_stopping:\n  mode: min\n"
     (folder / "config_test.yaml").write_text(config + "data:\n  revision: null\n")
@@ -273,6 +282,7 @@ def test_settings_of_lightning_at_their_defaults_are_left_out(folder: Path) -> N
     assert shown == "trainer:\n  max_steps: 7\ndata:\n  revision: null\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("missing", ["per_class", "ece", "accuracy_ci", "accuracy_at_80", "temperature", "aurc"])
 def test_metrics_of_an_older_version_are_reported(folder: Path, missing: str) -> None:
     for path in folder.glob("*_metrics.json"):
@@ -282,6 +292,7 @@ def test_metrics_of_an_older_version_are_reported(folder: Path, missing: str) ->
     assert ("classes" in write_report(folder)) == (missing != "per_class")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_facts_of_an_older_version_are_reported(folder: Path) -> None:
     facts = {
         "data": {"source": "notes.csv", "split": "grouped", "seed": 1, "rows": {"test": 90}},

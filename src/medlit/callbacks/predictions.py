@@ -16,7 +16,7 @@ from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
-from medlit.model.decoding import Answers
+from medlit.model.decoding import Answers, apply_temperature
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
 from medlit.predictions.shards import ResumeKey
@@ -153,11 +153,11 @@ class PredictionWriter(L.Callback):
 
 def _by_likelihood(module: SpecialtyClassifier, batch: Prompts, checkpoint: str | None) -> Prediction:
     """Answer a note by label likelihood: a generated answer has no probability."""
-    module.decoding = replace(module.decoding, mode="likelihood")
+    decoding = replace(module.decoding, mode="likelihood")
     adapter = None if module.adapter is None else str(adapter_folder(module.adapter))
-    module.temperature, _, module.prior = read_fitted(checkpoint, adapter, module.decoding)
-    module.on_predict_epoch_start()
-    return make_predictions(batch, module.predict_step(batch, 0), module.label_set, None)[0]
+    temperature, _, prior = read_fitted(checkpoint, adapter, decoding)
+    answers = apply_temperature(module.build_decoder(decoding, prior)(batch), temperature)
+    return make_predictions(batch, answers, module.label_set, None)[0]
 
 
 def _print_odds(prediction: Prediction, start: str) -> None:

@@ -15,7 +15,7 @@ from matplotlib.image import imsave
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort
-from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, telling, uncertainty
+from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, applicable, uncertainty
 from medlit.evaluation.sets import few_notes
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure, pixels
@@ -71,7 +71,7 @@ class RunReport(L.Callback):
             if (sentence := few_notes(coverage, pl_module.results)) is not None:
                 rank_zero_warn(sentence)  # Python shows a warning once
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
-        shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in telling(HEADLINE, scores))
+        shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
         title = f"{what}: {shown}, {scores['n']} notes"
         Tqdm.write(f"medlit: {title}", file=sys.stderr)  # above a bar, if there is one
         figures = {}

@@ -27,7 +27,7 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
     if not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator: the config needs a GPU and PyTorch sees none; run 'medlit doctor' to see why, or"
-            " add --trainer.accelerator auto."
+            " choose a small model, such as --config configs/models/smollm2_135m.yaml after the others."
         )
     wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
     if wanted > torch.cuda.device_count():

@@ -103,9 +103,11 @@ class Parser(LightningArgumentParser):
         super().__init__(**{"formatter_class": HelpFormatter} | kwargs)
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
-        """Add the arguments of a class; `model.lora` may be null."""
+        """Add the arguments of a class; `model.lora` may be null, and 1 of a number or share of batches is a number."""
         added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
+            if {int, float} <= (kinds := set(get_args(getattr(action, "_typehint", None)))):
+                action._typehint = int | float | None if NoneType in kinds else int | float  # tried in this order
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
@@ -171,7 +173,7 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
         return kind.__doc__
     if get_origin(kind) is Literal:
         *first, last = map(repr, get_args(kind))
-        return f"{', '.join(first)} or {last}"
+        return " or ".join(filter(None, (", ".join(first), last)))
     if NoneType in (kinds := get_args(kind)) and len(kinds) == 2:
         words = describe(kinds[0])
         return words and f"{words} or null"

@@ -61,7 +61,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Raise a UserError for the first of a command's settings that has a value which no type refuses."""
+    """Raise a UserError for the first of a command's settings whose value is wrong although its type allows it."""
     _check_group("model", SpecialtyClassifier.__init__, config.model)
     _check_group("data", TranscriptionDataModule.__init__, config.data)
     for key in _NEVER_NULL:
@@ -82,7 +82,7 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
 
 
 def check_seed(seed: bool | int | None) -> None:
-    """Check that NumPy accepts a seed, before Lightning hands it over."""
+    """Check that NumPy accepts a seed, which Lightning would pass on unchecked."""
     if seed is None or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
 

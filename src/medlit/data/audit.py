@@ -74,7 +74,7 @@ class AuditReport:
     leakage: dict[str, int]  # `a/b` -> rows of split b whose text is also in split a
     near_leakage: dict[str, int] | None  # the same including similar texts
     label_leaks: dict[str, float]
-    label_review: LabelReview  # labels that are probably no classes of their own
+    label_review: LabelReview  # labels that are probably not classes
     label_errors: dict[str, Any] | None  # of `label_errors`: labels hard to tell apart, notes probably mislabelled
 
 

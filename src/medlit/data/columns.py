@@ -129,5 +129,5 @@ def _refuse_rows(
         )
     identity = rows[places[0]]["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
-    more = f", as in {len(places) - 1} more" if len(places) > 1 else ""
+    more = f", and so in {len(places) - 1} more" if len(places) > 1 else ""
     raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")

@@ -174,7 +174,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
 
 @dataclass(frozen=True)
 class LabelReview:
-    """What only a person can decide about labels: those that are probably no classes of their own."""
+    """What only a person can decide about labels: those that are probably not classes."""
 
     similar: dict[str, str]  # label -> the more frequent label that it nearly agrees with, or its visible text
     combined: dict[str, list[str]]  # label that holds several, such as `A; B` -> these, the most frequent first

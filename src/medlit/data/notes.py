@@ -83,7 +83,7 @@ def load_source(
 
 
 def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:
-    """Read the notes of `medlit predict` that are in no split: one typed note, or a source of their own."""
+    """Read the notes of `medlit predict` that are in no split: one typed note, or a separate source."""
     import datasets
 
     try:

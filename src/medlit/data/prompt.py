@@ -242,7 +242,7 @@ class ChatPrompt(NotePrompt):
 
 
 def _split(text: str, marks: Sequence[str]) -> list[str]:
-    """The texts around marks, each of which must stand in a text once and in this order."""
+    """The texts around marks, each of which must occur in a text once and in this order."""
     parts = re.split(f"({'|'.join(marks)})", text)
     if parts[1::2] != [*marks]:
         raise ValueError("the template changes the messages")

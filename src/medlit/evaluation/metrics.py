@@ -79,7 +79,7 @@ HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")  # 
 REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")  # columns of the table of systems
 
 
-def telling(metrics: Sequence[Metric], values: Mapping[str, Any]) -> list[Metric]:
+def applicable(metrics: Sequence[Metric], values: Mapping[str, Any]) -> list[Metric]:
     """The metrics to show of an evaluation: without the any-of accuracy where every note has one label."""
     return [metric for metric in metrics if metric.name != "any_of_accuracy" or values.get("several_labels")]
 

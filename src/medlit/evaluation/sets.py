@@ -16,7 +16,7 @@ from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import wilson
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray, Results
 
-COVERAGES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # fitted beside the one that is asked for
+COVERAGES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)  # fitted beside the requested one
 BEST_F1 = "set"  # key of the threshold of the highest micro F1; that of a coverage is its number
 _ROUNDING = 1e-6  # share of a threshold: float32 has seven digits
 
@@ -81,7 +81,7 @@ def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray | None = Non
 def sets_report(results: Results, temperature: float, thresholds: dict[str, float], key: str) -> dict[str, Any]:
     """`sets` of `<verb>_metrics.json`: scores of the sets by the threshold with this key; empty without it.
 
-    per_class, by_length: of each label's notes, and of as many short as long prompts. by_coverage: (asked for, reached,
+    per_class, by_length: of each label's notes, and of as many short as long prompts. by_coverage: (requested, reached,
     mean size) by each threshold of a coverage. The temperature is applied to the probabilities.
     """
     if results.probabilities is None or key not in thresholds:
@@ -110,10 +110,10 @@ def few_notes(coverage: float, results: Results) -> str | None:
     few = [f"{name} {number}" for name, number in texts.items() if number < needed]
     if not few:
         return None
-    listed = ", ".join(few if len(few) <= 6 else [*few[:6], "..."])
+    listed = ", ".join(few[:6]) + f" and {len(few) - 6} more" * (len(few) > 6)
     return (
-        f"A coverage of {coverage:g} needs {needed} validation notes with different texts, and there are fewer:"
-        f" {listed}. With fewer in all a set holds every label; of a specialty, fewer may be covered."
+        f"model.decoding.coverage: fewer than {needed} validation notes with different texts ({listed}); of such a"
+        f" specialty less than {coverage:.0%} may be covered, and with fewer in all a set holds every label."
     )
 
 

@@ -157,7 +157,7 @@ class SpecialtyClassifier(L.LightningModule):
         self.metrics = SpecialtyMetrics(self.label_set).to(self.device)
         self.eval_loss.reset()
         self._batch_results: list[Results] = []
-        self._decoder = self._make_decoder()
+        self._decoder = self.build_decoder(self.decoding, self.prior)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Answers]:
         """Answer B notes and count the answers."""
@@ -192,7 +192,7 @@ class SpecialtyClassifier(L.LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         """Build the decoder."""
-        self._decoder = self._make_decoder()
+        self._decoder = self.build_decoder(self.decoding, self.prior)
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Answers:
         """Answer B notes."""
@@ -232,6 +232,12 @@ class SpecialtyClassifier(L.LightningModule):
             self.language_model, self.lora, self.label_set, self.instruction, self.max_response_tokens
         )
 
+    def build_decoder(self, decoding: Decoding, prior: TokenPrior | None) -> Decoder:
+        """A decoder of the current weights and labels."""
+        base, tokens = self.language_model, self.max_response_tokens
+        prompt = PROMPTS[base.prompt_format](self.tokenizer, self.instruction, base.max_length, tokens)
+        return make_decoder(decoding, self._model, prompt, self.label_set, prior)
+
     def _adopt(self, metadata: AdapterMetadata, source: str) -> None:
         check_metadata(ours=self.metadata, theirs=metadata, source=source)
         self.label_set = LabelSet(tuple(metadata.labels))
@@ -242,13 +248,6 @@ class SpecialtyClassifier(L.LightningModule):
             return -answers.label_nats.gather(1, labels[:, None]).sum().to(self.device)  # no second pass over the notes
         with torch.no_grad():
             return loss_sum(self._model, batch.loss)
-
-    def _make_decoder(self) -> Decoder:
-        base = self.language_model
-        prompt = PROMPTS[base.prompt_format](
-            self.tokenizer, self.instruction, base.max_length, self.max_response_tokens
-        )
-        return make_decoder(self.decoding, self._model, prompt, self.label_set, self.prior)
 
     def _trained_keys(self) -> set[str]:
         return {f"model.{name}" for name in trainable_names(self._model)}

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
-    """Choose how prompts are continued; a WrongNumbersError where losses or log-likelihoods differ by over rounding."""
+    """Choose how prompts are continued; a WrongNumbersError where the numbers differ by more than rounding."""
     inner = causal_lm(model)
     record = cache_dir() / "checked" / f"{_key(inner, language_model)}.json"
     try:

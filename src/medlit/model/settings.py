@@ -14,7 +14,7 @@ from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
 LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
-# Of an `adapter_config.json`: values that stand for nothing, PEFT's defaults of what medlit's default differs from, and
+# Of an `adapter_config.json`: values that mean 'not set', PEFT's defaults of what medlit's default differs from, and
 # what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
 _UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
 _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}

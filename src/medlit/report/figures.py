@@ -19,7 +19,7 @@ from medlit.report.systems import System
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
 _MOST_CHARACTERS = 40  # of a label
 INK, GRID, ACCENT, WARN = "#1f2933", "#e3e8ee", "#1f5f8b", "#c1442e"
-_COLOURS = {"test": ACCENT, "head": "#5b8c3e", "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#8a949e"}
+_COLOURS = {"test": ACCENT, "head": "#5b8c3e", "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#3d4650"}
 _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 
 
@@ -185,14 +185,14 @@ def length_figure(system: System) -> Figure:
 
 
 def sets_figure(system: System) -> Figure:
-    """Coverage reached, and mean size of a set, against the coverage that is asked for."""
-    asked, reached, sizes = np.array(system.metrics["sets"]["by_coverage"]).T
+    """Coverage reached, and mean size of a set, against the requested coverage."""
+    requested, reached, sizes = np.array(system.metrics["sets"]["by_coverage"]).T
     figure, axes = _axes(6.4, 4.6)
     axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.plot(asked, reached, "o-", color=ACCENT, markeredgecolor="white", label="coverage reached (left)")
-    axes.set(xlim=(0.5, 1.005), ylim=(0, 1.005), xlabel="coverage asked for", ylabel="coverage reached")
+    axes.plot(requested, reached, "o-", color=ACCENT, markeredgecolor="white", label="coverage reached (left)")
+    axes.set(xlim=(0.5, 1.005), ylim=(0, 1.005), xlabel="requested coverage", ylabel="coverage reached")
     size = axes.twinx()
-    size.plot(asked, sizes, "s-", color=WARN, markeredgecolor="white", label="mean size of a set (right)")
+    size.plot(requested, sizes, "s-", color=WARN, markeredgecolor="white", label="mean size of a set (right)")
     size.set(ylim=(0, None), ylabel="labels")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure

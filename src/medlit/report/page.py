@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from medlit.atomic_io import atomic_write
 from medlit.evaluation.intervals import compare
-from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, number, percent, telling
+from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, applicable, number, percent
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import BEST_F1
 from medlit.report.figures import MOST_LABELS, figures
@@ -85,7 +85,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(title, value, small print) of the first numbers on the page."""
     cards = [
         (m.title, m.value(metrics), f"95% CI {interval}" if (interval := m.interval(metrics)) else "of the answers")
-        for m in telling(HEADLINE, metrics)
+        for m in applicable(HEADLINE, metrics)
     ]
     if metrics.get("ece") is not None:
         temperature = metrics.get("temperature")
@@ -104,7 +104,7 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
         for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
     bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
-    data, reported = facts.get("data") or {}, telling(REPORTED, metrics)
+    data, reported = facts.get("data") or {}, applicable(REPORTED, metrics)
     any_of = [_TEXTS["any_of"]] if METRIC["any_of_accuracy"] in reported else []
     return {
         "Systems on the same notes": {

@@ -177,7 +177,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)
     yield _labels_line("labels that hold several", review.combined, report)
-    yield _labels_line("labels that seem to stand for none", dict.fromkeys(review.placeholders, ()), report)
+    yield _labels_line("labels that seem to mean 'no label'", dict.fromkeys(review.placeholders, ()), report)
     if (errors := report.label_errors) is None:
         from medlit.data.label_errors import FEWEST, LABELS_CHECKED  # not before --help: scikit-learn takes seconds
 

@@ -24,7 +24,7 @@ from medlit.data.notes import specialties_of
 from medlit.errors import UserError, best_effort
 from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
-from medlit.evaluation.metrics import HEADLINE, telling
+from medlit.evaluation.metrics import HEADLINE, applicable
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.model.prior import MOST_WEIGHTS, SPAN_NOTES, examples_of, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
@@ -94,7 +94,7 @@ def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
     first = systems[0].results
     table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
     table.add_column("system", overflow="fold")
-    shown = telling(HEADLINE, systems[0].metrics)
+    shown = applicable(HEADLINE, systems[0].metrics)
     for metric in shown:
         table.add_column(metric.title, justify="right", no_wrap=True)
     for name, *cells in system_rows(systems, shown):

@@ -155,7 +155,7 @@ def installation() -> list[CheckResult]:
         cache = CheckResult("cache", "fail", str(error), cure)
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
     hub_cache = _disk("Hub cache", hub_cache_dir(), f"set {name} to a folder that you may write")
-    hub = "online: a run fetches what is not cached"
+    hub = "not tried; a run fetches what is not cached"
     if hub_is_offline():
         hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
     # The token's value is never shown, and a saved one is not read.

@@ -17,7 +17,7 @@ from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.data.prompt import NotePrompt
 from medlit.errors import UserError
-from medlit.evaluation.metrics import HEADLINE, number, percent, telling
+from medlit.evaluation.metrics import HEADLINE, applicable, number, percent
 from medlit.report.systems import FACTS, MODEL, comparable
 from medlit.tools.export.source import Weights, public_name
 from medlit.tools.export.verify import Verification
@@ -60,7 +60,7 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             data=read(FACTS).get("data", {}),
             command=command,
             metrics=metrics,
-            columns=telling(HEADLINE, metrics),
+            columns=applicable(HEADLINE, metrics),
             systems=systems or [("this model", metrics)],
             figure=FIGURE if (folder / FIGURE).is_file() else None,
             verification=verification.rows,

@@ -20,7 +20,7 @@ from medlit.errors import UserError
 from medlit.evaluation.results import FloatArray
 
 MAX_CHANGED = 0.02  # share of notes that may get another label
-# Largest allowed drift in nats, and the number formats with a bound of their own: above everything measured, far below
+# Largest allowed drift in nats, and the number formats with their own bound: above everything measured, far below
 # what a mistake causes. The 4-bit bound rests on one run of a 135M Llama whose rows are no multiples of 256, so 180 of
 # its 272 tensors were kept in 5 or 8 bits: a model that is 4-bit throughout may drift further.
 MAX_DRIFT = 0.5

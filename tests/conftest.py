@@ -53,7 +53,6 @@ Medlit = Callable[..., Outcome]
 
 
 _PARSERS: dict[object, dict[str, object]] = {}  # verb -> what setting up its parser left
-_FOUND: dict[object, tuple[Any, str | None]] = {}  # (parser, its number of arguments, name, ...) -> the argument
 
 
 @pytest.fixture
@@ -79,25 +78,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Medlit:
     """Run a command in this process; only user errors end in an exit code, others are raised.
 
-    Three things are saved, of which other tests look at the result: a verb's parser is set up once, what it found for a
-    name is remembered (a third of the time that parsing takes), and pictures are not drawn.
+    Two things are saved, of which other tests look at the result: a verb's parser is set up once, and pictures are not
+    drawn.
     """
-    from jsonargparse import _core, _subcommands
     from lightning.pytorch.cli import LightningCLI
 
     from medlit.cli.cli import MedlitCLI, main
-
-    find = _subcommands.find_action_and_subcommand
-
-    def find_once(parser: Any, name: str, exclude: Any = None) -> tuple[Any, str | None]:  # noqa: ANN401
-        key = (parser, len(parser._actions), name, exclude)
-        found = _FOUND.get(key) or find(parser, name, exclude)
-        if found[0] is not None:  # an argument may still be added
-            _FOUND[key] = found
-        return found
-
-    monkeypatch.setattr(_core, "find_action_and_subcommand", find_once)
-    monkeypatch.setattr(_subcommands, "find_action_and_subcommand", find_once)
 
     setup_parser = LightningCLI.setup_parser
 

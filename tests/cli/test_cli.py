@@ -96,6 +96,16 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert files(tmp_path) == set()
 
 
+def test_a_limit_of_one_batch_is_a_number_and_not_the_share_of_all(medlit: Medlit) -> None:
+    limits = [
+        "--trainer.limit_val_batches=1",
+        "--trainer.limit_test_batches=1.0",
+        "--trainer.limit_predict_batches=0.25",
+    ]
+    trainer = yaml.safe_load(medlit("fit", *limits, "--print_config").out)["trainer"]
+    assert [repr(trainer[f"limit_{stage}_batches"]) for stage in ("val", "test", "predict")] == ["1", "1.0", "0.25"]
+
+
 def test_print_config_loads_no_weights_and_not_unsloth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -487,7 +497,7 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
 def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.75", "--run_dir", run]
-    with pytest.warns(UserWarning, match=r"A coverage of 0\.75 needs 3 validation notes") as caught:
+    with pytest.warns(UserWarning, match=r"coverage: fewer than 3 validation notes") as caught:
         fit = medlit("fit", "--config", tiny_config, *sets, "--trainer.max_steps", "4")
     assert fit.code == 0, fit.err
     assert sum("validation notes" in str(each.message) for each in caught) == 1, "the third specialty has two"

@@ -57,6 +57,15 @@ def settings(medlit: Medlit, verb: str) -> set[str]:
     return found
 
 
+def test_a_setting_of_one_word_or_null_is_described() -> None:
+    from typing import Literal
+
+    from medlit.cli.help import describe
+
+    assert describe(Literal["tfidf"] | None) == "'tfidf' or null"
+    assert describe(Literal["a", "b", "c"]) == "'a', 'b' or 'c'"
+
+
 @pytest.mark.parametrize("verb", MODEL_VERBS)
 def test_a_manual_begins_with_what_the_verb_is_for_and_examples(manuals: dict[str, str], verb: str) -> None:
     head = manuals[verb].split("options:")[0]

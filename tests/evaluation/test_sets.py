@@ -49,7 +49,7 @@ def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, 
         assert (threshold > 0) == (texts == needed)
         assert prediction_sets(np.array([1.0, 0.0]), threshold).tolist() == [True, texts < needed]
         one_label = make_results([0] * texts, [0] * texts, names=("Heart",))
-        warning = f"{needed} validation notes with different texts, and there are fewer: in all {texts}, Heart {texts}."
+        warning = f"fewer than {needed} validation notes with different texts (in all {texts}, Heart {texts});"
         lacking = few_notes(coverage, one_label)
         assert lacking is None if texts == needed else lacking is not None and warning in lacking
 
@@ -60,7 +60,7 @@ def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
     several = replace(make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts), accepted=None)
     sentence = few_notes(0.75, several)
     assert sentence is not None
-    assert "there are fewer: Heart 2. With" in sentence
+    assert "fewer than 3 validation notes with different texts (Heart 2);" in sentence
     second = [[label] for label in several.truth.tolist()]
     second[0] = [0, 1]  # text a is the third with the label Heart
     assert few_notes(0.75, replace(several, accepted=second)) is None
@@ -69,7 +69,7 @@ def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
 def test_six_specialties_with_few_notes_are_named() -> None:
     sentence = few_notes(0.9, make_results(list(range(8)), [0] * 8, names=tuple("abcdefgh")))
     assert sentence is not None
-    assert "fewer: in all 8, a 1, b 1, c 1, d 1, e 1, ...." in sentence
+    assert "(in all 8, a 1, b 1, c 1, d 1, e 1 and 3 more);" in sentence
 
 
 def test_the_best_of_several_labels_counts() -> None:

@@ -475,7 +475,7 @@ def test_probable_label_errors_are_ids_in_the_table_and_in_audit_json(
     assert found["mislabelled"][0]["id"] == notes[0]["id"]
     assert found["mislabelled"][0]["suggested"] == right
     printed = capsys.readouterr().out
-    assert f"{notes[0]['id']}: ['{notes[1]['medical_specialty']}'] " in printed
+    assert f"{notes[0]['id']}: {notes[1]['medical_specialty']} " in printed
     assert "probably mislabelled (TF-IDF agrees with 9" in printed
     assert notes[0]["transcription"][:25] not in printed
 

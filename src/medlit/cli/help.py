@@ -107,7 +107,7 @@ class Parser(LightningArgumentParser):
         added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if {int, float} <= (kinds := set(get_args(getattr(action, "_typehint", None)))):
-                action._typehint = int | float | None if NoneType in kinds else int | float  # tried in this order
+                action._typehint = int | float | None if NoneType in kinds else int | float  # type: ignore[attr-defined]
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"

@@ -55,7 +55,7 @@ def label_errors(notes: pd.DataFrame, transcriptions: Sequence[str], ids: Sequen
     for row, i, given in zip(notes["row"].tolist(), positions, notes["own"], strict=True):
         if wrong[i]:
             label, likely = placed[i].argmax(), [scores[i, names.index(name)] for name in given if name in names]
-            note = {"id": ids[row], "given": " + ".join(given), "p_given": float(max(likely, default=0))}
+            note = {"id": ids[row], "given": [*given], "p_given": float(max(likely, default=0))}
             found.append(note | {"suggested": names[label], "p_suggested": float(scores[i, label])})
     found.sort(key=lambda note: note["p_given"] - note["p_suggested"])
     agreement = float(own[np.arange(len(own)), scores.argmax(axis=1)].mean())

@@ -96,8 +96,7 @@ def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ..
 
 def power_product(logs: Sequence[FloatArray], powers: Sequence[float]) -> FloatArray:
     """The product of the systems' probabilities to these powers, normalised, (N, K)."""
-    product: FloatArray = softmax(np.tensordot(np.asarray(powers), np.stack(logs), 1), axis=1)
-    return product
+    return np.asarray(softmax(np.tensordot(np.asarray(powers), np.stack(logs), 1), axis=1), dtype=np.float64)
 
 
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:

@@ -186,7 +186,8 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
         yield "labels that TF-IDF hardly tells apart", f"{len(pairs):,}", _first(pairs), bool(pairs)
-        wrong = [*map("{id}: {given} {p_given:.2f}, {suggested} {p_suggested:.2f}".format_map, errors["mislabelled"])]
+        form = "{id}: {given} {p_given:.2f}, rather {suggested} {p_suggested:.2f}"
+        wrong = [form.format(**note | {"given": " + ".join(note["given"])}) for note in errors["mislabelled"]]
         name = f"probably mislabelled (TF-IDF agrees with {errors['agreement']:.0%} of {errors['texts']:,} texts)"
         yield name, _share(len(wrong), report.rows), _first(wrong), bool(wrong)
     for pair, rows in report.leakage.items():

@@ -162,7 +162,7 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
 def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
     """Check that every variable for one of the verbs is a setting; jsonargparse ignores a misspelt one."""
     for name in sorted(os.environ):
-        if not name.startswith(f"{ENV_PREFIX}_") or name == "MEDLIT_CACHE":
+        if not name.startswith(f"{ENV_PREFIX}_") or name in ("MEDLIT_CACHE", "MEDLIT_SERVE_TOKEN"):
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
         if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:

@@ -65,7 +65,9 @@ class Classifier(ls.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model; a user's mistake ends the process with its sentence."""
         from medlit import SpecialtyPredictor
+        from medlit.cli.environment import silence_warnings
 
+        silence_warnings()
         try:
             self.predictor: Any = SpecialtyPredictor.load(self._adapter, device=device, **self._settings)
         except UserError as error:
@@ -92,6 +94,7 @@ class Server(ls.LitServer):
     def serve(self, host: str, port: int) -> None:
         """Serve until a signal, or until the process of a model ends: then with its exit code, or 1."""
         print(f"medlit: loading the model for http://{host}:{port}; Ctrl-C ends the service", file=sys.stderr)
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # of the lock of a killed model's tqdm
         self.run(host, port, num_api_servers=1, log_level="error", generate_client_file=False, access_log=False)
 
     def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:

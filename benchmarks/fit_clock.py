@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from train_medlit import StepClock
 
 from medlit.data.collate import Batch
+from medlit.model.families import block_swap
 
 # Reductions of gradients and other communication: NCCL's kernels, and gloo's calls.
 ALL_REDUCE = ("ncclDevKernel_AllReduce", "gloo:all_reduce")
@@ -82,6 +83,8 @@ class FitClock(StepClock):
             "layers_kept": [min(self.kept), max(self.kept)] if self.kept else None,
             "estimated_bytes": self.estimate,
         }
+        if (swap := block_swap(pl_module.model)) is not None:
+            found |= {"offloaded_layers": len(swap.indices), "host_bytes": swap.host_bytes()}
         if pl_module.device.type == "cuda":
             found["peak_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
         if self.profiler is not None:

@@ -117,13 +117,13 @@ def estimate(size: str) -> dict[str, float]:
     import torch
     from shapes import llama_config
 
-    from medlit.model.memory import fit_memory
+    from medlit.model.fit_memory import fit_memory
     from medlit.model.settings import LanguageModel, Lora
 
     notes = BATCHES[size]
     needed = fit_memory(
         llama_config(size),
-        LanguageModel(gradient_checkpointing="unsloth"),
+        LanguageModel(gradient_checkpointing="unsloth", offload="none"),
         Lora(),
         notes * MEAN_TOKENS,
         notes * LONGEST,

@@ -81,7 +81,7 @@ class StepClock(L.Callback):
         if choice is not None:
             kept = sum(not layer.gradient_checkpointing for layer in choice.layers)
             self.kept.append(kept)
-            self.estimate = max(self.estimate, choice.footprint.peak(cells, kept))
+            self.estimate = max(self.estimate, choice.footprint.peak(cells, kept + choice.at_work))
         if trainer.global_step > len(self.seconds):
             now = self.now()
             self.ready = self.ready or now - self._loaded

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from medlit.model.memory import GIB, fit_memory
+from medlit.model.fit_memory import fit_memory
+from medlit.model.memory import GIB
 from medlit.model.settings import LanguageModel, Lora
 
 _LLAMA_8B = ("llama", 32, 4096, 14336, 32, 8, 128, 128256, False)
@@ -65,6 +66,6 @@ def base_config(name: str) -> Any:  # noqa: ANN401 - transformers' configuration
 
 def least_gib(name: str, *, load_in_4bit: bool) -> float:
     """GiB of GPU memory for one note of the greatest length at a time, all layers recomputed."""
-    language_model = LanguageModel(gradient_checkpointing="unsloth", load_in_4bit=load_in_4bit)
+    language_model = LanguageModel(gradient_checkpointing="unsloth", load_in_4bit=load_in_4bit, offload="none")
     gpu, dtype = torch.device("cuda"), torch.bfloat16
     return fit_memory(base_config(name), language_model, Lora(), NOTE, NOTE, gpu, dtype).total / GIB

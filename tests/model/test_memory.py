@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from tiny_families import FAMILIES, tiny_model
 from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig
 
-from medlit.model import memory
+from medlit.model.fit_memory import FitMemory, fit_memory
 from medlit.model.memory import (
     GIB,
     SLACK,
-    FitMemory,
     Footprint,
-    fit_memory,
     footprint,
     skeleton,
     weight_bytes,
@@ -133,7 +131,8 @@ def test_dora_is_estimated_like_an_unmeasured_architecture() -> None:
 
 
 def fit_llama_8b(tokens: int, checkpointing: Literal["auto", "unsloth", "none"] = "none") -> FitMemory:
-    language_model, gpu = LanguageModel(gradient_checkpointing=checkpointing), torch.device("cuda")
+    language_model = LanguageModel(gradient_checkpointing=checkpointing, offload="none")
+    gpu = torch.device("cuda")
     return fit_memory(LlamaConfig(**LLAMA_8B), language_model, Lora(), tokens, 4_096, gpu, torch.bfloat16)
 
 
@@ -157,7 +156,7 @@ def test_under_auto_an_estimate_keeps_as_many_layers_as_the_fit(monkeypatch: pyt
     """Measured on an H100 within 24 GiB: 22.5 GiB; with no layer kept, 9.3."""
     budgets = {80: (32, 32), 24: (12, 24), 8: (1, 1)}
     for gib, (least, most) in budgets.items():
-        monkeypatch.setattr(memory, "budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
+        monkeypatch.setattr("medlit.model.fit_memory.budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
         needed = fit_llama_8b(7_424, "auto")
         assert least <= needed.layers_kept <= most
         if gib == 24:

@@ -20,7 +20,8 @@ from fake_tokenizers import byte_tokenizer
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError, WrongNumbersError
 from medlit.model import loading
-from medlit.model.memory import GIB, FitMemory
+from medlit.model.fit_memory import FitMemory
+from medlit.model.memory import GIB
 from medlit.tools import doctor
 from medlit.tools.doctor import CheckResult, dry_run, probe, verdict
 from medlit.tools.doctor.dry_run import DryRunCLI, check_labels, memory_result

@@ -41,6 +41,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     for name in ("instruction", "mask_prompt", "max_response_tokens"):
         parser.link_arguments(f"data.{name}", f"model.{name}")
     parser.link_arguments("data.prompt_format", "model.language_model.prompt_format")
+    sizes = ("data.batching.token_budget", "data.batching.micro_batch_size", "model.language_model.max_length")
+    parser.link_arguments(
+        sizes, "model.language_model.batch_tokens", lambda budget, notes, length: budget or notes * length // 2
+    )
 
 
 def add_predict_arguments(parser: LightningArgumentParser) -> None:

@@ -109,6 +109,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(next(lists, [decoder]))
 
 
+def block_swap(model: nn.Module) -> Any:  # noqa: ANN401 - of Unsloth, which imports it on a GPU only
+    """What copies the decoder layers at its `indices` from host memory to the GPU; None without such layers."""
+    swaps = (getattr(part, "_unsloth_block_swap", None) for part in body(model).modules())
+    return next((swap for swap in swaps if swap is not None), None)
+
+
 def decoder_prefix(model: nn.Module) -> str:
     """What the names of the text decoder's parts start with."""
     decoder = body(model).get_decoder()

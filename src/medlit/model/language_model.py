@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
 from medlit.model import memory
-from medlit.model.families import body, causal_lm, decoder_layers, has_dropout
+from medlit.model.families import block_swap, body, causal_lm, decoder_layers, has_dropout
 from medlit.model.head import head_logits
 from medlit.model.packing import can_pack, computed_tokens, hidden_states
 from medlit.model.settings import LanguageModel, Lora
@@ -87,7 +87,8 @@ def make_recomputation(
     dora = lora is not None and lora.dora
     footprint = memory.footprint(causal_lm(model).config, torch.cuda.memory_allocated(device), trained, dora)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
-    return memory.Recomputation(decoder_layers(model), footprint, budget, random=has_dropout(model))
+    layers, offloaded = decoder_layers(model), getattr(block_swap(model), "indices", ())
+    return memory.Recomputation(layers, footprint, budget, random=has_dropout(model), offloaded=offloaded)
 
 
 def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Iterator
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,6 +18,7 @@ from medlit.base_model import missing, read_config, resolve, unreadable, untried
 from medlit.errors import UserError
 from medlit.model import memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
+from medlit.model.fit_memory import Offload, plan_offload
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_packing
 from medlit.model.self_check import check_numbers
@@ -43,21 +44,29 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
             lora, names = fitted, ", ".join(fitted.target_modules)
             rank_zero_info(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
-        _check_memory(language_model, config, skeleton, device)
-        model, _ = FastLanguageModel.from_pretrained(
-            resolve(language_model.base_model),
-            revision=language_model.revision,
-            # Otherwise Unsloth replaces many names by another repository ('-bnb-4bit' added or cut off), drops the
-            # revision, and asks GitHub for a newer list of names that it does not know.
-            use_exact_model_name=True,
-            max_seq_length=language_model.max_length,
-            dtype=dtype_for(device, language_model.dtype),
-            load_in_4bit=language_model.load_in_4bit,
-            device_map={"": str(device)},
-            use_gradient_checkpointing=unsloth_checkpointing(language_model),
-            trust_remote_code=False,
-            **load_options(config, on_gpu=device.type == "cuda"),
-        )
+        dtype = dtype_for(device, language_model.dtype)
+        offload = plan_offload(config, skeleton, language_model, lora, device, dtype)
+        _check_memory(language_model, config, skeleton, device, offload)
+        # Unsloth offloads a layer only if it is recomputed; 'auto' still chooses among the others.
+        checkpointing = unsloth_checkpointing(language_model) or offload.layers > 0
+        options: dict[str, Any] = {"offload_layers": offload.layers} if offload.layers else {}
+        # Lightning makes the GPU the default device, where Unsloth would then put the host's copies.
+        with torch.device("cpu") if offload.layers else contextlib.nullcontext():
+            model, _ = FastLanguageModel.from_pretrained(
+                resolve(language_model.base_model),
+                revision=language_model.revision,
+                # Otherwise Unsloth replaces many names by another repository ('-bnb-4bit' added or cut off), drops the
+                # revision, and asks GitHub for a newer list of names that it does not know.
+                use_exact_model_name=True,
+                max_seq_length=language_model.max_length,
+                dtype=dtype,
+                load_in_4bit=language_model.load_in_4bit,
+                device_map={"": str(device)},
+                use_gradient_checkpointing=checkpointing,
+                trust_remote_code=False,
+                **load_options(config, on_gpu=device.type == "cuda"),
+                **options,
+            )
         if reports:
             raise ValueError(reports[0])
         _check_loaded(model, language_model)
@@ -72,7 +81,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
                 target_parameters=[],  # Unsloth adds a mixture's experts otherwise
                 init_lora_weights="loftq" if lora.loftq else True,
                 loftq_config=LOFTQ if lora.loftq else None,
-                use_gradient_checkpointing=unsloth_checkpointing(language_model),
+                use_gradient_checkpointing=checkpointing,
                 random_state=lora.seed,
                 max_seq_length=language_model.max_length,
             )
@@ -106,7 +115,7 @@ def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
         text = record.getMessage()
         if is_report := "MISSING" in text or "MISMATCH" in text:
             reports.append(text)
-        return not is_report
+        return not is_report and "UNEXPECTED" not in text
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.filters.insert(0, keep)
@@ -147,15 +156,31 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 
 
 def _check_memory(
-    language_model: LanguageModel, config: PretrainedConfig, skeleton: PreTrainedModel, device: torch.device
+    language_model: LanguageModel,
+    config: PretrainedConfig,
+    skeleton: PreTrainedModel,
+    device: torch.device,
+    offload: Offload,
 ) -> None:
     """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
     if stored and not stored.get("load_in_4bit"):
         return
     itemsize = dtype_for(device, language_model.dtype).itemsize
-    needed = memory.weight_bytes(skeleton, language_model.load_in_4bit, itemsize)
+    needed = memory.weight_bytes(skeleton, language_model.load_in_4bit, itemsize) - offload.freed
     free = memory.free_on(device)
+    host, processes = memory.free_on(torch.device("cpu")), 1
+    if torch.distributed.is_initialized():
+        processes = min(torch.distributed.get_world_size(), torch.cuda.device_count())
+    if offload.host * processes > host:
+        raise UserError(
+            f"model.language_model.offload: {offload.layers} layers take {offload.host / memory.GIB:,.0f} GiB of host"
+            f" memory in each of {processes} processes, and {host / memory.GIB:,.1f} GiB are free; set a larger"
+            " model.language_model.memory_budget_gib, fewer trainer.devices, or a smaller base model."
+        )
+    if offload.layers:
+        host_gib, places = offload.host / memory.GIB, memory.model_dimensions(config).layers
+        rank_zero_info(f"medlit: {offload.layers} of {places} layers stay in host memory, {host_gib:.1f} GiB")
     if needed <= free:
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"

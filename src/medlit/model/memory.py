@@ -10,9 +10,8 @@ bfloat16; the tests compare the estimate with peaks measured on an H100.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +21,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from medlit.base_model import unreadable
-from medlit.errors import UserError
-from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, loaded_part, packing_route, target_layers
-from medlit.model.settings import LanguageModel, Lora
+from medlit.model.families import (
+    PREFIXES,
+    decoder_prefix,
+    loaded_part,
+    packing_route,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,10 +47,6 @@ CHECKPOINTED = 0.07
 SAFE = 0.9
 # Supervised tokens whose logits are held at once, in half and in twice full precision.
 _HEAD_ROWS = 256
-# On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
-# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
-_LIBRARIES = int(1.1 * GIB)
-_UNFUSED = 4.0
 
 
 class ModelDimensions(NamedTuple):
@@ -162,8 +160,9 @@ def weight_bytes(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int
     if not in_4bit:
         return numbers * itemsize
     head = skeleton.get_output_embeddings()
-    linear = [part for part in skeleton.modules() if isinstance(part, nn.Linear) and part is not head]
-    quantised = sum(part.weight.numel() for part in linear)
+    quantised = sum(
+        part.weight.numel() for part in skeleton.modules() if isinstance(part, nn.Linear) and part is not head
+    )
     return int(quantised * _NF4) + (numbers - quantised) * itemsize
 
 
@@ -186,82 +185,30 @@ class Recomputation:
 
     The switch is a flag of each layer (transformers' GradientCheckpointingLayer) that is read outside of the compiled
     code, so changing it costs nothing. The last layers are kept: their backward pass comes first, when memory is
-    fullest anyway.
+    fullest anyway. An offloaded layer is never kept; the one at work then stands beside those that are.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], footprint: Footprint, budget: int, *, random: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        footprint: Footprint,
+        budget: int,
+        *,
+        random: bool = False,
+        offloaded: Collection[int] = (),
+    ) -> None:
         self.layers = layers
         self.footprint = footprint
         self.budget = budget
+        self.order = [layer for place, layer in enumerate(layers) if place not in offloaded][::-1]
+        self.at_work = min(1, len(offloaded))
         self._again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=random)
 
     def prepare(self, tokens: int) -> int:
         """Choose for a micro-batch of T tokens, padding included; returns the number of layers kept."""
-        keeping = self.footprint.keeping(tokens, self.budget)
-        again = len(self.layers) - keeping
-        for place, layer in enumerate(self.layers):
-            layer.gradient_checkpointing = place < again  # type: ignore[assignment]
+        keeping = min(len(self.order), self.footprint.keeping(tokens, self.budget) - self.at_work)
+        kept = self.order[:keeping]
+        for layer in self.layers:
+            layer.gradient_checkpointing = layer not in kept  # type: ignore[assignment]
             layer._gradient_checkpointing_func = self._again  # type: ignore[assignment]
         return keeping
-
-
-@dataclass(frozen=True)
-class FitMemory:
-    """Bytes that a fit takes, estimated before anything is loaded."""
-
-    weights: int  # the base model as loaded, and on a CPU the libraries
-    adapter: int  # LoRA weights, their gradients and 8-bit optimizer state
-    training: int  # the largest micro-batch, beyond these
-    evaluation: int  # the largest evaluation batch, beyond the weights
-    layers: int  # decoder layers
-    layers_kept: int  # layers whose activations are kept for the backward pass
-
-    @property
-    def total(self) -> int:
-        """The peak."""
-        return self.weights + self.adapter + max(self.training, self.evaluation)
-
-
-def fit_memory(
-    config: Any,  # noqa: ANN401 - as for `model_dimensions`
-    language_model: LanguageModel,
-    lora: Lora | None,
-    tokens: int,
-    eval_tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> FitMemory:
-    """Estimate a fit's memory from the base model's configuration.
-
-    `config` is of transformers; `tokens` are the padded tokens of the largest training micro-batch and `eval_tokens`
-    those of the largest evaluation batch, with its answers; `dtype` is the format of what is not quantised.
-    """
-    model = skeleton(config)
-    trained = 0 if lora is None else _adapter_size(model, lora)
-    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
-    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
-    kept = batch.layers
-    if language_model.gradient_checkpointing == "unsloth":
-        kept = 1
-    elif language_model.gradient_checkpointing == "auto" and device.type == "cuda":
-        kept = batch.keeping(tokens, budget_on(device, language_model.memory_budget_gib) - weights - 4 * trained)
-    training = batch.peak(tokens, kept) - trained * (4 + 2)
-    of = model_dimensions(config)
-    # An evaluation keeps the keys and values of its batch and the work of one layer.
-    evaluation = dtype.itemsize * eval_tokens * (of.layers * 2 * of.keys + 4 * of.hidden + 3 * of.inner)
-    if device.type == "cpu":
-        weights += _LIBRARIES
-        training = int(_UNFUSED * training)
-    return FitMemory(weights, trained * (4 + 4 + 2), training, evaluation, batch.layers, kept)
-
-
-def _adapter_size(model: nn.Module, lora: Lora) -> int:
-    from peft.utils.other import get_pattern_key
-
-    with contextlib.suppress(UserError):  # loading refuses what does not fit
-        lora = fit_targets(model, lora)
-    patterns = lora.as_peft()["rank_pattern"]
-    return sum(
-        patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.get_parameter("weight").shape)
-        for name, part in target_layers(model, lora).items()
-    )

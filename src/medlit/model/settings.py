@@ -46,8 +46,11 @@ class LanguageModel:
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
+        offload: how many decoder layers stay in host memory and are copied to the GPU when it reaches them; these are
+            recomputed. 'auto': as few as let a training micro-batch fit, 'none': none; without a GPU it has no effect.
         memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free. Evaluation follows eval_batch_size.
         prompt_format: set from data.prompt_format.
+        batch_tokens: set from data.batching: most tokens of a training micro-batch.
     """
 
     base_model: str = BUILTIN
@@ -56,8 +59,17 @@ class LanguageModel:
     load_in_4bit: bool = True
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "none"] = "auto"
+    offload: Literal["auto", "none"] | NonNegativeInt = "auto"
     memory_budget_gib: PositiveNumber | None = None
     prompt_format: PromptFormat = "alpaca"
+    batch_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing == "none" and self.offload not in ("auto", "none", 0):
+            raise UserError(
+                "model.language_model.offload: a layer in host memory is recomputed; set"
+                " model.language_model.gradient_checkpointing to 'auto', or offload to 'none'."
+            )
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type

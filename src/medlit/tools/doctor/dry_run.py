@@ -23,8 +23,9 @@ from medlit.data.settings import Columns
 from medlit.data.sources import read_tables
 from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
+from medlit.model.fit_memory import FitMemory, fit_memory
 from medlit.model.language_model import dtype_for
-from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
+from medlit.model.memory import GIB, SLACK
 from medlit.model.packing import can_pack
 from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 

@@ -1,0 +1,131 @@
+"""The memory of a fit, estimated before anything is loaded, and how many layers stay in host memory for it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from medlit.errors import UserError
+from medlit.model.families import decoder_layers, fit_targets, target_layers
+from medlit.model.memory import GIB, budget_on, footprint, model_dimensions, skeleton, weight_bytes
+from medlit.model.settings import LanguageModel, Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Offloaded layers that are on the GPU at a time: the one at work and two ahead of it, as Unsloth's block swap does.
+_SLOTS = 3
+# On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
+# float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
+_LIBRARIES = int(1.1 * GIB)
+_UNFUSED = 4.0
+
+
+class Offload(NamedTuple):
+    """Decoder layers that stay in host memory; the scales of their 4-bit weights do not."""
+
+    layers: int
+    host: int  # bytes of host memory
+    freed: int  # bytes of GPU memory
+
+
+NO_OFFLOAD = Offload(0, 0, 0)
+
+
+def plan_offload(
+    config: Any,  # noqa: ANN401 - as for `model_dimensions`
+    model: PreTrainedModel,
+    language_model: LanguageModel,
+    lora: Lora | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Offload:
+    """As many layers as `offload` names, or as few as let a recomputed training micro-batch fit into the budget."""
+    wanted = language_model.offload
+    if device.type != "cuda" or wanted == "none" or language_model.gradient_checkpointing == "none":
+        return NO_OFFLOAD
+    layers = decoder_layers(model)
+    numbers = sum(p.numel() for p in layers[-1].parameters())
+    quantised = sum(part.weight.numel() for part in layers[-1].modules() if isinstance(part, nn.Linear))
+    quantised *= language_model.load_in_4bit
+    size = quantised // 2 + (numbers - quantised) * dtype.itemsize
+    if wanted == "auto":
+        trained = 0 if lora is None else _adapter_size(model, lora)
+        batch = footprint(config, weight_bytes(model, language_model.load_in_4bit, dtype.itemsize), trained)
+        needed = batch.peak(language_model.batch_tokens, 1) + 4 * trained
+        over = needed - budget_on(device, language_model.memory_budget_gib)
+        wanted = -(-over // size) + _SLOTS if over > 0 else 0
+        if torch.distributed.is_initialized():  # every process offloads the same layers
+            torch.distributed.all_reduce(most := torch.tensor(wanted, device=device), torch.distributed.ReduceOp.MAX)
+            wanted = int(most)
+    count = min(wanted, len(layers) - 1)
+    return Offload(count, count * size, max(0, count - _SLOTS) * size)
+
+
+@dataclass(frozen=True)
+class FitMemory:
+    """Bytes that a fit takes, estimated before anything is loaded."""
+
+    weights: int  # the base model as loaded, and on a CPU the libraries
+    adapter: int  # LoRA weights, their gradients and 8-bit optimizer state
+    training: int  # the largest micro-batch, beyond these
+    evaluation: int  # the largest evaluation batch, beyond the weights
+    layers: int  # decoder layers
+    layers_kept: int  # layers whose activations are kept for the backward pass
+    offload: Offload = NO_OFFLOAD  # the layers in host memory instead
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.adapter + max(self.training, self.evaluation)
+
+
+def fit_memory(
+    config: Any,  # noqa: ANN401 - as for `model_dimensions`
+    language_model: LanguageModel,
+    lora: Lora | None,
+    tokens: int,
+    eval_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FitMemory:
+    """Estimate a fit's memory from the base model's configuration.
+
+    `config` is of transformers; `tokens` are the padded tokens of the largest training micro-batch and `eval_tokens`
+    those of the largest evaluation batch, with its answers; `dtype` is the format of what is not quantised.
+    """
+    model = skeleton(config)
+    trained = 0 if lora is None else _adapter_size(model, lora)
+    offload = plan_offload(config, model, language_model, lora, device, dtype)
+    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize) - offload.freed
+    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
+    kept = batch.layers
+    if language_model.gradient_checkpointing == "unsloth":
+        kept = 1
+    elif language_model.gradient_checkpointing == "auto" and device.type == "cuda":
+        kept = batch.keeping(tokens, budget_on(device, language_model.memory_budget_gib) - weights - 4 * trained)
+        kept = max(1, min(kept, batch.layers - offload.layers + 1))
+    training = batch.peak(tokens, kept) - trained * (4 + 2)
+    of = model_dimensions(config)
+    # An evaluation keeps the keys and values of its batch and the work of one layer.
+    evaluation = dtype.itemsize * eval_tokens * (of.layers * 2 * of.keys + 4 * of.hidden + 3 * of.inner)
+    if device.type == "cpu":
+        weights += _LIBRARIES
+        training = int(_UNFUSED * training)
+    return FitMemory(weights, trained * (4 + 4 + 2), training, evaluation, batch.layers, kept, offload)
+
+
+def _adapter_size(model: nn.Module, lora: Lora) -> int:
+    from peft.utils.other import get_pattern_key
+
+    with contextlib.suppress(UserError):  # loading refuses what does not fit
+        lora = fit_targets(model, lora)
+    patterns = lora.as_peft()["rank_pattern"]
+    return sum(
+        patterns.get(get_pattern_key(patterns, name), lora.r) * sum(part.get_parameter("weight").shape)
+        for name, part in target_layers(model, lora).items()
+    )

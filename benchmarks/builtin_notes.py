@@ -63,7 +63,7 @@ def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, st
     while len(rows) < size:
         keyed = sorted((rng.random(), place, name) for place, name in enumerate(SPECIALTIES))
         for _, _, specialty in keyed[: size - len(rows)]:
-            drawn = (_note(rng, specialty, split) for _ in range(_ATTEMPTS))
+            drawn = (make_note(rng, specialty, split) for _ in range(_ATTEMPTS))
             text = next((text for text in drawn if len(text) in _LENGTHS and text not in seen), None)
             if text is None:
                 fault = f"the {split} phrases give no more new notes; ask for fewer {split} notes"
@@ -74,7 +74,8 @@ def _rows(seed: int, split: str, size: int, seen: set[str]) -> list[dict[str, st
     return rows
 
 
-def _note(rng: random.Random, specialty: str, split: str) -> str:
+def make_note(rng: random.Random, specialty: str, split: str) -> str:
+    """An invented note."""
     cases, lines = _pool(specialty, split)
     case = _pick(rng, cases)
     sections = []

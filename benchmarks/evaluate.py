@@ -120,10 +120,10 @@ class Bench:
 
     def batches(self, rows: list[TokenisedNote], budget: int = BUDGET) -> list[list[TokenisedNote]]:
         """The batches of a validation, of so many padded tokens."""
-        from medlit.data.samplers import LengthSortedSampler
+        from medlit.data.samplers import length_sorted_batches
 
         lengths = [len(row["input_ids"]) for row in rows]
-        return [[rows[i] for i in batch] for batch in LengthSortedSampler(lengths, budget // TOKENS_A_NOTE, budget)]
+        return [[rows[i] for i in batch] for batch in length_sorted_batches(lengths, budget // TOKENS_A_NOTE, budget)]
 
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """A batch on the device."""

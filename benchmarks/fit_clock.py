@@ -66,7 +66,7 @@ class FitClock(StepClock):
             kind = ProfilerActivity.CUDA if pl_module.device.type == "cuda" else ProfilerActivity.CPU
             self.profiler = profile(activities=[kind])
             self.profiler.start()
-            self._last = self._now()
+            self._last = self.now()
         if len(self.seconds) == trainer.max_steps:
             self._write(trainer, pl_module)
         else:

@@ -21,14 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medlit.base_model import missing, read_config, resolve
 from medlit.data.notes import specialties_of
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler
+from medlit.data.samplers import MicroBatch, StepSampler, length_sorted_batches
 from medlit.data.tokenise import tokenise
 from medlit.model.checkpoints import last_step
 from medlit.model.families import fit_targets, peft_targets
 from medlit.model.language_model import dtype_for
 from medlit.model.loading import check_stored
 from medlit.model.optimizer import make_optimizer, make_schedule
-from medlit.model.prior import TokenPrior
+from medlit.model.prior import TokenPrior, examples_of
 from medlit.model.settings import LanguageModel, Lora, Optimizer
 from medlit.tools.baseline import BaselineData, tfidf_probabilities
 
@@ -52,7 +52,7 @@ def parts(notes: BaselineData) -> dict[str, Dataset]:
 
 def majority(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, flags: Sequence[str]) -> Answers:
     """The shares of the specialties in training."""
-    counts = np.bincount(notes.answers()[1], minlength=len(notes.label_set))
+    counts = np.bincount(examples_of(notes.train, notes.label_set)[1], minlength=len(notes.label_set))
     return {split: np.tile(counts / counts.sum(), (len(rows), 1)) for split, rows in parts(notes).items()}
 
 
@@ -82,7 +82,7 @@ def head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, 
     dtype = dtype_for(device, language_model.dtype)
     torch.manual_seed(config.seed_everything if isinstance(config.seed_everything, int) else 0)
     train = tokenise(notes.train, data.prompt)
-    of_answers, labels = notes.answers()
+    of_answers, labels = examples_of(notes.train, notes.label_set)
     train = train if len(of_answers) == len(train) else train.select(of_answers)
     weights = np.ones(len(train), dtype=np.int64)  # all notes of a step have equal weight
     sampler = StepSampler(np.array(train["length"][:]), weights, labels, data.batching, data.token_budget)
@@ -110,7 +110,7 @@ def head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, 
         tokens = tokenise(rows, data.prompt)
         answers[split] = np.zeros((len(rows), len(notes.label_set)))
         with torch.no_grad():
-            for batch in LengthSortedSampler(tokens["length"][:], data.batching.eval_batch_size, data.token_budget):
+            for batch in length_sorted_batches(tokens["length"][:], data.batching.eval_batch_size, data.token_budget):
                 answers[split][batch] = scores(tokens, batch).double().softmax(dim=1).cpu().numpy()
     return answers
 

@@ -72,18 +72,18 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
 
     from medlit.model.language_model import at_default_precision
 
-    decoder, batches = predictor._decoder, []
+    decoder, batches = predictor.decoder, []
 
     def watching(prompts: Prompts) -> Answers:
         batches.append(prompts)
         return decoder(prompts)
 
-    predictor._decoder = watching
+    predictor.decoder = watching
     predictor.predict(notes)
-    predictor._decoder = decoder
+    predictor.decoder = decoder
 
     def answer() -> None:
-        with torch.no_grad(), at_default_precision(predictor._device):
+        with torch.no_grad(), at_default_precision(batches[0].input_ids.device):
             for batch in batches:
                 decoder(batch)
 
@@ -92,20 +92,20 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
 
 def beside(predictor: SpecialtyPredictor, notes: list[str], rounds: int, on_gpu: bool) -> float:
     """Seconds of everything but the decoder, which replays its earlier answers."""
-    decoder, given = predictor._decoder, []
+    decoder, given = predictor.decoder, []
 
     def watching(prompts: Prompts) -> Answers:
         given.append(decoder(prompts))
         return given[-1]
 
-    predictor._decoder = watching
+    predictor.decoder = watching
     predictor.predict(notes)
     took = []
     for _ in range(rounds):
         again = iter(given)
-        predictor._decoder = lambda prompts, again=again: next(again)  # type: ignore[misc]
+        predictor.decoder = lambda prompts, again=again: next(again)  # type: ignore[misc]
         took.append(seconds(lambda: predictor.predict(notes), on_gpu))
-    predictor._decoder = decoder
+    predictor.decoder = decoder
     return statistics.median(took)
 
 
@@ -119,11 +119,13 @@ def seconds(work: Callable[[], object], on_gpu: bool) -> float:
 
 def measure(adapter: Path, mode: str, texts: list[str], rounds: int) -> dict[str, Any]:
     """Alternate both, and which one goes first."""
+    import torch
+
     from medlit import SpecialtyPredictor
 
     # The labels have up to 8 tokens; an untrained model would never stop.
     predictor = SpecialtyPredictor.load(adapter, mode=mode, max_new_tokens=8)  # type: ignore[arg-type]
-    on_gpu = predictor._device.type == "cuda"
+    on_gpu = torch.cuda.is_available()
     systems: dict[str, Callable[[], object]] = {
         "decoder": bare(predictor, texts),
         "predictor": lambda: predictor.predict(texts),

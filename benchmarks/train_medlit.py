@@ -50,18 +50,19 @@ class StepClock(L.Callback):
         self.peak = self.reserved = 0
         self.ready = 0.0
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, once the GPU has done its work."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when the weights are loaded."""
-        self._loaded = self._now()
+        self._loaded = self.now()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when the first step begins, loading of its data included."""
-        self._last, self._count = self._now(), 0
+        self._last, self._count = self.now(), 0
         self.lora_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
 
     def on_train_batch_end(
@@ -82,7 +83,7 @@ class StepClock(L.Callback):
             self.kept.append(kept)
             self.estimate = max(self.estimate, choice.footprint.peak(cells, kept))
         if trainer.global_step > len(self.seconds):
-            now = self._now()
+            now = self.now()
             self.ready = self.ready or now - self._loaded
             self.seconds.append(now - self._last)
             self.cells.append(self._count)

@@ -9,7 +9,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,7 +88,7 @@ def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     setup_parser = LightningCLI.setup_parser
 
     def setup_once(cli: MedlitCLI, *arguments: object, **settings: object) -> None:
-        before, verb = dict(vars(cli)), vars(cli)["_verb"]
+        before, verb = dict(vars(cli)), vars(cli)["verb"]
         if verb not in _PARSERS:
             setup_parser(cli, *arguments, **settings)  # type: ignore[arg-type]
             _PARSERS[verb] = {name: value for name, value in vars(cli).items() if before.get(name) is not value}
@@ -109,16 +109,15 @@ def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder of the tiny model, with Unsloth imported.
 
     A self-check that passed counts for the session, however quick it was: it takes a tenth of a tiny fit's time.
     """
     import_unsloth()
-    from medlit.model import self_check
-
-    self_check.REMEMBERED = 0.0
-    return write_llama(tmp_path_factory.mktemp("llama"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+        yield write_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")

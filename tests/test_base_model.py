@@ -68,7 +68,7 @@ def test_it_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read.append(gguf)
         (folder / "config.json").touch()
 
-    monkeypatch.setattr(base_model, "_convert", convert)
+    monkeypatch.setattr(base_model, "convert_bundled", convert)
     folder = cache / "smollm2-135m"
     assert resolve(BUILTIN) == resolve(BUILTIN) == str(folder)
     assert read == [cache.parent / "package" / "SmolLM2-135M-Instruct.Q4_1.gguf"]
@@ -80,7 +80,7 @@ def test_a_conversion_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest
         (folder / "config.json").touch()
         raise MemoryError
 
-    monkeypatch.setattr(base_model, "_convert", convert)
+    monkeypatch.setattr(base_model, "convert_bundled", convert)
     with pytest.raises(MemoryError):
         resolve(BUILTIN)
     assert list(cache.iterdir()) == []
@@ -92,7 +92,7 @@ def test_of_two_concurrent_conversions_the_first_stays(cache: Path, monkeypatch:
         (cache / "smollm2-135m").mkdir()
         (cache / "smollm2-135m" / "config.json").write_text("the other's")
 
-    monkeypatch.setattr(base_model, "_convert", convert)
+    monkeypatch.setattr(base_model, "convert_bundled", convert)
     folder = Path(resolve(BUILTIN))
     assert (folder / "config.json").read_text() == "the other's"
     assert list(cache.iterdir()) == [folder]

@@ -189,6 +189,6 @@ def test_a_negative_size_is_a_user_error() -> None:
 
 
 def test_exhausted_pools_are_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin, "_note", lambda rng, specialty, split: f"{split} {specialty}")
+    monkeypatch.setattr(builtin, "make_note", lambda rng, specialty, split: f"{split} {specialty}")
     with pytest.raises(UserError, match="ask for fewer train notes"):
         builtin_notes(train=14)

@@ -31,7 +31,7 @@ def command(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def accept(*_: object) -> NoReturn:
         raise Accepted
 
-    monkeypatch.setattr("medlit.cli.cli.MedlitCLI._run_subcommand", accept)
+    monkeypatch.setattr("medlit.cli.cli.MedlitCLI.before_fit", accept, raising=False)  # a hook of LightningCLI
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: medlit("fit", *arguments)
 

@@ -311,14 +311,13 @@ def test_a_note_is_cut_as_in_training_without_a_setting(
     assert prediction.cut_tokens > 0
 
 
-def test_an_adapter_without_limits_gets_the_defaults_and_a_warning(run: Path) -> None:
+def test_an_adapter_without_limits_is_refused(run: Path) -> None:
     from medlit import SpecialtyPredictor
 
     file = run / "adapter" / "medlit.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "inference"}))
-    with pytest.warns(UserWarning, match="does not hold max_length.*assuming 2048 tokens, 4-bit weights"):
-        predictions = SpecialtyPredictor.load(run).predict([max(TEXTS, key=len)])
-    assert predictions[0].cut_tokens == 0
+    with pytest.raises(UserError, match=r"lacks max_length.* use `medlit predict` with its config"):
+        SpecialtyPredictor.load(run)
 
 
 # --- as a library -----------------------------------------------------------------------------------------------------

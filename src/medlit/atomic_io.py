@@ -88,7 +88,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
             temporary = beside / folder.name
             temporary.mkdir(mode=0o700)
             yield temporary
-            if not folder.exists():
+            if not folder.exists() or not any(folder.iterdir()):
                 for file in temporary.rglob("*"):
                     _flush(file)
                 replace(temporary, folder)

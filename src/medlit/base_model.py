@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
-# model_type of the models whose layers Unsloth wrote itself, with fused kernels.
-FUSED_FAMILIES = frozenset({"gemma2", "llama", "mistral", "qwen2", "qwen3"})
-# Those whose attention takes packed notes.
-PACKING_FAMILIES = FUSED_FAMILIES | {"gemma3", "gemma3_text", "granite", "phi3", "smollm3"}
+# model_type of the models whose attention takes packed notes -> which of the three kinds in `model.packing` they are.
+# Unsloth wrote the layers of all but 'stock' itself: their fused kernels keep less for the backward pass.
+PACKING_FAMILIES = {"gemma2": "softcapped"} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "fused")
+PACKING_FAMILIES |= dict.fromkeys(("gemma3", "gemma3_text", "granite", "phi3", "smollm3"), "stock")
 # model_type of the families that docs/hardware.md reports on.
 TRIED_FAMILIES = (
     *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
@@ -95,6 +95,13 @@ def supports_packing(base_model: str, revision: str | None, device: torch.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     return str(read_config(base_model, revision).model_type) in PACKING_FAMILIES
+
+
+def untried_family(config: Any) -> str:  # noqa: ANN401 - as below
+    """A note on a family of base models that medlit was not tried with; empty for the others."""
+    family = config.model_type
+    note = f"models of the family {family!r} are untried, beyond the check of these numbers (docs/hardware.md)"
+    return "" if family in TRIED_FAMILIES else note
 
 
 def read_config(base_model: str, revision: str | None = None) -> Any:  # noqa: ANN401 - transformers' configurations
@@ -166,7 +173,7 @@ def _bundled() -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_dir(".smollm2-", folder.parent) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
-        _convert(Path(spec.origin).parent / _GGUF, temporary)
+        convert_bundled(Path(spec.origin).parent / _GGUF, temporary)
         try:
             os.replace(temporary, folder)
         except OSError:
@@ -176,7 +183,7 @@ def _bundled() -> Path:
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_bundled(gguf: Path, folder: Path) -> None:
     """Save the model and tokenizer of the GGUF file as a plain bfloat16 checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

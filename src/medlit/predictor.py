@@ -8,8 +8,6 @@ the table are left out. For the same notes, settings and device the two give the
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +26,10 @@ from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.data.notes import clean_note
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt
-from medlit.data.samplers import LengthSortedSampler
+from medlit.data.samplers import length_sorted_batches
 from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder, load_adapter
-from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, InferenceSettings, check_metadata, read_fitted
+from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_metadata, read_fitted
 from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
@@ -56,6 +54,7 @@ class SpecialtyPredictor:
 
     Attributes:
         specialties: the K labels, in alphabetical order.
+        decoder: answers a batch of prompts.
     """
 
     _model: nn.Module
@@ -71,7 +70,7 @@ class SpecialtyPredictor:
         self.specialties = self._label_set.names
         self._collator = Collator(self._prompt.response, int(self._prompt.tokenizer.pad_token_id))
         inference_mode(self._model)
-        self._decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
+        self.decoder = make_decoder(self._decoding, self._model, self._prompt, self._label_set, self._fitted[2])
 
     @classmethod
     def load(
@@ -125,7 +124,8 @@ class SpecialtyPredictor:
                 " wrote."
             )
         metadata = AdapterMetadata.read(file)
-        inference = metadata.inference or _default_inference(file)
+        if (inference := metadata.inference) is None:
+            raise UserError(f"adapter: {file} lacks max_length and other limits; use `medlit predict` with its config.")
         length, in_4bit = max_length or inference.max_length, inference.load_in_4bit
         language_model = LanguageModel(metadata.base_model, metadata.revision, length, in_4bit, inference.dtype)
         language_model.prompt_format = metadata.prompt_format
@@ -142,7 +142,7 @@ class SpecialtyPredictor:
         prompt = PROMPTS[metadata.prompt_format](tokenizer, instruction, length, inference.max_response_tokens)
         prompt.prompt("")  # refuses a limit without room for a note before the weights are read
         decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None
-        temperature, thresholds, prior = read_fitted(None, str(file.parent), decoding, complete=True)
+        temperature, thresholds, prior = read_fitted(None, file.parent, decoding, complete=True)
         model = load_model(language_model, lora, target)
         load_adapter(model, file.parent)  # type: ignore[arg-type]
         budget, fitted = token_budget or 8 * length, (temperature, thresholds.get(decoding.sets), prior)
@@ -168,7 +168,7 @@ class SpecialtyPredictor:
             UserError: `notes` is something else, or a note is empty or no text; then none is classified.
         """
         rows = unnamed_rows(self._prompt.prompts(_clean_notes(notes)))
-        batches = LengthSortedSampler([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
+        batches = length_sorted_batches([len(row["input_ids"]) for row in rows], self._batch_size, self._token_budget)
         predictions: dict[int, Prediction] = {}
         temperature, threshold, _ = self._fitted
         with (
@@ -178,7 +178,7 @@ class SpecialtyPredictor:
         ):
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)
-                answers = apply_temperature(self._decoder(prompts), temperature)
+                answers = apply_temperature(self.decoder(prompts), temperature)
                 made = make_predictions(prompts, answers, self._label_set, self._decoding.abstain_below, threshold)
                 predictions.update(zip(batch, made, strict=True))
                 bar.update(len(batch))
@@ -220,25 +220,10 @@ def _check_settings(decoding: Decoding, max_length: int | None, batch_size: int,
 def _find_device(device: str | torch.device | None) -> torch.device:
     """The device to compute on; None is the GPU if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    parsed = None
-    with contextlib.suppress(RuntimeError):  # PyTorch knows no such device
-        parsed = torch.device(device or ("cuda" if count else "cpu"))
-    if parsed is not None and parsed.type == "cuda" and (parsed.index or 0) < count:
-        return torch.device("cuda", parsed.index or 0)
-    if parsed is None or parsed.type != "cpu":
+    name = str(device or ("cuda" if count else "cpu"))
+    name = "cuda:0" if name == "cuda" else name
+    if name not in ("cpu", *(f"cuda:{index}" for index in range(count))):
         raise UserError(
             f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
         )
-    return parsed
-
-
-def _default_inference(file: Path) -> InferenceSettings:
-    base = LanguageModel()
-    assumed = InferenceSettings(base.max_length, 32, base.load_in_4bit, base.dtype)
-    warnings.warn(
-        f"{file} does not hold max_length, load_in_4bit and dtype; assuming {assumed.max_length} tokens,"
-        f" {'4-bit weights' if assumed.load_in_4bit else 'weights as stored'} and {assumed.dtype!r}; if the adapter"
-        " was trained with another limit, give max_length.",
-        stacklevel=3,
-    )
-    return assumed
+    return torch.device(name)

@@ -1,4 +1,4 @@
-"""Which limit ended a fit is reported, and its last step is validated whichever it was."""
+"""A fit's size and the limit that ended it are reported, and its last step is validated whichever it was."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("limits", "report"),
+    ("limits", "size", "report"),
     [
-        (["--trainer.max_epochs", "1"], "trainer.max_epochs ended the fit after step 3, or 1.00 epochs"),
         (
-            ["--trainer.max_epochs", "9", "--trainer.max_steps", "2"],
+            ["--trainer.max_epochs", "1"],
+            "validating on 8: 3 steps a pass, 3 in all",
+            "trainer.max_epochs ended the fit after step 3, or 1.00 epochs",
+        ),
+        (
+            ["--trainer.max_epochs", "9", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
+            "validating on 8 (in part, so no thresholds are kept): 3 steps a pass, 2 in all",
             "trainer.max_steps ended the fit after step 2, or 0.67 epochs",
         ),
-        (["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:01"], "trainer.max_time ended the fit after"),
+        (
+            ["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:01"],
+            "validating on 8: 3 steps a pass",
+            "trainer.max_time ended the fit after",
+        ),
     ],
 )
-def test_a_fit_reports_which_limit_ended_it(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, limits: list[str], report: str
+def test_a_fit_reports_its_size_and_which_limit_ended_it(
+    medlit: Medlit, tiny_config: Path, tmp_path: Path, limits: list[str], size: str, report: str
 ) -> None:
     outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *limits)
     assert outcome.code == 0, outcome.err
+    assert outcome.err.count(f"medlit: training on 24 notes, {size}\n") == 1
     assert outcome.err.count(f"medlit: {report}") == 1
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
     assert (tmp_path / "run" / "fit_metrics.json").is_file()

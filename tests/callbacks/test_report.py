@@ -29,7 +29,7 @@ def test_a_fit_survives_whatever_draws_and_logs(
     for place, name in (
         (report, "confusion_figure"),
         (report, "uncertainty"),
-        (Throughput, "_means"),
+        (Throughput, "mean_rates"),
         (SummaryWriter, "add_scalar"),
     ):
         monkeypatch.setattr(place, name, broken)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -118,7 +120,7 @@ def test_a_progress_bar_that_the_user_names_replaces_medlit_s(
 
     from medlit.cli.cli import MedlitCLI
 
-    monkeypatch.setattr(MedlitCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(L.Trainer, "fit", functools.wraps(L.Trainer.fit)(lambda *_, **__: None))
     monkeypatch.chdir(tmp_path)
     added = [f"--trainer.callbacks+={name}" for name in given]
     trainer = MedlitCLI(["fit", "--config", str(tiny_config), "--trainer.enable_progress_bar", shown, *added]).trainer

@@ -687,6 +687,8 @@ def test_ddp_in_processes_that_are_spawned(fit: Refused, tmp_path: Path) -> None
         "early_stopping.patience",
         "early_stopping.min_delta",
         "trainer.default_root_dir",
+        "trainer.devices",
+        "overwrite",
     ],
 )
 def test_a_null_where_a_value_is_needed(fit: Refused, name: str) -> None:
@@ -849,6 +851,8 @@ def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -
 def test_one_value_for_all_settings_of_the_model(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("model: 3\n")
     assert refused("fit", "--config", "a.yaml").startswith("medlit: model: must be a group of settings, not 3; ")
+    (tmp_path / "a.yaml").write_text("model.decoding: 3\n")
+    assert "model.decoding: must be a group of settings, not 3; " in refused("fit", "--config", "a.yaml")
 
 
 @pytest.mark.parametrize("verb", ["fit", "predict", "doctor", "audit", "baseline", "export"])

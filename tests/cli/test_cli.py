@@ -353,7 +353,8 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in quiet}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
-    *validations, weights, command, written = outcome.err.splitlines()
+    size, *validations, weights, command, written = outcome.err.splitlines()
+    assert size == "medlit: training on 24 notes, validating on 8: 3 steps a pass, 5 in all"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]

@@ -35,7 +35,7 @@ from processes import (
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.signals import SIGNALS, StopOnSignal
-from medlit.cli.exit_codes import clean_up_on_failure
+from medlit.cli.environment import clean_up_on_failure
 from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.module import SpecialtyClassifier

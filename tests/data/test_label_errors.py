@@ -124,7 +124,7 @@ def test_texts_of_signs_and_of_one_word_are_scored() -> None:
 def test_three_texts_a_label_decide_how_many_labels_are_too_many(
     most: int, is_checked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medlit.data.label_errors._MOST", most)  # for 10 labels, 30 texts or 29
+    monkeypatch.setattr("medlit.data.label_errors.MOST_PAIRS", most)  # for 10 labels, 30 texts or 29
     labels = [(f"label {row % 10}",) for row in range(45)]
     found = label_errors(frame(labels), [f"note {row}" for row in range(45)], ids(45))
     assert (found is not None) == is_checked
@@ -137,7 +137,7 @@ def test_more_labels_than_can_be_checked_are_left_out() -> None:
 
 
 def test_of_a_large_table_evenly_spaced_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medlit.data.label_errors._MOST", 650 * 13 // 2)
+    monkeypatch.setattr("medlit.data.label_errors.MOST_PAIRS", 650 * 13 // 2)
     texts, labels = built_in()
     found = label_errors(frame([(label,) for label in labels]), texts, ids(len(texts)))
     assert found is not None

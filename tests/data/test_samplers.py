@@ -10,7 +10,7 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import LengthSortedSampler, MicroBatch, StepSampler, micro_batches_per_step
+from medlit.data.samplers import MicroBatch, StepSampler, length_sorted_batches, micro_batches_per_step
 from medlit.data.settings import Batching
 from medlit.errors import UserError
 
@@ -230,7 +230,7 @@ def test_sampling_is_fast() -> None:
 def test_evaluation_shows_each_note_once_within_the_budget(
     lengths: list[int], batch_size: int, budget: int, world_size: int
 ) -> None:
-    samplers = [LengthSortedSampler(lengths, batch_size, budget, rank, world_size) for rank in range(world_size)]
+    samplers = [length_sorted_batches(lengths, batch_size, budget, rank, world_size) for rank in range(world_size)]
     assert sorted(i for sampler in samplers for batch in sampler for i in batch) == list(range(len(lengths)))
     counts = [sum(map(len, sampler)) for sampler in samplers]
     assert max(counts) - min(counts) <= 1

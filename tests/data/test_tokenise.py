@@ -38,6 +38,7 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def rows(notes: Sequence[str] = ("A note.", "Another. " * 90, "Third.")) -> datasets.Dataset:
     columns = {"id": list("abcdefgh")[: len(notes)], "transcription": list(notes), "specialty": [None] * len(notes)}
+    columns["text_hash"] = [""] * len(notes)
     text = datasets.Value("string")
     features = datasets.Features(dict.fromkeys(columns, text) | {"specialties": datasets.List(text)})
     return datasets.Dataset.from_dict(columns | {"specialties": [[]] * len(notes)}, features=features)

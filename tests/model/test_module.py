@@ -763,6 +763,21 @@ def test_a_fit_keeps_its_prior_with_the_adapter_and_later_answers_use_it(parts: 
     assert [each.probability for each in predictions] == pytest.approx(product.max(axis=1).tolist(), abs=1e-3)
 
 
+def test_notes_that_allow_no_prior_are_tried_once(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(TokenPrior, "fit", lambda rows, label_set: tried.append(len(rows)))
+    module, data = parts(decoding=Decoding("likelihood", prior="tfidf"))
+    # A score that is a step's number: every validation is the best so far.
+    best = BestCheckpoint(tmp_path / "checkpoints", "best", "step", mode="max", enable_version_counter=False)
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_steps": 2, "val_every": 1}
+    trainer(data, best, **settings).fit(module, data)
+    assert best.best_model_score == 2
+    assert len(tried) == 1
+    assert not (tmp_path / "adapter" / PRIOR_FILE).exists()
+
+
 def test_answers_without_probabilities_have_no_prior(parts: Parts, tmp_path: Path) -> None:
     module, data = parts(decoding=Decoding(max_new_tokens=12, prior="tfidf"))
     best = BestCheckpoint(tmp_path / "checkpoints", "best", "val/loss", enable_version_counter=False)

@@ -32,8 +32,8 @@ LLAMA, GEMMA2 = (f"transformers.models.{name}.modeling_{name}" for name in ("lla
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "cache"))
-    # A quick check is repeated here; the fixture `llama` turns that off for other tests.
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 1.0)
+    # No check counts for a second model here, however slow it was; the fixture `llama` lets all of them count.
+    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", float("inf"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,7 +139,9 @@ def test_a_model_that_stock_classes_do_not_fit_is_compared_with_itself(
 
 def test_a_window_or_mask_that_no_other_way_mends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medlit.model.self_check.shares_prompts", lambda model: False)
-    monkeypatch.setattr(kv_cache, "_append", lambda ids, lengths, *_: (ids, torch.ones_like(ids, dtype=torch.bool)))
+    monkeypatch.setattr(
+        kv_cache, "append_tokens", lambda ids, lengths, *_: (ids, torch.ones_like(ids, dtype=torch.bool))
+    )
     with pytest.raises(UserError, match=r"^model\.language_model\.base_model: .*; choose another base model\.$"):
         check_numbers(tiny_model("mistral"), SETTINGS)
 
@@ -152,7 +154,7 @@ def test_a_wrong_window_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mask_that_is_dropped_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache.KVCache, "_masks", lambda *_: None)
+    monkeypatch.setattr(kv_cache.KVCache, "layer_masks", lambda *_: None)
     model = tiny_model("llama")
     check_numbers(model, SETTINGS)
     assert vars(model)[REPLAY]

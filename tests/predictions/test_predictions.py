@@ -357,12 +357,15 @@ def test_an_existing_table_is_replaced_on_request_alone(tmp_path: Path) -> None:
 # --- a run that is interrupted ----------------------------------------------------------------------------------------
 
 
+WEIGHED = ["--ckpt_path", "best", "--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1"]
+
+
 @pytest.fixture
 def predict(medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
     """File the eight test notes, one a batch and one a shard, into out.csv."""
     monkeypatch.setattr(shards, "FLUSH_SECONDS", 0)
-    weighed = ["--model.decoding.mode", "likelihood", "--data.batching.eval_batch_size", "1", "--output", "out.csv"]
-    return lambda *arguments: medlit("predict", "--config", tiny_config, "--ckpt_path", "best", *weighed, *arguments)
+    given = ["predict", "--config", tiny_config, *WEIGHED, "--output", "out.csv"]
+    return lambda *arguments: medlit(*given, *arguments)
 
 
 @pytest.fixture
@@ -409,17 +412,15 @@ ADD = "medlit.predictions.shards.ShardWriter.add"  # batch by batch
 JOIN = "medlit.predictions.shards.write_table"
 
 
-_WHOLE: list[bytes] = []
+@pytest.fixture(scope="module")
+def whole(fitted: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The table of an uninterrupted run; each test has a copy of the same fit."""
+    from medlit.cli.cli import main
 
-
-@pytest.fixture
-def whole(predict: Predict) -> bytes:
-    """The table of an uninterrupted run, which is made once: each test has a copy of the same fit."""
-    if not _WHOLE:
-        assert predict().code == 0
-        _WHOLE.append(Path("out.csv").read_bytes())
-        Path("out.csv").unlink()
-    return _WHOLE[0]
+    folder = tmp_path_factory.mktemp("whole")
+    run, table = shutil.copytree(fitted, folder / "run"), folder / "out.csv"
+    main(["predict", "--config", str(tiny_config), "--run_dir", str(run), *WEIGHED, "--output", str(table)])
+    return table.read_bytes()
 
 
 @pytest.mark.parametrize(

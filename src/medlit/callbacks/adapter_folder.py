@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,7 +27,8 @@ from medlit.model.prior import PRIOR_FILE, TokenPrior
 class BestCheckpoint(ModelCheckpoint):
     """Writes `adapter/`, and then `best.ckpt`, whenever a validation of a fit is better than all before it."""
 
-    _prior: tuple[TokenPrior, FloatArray] | None = None  # once it is fitted, and what it says of the validation notes
+    # The prior and its log-probabilities of the validation notes; None before it is fitted, False where none can be.
+    _prior: tuple[TokenPrior, FloatArray] | Literal[False] | None = None
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         folder, module = run_folder(trainer), trainer.lightning_module
@@ -46,11 +47,11 @@ class BestCheckpoint(ModelCheckpoint):
     def _fit_prior(
         self, module: SpecialtyClassifier, data: TranscriptionDataModule
     ) -> tuple[TokenPrior, FloatArray] | None:
-        """The prior that the settings ask for, fitted once; None where the answers have no probabilities."""
+        """The prior that the settings ask for, fitted once; None where the answers or the notes allow none."""
         if module.decoding.uses_prior and self._prior is None:
             prior = TokenPrior.fit(data.rows("train"), module.label_set)
-            self._prior = None if prior is None else (prior, prior.of_rows(data.rows("validation")))
-        return self._prior
+            self._prior = prior is not None and (prior, prior.of_rows(data.rows("validation")))
+        return self._prior or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Find the best checkpoint again in a run folder that was moved or is spelled differently."""
@@ -74,8 +75,7 @@ class AdapterTemperature(L.Callback):
             return
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.temperature is None:
             return
-        file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
-        if file is None:
+        if (file := metadata_of_weights(trainer.ckpt_path, pl_module.adapter)) is None:
             return
         try:
             _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """The end of a fit: its newest state, `checkpoints/last.ckpt`, from which it resumes, and its last validation."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,8 +27,8 @@ class LastCheckpoint(Checkpoint):
         """Remove partial files of a process that was killed while writing."""
         folder = run_folder(trainer)
         if trainer.is_global_zero:
-            for path in (self._path(folder), folder / "checkpoints" / "best.ckpt", folder / "adapter"):
-                remove_partial(path)
+            for written in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "adapter"):
+                remove_partial(folder / written)
 
     # Lightning (2.6.6) counts a step for its loggers after the validation that follows it, and restores that count
     # wrongly in three of four cases: a resumed curve would repeat a step or miss one.
@@ -39,15 +38,12 @@ class LastCheckpoint(Checkpoint):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write, but not in the sanity check or in `validate`."""
+        """Write, but not in the sanity check or in `validate`; at its end again, with the scores."""
         if not trainer.sanity_checking and subcommand_of(trainer) == "fit":
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(trainer.global_step - 1, 0)
             self.save(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write again, with the scores."""
-        if not trainer.sanity_checking and subcommand_of(trainer) == "fit":
-            self.save(trainer)
+    on_validation_end = on_validation_start
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, unless the fit ended with a validation."""
@@ -60,12 +56,8 @@ class LastCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()  # a resumed fit does not log these steps again
-        trainer.save_checkpoint(self._path(run_folder(trainer)), weights_only=False)
+        trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "last.ckpt", weights_only=False)
         self._saved_at = trainer.global_step
-
-    @staticmethod
-    def _path(folder: Path) -> Path:
-        return folder / "checkpoints" / "last.ckpt"
 
 
 class ValidateLastStep(L.Callback):
@@ -77,57 +69,57 @@ class ValidateLastStep(L.Callback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the last step, and the length of a pass if validations are one pass apart."""
+        """Find the last step and what sets it, and the length of a pass if validations are one pass apart."""
         if subcommand_of(trainer) == "fit":
-            steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-            self.last = last_step(trainer.max_steps, trainer.max_epochs, steps_per_epoch)
+            self.steps_per_epoch: int = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            self.last = last_step(trainer.max_steps, trainer.max_epochs, self.steps_per_epoch)
+            self.limit = "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
             if isinstance(trainer.val_check_interval, float):  # Lightning's default, a share of an epoch
-                trainer.val_check_interval = steps_per_epoch * trainer.accumulate_grad_batches
+                trainer.val_check_interval = self.steps_per_epoch * trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""
         if subcommand_of(trainer) != "fit":
             return
-        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
         micro_batches = trainer.accumulate_grad_batches
         validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
-        repair_progress(checkpoint, steps_per_epoch, micro_batches, validate_every, self.last)
+        repair_progress(checkpoint, self.steps_per_epoch, micro_batches, validate_every, self.last)
         step = int(checkpoint["global_step"])
         if step < self.last:
             return
         if not validation_due(checkpoint):
             raise UserError(
-                f"{self._limit(trainer)}: the checkpoint has been trained for {step} steps and the fit ends after"
+                f"{self.limit}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."
             )
         if trainer.max_steps != -1:
             trainer.fit_loop.epoch_loop.max_steps = step + 1
 
-    def _limit(self, trainer: L.Trainer) -> str:
-        return "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate at once if no step is left."""
+        """Report the size of the fit; validate at once if no step is left."""
+        data, is_trial = trainer.datamodule, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial:
+            is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
+            part = " (in part, so no thresholds are kept)" * is_part
+            notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
+            steps = f"{self.steps_per_epoch:,} steps a pass" + f", {self.last:,} in all" * (self.last < sys.maxsize)
+            print(f"medlit: training on {notes}: {steps}", file=sys.stderr)
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Stop after the last step."""
-        if trainer.global_step >= self.last:
-            trainer.should_stop = True
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop after a last validation that no step precedes."""
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Stop after the last step, and after a last validation that no step precedes."""
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
             trainer.should_stop = True
+
+    on_train_batch_end = on_validation_end  # type: ignore[assignment]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report what ended the fit, unless that was its only limit, `max_steps`."""
         step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
             return
-        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
-        end = self._limit(trainer) if step >= self.last else "trainer.max_time" if late else "early stopping"
-        epochs = step / trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-        print(f"medlit: {end} ended the fit after step {step}, or {epochs:.2f} epochs", file=sys.stderr)
+        late = any(isinstance(each, Timer) and (each.time_remaining() or 0) <= 0 for each in trainer.callbacks)  # type: ignore[attr-defined]
+        end = self.limit if step >= self.last else "trainer.max_time" if late else "early stopping"
+        passes = step / self.steps_per_epoch
+        print(f"medlit: {end} ended the fit after step {step}, or {passes:.2f} epochs", file=sys.stderr)

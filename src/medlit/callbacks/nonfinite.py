@@ -29,12 +29,8 @@ class NonfiniteGuard(L.Callback):
         self.skipped = self.consecutive = 0
         self.ids: list[str] = []
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
         """Remember the notes of the step."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.ids = []
         self.ids += batch.ids
 
     def on_before_optimizer_step(
@@ -51,6 +47,7 @@ class NonfiniteGuard(L.Callback):
             if (self.on_nonfinite == "stop" and not is_scaled) or self.consecutive > MAX_CONSECUTIVE_SKIPS:
                 raise UserError(self._message(trainer))
             optimizer.zero_grad(set_to_none=True)  # optimizers skip weights that have no gradient
+        self.ids = []
         if self.skipped:
             pl_module.log(SKIPPED_STEPS, float(self.skipped))
 

@@ -154,7 +154,7 @@ class PredictionWriter(L.Callback):
 def _by_likelihood(module: SpecialtyClassifier, batch: Prompts, checkpoint: str | None) -> Prediction:
     """Answer a note by label likelihood: a generated answer has no probability."""
     decoding = replace(module.decoding, mode="likelihood")
-    adapter = None if module.adapter is None else str(adapter_folder(module.adapter))
+    adapter = None if module.adapter is None else adapter_folder(module.adapter)
     temperature, _, prior = read_fitted(checkpoint, adapter, decoding)
     answers = apply_temperature(module.build_decoder(decoding, prior)(batch), temperature)
     return make_predictions(batch, answers, module.label_set, None)[0]

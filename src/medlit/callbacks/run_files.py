@@ -21,15 +21,11 @@ class SaveRunFiles(SaveConfigCallback):
         """Do nothing yet, unlike Lightning's callback."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of the subcommand."""
-        self.save_config(trainer, pl_module, subcommand_of(trainer))
+        """Write the files of the subcommand, but not in the validations of a fit."""
+        if trainer.training or subcommand_of(trainer) != "fit":
+            self.save_config(trainer, pl_module, subcommand_of(trainer))
 
-    on_test_start = on_predict_start = on_train_start
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of `validate`, but not in the validations of a fit."""
-        if subcommand_of(trainer) == "validate":
-            self.save_config(trainer, pl_module, "validate")
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the files, on the first process; a table or a single note has no split."""

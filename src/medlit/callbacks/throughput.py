@@ -4,6 +4,7 @@ import time
 from collections import deque
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -26,9 +27,7 @@ class Throughput(L.Callback):
 
     def __init__(self, steps: int = 10) -> None:
         self.rates: dict[str, float] | None = None
-        self._steps: deque[tuple[float, int, int, int]] = deque(maxlen=steps)  # seconds, tokens, padded tokens, notes
-        self._started_at: float | None = None
-        self._last_step = 0
+        self._steps: deque[tuple[float, ...]] = deque(maxlen=steps)  # seconds, tokens, padded tokens, notes
 
     @best_effort("the throughput")
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -39,13 +38,13 @@ class Throughput(L.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def _reset_step(self) -> None:
-        self._started_at = None
-        self._tokens = self._padded_tokens = self._notes = 0
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock; the next micro-batch restarts it."""
         self._reset_step()
+
+    def _reset_step(self, started_at: float | None = None) -> None:
+        self._started_at = started_at
+        self._counts = np.zeros(3, dtype=np.int64)  # tokens, padded tokens, notes
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Start the clock, unless it is running."""
@@ -57,16 +56,14 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Count a micro-batch; after the step's last one, update and log the rates."""
-        self._tokens += sum(batch.lengths)
-        self._padded_tokens += batch.input_ids.numel()
-        self._notes += len(batch.ids)
+        self._counts += (sum(batch.lengths), batch.input_ids.numel(), len(batch.ids))
         if trainer.global_step == self._last_step or self._started_at is None:
             return
         now = time.perf_counter()
-        self._steps.append((now - self._started_at, self._tokens, self._padded_tokens, self._notes))
-        self._reset_step()
-        self._last_step, self._started_at = trainer.global_step, now
-        self.rates = self._means(trainer, pl_module.device)
+        self._steps.append((now - self._started_at, *self._counts.tolist()))
+        self._reset_step(now)
+        self._last_step = trainer.global_step
+        self.rates = self.mean_rates(trainer, pl_module.device)
         if self._is_first:
             self._steps.clear()
             self._is_first = False
@@ -74,7 +71,8 @@ class Throughput(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self.rates, step=trainer.global_step)
 
-    def _means(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+    def mean_rates(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
+        """The rates of the last steps."""
         seconds, tokens, padded_tokens, notes = map(sum, zip(*self._steps, strict=True))
         rates = {
             TOKENS_PER_SECOND: trainer.world_size * tokens / seconds,
@@ -121,7 +119,7 @@ class ProgressBar(TQDMProgressBar):
         """Start to count notes."""
         if self.has_dataloader_changed(0):
             stage = trainer.state.stage.dataloader_prefix  # type: ignore[union-attr]
-            batches = getattr(trainer, f"{stage}_dataloaders").sampler.batches
+            batches = getattr(trainer, f"{stage}_dataloaders").sampler
             limit = int(getattr(self, f"total_{stage}_batches_current_dataloader"))
             self._bar = getattr(self, f"{stage}_progress_bar")
             self._bar.unit = " notes"

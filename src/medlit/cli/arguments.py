@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import lightning as L
 import yaml
@@ -21,9 +21,8 @@ from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import check_decoding
 from medlit.number_types import PositiveInt
 from medlit.paths import local_path
-from medlit.predictions.table import FORMATS
+from medlit.predictions.table import FORMATS, PREDICTIONS
 
-PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 SEED = 3407
 _DEFAULTS = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
 TRAINER_DEFAULTS: dict[str, Any] = _DEFAULTS["trainer"]
@@ -84,10 +83,9 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
     silence_warnings()
     validation.check_given(args, env_prefix := f"{validation.ENV_PREFIX}_{tool.upper()}__")
     parser = make_parser(tool)
-    validation.check_variables({tool: parser})
+    validation.check_variables(tool, parser)
     config = parser.parse_args(validation.settle_length(args, env_prefix))
-    validation.check_seed(config.seed_everything)
-    validation.check_settings(config)
+    validation.check_settings(config, parser)
     return config
 
 
@@ -106,12 +104,9 @@ def make_parser(tool: str) -> ArgumentParser:
 
 def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     """Make the datamodule that settings describe; it reads nothing yet."""
-    types = get_type_hints(TranscriptionDataModule.__init__)
-    settings = {
-        name: types[name](**vars(value)) if isinstance(value, Namespace) else value
-        for name, value in vars(config.data).items()
-    }
-    data = TranscriptionDataModule(**settings)
+    parser = ArgumentParser()
+    parser.add_class_arguments(TranscriptionDataModule, "data")
+    data: TranscriptionDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
     data.tokenizer = tokenizer_of(config.model.language_model)
     return data
 

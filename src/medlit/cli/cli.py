@@ -32,8 +32,7 @@ from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
 from medlit.callbacks.throughput import ProgressBar, Throughput
 from medlit.cli import arguments, environment, validation
-from medlit.cli.exit_codes import clean_up_on_failure
-from medlit.cli.help import ABOUT, Parser, class_error
+from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
@@ -45,7 +44,7 @@ from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
-from medlit.predictions.table import check_table
+from medlit.predictions.table import PREDICTIONS, check_table
 
 
 class MedlitCLI(LightningCLI):
@@ -53,10 +52,12 @@ class MedlitCLI(LightningCLI):
 
     def __init__(self, args: list[str], save_config_callback: type[SaveRunFiles] | None = None) -> None:
         environment.silence_warnings()
-        verb = self._verb = args[0]
+        verb = self.verb = args[0]
         self._rest = args[1:]
         validation.check_given(self._rest, env_prefix := f"{validation.ENV_PREFIX}_{verb.upper()}__")
-        from_env = {"default_env": True, "env_prefix": validation.ENV_PREFIX}
+        common = {"formatter_class": HelpFormatter, "default_env": True, "env_prefix": validation.ENV_PREFIX}
+        form = "[--config FILE ...] [--GROUP.KEY VALUE ...]"
+        verbs = {name: common | {"description": text, "usage": f"medlit {name} {form}"} for name, text in ABOUT.items()}
         super().__init__(
             SpecialtyClassifier,
             TranscriptionDataModule,
@@ -65,7 +66,7 @@ class MedlitCLI(LightningCLI):
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={**from_env, **{name: {"description": text, **from_env} for name, text in ABOUT.items()}},
+            parser_kwargs=common | verbs,
             auto_configure_optimizers=False,
             args=[verb, *validation.settle_length(self._rest, env_prefix)],
         )
@@ -75,7 +76,7 @@ class MedlitCLI(LightningCLI):
         arguments.add_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        if subcommand != self._verb:  # a full parser takes a fifth of a second
+        if subcommand != self.verb:  # a full parser takes a fifth of a second
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True} | ({"verbose": False} if subcommand in ("validate", "test") else {}))
@@ -84,22 +85,21 @@ class MedlitCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and refuse environment variables that are not settings."""
-        # Before parsing, since --print_config ends the process.
-        validation.check_variables({self._verb: self._subcommand_parsers[self._verb]})
+        """Parse and check the settings, and refuse environment variables that are not settings."""
+        of_verb = self._subcommand_parsers[self.verb]
+        validation.check_variables(self.verb, of_verb)  # before parsing, since --print_config ends the process
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
-        validation.check_seed(self.config[self.config.subcommand].seed_everything)
+        validation.check_settings(self.config[self.verb], of_verb, fit=self.verb == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let hyperparameters found in a checkpoint override the user's flags.
         return
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings, and derive those that depend on the machine and on earlier runs."""
+        """Check the machine, and derive the settings that depend on it and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         environment.check_device(trainer.accelerator, trainer.devices)
-        validation.check_settings(config, fit=self.subcommand == "fit")
         validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
@@ -119,7 +119,7 @@ class MedlitCLI(LightningCLI):
             if config.data.predict.text is not None:
                 return
             sources = {config.data.source, config.data.predict.source} - {*SPLITS, "builtin"}
-            check_table(Path(config.output or self.run_folder / arguments.PREDICTIONS), sources, overwrite)
+            check_table(Path(config.output or self.run_folder / PREDICTIONS), sources, overwrite)
         is_fit, adapter = self.subcommand == "fit", self.run_folder / "adapter"
         if is_fit and config.model.adapter and adapter.resolve() == Path(config.model.adapter).expanduser().resolve():
             raise UserError(f"run_dir: the fit would replace its own model.adapter {adapter}; name another folder.")
@@ -139,7 +139,7 @@ class MedlitCLI(LightningCLI):
         elif self.subcommand != "fit" and run is not None:
             environment.check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
-            run = next((run for run in runs.versions(root, name) if find_shards(run / arguments.PREDICTIONS)), None)
+            run = next((run for run in runs.versions(root, name) if find_shards(run / PREDICTIONS)), None)
         self._is_numbered = run is None
         return run or runs.next_version(root, name)
 
@@ -171,7 +171,7 @@ class MedlitCLI(LightningCLI):
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
         self.memory = MemoryAdvice()
         self.report = RunReport()
-        output = Path(config.get("output") or self.run_folder / arguments.PREDICTIONS)
+        output = Path(config.get("output") or self.run_folder / PREDICTIONS)
         self.predictions = PredictionWriter(output, one_note, bool(config.get("resume")), config.ckpt_path)
         callbacks: list[L.Callback] = [
             DataLink(),
@@ -208,7 +208,7 @@ class MedlitCLI(LightningCLI):
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:
                 set_step(trainer, checkpoint)
-        adapter = None if self.model.adapter is None else str(adapter_folder(self.model.adapter))
+        adapter = None if self.model.adapter is None else adapter_folder(self.model.adapter)
         decoding = self.model.decoding
         *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
         if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):
@@ -229,7 +229,7 @@ class MedlitCLI(LightningCLI):
         writes = not self.predictions.to_stdout and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if writes and trainer.is_global_zero:
             self.run_folder, is_new = runs.claim(self.run_folder, self._is_numbered)
-        with clean_up_on_failure(trainer, self.run_folder, existed=not is_new), ExitStack() as stack:
+        with environment.clean_up_on_failure(trainer, self.run_folder, existed=not is_new), ExitStack() as stack:
             if writes and trainer.is_global_zero and subcommand == "fit":
                 stack.enter_context(runs.sole_fit(self.run_folder, config.ckpt_path))
             # All files go to this folder, whatever the loggers.
@@ -240,7 +240,7 @@ class MedlitCLI(LightningCLI):
             if writes and config.trainer.logger in (None, True):
                 trainer.logger = RunLogger(self.run_folder, in_fit=subcommand == "fit")
             if not config.get("output"):
-                self.predictions.path = self.run_folder / arguments.PREDICTIONS
+                self.predictions.path = self.run_folder / PREDICTIONS
             try:
                 super()._run_subcommand(subcommand)
             except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there

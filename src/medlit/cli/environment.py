@@ -1,20 +1,29 @@
-"""Before notes are read or weights are loaded: checks of the machine and the files, and warnings to silence."""
+"""A run's machine, files and processes: checks before notes are read, warnings to silence, clean-up after a failure."""
 
+import atexit
 import logging
 import os
+import shutil
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lightning as L
 import torch
 import transformers
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.distributed import _destroy_dist_connection
 
 from medlit.errors import UserError
 from medlit.paths import local_path
+from medlit.predictions.shards import find_shards
+from medlit.predictions.table import PREDICTIONS
 
 # What `srun` sets for each of its processes.
 _SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
@@ -109,3 +118,29 @@ def silence_warnings() -> None:
     )
     for message in yaml.safe_load(Path(__file__).with_name("silenced_warnings.yaml").read_text(encoding="utf-8")):
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def clean_up_on_failure(trainer: L.Trainer, folder: Path, existed: bool = True) -> Iterator[None]:
+    """Run a verb; a failure ends its other processes, and a user's mistake leaves the run folder as it was."""
+    events = set(folder.glob("events.out.tfevents.*"))
+    try:
+        yield
+    except BaseException as error:
+        # Lightning (2.6.6) kills all processes when one that it has started fails, but not when the first one does, for
+        # which they would wait. `srun` and `torchrun` do so themselves, once this process has ended; with NCCL,
+        # Lightning's destruction of the process group at exit waits for all processes, so this one would hang.
+        atexit.unregister(_destroy_dist_connection)
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if trainer.is_global_zero and isinstance(error, UserError):
+            # Another verb may be writing to a folder that existed: remove only what this process's logger made.
+            for path in set(folder.glob(f"events.out.tfevents.*.{os.getpid()}.*")) - events if existed else ():
+                path.unlink()
+            if not (existed or (folder / "checkpoints").exists() or find_shards(folder / PREDICTIONS)):
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
+        raise
+    finally:
+        for path in () if existed else (folder, folder.parent, folder.parent.parent):
+            with suppress(OSError):  # there is something in it
+                path.rmdir()

@@ -21,7 +21,7 @@ from jsonargparse._signatures import group_instantiate_class
 from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.cli import MODEL_VERBS, no_config
+from medlit.cli import MODEL_VERBS
 from medlit.errors import UserError
 
 _TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -42,7 +42,6 @@ _UNKNOWN = re.compile(
     r"|Option '(?P<option>[\w.]+)' is not accepted"
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
-_NO_FILE = re.compile(r"does not exist: '?([^']+)'?")
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
@@ -99,9 +98,6 @@ def _instantiate_unless_null(group: Any, config: Any) -> None:  # noqa: ANN401 -
 class Parser(LightningArgumentParser):
     """Reports an error in one sentence, without pages of usage."""
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - jsonargparse's
-        super().__init__(**{"formatter_class": HelpFormatter} | kwargs)
-
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Add the arguments of a class; `model.lora` may be null, and 1 of a number or share of batches is a number."""
         added: list[str] = super().add_class_arguments(*args, **kwargs)
@@ -111,9 +107,8 @@ class Parser(LightningArgumentParser):
             if action.dest == "model.lora":
                 action.__class__ = _GroupOrNull
                 action.metavar, action.help = "null", "train and load no adapter: the bare base model"
-        for group in self._action_groups:
-            if getattr(group, "dest", None) == "model.lora":
-                group.instantiate_class = _instantiate_unless_null  # type: ignore[attr-defined]
+        if "model.lora" in (self.groups or {}):
+            self.groups["model.lora"].instantiate_class = _instantiate_unless_null  # type: ignore[index, union-attr]
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -135,8 +130,6 @@ class Parser(LightningArgumentParser):
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
         if wrong := _WRONG.match(message):
             name, reason = wrong.groups()
-            if name == "config" and (missing := _NO_FILE.search(reason)):
-                return no_config(missing[1])
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
             reason = class_error(reason) or reason
@@ -197,11 +190,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         if name in VERBS:
             return self._verb in VERBS[name]
         return self._verb == "fit" or not name.startswith(FIT_ONLY)
-
-    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: object, **kwargs: object) -> None:
-        """Add one line."""
-        line = f"medlit {self._verb} [--config FILE ...] [--GROUP.KEY VALUE ...]"
-        super().add_usage(line, [], *args, **kwargs)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""

@@ -7,25 +7,22 @@ two settings that limit a fit, `max_steps` and `max_epochs`, the one given last 
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from medlit.base_model import BUILTIN, is_same_model
-from medlit.cli import MODEL_VERBS, TOOLS
-from medlit.data.datamodule import TranscriptionDataModule
+from medlit.cli import MODEL_VERBS, TOOLS, no_config
 from medlit.errors import UserError
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
-from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel, Lora, check_decoding
 
 ENV_PREFIX = "MEDLIT"
@@ -37,39 +34,34 @@ OLD_VALUES: dict[tuple[str, str | bool], str] = {
 }
 # Name of a class, or of one of its base classes -> what is wrong with it.
 _CLASSES: dict[str, str] = _TABLES["classes"]
-_MONITOR = "{value!r} is not measured in a validation; choose one of " + ", ".join(MONITORS)
-_NEVER_NULL: list[str] = _TABLES["never_null"]
+_NAMES = ", ".join(MONITORS)
+_MONITOR = {"values": MONITORS, "advice": f"{{value!r}} is not measured in a validation; choose one of {_NAMES}"}
+_CHECKS: dict[str, Any] = {**_TABLES["checks"], "checkpoint.monitor": _MONITOR, "early_stopping.monitor": _MONITOR}
 _GROUPS = {"trainer", "model", "model.language_model", "data", "checkpoint", "early_stopping"}
 
 
-def _is_within(bounds: Mapping[str, Any], value: Any) -> bool:  # noqa: ANN401
-    least, over = bounds.get("least", -math.inf), bounds.get("over", -math.inf)
-    return value in bounds.get("also", ()) or (value is not None and over < value < math.inf and value >= least)
+def _fits(value: Any, check: Mapping[str, Any]) -> bool:  # noqa: ANN401
+    is_number = isinstance(value, int | float) and math.isfinite(value) and value <= check.get("most", math.inf)
+    is_above = is_number and (value >= check.get("least", math.inf) or value > check.get("over", math.inf))
+    return is_above or value in check.get("values", ())
 
 
-# Setting -> whether a value is allowed, and the message for any other value.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{
-        name: (partial(_is_within, bounds), f"must be {bounds['words']}, not {{value}}")
-        for name, bounds in _TABLES["bounds"].items()
-    },
-    "trainer.max_time": (lambda x: x is None or bool(str(x).strip("0:")), "must be over 0, or null, not {value}"),
-    **{name: (each["values"].__contains__, each["advice"]) for name, each in _TABLES["fixed"].items()},
-    "checkpoint.monitor": (tuple(MONITORS).__contains__, _MONITOR),
-    "early_stopping.monitor": (tuple(MONITORS).__contains__, _MONITOR),
-}
-
-
-def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Raise a UserError for the first of a command's settings whose value is wrong although its type allows it."""
-    _check_group("model", SpecialtyClassifier.__init__, config.model)
-    _check_group("data", TranscriptionDataModule.__init__, config.data)
-    for key in _NEVER_NULL:
-        if config[key] is None:
+def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> None:  # noqa: ANN401 - a Namespace
+    """Raise a UserError for the first of a command's settings whose value is wrong although its parser accepts it."""
+    for name in filter(config.__contains__, parser.groups):  # type: ignore[arg-type]
+        if not isinstance(config[name], Namespace) and (name, config[name]) != ("model.lora", None):
+            given = f"must be a group of settings, not {config[name]!r}"
+            raise UserError(f"{name}: {given}; 'medlit fit --help' shows them.")
+    for action in parser._actions:  # jsonargparse accepts null for every setting of a YAML
+        key, kinds = action.dest, get_args(getattr(action, "_typehint", None))
+        is_needed = NoneType not in kinds or key == "trainer.default_root_dir"
+        if is_needed and key not in ("config", "model.lora") and config.get(key, "") is None:
             raise UserError(f"{key}: must have a value; leave it out for the default.")
-    for key, (fits, message) in _CHECKS.items():
-        if not fits(config[key]) and not isinstance(config[key], Namespace):
-            raise UserError(f"{key}: {message.format(value=config[key])}.")
+    for key, check in _CHECKS.items():
+        if not isinstance(config[key], Namespace) and not _fits(config[key], check):
+            raise UserError(f"{key}: {check['advice'].format(value=config[key])}.")
+    if str(config.trainer.max_time).strip("0:") == "":
+        raise UserError(f"trainer.max_time: must be over 0, or null, not {config.trainer.max_time}.")
     check_classes(config.trainer)
     check_decoding(config.model.decoding, predicts=False)
     endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (None, -1)
@@ -81,12 +73,6 @@ def check_settings(config: Any, fit: bool = False) -> None:  # noqa: ANN401 - js
         raise UserError(f"model.lora: null is the bare base model, and {why} out.")
 
 
-def check_seed(seed: bool | int | None) -> None:
-    """Check that NumPy accepts a seed, which Lightning would pass on unchecked."""
-    if seed is None or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything: must be an integer from 0 to {2**32 - 1}, true or false, not {seed}.")
-
-
 def check_classes(trainer: Namespace) -> None:
     """Raise a UserError for a class that a config names and medlit cannot run with, before any is built."""
     for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
@@ -96,27 +82,13 @@ def check_classes(trainer: Namespace) -> None:
             lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
             wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
             if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
-                wrong = f"cannot monitor {settings['monitor']!r}; choose one of {', '.join(MONITORS)}"
+                wrong = f"cannot monitor {settings['monitor']!r}; choose one of {_NAMES}"
             if settings.get("start_method", "popen") != "popen":
                 wrong = f"start_method must be 'popen', not {settings['start_method']!r}"
             if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
                 wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
             if wrong is not None:
                 raise UserError(f"trainer.{key}: {name} {wrong}.")
-
-
-def _check_group(group: str, owner: Callable[..., Any], values: Any) -> None:  # noqa: ANN401
-    """Check that what a config sets to null may be null; jsonargparse accepts null for every setting of a YAML."""
-    if not isinstance(values, Namespace):
-        raise UserError(f"{group}: must be a group of settings, not {values!r}; 'medlit fit --help' shows them.")
-    for name, hint in get_type_hints(owner).items():
-        key = f"{group}.{name}"
-        if name not in values or (key == "model.lora" and values[name] is None):
-            continue
-        if is_dataclass(hint):
-            _check_group(key, hint, values[name])  # type: ignore[arg-type]
-        elif values[name] is None and type(None) not in get_args(hint):
-            raise UserError(f"{key}: must have a value; leave it out for the default.")
 
 
 def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa: ANN401 - as above
@@ -159,16 +131,15 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
         rank_zero_info(f"Taken from {folder}: {', '.join(adopted)}")
 
 
-def check_variables(parsers: Mapping[str, ArgumentParser]) -> None:
-    """Check that every variable for one of the verbs is a setting; jsonargparse ignores a misspelt one."""
+def check_variables(command: str, parser: ArgumentParser) -> None:
+    """Check that every variable for a command is a setting; jsonargparse ignores a misspelt one."""
+    settings = {action.dest.replace(".", "__").lower() for action in parser._actions}
     for name in sorted(os.environ):
         if not name.startswith(f"{ENV_PREFIX}_") or name == "MEDLIT_CACHE":
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        if verb not in parsers and verb in {*MODEL_VERBS, *TOOLS}:
-            continue
-        settings = parsers[verb]._actions if verb in parsers else []
-        if key not in [action.dest.replace(".", "__").lower() for action in settings]:
+        is_known = key in settings if verb == command else verb in {*MODEL_VERBS, *TOOLS}
+        if not is_known:
             raise UserError(
                 f"{name}: there is no such setting; names are {ENV_PREFIX}_<COMMAND>__<GROUP>__<KEY>, such as"
                 f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
@@ -241,6 +212,8 @@ def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
     is_file = os.path.isfile(config)
     with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8") if is_file else config)
+        if not (is_file or group) and isinstance(values, str):
+            raise UserError(no_config(config))
         return config if is_file else "the text of --config", _flat(group, values)
     return config, {}
 

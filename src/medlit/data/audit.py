@@ -167,15 +167,13 @@ def audit(
 
 def _lengths(notes: Dataset, counter: TokenCounter | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
-    spaced = set(np.linspace(0, len(notes) - 1, min(len(notes), TOKENISED)).round().astype(np.int64).tolist())
-    words: list[int] = []
-    tokens: list[int] = []
-    for rows in notes.select_columns(["transcription"]).iter(batch_size=TOKENISED_AT_ONCE):
-        batch = [note or "" for note in rows["transcription"]]
-        if counter is not None:
-            tokens += counter.tokens_of([note for place, note in enumerate(batch, len(words)) if place in spaced])
-        words += [len(note.split()) for note in batch]
-    counted = {"words": words} if counter is None else {"words": words, "tokens": tokens}
+    texts = notes.select_columns(["transcription"])
+    batches = texts.iter(batch_size=TOKENISED_AT_ONCE)
+    counted = {"words": [len(note.split()) for rows in batches for note in rows["transcription"]]}
+    if counter is not None:
+        spaced = np.linspace(0, len(notes) - 1, min(len(notes), TOKENISED)).round().astype(np.int64)
+        batches = texts.select(spaced).iter(batch_size=TOKENISED_AT_ONCE)
+        counted["tokens"] = [length for rows in batches for length in counter.tokens_of(rows["transcription"])]
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 

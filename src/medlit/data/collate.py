@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, takewhile
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 64
-Tokens = TypeVar("Tokens", int, np.ndarray)
 Collate = Callable[..., Any]
 
 
@@ -120,11 +119,6 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
     return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
 
-def supervised_tokens(length: Tokens, answer: Tokens, mask_prompt: bool) -> Tokens:
-    """Tokens that carry loss, of one note or of N: those of its answer with EOS, or all but the first of `length`."""
-    return answer if mask_prompt else length - 1
-
-
 @dataclass(eq=False)
 class Collator:
     """Turns rows into batches."""
@@ -137,10 +131,8 @@ class Collator:
     most_notes: int = 32
     _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
-    def _answer(self, row: TokenisedNote) -> list[int]:
-        return self._tokens_of(row["specialty"] or "")
-
-    def _tokens_of(self, specialty: str) -> list[int]:
+    def _answer(self, specialty: str | None) -> list[int]:
+        specialty = specialty or ""
         if specialty not in self._answers:
             self._answers[specialty] = self.response(specialty)
         return self._answers[specialty]
@@ -150,17 +142,17 @@ class Collator:
         specialties, prompts = specialties_of(rows), np.array(rows["length"][:])
         notes = np.repeat(np.arange(len(prompts)), [len(names) for names in specialties])
         names, labels = np.unique(list(chain.from_iterable(specialties)), return_inverse=True)
-        answer = np.array([len(self._tokens_of(str(name))) for name in names])[labels]
+        answer = np.array([len(self._answer(str(name))) for name in names])[labels]
         lengths: IntArray = prompts[notes] + answer
-        return lengths, supervised_tokens(lengths, answer, self.mask_prompt), labels, notes
+        return lengths, answer if self.mask_prompt else lengths - 1, labels, notes
 
     def supervised(self, row: TokenisedNote) -> int:
-        """Tokens of a row that carry loss."""
-        return supervised_tokens(self.length(row), len(self._answer(row)), self.mask_prompt)
+        """Tokens of a row that carry loss: those of its answer with EOS, or all but its first."""
+        return len(self._answer(row["specialty"])) if self.mask_prompt else self.length(row) - 1
 
     def length(self, row: TokenisedNote) -> int:
         """Tokens of a row with its answer."""
-        return len(row["input_ids"]) + len(self._answer(row))
+        return len(row["input_ids"]) + len(self._answer(row["specialty"]))
 
     def _supervise(self, rows: Sequence[TokenisedNote], begins: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Places and targets of B rows whose tokens begin at these offsets."""
@@ -168,12 +160,12 @@ class Collator:
         for row, begin in zip(rows, begins, strict=True):
             supervised, length = self.supervised(row), self.length(row)
             places.append(torch.arange(begin + length - supervised - 1, begin + length - 1))
-            targets.append((row["input_ids"] + self._answer(row))[length - supervised :])
+            targets.append((row["input_ids"] + self._answer(row["specialty"]))[length - supervised :])
         return torch.cat(places), torch.tensor([token for answer in targets for token in answer], dtype=torch.long)
 
     def train(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B notes."""
-        input_ids, _ = _pad([row["input_ids"] + self._answer(row) for row in rows], self.pad_id, "right")
+        input_ids, _ = _pad([row["input_ids"] + self._answer(row["specialty"]) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
@@ -186,7 +178,7 @@ class Collator:
         filler = -tokens % MULTIPLE
         end = [tokens + filler] * (self.most_notes + 2 - len(begins))
         places, targets = self._supervise(rows, begins[:-1])
-        texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row))]
+        texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row["specialty"]))]
         columns = zip(*(row["input_ids"] for row in rows), strict=False)
         return Batch(
             input_ids=torch.tensor([texts + [self.pad_id] * filler], dtype=torch.long),

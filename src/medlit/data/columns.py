@@ -30,6 +30,8 @@ _KNOWN_TABLES = {
     frozenset({"messages"}): _CHAT,
     frozenset({"conversations"}): _CHAT,
 }
+_TEXTS = {"string", "large_string", "string_view", "null"}  # as `datasets` names the types
+_CODES = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
@@ -50,19 +52,11 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
                 f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
                 f" --data.columns.{key} (its columns are {shown}){advice}."
             )
-        kind = table.rows.features.arrow_schema.field(name).type
-        is_list = key == "label" and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
-        of_text = is_list and (table.classes(name) is not None or not pa.types.is_integer(kind.value_type))
-        if of_text or pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pa.types.is_null(kind):
-            raise UserError(
-                f"data.columns.{key}: column {name!r} of {table.name} is null in every row; name another column."
-            )
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        is_code = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        if not is_text and (key == "text" or not is_code):
-            raise UserError(columns.no_text(key, table.name, kind))
+        feature = table.rows.features[name]
+        value = getattr(feature, "feature", feature) if key == "label" else feature  # of a list of labels
+        may_be_codes = key != "text" and (value is feature or table.classes(name) is not None)
+        if getattr(value, "dtype", None) not in (_TEXTS | _CODES if may_be_codes else _TEXTS):
+            raise UserError(columns.no_text(key, table.name, table.rows.features.arrow_schema.field(name).type))
 
 
 def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:

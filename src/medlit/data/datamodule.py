@@ -16,7 +16,7 @@ from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatc
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
-from medlit.data.samplers import LengthSortedSampler, StepSampler
+from medlit.data.samplers import StepSampler, length_sorted_batches
 from medlit.data.settings import Batching, Columns, LabelConflicts, Labels, Predict, Split, Tokenizer
 from medlit.data.sources import SPLITS, commit_of
 from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
@@ -122,15 +122,10 @@ class TranscriptionDataModule(L.LightningDataModule):
                 self._predict_rows = tokenise(rows, self.prompt, cached=self.predict.text is None)
         elif not self._tokenised:
             self._tokenised = {name: tokenise(rows, self.prompt) for name, rows in self.read_splits().notes.items()}
-            if self.trainer:
-                self._check_loaders(stage or "")
-
-    def _check_loaders(self, stage: str) -> None:
-        """Make a stage's loaders and answers once, so that what they refuse is refused before weights are read."""
-        for name in _LOADERS.get(stage, ()):
-            getattr(self, f"{name}_dataloader")()
-        if stage in _LOADERS and self.label_set is not None:
-            list(map(self.prompt.response, self.label_set))
+            if self.trainer and stage in _LOADERS:  # what its loaders and answers refuse, before weights are read
+                for name in _LOADERS[stage]:
+                    getattr(self, f"{name}_dataloader")()
+                list(map(self.prompt.response, self.label_set or ()))
 
     def read_splits(self) -> NoteSplits:
         """Read and split the source, once; nothing is tokenised. Raises as `setup` does."""
@@ -206,10 +201,10 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def _eval_batches(self, rows: Dataset, collate: Collate, indices: np.ndarray | None = None) -> DataLoader[Any]:
         most = self.batching.token_budget or self.batching.eval_batch_size * self.tokenizer.max_length // 4
-        sampler = LengthSortedSampler(rows["length"][:], self.batching.eval_batch_size, most, *self._place, indices)
-        return self._loader(BatchDataset(rows, collate), sampler)
+        batches = length_sorted_batches(rows["length"][:], self.batching.eval_batch_size, most, *self._place, indices)
+        return self._loader(BatchDataset(rows, collate), batches)
 
-    def _loader(self, dataset: BatchDataset, sampler: StepSampler | LengthSortedSampler) -> DataLoader[Any]:
+    def _loader(self, dataset: BatchDataset, sampler: StepSampler | list[list[int]]) -> DataLoader[Any]:
         # The sampler yields whole batches: batch_size=None turns automatic batching off.
         return DataLoader(
             dataset,

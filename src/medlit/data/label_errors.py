@@ -19,8 +19,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 FEWEST = 3  # texts of a label, and for each label of a table on average
-_MOST = 400_000  # texts x labels, which take about half a minute; of a larger table evenly spaced texts are checked
-LABELS_CHECKED = int((_MOST // FEWEST) ** 0.5)  # more would have under `FEWEST` texts each among the `_MOST`
+MOST_PAIRS = 400_000  # texts x labels, in half a minute; of a larger table evenly spaced texts are checked
+LABELS_CHECKED = int((MOST_PAIRS // FEWEST) ** 0.5)  # more would have under `FEWEST` texts each in `MOST_PAIRS`
 _CONFUSED, _MIXED = 0.25, 5  # least share and number of two labels' texts under the other one; 0.5 is chance
 
 
@@ -32,7 +32,7 @@ def label_errors(notes: pd.DataFrame, transcriptions: Sequence[str], ids: Sequen
     """
     notes = notes.loc[notes["own"].astype(bool), ["text", "near", "own"]].reset_index(names="row")
     labels, texts = notes["own"].explode().nunique(), notes["text"].unique()
-    checked = np.linspace(0, len(texts) - 1, min(len(texts), _MOST // max(labels, 1))).astype(np.int64)
+    checked = np.linspace(0, len(texts) - 1, min(len(texts), MOST_PAIRS // max(labels, 1))).astype(np.int64)
     notes = notes[notes["text"].isin(texts[checked])]
     carried = notes.explode("own").groupby(["text", "own"]).size().unstack(fill_value=0) > 0  # texts x labels
     carried = carried.loc[:, carried.sum() >= FEWEST]

@@ -102,7 +102,7 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
     return datasets.Dataset.from_dict(
-        {"id": ["text"], "transcription": [text], "specialty": [None], "specialties": [[]]}
+        {"id": ["text"], "transcription": [text], "specialty": [None], "text_hash": [""], "specialties": [[]]}
     )
 
 
@@ -184,7 +184,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
             batched=True,
             remove_columns=chosen,
             features=features,
-            # An explicit name: the folder of a table that was saved to disk may not be writable.
+            # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
             cache_file_name=str(cache_folder() / f"{key}.arrow"),
             new_fingerprint=key,
             desc="Reading notes",

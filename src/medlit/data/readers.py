@@ -38,8 +38,6 @@ def read_file(path: Path, columns: Columns) -> Dataset:
     suffix = table_name(path)[1]
     if not suffix:
         raise UserError(f"data.source: {path} has a format that medlit does not read; use one of {KINDS}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
     try:
         return READERS[suffix](path, columns)
     except PermissionError:
@@ -62,8 +60,18 @@ def table_name(path: Path) -> tuple[str, str]:
 
 
 def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
-    header = _csv_header(path, delimiter)
-    return cached_table(path, header, csv_rows, header=header, delimiter=delimiter)
+    line, header = next(csv_records(str(path), delimiter), (1, []))
+    if not header:
+        raise UserError(f"data.source: {path} is empty; it needs a header and at least one note.")
+    names = _column_names(header, f"{path}, line {line}")
+    other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
+    if len(names) == 1 and other is not None:
+        expected = "tabs" if delimiter == "\t" else "commas"
+        raise UserError(
+            f"data.source: {path}, line {line}: the header is not separated by {expected} but seems to be by"
+            f" {other!r}; save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
+        )
+    return cached_table(path, names, csv_rows, header=names, delimiter=delimiter)
 
 
 def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
@@ -75,22 +83,6 @@ def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
     first = next((row[label] for row in rows if row.get(label) is not None), None) if label in names else None
     lists = (label,) if label and isinstance(first, list) else ()
     return cached_table(path, names, json_rows, lists, names=names, columns=columns, by_line=by_line)
-
-
-def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
-    line, header = next(csv_records(str(path), delimiter), (1, []))
-    if not header:
-        raise UserError(f"data.source: {path} has no text in it; it needs a header and at least one note.")
-    names = _column_names(header, f"{path}, line {line}")
-    if len(names) == 1:
-        other = next((mark for mark in (",", "\t", ";", "|") if mark != delimiter and mark in names[0]), None)
-        if other is not None:
-            expected = "tabs" if delimiter == "\t" else "commas"
-            raise UserError(
-                f"data.source: {path}, line {line}: the header is not separated by {expected} but seems to be by"
-                f" {other!r}; save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
-            )
-    return names
 
 
 def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row]:

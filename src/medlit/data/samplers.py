@@ -154,34 +154,25 @@ class StepSampler(Sampler[MicroBatch]):
         return [groups[g] for g in sorted(largest[place] for place in mine)]
 
 
-class LengthSortedSampler(Sampler[list[int]]):
+def length_sorted_batches(
+    lengths: Sequence[int],  # tokens of each note's prompt
+    batch_size: int,
+    token_budget: int,  # most padded tokens of a batch; a single note may exceed it
+    rank: int = 0,
+    world_size: int = 1,  # the processes' numbers of notes differ by at most one
+    indices: np.ndarray | None = None,  # the notes to use; None: all of them
+) -> list[list[int]]:
     """Evaluation batches of notes of similar length, longest first, each note exactly once over all ranks."""
-
-    def __init__(
-        self,
-        lengths: Sequence[int],  # tokens of each note's prompt
-        batch_size: int,
-        token_budget: int,  # most padded tokens of a batch; a single note may exceed it
-        rank: int = 0,
-        world_size: int = 1,  # the processes' numbers of notes differ by at most one
-        indices: np.ndarray | None = None,  # the notes to use; None: all of them
-    ) -> None:
-        notes = np.arange(len(lengths)) if indices is None else indices
-        order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]
-        mine = order[rank::world_size]
-        self.batches: list[list[int]] = []
-        for index in mine.tolist():
-            batch = self.batches[-1] if self.batches else []
-            if batch and len(batch) < batch_size and (len(batch) + 1) * lengths[batch[0]] <= token_budget:
-                batch.append(index)
-            else:
-                self.batches.append([index])
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self.batches
+    notes = np.arange(len(lengths)) if indices is None else indices
+    order = notes[np.argsort(-np.asarray(lengths, dtype=np.int64)[notes], kind="stable")]
+    batches: list[list[int]] = []
+    for index in order[rank::world_size].tolist():
+        batch = batches[-1] if batches else []
+        if batch and len(batch) < batch_size and (len(batch) + 1) * lengths[batch[0]] <= token_budget:
+            batch.append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 # --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------

@@ -1,4 +1,4 @@
-"""Where notes come from: `builtin`, a table's file, a folder of them, a saved dataset, a glob, or a Hub dataset id.
+"""Where notes come from: `builtin`, a table's file, a folder of them, a glob, or a Hub dataset id.
 
 A Hub id may end in the name of a configuration: `owner/name:configuration`.
 
@@ -78,14 +78,12 @@ def cell_labels(values: list[Any], classes: list[str] | None, separator: str | N
 def read_tables(source: str, revision: str | None, columns: Columns) -> dict[str, list[RawTable]]:
     """Read a source with all its columns: split name -> its tables, one for each file; a UserError if it cannot."""
     path = _BUILTIN if source == "builtin" else Path(source).expanduser()
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _saved(path)
-        return _folder(path, columns)
-    if path.exists():
-        return _by_split([path], columns, named=False)
-    if any(mark in source for mark in "*?["):
-        return _glob(path, columns)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():  # as `save_to_disk` writes them
+        raise UserError(f"data.source: {path} is a saved dataset; write `dataset.to_parquet(...)` and give that.")
+    if path.is_file():
+        return {ALL: [RawTable(str(path), read_file(path, columns))]}
+    if path.exists() or any(mark in source for mark in "*?["):
+        return _several(path, columns)
     if not is_hub_id(source):
         raise UserError(f"data.source: there is no file or folder {source} (looked from {Path.cwd()}).")
     return _hub(source, revision)
@@ -114,56 +112,29 @@ def split_of(name: str) -> str | None:
     return name if name in SPLITS else None
 
 
-def _by_split(paths: list[Path], columns: Columns, named: bool = True) -> dict[str, list[RawTable]]:
-    """Read files, by split where they are `named` after splits."""
+def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
+    """Read the tables in a folder, or the files of a glob, by split; those of a glob may be named after none."""
+    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(file for file in found if file.is_file() and (table_name(file)[1] or not path.is_dir()))
+    if not files:
+        fault = f"the folder {path} holds no table ({KINDS})" if path.is_dir() else f"no file matches {path}"
+        raise UserError(f"data.source: {fault} (looked from {Path.cwd()}).")
+    splits = [split_of(table_name(file)[0]) for file in files]
+    if None in splits and (path.is_dir() or any(splits)):
+        raise UserError(
+            f"data.source: of the files of {path} {files[splits.index(None)].name} names no split; call all of them"
+            " train, validation and test, or give one file or a glob that matches no split's file."
+        )
     chosen: dict[str, list[Path]] = {}
-    for path in paths:
-        chosen.setdefault((named and split_of(table_name(path)[0])) or ALL, []).append(path)
-    for split, files in chosen.items():
-        if named and len(files) > 1 and not all(_SHARD.search(table_name(path)[0]) for path in files):
+    for split, file in zip(splits, files, strict=True):
+        chosen.setdefault(split or ALL, []).append(file)
+    for split, same in chosen.items():
+        if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
             raise UserError(
-                f"data.source: {files[0]} and {files[1]} are both named after the {split} split; move one away."
+                f"data.source: {same[0]} and {same[1]} are both named after the {split} split; move one away."
             )
-    found = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
-    return {split: [RawTable(str(path), read_file(path, columns)) for path in files] for split, files in found.items()}
-
-
-def _folder(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
-    files = sorted(file for file in path.iterdir() if table_name(file)[1] and file.is_file())
-    if not files:
-        raise UserError(f"data.source: the folder {path} holds no table ({KINDS}).")
-    if other := next((file.name for file in files if split_of(table_name(file)[0]) is None), None):
-        raise UserError(
-            f"data.source: in the folder {path} the file {other} names no split; call the files train, validation and"
-            " test, or give one file or a glob instead of the folder."
-        )
-    return _by_split(files, columns)
-
-
-def _glob(pattern: Path, columns: Columns) -> dict[str, list[RawTable]]:
-    files = sorted(path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file())
-    if not files:
-        raise UserError(f"data.source: no file matches {pattern} (looked from {Path.cwd()}).")
-    named = [split_of(table_name(file)[0]) is not None for file in files]
-    if any(named) and not all(named):
-        raise UserError(
-            f"data.source: {files[named.index(True)]} is named after a split and {files[named.index(False)]} is not;"
-            " choose a glob that matches only split files or none."
-        )
-    return _by_split(files, columns, named=all(named))
-
-
-def _saved(path: Path) -> dict[str, list[RawTable]]:
-    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # a half-copied folder fails in pyarrow, json or os, each with its own class
-        raise UserError(
-            f"data.source: the saved dataset in {path} cannot be read ({type(error).__name__}); save or copy it again."
-        ) from error
-    return _named_splits(loaded, str(path))
+    ordered = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
+    return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in ordered.items()}
 
 
 def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
@@ -182,7 +153,16 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
             f"data.revision: the cache holds {source} at {commit}, not at {revision}; fetch that revision with"
             f" `HF_HUB_OFFLINE=0 medlit audit --data.source {source} --data.revision {revision}`."
         )
-    return _named_splits(loaded, f"the Hub dataset {source}")
+    name = f"the Hub dataset {source}"
+    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
+        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
+    tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
+    if None in tables or len(tables) < len(loaded):
+        raise UserError(
+            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
+            " validation and one test split."
+        )
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
 def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError:
@@ -219,19 +199,3 @@ def commit_of(tables: Iterable[Dataset]) -> str | None:
     """The commit that the tables of a Hub dataset were read at; None for tables from elsewhere."""
     urls = [url for rows in tables for url in rows.info.download_checksums or {} if url.startswith("hf://")]
     return next((commit for url in sorted(urls) for commit in _COMMIT.findall(url)), None)
-
-
-def _named_splits(loaded: Any, name: str) -> dict[str, list[RawTable]]:  # noqa: ANN401 - Dataset or DatasetDict
-    import datasets
-
-    if isinstance(loaded, datasets.Dataset):
-        return {ALL: [RawTable(name, loaded)]}
-    if len(loaded) == 1 and split_of(next(iter(loaded))) is None:
-        return {ALL: [RawTable(name, next(iter(loaded.values())))]}
-    tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
-    if None in tables or len(tables) < len(loaded):
-        raise UserError(
-            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
-            " validation and one test split."
-        )
-    return {split: tables[split] for split in SPLITS if split in tables}

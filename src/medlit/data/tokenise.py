@@ -32,22 +32,20 @@ def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Datas
         str(prompt.tokenizer.chat_template),
         json.dumps([*prompt.template, prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
-    text, number = datasets.Value("string"), datasets.Value("int32")
-    named = {"id": text, "specialty": text, "specialties": datasets.List(text), "text_hash": text}
+    number = datasets.Value("int32")
     counted = {"input_ids": datasets.List(number), "length": number, "cut_tokens": number}
+    kept = {name: kind for name, kind in rows.features.items() if name != "transcription"}
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         prompts = prompt.prompts(batch["transcription"])
-        kept: dict[str, list[object]] = {"text_hash": [""] * len(prompts)}
-        kept |= {name: list(batch[name]) for name in named if name in batch}
-        kept |= {"input_ids": [p.input_ids for p in prompts], "length": [len(p.input_ids) for p in prompts]}
-        return kept | {"cut_tokens": [p.cut_tokens for p in prompts]}
+        values = [(p.input_ids, len(p.input_ids), p.cut_tokens) for p in prompts]
+        return dict(zip(counted, map(list, zip(*values, strict=True)), strict=True))
 
     return rows.map(
         to_prompts,
         batched=True,
-        remove_columns=rows.column_names,
-        features=datasets.Features(named | counted),
+        remove_columns=["transcription"],
+        features=datasets.Features(kept | counted),
         cache_file_name=str(cache_folder() / f"{key}.arrow") if cached else None,
         load_from_cache_file=cached,
         keep_in_memory=not cached,

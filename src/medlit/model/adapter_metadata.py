@@ -238,7 +238,7 @@ def decoding_key(decoding: Decoding) -> str:
     return f"mode={decoding.mode}{';prior=tfidf' * decoding.uses_prior}"
 
 
-def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> Path | None:
+def metadata_of_weights(checkpoint: str | Path | None, adapter: str | Path | None) -> Path | None:
     """Metadata file of the adapter folder that holds the weights in use; None where only a checkpoint holds them."""
     folder = None if adapter is None else Path(adapter).expanduser()
     if checkpoint is not None:
@@ -249,7 +249,7 @@ def metadata_of_weights(checkpoint: str | Path | None, adapter: str | None) -> P
 
 
 def read_fitted(
-    checkpoint: str | Path | None, adapter: str | None, decoding: Decoding, complete: bool = False
+    checkpoint: str | Path | None, adapter: str | Path | None, decoding: Decoding, complete: bool = False
 ) -> tuple[float | None, dict[str, float], TokenPrior | None]:
     """Temperature, thresholds and prior beside `metadata_of_weights`; `complete`: a UserError without the sets'."""
     file, key = metadata_of_weights(checkpoint, adapter), decoding_key(decoding)

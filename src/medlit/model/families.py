@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from medlit.base_model import FUSED_FAMILIES
+from medlit.base_model import PACKING_FAMILIES
 from medlit.errors import UserError
 from medlit.model.settings import TARGET_MODULES, Lora
 
@@ -34,9 +33,18 @@ def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal l
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 
-def has_fused_kernels(config: Any) -> bool:  # noqa: ANN401 - transformers' configurations share no typed base
-    """Whether Unsloth wrote a family's layers itself: their fused kernels keep less for the backward pass."""
-    return bool(config.model_type in FUSED_FAMILIES)
+def packing_route(config: Any) -> str | None:  # noqa: ANN401 - transformers' configurations share no typed base
+    """How a family's layers take packed notes on a GPU: 'stock', 'fused' or 'softcapped'; None if they do not."""
+    return PACKING_FAMILIES.get(config.model_type)
+
+
+def unlike_llama(config: Any) -> str:  # noqa: ANN401 - as above
+    """What a model computes otherwise than Llama 3; empty if nothing."""
+    if config.model_type != "llama":
+        return f"this is {config.model_type!r}"
+    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
+        return f"this is another by its rotary positions ({rope_type!r})"
+    return "" if config.hidden_act == "silu" else f"this is another by its activation ({config.hidden_act!r})"
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
@@ -196,14 +204,9 @@ def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
     chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
     theirs = {name for name, _ in causal_lm(model).named_modules() if check_target_module_exists(lora, name)}
     if theirs != chosen.keys() or (layers and isinstance(targets, str)):  # which PEFT does not take together
-        targets, layers = _pattern(chosen), None
+        targets, layers = "|".join(map(re.escape, chosen)), None  # exactly these
     turned = any(isinstance(part, Conv1D) for part in chosen.values())
     return {"target_modules": targets, "layers_to_transform": layers, "fan_in_fan_out": turned}
-
-
-def _pattern(names: Iterable[str]) -> str:
-    """A regular expression for exactly these layers."""
-    return "|".join(map(re.escape, names))
 
 
 def targets_in_base(model: nn.Module) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def targets_in_base(model: nn.Module) -> dict[str, Any]:
     if not hasattr(inner := causal_lm(model), PREFIXES):
         return {}
     names = [name_in_base(model, name) for name, part in inner.named_modules() if isinstance(part, BaseTunerLayer)]
-    return {"target_modules": _pattern(names), "layers_to_transform": None}
+    return {"target_modules": "|".join(map(re.escape, names)), "layers_to_transform": None}
 
 
 def sliding_window(model: nn.Module) -> int | None:

@@ -20,7 +20,7 @@ from medlit.model.packing import can_pack, computed_tokens, hidden_states
 from medlit.model.settings import LanguageModel, Lora
 
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
-_LOGIT_ROWS = 2048
+LOGIT_ROWS = 2048
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -103,9 +103,9 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     hidden = hidden_states(body(model), batch).flatten(0, 1)  # (B * T, D)
     rows = hidden.index_select(0, batch.places)  # (S, D)
     total = rows.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(rows), _LOGIT_ROWS):
-        part = slice(start, start + _LOGIT_ROWS)
-        if len(rows) > _LOGIT_ROWS and rows.requires_grad:
+    for start in range(0, len(rows), LOGIT_ROWS):
+        part = slice(start, start + LOGIT_ROWS)
+        if len(rows) > LOGIT_ROWS and rows.requires_grad:
             total = total + checkpoint(_head_loss, model, rows[part], batch.targets[part], use_reentrant=False)
         else:
             total = total + _head_loss(model, rows[part], batch.targets[part])

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 
-from medlit.base_model import TRIED_FAMILIES, missing, read_config, resolve, unreadable
+from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
 from medlit.errors import UserError
 from medlit.model import memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
@@ -92,16 +92,9 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         fast_lora._FORWARD_FAKE_QUANT_LINEARS = ()
         enable_packing(model, language_model.max_length)
     check_numbers(model, language_model)
-    if untried := untried_family(model):
+    if untried := untried_family(causal_lm(model).config):
         rank_zero_info(f"medlit: {language_model.base_model}: {untried}")
     return model  # type: ignore[no-any-return]
-
-
-def untried_family(model: nn.Module) -> str:
-    """A note on a family of base models that medlit was not tried with; empty for the others."""
-    family = causal_lm(model).config.model_type
-    note = f"models of the family {family!r} are untried, beyond the check of these numbers (docs/hardware.md)"
-    return "" if family in TRIED_FAMILIES else note
 
 
 @contextlib.contextmanager

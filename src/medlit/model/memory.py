@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medlit.base_model import PACKING_FAMILIES, unreadable
+from medlit.base_model import unreadable
 from medlit.errors import UserError
-from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, has_fused_kernels, loaded_part, target_layers
+from medlit.model.families import PREFIXES, decoder_prefix, fit_targets, loaded_part, packing_route, target_layers
 from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Fo
     """The footprint of a 4-bit model: bytes of its weights, trained parameters, and whether it trains DoRA."""
     of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
-    measured = 1 if has_fused_kernels(config) else _STOCK_LAYER
-    more = _UNMEASURED if dora or config.model_type not in PACKING_FAMILIES else measured
+    more = _UNMEASURED if dora else {"stock": _STOCK_LAYER, None: _UNMEASURED}.get(packing_route(config), 1)
     # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(

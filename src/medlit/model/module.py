@@ -93,7 +93,7 @@ class SpecialtyClassifier(L.LightningModule):
             if (metadata := read_metadata(folder, self.language_model.base_model)) is not None:
                 self._adopt(metadata, f"the adapter {folder}")
                 if stage != "fit":
-                    self.temperature, self.thresholds, self.prior = read_fitted(None, str(folder), self.decoding)
+                    self.temperature, self.thresholds, self.prior = read_fitted(None, folder, self.decoding)
 
     def configure_model(self) -> None:
         """Load the base model and its adapter; Lightning calls this after `setup`, before it reads a checkpoint."""

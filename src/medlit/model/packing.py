@@ -23,14 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medlit.base_model import PACKING_FAMILIES
 from medlit.data.collate import MULTIPLE, Batch
-from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, has_fused_kernels
+from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, packing_route
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
 # Attribute of a body whose attention takes packed notes.
-_PACKS = "_medlit_packs"
+PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a row with a mask of its own.
@@ -40,7 +39,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
 def can_pack(model: nn.Module) -> bool:
     """Whether a model's attention takes packed notes; `enable_packing` decides."""
-    return getattr(body(model), _PACKS, False)
+    return getattr(body(model), PACKS, False)
 
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
@@ -50,11 +49,11 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     from unsloth.utils.packing import mark_allow_overlength
 
     inner: Any = causal_lm(model)
-    kind = inner.config.model_type
-    packs = kind in PACKING_FAMILIES and torch.cuda.get_device_capability(inner.device) >= (8, 0)
-    if packs and kind == "gemma2":
+    kind = packing_route(inner.config)
+    packs = kind is not None and torch.cuda.get_device_capability(inner.device) >= (8, 0)
+    if packs and kind == "softcapped":
         gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
-    elif packs and has_fused_kernels(inner.config):
+    elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
             module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
         rotary: Any = body(model).rotary_emb
@@ -68,11 +67,11 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         if inner.config._attn_implementation == "flex_attention":
             inner.set_attn_implementation("sdpa")  # compiling the block mask of a packed row takes minutes
         packs = enable_hf_packed_attention()
-    for layer in decoder_layers(model) if kind == "gemma2" else ():
+    for layer in decoder_layers(model) if kind == "softcapped" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
     mark_allow_overlength(model)
-    setattr(body(model), _PACKS, packs)
+    setattr(body(model), PACKS, packs)
 
 
 def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
@@ -84,7 +83,7 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
-    return getattr(inner, _PACKS, False) and has_fused_kernels(inner.config) and inner.config.model_type != "gemma2"
+    return getattr(inner, PACKS, False) and packing_route(inner.config) == "fused"
 
 
 def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
@@ -98,11 +97,11 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, torch.tensor(batch.lengths))):
         if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
             return _masked_row(inner, batch.input_ids, torch.tensor(batch.lengths), shared)
-    is_softcapped = inner.config.model_type == "gemma2" and inner.training and getattr(inner, _PACKS, False)
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
         arguments["position_ids"] = batch.positions
         if is_softcapped:
@@ -110,7 +109,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         else:
             filler = batch.input_ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
-    with _block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
+    with block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
         hidden = inner(**arguments)[0]
     return hidden
 
@@ -158,7 +157,11 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens that right-padded rows, (B, T), begin with on a CPU, if computing them once is worthwhile; else 0."""
-    if ids.device.type != "cpu" or not has_fused_kernels(inner.config) or attention_kinds(inner) != {"full_attention"}:
+    if (
+        ids.device.type != "cpu"
+        or packing_route(inner.config) != "fused"
+        or attention_kinds(inner) != {"full_attention"}
+    ):
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)
     return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
@@ -253,7 +256,7 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def _block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
+def block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
     """Masks where Gemma 2's body looks for its own: with a sliding window and without, within packed notes."""
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -235,6 +235,6 @@ def _hash_weights(checkpoint: str | None, adapter: str | None, decoding: Decodin
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
-    temperature, thresholds, prior = read_fitted(checkpoint, None if folder is None else str(folder), decoding)
+    temperature, thresholds, prior = read_fitted(checkpoint, folder, decoding)
     digest.update(json.dumps([temperature, thresholds.get(decoding.sets), prior and prior.power]).encode())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medlit.data.labels import LabelSet
     from medlit.model.decoding import Answers
 
+PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
 SET_COLUMNS = (*COLUMNS, "set", "set_size", "set_probabilities")  # where `Decoding.sets` makes sets
 _ROW_GROUP = 10_000  # rows, of Parquet

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from lightning.pytorch import Trainer, callbacks
 from matplotlib.figure import Figure
 
@@ -51,9 +51,17 @@ def write_report(folder: Path) -> dict[str, Figure]:
         "config": _settings(config) if config.is_file() else None,
         "disclaimer": _TEXTS["disclaimer"],
     }
+    pages = Environment(
+        loader=PackageLoader("medlit", "report"),
+        autoescape=select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    pages.filters["cell"] = _markdown_cell
     for name in FILES:
         with atomic_write(folder / name) as path:
-            path.write_text(_render(name, values), encoding="utf-8")
+            path.write_text(pages.get_template(f"page{path.suffix}.j2").render(values) + "\n", encoding="utf-8")
     return drawn
 
 
@@ -166,18 +174,6 @@ def _settings(config: Path) -> str:
         settings[name] = {key: value for key, value in given.items() if key not in known or value != known[key].default}
     settings = {key: value for key, value in settings.items() if value != {}}
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _render(name: str, values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("medlit", "report"),
-        autoescape=name.endswith(".html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["cell"] = _markdown_cell
-    return environment.get_template(f"page{Path(name).suffix}.j2").render(values) + "\n"
 
 
 def _markdown_cell(value: object) -> str:

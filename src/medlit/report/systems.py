@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 
 from medlit import __version__
-from medlit.atomic_io import write_json
+from medlit.atomic_io import read_json, write_json
 from medlit.data.groups import accuracy_ceiling
 from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS
@@ -78,8 +79,8 @@ def read_system(folder: Path, name: str) -> System:
     """Read one system; a UserError if its files are missing or damaged."""
     path = folder / f"{_stem(name)}{_METRICS}"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        metrics = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
     zero_shot = name == MODEL and read_facts(folder).get("run", {}).get("weights") == BASE_WEIGHTS
     return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"), zero_shot)
@@ -88,27 +89,22 @@ def read_system(folder: Path, name: str) -> System:
 def read_facts(folder: Path) -> dict[str, Any]:
     """Read what a test recorded besides its scores; empty if there is nothing."""
     path = folder / FACTS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def systems(folder: Path) -> list[System]:
     """All systems of a run folder, the fine-tuned model first; a UserError if a file is damaged."""
-    baselines = [path.name.removesuffix(_METRICS) for path in folder.glob(f"{_PREFIX}*{_METRICS}")]
-    names = sorted(name.removeprefix(_PREFIX) for name in baselines)
-    if (folder / f"{MODEL}{_METRICS}").is_file():
-        names.insert(0, MODEL)
+    stems = [path.name.removesuffix(_METRICS) for path in folder.glob(f"*{_METRICS}")]
+    names = sorted(stem.removeprefix(_PREFIX) for stem in stems if stem == MODEL or stem.startswith(_PREFIX))
     order = list(TITLES)
     return [read_system(folder, name) for name in sorted(names, key=lambda n: order.index(n) if n in order else 2.5)]
 
 
 def comparable(folder: Path) -> tuple[list[System], list[System]]:
     """Split a folder's `systems` into those that answered the first one's notes and those of an earlier test."""
-    same: list[System] = []
-    others: list[System] = []
-    for system in systems(folder):
-        is_same = not same or align(same[0].results, system.results) is not None
-        (same if is_same else others).append(system)
-    return same, others
+    found = systems(folder)
+    is_same = [align(found[0].results, system.results) is not None for system in found]
+    return list(compress(found, is_same)), list(compress(found, map(not_, is_same)))
 
 
 def _stem(name: str) -> str:

@@ -19,7 +19,7 @@ from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
 from medlit.paths import local_path
 from medlit.run_folder import check_replaceable
-from medlit.tools import make_parser
+from medlit.tools import make_parser, print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,25 +125,18 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
 
 def _print_report(report: AuditReport) -> None:
     """Print counts, shares and the first row ids of every finding, and the notes of each specialty."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
     from medlit.report.figures import MOST_LABELS
 
-    title, columns = f"medlit audit: {escape(report.source)}", [Column("finding", overflow="fold")]
-    columns += [Column("value", justify="right", no_wrap=True), Column("details", overflow="fold")]
-    table = Table(*columns, title=title, title_justify="left")
-    for name, value, details, warning in _lines(report):
-        table.add_row(escape(name), value, escape(details), style="yellow" if warning else "")
-    counted = [Column(split, justify="right") for split in (*report.splits, "share")]
-    classes = Table("specialty", *counted, title="notes of each specialty", title_justify="left")
+    lines = list(_lines(report))
+    styles = ["yellow" if line[3] else "" for line in lines]
+    headings, rows = ("finding", "value", "details"), [line[:3] for line in lines]
+    print_table(f"medlit audit: {report.source}", headings, rows, ["value"], styles)
+    classes = []
     for name, notes in list(report.classes.items())[:MOST_LABELS]:
         counts = [f"{report.classes_by_split[split].get(name, 0):,}" for split in report.splits]
-        classes.add_row(escape(name), *counts, f"{notes / report.rows:.1%}")
-    console = Console()
-    console.print(table)
-    console.print(classes)
+        classes.append([name, *counts, f"{notes / report.rows:.1%}"])
+    counted = [*report.splits, "share"]
+    print_table("notes of each specialty", ["specialty", *counted], classes, counted)
     if len(report.classes) > MOST_LABELS:
         print(f"and {len(report.classes) - MOST_LABELS:,} less frequent specialties, in audit.json")
 
@@ -259,10 +252,9 @@ def _draw_balance(axes: Axes, report: AuditReport, shown: Mapping[str, str]) -> 
     for split, counts in report.classes_by_split.items():
         notes = np.array([counts.get(name, 0) for name in names])
         label = split if len(report.splits) > 1 else None
-        axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
+        bars = axes.barh(range(len(names)), notes, left=left, color=_COLOURS[split], label=label)
         left += notes
-    for place, name in enumerate(names):
-        axes.text(left[place], place, f" {report.classes[name]:,}", va="center", fontsize=9)
+    axes.bar_label(bars, [f"{report.classes[name]:,}" for name in names], padding=3, fontsize=9)
     axes.set_yticks(range(len(names)), [shown[name] for name in names])
     axes.margins(x=0.12)
     spare = max(0, 4 - len(names)) / 2  # one or two bars would fill the frame

@@ -6,12 +6,11 @@ training split and whose temperature is fitted on the validation split, as the m
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -30,7 +29,7 @@ from medlit.model.prior import MOST_WEIGHTS, SPAN_NOTES, examples_of, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
-from medlit.tools import make_parser, recorded_settings
+from medlit.tools import make_parser, print_table, recorded_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,8 +50,6 @@ def run(args: Sequence[str]) -> int:
     text = "run folder of another test to add; may be given several times"
     add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
     options, rest = parser.parse_known_args(args)
-    if "--head" in rest:
-        raise UserError("--head: the classification head is a system of benchmarks/folds.py now; leave it out.")
     # After --help: these imports take seconds.
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable
@@ -60,7 +57,7 @@ def run(args: Sequence[str]) -> int:
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
-    recorded = [] if run_dir is None else ["--config", json.dumps(recorded_settings(run_dir / "config_test.yaml"))]
+    recorded = [] if run_dir is None else recorded_settings(run_dir / "config_test.yaml")
     config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])
     folder = run_dir or next_version(Path(config.trainer.default_root_dir), name)
@@ -81,7 +78,13 @@ def run(args: Sequence[str]) -> int:
         write_system(folder, system)
     with best_effort("the report"):
         write_report(folder)
-    _show(comparable(folder)[0], [folder / name for name in FILES])
+    systems = comparable(folder)[0]
+    title = f"{len(systems[0].results)} test notes, {len(systems[0].results.names)} specialties"
+    metrics = applicable(HEADLINE, systems[0].metrics)
+    titles = [metric.title for metric in metrics]
+    print_table(title, ["system", *titles], system_rows(systems, metrics), titles)
+    print("".join(f"- {sentence}\n" for sentence in comparisons(systems)), end="")
+    print(f"medlit: written: {', '.join(str(folder / name) for name in FILES)}")
     return 0
 
 
@@ -91,27 +94,6 @@ def _other_run(run_dir: Path) -> System:
     return replace(system, name="zero_shot" if system.zero_shot else f"{folder.parent.name}-{folder.name}")
 
 
-def _show(systems: Sequence[System], files: Sequence[Path]) -> None:
-    """Print the report's table and comparisons."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    first = systems[0].results
-    table = Table(title=f"{len(first)} test notes, {len(first.names)} specialties", title_justify="left")
-    table.add_column("system", overflow="fold")
-    shown = applicable(HEADLINE, systems[0].metrics)
-    for metric in shown:
-        table.add_column(metric.title, justify="right", no_wrap=True)
-    for name, *cells in system_rows(systems, shown):
-        table.add_row(escape(name), *cells)
-    console = Console()
-    console.print(table)
-    for sentence in comparisons(systems):
-        console.print(f"- {escape(sentence)}", highlight=False)
-    console.print(f"medlit: written: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
-
-
 @dataclass(frozen=True)
 class BaselineData:
     """The notes that baselines are fitted and scored on, not tokenised: canonical tables, and the K labels."""
@@ -119,8 +101,7 @@ class BaselineData:
     label_set: LabelSet  # spelled as the model's, if there is one
     train: Dataset
     test: Dataset  # the notes that the model was tested on, if there is a model
-    tokens: IntArray  # in each test note's prompt, (N,); 0 without a model
-    cut_tokens: IntArray  # from each test note, (N,)
+    tested: Results | None = None  # the model's
     validation: Dataset | None = None  # to fit temperatures on
 
     @classmethod
@@ -134,8 +115,7 @@ class BaselineData:
         assert data.label_set is not None
         label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
         if tested is None:
-            zeros = np.zeros(len(test), dtype=np.int64)
-            return cls(label_set, notes["train"], test, zeros, zeros, notes.get("validation"))
+            return cls(label_set, notes["train"], test, None, notes.get("validation"))
         position = {note: i for i, note in enumerate(test["id"][:])}
         unknown = [name for name in data.label_set if label_set.index(name) is None]
         if unknown or not all(note in position for note in tested.ids):
@@ -146,20 +126,17 @@ class BaselineData:
         test = test.select([position[note] for note in tested.ids])
         if test["text_hash"][:] != tested.text_hashes:
             raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
-        return cls(label_set, notes["train"], test, tested.tokens, tested.cut_tokens, notes.get("validation"))
+        return cls(label_set, notes["train"], test, tested, notes.get("validation"))
 
     def label_ids(self, notes: Dataset) -> IntArray:
         """Label ids of notes, (N,); of several the first."""
         return np.array([self.label_set.index(name) for name in notes["specialty"][:]], dtype=np.int64)
 
-    def answers(self) -> tuple[IntArray, IntArray]:
-        """`examples_of` the training notes."""
-        return examples_of(self.train, self.label_set)
-
     def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
-        known: dict[str, int] = {name: label for label, name in enumerate(self.label_set)}
-        known |= {name: self.label_set.index(name) for own in specialties_of(self.test) for name in own}  # type: ignore[misc]
+        accepted = specialties_of(self.test)
+        known: dict[str, Any] = {name: self.label_set.index(name) for own in accepted for name in own}
+        unknown = np.zeros(len(self.test), dtype=np.int64)  # without a model nothing is tokenised
         results = Results(
             names=self.label_set.names,
             rows=np.arange(len(self.test)),
@@ -168,25 +145,23 @@ class BaselineData:
             truth=self.label_ids(self.test),
             answer=probabilities.argmax(axis=1),
             probabilities=probabilities,
-            tokens=self.tokens,
-            cut_tokens=self.cut_tokens,
-            accepted=[[known[name] for name in own] for own in specialties_of(self.test)],
+            tokens=self.tested.tokens if self.tested else unknown,
+            cut_tokens=self.tested.cut_tokens if self.tested else unknown,
+            accepted=[[known[name] for name in own] for own in accepted],
         )
         return System.score(name, results, temperature=temperature)
 
 
 def majority(data: BaselineData) -> System:
     """Answer every note with the most frequent specialty in training; probabilities are the shares in training."""
-    counts = np.bincount(data.answers()[1], minlength=len(data.label_set))
+    counts = np.bincount(examples_of(data.train, data.label_set)[1], minlength=len(data.label_set))
     return data.system("majority", np.tile(counts / counts.sum(), (len(data.test), 1)))
 
 
 def tfidf(data: BaselineData) -> System:
     """TF-IDF of words and word pairs with logistic regression, at the temperature that fits the validation split."""
-    texts = [data.test["transcription"][:]]
-    if data.validation is not None:
-        texts.append(data.validation["transcription"][:])
-    test, *validation = tfidf_probabilities(data, *texts)
+    splits = [split for split in (data.test, data.validation) if split is not None]
+    test, *validation = tfidf_probabilities(data, *(split["transcription"][:] for split in splits))
     if data.validation is None:
         return data.system("tfidf", test)
     temperature = fit_temperature(validation[0], data.label_ids(data.validation))
@@ -210,7 +185,7 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
         factor = span(x)
         given = [solve_triangular(factor, (x @ each.T).toarray(), lower=True).T for each in given]
         x = factor
-    notes, labels = data.answers()
+    notes, labels = examples_of(data.train, data.label_set)
     x = x[notes]
 
     def regression(strength: float) -> LogisticRegression:

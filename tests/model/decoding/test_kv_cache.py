@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from medlit.data.collate import MULTIPLE
 from medlit.model.decoding.kv_cache import KVCache, read_prompts
-from medlit.model.packing import _PACKS
+from medlit.model.packing import PACKS
 
 
 class Echo:
@@ -23,7 +23,7 @@ class Echo:
     config = LlamaConfig(num_hidden_layers=1)
 
     def __init__(self) -> None:
-        setattr(self, _PACKS, True)
+        setattr(self, PACKS, True)
         self.computed = 0
 
     def __call__(self, *, input_ids: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, Any]:  # noqa: ANN401

@@ -44,6 +44,7 @@ def test_an_adapter_has_a_card_without_notes_or_paths(tested: Path) -> None:
     assert all(result.dataset_split == "test" for result in card.data.eval_results)
     for expected in ("Not a medical device", "| this model |", "![Confusion matrix](confusion.png)", "hash of test"):
         assert expected in card.text
+    assert "\nhf upload OWNER/NAME FOLDER --private --exclude verification.json\n" in card.text
     assert all(name in card.text for name in SPECIALTIES)
     texts = "".join((folder / name).read_text() for name in files(folder) - {"confusion.png"} if "safe" not in name)
     assert not [row["id"] for rows in notes().values() for row in rows if row["transcription"] in texts]

@@ -1,4 +1,4 @@
-"""An export is complete and verified, or leaves nothing; the Hub gets only what `--push` sends."""
+"""An export is complete and verified, or leaves nothing."""
 
 from __future__ import annotations
 
@@ -85,88 +85,6 @@ def test_a_log_file_gets_the_steps_and_no_progress_bars(run: Path, capfd: pytest
     assert "notes/s" not in err
 
 
-# --- the Hub ----------------------------------------------------------------------------------------------------------
-
-
-class Client:
-    """Stands for `HfApi`; records its calls."""
-
-    def __init__(self, fails: bool = False) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.fails = fails
-
-    def create_repo(self, name: str, **arguments: object) -> None:
-        self.calls.append(("create", {"name": name, **arguments}))
-
-    def upload_folder(self, **arguments: object) -> str:
-        if self.fails:
-            raise OSError("the connection broke")
-        self.calls.append(("upload", arguments))
-        return "https://example.org"
-
-
-def upload(folder: Path | str, client: Client, *flags: str) -> None:
-    """Check the flags of an upload and do it."""
-    from medlit.tools.export import exporter
-
-    arguments = ["--to", "hub", "--output", str(folder), "--repo", "owner/notes", *flags]
-    options = build_parser().parse_args(arguments)
-    exporter.upload(options, exporter.check_upload(options), client)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def adapter_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: Path) -> Path:
-    """An exported folder, with a token and a network to upload it."""
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    for name in ("README.md", "adapter_model.safetensors", "medlit.json", "verification.json"):
-        (folder / name).write_text(name)
-    return folder
-
-
-def test_a_dry_run_lists_the_files_and_sends_nothing(adapter_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    client = Client()
-    upload(adapter_files, client)
-    out = capsys.readouterr().out
-    assert client.calls == []
-    assert out.splitlines()[1:] == ["  README.md", "  adapter_model.safetensors", "  medlit.json"]
-    assert "hf_secret" not in out
-
-
-@pytest.mark.parametrize(("flags", "private"), [([], True), (["--public"], False)])
-def test_a_push_sends_the_adapter_and_its_card(adapter_files: Path, flags: list[str], private: bool) -> None:
-    client = Client()
-    upload(adapter_files, client, "--push", *flags)
-    (_, created), (_, sent) = client.calls
-    assert created == {"name": "owner/notes", "private": private, "exist_ok": True}
-    assert sent["repo_id"] == "owner/notes"
-    assert sent["folder_path"] == str(adapter_files)
-    assert sent["allow_patterns"] == ["README.md", "adapter_model.safetensors", "medlit.json"]
-
-
-def test_a_failed_push_is_reported(adapter_files: Path) -> None:
-    with pytest.raises(UserError, match="the connection broke"):
-        upload(adapter_files, Client(fails=True), "--push")
-
-
-def test_a_push_needs_a_token_and_a_network(adapter_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        upload(adapter_files, Client(), "--push")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="set HF_TOKEN"):
-        upload(adapter_files, Client(), "--push")
-
-
-def test_a_local_base_model_is_not_for_the_hub(run: Path) -> None:
-    with pytest.raises(UserError, match="is a local folder"):
-        exported(run, "hub", "--repo", "owner/notes")
-    assert left(run) == set()
-
-
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +95,7 @@ def test_a_local_base_model_is_not_for_the_hub(run: Path) -> None:
         (["--max_drift", "0"], "max_drift: must be over 0"),
         (["--notes", "0"], "notes: must be at least 1"),
         (["--gguf_types", "q3"], "gguf_types: q3 is not"),
-        (["--push"], "to: --repo, --push and --public are for --to hub"),
+        (["--push"], "push: removed, since .* 'hf upload OWNER/NAME FOLDER' does it"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file"),
         (["--run_dir", "nowhere"], "run_dir: there is no folder"),
         (["--model.lora.r", "8"], r"model\.lora\.r"),
@@ -191,6 +109,11 @@ def test_a_mistake_is_reported_before_anything_is_loaded(
     with pytest.raises(UserError, match=message):
         exported(run, "merged", *flags)
     assert left(run) == set()
+
+
+def test_the_target_hub_is_refused_with_the_command_that_uploads() -> None:
+    with pytest.raises(UserError, match="not 'hub'; 'hf upload' sends it to the Hub"):
+        export(["--to", "hub", "--repo", "owner/name", "--output", "x"])
 
 
 def test_without_settings_there_is_nothing_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +131,22 @@ def test_a_folder_that_holds_files_is_left_alone(run: Path) -> None:
     assert files(output) == {"mine.txt"}
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_empty_folder_is_filled_through_a_link(run: Path) -> None:
+    output = run.parents[2] / "export"
+    (target := run.parents[2] / "elsewhere").mkdir()
+    output.symlink_to(target)
+    assert exported(run, "adapter").is_symlink()
+    assert files(target) >= {"README.md", "verification.json"}
+    assert left(run) == {"export", "elsewhere"}
+
+
 def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"--{name}" in out for name in ("to", "output", "ckpt_path", "max_changed", "max_drift", "push"))
+    assert all(f"--{name}" in out for name in ("to", "output", "ckpt_path", "max_changed", "max_drift"))
 
 
 def test_help_names_the_bounds_that_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_the_sum_is_pefts_own_where_weights_are_stored_inputs_by_outputs(dora: b
 def test_several_shards_are_one_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     for name, size in (("one", 10**9), ("several", 50_000)):
-        monkeypatch.setattr(formats, "_SHARD_BYTES", size)
+        monkeypatch.setattr(formats, "SHARD_BYTES", size)
         (tmp_path / name).mkdir()
         write_merged(whole, str(llama), None, tmp_path / name)
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2

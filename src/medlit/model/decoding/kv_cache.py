@@ -156,14 +156,14 @@ class KVCache(Prefix):
         with torch.no_grad():
             out = body(self.model)(
                 input_ids=tokens,
-                attention_mask=self._masks(allowed, positions),
+                attention_mask=self.layer_masks(allowed, positions),
                 position_ids=positions,
                 past_key_values=self.layers if self.as_tuple else DynamicCache(ddp_cache_data=self.layers),
                 use_cache=keep,
             )
         return out[0], _layers(out.past_key_values) if keep else ()
 
-    def _masks(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    def layer_masks(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask that the layers take, or one for each kind of layer, from (B, q, C + q) bool."""
         kinds, window = attention_kinds(self.model), sliding_window(self.model)
         dtype = self.layers[0][0].dtype
@@ -199,7 +199,7 @@ class Replay(Prefix):
             path = attends[end].nonzero()[:, 0]
             path = path[offsets[path].argsort()]
             added = tokens[path].expand(len(self.ids), -1)
-            ids, _ = _append(self.ids, self.lengths, added, torch.ones_like(added, dtype=torch.bool))
+            ids, _ = append_tokens(self.ids, self.lengths, added, torch.ones_like(added, dtype=torch.bool))
             hidden = _hidden(self.model, ids)
             places = self.lengths[:, None] + offsets[path]  # (B, p)
             out[:, path] = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -207,10 +207,10 @@ class Replay(Prefix):
 
     def extend(self, tokens: Tensor, real: Tensor) -> Replay:
         """See `Prefix`."""
-        return Replay.of(self.model, *_append(self.ids, self.lengths, tokens, real))
+        return Replay.of(self.model, *append_tokens(self.ids, self.lengths, tokens, real))
 
 
-def _append(ids: Tensor, lengths: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def append_tokens(ids: Tensor, lengths: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Right-padded rows with right-padded tokens after each row's last one, and which columns are real."""
     width = tokens.shape[1]
     longer = torch.cat([ids, ids.new_zeros(len(ids), width)], dim=1)

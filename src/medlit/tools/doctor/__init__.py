@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
-from medlit.tools import make_parser
+from medlit.tools import make_parser, print_table
 
 # Checks that more than one file names.
 CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
@@ -61,31 +61,19 @@ def run(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     else:
-        _print_table(results)
+        _print(results)
     return int(any(result.status == "fail" for result in results))
 
 
-def _print_table(results: Sequence[CheckResult]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(title="medlit doctor")
-    for heading in ("check", "", "found", "remedy"):
-        table.add_column(heading, overflow="fold")
-    examples = [row for row in results if row.check == EXAMPLE]  # too long for the table
+def _print(results: Sequence[CheckResult]) -> None:
+    style = {"ok": "", "warn": "yellow", "fail": "bold red"}
+    rows = [row for row in results if row.check != EXAMPLE]  # which is too long for the table
+    styles = [style[row.status] for row in rows]
+    print_table("medlit doctor", ("check", "", "found", "remedy"), map(astuple, rows), styles=styles)
     for row in results:
-        if row not in examples:
-            table.add_row(row.check, f"[{style[row.status]}]{row.status}[/]", escape(row.found), escape(row.cure))
-    console = Console()
-    console.print(table)
-    for row in examples:
-        console.rule("one example: the model learns the text in double brackets")
-        console.print(Text(row.found), soft_wrap=True)
-        console.rule()
-    console.print(verdict(results))
+        if row.check == EXAMPLE:
+            print(f"one example, of which the model learns the text in double brackets:\n\n{row.found}\n")
+    print(verdict(results))
 
 
 def verdict(results: Sequence[CheckResult]) -> str:

@@ -7,13 +7,12 @@ import itertools
 import resource
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import psutil
 import torch
 
-from medlit.base_model import load_tokenizer, read_config
+from medlit.base_model import load_tokenizer, read_config, untried_family
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
 from medlit.cli.cli import MedlitCLI
 from medlit.cli.environment import check_device
@@ -25,7 +24,6 @@ from medlit.data.sources import read_tables
 from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
 from medlit.model.language_model import dtype_for
-from medlit.model.loading import untried_family
 from medlit.model.memory import GIB, SLACK, FitMemory, fit_memory
 from medlit.model.packing import can_pack
 from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
@@ -33,7 +31,7 @@ from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 STEPS = 2  # the first one compiles
 MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
 _CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
-_LABELS_NAMED = 3
+_SHOWN = 3  # groups of labels
 
 
 class DryRunCLI(MedlitCLI):
@@ -125,10 +123,10 @@ def _self_check(cli: DryRunCLI) -> CheckResult:
     if (model := cli.model.model) is None:
         why = "not checked: the weights are not here, or were not loaded"
         return CheckResult(SELF_CHECK, "warn", why, "first cure what the rows above name")
-    again = vars(causal_lm(model))[REPLAY]
+    again = vars(inner := causal_lm(model))[REPLAY]
     how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
-    found = ["loss and label log-likelihoods are those of the model's own forward pass", how, untried_family(model)]
-    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, found)))
+    found = "loss and label log-likelihoods are those of the model's own forward pass"
+    return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, [found, how, untried_family(inner.config)])))
 
 
 def _failure(check: str, error: UserError) -> CheckResult:
@@ -177,23 +175,16 @@ def _mark_supervised(batch: Batch, prompt: NotePrompt) -> tuple[str, int]:
 
 
 def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
-    """Whether K labels differ as token ids, and whether one is the beginning of another."""
-    answers = sorted((prompt.response(name)[:-1], name) for name in names)  # without EOS
-    # In the order of ids a label stands right before the labels that begin with it.
-    begins = [(a, b) for a, b in pairwise(answers) if b[0][: len(a[0])] == a[0]]
-    same = [(a, b) for a, b in begins if a[0] == b[0]]
-    pairs = [f"{a!r} and {b!r}" for (_, a), (_, b) in same or begins]
-    named = ", ".join(pairs[:_LABELS_NAMED]) + f" and {len(pairs) - _LABELS_NAMED} more" * (len(pairs) > _LABELS_NAMED)
-    if same:
-        found = f"the same tokens stand for {named}, so that no answer can tell them apart"
+    """Whether K labels differ as token ids."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(tuple(prompt.response(name)), []).append(name)
+    if same := [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]:
+        found = f"the same tokens stand for {', '.join(same[:_SHOWN])}, so that no answer can tell them apart"
         return CheckResult("labels", "fail", found, "spell them differently with data.labels.aliases")
-    sizes = [len(ids) + 1 for ids, _ in answers]
-    found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS"
-    if begins:
-        cure = "none needed unless answers stop too early: then spell them differently with data.labels.aliases"
-        return CheckResult("labels", "warn", f"{found}; one label's tokens begin another's: {named}", cure)
-    first = len({ids[0] for ids, _ in answers})
-    return CheckResult("labels", "ok", f"{found}, {first} different first tokens; none is the beginning of another")
+    sizes, first = list(map(len, alike)), len({ids[0] for ids in alike})
+    found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS, {first} different first tokens"
+    return CheckResult("labels", "ok", found)
 
 
 def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
@@ -234,22 +225,20 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:
     """What the profiler and the callbacks of the fit measured; a step and a batch end when the GPU is done."""
     times = {name.rpartition(".")[2]: each for name, each in cli.trainer.profiler.recorded_durations.items()}  # type: ignore[attr-defined]
-    steps = np.reshape(times["run_training_batch"], (-1, cli.trainer.accumulate_grad_batches)).sum(axis=1)
+    seconds = sum(times["run_training_batch"][-cli.trainer.accumulate_grad_batches :])
     (rates,) = (each.rates or {} for each in cli.trainer.callbacks if isinstance(each, Throughput))  # type: ignore[attr-defined]
     loss = float(cli.trainer.callback_metrics["train/loss"])
-    packed = cli.datamodule.batching.packing is not False and can_pack(cli.model.model)
-    how = "packed" if packed else "padded"
+    how = "packed" if cli.datamodule.batching.packing is not False and can_pack(cli.model.model) else "padded"
     found = (
-        f"{steps[-1]:.2f} s, the first {steps[0]:.1f} s: {cli.datamodule.batching.global_batch_size} notes, {how},"
-        f" {rates[TOKENS_PER_SECOND]:,.0f} tokens/s, loss {loss:.3f} nats per supervised token; the weights were loaded"
-        f" in {times['configure_model'][0]:.0f} s"
+        f"{seconds:.2f} s: {cli.datamodule.batching.global_batch_size} notes, {how}, {rates[TOKENS_PER_SECOND]:,.0f}"
+        f" tokens/s, loss {loss:.3f} nats per supervised token"
     )
     yield CheckResult("training step", "ok", found)
     longest = len(next(iter(cli.datamodule.val_dataloader().sampler)))
     found = f"{times['validation_step'][0]:.1f} s for the longest {longest} notes ({cli.model.decoding.mode})"
     yield CheckResult("validation step", "ok", found)
-    peak, place = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "this machine"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if (device := cli.trainer.strategy.root_device).type == "cuda":
-        peak, place = torch.cuda.max_memory_allocated(device), "the GPU"
-    found = f"peak of {peak / GIB:.1f} GiB on {place} in these steps, estimated {needed.total / GIB:.1f}"
+        peak = torch.cuda.max_memory_allocated(device)
+    found = f"peak of {peak / GIB:.1f} GiB in these steps, estimated {needed.total / GIB:.1f}"
     yield CheckResult("memory, measured", "ok", found)

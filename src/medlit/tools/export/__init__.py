@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from medlit.errors import UserError
 from medlit.tools import make_parser
 from medlit.tools.export import verify
 
@@ -15,6 +16,8 @@ _TYPES = {"int": int, "float": float, "path": Path}
 def run(args: Sequence[str]) -> int:
     """Export and verify; a UserError if settings, weights or notes do not serve, or the export answers differently."""
     options, rest = build_parser().parse_known_args(args)
+    if options.to not in ("adapter", "merged", "gguf"):
+        raise UserError(f"to: must be adapter, merged or gguf, not {options.to!r}; 'hf upload' sends it to the Hub.")
     from medlit.unsloth_first import import_unsloth
 
     import_unsloth()

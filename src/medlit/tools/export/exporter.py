@@ -2,49 +2,37 @@
 
 import argparse
 import gc
-import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import HfApi
 
-from medlit.atomic_io import atomic_dir, link_target, temporary_dir, write_json
-from medlit.base_model import load_tokenizer, name_for_peft, resolve
+from medlit.atomic_io import atomic_dir, temporary_dir, write_json
+from medlit.base_model import load_tokenizer, resolve
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_device, check_writable
 from medlit.cli.validation import adopt_adapter
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
 from medlit.model.prior import PRIOR_FILE
-from medlit.paths import HUB_TOKENS, hub_is_offline, local_path
+from medlit.paths import local_path
+from medlit.tools import recorded_settings
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
-from medlit.tools.export.source import find_weights, fit_settings, reference_answers, reference_notes, run_of_adapter
+from medlit.tools.export.source import FIT_CONFIG, find_weights, reference_answers, reference_notes, run_of_adapter
 from medlit.tools.export.verify import Verification
-
-VERIFICATION_FILE = "verification.json"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Export, verify and report, or leave nothing on disk; `rest` are settings as for `medlit fit`."""
     quantisations = _check_options(options)
-    token = check_upload(options) if options.to == "hub" else None
     config = _read_settings(options, rest)
     weights = find_weights(config, options.ckpt_path, options.run_dir)
     base = weights.language_model
-    if options.to == "hub" and Path(name_for_peft(base.base_model)).is_absolute():
-        raise UserError(
-            "to: an adapter on the Hub names its base model, and this one's is a local folder; fine-tune from a model"
-            " of the Hub, or export with --to adapter."
-        )
     if options.to == "gguf":
         formats.check_convertible(base.base_model, base.revision, quantisations)
         if not formats.has_llama_cpp():
@@ -61,27 +49,24 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     verification = Verification(reference, options.max_changed, options.max_drift)
     bits = "4-bit" if base.load_in_4bit else "16-bit"
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
-    output = link_target(options.output)
-    if output.exists():
-        output.rmdir()  # it is empty
-    with atomic_dir(output) as folder, temporary_dir(f".{output.name}-step-", output.parent) as scratch:
-        model_folder = scratch if options.to == "gguf" else folder  # on the disk of the export
+    step = f".{options.output.name}-step-"  # on the disk of the export
+    with atomic_dir(options.output) as folder, temporary_dir(step, folder.parent.parent) as scratch:
+        model_folder = scratch if options.to == "gguf" else folder
         tokenizer = load_tokenizer(base.base_model, base.revision)
-        if options.to in ("adapter", "hub"):
+        if options.to == "adapter":
             save_adapter(model, tokenizer, weights.metadata, model_folder)
-            if weights.prior_file is not None:
-                shutil.copyfile(weights.prior_file, model_folder / PRIOR_FILE)
+            if weights.prior is not None:
+                shutil.copyfile(weights.prior, model_folder / PRIOR_FILE)
         else:
             facts["added_to"] = weights.merged_into
             log(f"merging the adapter into {weights.merged_into}")
-            if weights.prior_file is not None:
+            if weights.prior is not None:
                 log("the TF-IDF prior stays with the adapter: the exported model answers without it")
             formats.write_merged(model, base.base_model, base.revision, model_folder)
             tokenizer.save_pretrained(model_folder)
         del model  # the fresh process needs the memory
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         if options.to == "gguf":
             loader = "llama.cpp" if formats.has_llama_cpp() else "transformers-gguf"
             for quantisation in quantisations:
@@ -101,12 +86,10 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
         write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}
-        write_json(folder / VERIFICATION_FILE, facts | report)
+        write_json(folder / "verification.json", facts | report)
     for line in verification.summary():
         log(line)
     log(f"written: {options.output}")
-    if options.to == "hub":
-        upload(options, token)
     return 0
 
 
@@ -124,8 +107,6 @@ def _check_options(options: argparse.Namespace) -> list[str]:
         raise UserError(f"max_changed: must be a share from 0 to 1, not {options.max_changed:g}.")
     if options.max_drift is not None and not options.max_drift > 0:
         raise UserError(f"max_drift: must be over 0 nats, not {options.max_drift:g}.")
-    if options.to != "hub" and (options.push or options.public or options.repo):
-        raise UserError("to: --repo, --push and --public are for --to hub; set that, or leave them out.")
     quantisations = list(dict.fromkeys(filter(None, options.gguf_types.lower().split(","))))
     if not quantisations or not set(quantisations) <= set(formats.QUANTISATIONS):
         raise UserError(f"gguf_types: {options.gguf_types} is not a list of {', '.join(formats.QUANTISATIONS)}.")
@@ -137,7 +118,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     run = options.run_dir or run_of_adapter(options.adapter)
     settings = list(rest)
     if run is not None and not any(argument.split("=")[0] == "--config" for argument in rest):
-        settings = fit_settings(run) + settings
+        settings = recorded_settings(run / FIT_CONFIG, "accelerator") + settings
     if options.adapter is not None:
         settings += ["--model.adapter", options.adapter]
     config = parse_settings("export", settings)
@@ -150,44 +131,3 @@ def log(message: str) -> None:
     """Print a message to standard error, with the time since the command started."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
     print(f"medlit: [{minutes} min {seconds:02} s] {message}", file=sys.stderr, flush=True)
-
-
-# --- the Hugging Face Hub ---------------------------------------------------------------------------------------------
-
-
-def check_upload(options: argparse.Namespace) -> str | None:
-    """Check the flags and the environment of an upload, without a request; return the access token, if there is one."""
-    if not _REPOSITORY.fullmatch(options.repo or ""):
-        raise UserError(f"repo: {options.repo!r} is not the name of a repository; give owner/name.")
-    token = next((os.environ[name] for name in HUB_TOKENS if os.environ.get(name)), None)
-    if options.push and token is None:
-        raise UserError("push: there is no access token; set HF_TOKEN to one that may write to the repository.")
-    if options.push and hub_is_offline():
-        raise UserError("push: HF_HUB_OFFLINE is set; unset it if there is a network.")
-    return token
-
-
-def upload(options: argparse.Namespace, token: str | None, client: HfApi | None = None) -> None:
-    """Upload an exported folder, but not its verification, which names notes by their ids; without --push list it."""
-    folder = options.output
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    files = sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != VERIFICATION_FILE)
-    if not options.push:
-        size = sum((folder / name).stat().st_size for name in files) / 1e6
-        target = f"{options.repo} (if new, {'public' if options.public else 'private'})"
-        print(f"medlit: nothing is uploaded; --push would send to {target}, {size:.1f} MB:")
-        print("\n".join(f"  {name}" for name in files))
-        return
-    client = client or HfApi(token=token)
-    try:
-        client.create_repo(options.repo, private=not options.public, exist_ok=True)
-        commit = client.upload_folder(
-            repo_id=options.repo,
-            folder_path=str(folder),
-            allow_patterns=files,
-            commit_message="Adapter and model card, by medlit",
-        )
-    except OSError as error:  # the Hub's own errors too
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"push: the Hub refused the upload ({message}); {folder} is complete, so try again.") from error
-    print(f"medlit: uploaded to {commit}", file=sys.stderr)

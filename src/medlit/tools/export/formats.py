@@ -29,10 +29,10 @@ from transformers import GenerationConfig, LlamaConfig
 from medlit.atomic_io import read_json, write_json
 from medlit.base_model import read_config, resolve
 from medlit.errors import UserError
-from medlit.model.families import causal_lm, loaded_part
+from medlit.model.families import causal_lm, loaded_part, unlike_llama
 from medlit.tools.export.verify import WorkerFailed, run_worker
 
-_SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
+SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
 # The requirements of the extra `gguf`.
 INSTALL = (
@@ -54,7 +54,7 @@ def write_merged(model: nn.Module, base_model: str, revision: str | None, folder
     sizes = {
         name: 2 * (getattr(weight, "quant_state", None) or weight).shape.numel() for name, weight in weights.items()
     }
-    pattern, most = "model{suffix}.safetensors", _SHARD_BYTES
+    pattern, most = "model{suffix}.safetensors", SHARD_BYTES
     split = split_state_dict_into_shards_factory(
         sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=most
     )
@@ -116,13 +116,8 @@ def check_convertible(base_model: str, revision: str | None, quantisations: list
     """Check that a base model can be written in these formats."""
     from transformers.utils.hub import cached_file
 
-    config = read_config(base_model, revision)
-    if config.model_type != "llama":
-        raise _unproven(f"this is {config.model_type!r}")
-    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
-        raise _unproven(f"this is another by its rotary positions ({rope_type!r})")
-    if config.hidden_act != "silu":
-        raise _unproven(f"this is another by its activation ({config.hidden_act!r})")
+    if why := unlike_llama(read_config(base_model, revision)):
+        raise _unproven(why)
     where, optional = resolve(base_model), {"_raise_exceptions_for_missing_entries": False}
     if (tokenizer := cached_file(where, "tokenizer.json", revision=revision, **optional)) is None:
         raise _unproven("this is another, without a tokenizer.json")
@@ -150,8 +145,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         except WorkerFailed as error:
             message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
             raise UserError(message) from error
-        finally:
-            full.unlink()
+        full.unlink()
         return
     config: Any = LlamaConfig.from_pretrained(model)
     writer = gguf.GGUFWriter(path, "llama")
@@ -199,13 +193,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> Non
     writer.add_tokenizer_pre(_pre_tokenizer(file))
     writer.add_token_list([token_of.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types([types[i] for i in range(vocab_size)])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]])
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.get_chat_template())
-    writer.add_add_bos_token(tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id])
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (token_id := getattr(tokenizer, name)) is not None:
-            getattr(writer, f"add_{name}")(token_id)
+    special = gguf.SpecialVocab(model, load_merges=True, special_token_types=("bos", "eos", "pad"))
+    special.add_special_token = {"bos": tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]}
+    special.add_to_gguf(writer, quiet=True)
 
 
 def _pre_tokenizer(file: dict[str, Any]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import nn
+from torch.utils.data import BatchSampler
 
 from medlit.atomic_io import write_json
 from medlit.data.collate import BatchDataset
@@ -30,7 +29,6 @@ from medlit.model.loading import load_model
 from medlit.model.prior import PRIOR_FILE
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
-from medlit.tools import recorded_settings
 from medlit.tools.export.verify import Reference
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _BATCH = 8  # notes that medlit's model answers together
-_FIT_CONFIG = "config_fit.yaml"
+FIT_CONFIG = "config_fit.yaml"
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Weights:
     path: Path  # a checkpoint or an adapter folder
     state: dict[str, torch.Tensor] | None  # of a checkpoint: parameter -> value
     run: Path | None  # the run folder that they are in
+    prior: Path | None  # the file of the TF-IDF prior that belongs to them
 
     @property
     def merged_into(self) -> str:
@@ -73,13 +72,6 @@ class Weights:
         inference_mode(model)
         return model  # type: ignore[no-any-return]
 
-    @property
-    def prior_file(self) -> Path | None:
-        """The file of the prior that belongs to the weights, if they have one."""
-        metadata = metadata_of_weights(None if self.state is None else self.path, str(self.path))
-        file = None if metadata is None else metadata.with_name(PRIOR_FILE)
-        return file if file is not None and file.is_file() else None
-
     def write_metadata(self, folder: Path, *, with_base: bool) -> None:
         """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""
         metadata = self.metadata
@@ -98,14 +90,7 @@ def public_name(source: str) -> str:
 
 def run_of_adapter(adapter: str | None) -> Path | None:
     """The run folder that an adapter folder is in, or None."""
-    return Path(adapter).parent if adapter and (Path(adapter).parent / _FIT_CONFIG).is_file() else None
-
-
-def fit_settings(run: Path) -> list[str]:
-    """The settings of a run's fit, as an argument that further flags override."""
-    settings = recorded_settings(run / _FIT_CONFIG, "accelerator")
-    settings["model"].pop("adapter")  # what the fit started from
-    return ["--config", json.dumps(settings)]
+    return Path(adapter).parent if adapter and (Path(adapter).parent / FIT_CONFIG).is_file() else None
 
 
 def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weights:  # noqa: ANN401 - jsonargparse's
@@ -116,9 +101,9 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
     ours = AdapterMetadata.of(language_model, lora, LabelSet(()), data.instruction, data.max_response_tokens)
     if ckpt_path is None and config.model.adapter is not None:
         path = adapter_folder(config.model.adapter)
-        if not (path / METADATA_FILE).is_file():
+        if (adapter_file := metadata_of_weights(None, str(path))) is None:
             raise UserError(f"model.adapter: {path} holds no {METADATA_FILE}; give an adapter that medlit trained.")
-        theirs, source, state = AdapterMetadata.read(path / METADATA_FILE), f"the adapter {path}", None
+        theirs, source, state = AdapterMetadata.read(adapter_file), f"the adapter {path}", None
         run = run or run_of_adapter(str(path))
     else:
         root, name = Path(config.trainer.default_root_dir), run_name([str(path) for path in config.config or []])
@@ -133,7 +118,9 @@ def find_weights(config: Any, ckpt_path: str | None, run: Path | None) -> Weight
         run = run or run_of(path)
     check_metadata(ours, theirs, source)
     assert lora is not None  # check_metadata refuses the bare base model
-    return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run)
+    prior = None if adapter_file is None else adapter_file.with_name(PRIOR_FILE)
+    prior = prior if prior is not None and prior.is_file() else None
+    return Weights(language_model, lora, replace(theirs, inference=ours.inference), path, state, run, prior)
 
 
 def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dataset]:
@@ -151,19 +138,11 @@ def reference_notes(data: TranscriptionDataModule, count: int) -> tuple[str, Dat
 
 def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: list[str], rows: Dataset) -> Reference:
     """Score the labels with medlit's own model, for tokenised notes."""
-    batches = BatchDataset(rows, data.collator.prompts)
-    device = causal_lm(model).device
+    notes, device = BatchDataset(rows, data.collator.prompts), causal_lm(model).device
     decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
-    log_likelihood = []
-    with Tqdm(desc="Scoring", total=len(rows), unit=" notes", leave=False, disable=None) as bar:
-        for start in range(0, len(rows), _BATCH):
-            prompts: Any = batches[indices := list(range(len(rows)))[start : start + _BATCH]]
-            with torch.no_grad(), at_default_precision(device):
-                label_nats = decoder(prompts.on(device)).label_nats
-            assert label_nats is not None
-            log_likelihood.append(label_nats.double().numpy())
-            bar.update(len(indices))
+    batches = BatchSampler(range(len(rows)), _BATCH, drop_last=False)
+    with torch.no_grad(), at_default_precision(device):
+        nats: Any = [decoder(notes[batch].on(device)).label_nats for batch in batches]
     answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
     tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    nats = np.concatenate(log_likelihood)
-    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, nats)
+    return Reference(rows["id"][:], rows["input_ids"][:], answers, texts, tokens, torch.cat(nats).double().numpy())

@@ -117,7 +117,7 @@ $(EDITABLE): $(RUNTIME) pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(TOOLS): $(RUNTIME) requirements/dev.txt
+$(TOOLS): $(RUNTIME) requirements/dev.txt requirements/serve.txt
 	@echo "Installing the development tools into $(VENV): a minute, once."
 	@$(PIP) --no-deps --requirement requirements/dev.txt
 	@touch $@

@@ -134,14 +134,15 @@ def write_bundle(folder: Path, target: Target, caches: Sequence[Path]) -> None:
 
 
 def download_commands(wheels: Path, target: Target) -> list[list[str]]:
-    """The downloads in order: PyTorch with its dependencies, then exactly the lock."""
-    lock = ROOT / "requirements" / f"{target.build}.txt"
+    """The downloads in order: PyTorch with its dependencies, then exactly the lock, and that of `medlit serve`."""
+    lock, serve = (ROOT / "requirements" / f"{name}.txt" for name in (target.build, "serve"))
     torch = re.findall(r"^torch(?:vision)?==\S+", lock.read_text("utf-8"), re.MULTILINE)
     fetch = [*_PIP, "download", "--dest", str(wheels), "--only-binary", ":all:", "--implementation", "cp"]
     fetch += ["--python-version", target.python]
     fetch += [argument for tag in platform_tags(target.machine) for argument in ("--platform", tag)]
     base = str(ROOT / "requirements" / "base.txt")
-    return [[*fetch, "--constraint", base, *torch], [*fetch, "--no-deps", "--requirement", str(lock)]]
+    locked = [*fetch, "--requirement", str(serve), "--no-deps", "--requirement", str(lock)]
+    return [[*fetch, "--constraint", base, *torch], locked]
 
 
 def platform_tags(machine: str) -> list[str]:

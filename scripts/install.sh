@@ -38,7 +38,7 @@ export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
 install=("$target/.venv/bin/python" -m pip install --no-index --find-links "$here/wheels")
 mapfile -t torch < <(grep -E '^torch(vision)?==' "$here/requirements/$BUNDLE_BUILD.txt")
 "${install[@]}" --constraint "$here/requirements/base.txt" "${torch[@]}"
-"${install[@]}" --no-deps --requirement "$here/requirements/$BUNDLE_BUILD.txt"
+"${install[@]}" --requirement "$here/requirements/serve.txt" --no-deps --requirement "$here/requirements/$BUNDLE_BUILD.txt"
 "${install[@]}" --no-deps --force-reinstall "$here"/wheels/medlit-*.whl
 
 [ -e "$target/configs" ] || cp -r "$here/configs" "$target/configs"

@@ -66,6 +66,21 @@ def test_the_predictor_is_measured_beside_its_decoder(llama: Path, tmp_path: Pat
     assert all(len(row["ratios"]) == 2 and row["ratio"] > 0 for row in found["systems"])
 
 
+@pytest.mark.slow
+def test_the_service_is_measured_beside_the_predictor(llama: Path, tmp_path: Path) -> None:
+    flags = ["--base_model", llama, "--notes", 8, "--rounds", 3, "--requests", 2, 8, 32, "--malformed", 100]
+    benchmark("serve").main(list(map(str, [*flags, "--port", 8767, "--output", tmp_path / "serve.json"])))
+    found = json.loads((tmp_path / "serve.json").read_text())
+    assert [row["clients"] for row in found["clients"]] == [1, 8, 32]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found["clients"])
+    for rate in (found["notes_per_second"], found["notes_per_cpu_second"]):
+        assert len(rate["shares"]) == 3
+        assert rate["share"] == sorted(rate["shares"])[1]
+    assert sum(found["malformed"].values()) == 100
+    assert all(code.startswith("4") for code in found["malformed"])
+    assert found["tracebacks"] == 0
+
+
 def test_tokenizing_is_measured_on_one_core_and_on_all(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

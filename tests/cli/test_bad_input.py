@@ -869,6 +869,31 @@ def test_a_missing_config_is_reported_before_anything_is_imported(
     assert capsys.readouterr().err == "medlit: config: there is no file own.yaml; give the path of a YAML file.\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "token", "says"),
+    [
+        (["--host", "0.0.0.0"], "", "host: other machines reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "::"], "", "host: other machines reach ::; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "0.0.0.0"], "short", "MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters"),
+        (["--port", "80"], "", "port: must be from 1024 to 65535, not 80"),
+        (["--port", "70000"], "", "port: must be from 1024 to 65535, not 70000"),
+        ([], "", "run_dir: nowhere holds no adapter of medlit"),
+    ],
+)
+def test_a_service_that_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], token: str, says: str
+) -> None:
+    from medlit.__main__ import main
+
+    monkeypatch.setenv("MEDLIT_SERVE_TOKEN", token)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "--run_dir", "nowhere", "--port", "48652", *flags])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"medlit: {says}")
+    assert said.count("\n") == 1
+
+
 def test_a_cache_that_cannot_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

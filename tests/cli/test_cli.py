@@ -202,7 +202,9 @@ def test_an_unknown_key_in_a_config_exits_2(medlit: Medlit, tmp_path: Path) -> N
     assert "rank" in outcome.err
 
 
-@pytest.mark.parametrize("name", ["MEDLIT_FIT__MODEL__LORA__RANK", "MEDLIT_TRAIN__MODEL__LORA__R", "MEDLIT_LORA_R"])
+@pytest.mark.parametrize(
+    "name", ["MEDLIT_FIT__MODEL__LORA__RANK", "MEDLIT_TRAIN__MODEL__LORA__R", "MEDLIT_LORA_R", "MEDLIT_SERVE_TOKN"]
+)
 def test_an_unknown_name_in_the_environment_exits_2(
     medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
@@ -237,7 +239,9 @@ def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, t
         parse_settings(tool, [])
 
 
-@pytest.mark.parametrize("name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE"])
+@pytest.mark.parametrize(
+    "name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE", "MEDLIT_SERVE_TOKEN"]
+)
 def test_known_names_in_the_environment_pass(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     outcome = medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which fails right after the check

@@ -16,7 +16,7 @@ from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.model import prior as prior_file
-from medlit.model.decoding.answers import Answers, apply_prior
+from medlit.model.decoding.likelihood import Answers, apply_prior
 from medlit.model.prior import TokenPrior
 
 LABELS = LabelSet(("Cardiology", "Neurology", "Urology"))

@@ -54,6 +54,7 @@ def test_torch_is_fetched_first_and_the_lock_without_a_resolver(build: str, firs
     assert after(torch, "--constraint") == [str(ROOT / "requirements" / "base.txt")]
     assert "--no-deps" not in torch
     assert lock[-3:] == ["--no-deps", "--requirement", str(ROOT / "requirements" / f"{build}.txt")]
+    assert after(lock, "--requirement")[0] == str(ROOT / "requirements" / "serve.txt")
     for command in (torch, lock):
         assert command[:3] == [sys.executable, "-m", "pip"]
         assert "download" in command
@@ -255,6 +256,7 @@ def test_the_installer_installs_torch_first_and_uses_no_index(made: Path, python
     assert len(calls) == 4
     assert calls[0].endswith(f"--constraint {made}/requirements/base.txt torch==2.13.0")
     assert calls[1].endswith(f"--no-deps --requirement {made}/requirements/cpu.txt")
+    assert f"--requirement {made}/requirements/serve.txt" in calls[1]
     assert calls[2].endswith(f"{made}/wheels/medlit-0-py3-none-any.whl")
     for call in calls[:3]:
         assert call.startswith(f"|/dev/null||-m pip install --no-index --find-links {made}/wheels")

@@ -8,7 +8,7 @@ from types import FrameType
 
 # `__main__` reads these before it imports anything else; `usage.txt` says what each does.
 MODEL_VERBS = ("fit", "validate", "test", "predict")
-TOOLS = ("doctor", "audit", "baseline", "export")
+TOOLS = ("doctor", "audit", "baseline", "export", "serve")
 
 
 def check_configs(arguments: list[str]) -> None:

@@ -135,7 +135,7 @@ def check_variables(command: str, parser: ArgumentParser) -> None:
     """Check that every variable for a command is a setting; jsonargparse ignores a misspelt one."""
     settings = {action.dest.replace(".", "__").lower() for action in parser._actions}
     for name in sorted(os.environ):
-        if not name.startswith(f"{ENV_PREFIX}_") or name == "MEDLIT_CACHE":
+        if not name.startswith(f"{ENV_PREFIX}_") or name in ("MEDLIT_CACHE", "MEDLIT_SERVE_TOKEN"):
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
         is_known = key in settings if verb == command else verb in {*MODEL_VERBS, *TOOLS}

@@ -5,24 +5,26 @@ import json
 from collections.abc import Container, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from medlit.errors import UserError
 
+_TYPES = {"int": int, "float": float, "path": Path}
 
-def make_parser(tool: str) -> argparse.ArgumentParser:
-    """Make the parser of a verb's own flags; `help/<tool>.txt` holds its usage, description and epilog."""
-    text = Path(__file__).with_name("help").joinpath(f"{tool}.txt").read_text(encoding="utf-8")
-    usage, description, epilog = text.split("\n---\n")
-    return argparse.ArgumentParser(
-        prog=f"medlit {tool}",
-        usage=usage,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+
+def make_parser(tool: str, **filled: object) -> argparse.ArgumentParser:
+    """Make the parser of a verb's own flags, from its texts and flags in `help/`; braces in these are filled."""
+    folder = Path(__file__).with_name("help")
+    usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
+    flags: dict[str, dict[str, Any]] = yaml.safe_load((folder / f"{tool}.yaml").read_text(encoding="utf-8"))
+    for name, flag in flags.items():
+        kind = {"type": _TYPES[flag["type"]]} if "type" in flag else {}
+        parser.add_argument(f"--{name}", **flag | kind | {"help": flag["help"].format(**filled)})
+    return parser
 
 
 def print_table(

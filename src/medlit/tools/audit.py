@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,8 +43,6 @@ _Line = tuple[str, str, str, bool]
 def run(args: Sequence[str]) -> int:
     """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded."""
     parser = make_parser("audit")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write audit.json and audit.png to")
-    parser.add_argument("--strict", action="store_true", help="exit with code 3 when a limit is exceeded")
     group = parser.add_argument_group("limits for --strict, from 0 to 1; no note may be empty or without a label")
     for flag, (default, meaning) in _LIMITS.items():
         text = f"largest share of {meaning} (default: {'not checked' if default is None else f'{default:g}'})"

@@ -43,13 +43,7 @@ _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training an
 
 def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
-    parser = make_parser("baseline")
-    add = parser.add_argument
-    text = "run folder of a test; without it the baselines are scored alone, in a new run folder"
-    add("--run_dir", type=Path, metavar="DIR", help=text)
-    text = "run folder of another test to add; may be given several times"
-    add("--beside", type=Path, metavar="DIR", action="append", default=[], help=text)
-    options, rest = parser.parse_known_args(args)
+    options, rest = make_parser("baseline").parse_known_args(args)
     # After --help: these imports take seconds.
     from medlit.cli.arguments import make_datamodule, parse_settings
     from medlit.cli.environment import check_writable

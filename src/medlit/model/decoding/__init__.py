@@ -12,9 +12,15 @@ from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import NotePrompt
 from medlit.errors import UserError
-from medlit.model.decoding.answers import Answers, apply_prior, apply_temperature
 from medlit.model.decoding.generate import Generate
-from medlit.model.decoding.likelihood import Constrained, LabelScorer, Likelihood
+from medlit.model.decoding.likelihood import (
+    Answers,
+    Constrained,
+    LabelScorer,
+    Likelihood,
+    apply_prior,
+    apply_temperature,
+)
 from medlit.model.decoding.trie import TokenTrie
 from medlit.model.prior import TokenPrior
 from medlit.model.settings import Decoding

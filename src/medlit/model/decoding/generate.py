@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
-from medlit.model.decoding.answers import Answers
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
-from medlit.model.decoding.likelihood import LabelScorer
+from medlit.model.decoding.likelihood import Answers, LabelScorer
 from medlit.model.decoding.trie import ROOT, TokenTrie
 from medlit.model.families import causal_lm
 from medlit.model.head import head_logits

@@ -45,12 +45,6 @@ class CheckResult:
 def run(args: Sequence[str]) -> int:
     """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here."""
     parser = make_parser("doctor")
-    add = parser.add_argument
-    add("--json", action="store_true", help="print a JSON list of check, status, found, cure")
-    text = "a config to try; several are layered and flags override them, as for 'medlit fit'"
-    add("--config", action="append", metavar="FILE", help=text)
-    text = "take the example from the config's own notes, which are patients' text, instead of an invented note"
-    add("--show_notes", action="store_true", help=text)
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
         parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")

@@ -2,15 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-
-import yaml
 
 from medlit.errors import UserError
 from medlit.tools import make_parser
 from medlit.tools.export import verify
-
-_TYPES = {"int": int, "float": float, "path": Path}
 
 
 def run(args: Sequence[str]) -> int:
@@ -27,13 +22,8 @@ def run(args: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command's own flags, which are those of `flags.yaml`."""
-    flags = yaml.safe_load(Path(__file__).with_name("flags.yaml").read_text(encoding="utf-8"))
+    """Make the parser of the command's own flags."""
     formats = "".join(f"; for {name} {nats:g}" for name, nats in verify.MAX_DRIFT_OF.items())
-    parser = make_parser("export")
-    for name, settings in flags.items():
-        settings["help"] = settings["help"].format(MAX_DRIFT=verify.MAX_DRIFT, formats=formats)
-        kind = {"type": _TYPES[settings["type"]]} if "type" in settings else {}
-        parser.add_argument(f"--{name}", **settings | kind)
+    parser = make_parser("export", MAX_DRIFT=verify.MAX_DRIFT, formats=formats)
     parser.set_defaults(max_changed=verify.MAX_CHANGED)
     return parser

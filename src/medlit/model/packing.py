@@ -98,6 +98,7 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, torch.tensor(batch.lengths))):
+        # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
             return _masked_row(inner, batch.input_ids, torch.tensor(batch.lengths), shared)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -157,13 +158,11 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens that right-padded rows, (B, T), begin with on a CPU, if computing them once is worthwhile; else 0."""
-    if (
-        ids.device.type != "cpu"
-        or packing_route(inner.config) != "fused"
-        or attention_kinds(inner) != {"full_attention"}
-    ):
+    takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
+    if ids.device.type != "cpu" or not takes:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)
+    # A pass or a mask of its own costs more than a few tokens.
     return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
 
 

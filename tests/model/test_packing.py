@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_families import WINDOW, tiny_model
+from tiny_families import WINDOW, left_padded, right_padded, tiny_model
 from torch import Tensor
 from torch.nn import functional
 
 from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
+from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.families import body, causal_lm, packing_route
 from medlit.model.language_model import loss_sum
 from medlit.model.packing import PACKS, block_masks, computed_tokens, route, share_beginning, softcapped
@@ -130,3 +131,31 @@ def test_layers_of_transformers_take_packed_notes(family: str) -> None:
     assert packing_route(causal_lm(model).config) == "stock"
     packed = loss_sum(model, collator.packed(rows, 1))
     assert packed.item() == pytest.approx(padded.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_cpu_computes_the_common_beginning_of_padded_notes_once(family: str) -> None:
+    model = tiny_model(family)
+    model.config.sliding_window = None  # type: ignore[union-attr]
+    prompts = [[*range(20, 70), *range(5 + own, 5 + 2 * own)] for own in (12, 3, 1)]
+    computed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # type: ignore[operator]
+    weight = next(p for p in model.parameters() if p.dim() == 1)
+    together = loss_sum(model, right_padded(prompts, [7, 8, 2]))
+    assert sum(computed) == 50 + 16 + 3 * 3
+    cache = read_prompts(model, left_padded(prompts))
+    assert sum(computed[1:]) == 50 + 3 * 12
+    alone = [loss_sum(model, right_padded([prompt], [7, 8, 2])) for prompt in prompts]
+    torch.testing.assert_close(together, torch.stack(alone).sum(), atol=1e-4, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, weight)[0] for loss in (together, torch.stack(alone).sum())]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
+    last = [read_prompts(model, left_padded([prompt])).last[0] for prompt in prompts]
+    torch.testing.assert_close(cache.last, torch.stack(last), atol=1e-4, rtol=1e-4)
+
+
+def test_long_notes_on_a_cpu_keep_their_own_rows() -> None:
+    model, computed = tiny_model("llama"), list[int]()
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # type: ignore[operator]
+    prompts = [[*range(20, 70), *([5 + note] * 180)] for note in range(3)]
+    loss_sum(model, right_padded(prompts, [7]))
+    assert computed == [3 * 231], "a mask over one row of all notes would cost more than is saved"

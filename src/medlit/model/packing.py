@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from medlit.data.collate import MULTIPLE, Batch
-from medlit.model.families import body, causal_lm, decoder_layers, packing_route
+from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, packing_route
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
@@ -32,6 +32,8 @@ _STOCK = "_medlit_stock_attention"
 PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
+# On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a row with a mask of its own.
+_LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
 
@@ -95,6 +97,10 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
+    if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, torch.tensor(batch.lengths))):
+        # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
+        if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
+            return _masked_row(inner, batch.input_ids, torch.tensor(batch.lengths), shared)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
@@ -148,6 +154,33 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     keys = np.concatenate([own[0], *of_rests, *own[rests.stop :]])
     on_host = map(torch.from_numpy, (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32)))
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
+
+
+def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: ANN401 - see causal_lm
+    """Tokens that right-padded rows, (B, T), begin with on a CPU, if computing them once is worthwhile; else 0."""
+    takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
+    if ids.device.type != "cpu" or not takes:
+        return 0
+    shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)
+    # A pass or a mask of its own costs more than a few tokens.
+    return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
+
+
+def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> Tensor:  # noqa: ANN401 - see causal_lm
+    """A body's output for right-padded rows, computed end to end in one row after their common beginning, (B, T, D)."""
+    columns, rows = torch.arange(ids.shape[1]).expand_as(ids), torch.arange(len(ids))[:, None].expand_as(ids)
+    own = (columns >= shared) & (columns < lengths[:, None])
+    note = torch.cat([torch.full((shared,), -1), rows[own]])
+    hidden_from = ~((note[:, None] == note) | (note == -1)).tril()
+    dtype = inner.get_input_embeddings().weight.dtype
+    mask = torch.zeros(hidden_from.shape, dtype=dtype).masked_fill_(hidden_from, torch.finfo(dtype).min)
+    hidden: Tensor = inner(
+        input_ids=torch.cat([ids[0, :shared], ids[own]])[None],
+        position_ids=torch.cat([columns[0, :shared], columns[own]])[None],
+        attention_mask=mask[None, None],
+        use_cache=False,
+    )[0]
+    return hidden[0, columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))]
 
 
 def shared_forward(inner: Any, ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401

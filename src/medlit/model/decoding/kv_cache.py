@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from medlit.data.collate import Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
-from medlit.model.packing import share_beginning, shared_forward, shares_beginning
+from medlit.model.packing import common_beginning, share_beginning, shared_forward, shares_beginning
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -83,10 +83,16 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     # A cache that knows the sliding windows would drop what lies before them.
     is_stock = type(transformer).forward.__module__.startswith("transformers.")  # and so takes a cache to fill
     own = {"past_key_values": DynamicCache()} if is_stock else {}
+    shared = common_beginning(transformer, ids, lengths) if is_stock else 0
     with torch.no_grad():
-        out = transformer(input_ids=ids, use_cache=True, **own)
-    cache = out.past_key_values
-    return KVCache(model, real, lengths, _last(out[0], lengths), _layers(cache), as_tuple=isinstance(cache, tuple))
+        if shared:
+            first = transformer(input_ids=ids[:1, :shared], use_cache=True, **own).past_key_values
+            own["past_key_values"] = DynamicCache(
+                ddp_cache_data=[tuple(x.expand(len(ids), -1, -1, -1) for x in layer) for layer in _layers(first)]
+            )
+        out = transformer(input_ids=ids[:, shared:], use_cache=True, **own)
+    cache, last = out.past_key_values, _last(out[0], lengths - shared)
+    return KVCache(model, real, lengths, last, _layers(cache), as_tuple=isinstance(cache, tuple))
 
 
 def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -> KVCache:

@@ -49,9 +49,9 @@ class FakeClassifier(Classifier):
     """Has the fake in place of a model."""
 
     def setup(self, device: str) -> None:
-        if SLOW in self._settings:
+        if SLOW in self.settings:
             time.sleep(30)
-        if KILLS in self._settings:
+        if KILLS in self.settings:
             os.kill(os.getpid(), signal.SIGKILL)
         self.predictor = FakePredictor()
 

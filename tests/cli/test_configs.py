@@ -231,7 +231,7 @@ def test_a_base_in_four_bits_is_named_as_it_is_stored(path: Path) -> None:
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size"}
+    sizes = {f"data.batching.{kind}_batch_size" for kind in ("micro", "eval")} | {"model.language_model.batch_tokens"}
     assert changed - sizes == {"config", "model.language_model.base_model"}
 
 
@@ -247,6 +247,12 @@ def test_the_base_model_and_its_limit_reach_the_data() -> None:
         (RECIPE, CONFIGS / "models" / "mistral_7b.yaml"), "fit", "--model.language_model.max_length", "512"
     )
     assert make_datamodule(settings).tokenizer == Tokenizer("unsloth/mistral-7b-v0.3-bnb-4bit", None, 512)
+
+
+def test_the_estimate_knows_the_tokens_of_a_micro_batch() -> None:
+    offload = CONFIGS / "hardware" / "offload_24gb.yaml"
+    assert parse((RECIPE, offload)).model.language_model.batch_tokens == 4096, "the token budget"
+    assert parse((RECIPE,)).model.language_model.batch_tokens == 8192, "half of 8 notes of the greatest length"
 
 
 def test_recipe_like_is_the_recipe_where_medlit_is_not() -> None:

@@ -91,8 +91,9 @@ def test_a_tool_settles_the_length_as_fit_does(config: dict[str, Path]) -> None:
     assert (trainer.max_steps, trainer.max_epochs) == (-1, 2)
 
 
-def test_other_arguments_stay_as_they_are() -> None:
-    given = ["--config", "x.yaml", "--model.lora.r", "4", "--data.predict.text", "- trainer.max_epochs: 3"]
+def test_other_arguments_stay_as_they_are(tmp_path: Path) -> None:
+    (own := tmp_path / "x.yaml").write_text("seed_everything: 1\n")
+    given = ["--config", str(own), "--model.lora.r", "4", "--data.predict.text", "- trainer.max_epochs: 3"]
     assert settle_length(given, "MEDLIT_FIT__") == given
 
 

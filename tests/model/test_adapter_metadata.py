@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,9 +16,7 @@ from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import (
     AdapterMetadata,
-    InferenceSettings,
     check_metadata,
-    decoding_key,
     metadata_of_weights,
     read_fitted,
     write_fitted,
@@ -178,7 +175,7 @@ INFERENCE = TRAINED.to_dict()["inference"]
                 {"inference": INFERENCE | {"load_in_4bit": 1}},
                 {"inference": INFERENCE | {"dtype": "float8"}},
                 {"inference": INFERENCE | {"keep": "head"}},
-                {"conditions": 3},
+                {"keep": "head", "conditions": {"max_length": 1024}},  # release 0.1
                 {"lora": None},
                 {"lora": [["r", 16]]},
                 {"labels": 3},
@@ -203,79 +200,11 @@ INFERENCE = TRAINED.to_dict()["inference"]
     ids=str,
 )
 def test_a_file_of_another_program_is_refused(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
-    with pytest.raises(UserError, match=re.escape("not written by medlit, or by a version unknown here")):
+    with pytest.raises(UserError, match=r"the file is not from medlit, or from another version, such as 0\.1; use"):
         AdapterMetadata.from_dict(values)
 
 
-# --- files of release 0.1 ---------------------------------------------------------------------------------------------
-
 FINGERPRINT = {"source": "notes.csv", "revision": None, "hashes": {"train": "aa"}}
-CONDITIONS = {"max_length": 1024, "response_tokens": 8, "load_in_4bit": False, "dtype": "bfloat16"}
-OLD = {
-    "base_model": "owner/name",
-    "revision": "abc",
-    "lora": Lora().structure(),
-    "prompt": "alpaca-1",
-    "labels": list(LABELS.names),
-    "instruction": TRAINED.instruction,
-    "keep": "head",
-    "conditions": CONDITIONS,
-    "temperatures": {
-        "mode=generate, length_normalise=False, content_free=[]": 1.5,
-        "mode=likelihood, length_normalise=False, content_free=[]": 2.5,
-        "mode=likelihood, length_normalise=True, content_free=['N/A']": 3.5,
-    },
-}
-
-
-@pytest.mark.parametrize("form", ["adapter", "checkpoint"])
-def test_a_file_of_release_0_1_is_read(tmp_path: Path, form: str) -> None:
-    """The checkpoint's entry has no fingerprint: the datamodule's state holds it."""
-    if form == "adapter":
-        (tmp_path / "medlit.json").write_text(json.dumps(OLD | {"data": FINGERPRINT}))
-        read = AdapterMetadata.read(tmp_path / "medlit.json")
-        assert read.data == DataFingerprint.from_dict(FINGERPRINT)
-    else:
-        read = AdapterMetadata.from_dict(OLD)
-        assert read.data is None
-    check_metadata(ours(), read, "the adapter")
-    assert read.labels == list(LABELS.names)
-    assert read.inference == InferenceSettings(
-        max_length=1024, max_response_tokens=8, load_in_4bit=False, dtype="bfloat16"
-    )
-    assert read.temperatures[decoding_key(Decoding())] == 1.5
-    assert read.temperatures[decoding_key(Decoding("likelihood"))] == 2.5
-    assert AdapterMetadata.from_dict(json.loads(json.dumps(read.to_dict()))) == read, "and written as today's"
-
-
-@pytest.mark.parametrize("missing", ["keep", "conditions", "temperatures", "instruction"])
-def test_a_file_of_release_0_1_may_lack_later_keys(missing: str) -> None:
-    older = {name: value for name, value in OLD.items() if name != missing}
-    read = AdapterMetadata.from_dict(older)
-    check_metadata(ours(), read, "the adapter")
-    assert (read.inference is None) == (missing == "conditions")
-    assert (read.temperatures == {}) == (missing == "temperatures")
-
-
-def test_weights_trained_with_head_tail_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.keep head_tail, which medlit 0\.2 removed; use medlit 0\.1"):
-        AdapterMetadata.from_dict(OLD | {"keep": "head_tail"})
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"conditions": CONDITIONS | {"keep": "head"}},
-        {"conditions": CONDITIONS | {"response_tokens": 0}},
-        {"conditions": {"response_tokens": 8}},
-        {"temperatures": {"mode=generate, length_normalise=False, content_free=[]": 0}},
-        {"more": 1},
-    ],
-    ids=str,
-)
-def test_a_damaged_file_of_release_0_1_is_refused(damage: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="not written by medlit"):
-        AdapterMetadata.from_dict(OLD | damage)
 
 
 # --- temperatures -----------------------------------------------------------------------------------------------------

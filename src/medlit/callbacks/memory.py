@@ -1,15 +1,14 @@
-"""Advice when a GPU's memory is too small: which setting to change, with estimates."""
+"""Advice when a GPU's memory is too small: which setting to change."""
 
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import torch
 
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.memory import CHECKPOINTED, GIB, SAFE, Footprint, MeasuredMemory
+from medlit.model.memory import GIB, SAFE, Footprint, MeasuredMemory
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -21,14 +20,12 @@ class MemoryAdvice(L.Callback):
 
     def __init__(self) -> None:
         self.phase: Phase = "loading"
-        self.weights = 0.0  # GiB before the first step
         self.footprint: Footprint | None = None
         self.folder: Path | None = None  # of a fit
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the weights, before there are any activations."""
+        """Record the run folder and the estimate."""
         self.folder = run_folder(trainer)  # needs every process; on_exception may run on one alone
-        self.weights = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
 
@@ -39,7 +36,7 @@ class MemoryAdvice(L.Callback):
 
     def out_of_memory_error(self, language_model: LanguageModel, data: TranscriptionDataModule) -> UserError:
         """The error message of a run that ended for lack of memory."""
-        message = advice(self.phase, language_model, data, MeasuredMemory.of(self.weights), self.footprint)
+        message = advice(self.phase, language_model, data, MeasuredMemory.now(), self.footprint)
         last = None if self.folder is None else self.folder / "checkpoints" / "last.ckpt"
         return UserError(message + (f" The last good checkpoint is {last}." if last and last.exists() else ""))
 
@@ -51,7 +48,7 @@ def advice(
     measured: MeasuredMemory,
     footprint: Footprint | None = None,
 ) -> str:
-    """One sentence: the settings to change, each with an estimate of what it takes."""
+    """One sentence: the settings to change; `medlit doctor --config` estimates what they take."""
     usage = f" ({measured.peak:.1f} of {measured.total:.1f} GiB were in use)" if measured.total else ""
     if phase == "loading":
         return (
@@ -59,27 +56,16 @@ def advice(
             " set model.language_model.load_in_4bit to true, choose a smaller model or free the GPU."
         )
     is_training = phase == "training"
-    footprint = footprint if is_training else None
-
-    def estimate(share: float) -> str:
-        if not measured.total:
-            return ""
-        gib = measured.weights + share * (measured.peak - measured.weights)  # activations grow with the tokens
-        if footprint is not None:
-            gib = footprint.peak(int(share * data.token_budget), 1) / GIB
-        return f" (about {gib:.1f} GiB or more)"
-
     setting = "micro_batch_size" if is_training else "eval_batch_size"
     size = data.batching.micro_batch_size if is_training else data.batching.eval_batch_size
     choices = []
     budget = SAFE * measured.peak
-    if footprint is not None and footprint.peak(data.token_budget, 1) / GIB < budget:
+    if is_training and footprint is not None and footprint.peak(data.token_budget, 1) / GIB < budget:
         # More layers were kept than there was room for, for example since another process uses the GPU.
         choices.append(f"model.language_model.memory_budget_gib to {budget:.1f}")
     if size > 1:
-        choices.append(f"data.batching.{setting} to {size // 2}{estimate(0.5)}")
-    choices.append(f"model.language_model.max_length to {language_model.max_length // 2}{estimate(0.5)}")
+        choices.append(f"data.batching.{setting} to {size // 2}")
+    choices.append(f"model.language_model.max_length to {language_model.max_length // 2}")
     if is_training and language_model.gradient_checkpointing != "unsloth":
-        checkpointed = estimate(CHECKPOINTED) if footprint is None else ""
-        choices.append(f"model.language_model.gradient_checkpointing to 'unsloth'{checkpointed}")
+        choices.append("model.language_model.gradient_checkpointing to 'unsloth'")
     return f"data.batching.{setting}: the GPU's memory is too small for {phase}{usage}; set {', or '.join(choices)}."

@@ -79,10 +79,7 @@ class LabelSet:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
-        """Make a label set; a UserError for fewer than two names, an empty one, or two that are the same.
-
-        Names are compared by the recipe's rule alone: weights of medlit 0.1 may know two names that look alike.
-        """
+        """Make a label set; a UserError for fewer than two names, an empty one, or two that are the same."""
         keys = [_recipe_key(name) for name in names]
         if len(keys) < 2:
             given = f"only {names[0]!r}" if names else "none"

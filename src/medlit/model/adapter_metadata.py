@@ -83,20 +83,18 @@ class AdapterMetadata:
 
     @classmethod
     def from_dict(cls, values: object) -> AdapterMetadata:
-        """Read what `to_dict` gave, in release 0.1 too; a UserError if it is something else."""
-        unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
+        """Read what `to_dict` gave; a UserError if it is something else, such as release 0.1's."""
+        unknown = UserError(
+            "ckpt_path: the file is not from medlit, or from another version, such as 0.1; use that one, or fit again."
+        )
         try:
             given = dict(values)  # type: ignore[call-overload]
-            if given.pop("keep", "head") != "head":
-                raise UserError(
-                    "ckpt_path: trained with data.keep head_tail, which medlit 0.2 removed; use medlit 0.1."
-                )
-            inference = given.pop("inference", None) or _inference_of_0_1(given.pop("conditions", None))
+            inference = given.pop("inference", None)
             temperatures, thresholds = (given.pop(name, {}) for name in ("temperatures", "thresholds"))
             metadata = cls(
                 **given | {"data": DataFingerprint.from_dict(given.get("data"))},
                 inference=None if inference is None else InferenceSettings(**inference),
-                temperatures={key.removesuffix(_KEY_OF_0_1): value for key, value in temperatures.items()},
+                temperatures=dict(temperatures),
                 thresholds={key: dict(value) for key, value in thresholds.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:
@@ -171,16 +169,6 @@ def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
             f"model.adapter: in {file} {error}; merge the adapter into its base model with PEFT (merge_and_unload) and"
             " set model.language_model.base_model to the merged folder."
         ) from error
-
-
-_KEY_OF_0_1 = ", length_normalise=False, content_free=[]"
-
-
-def _inference_of_0_1(conditions: dict[str, Any] | None) -> dict[str, Any] | None:
-    if conditions is None:
-        return None
-    names = {"response_tokens": "max_response_tokens"}
-    return {names.get(name, name): value for name, value in conditions.items()}
 
 
 def _are_inference_settings(given: InferenceSettings) -> bool:

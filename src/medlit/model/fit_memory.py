@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,42 +28,34 @@ _UNFUSED = 4.0
 class Offload(NamedTuple):
     """Decoder layers that stay in host memory; the scales of their 4-bit weights do not."""
 
-    layers: int
-    host: int  # bytes of host memory
-    freed: int  # bytes of GPU memory
-
-
-NO_OFFLOAD = Offload(0, 0, 0)
+    layers: int = 0
+    host: int = 0  # bytes of host memory
+    freed: int = 0  # bytes of GPU memory
+    processes: int = 1  # on this host, each with layers of its own
 
 
 def plan_offload(
-    config: Any,  # noqa: ANN401 - as for `model_dimensions`
-    model: PreTrainedModel,
-    language_model: LanguageModel,
-    lora: Lora | None,
-    device: torch.device,
-    dtype: torch.dtype,
+    model: PreTrainedModel, language_model: LanguageModel, lora: Lora | None, device: torch.device, dtype: torch.dtype
 ) -> Offload:
     """As many layers as `offload` names, or as few as let a recomputed training micro-batch fit into the budget."""
     wanted = language_model.offload
     if device.type != "cuda" or wanted == "none" or language_model.gradient_checkpointing == "none":
-        return NO_OFFLOAD
+        return Offload()
     layers = decoder_layers(model)
-    numbers = sum(p.numel() for p in layers[-1].parameters())
-    quantised = sum(part.weight.numel() for part in layers[-1].modules() if isinstance(part, nn.Linear))
-    quantised *= language_model.load_in_4bit
-    size = quantised // 2 + (numbers - quantised) * dtype.itemsize
+    size = weight_bytes(layers[-1], language_model.load_in_4bit, dtype.itemsize, scales=False)
     if wanted == "auto":
         trained = 0 if lora is None else _adapter_size(model, lora)
-        batch = footprint(config, weight_bytes(model, language_model.load_in_4bit, dtype.itemsize), trained)
+        batch = footprint(model.config, weight_bytes(model, language_model.load_in_4bit, dtype.itemsize), trained)
         needed = batch.peak(language_model.batch_tokens, 1) + 4 * trained
         over = needed - budget_on(device, language_model.memory_budget_gib)
         wanted = -(-over // size) + _SLOTS if over > 0 else 0
-        if torch.distributed.is_initialized():  # every process offloads the same layers
-            torch.distributed.all_reduce(most := torch.tensor(wanted, device=device), torch.distributed.ReduceOp.MAX)
-            wanted = int(most)
+    processes = 1
+    if torch.distributed.is_initialized():
+        # DDP needs the same layers in every process.
+        torch.distributed.all_reduce(most := torch.tensor(wanted, device=device), torch.distributed.ReduceOp.MAX)
+        wanted, processes = int(most), min(torch.distributed.get_world_size(), torch.cuda.device_count())
     count = min(wanted, len(layers) - 1)
-    return Offload(count, count * size, max(0, count - _SLOTS) * size)
+    return Offload(count, count * size, max(0, count - _SLOTS) * size, processes)
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class FitMemory:
     evaluation: int  # the largest evaluation batch, beyond the weights
     layers: int  # decoder layers
     layers_kept: int  # layers whose activations are kept for the backward pass
-    offload: Offload = NO_OFFLOAD  # the layers in host memory instead
+    offload: Offload = field(default_factory=Offload)  # the layers in host memory instead
 
     @property
     def total(self) -> int:
@@ -100,7 +92,7 @@ def fit_memory(
     """
     model = skeleton(config)
     trained = 0 if lora is None else _adapter_size(model, lora)
-    offload = plan_offload(config, model, language_model, lora, device, dtype)
+    offload = plan_offload(model, language_model, lora, device, dtype)
     weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize) - offload.freed
     batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
     kept = batch.layers

@@ -45,7 +45,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             lora, names = fitted, ", ".join(fitted.target_modules)
             rank_zero_info(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
         dtype = dtype_for(device, language_model.dtype)
-        offload = plan_offload(config, skeleton, language_model, lora, device, dtype)
+        offload = plan_offload(skeleton, language_model, lora, device, dtype)
         _check_memory(language_model, config, skeleton, device, offload)
         # Unsloth offloads a layer only if it is recomputed; 'auto' still chooses among the others.
         checkpointing = unsloth_checkpointing(language_model) or offload.layers > 0
@@ -168,27 +168,23 @@ def _check_memory(
         return
     itemsize = dtype_for(device, language_model.dtype).itemsize
     needed = memory.weight_bytes(skeleton, language_model.load_in_4bit, itemsize) - offload.freed
-    free = memory.free_on(device)
-    host, processes = memory.free_on(torch.device("cpu")), 1
-    if torch.distributed.is_initialized():
-        processes = min(torch.distributed.get_world_size(), torch.cuda.device_count())
-    if offload.host * processes > host:
-        raise UserError(
-            f"model.language_model.offload: {offload.layers} layers take {offload.host / memory.GIB:,.0f} GiB of host"
-            f" memory in each of {processes} processes, and {host / memory.GIB:,.1f} GiB are free; set a larger"
-            " model.language_model.memory_budget_gib, fewer trainer.devices, or a smaller base model."
-        )
+    free, host = memory.free_on(device), memory.free_on(torch.device("cpu"))
     if offload.layers:
-        host_gib, places = offload.host / memory.GIB, memory.model_dimensions(config).layers
-        rank_zero_info(f"medlit: {offload.layers} of {places} layers stay in host memory, {host_gib:.1f} GiB")
+        taken = f"{offload.layers} decoder layers take {offload.host / memory.GIB:,.1f} GiB of host memory"
+        if offload.host * offload.processes > host:
+            raise UserError(
+                f"model.language_model.offload: {taken} in each of {offload.processes} processes, and this machine has"
+                f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
+            )
+        rank_zero_info(f"medlit: {taken}")
     if needed <= free:
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
     raise UserError(
         f"model.language_model.base_model: the weights of {language_model.base_model} take about"
         f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
-        f" {free / memory.GIB:,.1f} GiB free; every process holds the whole model, so choose a smaller base model or a"
-        " device with more memory."
+        f" {free / memory.GIB:,.1f} GiB free; set model.language_model.offload to 'auto', choose a smaller base model"
+        " or a device with more memory."
     )
 
 

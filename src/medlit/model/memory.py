@@ -41,8 +41,6 @@ _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _STOCK_LAYER, _UNMEASURED = 1.25, 1.5
 # The allocator loses 2 to 4 % (measured) to gaps between blocks.
 SLACK = 0.95
-# Activations that "unsloth" checkpointing keeps, as a share of all, measured with 8B: (9.6 - 6) of (60.3 - 6) GiB.
-CHECKPOINTED = 0.07
 # What to stay within after the memory was full, as a share of what was in use then.
 SAFE = 0.9
 # Supervised tokens whose logits are held at once, in half and in twice full precision.
@@ -106,16 +104,15 @@ class Footprint:
 class MeasuredMemory:
     """GPU memory measured during a run, in GiB."""
 
-    weights: float  # before the first step
     peak: float  # the most in use so far; when the memory is full, a lower bound of what is needed
     total: float  # of the GPU; 0 without one
 
     @classmethod
-    def of(cls, weights: float) -> MeasuredMemory:
+    def now(cls) -> MeasuredMemory:
         """Measure this process's GPU."""
         if not torch.cuda.is_available():
-            return cls(weights, 0.0, 0.0)
-        return cls(weights, torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
+            return cls(0.0, 0.0)
+        return cls(torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
 
 
 def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Footprint:  # noqa: ANN401 - as above
@@ -154,16 +151,14 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def weight_bytes(skeleton: PreTrainedModel, in_4bit: bool, itemsize: int) -> int:
-    """Bytes of a base model's loaded weights, counted layer by layer."""
-    numbers = sum(p.numel() for p in skeleton.parameters())
+def weight_bytes(part: Any, in_4bit: bool, itemsize: int, scales: bool = True) -> int:  # noqa: ANN401 - a module
+    """Bytes of the loaded weights of a base model or of one of its layers, with the scales of 4-bit weights or not."""
+    numbers: int = sum(p.numel() for p in part.parameters())
     if not in_4bit:
         return numbers * itemsize
-    head = skeleton.get_output_embeddings()
-    quantised = sum(
-        part.weight.numel() for part in skeleton.modules() if isinstance(part, nn.Linear) and part is not head
-    )
-    return int(quantised * _NF4) + (numbers - quantised) * itemsize
+    head = part.get_output_embeddings() if hasattr(part, "get_output_embeddings") else None
+    quantised: int = sum(p.weight.numel() for p in part.modules() if isinstance(p, nn.Linear) and p is not head)
+    return int(quantised * (_NF4 if scales else 0.5)) + (numbers - quantised) * itemsize
 
 
 def free_on(device: torch.device) -> int:

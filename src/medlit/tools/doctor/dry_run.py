@@ -93,6 +93,8 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         stage = "memory"
         needed, memory = _check_memory(cli, tokens)
         yield memory
+        if needed.offload.layers:
+            yield host_memory(needed)
         stage = TRIAL
         if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
@@ -202,6 +204,15 @@ def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
         # The estimate includes what this process took for its imports.
         free, place = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
     return needed, memory_result(needed, free, place, tokens)
+
+
+def host_memory(needed: FitMemory) -> CheckResult:
+    """Compare the layers that stay in host memory with what is free of it."""
+    offload, free = needed.offload, psutil.virtual_memory().available
+    found = (
+        f"{offload.layers} of {needed.layers} layers, {offload.host / GIB:.1f} of {free / GIB:.1f} GiB that are free"
+    )
+    return CheckResult("host memory", "ok" if offload.host < free else "fail", found, "choose a smaller base model")
 
 
 def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> CheckResult:

@@ -60,7 +60,7 @@ class Classifier(ls.LitAPI):
     def __init__(self, adapter: Path, settings: dict[str, Any]) -> None:
         # Clients that were answered together send their next requests within milliseconds.
         super().__init__(max_batch_size=32, batch_timeout=0.005, api_path="/v1/classify", loop=SleepingLoop())  # type: ignore[no-untyped-call]
-        self._adapter, self._settings = adapter, settings
+        self._adapter, self.settings = adapter, settings
 
     def setup(self, device: str) -> None:
         """Load the model; a user's mistake ends the process with its sentence."""
@@ -69,7 +69,7 @@ class Classifier(ls.LitAPI):
 
         silence_warnings()
         try:
-            self.predictor: Any = SpecialtyPredictor.load(self._adapter, device=device, **self._settings)
+            self.predictor: Any = SpecialtyPredictor.load(self._adapter, device=device, **self.settings)
         except UserError as error:
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error

@@ -577,6 +577,11 @@ def test_a_setting_of_lora_that_fits_no_layer(fit: Refused, flag: str, value: st
         ("--val_every_steps", "0", "val_every_steps: must be an integer of at least 1 or null, not 0"),
         ("--model.lora.r", "0", "model.lora.r"),
         (
+            "--model.language_model.offload",
+            "some",
+            "model.language_model.offload: must be 'auto' or 'none' or an integer of at least 0, not some",
+        ),
+        (
             "--model.language_model.memory_budget_gib",
             "0",
             "model.language_model.memory_budget_gib: must be a number over 0 or null, not 0",

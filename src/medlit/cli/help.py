@@ -167,9 +167,9 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
     if get_origin(kind) is Literal:
         *first, last = map(repr, get_args(kind))
         return " or ".join(filter(None, (", ".join(first), last)))
-    if NoneType in (kinds := get_args(kind)) and len(kinds) == 2:
+    if len(kinds := get_args(kind)) == 2 and (kinds[1] is NoneType or get_origin(kinds[0]) is Literal):
         words = describe(kinds[0])
-        return words and f"{words} or null"
+        return words and f"{words} or {'null' if kinds[1] is NoneType else describe(kinds[1])}"
     return None
 
 

@@ -59,7 +59,7 @@ class Weights:
 
     def load(self, device: torch.device) -> PeftModel:
         """Load the model in inference mode, as medlit's commands do."""
-        model: Any = load_model(self.language_model, self.lora, device)
+        model: Any = load_model(replace(self.language_model, offload="none"), self.lora, device)  # to be merged
         if self.state is None:
             load_adapter(model, self.path)
         elif self.state.keys() == trainable_names(model):

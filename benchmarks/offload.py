@@ -7,7 +7,7 @@
 A model is `size:budget` or `size:budget:layers`, in GiB of GPU memory and decoder layers (all by default). A Llama of
 that width is written with random weights, in 4 bits, and `medlit fit` with `configs/hardware/offload_24gb.yaml` trains
 it for three steps of 32 notes as long as real ones within the budget, then validates 16 notes by likelihood; with
-`--resume` the fit goes on from its checkpoint for one more step. Rows are added to the result; a row of the same model,
+`--resume` the fit continues from its checkpoint for one more step. Rows are added to the result; one of the same model,
 budget and layers is replaced.
 """
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "offload.json")
     parser.add_argument("--folder", type=Path, help="for the weights, which are removed again")
     parser.add_argument("--models", nargs="+", default=["8B:6", "8B:8", "70B:24"], metavar="SIZE:GIB[:LAYERS]")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint for another step")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint for another step")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU")
     options = parser.parse_args(argv)

@@ -80,6 +80,9 @@ def test_the_setting_names_the_layers_and_only_a_gpu_has_them(monkeypatch: pytes
     assert plan(LLAMA_8B, LanguageModel(offload="none")) == Offload()
     assert plan(LLAMA_8B, LanguageModel(gradient_checkpointing="none")) == Offload()
     assert plan(LLAMA_8B, LanguageModel(offload=8), CPU) == Offload()
+    for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all")):
+        model = skeleton(LlamaConfig(**LLAMA_8B))
+        assert plan_offload(model, LanguageModel(offload=8), lora, GPU, HALF) == Offload(), "these need the weights"
     eight, two, all_but_one = (plan(LLAMA_8B, LanguageModel(offload=count)) for count in (8, 2, 99))
     assert (eight.layers, two.layers, all_but_one.layers) == (8, 2, 31)
     assert two.freed == 0, "the GPU keeps room for three layers"
@@ -89,7 +92,7 @@ def test_the_setting_names_the_layers_and_only_a_gpu_has_them(monkeypatch: pytes
 
 
 def test_an_offloaded_layer_is_recomputed() -> None:
-    with pytest.raises(UserError, match=r"offload: a layer in host memory is recomputed; set .*gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"offload: not with gradient_checkpointing 'none'; set one to 'auto'"):
         LanguageModel(offload=2, gradient_checkpointing="none")
 
 

@@ -120,7 +120,7 @@ class Batching:
             supports it (docs/hardware.md).
         class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
             more often: by the square root of its notes, or every specialty equally often.
-        num_workers: processes that prepare batches ahead; 0: the main one does.
+        num_workers: processes that prepare batches; 0: the main one does.
         seed: seed of the training shuffle.
     """
 

@@ -84,9 +84,7 @@ class AdapterMetadata:
     @classmethod
     def from_dict(cls, values: object) -> AdapterMetadata:
         """Read what `to_dict` gave; a UserError if it is something else, such as release 0.1's."""
-        unknown = UserError(
-            "ckpt_path: the file is not from medlit, or from another version, such as 0.1; use that one, or fit again."
-        )
+        unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
             given = dict(values)  # type: ignore[call-overload]
             inference = given.pop("inference", None)

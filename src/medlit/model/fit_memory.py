@@ -37,9 +37,11 @@ class Offload(NamedTuple):
 def plan_offload(
     model: PreTrainedModel, language_model: LanguageModel, lora: Lora | None, device: torch.device, dtype: torch.dtype
 ) -> Offload:
-    """As many layers as `offload` names, or as few as let a recomputed training micro-batch fit into the budget."""
+    """Choose how many layers to offload: those that `offload` names, or as few as let a training micro-batch fit."""
     wanted = language_model.offload
-    if device.type != "cuda" or wanted == "none" or language_model.gradient_checkpointing == "none":
+    # These read or train a layer's own weights, which are not on the GPU then.
+    whole = lora is not None and (lora.dora or lora.loftq or lora.bias != "none")
+    if device.type != "cuda" or whole or wanted == "none" or language_model.gradient_checkpointing == "none":
         return Offload()
     layers = decoder_layers(model)
     size = weight_bytes(layers[-1], language_model.load_in_4bit, dtype.itemsize, scales=False)
@@ -50,7 +52,7 @@ def plan_offload(
         over = needed - budget_on(device, language_model.memory_budget_gib)
         wanted = -(-over // size) + _SLOTS if over > 0 else 0
     processes = 1
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and language_model.batch_tokens:  # the predictor may load in one process
         # DDP needs the same layers in every process.
         torch.distributed.all_reduce(most := torch.tensor(wanted, device=device), torch.distributed.ReduceOp.MAX)
         wanted, processes = int(most), min(torch.distributed.get_world_size(), torch.cuda.device_count())

@@ -183,8 +183,7 @@ def _check_memory(
     raise UserError(
         f"model.language_model.base_model: the weights of {language_model.base_model} take about"
         f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
-        f" {free / memory.GIB:,.1f} GiB free; set model.language_model.offload to 'auto', choose a smaller base model"
-        " or a device with more memory."
+        f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
     )
 
 

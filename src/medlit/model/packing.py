@@ -158,7 +158,9 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens that right-padded rows, (B, T), begin with on a CPU, if computing them once is worthwhile; else 0."""
+    rope = getattr(inner.config, "rope_parameters", None) or {}
     takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
+    takes &= rope.get("rope_type") not in ("longrope", "dynamic")  # whose positions depend on the whole length
     if ids.device.type != "cpu" or not takes:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)

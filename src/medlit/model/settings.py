@@ -46,11 +46,10 @@ class LanguageModel:
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
             layers' inputs in host memory (least GPU memory), 'none' keeps all.
-        offload: how many decoder layers stay in host memory and are copied to the GPU when it reaches them; these are
-            recomputed. 'auto': as few as let a training micro-batch fit, 'none': none; without a GPU it has no effect.
+        offload: decoder layers that stay in host memory and are recomputed; 'auto': as few as let a micro-batch fit.
         memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free. Evaluation follows eval_batch_size.
         prompt_format: set from data.prompt_format.
-        batch_tokens: set from data.batching: most tokens of a training micro-batch.
+        batch_tokens: set from data.batching: tokens of a training micro-batch that 'auto' makes room for.
     """
 
     base_model: str = BUILTIN
@@ -66,10 +65,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         if self.gradient_checkpointing == "none" and self.offload not in ("auto", "none", 0):
-            raise UserError(
-                "model.language_model.offload: a layer in host memory is recomputed; set"
-                " model.language_model.gradient_checkpointing to 'auto', or offload to 'none'."
-            )
+            raise UserError("model.language_model.offload: not with gradient_checkpointing 'none'; set one to 'auto'.")
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type
@@ -95,7 +91,7 @@ class Lora:
         loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
-        rank_pattern: a rank other than r, by the end of a layer's name (a regular expression).
+        rank_pattern: another rank, by the end of a layer's name (a regular expression).
         alpha_pattern: the same for alpha.
         layers_to_transform: numbers of the adapted decoder layers, from 0; null: all.
     """
@@ -186,7 +182,7 @@ class Decoding:
             'constrained' takes the most likely token that can still lead to a label; 'likelihood' takes the label whose
             whole answer is most likely. The last two give probabilities.
         max_new_tokens: 'generate': most tokens of an answer.
-        stop_early: 'generate': stop once no continuation can change the label; false: at the EOS token.
+        stop_early: 'generate': stop once the label cannot change any more; false: at the EOS token.
         abstain_below: predict, for a table: leave the specialty empty and set 'abstained' where the answer's
             probability is below this (0 to 1); the model's answer stays in 'answer'. Needs a mode that gives
             probabilities. null: never abstain.

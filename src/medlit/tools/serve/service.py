@@ -127,7 +127,7 @@ class Server(ls.LitServer):
         """End at once if a model's process has ended; LitServe would wait for answers that cannot come."""
         if codes := [process.exitcode for process in self.inference_workers if process.exitcode is not None]:
             if codes[0] < 0:
-                print("medlit: the process of a model was killed, perhaps for want of memory.", file=sys.stderr)
+                print("medlit: the process of a model was killed, perhaps because memory ran out.", file=sys.stderr)
             for process in active_children():
                 process.kill()
             os._exit(max(codes[0], 1))

@@ -52,6 +52,15 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 }
 _NAMES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 NOTE = 2048  # tokens, the longest that the recipe allows
+# As `LlamaConfig` takes it.
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 
 
 def base_config(name: str) -> Any:  # noqa: ANN401 - transformers' configurations share no typed base

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from base_shapes import LLAMA_8B
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,14 +20,6 @@ from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.doctor.dry_run import host_memory
 
 GPU, CPU, HALF = torch.device("cuda"), torch.device("cpu"), torch.bfloat16
-LLAMA_8B = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 LLAMA_70B = LLAMA_8B | {
     "hidden_size": 8192,
     "intermediate_size": 28672,

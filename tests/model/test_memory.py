@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
-from base_shapes import least_gib
+from base_shapes import LLAMA_8B, least_gib
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_families import FAMILIES, tiny_model
@@ -23,14 +23,6 @@ from medlit.model.memory import (
 )
 from medlit.model.settings import LanguageModel, Lora
 
-LLAMA_8B = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 TRAINED = 41_943_040  # r 16 in all seven projections
 # Allocated after loading NF4 weights and a float32 adapter, on an H100.
 LOADED = int(5.4986 * GIB)

@@ -31,7 +31,7 @@ class Offload(NamedTuple):
     layers: int = 0
     host: int = 0  # bytes of host memory
     freed: int = 0  # bytes of GPU memory
-    processes: int = 1  # on this host, each with layers of its own
+    processes: int = 1  # on this host; each has a copy of the layers
 
 
 def plan_offload(

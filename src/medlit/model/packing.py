@@ -32,7 +32,7 @@ _STOCK = "_medlit_stock_attention"
 PACKS = "_medlit_packs"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
-# On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a row with a mask of its own.
+# On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
 
@@ -97,10 +97,11 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
-    if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, torch.tensor(batch.lengths))):
+    lengths = torch.tensor(batch.lengths)
+    if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, lengths)):
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
-            return _masked_row(inner, batch.input_ids, torch.tensor(batch.lengths), shared)
+            return _masked_row(inner, batch.input_ids, lengths, shared)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
@@ -164,7 +165,7 @@ def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: 
     if ids.device.type != "cpu" or not takes:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)
-    # A pass or a mask of its own costs more than a few tokens.
+    # An additional pass or mask costs more than a few tokens.
     return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
 
 

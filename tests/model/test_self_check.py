@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MethodType
@@ -44,6 +45,20 @@ def test_families_pass(family: str, caplog: pytest.LogCaptureFixture) -> None:
     assert WITHOUT_STOCK not in caplog.text
     replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "llama4_text")
     assert vars(model)[REPLAY] == (family in replayed)
+
+
+def test_4_bit_layers_that_compute_in_bfloat16_are_held_to_bfloat16() -> None:
+    # As repositories of 4-bit weights are on a CPU, where all else is in float32.
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    model = tiny_model("llama")
+    for layer in decoder_layers(model):
+        for name in ("gate_proj", "up_proj"):
+            old = getattr(layer.mlp, name)
+            new = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.bfloat16)
+            new.weight = Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+            setattr(layer.mlp, name, new.to("cpu"))
+    check_numbers(model, replace(SETTINGS, max_length=512))
 
 
 def test_a_wrong_scale_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,9 @@ def _fault(model: nn.Module, max_length: int) -> str:
         except Exception as error:
             _log.debug("%s", error, exc_info=True)
             return f"labels cannot be scored ({type(error).__name__})"
-    # Differences in nats that the number format explains.
-    absolute, relative = (1e-3, 1e-4) if inner.dtype in (torch.float32, torch.float64) else (0.25, 0.02)
+    # Differences in nats that the number format explains; 4-bit layers may compute in another one than the rest.
+    formats = {inner.dtype, *(getattr(part, "compute_dtype", None) or inner.dtype for part in inner.modules())}
+    absolute, relative = (1e-3, 1e-4) if formats <= {torch.float32, torch.float64} else (0.25, 0.02)
     compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]
     for name, value, reference in [*compared, ("a batch's loss", loss, -plain[:, 0].sum())]:
         difference = (value.double().cpu() - reference.double().cpu()).abs()

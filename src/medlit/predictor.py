@@ -6,12 +6,10 @@ the table are left out. For the same notes, settings and device the two give the
     from medlit import SpecialtyPredictor  # imports Unsloth, before transformers
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +85,7 @@ class SpecialtyPredictor:
         batch_size: int = 32,
         token_budget: int | None = None,
         device: str | torch.device | None = None,
-    ) -> SpecialtyPredictor:
+    ) -> Self:
         """Load a base model and its adapter.
 
         The adapter's metadata has base model and revision, labels, prompt, instruction, length limits, 4-bit weights

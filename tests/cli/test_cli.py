@@ -24,6 +24,7 @@ import yaml
 from fakes import SPECIALTIES, notes, write_csv
 
 import medlit as package
+from medlit.cli import TOOLS
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +95,13 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert all(f"  {verb} " in done.stdout for verb in ("fit", "validate", "test", "predict", "doctor", "audit"))
     assert done.stdout.splitlines()[-1] == "[]"
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_help_of_a_tool_imports_nothing_heavy(tmp_path: Path, tool: str) -> None:
+    done = command(tool, "--help", cwd=tmp_path, code=f"print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert f"medlit {tool}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_limit_of_one_batch_is_a_number_and_not_the_share_of_all(medlit: Medlit) -> None:

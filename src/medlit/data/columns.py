@@ -3,21 +3,16 @@
 Rows in messages count from 1, header not included.
 """
 
-from __future__ import annotations
-
 import logging
 import re
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,13 @@
 """TranscriptionDataModule: from `data.source` to batches of token ids."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
@@ -23,9 +22,6 @@ from medlit.data.splits import DataFingerprint, NoteSplits, split_notes
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.number_types import PositiveInt
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _LOADERS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # of a stage
 

@@ -17,6 +17,8 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from jinja2 import TemplateError
+
 from medlit.errors import UserError
 from medlit.unsloth_first import TOKENIZERS_PARALLELISM
 
@@ -204,8 +206,6 @@ class ChatPrompt(NotePrompt):
     @cached_property
     def template(self) -> Template:
         """The texts of the prompt, if possible without thinking; a UserError without a template that holds them."""
-        from jinja2 import TemplateError
-
         if not self.tokenizer.chat_template:
             raise UserError(
                 "data.prompt_format: 'chat' needs a chat template and the base model has none; set it"

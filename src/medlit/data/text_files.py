@@ -5,8 +5,6 @@ that an id `007` becomes 7. A note decoded wrongly trains without a complaint, s
 with the command that converts it.
 """
 
-from __future__ import annotations
-
 import bz2
 import csv
 import gzip
@@ -23,6 +21,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
+
+from charset_normalizer import from_bytes
 
 from medlit.errors import UserError
 
@@ -198,8 +198,6 @@ def not_utf8(file: IO[bytes], path: Path | str) -> UserError:
     # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
     encoding = "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
     if 2 * len(_LONE_HIGH.findall(window)) <= len(_HIGH.findall(window)):
-        from charset_normalizer import from_bytes
-
         best = from_bytes(window, cp_isolation=_NON_LATIN).best()
         encoding = "ISO-8859-1" if best is None else best.encoding
     return _other_encoding(path, encoding, line=number)

@@ -1,10 +1,8 @@
 """The model's settings, grouped as `--help` and the YAML show them."""
 
-from __future__ import annotations
-
 # ruff: noqa: RUF009 - `_lora` makes a field
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -118,7 +116,7 @@ class Lora:
         }
 
     @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> Lora:
+    def from_peft(cls, config: dict[str, Any]) -> Self:
         """Read what PEFT's `LoraConfig` saves, `as_peft` backwards.
 
         Raises:

@@ -3,8 +3,6 @@
 Both pages lay out the sections of `sections.yaml`, so a new table or figure is one more entry there.
 """
 
-from __future__ import annotations
-
 import base64
 import inspect
 import io

@@ -366,7 +366,7 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
     size, *validations, weights, command, written = outcome.err.splitlines()
-    assert size == "medlit: training on 24 notes, validating on 8: 3 steps a pass, 5 in all"
+    assert size == "medlit: training on 24 notes, validating on 8: 3 steps per pass, 5 in total"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
@@ -530,7 +530,7 @@ def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path:
     assert (run / "sets_test.png").is_file()
     assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
     assert len(curve(run, "val/set_mean_size")) == 1
-    assert "The promise: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
+    assert "Guarantee: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:

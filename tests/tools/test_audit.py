@@ -155,11 +155,16 @@ def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> 
     assert (report.lengths["words"]["min"], report.lengths["words"]["max"]) == (2, 20_001)
 
 
-def test_empty_and_unlabelled_notes_are_counted_and_not_refused(tmp_path: Path) -> None:
-    rows = [("a", "one two", "x"), ("b", " ", "x"), ("c", "three", ""), ("d", "four", "y")]
-    notes = [dict(zip(("id", "transcription", "medical_specialty"), row, strict=True)) for row in rows]
-    report = report_of(write(tmp_path / "notes", {"train": notes}) / "train.csv")
+@pytest.mark.parametrize(("name", "note", "label"), [("notes.csv", " ", ""), ("notes.parquet", None, None)])
+def test_empty_and_unlabelled_notes_are_counted_and_not_refused(
+    tmp_path: Path, name: str, note: str | None, label: str | None
+) -> None:
+    rows = [("a", "one two", "x"), ("b", note, "x"), ("c", "three", label), ("d", "four", "y")]
+    table = pd.DataFrame(rows, columns=["id", "transcription", "medical_specialty"])
+    table.to_csv(tmp_path / name, index=False) if name.endswith(".csv") else table.to_parquet(tmp_path / name)
+    report = report_of(tmp_path / name, load_counter=letters)
 
+    assert report.lengths["tokens"]["min"] == report.lengths["words"]["min"] == 0
     assert report.empty == {"rows": 1, "ids": ["b"]}
     assert report.unlabelled == 1
     assert report.accuracy_ceiling == 1
@@ -481,9 +486,9 @@ def test_many_specialties_with_few_notes_are_named_and_their_labels_not_checked(
         note["medical_specialty"] = f"Specialty {row % 40}"
     assert run(_flags(write(tmp_path / "n", {"train": notes}) / "train.csv")) == 0
     printed = capsys.readouterr().out
-    assert "specialties of under 10 notes, too few to test" in printed
+    assert "specialties with fewer than 10 notes, too few to test" in printed
     assert "'Specialty 0' (2)" in printed
-    assert f"not searched for: under 3 texts a label, or over {LABELS_CHECKED} labels" in printed
+    assert f"not searched for: under 3 texts per label, or over {LABELS_CHECKED} labels" in printed
 
 
 @pytest.mark.parametrize("cells", [("A;B", "B;C"), ("B;A", "C;B"), ("A;B", "C;B"), ("B;A", "B;C")])

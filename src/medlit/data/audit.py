@@ -41,7 +41,7 @@ class TokenCounter(NamedTuple):
     """Counts tokens as the prompt does."""
 
     tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
-    limit: int  # most tokens of a transcription that fit in the prompt
+    limit: int  # maximum number of tokens of a transcription in the prompt
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AuditReport:
     short: dict[str, Any]  # notes of 1 to 19 words
     duplicates: dict[str, Any]  # texts that occur more than once
     near_duplicates: dict[str, Any] | None  # groups that hold different but similar texts; None if not searched for
-    near_threshold: float | None  # least Jaccard similarity of similar texts
+    near_threshold: float | None  # minimum Jaccard similarity of similar texts
     conflicts: dict[str, Any]  # texts that carry other specialties in another row
     # The labels, the number of texts that carry both, and its share of the rarer one's; the 20 most frequent pairs.
     label_pairs: list[dict[str, Any]]

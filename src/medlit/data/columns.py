@@ -65,7 +65,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:
-        choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
+        choices = [(numbers, "it is a number among names"), (words, "it is a name among numbers")]
         rarer, fault = min(choices, key=lambda choice: len(choice[0]))
         remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
         mask = pa.chunked_array([[bool({*names} & {*rarer}) for names in rows["specialties"][:]]], pa.bool_())
@@ -118,5 +118,5 @@ def _refuse_rows(
         )
     identity = rows[places[0]]["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
-    more = f", and so in {len(places) - 1} more" if len(places) > 1 else ""
-    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}{more}: {fault}; {remedy}.")

@@ -148,7 +148,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     for name, meaning in rules.aliases.items():
         if normalise_label(other := aliases[normalise_label(name)]) != normalise_label(meaning):
             raise UserError(
-                f"data.labels.aliases: the label {name!r} stands twice, for {meaning!r} and for {other!r}; keep one."
+                f"data.labels.aliases: the label {name!r} is given twice, for {meaning!r} and for {other!r}; keep one."
             )
     dropped = {normalise_label(name) for name in rules.drop}
     meanings = {raw: aliases.get(normalise_label(raw), normalise_text(raw)) for raw in counts}

@@ -77,7 +77,7 @@ class NotePrompt:
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
-    max_length: int = 2048  # most tokens of prompt and response together
+    max_length: int = 2048  # maximum number of tokens in prompt and response together
     max_response_tokens: int = 32  # tokens of these that are reserved for the response
 
     version: ClassVar[str]  # format and number; raise the number when the same settings give another prompt
@@ -148,7 +148,7 @@ class NotePrompt:
 
     @cached_property
     def room(self) -> int:
-        """Most tokens of a transcription that fit; a UserError if the limit leaves no room for one."""
+        """Maximum number of tokens of a transcription; a UserError if the limit leaves no room for one."""
         room = self.max_length - self.max_response_tokens - len(self.header) - len(self.footer)
         if room < 1:
             raise UserError(

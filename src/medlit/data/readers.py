@@ -1,7 +1,7 @@
 """One file of notes -> a memory-mapped table of its columns, as they are in the file.
 
-CSV, TSV, JSON and JSONL, packed or not, are parsed record by record (`text_files.py`), every value as text, and
-`datasets` writes them to its Arrow cache once. Excel workbooks take the same road; Parquet is read by `datasets`.
+CSV, TSV, JSON and JSONL, compressed or not, are parsed record by record (`text_files.py`), every value as text, and
+`datasets` writes them to its Arrow cache once. Excel workbooks are read in the same way, Parquet by `datasets`.
 READERS, at the end of this file, names the formats.
 """
 
@@ -188,7 +188,7 @@ def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
     for number, row in filled:
         if any(row[len(header) :]):
             raise UserError(
-                f"data.source: {path}, row {number}: a cell stands beside the header's columns; name its column."
+                f"data.source: {path}, row {number}: a cell is in a column without a name; name it in the header."
             )
         yield dict(zip(header, row, strict=False))
 

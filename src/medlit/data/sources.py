@@ -118,7 +118,7 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     splits = [split_of(table_name(file)[0]) for file in files]
     if None in splits and (path.is_dir() or any(splits)):
         raise UserError(
-            f"data.source: of the files of {path} {files[splits.index(None)].name} names no split; call all of them"
+            f"data.source: {files[splits.index(None)].name}, one of the files of {path}, names no split; call all files"
             " train, validation and test, or give one file or a glob that matches no split's file."
         )
     chosen: dict[str, list[Path]] = {}

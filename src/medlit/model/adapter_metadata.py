@@ -32,7 +32,7 @@ _DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
 class InferenceSettings:
     """The other settings that an adapter's answers depend on."""
 
-    max_length: int  # most tokens of prompt and answer together
+    max_length: int  # maximum number of tokens in prompt and answer together
     max_response_tokens: int  # tokens of these that are reserved for the answer
     load_in_4bit: bool  # whether the frozen weights are held in bitsandbytes NF4
     dtype: Literal["auto", "bfloat16", "float16", "float32"]  # number format of the frozen computation

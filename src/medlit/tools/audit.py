@@ -133,7 +133,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield "notes", f"{report.rows:,}", splits if len(report.splits) > 1 else "one table without splits", False
     yield "specialties", f"{len(report.classes):,}", "", False
     few = [f"{name!r} ({notes})" for name, notes in report.classes.items() if notes < FEW]
-    yield f"specialties of under {FEW} notes, too few to test", f"{len(few):,}", _first(few), bool(few)
+    yield f"specialties with fewer than {FEW} notes, too few to test", f"{len(few):,}", _first(few), bool(few)
     yield "notes without a specialty", _share(report.unlabelled, report.rows), "", report.unlabelled > 0
     for unit, lengths in report.lengths.items():
         spread = ", ".join(f"{name} {lengths[name]:,.0f}" for name in ("mean", "p95", "max"))
@@ -142,7 +142,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         limit, cut = report.lengths["tokens"]["limit"], report.lengths["tokens"]["share_cut"]
         yield f"notes longer than {limit:,} tokens (max_length less prompt and answer)", f"{cut:.1%}", "", cut > 0
     yield _rows_line("empty notes", report.empty, report.rows)
-    yield _rows_line(f"notes of under {SHORT} words", report.short, report.rows)
+    yield _rows_line(f"notes of fewer than {SHORT} words", report.short, report.rows)
     yield _groups_line("notes with identical texts", report.duplicates, report.rows)
     if report.near_duplicates is None:
         yield "near duplicates", "?", f"not searched for: over {NEAR_ROWS:,}; set --data.split.near_threshold", False
@@ -153,16 +153,16 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     if report.label_pairs:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {texts:,}".format(**pair) for pair in report.label_pairs]
         yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs), True
-    near = report.near_accuracy_ceiling
-    details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
-    yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
+    ceiling, near = report.accuracy_ceiling, report.near_accuracy_ceiling
+    details = "" if near in (None, ceiling) else f"{near:.1%} if similar texts get one answer"
+    yield "accuracy ceiling (one answer per text)", f"{ceiling:.1%}", details, ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)
     yield _labels_line("labels that hold several", review.combined, report)
     yield _labels_line("labels that seem to mean 'no label'", dict.fromkeys(review.placeholders, ()), report)
     if (errors := report.label_errors) is None:
-        limits = f"under {FEWEST} texts a label, or over {LABELS_CHECKED} labels"
+        limits = f"under {FEWEST} texts per label, or over {LABELS_CHECKED} labels"
         yield "probable label errors", "?", f"not searched for: {limits}", False
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]

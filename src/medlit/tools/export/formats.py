@@ -119,7 +119,7 @@ def check_convertible(base_model: str, revision: str | None, quantisations: list
         raise _unproven(why)
     where, optional = resolve(base_model), {"_raise_exceptions_for_missing_entries": False}
     if (tokenizer := cached_file(where, "tokenizer.json", revision=revision, **optional)) is None:
-        raise _unproven("this is another, without a tokenizer.json")
+        raise _unproven("this one has no tokenizer.json")
     _pre_tokenizer(read_json(Path(tokenizer)))
     if "q4_k_m" in quantisations and not has_llama_cpp():
         raise UserError(
@@ -204,7 +204,7 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     # With this name llama.cpp takes each word of the vocabulary whole; GPT-4's kind has the same pattern and merges.
     merges = name == "llama-bpe" and not kind.get("ignore_merges")
     if kind["type"] != "BPE" or name is None or merges:
-        raise _unproven("this is another by its tokenizer")
+        raise _unproven("this one has another tokenizer")
     return name
 
 
@@ -217,7 +217,7 @@ def _tensors(model: Path, config: Any) -> Iterator[tuple[str, np.ndarray]]:  # n
             for key in file.keys():
                 name = names.get_name(key, (".weight", ".bias"))
                 if name is None:
-                    raise _unproven(f"this is another, with the weight {key}")
+                    raise _unproven(f"this one has the unknown weight {key}")
                 tensor = file.get_tensor(key).float().numpy()
                 if (projection := key.split(".")[-2]) in rotary_heads:
                     # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.

@@ -53,8 +53,8 @@ class System:
     def score(cls, name: str, results: Results, **known: float | None) -> Self:
         """Compute the metrics of results that are complete; its loss and temperature may be `known`."""
         counts = SpecialtyMetrics(LabelSet(results.names))
-        most = max(map(len, results.accepted_labels), default=1)
-        accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted_labels])
+        most = max(map(len, results.accepted), default=1)
+        accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted])
         counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth), accepted)
         return cls(name, {**counts.scores(), **uncertainty(results), "loss": None, **known}, results)
 

@@ -6,6 +6,8 @@ the table are left out. For the same notes, settings and device the two give the
     from medlit import SpecialtyPredictor  # imports Unsloth, before transformers
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -94,7 +94,7 @@ class StepSampler(Sampler[MicroBatch]):
     world_size: int = 1
     epoch: int = 0
     first_step: int = 0
-    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example a note
+    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example per note
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size

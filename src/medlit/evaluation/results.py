@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
+_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one per note
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, 
 
 LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # Of an `adapter_config.json`: values that mean 'not set', PEFT's defaults of what medlit's default differs from, and
-# what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
+# what does not change the trained weights' effect on a linear layer, or only with another setting that is refused.
 _UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
 _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}
 _ALLOWED: dict[str, list[Any]] = {

@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.A
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one note; numbers and runner-up are None for one off the list, and in the mode 'generate'."""
+    """The answer to one note; an answer that is not a label, or of 'generate', has no numbers and no runner-up."""
 
     specialty: str | None  # where to file the note; None: the answer is not on the list, or too uncertain (`abstained`)
     answer: str  # the model's answer, verbatim

@@ -61,7 +61,7 @@ def run(args: Sequence[str]) -> int:
 
 def _print(results: Sequence[CheckResult]) -> None:
     style = {"ok": "", "warn": "yellow", "fail": "bold red"}
-    rows = [row for row in results if row.check != EXAMPLE]  # which is too long for the table
+    rows = [row for row in results if row.check != EXAMPLE]  # an example is too long for the table
     styles = [style[row.status] for row in rows]
     print_table("medlit doctor", ("check", "", "found", "remedy"), map(astuple, rows), styles=styles)
     for row in results:

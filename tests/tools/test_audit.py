@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -13,7 +14,7 @@ import yaml
 from builtin_notes import builtin_notes
 
 from medlit.__main__ import main
-from medlit.data.audit import AuditReport, TokenCounter, audit
+from medlit.data.audit import Audit, AuditReport, TokenCounter, audit
 from medlit.data.label_errors import LABELS_CHECKED
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
@@ -26,6 +27,19 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     # No base model, so lengths are in words; the bundled one would be converted first.
     monkeypatch.setenv("MEDLIT_AUDIT__MODEL__LANGUAGE_MODEL__BASE_MODEL", str(Path(__file__).parent))
     monkeypatch.setenv("COLUMNS", "200")  # a terminal wide enough that no line of a table is broken
+
+
+@pytest.fixture
+def _audited_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audit a source the first time only, for tests of what the command makes of the result."""
+    results: dict[str, Audit] = {}
+
+    def audit_once(source: str, **settings: Any) -> Audit:  # noqa: ANN401
+        if source not in results:
+            results[source] = audit(source, **settings)
+        return results[source]
+
+    monkeypatch.setattr("medlit.tools.audit.audit", audit_once)
 
 
 def planted() -> dict[str, list[dict[str, str]]]:
@@ -107,6 +121,7 @@ def test_near_copies_are_found(tmp_path: Path) -> None:
     assert report.near_leakage["train/test"] == report.leakage["train/test"] + 3
 
 
+@pytest.mark.usefixtures("_audited_once")
 def test_files_that_no_audit_wrote_are_replaced_on_request_alone(tmp_path: Path) -> None:
     source = write(tmp_path / "notes", planted())
     (tmp_path / "out").mkdir()
@@ -227,6 +242,7 @@ def _flags(source: Path | str) -> list[str]:
     return [f"--data.source={source}", f"--model.language_model.base_model={Path(__file__).parent}"]
 
 
+@pytest.mark.usefixtures("_audited_once")
 def test_strict_fails_over_a_limit(tmp_path: Path) -> None:
     flags = _flags(write(tmp_path / "notes", planted()))
     for limits, code in (
@@ -238,11 +254,11 @@ def test_strict_fails_over_a_limit(tmp_path: Path) -> None:
         assert run([*flags, *limits]) == 0, limits
 
 
-def test_builtin_notes_pass_a_strict_audit() -> None:
-    assert run([*_flags("builtin"), "--strict"]) == 0
-    report = report_of("builtin")
-    assert report.duplicates["rows"] == 0
-    assert report.near_leakage == {"train/validation": 0, "train/test": 0, "validation/test": 0}
+def test_builtin_notes_pass_a_strict_audit(tmp_path: Path) -> None:
+    assert run([*_flags("builtin"), "--strict", "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert report["duplicates"]["rows"] == 0
+    assert report["near_leakage"] == {"train/validation": 0, "train/test": 0, "validation/test": 0}
 
 
 def test_empty_and_unlabelled_notes_fail_a_strict_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ def test_a_conversion_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest
     assert list(cache.iterdir()) == []
 
 
-def test_of_two_concurrent_conversions_the_first_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_conversions_one_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("mine")
         (cache / "smollm2-135m").mkdir()
@@ -94,7 +94,7 @@ def test_of_two_concurrent_conversions_the_first_stays(cache: Path, monkeypatch:
 
     monkeypatch.setattr(base_model, "convert_bundled", convert)
     folder = Path(resolve(BUILTIN))
-    assert (folder / "config.json").read_text() == "the other's"
+    assert (folder / "config.json").read_text() == "mine"
     assert list(cache.iterdir()) == [folder]
 
 

@@ -120,7 +120,7 @@ def test_no_line_of_prose_is_far_longer_than_its_neighbours(page: Path) -> None:
 def test_the_audit_s_limits_are_those_of_the_code() -> None:
     body = " ".join((ROOT / "docs" / "data.md").read_text("utf-8").split())
     assert (
-        f"Tables with fewer than three different texts a label, or over {LABELS_CHECKED} labels, are left out" in body
+        f"Tables with fewer than three different texts per label, or over {LABELS_CHECKED} labels, are left out" in body
     )
 
 

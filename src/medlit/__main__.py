@@ -42,6 +42,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         check_configs(arguments)
         if verb in TOOLS:
+            from medlit.tools import make_parser
+
+            if not {"-h", "--help"}.isdisjoint(arguments):  # before the tool's imports, which take seconds
+                make_parser(verb).parse_args(["--help"])
             raise SystemExit(importlib.import_module(f"medlit.tools.{verb}").run(arguments[1:]))
         if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
             from medlit.unsloth_first import import_unsloth

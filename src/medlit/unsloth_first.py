@@ -30,7 +30,7 @@ def import_unsloth() -> None:
     # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     threads = os.environ.get(TOKENIZERS_PARALLELISM)
-    # Unsloth prints a greeting; what it cannot do without, it raises.
+    # Unsloth prints a greeting and warnings; what prevents its use is raised.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("unsloth")

@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence that names the key, file or row and the cure; exit code 2, nothing half-written."""
+"""A user's mistake is one sentence naming the key, file or row and the remedy; exit code 2, nothing half-written."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_label_that_training_never_had(fit: Refused, tmp_path: Path) -> None:
         ([], "there is no label"),
         ([HEART, 3], "column 'medical_specialty' holds a list where a list of texts belongs"),
         (HEART, "column 'medical_specialty' holds a text where a list of texts belongs"),
-        ([HEART, "7"], "a number stands among names"),
+        ([HEART, "7"], "it is a number among names"),
     ],
 )
 def test_a_list_of_labels_that_cannot_be_used(fit: Refused, tmp_path: Path, cell: object, expected: str) -> None:
@@ -153,7 +153,7 @@ def test_a_list_of_labels_that_cannot_be_used(fit: Refused, tmp_path: Path, cell
 @pytest.mark.parametrize("other", ["heart ", "HEART\u200b"])
 def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
     aliases = json.dumps({"Heart": "Cardiology", other: "Surgery"})
-    assert "data.labels.aliases: the label 'Heart' stands twice, for 'Cardiology' and for 'Surgery'; keep one" in fit(
+    assert "data.labels.aliases: the label 'Heart' is given twice, for 'Cardiology' and for 'Surgery'; keep one" in fit(
         "--data.labels.aliases", aliases
     )
 
@@ -403,7 +403,7 @@ def test_more_gpus_than_there_are(fit: Refused, monkeypatch: pytest.MonkeyPatch)
 
 def test_processes_that_do_not_divide_a_step(fit: Refused) -> None:
     said = fit("--trainer.devices", "3")
-    assert "data.batching.global_batch_size: 8 notes an optimizer step cannot be shared evenly by 3 processes" in said
+    assert "data.batching.global_batch_size: 8 notes per optimizer step cannot be shared evenly by 3 processes" in said
 
 
 # --- checkpoints and adapters -----------------------------------------------------------------------------------------
@@ -858,6 +858,8 @@ def test_one_value_for_all_settings_of_the_model(refused: Refused, tmp_path: Pat
     assert refused("fit", "--config", "a.yaml").startswith("medlit: model: must be a group of settings, not 3; ")
     (tmp_path / "a.yaml").write_text("model.decoding: 3\n")
     assert "model.decoding: must be a group of settings, not 3; " in refused("fit", "--config", "a.yaml")
+    for name, kind in (("model.lora", "a group of settings or null"), ("data.columns", "a group of settings")):
+        assert refused("fit", f"--{name}", "none").startswith(f"medlit: {name}: must be {kind}, not 'none'; ")
 
 
 @pytest.mark.parametrize("verb", ["fit", "predict", "doctor", "audit", "baseline", "export"])

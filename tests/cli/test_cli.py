@@ -24,6 +24,7 @@ import yaml
 from fakes import SPECIALTIES, notes, write_csv
 
 import medlit as package
+from medlit.cli import TOOLS
 from medlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +95,13 @@ def test_help_names_every_verb_and_imports_nothing_heavy(tmp_path: Path) -> None
     assert all(f"  {verb} " in done.stdout for verb in ("fit", "validate", "test", "predict", "doctor", "audit"))
     assert done.stdout.splitlines()[-1] == "[]"
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_help_of_a_tool_imports_nothing_heavy(tmp_path: Path, tool: str) -> None:
+    done = command(tool, "--help", cwd=tmp_path, code=f"print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert f"medlit {tool}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_limit_of_one_batch_is_a_number_and_not_the_share_of_all(medlit: Medlit) -> None:
@@ -358,7 +366,7 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
     size, *validations, weights, command, written = outcome.err.splitlines()
-    assert size == "medlit: training on 24 notes, validating on 8: 3 steps a pass, 5 in all"
+    assert size == "medlit: training on 24 notes, validating on 8: 3 steps per pass, 5 in total"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
@@ -522,7 +530,7 @@ def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path:
     assert (run / "sets_test.png").is_file()
     assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
     assert len(curve(run, "val/set_mean_size")) == 1
-    assert "The promise: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
+    assert "Guarantee: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_number_of_processes_that_does_not_divide_a_step_is_refused(
 ) -> None:
     assert ranks(3, "fit", "--config", config, "--run_dir", tmp_path / "run") == [2, 2, 2]
     assert (
-        "data.batching.global_batch_size: 32 notes an optimizer step cannot be shared evenly by 3 processes"
+        "data.batching.global_batch_size: 32 notes per optimizer step cannot be shared evenly by 3 processes"
         in ranks.log(0)
     )
 

@@ -178,7 +178,7 @@ def test_aliases_and_drop_are_compared_alike() -> None:
 def test_aliases_that_contradict_each_other_are_refused() -> None:
     same = {"ENT \u2013 Throat": "ENT", "ENT - Throat": "ent "}
     assert canonical_spellings({"ENT-Throat": 1}, Labels(aliases=same))["ENT-Throat"] in ("ENT", "ent")
-    with pytest.raises(UserError, match=r"data\.labels\.aliases: .*stands twice, for 'A' and for 'B'; keep one"):
+    with pytest.raises(UserError, match=r"data\.labels\.aliases: .*is given twice, for 'A' and for 'B'; keep one"):
         canonical_spellings({}, Labels(aliases={"ENT \u2013 Throat": "A", "ENT - Throat": "B"}))
 
 

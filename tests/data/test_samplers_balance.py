@@ -1,4 +1,4 @@
-"""Properties of dealing: the best cuts, even shares, and nothing lost."""
+"""Properties of how a step is divided: the best cuts, even shares, and nothing lost."""
 
 from __future__ import annotations
 

@@ -472,16 +472,16 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("blank.csv", (HEADER + '1,x,a\n2," ",b\n3,,b\n').encode(), ["row 2", "id 2", "note is empty", "1 more"]),
         ("nulls.csv", (HEADER + "1,x,\n2,y,\n").encode(), ["data.columns.label", "empty in every row"]),
         ("unlabelled.csv", (HEADER + "1,x,a\n2,y,\n").encode(), ["row 2", "no label"]),
-        ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "a number stands among names"]),
+        ("mixed.csv", (HEADER + "1,x,a\n2,y,17\n3,z,b\n").encode(), ["row 2", "it is a number among names"]),
         ("late.csv", b"\n\nid;transcription;medical_specialty\n1;x;a\n", ["line 3", "';'"]),
         ("noid.csv", (HEADER + "1,x,a\n,y,b\n").encode(), ["row 2", "no id"]),
-        ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "breaks off"]),
+        ("broken.jsonl", b'{"transcription": "x", "medical_specialty": "a"}\n{"transcr', ["line 2", "is cut off"]),
         ("bad.jsonl", b'{"transcription": "x"}\n{oops}\n{"transcription": "x"}\n', ["line 2", "not valid JSON"]),
         ("nan.jsonl", LABEL % b'"a"' + b"\n" + LABEL % b"NaN" + b"\n", ["row 2", "no label"]),
         ("nan.json", b"[" + LABEL % b"-Infinity" + b"," + LABEL % b'"a"' + b"]", ["row 1", "no label"]),
         ("invisible.csv", (HEADER + "1,x,a\n2,y,\u200b\ufeff\n").encode(), ["row 2", "no label"]),
         ("list.jsonl", b"[1, 2]\n", ["line 1", "expected an object"]),
-        ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "breaks off"]),
+        ("broken.json", b'[{"transcription": "x", "medical_specialty": "a"}, {"tr', ["row 2", "is cut off"]),
         ("number.jsonl", b'{"transcription": 3, "medical_specialty": "a"}\n', ["line 1", "a number"]),
         ("true.jsonl", b'{"transcription": true, "medical_specialty": "a"}\n', ["line 1", "holds true or false"]),
         ("after.json", b"[" + LABEL % b'"a"' + b"] and more", ["row 2", "not valid JSON"]),
@@ -514,7 +514,7 @@ def test_a_file_of_numbers_among_files_of_names_is_not_called_empty(tmp_path: Pa
     (tmp_path / "train.csv").write_text(HEADER + "1,x,a\n2,y,b\n")
     (tmp_path / "test.csv").write_text(HEADER + "3,z,17\n")
 
-    assert "test.csv, row 1 (id 3): a number stands among names" in fault(tmp_path)
+    assert "test.csv, row 1 (id 3): it is a number among names" in fault(tmp_path)
 
 
 # Types that Parquet holds and `datasets` does not.
@@ -577,7 +577,7 @@ def test_workbooks_that_are_not_understood(tmp_path: Path, monkeypatch: pytest.M
     for row in (["transcription", "medical_specialty"], ["x", "a", "beside"]):
         book.active.append(row)
     book.save(path)
-    assert "row 2: a cell stands beside the header's columns" in fault(path)
+    assert "row 2: a cell is in a column without a name" in fault(path)
     monkeypatch.setattr("medlit.data.readers.MAX_WORKBOOK", 1 << 10)
     assert "unpacks to" in fault(path)
 
@@ -697,8 +697,8 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     assert "holds no" in fault(tmp_path)
     write_csv(tmp_path / "train.csv", NOTES)
     write_csv(tmp_path / "holdout.csv", NOTES)
-    assert "holdout.csv names no split" in fault(tmp_path)
-    assert "holdout.csv names no split" in fault(tmp_path / "*.csv")
+    assert f"holdout.csv, one of the files of {tmp_path}, names no split" in fault(tmp_path)
+    assert f"holdout.csv, one of the files of {tmp_path}/*.csv, names no split" in fault(tmp_path / "*.csv")
     (tmp_path / "holdout.csv").rename(tmp_path / "training.csv")
     assert "are both named after the train split" in fault(tmp_path)
 
@@ -954,7 +954,7 @@ def test_one_label_a_note_is_all_its_labels(tmp_path: Path) -> None:
         ([["a"], []], "row 2: there is no label"),
         ([["a"], [" "]], "row 2: there is no label"),
         ([["a"], None], "row 2: there is no label"),
-        ([["a", "1"], ["b"]], "a number stands among names"),
+        ([["a", "1"], ["b"]], "it is a number among names"),
     ],
 )
 def test_a_cell_without_fit_labels_is_refused(labels: list[Any], expected: str, tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ Make = Callable[..., System]
 @pytest.fixture
 def make() -> Make:
     """A made-up system's answers to the same ninety notes."""
+    return maker()
+
+
+def maker() -> Make:
     draw = np.random.default_rng(0)
     truth = draw.integers(0, 3, 90)
     texts = [f"{text:032x}" for text in draw.integers(0, 80, 90)]
@@ -73,11 +77,10 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.strings).split())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, make: Make) -> Path:
-    """A run folder of four systems."""
-    folder = tmp_path / "tiny" / "version_0"
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that tests get a copy of: its intervals take a second."""
+    folder, make = tmp_path_factory.mktemp("systems"), maker()
     for system in (
         make("majority", 0, probabilities=False),
         make("tfidf", 1.5),
@@ -87,6 +90,12 @@ def folder(tmp_path: Path, make: Make) -> Path:
         write_system(folder, system)
     (folder / "config_test.yaml").write_text("data:\n  source: '<notes>.csv'\n")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, written: Path) -> Path:
+    """A run folder of four systems."""
+    return shutil.copytree(written, tmp_path / "tiny" / "version_0")
 
 
 @pytest.mark.usefixtures("undrawn")

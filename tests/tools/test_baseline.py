@@ -237,8 +237,8 @@ def test_notes_with_several_labels_from_the_fit_to_the_report(
     for name in ("test", "baseline_tfidf", "baseline_majority"):
         found, results = metrics(folder, name), Results.read(folder / f"{name}_answers.parquet")
         heart, brain = (results.names.index(label) for label in (HEART, BRAIN))
-        assert all(own == ([heart, brain] if own[0] == heart else own[:1]) for own in results.accepted_labels)
-        assert found["several_labels"] == sum(len(own) > 1 for own in results.accepted_labels) > 0
+        assert all(own == ([heart, brain] if own[0] == heart else own[:1]) for own in results.accepted)
+        assert found["several_labels"] == sum(len(own) > 1 for own in results.accepted) > 0
         assert found["any_of_accuracy"] == pytest.approx(results.any_of.mean())
         assert found["accuracy"] == pytest.approx(results.correct.mean())
     report = (folder / "report.md").read_text()

@@ -102,7 +102,7 @@ class ValidateLastStep(L.Callback):
             is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
             part = " (in part, so no thresholds are kept)" * is_part
             notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
-            steps = f"{self.steps_per_epoch:,} steps a pass" + f", {self.last:,} in all" * (self.last < sys.maxsize)
+            steps = f"{self.steps_per_epoch:,} steps per pass" + f", {self.last:,} in total" * (self.last < sys.maxsize)
             print(f"medlit: training on {notes}: {steps}", file=sys.stderr)
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1

@@ -89,7 +89,7 @@ class StopOnSignal(L.Callback):
 
     def _stop_if_received(self, trainer: L.Trainer) -> None:
         stop = bool(self.received)
-        if trainer.world_size > 1:  # one small exchange an optimizer step: all must stop at the same one
+        if trainer.world_size > 1:  # one small exchange per optimizer step: all must stop at the same one
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             self.last.save(trainer)

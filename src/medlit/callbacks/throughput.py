@@ -18,7 +18,7 @@ PADDING = "train/padding"
 
 
 class Throughput(L.Callback):
-    """Logs tokens (without padding) and notes a second of all processes, padding, and peak GPU memory.
+    """Logs tokens (without padding) and notes per second of all processes, padding, and peak GPU memory.
 
     Rates are means over the last optimizer steps, without validations and, from the second step on, without the first,
     which compiles. Each process counts its own micro-batches and multiplies by the number of processes. A GPU lags
@@ -107,7 +107,7 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The logged metrics and the tokens a second."""
+        """The logged metrics and the tokens per second."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the last four characters of the run folder's name
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -36,8 +36,8 @@ def no_config(path: str) -> str:
 def end_on_signals() -> None:
     """From now on SIGINT and SIGTERM end this process with one line and exit code 128 + their number.
 
-    Not by an exception: where one meets an import it becomes pages of traceback, and a destructor or a bare `except:`,
-    of which Unsloth has many, ignores it. What is being written is removed, and other processes of this one end too.
+    Not by an exception: raised during an import it would print pages of traceback, and in a destructor or a bare
+    `except:`, of which Unsloth has many, it would be ignored. Partial files are removed and child processes killed.
     """
     first = os.getpid()
 

@@ -142,5 +142,5 @@ def clean_up_on_failure(trainer: L.Trainer, folder: Path, existed: bool = True) 
         raise
     finally:
         for path in () if existed else (folder, folder.parent, folder.parent.parent):
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # it is not empty
                 path.rmdir()

@@ -42,6 +42,7 @@ _UNKNOWN = re.compile(
     r"|Option '(?P<option>[\w.]+)' is not accepted"
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
+_NO_GROUP = re.compile(r"Unable to load config (.*?) - ")
 _VALUE = re.compile(r".*(?:Got|Given) value: (.*)$")
 # What a value of a type is, in words; for others the type's docstring, if it is one of `number_types`.
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
@@ -99,7 +100,7 @@ class Parser(LightningArgumentParser):
     """Reports an error in one sentence, without pages of usage."""
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
-        """Add the arguments of a class; `model.lora` may be null, and 1 of a number or share of batches is a number."""
+        """Add the arguments of a class; `model.lora` may be null, and 1 is a number of batches, not the share 1.0."""
         added: list[str] = super().add_class_arguments(*args, **kwargs)
         for action in self._actions:
             if {int, float} <= (kinds := set(get_args(getattr(action, "_typehint", None)))):
@@ -132,6 +133,8 @@ class Parser(LightningArgumentParser):
             name, reason = wrong.groups()
             words = next((describe(getattr(a, "_typehint", None)) for a in self._actions if a.dest == name), None)
             value = _VALUE.match(reason)
+            if name != "config" and (given := _NO_GROUP.match(reason)):
+                words, value = f"a group of settings{' or null' * (name == 'model.lora')}", given
             reason = class_error(reason) or reason
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         return f"{message}; {manual}"

@@ -147,7 +147,7 @@ def check_variables(command: str, parser: ArgumentParser) -> None:
 
 
 def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
-    """The arguments, with flags that lift the limit of a fit's length which a later one replaces.
+    """The arguments, with flags that remove those limits of a fit's length that a later limit replaces.
 
     `max_epochs` on the command line replaces the `max_steps` of a config or the default, and the other way round. Where
     one config, or the command line, gives both, the first that a fit reaches ends it. A later null or -1 lifts a limit.

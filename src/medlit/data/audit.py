@@ -4,28 +4,25 @@ Texts are counted by their hashes and lengths batch by batch, so the audit of a 
 memory than its hashes do. A report holds counts and row ids, never a note.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset, concatenate_datasets
 
 from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
+from medlit.data.label_errors import label_errors
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, cell_labels, read_tables
 from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
 from medlit.evaluation.results import IntArray
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from datasets import Dataset
 
 NEAR_THRESHOLD = 0.8  # the usual one (Lee et al., 2021, arXiv:2107.06499), if none is declared
 NEAR_ROWS = 50_000  # larger tables are searched for near duplicates only if a threshold is declared
@@ -44,7 +41,7 @@ class TokenCounter(NamedTuple):
     """Counts tokens as the prompt does."""
 
     tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
-    limit: int  # most tokens of a transcription that fit in the prompt
+    limit: int  # maximum number of tokens of a transcription in the prompt
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class AuditReport:
     short: dict[str, Any]  # notes of 1 to 19 words
     duplicates: dict[str, Any]  # texts that occur more than once
     near_duplicates: dict[str, Any] | None  # groups that hold different but similar texts; None if not searched for
-    near_threshold: float | None  # least Jaccard similarity of similar texts
+    near_threshold: float | None  # minimum Jaccard similarity of similar texts
     conflicts: dict[str, Any]  # texts that carry other specialties in another row
     # The labels, the number of texts that carry both, and its share of the rarer one's; the 20 most frequent pairs.
     label_pairs: list[dict[str, Any]]
@@ -100,11 +97,6 @@ def audit(
     Without a `near_threshold` it is 0.8, in tables of at most 50,000 notes only: the search takes a minute for every
     40,000. Raises a UserError if the source cannot be read.
     """
-    import pandas as pd
-    from datasets import concatenate_datasets
-
-    from medlit.data.label_errors import label_errors
-
     tables = load_source(
         source,
         revision=revision,

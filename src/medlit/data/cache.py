@@ -1,17 +1,16 @@
 """The Arrow cache of notes: its folder and keys, and the tables that are written to it."""
 
-from __future__ import annotations
-
 import hashlib
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
 Names = tuple[str, ...]
@@ -27,8 +26,6 @@ def cache_folder() -> Path:
 
     What comes from the Hub is not copied here, because `datasets` must find it again offline.
     """
-    import datasets
-
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +48,6 @@ def cached_table(
     Every column holds text, and those in `lists` lists of texts. The settings hold tuples and no lists, which
     `datasets` takes for shards. An error is the one that `rows` raises.
     """
-    from datasets import Dataset, Features, List, Value
-    from datasets.exceptions import DatasetGenerationError
-
     text, status = Value("string"), path.stat()
     settings |= {"lists": lists} if lists else {}
     stamp = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

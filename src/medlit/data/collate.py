@@ -16,15 +16,14 @@ the same column. Padding is explicit here because Unsloth changes the tokenizer'
               attention_mask  [[1, 1, 1], [0, 1, 1]]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, takewhile
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
@@ -32,9 +31,6 @@ from medlit.data.notes import specialties_of
 from medlit.data.prompt import Prompt
 from medlit.data.samplers import MicroBatch
 from medlit.evaluation.results import IntArray
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 64
@@ -69,7 +65,7 @@ class Batch(NamedTuple):
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with
 
-    def padded(self) -> Batch:
+    def padded(self) -> Self:
         """A packed batch with its notes padded instead, on the same device."""
         if self.positions is None:
             return self
@@ -91,7 +87,7 @@ class Prompts(NamedTuple):
     ids: list[str]
     cut_tokens: list[int]  # tokens cut from each transcription
 
-    def on(self, device: torch.device) -> Prompts:
+    def on(self, device: torch.device) -> Self:
         """The same on a device; not called `to`, since Lightning would call that to move a batch."""
         return self._replace(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
@@ -114,7 +110,7 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right
     columns = np.arange(width)
     real = columns >= width - lengths[:, None] if side == "left" else columns < lengths[:, None]
     out = np.full(real.shape, value, dtype=np.int64)
-    # Row by row this took 0.1 ms a note, where a GPU answers a short one in 4.
+    # Row by row this took 0.1 ms per note, where a GPU answers a short one in 4.
     out[real] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
     return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
@@ -127,7 +123,7 @@ class Collator:
     pad_id: int
     mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
     label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
-    # Of a packed batch; `starts` always has this size + 2, so that nothing is compiled again.
+    # Of a packed batch; `starts` always has this size + 2, to avoid recompilation.
     most_notes: int = 32
     _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 

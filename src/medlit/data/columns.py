@@ -3,21 +3,16 @@
 Rows in messages count from 1, header not included.
 """
 
-from __future__ import annotations
-
 import logging
 import re
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +65,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:
-        choices = [(numbers, "a number stands among names"), (words, "a name stands among numbers")]
+        choices = [(numbers, "it is a number among names"), (words, "it is a name among numbers")]
         rarer, fault = min(choices, key=lambda choice: len(choice[0]))
         remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
         mask = pa.chunked_array([[bool({*names} & {*rarer}) for names in rows["specialties"][:]]], pa.bool_())
@@ -123,5 +118,5 @@ def _refuse_rows(
         )
     identity = rows[places[0]]["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
-    more = f", and so in {len(places) - 1} more" if len(places) > 1 else ""
-    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}: {fault}{more}; {remedy}.")
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}{more}: {fault}; {remedy}.")

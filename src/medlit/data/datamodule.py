@@ -1,14 +1,13 @@
 """TranscriptionDataModule: from `data.source` to batches of token ids."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from medlit.base_model import load_tokenizer, supports_packing
@@ -24,9 +23,6 @@ from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.number_types import PositiveInt
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 _LOADERS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # of a stage
 
 
@@ -34,13 +30,14 @@ class TranscriptionDataModule(L.LightningDataModule):
     """Reads notes, splits them, puts each into a prompt and batches the token ids.
 
     Args:
-        source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also packed), Parquet or Excel
-            file, a folder with one file per split, a glob, or the id of a Hub dataset, with ':' and a configuration if
-            it has several.
+        source: where the notes are: 'builtin' (invented notes), a CSV, TSV, JSON, JSONL (also compressed), Parquet or
+            Excel file, a folder with one file per split, a glob, or the id of a Hub dataset, with ':' and a
+            configuration if it has several.
         revision: commit, tag or branch of a Hub dataset.
         columns: names of the columns.
-        labels: spelling of labels, labels to drop, fewest rows of a label.
-        label_conflicts: rows of one text with other labels: 'keep', 'drop', 'majority', or 'merge' (a note with all).
+        labels: how labels are spelled and which are used.
+        label_conflicts: what to do with a text whose rows have different labels: 'keep' or 'drop' the rows, give them
+            the 'majority' label, or 'merge' them into one note with all labels.
         split: how notes are divided into train, validation and test.
         instruction: the instruction of the prompt.
         prompt_format: 'alpaca', or 'chat': the base model's own chat template, without thinking.
@@ -107,7 +104,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     @property
     def token_budget(self) -> int:
-        """Most tokens of a batch on one device, padding included."""
+        """Maximum number of tokens in a batch on one device, padding included."""
         return self.batching.token_budget or self.batching.micro_batch_size * self.tokenizer.max_length
 
     def prepare_data(self) -> None:

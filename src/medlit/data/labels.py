@@ -6,8 +6,6 @@ labels of an adapter are compared by that one function. What may also mean a dif
 `and`, is kept apart and listed by `medlit audit`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata
@@ -15,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from medlit.data.settings import Labels
 from medlit.errors import UserError
@@ -78,7 +77,7 @@ class LabelSet:
     names: tuple[str, ...]  # as the model is taught to spell them; the position is the label id, 0 .. K-1
 
     @classmethod
-    def from_names(cls, names: Sequence[str]) -> LabelSet:
+    def from_names(cls, names: Sequence[str]) -> Self:
         """Make a label set; a UserError for fewer than two names, an empty one, or two that are the same."""
         keys = [_recipe_key(name) for name in names]
         if len(keys) < 2:
@@ -149,7 +148,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     for name, meaning in rules.aliases.items():
         if normalise_label(other := aliases[normalise_label(name)]) != normalise_label(meaning):
             raise UserError(
-                f"data.labels.aliases: the label {name!r} stands twice, for {meaning!r} and for {other!r}; keep one."
+                f"data.labels.aliases: the label {name!r} is given twice, for {meaning!r} and for {other!r}; keep one."
             )
     dropped = {normalise_label(name) for name in rules.drop}
     meanings = {raw: aliases.get(normalise_label(raw), normalise_text(raw)) for raw in counts}
@@ -178,7 +177,7 @@ class LabelReview:
     placeholders: list[str]  # labels that stand for a missing one, such as `nan`
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> LabelReview:
+    def of(cls, names: Sequence[str]) -> Self:
         """Review the labels of a table, the most frequent first."""
         known = {normalise_label(name): (place, name) for place, name in enumerate(names)}
         placeholders = [name for name in names if _NO_LABEL.fullmatch(normalise_label(name))]

@@ -12,17 +12,16 @@ No other column passes this file: anything else in a table, such as the public d
 with the same `text_hash` are the same text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
 
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.columns import check_columns, check_ids, check_rows
@@ -33,9 +32,6 @@ from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 VERSION = 2  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
@@ -59,8 +55,6 @@ def load_source(
     Returns split name (`train`, `validation`, `test`; `all` without splits) -> notes, in source order. Raises a
     UserError for a source or column that cannot be read, and for rows that lack a note, label or id.
     """
-    from datasets import concatenate_datasets
-
     tables = read_tables(source, revision, columns)
     counts = Counter[str]()
     for table in (table for parts in tables.values() for table in parts):
@@ -84,12 +78,10 @@ def load_source(
 
 def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:
     """Read the notes of `medlit predict` that are in no split: one typed note, or a separate source."""
-    import datasets
-
     try:
         if predict.text is None:
             tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
-            return datasets.concatenate_datasets(list(tables.values()))
+            return concatenate_datasets(list(tables.values()))
         text = clean_note(decode_note(sys.stdin.buffer.read()) if predict.text == "-" else predict.text)
     except UserError as error:
         key = "source" if predict.text is None else "text"
@@ -101,7 +93,7 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    return datasets.Dataset.from_dict(
+    return Dataset.from_dict(
         {"id": ["text"], "transcription": [text], "specialty": [None], "text_hash": [""], "specialties": [[]]}
     )
 
@@ -154,8 +146,6 @@ def _label_counts(table: RawTable, label: str | None, separator: str | None) -> 
 
 def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None], separator: str | None) -> Dataset:
     """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
-    import datasets
-
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]

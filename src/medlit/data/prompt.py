@@ -17,6 +17,8 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from jinja2 import TemplateError
+
 from medlit.errors import UserError
 from medlit.unsloth_first import TOKENIZERS_PARALLELISM
 
@@ -75,7 +77,7 @@ class NotePrompt:
 
     tokenizer: PreTrainedTokenizerBase
     instruction: str = INSTRUCTION
-    max_length: int = 2048  # most tokens of prompt and response together
+    max_length: int = 2048  # maximum number of tokens in prompt and response together
     max_response_tokens: int = 32  # tokens of these that are reserved for the response
 
     version: ClassVar[str]  # format and number; raise the number when the same settings give another prompt
@@ -146,7 +148,7 @@ class NotePrompt:
 
     @cached_property
     def room(self) -> int:
-        """Most tokens of a transcription that fit; a UserError if the limit leaves no room for one."""
+        """Maximum number of tokens of a transcription; a UserError if the limit leaves no room for one."""
         room = self.max_length - self.max_response_tokens - len(self.header) - len(self.footer)
         if room < 1:
             raise UserError(
@@ -204,8 +206,6 @@ class ChatPrompt(NotePrompt):
     @cached_property
     def template(self) -> Template:
         """The texts of the prompt, if possible without thinking; a UserError without a template that holds them."""
-        from jinja2 import TemplateError
-
         if not self.tokenizer.chat_template:
             raise UserError(
                 "data.prompt_format: 'chat' needs a chat template and the base model has none; set it"

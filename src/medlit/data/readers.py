@@ -1,11 +1,9 @@
 """One file of notes -> a memory-mapped table of its columns, as they are in the file.
 
-CSV, TSV, JSON and JSONL, packed or not, are parsed record by record (`text_files.py`), every value as text, and
-`datasets` writes them to its Arrow cache once. Excel workbooks take the same road; Parquet is read by `datasets`.
+CSV, TSV, JSON and JSONL, compressed or not, are parsed record by record (`text_files.py`), every value as text, and
+`datasets` writes them to its Arrow cache once. Excel workbooks are read in the same way, Parquet by `datasets`.
 READERS, at the end of this file, names the formats.
 """
-
-from __future__ import annotations
 
 import itertools
 import json
@@ -14,16 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+from datasets.exceptions import DatasetGenerationError
 
 from medlit.data.cache import cache_folder, cached_table
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
 from medlit.data.text_files import UNPACK, UNPACK_ERRORS, csv_records, json_objects, not_utf8, open_bytes
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Row = dict[str, str | list[str | None] | None]
 
@@ -129,10 +130,6 @@ def _json_text(value: Any, is_list: bool = False) -> Any:  # noqa: ANN401 - a te
 
 def _read_parquet(path: Path, columns: Columns) -> Dataset:
     """Read the columns that are used, and those others that `datasets` has a type for."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset, Features
-    from datasets.exceptions import DatasetGenerationError
 
     def has_type(field: pa.Field) -> bool:
         try:
@@ -158,8 +155,6 @@ def _read_parquet(path: Path, columns: Columns) -> Dataset:
 
 def _read_excel(path: Path, columns: Columns) -> Dataset:
     """Read a workbook's sheet of notes: the only one with rows, or of several the one with the column of the text."""
-    import pandas as pd
-
     try:
         with zipfile.ZipFile(path) as book:
             size = sum(part.file_size for part in book.infolist())
@@ -186,8 +181,6 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
 
 def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
     """Yield column -> text of each row after the header that is not blank."""
-    import pandas as pd
-
     rows = pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_TEXT).itertuples(index=False, name=None)
     filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
     if not filled:
@@ -195,7 +188,7 @@ def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
     for number, row in filled:
         if any(row[len(header) :]):
             raise UserError(
-                f"data.source: {path}, row {number}: a cell stands beside the header's columns; name its column."
+                f"data.source: {path}, row {number}: a cell is in a column without a name; name it in the header."
             )
         yield dict(zip(header, row, strict=False))
 

@@ -88,13 +88,13 @@ class StepSampler(Sampler[MicroBatch]):
     supervised: IntArray  # tokens of each that carry loss, (N,) or (E,)
     labels: IntArray  # label of each as a number, (N,) or (E,)
     batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
-    token_budget: int  # most padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
+    token_budget: int  # maximum padded tokens of a micro-batch; several ranks minimise the largest micro-batch instead
     packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
     rank: int = 0
     world_size: int = 1
     epoch: int = 0
     first_step: int = 0
-    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example a note
+    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example per note
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
@@ -137,7 +137,7 @@ class StepSampler(Sampler[MicroBatch]):
                 yield MicroBatch(notes.tolist(), step_tokens, (examples[group] - self._first[notes]).tolist())
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
-        """One rank's micro-batches, as indices into the step: equal notes a rank, and about equal tokens."""
+        """One rank's micro-batches, as indices into the step: equally many notes per rank, and about equal tokens."""
         mine = sorted(balance_ranks(lengths.tolist(), self.world_size)[share])
         groups = balance_tokens(lengths[mine].tolist(), self.micro_batches)
         return [[mine[place] for place in group] for group in groups]
@@ -157,7 +157,7 @@ class StepSampler(Sampler[MicroBatch]):
 def length_sorted_batches(
     lengths: Sequence[int],  # tokens of each note's prompt
     batch_size: int,
-    token_budget: int,  # most padded tokens of a batch; a single note may exceed it
+    token_budget: int,  # maximum padded tokens of a batch; a single note may exceed it
     rank: int = 0,
     world_size: int = 1,  # the processes' numbers of notes differ by at most one
     indices: np.ndarray | None = None,  # the notes to use; None: all of them
@@ -183,7 +183,7 @@ def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     global_batch_size = batching.global_batch_size
     if global_batch_size % world_size:
         raise UserError(
-            f"data.batching.global_batch_size: {global_batch_size} notes an optimizer step cannot be shared evenly by"
+            f"data.batching.global_batch_size: {global_batch_size} notes per optimizer step cannot be shared evenly by"
             f" {world_size} processes; choose a number of devices that divides it, or another global_batch_size."
         )
     return -(-(global_batch_size // world_size) // batching.micro_batch_size)

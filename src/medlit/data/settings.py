@@ -45,10 +45,10 @@ class Labels:
     """How labels are spelled and which are used; applied in this order.
 
     Attributes:
-        separator: divides the labels of a cell, such as ';'; null: it is one.
-        aliases: label in the table: its meaning, such as {"Neuro": "Neurology"}.
+        separator: separates labels in a cell, such as ';'; null: one label.
+        aliases: label in the table: label to use, such as {"Neuro": "Neurology"}.
         drop: labels whose rows are left out.
-        min_count: labels with fewer rows in the whole source are left out.
+        min_count: leave out labels with fewer rows in the source.
     """
 
     separator: str | None = None
@@ -69,9 +69,9 @@ class Split:
 
     Attributes:
         kind: 'official' uses the source's own splits; 'official_clean' does too, without the training rows whose text
-            also stands in validation or test; 'grouped' divides one table so that no text is in two splits, stratified
-            by label; 'kfold' makes folds in the same way: one is the test split, the next one validation, the others
-            train; 'auto' is 'official' where the source has splits (a missing validation or test split is taken from
+            also occurs in validation or test; 'grouped' divides one table so that no text is in two splits, stratified
+            by label; 'kfold' makes folds in the same way: one is test, the next one validation, the others train;
+            'auto' is 'official' where the source has splits (a missing validation or test split is taken from
             train), else 'grouped'.
         shares: shares of train, validation and test for 'grouped'.
         seed: seed of 'grouped' and 'kfold'.
@@ -110,17 +110,17 @@ class Batching:
     """How notes are put into batches.
 
     Attributes:
-        global_batch_size: notes of one optimizer step, over all devices.
+        global_batch_size: notes per optimizer step, over all devices.
         micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated up to
             global_batch_size.
-        eval_batch_size: most notes of an evaluation batch on one device.
-        token_budget: most tokens of a batch on one device, padding included; null: micro_batch_size x max_length, and
-            a quarter of eval_batch_size x max_length in evaluation, since most notes are much shorter than max_length.
+        eval_batch_size: maximum notes in an evaluation batch on one device.
+        token_budget: maximum number of tokens in a batch on one device, padding included; null: micro_batch_size x
+            max_length, and in evaluation a quarter of eval_batch_size x max_length, since most notes are much shorter.
         packing: put the notes of a training micro-batch end to end instead of padding them; null: where the attention
             supports it (docs/hardware.md).
-        class_balance: 'none' trains on every note once an epoch; 'sqrt' and 'inverse' draw notes of rare specialties
-            more often: by the square root of its notes, or every specialty equally often.
-        num_workers: processes that prepare batches; 0: the main one does.
+        class_balance: 'none' trains on every note once per epoch; 'sqrt' and 'inverse' draw rare specialties more
+            often: in proportion to the square root of their notes, or all equally often.
+        num_workers: processes that prepare batches; 0: the main one.
         seed: seed of the training shuffle.
     """
 
@@ -153,4 +153,4 @@ class Tokenizer:
 
     base_model: str = BUILTIN
     revision: str | None = None
-    max_length: int = 2048  # most tokens of prompt and answer together
+    max_length: int = 2048  # maximum number of tokens in prompt and answer together

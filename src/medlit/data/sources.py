@@ -6,23 +6,21 @@ Each becomes a dictionary from split name (`train`, `validation`, `test`; `all` 
 tables, with all their columns.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import re
 from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import datasets
+from datasets import ClassLabel, Dataset
 
 from medlit.data.readers import KINDS, read_file, table_name
 from medlit.data.settings import Columns
 from medlit.errors import NotCachedError, UserError
 from medlit.paths import hub_is_offline
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 ALL = "all"
 _BUILTIN = Path(__file__).with_name("builtin")  # invented notes; `benchmarks/builtin_notes.py` writes them
@@ -47,8 +45,6 @@ class RawTable(NamedTuple):
 
     def classes(self, column: str) -> list[str] | None:
         """Names behind the numbers of a `ClassLabel` column or of lists of these, as Hub datasets have; else None."""
-        from datasets import ClassLabel
-
         feature = self.rows.features[column]
         feature = getattr(feature, "feature", feature)
         return list(feature.names) if isinstance(feature, ClassLabel) else None
@@ -122,7 +118,7 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     splits = [split_of(table_name(file)[0]) for file in files]
     if None in splits and (path.is_dir() or any(splits)):
         raise UserError(
-            f"data.source: of the files of {path} {files[splits.index(None)].name} names no split; call all of them"
+            f"data.source: {files[splits.index(None)].name}, one of the files of {path}, names no split; call all files"
             " train, validation and test, or give one file or a glob that matches no split's file."
         )
     chosen: dict[str, list[Path]] = {}
@@ -139,8 +135,6 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
 
 def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
     """A dataset of the Hugging Face Hub, from the cache when the machine is offline."""
-    import datasets
-
     name, _, configuration = source.partition(":")
     try:
         loaded = datasets.load_dataset(name, configuration or None, revision=revision)
@@ -167,8 +161,6 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
 
 def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError:
     """What keeps a Hub dataset from being read; `datasets` has one class for several causes, so its text decides."""
-    import datasets
-
     name, _, configuration = source.partition(":")
     text, reason = str(error), type(error).__name__
     if found := _CONFIGURATIONS.search(text):

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets
 
 from medlit.atomic_io import atomic_write
 from medlit.data.cache import cache_folder, cache_key
@@ -24,9 +24,6 @@ from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 VERSION = 2  # part of the cache's key: raise it when the same notes would be split otherwise
 _TEXTS = pa.list_(pa.string())
@@ -146,8 +143,6 @@ def _assignment(
 
 def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
     """All rows in one table, and the source's split of each; ids that occur in two splits are prefixed by the split."""
-    from datasets import concatenate_datasets
-
     ids = {split: rows["id"][:] for split, rows in tables.items()}
     given = [split for split, names in ids.items() for _ in names]
     if len(set().union(*ids.values())) == len(given):

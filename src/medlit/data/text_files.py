@@ -1,11 +1,9 @@
-"""The records of CSV and JSON files, packed or not: every one with the line or row where it begins.
+"""The records of CSV and JSON files, compressed or not, each with the line or row where it begins.
 
 The CSV readers of pandas and `datasets` fill short rows silently, count records instead of lines, and guess types, so
 that an id `007` becomes 7. A note decoded wrongly trains without a complaint, so a file that is not UTF-8 is refused,
 with the command that converts it.
 """
-
-from __future__ import annotations
 
 import bz2
 import csv
@@ -23,6 +21,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
+
+from charset_normalizer import from_bytes
 
 from medlit.errors import UserError
 
@@ -78,7 +78,7 @@ def _object(pairs: list[tuple[str, object]]) -> object:
 
 
 def _finite(number: str) -> float | None:
-    """A JSON number with a fraction; pandas writes a missing value as NaN, which is no number."""
+    """A JSON number with a fraction, or None for the NaN that pandas writes for a missing value."""
     value = float(number)
     return value if math.isfinite(value) else None
 
@@ -129,13 +129,13 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
 
 def _invalid_json(path: str, place: str) -> UserError:
     return UserError(
-        f"data.source: {path}, {place}: not valid JSON, or the file breaks off here; correct it or export the table"
+        f"data.source: {path}, {place}: not valid JSON, or the file is cut off here; correct it or export the table"
         " again."
     )
 
 
 def _lines(file: IO[str], path: str) -> Iterator[str]:
-    """Yield the lines of a text; without a limit one that never ends, as a small archive may hold, fills the memory."""
+    """Yield the lines of a text; unlimited, one that never ends, as a small archive may hold, would fill the memory."""
     for number, line in enumerate(iter(partial(file.readline, MAX_OBJECT), ""), start=1):
         if len(line) == MAX_OBJECT:
             raise UserError(
@@ -146,7 +146,7 @@ def _lines(file: IO[str], path: str) -> Iterator[str]:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file; a packed one is unpacked while it is read."""
+    """Open a file; a compressed one is decompressed while it is read."""
     open_packed = UNPACK.get(path.suffix.lower())
     file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
     return file
@@ -198,8 +198,6 @@ def not_utf8(file: IO[bytes], path: Path | str) -> UserError:
     # Western text has its accents, dashes and quotes one by one between ASCII letters; other scripts have runs of them.
     encoding = "Windows-1252" if re.search(rb"[\x80-\x9f]", window) else "ISO-8859-1"
     if 2 * len(_LONE_HIGH.findall(window)) <= len(_HIGH.findall(window)):
-        from charset_normalizer import from_bytes
-
         best = from_bytes(window, cp_isolation=_NON_LATIN).best()
         encoding = "ISO-8859-1" if best is None else best.encoding
     return _other_encoding(path, encoding, line=number)
@@ -219,7 +217,7 @@ def _binary(path: Path | str) -> UserError:
     return UserError(f"data.source: {path} is a binary file, not a text table; export the notes as UTF-8 CSV or JSONL.")
 
 
-# Second suffix of a text table -> opens such a file, unpacked.
+# Second suffix of a compressed text table -> opens such a file, decompressed.
 UNPACK: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
@@ -227,5 +225,5 @@ UNPACK: dict[str, Callable[[Path], Any]] = {
     ".zst": lambda path: io.BufferedReader(import_module("pyarrow").CompressedInputStream(str(path), "zstd")),
     ".zip": _open_zip,
 }
-# What a damaged one raises; NotImplementedError: a compression of ZIP that Python lacks.
+# What reading a damaged one raises; NotImplementedError: a compression of ZIP that Python lacks.
 UNPACK_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)

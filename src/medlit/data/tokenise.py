@@ -1,26 +1,20 @@
 """Notes -> token ids, once: `datasets` caches the result and maps it into memory afterwards."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING
+
+import datasets
 
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.prompt import NotePrompt
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 VERSION = 5  # part of the cache key: raise it when the same note gives other ids
 
 
-def tokenise(rows: Dataset, prompt: NotePrompt, *, cached: bool = True) -> Dataset:
+def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True) -> datasets.Dataset:
     """Put input_ids (of the prompt), length (their number) and cut_tokens in the place of canonical transcriptions.
 
     `cached=False` leaves nothing on disk, for a typed note.
     """
-    import datasets
-
     key = cache_key(
         "tokens",
         VERSION,

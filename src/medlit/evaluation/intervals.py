@@ -132,7 +132,7 @@ def compare(a: Results, b: Results) -> Comparison:
             " settings and test again."
         )
     only_a, only_b, p = _mcnemar(a.correct, aligned.correct)
-    several = any(len(own) > 1 for own in a.accepted_labels)
+    several = any(len(own) > 1 for own in a.accepted)
     resamples = Resamples(a.truth, np.stack([a.answer, aligned.answer]), a.groups, len(a.names))
     f1 = resamples.observed_f1_macro
     return Comparison(

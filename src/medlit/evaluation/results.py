@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one a note
+_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one per note
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Results:
     probabilities: FloatArray | None  # of each label, rows sum to 1, (N, K); None if the system gives none
     tokens: IntArray  # in each prompt, (N,); 0 if the system counts none
     cut_tokens: IntArray  # cut from each transcription, (N,)
-    accepted: list[list[int]] | None = None  # all label ids of each note, its `truth` first; None: its truth alone
+    accepted: list[list[int]] = field(default_factory=list)  # all label ids of each note; empty: its `truth` alone
+
+    def __post_init__(self) -> None:
+        if not self.accepted:
+            object.__setattr__(self, "accepted", self.truth[:, None].tolist())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,7 +61,7 @@ class Results:
             ids=[note for part in parts for note in part.ids],
             text_hashes=[text for part in parts for text in part.text_hashes],
             probabilities=np.concatenate(given) if len(given) == len(parts) else None,
-            accepted=None if all(p.accepted is None for p in parts) else [*chain(*(p.accepted_labels for p in parts))],
+            accepted=[*chain(*(part.accepted for part in parts))],
         )
         return joined.select(np.unique(joined.rows, return_index=True)[1])
 
@@ -70,19 +74,14 @@ class Results:
             ids=[self.ids[i] for i in positions],
             text_hashes=[self.text_hashes[i] for i in positions],
             probabilities=None if self.probabilities is None else self.probabilities[positions],
-            accepted=None if self.accepted is None else [self.accepted[i] for i in positions],
+            accepted=[self.accepted[i] for i in positions],
         )
-
-    @property
-    def accepted_labels(self) -> list[list[int]]:
-        """All label ids of each note, N of them."""
-        return self.truth[:, None].tolist() if self.accepted is None else self.accepted
 
     @property
     def label_mask(self) -> BoolArray:
         """Whether each label is one of the note's, (N, K)."""
         mask = np.zeros((len(self), len(self.names)), dtype=np.bool_)
-        for note, own in enumerate(self.accepted_labels):
+        for note, own in enumerate(self.accepted):
             mask[note, own] = True
         return mask
 
@@ -94,7 +93,7 @@ class Results:
     @property
     def any_of(self) -> BoolArray:
         """Whether each answer is one of the note's labels, (N,)."""
-        pairs = zip(self.answer.tolist(), self.accepted_labels, strict=True)
+        pairs = zip(self.answer.tolist(), self.accepted, strict=True)
         return np.array([answer in own for answer, own in pairs], dtype=np.bool_)
 
     @property
@@ -137,8 +136,8 @@ class Results:
             "tokens": pa.array(self.tokens, pa.int64()),
             "cut_tokens": pa.array(self.cut_tokens, pa.int64()),
         }
-        if any(len(own) > 1 for own in self.accepted_labels):
-            own = [[names[label] for label in labels] for labels in self.accepted_labels]
+        if any(len(own) > 1 for own in self.accepted):
+            own = [[names[label] for label in labels] for labels in self.accepted]
             columns["labels"] = pa.array(own, pa.list_(pa.string()))
         if self.probabilities is not None:
             ends = np.arange(len(self) + 1, dtype=np.int32) * len(self.names)
@@ -154,7 +153,7 @@ class Results:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
             label_ids: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
-            own = table["labels"].to_pylist() if "labels" in table.column_names else None
+            own = table["labels"].to_pylist() if "labels" in table.column_names else []
             given = table["probabilities"].combine_chunks().flatten() if "probabilities" in table.column_names else None
             return cls(
                 names=names,
@@ -166,7 +165,7 @@ class Results:
                 probabilities=None if given is None else given.to_numpy().reshape(len(table), len(names)),
                 tokens=table["tokens"].to_numpy(),
                 cut_tokens=table["cut_tokens"].to_numpy(),
-                accepted=None if own is None else [[label_ids[name] for name in labels] for labels in own],
+                accepted=[[label_ids[name] for name in labels] for labels in own],
             )
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
             message = f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again."

@@ -1,9 +1,9 @@
 """Sets of labels: every label whose probability reaches a threshold that was fitted on validation notes.
 
-The threshold of a coverage keeps a promise: of new texts like the validation texts, at least this share has one of its
-labels in its set (split-conformal prediction: Vovk 2005, "Algorithmic Learning in a Random World"). The score is the
-probability itself (LAC: Sadinle 2019, arXiv 1609.00451), since no other has smaller sets; docs/evaluation.md compares.
-crepes and MAPIE have it, but count each copy of a text and keep all scores instead of a number.
+The threshold of a coverage gives a guarantee: of new texts like the validation texts, at least this share has one of
+its labels in its set (split-conformal prediction: Vovk 2005, "Algorithmic Learning in a Random World"). The score is
+the probability itself (LAC: Sadinle 2019, arXiv 1609.00451), since no other has smaller sets; docs/evaluation.md
+compares. crepes and MAPIE have it, but count each copy of a text and keep all scores instead of a number.
 
 N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,).
 """
@@ -112,8 +112,8 @@ def few_notes(coverage: float, results: Results) -> str | None:
         return None
     listed = ", ".join(few[:6]) + f" and {len(few) - 6} more" * (len(few) > 6)
     return (
-        f"model.decoding.coverage: fewer than {needed} validation notes with different texts ({listed}); of such a"
-        f" specialty less than {coverage:.0%} may be covered, and with fewer in all a set holds every label."
+        f"model.decoding.coverage: fewer than {needed} validation notes with different texts ({listed}); such a"
+        f" specialty may be covered less often than {coverage:.0%}, and with fewer in all a set holds every label."
     )
 
 

@@ -5,15 +5,13 @@ Length limit and number formats need not: a config states its own, and `Specialt
 those in the file. What is fitted to the validation notes is kept in the adapter's file alone, where it is added.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import stat
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from medlit.atomic_io import write_json
 from medlit.base_model import load_tokenizer
@@ -34,7 +32,7 @@ _DTYPES = get_args(get_type_hints(LanguageModel)["dtype"])
 class InferenceSettings:
     """The other settings that an adapter's answers depend on."""
 
-    max_length: int  # most tokens of prompt and answer together
+    max_length: int  # maximum number of tokens in prompt and answer together
     max_response_tokens: int  # tokens of these that are reserved for the answer
     load_in_4bit: bool  # whether the frozen weights are held in bitsandbytes NF4
     dtype: Literal["auto", "bfloat16", "float16", "float32"]  # number format of the frozen computation
@@ -66,7 +64,7 @@ class AdapterMetadata:
         instruction: str = INSTRUCTION,
         max_response_tokens: int = 32,
         data: DataFingerprint | None = None,
-    ) -> AdapterMetadata:
+    ) -> Self:
         """The metadata of a model with these settings; a UserError if they need a chat template that it lacks."""
         of = language_model
         return cls(
@@ -82,7 +80,7 @@ class AdapterMetadata:
         )
 
     @classmethod
-    def from_dict(cls, values: object) -> AdapterMetadata:
+    def from_dict(cls, values: object) -> Self:
         """Read what `to_dict` gave; a UserError if it is something else, such as release 0.1's."""
         unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
@@ -121,7 +119,7 @@ class AdapterMetadata:
         )
 
     @classmethod
-    def read(cls, file: Path) -> AdapterMetadata:
+    def read(cls, file: Path) -> Self:
         """Read an adapter's metadata file; PEFT's file beside it overrides how the weights are applied.
 
         Raises:

@@ -43,8 +43,8 @@ def unlike_llama(config: Any) -> str:  # noqa: ANN401 - as above
     if config.model_type != "llama":
         return f"this is {config.model_type!r}"
     if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
-        return f"this is another by its rotary positions ({rope_type!r})"
-    return "" if config.hidden_act == "silu" else f"this is another by its activation ({config.hidden_act!r})"
+        return f"this one has other rotary positions ({rope_type!r})"
+    return "" if config.hidden_act == "silu" else f"this one has another activation ({config.hidden_act!r})"
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above

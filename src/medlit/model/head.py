@@ -1,8 +1,6 @@
 """The output head: a model's logits from hidden states that were computed without it."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +40,7 @@ class _Body:
     def __call__(self, *_: object, **__: object) -> _Output:
         return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
 
-    def __getattr__(self, name: str) -> _Body:
+    def __getattr__(self, name: str) -> Self:
         return self
 
 

@@ -1,4 +1,4 @@
-"""The language model at work: its modes, its number format and its loss; `loading.py` loads it.
+"""Running the language model: its modes, its number format and its loss; `loading.py` loads it.
 
 On a GPU Unsloth patches the model's classes; on a CPU it is stock transformers and PEFT.
 """

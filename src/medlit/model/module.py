@@ -47,9 +47,9 @@ class SpecialtyClassifier(L.LightningModule):
         label_set: the K labels, once they are known.
         metrics: counts of the evaluation that is running.
         scores, results, sets: of the last evaluation; results are note by note, sets are empty where none are made.
-        temperature: divides log-probabilities in test and predict; fitted by `medlit validate`.
+        temperature: divides log-probabilities in test and predict; fitted by validate, and by a fit with sets or prior.
         prior: of the labels, from a fit with `Decoding.prior`; used by everything but a fit.
-        thresholds: of sets, by `Decoding.sets`; fitted with the temperature, in a fit too if it makes sets.
+        thresholds: of sets, by `Decoding.sets`; fitted with the temperature.
         recomputation: chooses the layers to recompute, once a fit has started.
     """
 
@@ -105,7 +105,7 @@ class SpecialtyClassifier(L.LightningModule):
             load_adapter(self.model, adapter_folder(self.adapter))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW8bit over the adapter, with one learning rate an optimizer step."""
+        """AdamW8bit over the adapter, with one learning rate per optimizer step."""
         optimizer = make_optimizer(self, self.optimizer_settings)
         schedule = make_schedule(optimizer, self.optimizer_settings, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

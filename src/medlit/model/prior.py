@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.linalg import cholesky, solve_triangular
+from scipy.sparse import csr_matrix
+from scipy.special import log_softmax
 
+from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.errors import UserError
@@ -27,11 +32,7 @@ from medlit.evaluation.calibration import fit_powers, power_product
 from medlit.evaluation.results import FloatArray, IntArray, Results
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfTransformer
-
-    from medlit.data.collate import Prompts
 
 PRIOR_FILE = "prior.safetensors"
 _BITS = 18  # of a hash
@@ -57,7 +58,6 @@ class TokenPrior:
     @classmethod
     def fit(cls, rows: Dataset, label_set: LabelSet) -> TokenPrior | None:
         """Fit it to tokenised training notes, at most 20,000; None if they have one label or no feature in common."""
-        from scipy.linalg import solve_triangular
         from sklearn.linear_model import LogisticRegression
 
         if len(rows) > _MOST_NOTES:
@@ -96,8 +96,6 @@ class TokenPrior:
         return self._log_probabilities(prompts.input_ids.cpu().numpy()[mask], mask.nonzero()[0], len(mask))
 
     def _log_probabilities(self, tokens: IntArray, notes: IntArray, n: int) -> FloatArray:
-        from scipy.special import log_softmax
-
         tfidf = _tfidf()
         tfidf.idf_ = self.idf
         x = tfidf.transform(_counts(tokens, notes, n)[:, self.buckets])
@@ -150,8 +148,6 @@ def span(x: csr_matrix) -> FloatArray:
 
     Logistic regression has the same solution there, for few notes with many words in a second instead of minutes.
     """
-    from scipy.linalg import cholesky
-
     factor: FloatArray = cholesky((x @ x.T).toarray() + 1e-9 * np.eye(x.shape[0]), lower=True)
     return factor
 
@@ -165,8 +161,6 @@ def _tokens(rows: Dataset) -> tuple[IntArray, IntArray]:
 
 def _counts(tokens: IntArray, notes: IntArray, n: int) -> csr_matrix:
     """How often each hash of a token or a pair of tokens occurs in each of N notes, (N, 2^18)."""
-    from scipy.sparse import csr_matrix
-
     single, within = tokens.astype(np.uint64) + np.uint64(1), notes[1:] == notes[:-1]
     pairs = (single[:-1] << np.uint64(32)) + single[1:]
     hashes = (np.concatenate([single, pairs[within]]) * _MULTIPLIER) >> np.uint64(64 - _BITS)

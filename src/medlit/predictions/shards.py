@@ -13,25 +13,22 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from medlit.atomic_io import atomic_write, link_target, lock, read_json, write_json
+from medlit.data.datamodule import TranscriptionDataModule
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
+from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Decoding
 from medlit.predictions.table import FORMATS, arrow_schema
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from medlit.data.datamodule import TranscriptionDataModule
-    from medlit.model.module import SpecialtyClassifier
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each

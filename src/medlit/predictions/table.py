@@ -1,7 +1,5 @@
 """The rows of a table of predictions, and its file formats: CSV, JSON Lines and Parquet."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
@@ -9,17 +7,17 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medlit.data.collate import Prompts
+from medlit.data.labels import LabelSet
 from medlit.data.sources import reads
 from medlit.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from medlit.data.collate import Prompts
-    from medlit.data.labels import LabelSet
-    from medlit.model.decoding import Answers
+from medlit.evaluation.sets import prediction_sets
+from medlit.model.decoding import Answers
 
 PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
@@ -33,7 +31,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.A
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer to one note; numbers and runner-up are None for one off the list, and in the mode 'generate'."""
+    """The answer to one note; an answer that is not a label, or of 'generate', has no numbers and no runner-up."""
 
     specialty: str | None  # where to file the note; None: the answer is not on the list, or too uncertain (`abstained`)
     answer: str  # the model's answer, verbatim
@@ -77,8 +75,6 @@ def make_predictions(
             cut_tokens=prompts.cut_tokens[i],
         )
         if threshold is not None and answers.probabilities is not None:
-            from medlit.evaluation.sets import prediction_sets
-
             p = answers.probabilities[i].double().numpy()
             order = (-p).argsort(kind="stable")
             members = order[prediction_sets(p, threshold)[order]]
@@ -106,8 +102,6 @@ def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
 
 def arrow_schema(with_sets: bool = True) -> pa.Schema:
     """The types of SET_COLUMNS, or of COLUMNS."""
-    import pyarrow as pa
-
     types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64()]
     types += [pa.list_(pa.string()), pa.int64(), pa.list_(pa.float64())]
     return pa.schema(list(zip(SET_COLUMNS if with_sets else COLUMNS, types, strict=False)))
@@ -136,9 +130,6 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], separator: str | No
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema, remaining = arrow_schema(separator is not None), iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
         # No name for the list: the rows of a group would stay in memory beside those of the next.

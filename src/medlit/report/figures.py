@@ -1,7 +1,5 @@
 """The figures of a report: of the first system, or of all systems together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

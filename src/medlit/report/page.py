@@ -3,8 +3,6 @@
 Both pages lay out the sections of `sections.yaml`, so a new table or figure is one more entry there.
 """
 
-from __future__ import annotations
-
 import base64
 import inspect
 import io
@@ -137,7 +135,7 @@ def _sets(sets: Mapping[str, Any]) -> dict[str, Any]:
     """Table and sentences on a test's sets."""
     lengths = [("{:,} to {:,} tokens".format(*part["tokens"]), part) for part in sets["by_length"]]
     parts = [("all", sets), *lengths, *sets["per_class"].items()]
-    names = ["best_f1" if sets["key"] == BEST_F1 else "promise", "sizes", "as_answers"]
+    names = ["best_f1" if sets["key"] == BEST_F1 else "guarantee", "sizes", "as_answers"]
     sentences = [_TEXTS[name].format(**sets) for name in names]
     form = "{notes}\t{coverage:.1%}\n{coverage_ci[0]:.1%} to {coverage_ci[1]:.1%}\t{mean_size:.2f}"
     return {"rows": [(name, *form.format(**part).split("\t")) for name, part in parts], "sentences": sentences}

@@ -1,7 +1,5 @@
 """The systems of a run folder: the tested model, and the others, `baseline_*`, that were tested on the same notes."""
 
-from __future__ import annotations
-
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -10,13 +8,14 @@ from importlib import metadata
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
 
 from medlit import __version__
 from medlit.atomic_io import read_json, write_json
+from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.groups import accuracy_ceiling
 from medlit.data.labels import LabelSet
 from medlit.data.sources import SPLITS
@@ -25,9 +24,6 @@ from medlit.evaluation.intervals import align
 from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
 from medlit.model.metrics import SpecialtyMetrics
-
-if TYPE_CHECKING:
-    from medlit.data.datamodule import TranscriptionDataModule
 
 MODEL = "test"
 # Titles in the order of the table; systems of other names come before zero-shot.
@@ -54,11 +50,11 @@ class System:
     zero_shot: bool = False  # whether `test` was a test of the base model
 
     @classmethod
-    def score(cls, name: str, results: Results, **known: float | None) -> System:
+    def score(cls, name: str, results: Results, **known: float | None) -> Self:
         """Compute the metrics of results that are complete; its loss and temperature may be `known`."""
         counts = SpecialtyMetrics(LabelSet(results.names))
-        most = max(map(len, results.accepted_labels), default=1)
-        accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted_labels])
+        most = max(map(len, results.accepted), default=1)
+        accepted = torch.tensor([own + own[:1] * (most - len(own)) for own in results.accepted])
         counts.update(torch.from_numpy(results.answer), torch.from_numpy(results.truth), accepted)
         return cls(name, {**counts.scores(), **uncertainty(results), "loss": None, **known}, results)
 

@@ -14,16 +14,15 @@ from medlit.errors import UserError
 _TYPES = {"int": int, "float": float, "path": Path}
 
 
-def make_parser(tool: str, **filled: object) -> argparse.ArgumentParser:
-    """Make the parser of a verb's own flags, from its texts and flags in `help/`; braces in these are filled."""
+def make_parser(tool: str) -> argparse.ArgumentParser:
+    """Make the parser of a verb's own flags, from its texts and flags in `help/`."""
     folder = Path(__file__).with_name("help")
     usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
     flags: dict[str, dict[str, Any]] = yaml.safe_load((folder / f"{tool}.yaml").read_text(encoding="utf-8"))
     for name, flag in flags.items():
-        kind = {"type": _TYPES[flag["type"]]} if "type" in flag else {}
-        parser.add_argument(f"--{name}", **flag | kind | {"help": flag["help"].format(**filled)})
+        parser.add_argument(f"--{name}", **flag | ({"type": _TYPES[flag["type"]]} if "type" in flag else {}))
     return parser
 
 

@@ -1,37 +1,38 @@
 """`medlit audit`: the quality of the notes before training on them, as a table, `audit.json` and a figure."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medlit.atomic_io import atomic_write, write_json
+from medlit.cli.arguments import make_datamodule, parse_settings
+from medlit.cli.environment import check_writable
 from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
+from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.label_errors import FEWEST, LABELS_CHECKED
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort
 from medlit.paths import local_path
+from medlit.report.figures import MOST_LABELS, short
 from medlit.run_folder import check_replaceable
 from medlit.tools import make_parser, print_table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from medlit.data.datamodule import TranscriptionDataModule
-
 EXIT_OVER_LIMIT = 3
-# Limit -> (its default, None for no limit; the notes whose share is limited).
+# Limit -> the notes whose share is limited.
 _LIMITS = {
-    "max_leakage": (0.0, "a split's notes whose text is also in an earlier split"),
-    "max_conflicts": (0.0, "notes whose text has several labels"),
-    "max_cut": (None, "notes that are cut to the prompt's length"),
+    "max_leakage": "notes whose text is also in an earlier split",
+    "max_conflicts": "notes whose text has several labels",
+    "max_cut": "notes that are cut to the prompt's length",
 }
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
@@ -42,16 +43,7 @@ _Line = tuple[str, str, str, bool]
 
 def run(args: Sequence[str]) -> int:
     """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded."""
-    parser = make_parser("audit")
-    group = parser.add_argument_group("limits for --strict, from 0 to 1; no note may be empty or without a label")
-    for flag, (default, meaning) in _LIMITS.items():
-        text = f"largest share of {meaning} (default: {'not checked' if default is None else f'{default:g}'})"
-        group.add_argument(f"--{flag}", type=float, default=default, metavar="SHARE", help=text)
-    options, rest = parser.parse_known_args(args)
-    # After --help: these imports take seconds.
-    from medlit.cli.arguments import make_datamodule, parse_settings
-    from medlit.cli.environment import check_writable
-
+    options, rest = make_parser("audit").parse_known_args(args)
     config = parse_settings("audit", rest)
     if options.output is not None:
         options.output = local_path("output", options.output)
@@ -112,7 +104,7 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
         "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
     }
     messages = [
-        f"{_LIMITS[flag][1]}: {100 * share:.3g}% (--{flag} {limit:g})"
+        f"{_LIMITS[flag]}: {100 * share:.3g}% (--{flag} {limit:g})"
         for flag, share in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
@@ -122,8 +114,6 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
 
 def _print_report(report: AuditReport) -> None:
     """Print counts, shares and the first row ids of every finding, and the notes of each specialty."""
-    from medlit.report.figures import MOST_LABELS
-
     lines = list(_lines(report))
     styles = ["yellow" if line[3] else "" for line in lines]
     headings, rows = ("finding", "value", "details"), [line[:3] for line in lines]
@@ -143,7 +133,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     yield "notes", f"{report.rows:,}", splits if len(report.splits) > 1 else "one table without splits", False
     yield "specialties", f"{len(report.classes):,}", "", False
     few = [f"{name!r} ({notes})" for name, notes in report.classes.items() if notes < FEW]
-    yield f"specialties of under {FEW} notes, too few to test", f"{len(few):,}", _first(few), bool(few)
+    yield f"specialties with fewer than {FEW} notes, too few to test", f"{len(few):,}", _first(few), bool(few)
     yield "notes without a specialty", _share(report.unlabelled, report.rows), "", report.unlabelled > 0
     for unit, lengths in report.lengths.items():
         spread = ", ".join(f"{name} {lengths[name]:,.0f}" for name in ("mean", "p95", "max"))
@@ -152,7 +142,7 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         limit, cut = report.lengths["tokens"]["limit"], report.lengths["tokens"]["share_cut"]
         yield f"notes longer than {limit:,} tokens (max_length less prompt and answer)", f"{cut:.1%}", "", cut > 0
     yield _rows_line("empty notes", report.empty, report.rows)
-    yield _rows_line(f"notes of under {SHORT} words", report.short, report.rows)
+    yield _rows_line(f"notes of fewer than {SHORT} words", report.short, report.rows)
     yield _groups_line("notes with identical texts", report.duplicates, report.rows)
     if report.near_duplicates is None:
         yield "near duplicates", "?", f"not searched for: over {NEAR_ROWS:,}; set --data.split.near_threshold", False
@@ -163,18 +153,16 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
     if report.label_pairs:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {texts:,}".format(**pair) for pair in report.label_pairs]
         yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs), True
-    near = report.near_accuracy_ceiling
-    details = "" if near in (None, report.accuracy_ceiling) else f"{near:.1%} if similar texts get one answer"
-    yield "accuracy ceiling (one answer a text)", f"{report.accuracy_ceiling:.1%}", details, report.accuracy_ceiling < 1
+    ceiling, near = report.accuracy_ceiling, report.near_accuracy_ceiling
+    details = "" if near in (None, ceiling) else f"{near:.1%} if similar texts get one answer"
+    yield "accuracy ceiling (one answer per text)", f"{ceiling:.1%}", details, ceiling < 1
     review = report.label_review
     similar = {label: [other] for label, other in review.similar.items()}
     yield _labels_line("labels that nearly agree with another", similar, report)
     yield _labels_line("labels that hold several", review.combined, report)
     yield _labels_line("labels that seem to mean 'no label'", dict.fromkeys(review.placeholders, ()), report)
     if (errors := report.label_errors) is None:
-        from medlit.data.label_errors import FEWEST, LABELS_CHECKED  # not before --help: scikit-learn takes seconds
-
-        limits = f"under {FEWEST} texts a label, or over {LABELS_CHECKED} labels"
+        limits = f"under {FEWEST} texts per label, or over {LABELS_CHECKED} labels"
         yield "probable label errors", "?", f"not searched for: {limits}", False
     else:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {share:.0%} crossed".format(**pair) for pair in errors["confused"]]
@@ -220,12 +208,6 @@ def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditRep
 
 def audit_figure(audit: Audit) -> Figure:
     """Draw the class balance, stacked by split, beside the distribution of lengths with the limit, if there is one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    from medlit.report.figures import MOST_LABELS, short
-
     names = {name: short(name) for name in list(audit.report.classes)[:MOST_LABELS]}
     height = max(4.0, 1.6 + 0.3 * len(names))
     figure = Figure(figsize=(12, height), layout="constrained")

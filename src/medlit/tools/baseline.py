@@ -4,20 +4,22 @@ The majority class, and TF-IDF with logistic regression, whose regularisation is
 training split and whose temperature is fitted on the validation split, as the model's is.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
+from datasets import Dataset
 from scipy.linalg import solve_triangular
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
+from medlit.cli.arguments import make_datamodule, parse_settings
+from medlit.cli.environment import check_writable
+from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.errors import UserError, best_effort
@@ -31,11 +33,6 @@ from medlit.report.systems import MODEL, System, comparable, read_system, write_
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
 from medlit.tools import make_parser, print_table, recorded_settings
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from medlit.data.datamodule import TranscriptionDataModule
-
 _MANY_LABELS = 200
 _STRENGTHS = (1, 10, 100)  # C of logistic regression
 _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training answers it is the middle one
@@ -44,10 +41,6 @@ _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training an
 def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
     options, rest = make_parser("baseline").parse_known_args(args)
-    # After --help: these imports take seconds.
-    from medlit.cli.arguments import make_datamodule, parse_settings
-    from medlit.cli.environment import check_writable
-
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
@@ -99,7 +92,7 @@ class BaselineData:
     validation: Dataset | None = None  # to fit temperatures on
 
     @classmethod
-    def read(cls, data: TranscriptionDataModule, tested: Results | None) -> BaselineData:
+    def read(cls, data: TranscriptionDataModule, tested: Results | None) -> Self:
         """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
         notes = data.read_splits().notes
         if "test" not in notes:

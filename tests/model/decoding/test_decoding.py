@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,12 @@ Make = Callable[..., Decoder]
 
 
 def next_scores(model: nn.Module, ids: list[int]) -> Tensor:
-    """Log-probabilities of the next token by a separate forward, float64."""
+    """Log-probabilities of the next token by a separate forward, float64, of a model whose weights do not change."""
+    return _next_scores(model, tuple(ids))
+
+
+@functools.cache
+def _next_scores(model: nn.Module, ids: tuple[int, ...]) -> Tensor:
     with torch.no_grad():
         scores = causal_lm(model)(input_ids=torch.tensor([ids])).logits[0, -1]
     return scores.double().log_softmax(dim=0)

@@ -171,9 +171,9 @@ def test_llama_3s_rotary_factors_are_those_of_transformers() -> None:
         ("config.json", {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "'linear'"),
         ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "'yarn'"),
         ("config.json", {"hidden_act": "gelu"}, "'gelu'"),
-        ("tokenizer.json", {"pre_tokenizer": {"type": "Metaspace"}}, "this is another"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Metaspace"}}, "this one has another tokenizer"),
         # Phi-4's, whose words are merged where Llama 3's are taken whole.
-        ("tokenizer.json", {"pre_tokenizer": {"pattern": {"Regex": LLAMA_3}}}, "this is another by its tokenizer"),
+        ("tokenizer.json", {"pre_tokenizer": {"pattern": {"Regex": LLAMA_3}}}, "this one has another tokenizer"),
     ],
 )
 def test_an_unsupported_model_is_refused(llama: Path, tmp_path: Path, file: str, change: Any, message: str) -> None:  # noqa: ANN401

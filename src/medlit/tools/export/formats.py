@@ -20,11 +20,16 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from huggingface_hub import split_state_dict_into_shards_factory
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaConfig
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
 
 from medlit.atomic_io import read_json, write_json
 from medlit.base_model import read_config, resolve
@@ -82,10 +87,6 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def merged_weight(model: nn.Module, name: str, loaded: nn.Parameter) -> Tensor:
     """One of them in 16 bits, with its adapter merged in."""
-    from bitsandbytes.functional import dequantize_4bit
-    from peft.tuners.lora import LoraLayer
-    from transformers.pytorch_utils import Conv1D
-
     owner, _, kind = name.rpartition(".")
     layer, quant_state = causal_lm(model).get_submodule(owner), getattr(loaded, "quant_state", None)
     weight = (loaded.data if quant_state is None else dequantize_4bit(loaded.data, quant_state)).cpu()
@@ -114,13 +115,11 @@ def has_llama_cpp() -> bool:
 
 def check_convertible(base_model: str, revision: str | None, quantisations: list[str]) -> None:
     """Check that a base model can be written in these formats."""
-    from transformers.utils.hub import cached_file
-
     if why := unlike_llama(read_config(base_model, revision)):
         raise _unproven(why)
     where, optional = resolve(base_model), {"_raise_exceptions_for_missing_entries": False}
     if (tokenizer := cached_file(where, "tokenizer.json", revision=revision, **optional)) is None:
-        raise _unproven("this is another, without a tokenizer.json")
+        raise _unproven("this one has no tokenizer.json")
     _pre_tokenizer(read_json(Path(tokenizer)))
     if "q4_k_m" in quantisations and not has_llama_cpp():
         raise UserError(
@@ -181,8 +180,6 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:  # noqa:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, vocab_size: int) -> None:
-    from transformers import AutoTokenizer
-
     file = read_json(model / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(model)
     token_of = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
@@ -207,7 +204,7 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     # With this name llama.cpp takes each word of the vocabulary whole; GPT-4's kind has the same pattern and merges.
     merges = name == "llama-bpe" and not kind.get("ignore_merges")
     if kind["type"] != "BPE" or name is None or merges:
-        raise _unproven("this is another by its tokenizer")
+        raise _unproven("this one has another tokenizer")
     return name
 
 
@@ -220,7 +217,7 @@ def _tensors(model: Path, config: Any) -> Iterator[tuple[str, np.ndarray]]:  # n
             for key in file.keys():
                 name = names.get_name(key, (".weight", ".bias"))
                 if name is None:
-                    raise _unproven(f"this is another, with the weight {key}")
+                    raise _unproven(f"this one has the unknown weight {key}")
                 tensor = file.get_tensor(key).float().numpy()
                 if (projection := key.split(".")[-2]) in rotary_heads:
                     # llama.cpp has rotary pairs side by side, transformers a head's second half behind its first.
@@ -233,8 +230,6 @@ def _tensors(model: Path, config: Any) -> Iterator[tuple[str, np.ndarray]]:  # n
 
 def rope_factors(config: Any) -> np.ndarray | None:  # noqa: ANN401 - a LlamaConfig
     """What Llama 3.1 divides the rotary frequencies by, float32, (head_dim / 2,); None for plain frequencies."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     if config.rope_parameters["rope_type"] != "llama3":
         return None
     divided, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))

@@ -1,13 +1,13 @@
 """The weights that are exported, and what medlit's own model answers for the notes that verify the export."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import BatchSampler
 
@@ -30,10 +30,6 @@ from medlit.model.prior import PRIOR_FILE
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import resolve_checkpoint, run_name, run_of
 from medlit.tools.export.verify import Reference
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
 
 _BATCH = 8  # notes that medlit's model answers together
 FIT_CONFIG = "config_fit.yaml"

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medlit.errors import UserError
 from medlit.evaluation.results import FloatArray
 
-MAX_CHANGED = 0.02  # share of notes that may get another label
 # Largest allowed drift in nats, and the number formats with their own bound: above everything measured, far below
 # what a mistake causes. The 4-bit bound rests on one run of a 135M Llama whose rows are no multiples of 256, so 180 of
 # its 272 tensors were kept in 5 or 8 bits: a model that is 4-bit throughout may drift further.
@@ -132,8 +132,6 @@ def compare(ours: FloatArray, theirs: FloatArray, ids: list[str], close: float) 
 
 def _dtype(path: Path, device: str, base: dict[str, Any]) -> str:
     """Half precision on a GPU, and on a CPU for weights too large to hold in 32 bits."""
-    import torch
-
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     files = [path] if path.is_file() else Path(base.get("base", path)).glob("*.safetensors")

@@ -41,12 +41,12 @@ def test_labels_of_the_same_tokens_fail() -> None:
     assert row.status == "fail"
     assert "'Nurologie' and 'Néurologie'" in row.found
     assert "Onkologie" not in row.found
-    assert row.cure
+    assert row.remedy
 
 
 def test_labels_may_share_their_first_token() -> None:
     row = check_labels(AlpacaPrompt(byte_tokenizer()), ["Neurology", "Neurosurgery", "Orthopedic"])
-    assert (row.status, row.cure) == ("ok", "")
+    assert (row.status, row.remedy) == ("ok", "")
     assert row.found.startswith("3 of 10 to 13 tokens with EOS, 2 different first tokens")
 
 
@@ -59,12 +59,12 @@ def test_what_does_not_fit_fails_and_what_is_close_warns(free: int, status: str)
     row = memory_result(needed, int(free * GIB), "the GPU", 7_424)
     assert row.status == status
     assert "7,424 tokens" in row.found
-    assert ("gradient_checkpointing" in row.cure) == (status != "ok")
+    assert ("gradient_checkpointing" in row.remedy) == (status != "ok")
 
 
 def test_the_cure_names_the_larger_batch() -> None:
     needed = FitMemory(weights=0, adapter=0, training=1, evaluation=2, layers=32, layers_kept=32)
-    assert memory_result(needed, 1, "the GPU", 1).cure.startswith("set data.batching.eval_batch_size")
+    assert memory_result(needed, 1, "the GPU", 1).remedy.startswith("set data.batching.eval_batch_size")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_model_whose_numbers_are_wrong_fails_the_self_check(tried: Any, monkey
     monkeypatch.setattr(loading, "check_numbers", wrong)
     found = tried()
     row = found.rows["self-check"]
-    assert (row.status, row.cure) == ("fail", "choose another base model")
+    assert (row.status, row.remedy) == ("fail", "choose another base model")
     assert "differ by 7 nats" in row.found
     assert "trial" not in found.rows
 
@@ -162,7 +162,7 @@ def test_the_example_is_invented_unless_own_notes_are_requested(tried: Any, note
     own = tried(show_notes=True)
     assert "Patient 3" in own.example or "heart" in own.example
     others = [row for row in [*invented.rows.values(), *own.rows.values()] if row.check != "example"]
-    assert "Patient 3" not in " ".join(row.found + row.cure for row in others)
+    assert "Patient 3" not in " ".join(row.found + row.remedy for row in others)
 
 
 def test_without_the_prompt_mask_all_but_the_first_token_is_supervised(tried: Any) -> None:  # noqa: ANN401
@@ -197,7 +197,7 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
     found = tried(*flags)
     assert found.rows[row].status == status, found.rows
     assert words in found.rows[row].found
-    assert found.rows[row].cure
+    assert found.rows[row].remedy
     assert "training step" not in found.rows
     assert found.statuses["self-check"] == "warn"
     assert "not checked" in found.rows["self-check"].found
@@ -207,7 +207,7 @@ def test_what_would_end_a_fit_is_a_row_with_a_cure(
 def test_the_notes_are_checked_without_the_gpu_of_the_config(tried: Any) -> None:  # noqa: ANN401
     found = tried("--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.strategy", "ddp")
     assert found.rows["devices"].status == "fail"
-    assert "medlit doctor" not in found.rows["devices"].cure
+    assert "medlit doctor" not in found.rows["devices"].remedy
     assert (found.statuses["labels"], found.statuses["memory"]) == ("ok", "ok")
     assert found.statuses["trial"] == "warn"
     assert "training step" not in found.rows
@@ -276,7 +276,7 @@ def test_the_probe_prints_the_dry_run_line_by_line(
     monkeypatch.setattr(probe, "LIBRARY_CHECKS", {})
     probe.main(["--show_notes", "--config", "a"])
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
-        {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "cure": ""},
+        {"check": "notes", "status": "ok", "found": "['--config', 'a'] True", "remedy": ""},
         {"mistake": "trainer: no."},
     ]
 

@@ -1,4 +1,4 @@
-"""`medlit doctor`: every fault has a row with a cure, a failure sets the exit code, and no secret is printed."""
+"""`medlit doctor`: every fault has a row with a remedy, a failure sets the exit code, and no secret is printed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_cpu_machine_can_run_with_a_warning(capsys: pytest.CaptureFixture[str]
     code, rows = rows_of(capsys)
     assert code == 0
     assert [row.check for row in rows.values() if row.status != "ok"] == ["GPU"]
-    assert all(row.cure for row in rows.values() if row.status != "ok")
+    assert all(row.remedy for row in rows.values() if row.status != "ok")
 
 
 def test_the_table_ends_with_the_verdict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_malicious_lightning_fails_and_names_the_advisory(
     code, rows = rows_of(capsys)
     assert code == 1
     assert rows[name].status == "fail"
-    assert "GHSA-w37p-236h-pfx3" in rows[name].cure
+    assert "GHSA-w37p-236h-pfx3" in rows[name].remedy
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_a_missing_gpu_differs_from_an_unused_one(
     monkeypatch.setattr(probe, "command_output", lambda *command: driver)
     (row,) = probe.gpus([device | {"free": 12.3} for device in devices], cuda)
     assert row.status == status
-    assert words in f"{row.found} {row.cure}"
+    assert words in f"{row.found} {row.remedy}"
 
 
 def test_torchvision_beside_a_cpu_torch_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "version_of", lambda package: "0.28.0")
-    assert "uninstall torchvision" in probe.library_cure("unsloth", cuda="")
-    assert "requirements/gpu.txt" in probe.library_cure("unsloth", cuda="13.0")
+    assert "uninstall torchvision" in probe.library_remedy("unsloth", cuda="")
+    assert "requirements/gpu.txt" in probe.library_remedy("unsloth", cuda="13.0")
     monkeypatch.setattr(probe, "version_of", lambda package: "")
-    assert "requirements/cpu.txt" in probe.library_cure("unsloth", cuda="")
+    assert "requirements/cpu.txt" in probe.library_remedy("unsloth", cuda="")
 
 
 @pytest.mark.parametrize(("has_config", "check"), [(False, "libraries"), (True, "trial")])
@@ -183,7 +183,7 @@ def test_a_crashed_probe_keeps_its_earlier_results(has_config: bool, check: str)
     assert (crash.check, crash.status) == (check, "fail")
     assert "-11" in crash.found
     assert "Segmentation fault" in crash.found
-    assert crash.cure
+    assert crash.remedy
 
 
 def test_a_hanging_probe_fails_and_is_killed() -> None:
@@ -208,7 +208,7 @@ def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monk
     assert row["torch"].found
     assert row["bitsandbytes"].status == "fail"
     assert row["bitsandbytes"].found == "OSError: libcudart.so.13: cannot open"
-    assert row["bitsandbytes"].cure
+    assert row["bitsandbytes"].remedy
     assert row["4-bit training"].status == "ok"
 
 
@@ -240,7 +240,7 @@ def test_4_bit_training_that_does_not_run_fails_with_a_cure(
     probe.main([])
     row = CheckResult(**json.loads(capsys.readouterr().out))
     assert (row.check, row.status, row.found) == ("4-bit training", "fail", "RuntimeError: no kernel image")
-    assert "python -m bitsandbytes" in row.cure
+    assert "python -m bitsandbytes" in row.remedy
     probed(monkeypatch, row)
     assert rows_of(capsys)[0] == 1
 
@@ -250,7 +250,7 @@ def test_triton_needs_a_c_compiler_beside_a_gpu(monkeypatch: pytest.MonkeyPatch)
     row = probe.triton(has_gpu=True)
     assert row.status == "warn"
     assert "no C compiler" in row.found
-    assert "build-essential" in row.cure
+    assert "build-essential" in row.remedy
     assert probe.triton(has_gpu=False).status == "ok"
 
 
@@ -266,7 +266,7 @@ def test_an_unusable_cache_fails_and_a_full_disk_warns(
     monkeypatch.setenv("MEDLIT_CACHE", str(blocked))
     code, rows = rows_of(capsys)
     assert (code, rows["cache"].status) == (1, "fail")
-    assert "MEDLIT_CACHE" in rows["cache"].cure
+    assert "MEDLIT_CACHE" in rows["cache"].remedy
 
 
 def test_the_hub_cache_is_that_of_the_hub_libraries(
@@ -288,7 +288,7 @@ def test_a_read_only_cache_fails(
     code, rows = rows_of(capsys)
     assert (code, rows["cache"].status, rows["Hub cache"].status) == (1, "fail", "fail")
     assert "Read-only" in rows["cache"].found
-    assert "HF_HOME" in rows["Hub cache"].cure
+    assert "HF_HOME" in rows["Hub cache"].remedy
     assert not (tmp_path / "hub").exists(), "the check creates no folder"
 
 

@@ -37,6 +37,7 @@ from medlit.predictions.shards import (
     ResumeKey,
     ShardWriter,
     answered_rows,
+    check_table,
     claim,
     find_shards,
     rows_in_order,
@@ -45,7 +46,7 @@ from medlit.predictions.shards import (
     whole_shards,
     write_table,
 )
-from medlit.predictions.table import COLUMNS, FORMATS, Prediction, SetPrediction, check_table, make_predictions
+from medlit.predictions.table import COLUMNS, FORMATS, Prediction, SetPrediction, make_predictions
 
 if TYPE_CHECKING:
     from conftest import Medlit, Outcome

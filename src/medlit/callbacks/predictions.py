@@ -19,8 +19,8 @@ from medlit.model.adapter_metadata import read_fitted
 from medlit.model.decoding import Answers, apply_temperature
 from medlit.model.module import SpecialtyClassifier
 from medlit.predictions import shards
-from medlit.predictions.shards import ResumeKey
-from medlit.predictions.table import Prediction, SetPrediction, check_table, make_predictions, table_rows
+from medlit.predictions.shards import ResumeKey, check_table
+from medlit.predictions.table import Prediction, SetPrediction, make_predictions, table_rows
 
 
 class PredictionWriter(L.Callback):

@@ -43,8 +43,8 @@ from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_ch
 from medlit.model.language_model import default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
-from medlit.predictions.shards import find_shards
-from medlit.predictions.table import PREDICTIONS, check_table
+from medlit.predictions.shards import check_table, find_shards
+from medlit.predictions.table import PREDICTIONS
 
 
 class MedlitCLI(LightningCLI):

@@ -24,6 +24,8 @@ from datasets import Dataset
 
 from medlit.atomic_io import atomic_write, link_target, lock, read_json, write_json
 from medlit.data.datamodule import TranscriptionDataModule
+from medlit.data.sources import reads
+from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
 from medlit.model.module import SpecialtyClassifier
@@ -44,6 +46,16 @@ def shard_folder(table: Path) -> Path:
     """The folder of a table's shards."""
     table = link_target(table)
     return table.with_name(f".{table.name}.shards")
+
+
+def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
+    """Raise a UserError if a path is a folder, if a source reads it, or if it exists and may not be replaced."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"output: {path} is not a file; name a file for the table.")
+    if source := next((source for source in sources if reads(source, path)), None):
+        raise UserError(f"output: {path} is among the notes of {source}; name a file in another folder.")
+    if path.exists() and not overwrite:
+        raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
 
 
 def claim(table: Path) -> TextIO:

@@ -1,4 +1,9 @@
-"""The rows of a table of predictions, and its file formats: CSV, JSON Lines and Parquet."""
+"""The rows of a table of predictions, and its file formats: CSV, JSON Lines and Parquet.
+
+`from medlit import Prediction` imports nothing heavy, and so does this file.
+"""
+
+from __future__ import annotations
 
 import csv
 import itertools
@@ -7,17 +12,14 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-from medlit.data.collate import Prompts
-from medlit.data.labels import LabelSet
-from medlit.data.sources import reads
-from medlit.errors import UserError
-from medlit.evaluation.sets import prediction_sets
-from medlit.model.decoding import Answers
+    from medlit.data.collate import Prompts
+    from medlit.data.labels import LabelSet
+    from medlit.model.decoding import Answers
 
 PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
@@ -75,6 +77,8 @@ def make_predictions(
             cut_tokens=prompts.cut_tokens[i],
         )
         if threshold is not None and answers.probabilities is not None:
+            from medlit.evaluation.sets import prediction_sets
+
             p = answers.probabilities[i].double().numpy()
             order = (-p).argsort(kind="stable")
             members = order[prediction_sets(p, threshold)[order]]
@@ -90,18 +94,10 @@ def table_rows(prompts: Prompts, predictions: Iterable[Prediction]) -> list[dict
     return [{"row": row, "id": note_id, **asdict(prediction)} for row, note_id, prediction in notes]
 
 
-def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
-    """Raise a UserError if a path is a folder, if a source reads it, or if it exists and may not be replaced."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"output: {path} is not a file; name a file for the table.")
-    if source := next((source for source in sources if reads(source, path)), None):
-        raise UserError(f"output: {path} is among the notes of {source}; name a file in another folder.")
-    if path.exists() and not overwrite:
-        raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
-
-
 def arrow_schema(with_sets: bool = True) -> pa.Schema:
     """The types of SET_COLUMNS, or of COLUMNS."""
+    import pyarrow as pa
+
     types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64()]
     types += [pa.list_(pa.string()), pa.int64(), pa.list_(pa.float64())]
     return pa.schema(list(zip(SET_COLUMNS if with_sets else COLUMNS, types, strict=False)))
@@ -130,6 +126,9 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], separator: str | No
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     schema, remaining = arrow_schema(separator is not None), iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
         # No name for the list: the rows of a group would stay in memory beside those of the next.

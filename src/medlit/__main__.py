@@ -4,9 +4,14 @@
 and `--print_config` skip it.
 """
 
+import difflib
+import importlib
 import sys
+from pathlib import Path
 
-from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals
+from medlit import __version__
+from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals, tool_parser
+from medlit.errors import UserError
 
 # What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
@@ -16,36 +21,25 @@ def main(args: list[str] | None = None) -> None:
     """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake."""
     if args is None:
         end_on_signals()
-    import importlib
-    from pathlib import Path
-
     arguments = sys.argv[1:] if args is None else args
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
         print((Path(__file__).with_name("cli") / "usage.txt").read_text(encoding="utf-8"), end="")
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
-        from medlit import __version__
-
         print(f"medlit {__version__}")
         return
     if verb not in MODEL_VERBS and verb not in TOOLS:
-        import difflib
-
         known = [*MODEL_VERBS, *TOOLS]
         similar = [_MEANT[verb]] if verb in _MEANT else difflib.get_close_matches(verb, known, 1)
         meant = f" did you mean {similar[0]}?" if similar else ""
         print(f"medlit: there is no command {verb!r};{meant} the commands are {', '.join(known)}.", file=sys.stderr)
         raise SystemExit(2)
-    from medlit.errors import UserError
-
     try:
         check_configs(arguments)
         if verb in TOOLS:
-            from medlit.tools import make_parser
-
             if not {"-h", "--help"}.isdisjoint(arguments):  # before the tool's imports, which take seconds
-                make_parser(verb).parse_args(["--help"])
+                tool_parser(verb).parse_args(["--help"])
             raise SystemExit(importlib.import_module(f"medlit.tools.{verb}").run(arguments[1:]))
         if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
             from medlit.unsloth_first import import_unsloth

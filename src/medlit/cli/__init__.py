@@ -1,20 +1,27 @@
 """The command line: its verbs, their settings and help, the checks before a run, and how a run ends."""
 
+import argparse
+import difflib
 import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
+from typing import Any
+
+import yaml
+
+from medlit.errors import UserError
 
 # `__main__` reads these before it imports anything else; `usage.txt` says what each does.
 MODEL_VERBS = ("fit", "validate", "test", "predict")
 TOOLS = ("doctor", "audit", "baseline", "export", "serve")
+_TYPES = {"int": int, "float": float, "path": Path}
 
 
 def check_configs(arguments: list[str]) -> None:
     """Raise a UserError for a config file that is not there, before the imports that settings take."""
-    from medlit.errors import UserError
-
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         path = following if argument in ("-c", "--config") else argument.removeprefix("--config=")
         if path != argument and path.endswith((".yaml", ".yml")) and not os.path.exists(path):
@@ -23,14 +30,23 @@ def check_configs(arguments: list[str]) -> None:
 
 def no_config(path: str) -> str:
     """The message for a config file that is not there, with a similar one."""
-    import difflib
-    from pathlib import Path
-
     wanted = Path(os.path.relpath(path))
     near = {str(other) for other in [*wanted.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]}
     similar = difflib.get_close_matches(str(wanted), near, 1)
     hint = f"did you mean {similar[0]}?" if similar else "give the path of a YAML file."
     return f"config: there is no file {wanted}; {hint}"
+
+
+def tool_parser(tool: str) -> argparse.ArgumentParser:
+    """Make the parser of a verb's own flags, from its texts and flags in `tools/help/`."""
+    folder = Path(__file__).parents[1] / "tools" / "help"
+    usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
+    flags: dict[str, dict[str, Any]] = yaml.safe_load((folder / f"{tool}.yaml").read_text(encoding="utf-8"))
+    for name, flag in flags.items():
+        parser.add_argument(f"--{name}", **flag | ({"type": _TYPES[flag["type"]]} if "type" in flag else {}))
+    return parser
 
 
 def end_on_signals() -> None:

@@ -1,29 +1,13 @@
 """Commands beside Lightning's: each is a module with `run(args) -> exit code`."""
 
-import argparse
 import json
 from collections.abc import Container, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from medlit.errors import UserError
-
-_TYPES = {"int": int, "float": float, "path": Path}
-
-
-def make_parser(tool: str) -> argparse.ArgumentParser:
-    """Make the parser of a verb's own flags, from its texts and flags in `help/`."""
-    folder = Path(__file__).with_name("help")
-    usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
-    flags: dict[str, dict[str, Any]] = yaml.safe_load((folder / f"{tool}.yaml").read_text(encoding="utf-8"))
-    for name, flag in flags.items():
-        parser.add_argument(f"--{name}", **flag | ({"type": _TYPES[flag["type"]]} if "type" in flag else {}))
-    return parser
 
 
 def print_table(

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medlit.atomic_io import atomic_write, write_json
+from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_writable
 from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
@@ -25,7 +26,7 @@ from medlit.errors import UserError, best_effort
 from medlit.paths import local_path
 from medlit.report.figures import MOST_LABELS, short
 from medlit.run_folder import check_replaceable
-from medlit.tools import make_parser, print_table
+from medlit.tools import print_table
 
 EXIT_OVER_LIMIT = 3
 # Limit -> the notes whose share is limited.
@@ -43,7 +44,7 @@ _Line = tuple[str, str, str, bool]
 
 def run(args: Sequence[str]) -> int:
     """Audit the notes that the settings name; returns 3 with `--strict` when a limit is exceeded."""
-    options, rest = make_parser("audit").parse_known_args(args)
+    options, rest = tool_parser("audit").parse_known_args(args)
     config = parse_settings("audit", rest)
     if options.output is not None:
         options.output = local_path("output", options.output)

@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
+from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_writable
 from medlit.data.datamodule import TranscriptionDataModule
@@ -31,7 +32,7 @@ from medlit.model.prior import MOST_WEIGHTS, SPAN_NOTES, examples_of, span
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
 from medlit.run_folder import check_replaceable, claim, next_version, run_name
-from medlit.tools import make_parser, print_table, recorded_settings
+from medlit.tools import print_table, recorded_settings
 
 _MANY_LABELS = 200
 _STRENGTHS = (1, 10, 100)  # C of logistic regression
@@ -40,7 +41,7 @@ _INNER_FOLDS, _MOST_ANSWERS = 3, 20_000  # to choose C by; with more training an
 
 def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
-    options, rest = make_parser("baseline").parse_known_args(args)
+    options, rest = tool_parser("baseline").parse_known_args(args)
     run_dir: Path | None = options.run_dir
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")

@@ -15,8 +15,8 @@ import torch
 from commands import exit_code_of
 from exports import exported, files, left, verification
 
+from medlit.cli import tool_parser
 from medlit.errors import UserError
-from medlit.tools import make_parser
 from medlit.tools.export import formats, reload_worker, verify
 from medlit.tools.export import run as export
 
@@ -143,7 +143,7 @@ def test_an_empty_folder_is_filled_through_a_link(run: Path) -> None:
 
 
 def test_help_names_the_bounds_that_hold() -> None:
-    text = " ".join(make_parser("export").format_help().split())
+    text = " ".join(tool_parser("export").format_help().split())
     bounds = f"{verify.MAX_DRIFT:g}" + "".join(f"; for {name} {nats:g}" for name, nats in verify.MAX_DRIFT_OF.items())
     for expected in (f"less than {verify.MAX_DRIFT:g} nats", f"(default: {bounds})", "were not 4-bit"):
         assert expected in text

@@ -19,9 +19,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from medlit.cli import tool_parser
 from medlit.errors import UserError
 from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
-from medlit.tools import make_parser, print_table
+from medlit.tools import print_table
 
 # Checks that more than one file names.
 CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
@@ -44,7 +45,7 @@ class CheckResult:
 
 def run(args: Sequence[str]) -> int:
     """Check the machine, and a config on it; returns 1 when a check failed and the job cannot run here."""
-    parser = make_parser("doctor")
+    parser = tool_parser("doctor")
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
         parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")

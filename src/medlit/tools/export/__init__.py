@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from medlit.cli import tool_parser
 from medlit.errors import UserError
-from medlit.tools import make_parser
 
 
 def run(args: Sequence[str]) -> int:
     """Export and verify; a UserError if settings, weights or notes are unusable, or the export answers differently."""
-    options, rest = make_parser("export").parse_known_args(args)
+    options, rest = tool_parser("export").parse_known_args(args)
     if options.to not in ("adapter", "merged", "gguf"):
         raise UserError(f"to: must be adapter, merged or gguf, not {options.to!r}; 'hf upload' sends it to the Hub.")
     from medlit.unsloth_first import import_unsloth

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from medlit.cli import tool_parser
 from medlit.errors import UserError
-from medlit.tools import make_parser
 
 
 def run(args: Sequence[str]) -> int:
     """Serve until a signal; a UserError if the address is not safe or free, or there is no LitServe or no adapter."""
-    options = make_parser("serve").parse_args(args)
+    options = tool_parser("serve").parse_args(args)
     host, port, token = options.host, options.port, os.environ.get("MEDLIT_SERVE_TOKEN", "")
     if host != "127.0.0.1" and not token:
         raise UserError(f"host: other machines reach {host}; set MEDLIT_SERVE_TOKEN to a secret, or leave --host out.")

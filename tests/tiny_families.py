@@ -38,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_text": {**_MIXED, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16},
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},  # scaled logits
     "cohere2": {"logit_scale": 0.3, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "smollm3": {"sliding_window": None},  # a layer without positions
     "phi3": {},  # fused projections
     "gpt_oss": {**_MIXED, **_MOE},  # attention sinks and experts
     "gpt2": _GPT2,  # a body that is not called `model`

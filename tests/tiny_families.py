@@ -35,8 +35,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma2": {**_MIXED, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
     "gemma3_text": {**_MIXED, "query_pre_attn_scalar": 16},
+    "gemma4_text": {**_MIXED, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16},
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},  # scaled logits
     "cohere2": {"logit_scale": 0.3, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "smollm3": {"sliding_window": None},  # a layer without positions
     "phi3": {},  # fused projections
     "gpt_oss": {**_MIXED, **_MOE},  # attention sinks and experts
     "gpt2": _GPT2,  # a body that is not called `model`
@@ -53,6 +55,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "falcon_mamba": {"state_size": 16},
+    "falcon_h1": {  # a scale of the logits that the body keeps
+        "lm_head_multiplier": 0.3,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+    },
     "llama4_text": {**_MOE, "attention_chunk_size": WINDOW},  # a body that its class calls otherwise, and chunks
 }
 

@@ -139,6 +139,23 @@ def test_when_one_fails_the_others_stop(
     assert codes[1 - failing] != 0
 
 
+def test_adapters_that_no_note_reaches_are_refused(ranks: Ranks, config: Path, tmp_path: Path) -> None:
+    def prepare(rank: int) -> None:
+        start = SpecialtyClassifier.on_train_start
+
+        def on_train_start(self: SpecialtyClassifier) -> None:
+            start(self)
+            for name, module in self.model.named_modules():
+                if name.endswith("layers.1.mlp"):
+                    module.forward = lambda hidden: hidden
+
+        SpecialtyClassifier.on_train_start = on_train_start  # type: ignore[method-assign]
+
+    assert ranks(2, "fit", "--config", config, "--run_dir", tmp_path / "run", prepare=prepare) == [2, 2], ranks.log(0)
+    assert "medlit: model.lora.target_modules: a step has not used all adapters" in ranks.log(0)
+    assert "Traceback" not in ranks.log(0)
+
+
 @pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_all_stop_after_the_same_step_whichever_gets_the_signal(
     ranks: Ranks, config: Path, tmp_path: Path, told: int

@@ -51,7 +51,7 @@ from medlit.model.settings import TARGET_MODULES, LanguageModel, Lora
 # One token, around the window, and beyond it; the labels' tokens cross it where the prompt stays inside.
 LENGTHS = (1, 3, WINDOW - 1, WINDOW, WINDOW + 1, 4 * WINDOW)
 LABELS = [[11, 12, 13, 2], [11, 14, 2], [20, 2], [11, 12, 15, 16, 17, 18, 19, 21, 2]]
-RUNNING_STATE = ("qwen3_next", "lfm2", "falcon_mamba")
+RUNNING_STATE = ("qwen3_next", "lfm2", "falcon_mamba", "falcon_h1")
 
 
 def made_prompts() -> list[list[int]]:
@@ -190,6 +190,18 @@ def test_nothing_but_the_text_decoder_is_adapted() -> None:
         assert [name for name in names if re.fullmatch(targets["target_modules"], name)] == list(chosen)
         assert targets["layers_to_transform"] is None
     assert {name.split(".")[3] for name in chosen} == {"1", "3"}
+
+
+def test_attention_to_an_encoder_that_is_not_there_is_not_adapted() -> None:
+    """Its adapters would get no gradient, which several processes cannot train."""
+    from transformers import BartConfig, BartForCausalLM
+
+    bart = BartForCausalLM(BartConfig(vocab_size=64, d_model=32, decoder_layers=1, decoder_attention_heads=2))
+    assert any("encoder_attn.q_proj" in name for name, _ in bart.named_modules())
+    assert {name.split(".layers.0.")[1] for name in adaptable_layers(bart)} == {
+        *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
+        *("fc1", "fc2"),
+    }
 
 
 def test_a_text_part_inside_another_model() -> None:

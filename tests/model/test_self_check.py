@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MethodType
@@ -25,6 +26,7 @@ from medlit.model.self_check import check_numbers
 from medlit.model.settings import LanguageModel
 
 SETTINGS = LanguageModel("tiny", max_length=64)
+COMMON = 32  # tokens of a beginning that a CPU computes once, at this length
 WITHOUT_STOCK = "is checked without stock classes"
 # Modules that Unsloth patches on a GPU.
 LLAMA, GEMMA2 = (f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gemma2"))
@@ -43,7 +45,7 @@ def test_families_pass(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model(family)
     check_numbers(model, SETTINGS)
     assert WITHOUT_STOCK not in caplog.text
-    replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "llama4_text")
+    replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "falcon_h1", "llama4_text")
     assert vars(model)[REPLAY] == (family in replayed)
 
 
@@ -170,6 +172,56 @@ def test_a_wrong_window_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_mask_that_is_dropped_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache.KVCache, "layer_masks", lambda *_: None)
+    model = tiny_model("llama")
+    check_numbers(model, SETTINGS)
+    assert vars(model)[REPLAY]
+
+
+def _is_row(named: dict[str, Any]) -> bool:
+    """Whether a body computes the notes of a batch in one row after their common beginning, as on a CPU."""
+    return named.get("past_key_values") is None and named.get("attention_mask") is not None
+
+
+def _later_in_a_row(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, **named: Any) -> Any:  # noqa: ANN401
+        if _is_row(named):
+            named["position_ids"] = named["position_ids"] + (named["position_ids"] >= COMMON)
+        return stock(self, **named)
+
+    return forward
+
+
+def _without_walls_in_a_row(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, **named: Any) -> Any:  # noqa: ANN401
+        if _is_row(named):
+            named["attention_mask"] = torch.full_like(named["attention_mask"], -1e9).triu(1)
+        return stock(self, **named)
+
+    return forward
+
+
+def _later_after_a_cache(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(stock)  # still one of transformers
+    def forward(self: Any, **named: Any) -> Any:  # noqa: ANN401
+        if (cache := named.get("past_key_values")) is not None and cache.get_seq_length() == COMMON:
+            named["position_ids"] = 1 + COMMON + torch.arange(named["input_ids"].shape[1])[None]
+        return stock(self, **named)
+
+    return forward
+
+
+@pytest.mark.parametrize("wrong", [_later_in_a_row, _without_walls_in_a_row])
+def test_a_fault_in_a_row_after_a_common_beginning_is_refused(
+    wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{LLAMA}.LlamaModel.forward", wrong(resolve_name(f"{LLAMA}.LlamaModel.forward")))
+    with pytest.raises(UserError, match=r": a batch's loss differs by [\d.]+ nats; choose"):
+        check_numbers(tiny_model("llama"), SETTINGS)
+
+
+def test_a_fault_after_the_cache_of_a_common_beginning_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{LLAMA}.LlamaModel.forward"
+    monkeypatch.setattr(name, _later_after_a_cache(resolve_name(name)))
     model = tiny_model("llama")
     check_numbers(model, SETTINGS)
     assert vars(model)[REPLAY]

@@ -253,6 +253,13 @@ class MedlitCLI(LightningCLI):
                     f" layers of {config.model.language_model.base_model}; set TORCHDYNAMO_DISABLE=1, or choose"
                     " another base model."
                 ) from error
+            except RuntimeError as error:
+                if "find_unused_parameters" not in str(error):
+                    raise
+                raise UserError(
+                    "model.lora.target_modules: a step has not used all adapters, which several processes cannot train;"
+                    " name layers that every note uses, or set trainer.devices to 1."
+                ) from error
         if (written := self.predictions.written or self.report.written) is not None:
             if subcommand == "fit":
                 run = shlex.quote(str(written))

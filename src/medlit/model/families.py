@@ -22,6 +22,8 @@ REPLAY = "_medlit_replay"
 PREFIXES = "_medlit_prefixes"
 # What PEFT, given one of these, adapts in a mixture of experts: the experts, which medlit does not.
 _EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+# Names of routers, experts and attention to an encoder.
+_LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att")
 # A layer's name around the number of its decoder layer.
 _NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")
 
@@ -139,8 +141,8 @@ def has_dropout(model: nn.Module) -> bool:
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of the text decoder that LoRA adapts as intended, by their full names.
 
-    Left out are routers, experts and what PEFT takes for their names, and layers whose weight their module reads by
-    itself, past an adapter, as Mamba's kernels do.
+    Left out are routers, experts and what PEFT takes for their names, attention to an encoder that is not there, and
+    layers whose weight their module reads by itself, past an adapter, as Mamba's kernels do.
     """
     inside = {part for layer in decoder_layers(model) for part in layer.modules()}
     parts: dict[str, nn.Module] = dict(causal_lm(model).named_modules())
@@ -149,9 +151,10 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, part in parts.items():
         owner, _, leaf = name.rpartition(".")
         if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):
-            routes = re.search("router|indexer", name) or (leaf.endswith("gate") and hasattr(parts[owner], "experts"))
-            expert = ".experts." in name or (mixture and leaf in _EXPERT_LAYERS)
-            if not routes and not expert and not _reads_weight(type(parts[owner]), leaf):  # type: ignore[arg-type]
+            routes = leaf.endswith("gate") and hasattr(parts[owner], "experts")
+            expert = mixture and leaf in _EXPERT_LAYERS
+            left_out = routes or expert or _LEFT_OUT.search(name)
+            if not left_out and not _reads_weight(type(parts[owner]), leaf):  # type: ignore[arg-type]
                 found[name] = part
     return found
 
@@ -234,7 +237,9 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
     """Kinds of layers, in transformers' words: full_attention, sliding_attention, linear_attention, ..."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
-    return frozenset(get_layer_types_and_kwargs(text_config(model))[0])
+    with contextlib.suppress(AttributeError):
+        return frozenset(get_layer_types_and_kwargs(text_config(model))[0])
+    return frozenset({"unknown"})
 
 
 def shares_prompts(model: nn.Module) -> bool:

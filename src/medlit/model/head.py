@@ -32,16 +32,17 @@ class _Output(BaseModelOutputWithPast):
 
 
 class _Body:
-    """A body, or a part of one, that returns given hidden states."""
+    """A body, or a part of one, that returns given hidden states; its numbers and weights are those of the model."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self._hidden = hidden
+    def __init__(self, part: Any, hidden: Tensor) -> None:  # noqa: ANN401
+        self._part, self._hidden = part, hidden
 
     def __call__(self, *_: object, **__: object) -> _Output:
         return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
 
-    def __getattr__(self, name: str) -> Self:
-        return self
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        value = getattr(self._part, name)
+        return _Body(value, self._hidden) if callable(value) else value
 
 
 class _HeadOnly:
@@ -49,7 +50,7 @@ class _HeadOnly:
 
     def __init__(self, inner: Any, hidden: Tensor) -> None:  # noqa: ANN401
         names, head = {part: name for name, part in inner.named_children()}, inner.get_output_embeddings()
-        vars(self).update({"_inner": inner, names[body(inner)]: _Body(hidden), names[head]: _Head(head)})
+        vars(self).update({"_inner": inner, names[body(inner)]: _Body(body(inner), hidden), names[head]: _Head(head)})
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._inner, name)

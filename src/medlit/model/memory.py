@@ -21,12 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from medlit.base_model import unreadable
-from medlit.model.families import (
-    PREFIXES,
-    decoder_prefix,
-    loaded_part,
-    packing_route,
-)
+from medlit.model.families import PREFIXES, decoder_prefix, loaded_part, packing_route
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -61,11 +56,12 @@ class ModelDimensions(NamedTuple):
 def model_dimensions(config: Any) -> ModelDimensions:  # noqa: ANN401 - transformers' configurations share no typed base for these
     """Read a transformers configuration; what a family does not state is taken as a Llama's."""
     text = config.get_text_config(decoder=True)
+    parts = list(text.per_layer_config) if text.is_heterogeneous else [text]
 
     def number(default: int, *names: str) -> int:
         """The first of these settings that is set; the largest where layers differ."""
-        given = next((value for name in names if (value := getattr(text, name, None))), default)
-        return max(given) if isinstance(given, Sequence) else given
+        given = [value for name in names for part in parts if (value := getattr(part, name, None))]
+        return max(given[0]) if given and isinstance(given[0], Sequence) else max(given[: len(parts)], default=default)
 
     hidden, heads = number(1, "hidden_size"), number(1, "num_attention_heads")
     width = number(hidden // heads, "head_dim")

@@ -1,10 +1,11 @@
 """Check, before a base model is used, that medlit computes the model's own numbers.
 
 Families of models differ in scales, caps, windows and states, and new ones appear every month; a wrong number would
-look like any other. So the loss and the labels' log-likelihoods of made-up prompts, one short and one of the greatest
-length, are compared with plain forward passes over the loaded weights. These run through stock classes of transformers,
-since Unsloth replaces the loaded ones on a GPU and makes mistakes itself. Where the shared prompt of `kv_cache` does
-not reproduce the numbers, it is computed again for each label; where that does not either, the model is refused.
+look like any other. So the loss and the labels' log-likelihoods of made-up prompts, one short, one of the greatest
+length and some that begin alike, are compared with plain forward passes over the loaded weights. These run through
+stock classes of transformers, since Unsloth replaces the loaded ones on a GPU and makes mistakes itself. Where the
+shared prompt of `kv_cache` does not reproduce the numbers, it is computed again for each label; where that does not
+either, the model is refused.
 """
 
 import copy
@@ -14,7 +15,7 @@ import random
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
 from medlit.model.families import REPLAY, causal_lm, shares_prompts, text_config
+from medlit.model.head import head_logits
 from medlit.model.language_model import at_default_precision, inference_mode, loss_sum
 from medlit.model.settings import LanguageModel
 from medlit.paths import cache_dir
 from medlit.unsloth_first import stock_class
 
-_SHORT = 5  # tokens
+_SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
 _log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = ["stock", __version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
+    versions = ["common beginning", __version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
     files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
@@ -87,20 +89,33 @@ def _fault(model: nn.Module, max_length: int) -> str:
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]
-    prompts = [ids[:_SHORT], ids[: longest - 4]]
+    # A CPU has code of its own for prompts that begin alike; a GPU computes the beginning of any prompts once.
+    alike = min(_ALIKE, longest // 2)
+    batches = [[ids[:_SHORT], ids[: longest - 4]], [ids[:alike] + ids[alike + i : alike + 3 * i] for i in range(1, 5)]]
     inner = causal_lm(model)
+    batches = batches[: 1 + (inner.device.type == "cpu")]
     # Nothing is compiled for a few passes, which took a minute. Lightning builds models within their device's context;
     # what is made here is moved there where it is needed.
     eager = torch.compiler.set_stance("force_eager")
     with eager, torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
         collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
-        batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
-        batch = move_data_to_device(batch, inner.device)
+        compared = list[tuple[str, Tensor, Tensor]]()
         try:
-            plain = _plain(inner, prompts, labels)
-            scorer = LabelScorer(model, TokenTrie.of(labels))
-            ours = scorer.paths(scorer.edges(read_prompts(model, batch.prompts)))
-            loss = loss_sum(model, batch.loss)
+            plain, scorer = _plain(inner, [*chain(*batches)], labels), LabelScorer(model, TokenTrie.of(labels))
+            for prompts, theirs in zip(batches, torch.split(plain, [*map(len, batches)]), strict=True):
+                batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
+                batch = move_data_to_device(batch, inner.device)
+                prefix = read_prompts(model, batch.prompts)
+                ours = scorer.paths(scorer.edges(prefix))
+                names = [f"a label's log-likelihood after {len(prompt)} tokens" for prompt in prompts]
+                compared += [*zip(names, ours, theirs, strict=True)]
+                compared += [("a batch's loss", loss_sum(model, batch.loss), -theirs[:, 0].sum())]
+                nats = torch.zeros_like(ours[:, 0])
+                for token in labels[0]:
+                    nats += head_logits(model, prefix.last).log_softmax(dim=1)[:, token]
+                    tokens = torch.full_like(prefix.lengths, token)[:, None]
+                    prefix = prefix.extend(tokens, tokens == token)
+                compared += [("the log-likelihood of generated tokens", nats, theirs[:, 0])]
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -109,8 +124,7 @@ def _fault(model: nn.Module, max_length: int) -> str:
     # Differences in nats that the number format explains; 4-bit layers may compute in another one than the rest.
     formats = {inner.dtype, *(getattr(part, "compute_dtype", None) or inner.dtype for part in inner.modules())}
     absolute, relative = (1e-3, 1e-4) if formats <= {torch.float32, torch.float64} else (0.25, 0.02)
-    compared = [(f"a label's log-likelihood after {len(p)} tokens", ours[i], plain[i]) for i, p in enumerate(prompts)]
-    for name, value, reference in [*compared, ("a batch's loss", loss, -plain[:, 0].sum())]:
+    for name, value, reference in compared:
         difference = (value.double().cpu() - reference.double().cpu()).abs()
         wrong = ~(difference <= absolute + relative * reference.double().cpu().abs())
         if wrong.any():
@@ -119,7 +133,7 @@ def _fault(model: nn.Module, max_length: int) -> str:
 
 
 def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """Each label's log-likelihood after each prompt by plain forward passes, (2, 3)."""
+    """Each label's log-likelihood after each prompt by plain forward passes, (prompts, labels)."""
     try:
         nats = _forwards(_stock_model(inner), prompts, labels)
         if nats.isfinite().all():

@@ -7,7 +7,8 @@ the price of one pass instead of one per token. A row that leaves the trie conti
 B notes, T prompt tokens, N nodes of the trie.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,26 +30,20 @@ def eos_ids(model: nn.Module, tokenizer: Any) -> list[int]:  # noqa: ANN401 - tr
     return sorted({int(token) for token in [*several, tokenizer.eos_token_id] if token is not None})
 
 
+@dataclass
 class Generate:
     """Greedy answers that may be anything; `LabelSet.parse` reads the label."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,  # noqa: ANN401
-        label_set: LabelSet,
-        max_new_tokens: int,
-        scorer: LabelScorer,
-        stop_early: bool = True,
-        ends: Sequence[int] = (),  # tokens that end an answer, besides `eos_ids`
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.label_set = label_set
-        self.max_new_tokens = max_new_tokens
-        self.scorer = scorer
-        self.stop_early = stop_early
-        self.ends = {*eos_ids(model, tokenizer), *ends}
+    model: nn.Module
+    tokenizer: Any
+    label_set: LabelSet
+    max_new_tokens: int
+    scorer: LabelScorer
+    stop_early: bool = True
+    ends: Collection[int] = ()  # tokens that end an answer; those of `eos_ids` do too
+
+    def __post_init__(self) -> None:
+        self.ends = {*eos_ids(self.model, self.tokenizer), *self.ends}
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
@@ -61,7 +56,7 @@ class Generate:
                 cache = cache.rows(torch.tensor([rows.index(row) for row in pending], device=cache.last.device))
                 rows = list(pending)
             cache = cache.extend(*_padded(list(pending.values()), cache.last.device))
-            chosen = self.scores(cache.last, rows, answers).argmax(dim=1).tolist()
+            chosen = self._choose(cache.last)
             pending = {
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
             }
@@ -69,16 +64,11 @@ class Generate:
         labels = torch.tensor([self.label_set.parse(text) for text in texts])
         return Answers(labels, texts, label_nats=label_nats)
 
-    def scores(self, hidden: Tensor, rows: list[int], answers: list[list[int]]) -> Tensor:
-        """Logits of the next token, (b, V) float32.
-
-        Args:
-            hidden: after each of b rows' last token, (b, D).
-            rows: the rows' indices in the batch, b of them.
-            answers: tokens that each row of the batch has generated so far.
-        """
+    def _choose(self, hidden: Tensor) -> list[int]:
+        """The most likely next token after each hidden state, (b, D)."""
         with torch.no_grad():
-            return head_logits(self.model, hidden)
+            chosen: list[int] = head_logits(self.model, hidden).argmax(dim=1).tolist()
+        return chosen
 
     def _look_up(self, cache: Prefix, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
         """Answer as far as the trie leads.
@@ -100,7 +90,7 @@ class Generate:
         while places:
             rows, nodes = list(places), list(places.values())
             at = torch.tensor([rows, nodes], device=device)
-            chosen = self.scores(hidden[at[0], 1 + at[1]], rows, answers).argmax(dim=1).tolist()
+            chosen = self._choose(hidden[at[0], 1 + at[1]])
             places = {}
             for row, node, token in zip(rows, nodes, chosen, strict=True):
                 if self._append(answers[row], token):

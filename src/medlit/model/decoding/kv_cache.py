@@ -18,7 +18,7 @@ B notes, T prompt tokens, C cached columns, q new tokens a row, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,13 +120,8 @@ class KVCache(Prefix):
 
     def rows(self, chosen: Tensor) -> KVCache:
         """See `Prefix`."""
-        return replace(
-            self,
-            layers=tuple((keys[chosen], values[chosen]) for keys, values in self.layers),
-            mask=self.mask[chosen],
-            lengths=self.lengths[chosen],
-            last=self.last[chosen],
-        )
+        layers = tuple((keys[chosen], values[chosen]) for keys, values in self.layers)
+        return KVCache(self.model, self.mask[chosen], self.lengths[chosen], self.last[chosen], layers, self.as_tuple)
 
     def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
         """See `Prefix`."""
@@ -141,14 +136,8 @@ class KVCache(Prefix):
         positions = self.lengths[:, None] + torch.arange(width, device=tokens.device)
         causal = torch.ones(width, width, dtype=torch.bool, device=tokens.device).tril()
         hidden, layers = self._forward(tokens, positions, causal.expand(len(tokens), -1, -1), keep=True)
-        counts = real.sum(dim=1)
-        return replace(
-            self,
-            layers=layers,
-            mask=torch.cat([self.mask, real], dim=1),
-            lengths=self.lengths + counts,
-            last=_last(hidden, counts),
-        )
+        mask, counts = torch.cat([self.mask, real], dim=1), real.sum(dim=1)
+        return KVCache(self.model, mask, self.lengths + counts, _last(hidden, counts), layers, self.as_tuple)
 
     def _forward(self, tokens: Tensor, positions: Tensor, attends: Tensor, *, keep: bool) -> tuple[Tensor, Layers]:
         """One forward pass of q tokens a row; returns the layers only where they are kept."""
@@ -170,9 +159,8 @@ class KVCache(Prefix):
         masks = {"full_attention": _additive(allowed, dtype)} if "full_attention" in kinds else {}
         if window is not None:
             before = torch.cat([self.mask.cumsum(dim=1) - 1, positions], dim=1)  # (B, C + q)
-            masks["sliding_attention"] = _additive(
-                allowed & (positions[:, :, None] - before[:, None, :] < window), dtype
-            )
+            near = positions[:, :, None] - before[:, None, :] < window
+            masks["sliding_attention"] = _additive(allowed & near, dtype)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

@@ -65,10 +65,11 @@ class LabelScorer:
         self.trie = trie
         # Each node's ancestors and the node itself, which fills the row up, (N, depth): as a mask, (N, N), the nodes of
         # thousands of labels would take gigabytes.
-        self.ancestors = _rectangle([trie.ancestors(node) for node in range(len(trie))], None)
+        ancestors = [trie.ancestors(node) for node in range(len(trie))]
+        self.ancestors = _rectangle(ancestors, None)
+        self.depths = torch.tensor([len(path) - 1 for path in ancestors], dtype=torch.long)
         self.path_edges = _rectangle(trie.paths, len(trie.edges))  # (K, longest), filled up with an edge of no value
         self.tokens = torch.tensor(trie.tokens, dtype=torch.long)
-        self.depths = torch.tensor(trie.depths, dtype=torch.long)
         self.edge_nodes = torch.tensor([node for node, _ in trie.edges], dtype=torch.long)  # E
         self.edge_tokens = torch.tensor([token for _, token in trie.edges], dtype=torch.long)  # E
 

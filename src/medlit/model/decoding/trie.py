@@ -21,7 +21,6 @@ class TokenTrie:
 
     tokens: tuple[int, ...]  # the token that leads to each node, N of them, a node after its parent
     parents: tuple[int, ...]  # each node's parent, `ROOT` for a first token, N of them
-    depths: tuple[int, ...]  # tokens before each node's own, N of them
     edges: tuple[tuple[int, int], ...]  # (node, token) of every continuation, E of them
     paths: tuple[tuple[int, ...], ...]  # edges of each label from the root to its EOS, K of them
     children: dict[int, dict[int, int]]  # node -> token -> node
@@ -31,25 +30,23 @@ class TokenTrie:
         """Build the trie of K answers, each with its EOS as the last token."""
         tokens: list[int] = []
         parents: list[int] = []
-        depths: list[int] = []
         edges: dict[tuple[int, int], int] = {}
         children: dict[int, dict[int, int]] = {ROOT: {}}
         paths = []
         for answer in answers:
             node, path = ROOT, []
-            for depth, token in enumerate(answer):
+            for token in answer:
                 path.append(edges.setdefault((node, token), len(edges)))
-                if depth == len(answer) - 1:
+                if len(path) == len(answer):
                     break
                 if token not in children[node]:
                     children[node][token] = len(tokens)
                     children[len(tokens)] = {}
                     tokens.append(token)
                     parents.append(node)
-                    depths.append(depth)
                 node = children[node][token]
             paths.append(tuple(path))
-        return cls(tuple(tokens), tuple(parents), tuple(depths), tuple(edges), tuple(paths), children)
+        return cls(tuple(tokens), tuple(parents), tuple(edges), tuple(paths), children)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,6 +1,6 @@
 """The output head: a model's logits from hidden states that were computed without it."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn

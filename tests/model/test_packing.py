@@ -16,9 +16,17 @@ from torch.nn import functional
 
 from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
 from medlit.model.decoding.kv_cache import read_prompts
-from medlit.model.families import body, causal_lm, packing_route
+from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 from medlit.model.language_model import loss_sum
-from medlit.model.packing import PACKS, block_masks, computed_tokens, route, share_beginning, softcapped
+from medlit.model.packing import (
+    PACKS,
+    block_masks,
+    computed_tokens,
+    enable_last_layer,
+    route,
+    share_beginning,
+    softcapped,
+)
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
@@ -151,6 +159,33 @@ def test_a_cpu_computes_the_common_beginning_of_padded_notes_once(family: str) -
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
     last = [read_prompts(model, left_padded([prompt])).last[0] for prompt in prompts]
     torch.testing.assert_close(cache.last, torch.stack(last), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "shared"),
+    [(family, 0) for family in ("gemma2", "gemma3_text", "granite", "llama", "phi3", "qwen2")]
+    + [("llama", 50), ("qwen3", 50)],
+)
+def test_the_last_layer_computes_what_the_loss_reads(family: str, shared: int) -> None:
+    """With a note twice: where the beginning is computed once, the token before the answer is too, and read twice."""
+    model = tiny_model(family)
+    if shared:
+        model.config.sliding_window = None  # type: ignore[union-attr]
+    prompts = [[*range(20, 20 + shared), *range(5 + own, 5 + 2 * own)] for own in (30, 30, 30 if shared else 3)]
+    notes = right_padded(prompts, [7, 8, 2])
+    weights = [p for name, p in model.named_parameters() if "norm" in name or "proj" in name]
+    whole = loss_sum(model.train(), notes)
+    theirs = torch.autograd.grad(whole, weights)
+    enable_last_layer(model)
+    rows: list[int] = []
+    mlp: Any = decoder_layers(model)[-1].mlp
+    mlp.down_proj.register_forward_pre_hook(lambda _, hidden: rows.append(hidden[0].flatten(0, -2).shape[0]))
+    ours = loss_sum(model, notes)
+    torch.testing.assert_close(ours, whole, rtol=1e-5, atol=0)
+    for mine, other in zip(torch.autograd.grad(ours, weights), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    loss_sum(model.eval(), notes)
+    assert rows[0] == len(notes.places) < rows[1]
 
 
 def test_long_notes_on_a_cpu_keep_their_own_rows() -> None:

@@ -30,6 +30,8 @@ from medlit.model.families import attention_kinds, body, causal_lm, decoder_laye
 _STOCK = "_medlit_stock_attention"
 # Attribute of a body whose attention takes packed notes.
 PACKS = "_medlit_packs"
+# Attribute of a body: its `LastLayer`.
+_LAST = "_medlit_last_layer"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
@@ -81,6 +83,54 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
+class LastLayer:
+    """Computes the last layer's output projection and MLP at the tokens that the loss reads, in training.
+
+    Nothing reads that layer elsewhere: there both give zeros, which leaves the loss and its gradient as they are.
+    """
+
+    def __init__(self, layer: Any) -> None:  # noqa: ANN401 - transformers' layers share no typed base
+        self.tokens: Tensor | None = None
+        for part in (layer.self_attn.o_proj, layer.mlp):
+            part.register_forward_pre_hook(self._select)
+            part.register_forward_hook(self._spread)
+
+    def read(self, tokens: Tensor, total: int) -> None:
+        """Name the tokens for the next forward pass and its backward pass, among all of them in their order."""
+        self.tokens = tokens if 2 * len(tokens) <= total else None  # else there is little to save
+        # A token that is read twice is spread once; its gradient is complete.
+        place = torch.arange(len(tokens), device=tokens.device)
+        self.once = (place.new_zeros(total).scatter_(0, tokens, place)[tokens] == place)[:, None]
+
+    def _select(self, part: nn.Module, arguments: tuple[Tensor]) -> Tensor | None:
+        if self.tokens is None or not part.training:
+            return None
+        self.shape = arguments[0].shape[:-1]
+        return arguments[0].flatten(0, -2)[self.tokens][None]
+
+    def _spread(self, part: nn.Module, arguments: tuple[Tensor], out: Tensor) -> Tensor | None:
+        if self.tokens is None or not part.training:
+            return None
+        zeros = out.new_zeros(self.shape.numel(), out.shape[-1])
+        return zeros.index_add(0, self.tokens, out[0] * self.once).view(*self.shape, -1)
+
+
+def enable_last_layer(model: nn.Module) -> None:
+    """Let a family's last layer compute in training what the loss reads."""
+    if packing_route(causal_lm(model).config) is None:
+        return
+    layer: Any = decoder_layers(model)[-1]
+    if hasattr(layer.self_attn, "apply_o"):  # Unsloth's, which goes past the module
+        layer.self_attn.apply_o = lambda attention, hidden: attention.o_proj(hidden)
+    layer._unsloth_block_mode = 0  # another graph would be compiled for it
+    setattr(body(model), _LAST, LastLayer(layer))
+
+
+def _read_at(inner: Any, tokens: Tensor, total: int) -> None:  # noqa: ANN401 - see causal_lm
+    if inner.training and hasattr(inner, _LAST):
+        getattr(inner, _LAST).read(tokens, total)
+
+
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
     return getattr(inner, PACKS, False) and packing_route(inner.config) == "fused"
@@ -95,13 +145,15 @@ def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see cau
     """A body's output for a padded or packed batch without a mask, (B, T, D)."""
     if batch.starts is not None and shares_beginning(inner):
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
+        _read_at(inner, row.source[batch.places], len(row.computed))
         hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
         return hidden[:, row.source]
     lengths = torch.tensor(batch.lengths)
     if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, lengths)):
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
-            return _masked_row(inner, batch.input_ids, lengths, shared)
+            return _masked_row(inner, batch.input_ids, lengths, shared, batch.places)
+    _read_at(inner, batch.places, batch.input_ids.numel())
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is not None:
@@ -169,11 +221,13 @@ def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: 
     return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
 
 
-def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> Tensor:  # noqa: ANN401 - see causal_lm
+def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int, places: Tensor) -> Tensor:  # noqa: ANN401
     """A body's output for right-padded rows, computed end to end in one row after their common beginning, (B, T, D)."""
     columns, rows = torch.arange(ids.shape[1]).expand_as(ids), torch.arange(len(ids))[:, None].expand_as(ids)
     own = (columns >= shared) & (columns < lengths[:, None])
     note = torch.cat([torch.full((shared,), -1), rows[own]])
+    source = columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))
+    _read_at(inner, source.flatten()[places], len(note))
     hidden_from = ~((note[:, None] == note) | (note == -1)).tril()
     dtype = inner.get_input_embeddings().weight.dtype
     mask = torch.zeros(hidden_from.shape, dtype=dtype).masked_fill_(hidden_from, torch.finfo(dtype).min)
@@ -183,7 +237,7 @@ def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> Tensor
         attention_mask=mask[None, None],
         use_cache=False,
     )[0]
-    return hidden[0, columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))]
+    return hidden[0, source]
 
 
 def shared_forward(inner: Any, ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401

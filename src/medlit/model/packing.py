@@ -30,8 +30,8 @@ from medlit.model.families import attention_kinds, body, causal_lm, decoder_laye
 _STOCK = "_medlit_stock_attention"
 # Attribute of a body whose attention takes packed notes.
 PACKS = "_medlit_packs"
-# Attribute of a body: its `LastLayer`.
-_LAST = "_medlit_last_layer"
+# Attribute of a body: which tokens the loss reads.
+_READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
@@ -83,52 +83,39 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
-class LastLayer:
-    """Computes the last layer's output projection and MLP at the tokens that the loss reads, in training.
-
-    Nothing reads that layer elsewhere: there both give zeros, which leaves the loss and its gradient as they are.
-    """
-
-    def __init__(self, layer: Any) -> None:  # noqa: ANN401 - transformers' layers share no typed base
-        self.tokens: Tensor | None = None
-        for part in (layer.self_attn.o_proj, layer.mlp):
-            part.register_forward_pre_hook(self._select)
-            part.register_forward_hook(self._spread)
-
-    def read(self, tokens: Tensor, total: int) -> None:
-        """Name the tokens for the next forward pass and its backward pass, among all of them in their order."""
-        self.tokens = tokens if 2 * len(tokens) <= total else None  # else there is little to save
-        # A token that is read twice is spread once; its gradient is complete.
-        place = torch.arange(len(tokens), device=tokens.device)
-        self.once = (place.new_zeros(total).scatter_(0, tokens, place)[tokens] == place)[:, None]
-
-    def _select(self, part: nn.Module, arguments: tuple[Tensor]) -> Tensor | None:
-        if self.tokens is None or not part.training:
-            return None
-        self.shape = arguments[0].shape[:-1]
-        return arguments[0].flatten(0, -2)[self.tokens][None]
-
-    def _spread(self, part: nn.Module, arguments: tuple[Tensor], out: Tensor) -> Tensor | None:
-        if self.tokens is None or not part.training:
-            return None
-        zeros = out.new_zeros(self.shape.numel(), out.shape[-1])
-        return zeros.index_add(0, self.tokens, out[0] * self.once).view(*self.shape, -1)
-
-
 def enable_last_layer(model: nn.Module) -> None:
-    """Let a family's last layer compute in training what the loss reads."""
+    """Let a family's last layer project attention's output and run its MLP where the loss reads, in training.
+
+    Nothing reads that layer elsewhere. There both give zeros, and the loss and its gradient stay as they are.
+    """
+    inner, layer = body(model), decoder_layers(model)[-1]
     if packing_route(causal_lm(model).config) is None:
         return
-    layer: Any = decoder_layers(model)[-1]
-    if hasattr(layer.self_attn, "apply_o"):  # Unsloth's, which goes past the module
-        layer.self_attn.apply_o = lambda attention, hidden: attention.o_proj(hidden)
-    layer._unsloth_block_mode = 0  # another graph would be compiled for it
-    setattr(body(model), _LAST, LastLayer(layer))
+
+    def at_read(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(hidden: Tensor) -> Tensor:
+            if not inner.training or getattr(inner, _READ, None) is None:
+                return forward(hidden)
+            tokens, once = getattr(inner, _READ)
+            out = forward(hidden.flatten(0, 1)[tokens][None])[0] * once
+            zeros = out.new_zeros(hidden.shape[:2].numel(), out.shape[1])
+            return zeros.index_add(0, tokens, out).view(*hidden.shape[:2], -1)
+
+        return run
+
+    attention: Any = layer.self_attn
+    attention.apply_o = lambda attention, hidden: attention.o_proj(hidden)  # Unsloth's goes past the module
+    layer._unsloth_block_mode = 0  # type: ignore[assignment] # another graph would be compiled for it
+    for part in (attention.o_proj, layer.mlp):
+        part.forward = at_read(part.forward)
 
 
 def _read_at(inner: Any, tokens: Tensor, total: int) -> None:  # noqa: ANN401 - see causal_lm
-    if inner.training and hasattr(inner, _LAST):
-        getattr(inner, _LAST).read(tokens, total)
+    """Name the tokens, of all in their order, that the loss reads after the next forward pass."""
+    place = torch.arange(len(tokens), device=tokens.device)
+    # A token that is read twice is written once; its gradient is complete.
+    once = place.new_zeros(total).scatter_(0, tokens, place)[tokens] == place
+    setattr(inner, _READ, (tokens, once[:, None]) if 2 * len(tokens) <= total else None)  # else little is saved
 
 
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm

@@ -17,7 +17,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -98,15 +98,15 @@ def enable_last_layer(model: nn.Module) -> None:
                 return forward(hidden)
             tokens, once = getattr(inner, _READ)
             out = forward(hidden.flatten(0, 1)[tokens][None])[0] * once
-            zeros = out.new_zeros(hidden.shape[:2].numel(), out.shape[1])
-            return zeros.index_add(0, tokens, out).view(*hidden.shape[:2], -1)
+            whole: Tensor = out.new_zeros(hidden.shape[:2].numel(), out.shape[1]).index_add_(0, tokens, out)
+            return whole.view(*hidden.shape[:2], -1)
 
         return run
 
-    attention: Any = layer.self_attn
+    attention, mlp = cast("Any", layer.self_attn), cast("Any", layer.mlp)
     attention.apply_o = lambda attention, hidden: attention.o_proj(hidden)  # Unsloth's goes past the module
     layer._unsloth_block_mode = 0  # type: ignore[assignment] # another graph would be compiled for it
-    for part in (attention.o_proj, layer.mlp):
+    for part in (attention.o_proj, mlp):
         part.forward = at_read(part.forward)
 
 

@@ -118,11 +118,7 @@ class MeasuredMemory:
 
 
 def footprint(config: Any, weights: int, trained: int, dora: bool = False, whole: bool = False) -> Footprint:  # noqa: ANN401
-    """The footprint of a 4-bit model.
-
-    `weights` are bytes, `trained` parameters, `dora` says whether these are DoRA's, `whole` whether the last layer is
-    recomputed, and so computed whole.
-    """
+    """The footprint of a 4-bit model of so many bytes; `whole`: its last layer is recomputed, and so computed whole."""
     of, route = model_dimensions(config), packing_route(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
     more = _UNMEASURED if dora else {"stock": _STOCK_LAYER, None: _UNMEASURED}.get(route, 1)

@@ -14,11 +14,18 @@ from tiny_families import WINDOW, left_padded, right_padded, tiny_model
 from torch import Tensor
 from torch.nn import functional
 
-from medlit.data.collate import MULTIPLE, Batch, Collator, TokenisedNote
+from medlit.data.collate import MULTIPLE, Collator, TokenisedNote
 from medlit.model.decoding.kv_cache import read_prompts
-from medlit.model.families import body, causal_lm, packing_route
+from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 from medlit.model.language_model import loss_sum
-from medlit.model.packing import PACKS, block_masks, computed_tokens, route, share_beginning, softcapped
+from medlit.model.packing import (
+    PACKS,
+    block_masks,
+    enable_last_layer,
+    route,
+    share_beginning,
+    softcapped,
+)
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
@@ -72,13 +79,9 @@ def random_heads(tokens: int) -> tuple[Tensor, ...]:
 def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: int, window: int | None) -> None:
     lengths = [shared + rest for rest in rests]
     tokens = sum(lengths)
-    starts, empty = torch.zeros(len(lengths) + 4), torch.zeros(0)
-    batch = Batch(torch.zeros(1, tokens + filler), empty, empty, lengths, 1, [], starts=starts, shared=shared)
     row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
     real = tokens - (len(lengths) - 1) * shared
     assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
-    inner = SimpleNamespace(config=SimpleNamespace(model_type="llama"), **{PACKS: True})
-    assert computed_tokens(inner, batch) == real + filler
     assert row.key_starts.diff().max() <= max(*lengths, MULTIPLE), "no more keys than the kernel is told"
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
@@ -151,6 +154,38 @@ def test_a_cpu_computes_the_common_beginning_of_padded_notes_once(family: str) -
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
     last = [read_prompts(model, left_padded([prompt])).last[0] for prompt in prompts]
     torch.testing.assert_close(cache.last, torch.stack(last), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "shared"),
+    [(family, 0) for family in ("gemma2", "gemma3_text", "granite", "llama", "phi3", "qwen2")]
+    + [("llama", 50), ("qwen3", 50)],
+)
+def test_the_last_layer_computes_what_the_loss_reads(family: str, shared: int) -> None:
+    """With one note several times: the token that its answer is predicted from is not part of the common beginning."""
+    model = tiny_model(family)
+    if shared:
+        model.config.sliding_window = None  # type: ignore[union-attr]
+    prompts = [[*range(20, 20 + shared), *range(5 + own, 5 + 2 * own)] for own in (30, 30, 30 if shared else 3)]
+    notes = right_padded(prompts, [7, 8, 2])
+    weights = [p for name, p in model.named_parameters() if "norm" in name or "proj" in name]
+    whole = loss_sum(model.train(), notes)
+    theirs = torch.autograd.grad(whole, weights)
+    enable_last_layer(model)
+    rows: list[int] = []
+    last: Any = decoder_layers(model)[-1]
+    last.mlp.down_proj.register_forward_pre_hook(lambda _, hidden: rows.append(hidden[0].flatten(0, -2).shape[0]))
+    ours = loss_sum(model, notes)
+    torch.testing.assert_close(ours, whole, rtol=1e-5, atol=0)
+    for mine, other in zip(torch.autograd.grad(ours, weights), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    model(input_ids=notes.input_ids)
+    assert rows[0] == len(notes.places) < rows[1], "another pass is whole"
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    again = torch.autograd.grad(loss_sum(model, notes), weights)
+    assert rows[2] == rows[3] > rows[0], "a layer that runs twice is whole"
+    for mine, other in zip(again, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 def test_long_notes_on_a_cpu_keep_their_own_rows() -> None:

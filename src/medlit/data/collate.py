@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     ids: list[str]  # the notes' ids, B of them
     starts: Tensor | None = None  # packed: where each note begins and the filler ends, int32; of one size for any B
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
-    shared: int = 0  # packed: tokens that all notes begin with
+    shared: int = 0  # packed: tokens that all notes begin with, less than a prompt
 
     def padded(self) -> Self:
         """A packed batch with its notes padded instead, on the same device."""
@@ -175,7 +175,8 @@ class Collator:
         end = [tokens + filler] * (self.most_notes + 2 - len(begins))
         places, targets = self._supervise(rows, begins[:-1])
         texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row["specialty"]))]
-        columns = zip(*(row["input_ids"] for row in rows), strict=False)
+        # The last token of a prompt is each note's own, since its answer is predicted there.
+        columns = zip(*(row["input_ids"][:-1] for row in rows), strict=False)
         return Batch(
             input_ids=torch.tensor([texts + [self.pad_id] * filler], dtype=torch.long),
             places=places,

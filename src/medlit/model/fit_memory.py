@@ -96,7 +96,7 @@ def fit_memory(
     trained = 0 if lora is None else _adapter_size(model, lora)
     offload = plan_offload(model, language_model, lora, device, dtype)
     weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize) - offload.freed
-    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
+    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora, whole=offload.layers > 0)
     kept = batch.layers
     if language_model.gradient_checkpointing == "unsloth":
         kept = 1

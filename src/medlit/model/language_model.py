@@ -16,7 +16,7 @@ from medlit.data.collate import Batch
 from medlit.model import memory
 from medlit.model.families import block_swap, body, causal_lm, decoder_layers, has_dropout
 from medlit.model.head import head_logits
-from medlit.model.packing import can_pack, computed_tokens, hidden_states
+from medlit.model.packing import can_pack, states_read
 from medlit.model.settings import LanguageModel, Lora
 
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
@@ -85,9 +85,10 @@ def make_recomputation(
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dora = lora is not None and lora.dora
-    footprint = memory.footprint(causal_lm(model).config, torch.cuda.memory_allocated(device), trained, dora)
-    budget = memory.budget_on(device, language_model.memory_budget_gib)
     layers, offloaded = decoder_layers(model), getattr(block_swap(model), "indices", ())
+    weights = torch.cuda.memory_allocated(device)
+    footprint = memory.footprint(causal_lm(model).config, weights, trained, dora, whole=len(offloaded) > 0)
+    budget = memory.budget_on(device, language_model.memory_budget_gib)
     return memory.Recomputation(layers, footprint, budget, random=has_dropout(model), offloaded=offloaded)
 
 
@@ -99,10 +100,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     """
     if batch.starts is not None and not (model.training and can_pack(model)):
         batch = batch.padded()
-    if recomputation is not None:
-        recomputation.prepare(computed_tokens(body(model), batch))
-    hidden = hidden_states(body(model), batch).flatten(0, 1)  # (B * T, D)
-    rows = hidden.index_select(0, batch.places)  # (S, D)
+    rows = states_read(body(model), batch, recomputation)  # (S, D)
     total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, len(rows), LOGIT_ROWS):
         part = slice(start, start + LOGIT_ROWS)

@@ -20,7 +20,7 @@ from medlit.model import memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
 from medlit.model.fit_memory import Offload, plan_offload
 from medlit.model.language_model import dtype_for, unsloth_checkpointing
-from medlit.model.packing import enable_packing
+from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
 
@@ -100,6 +100,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         # Unsloth looks these classes up in sys.modules, which changed while PyTorch compiled that, so nothing was.
         fast_lora._FORWARD_FAKE_QUANT_LINEARS = ()
         enable_packing(model, language_model.max_length)
+    enable_last_layer(model)
     check_numbers(model, language_model)
     if untried := untried_family(causal_lm(model).config):
         rank_zero_info(f"medlit: {language_model.base_model}: {untried}")

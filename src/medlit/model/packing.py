@@ -17,7 +17,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,11 +25,14 @@ from torch import Tensor, nn
 
 from medlit.data.collate import MULTIPLE, Batch
 from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, packing_route
+from medlit.model.memory import Recomputation
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
 # Attribute of a body whose attention takes packed notes.
 PACKS = "_medlit_packs"
+# Attribute of a body: which tokens are read of its output, while it runs.
+_READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
@@ -81,39 +84,69 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
     return stock
 
 
+def enable_last_layer(model: nn.Module) -> None:
+    """Let a family's last layer project attention's output and run its MLP only where `states_read` reads it.
+
+    Elsewhere both give zeros, and the loss and its gradient stay as they are.
+    """
+    inner, layer = body(model), cast("Any", decoder_layers(model)[-1])
+    if packing_route(causal_lm(model).config) is None:
+        return
+
+    def at_read(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(hidden: Tensor) -> Tensor:
+            read: Tensor | None = getattr(inner, _READ, None)
+            if read is None or layer.gradient_checkpointing:  # then it runs again later
+                return forward(hidden)
+            out = forward(hidden.flatten(0, 1)[read][None])[0]
+            whole = out.new_zeros(*hidden.shape[:2], out.shape[1])
+            whole.flatten(0, 1)[read] = out
+            return whole
+
+        return run
+
+    layer.self_attn.apply_o = lambda attention, hidden: attention.o_proj(hidden)  # Unsloth's goes past the module
+    layer._unsloth_block_mode = 0  # another graph would be compiled for it
+    for part in (layer.self_attn.o_proj, layer.mlp):
+        part.forward = at_read(part.forward)
+
+
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
     return getattr(inner, PACKS, False) and packing_route(inner.config) == "fused"
 
 
-def computed_tokens(inner: Any, batch: Batch) -> int:  # noqa: ANN401 - see causal_lm
-    """Tokens that a body computes for a batch, but for the filler."""
-    return batch.input_ids.numel() - (len(batch.lengths) - 1) * batch.shared * shares_beginning(inner)
-
-
-def hidden_states(inner: Any, batch: Batch) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """A body's output for a padded or packed batch without a mask, (B, T, D)."""
-    if batch.starts is not None and shares_beginning(inner):
-        row = share_beginning(batch.lengths, batch.shared, len(batch.starts), batch.input_ids.device)
-        hidden: Tensor = shared_forward(inner, batch.input_ids, batch.positions, row)[0]  # type: ignore[arg-type]
-        return hidden[:, row.source]
-    lengths = torch.tensor(batch.lengths)
-    if batch.starts is None and (shared := common_beginning(inner, batch.input_ids, lengths)):
-        # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
-        if sum(batch.lengths) - (len(batch.lengths) - 1) * shared <= _MASKED_ROW:
-            return _masked_row(inner, batch.input_ids, lengths, shared)
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
+    """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D)."""
+    ids, read = batch.input_ids, batch.places
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
-    if batch.starts is not None:
+    if batch.starts is None:
+        shared = common_beginning(inner, ids, read % ids.shape[1] + 1)
+        # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
+        if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
+            arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)
+            read = source.flatten()[read]
+    elif shares_beginning(inner):
+        row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
+        arguments, read = shared_row(ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
+    else:
         arguments["position_ids"] = batch.positions
         if is_softcapped:
-            arguments["attention_mask"] = torch.ones_like(batch.input_ids)  # as below
+            arguments["attention_mask"] = torch.ones_like(ids)  # as below
         else:
-            filler = batch.input_ids.shape[1] - sum(batch.lengths)
+            filler = ids.shape[1] - sum(batch.lengths)
             arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
-    with block_masks(inner, batch.starts, batch.input_ids) if is_softcapped else contextlib.nullcontext():
-        hidden = inner(**arguments)[0]
-    return hidden
+    tokens = arguments["input_ids"].numel()
+    if recomputation is not None:
+        recomputation.prepare(tokens)
+    setattr(inner, _READ, read if 2 * len(read) <= tokens else None)
+    try:
+        with block_masks(inner, batch.starts, ids) if is_softcapped else contextlib.nullcontext():
+            hidden: Tensor = inner(**arguments)[0]
+    finally:
+        setattr(inner, _READ, None)
+    return hidden.flatten(0, 1).index_select(0, read)
 
 
 class SharedRow(NamedTuple):
@@ -157,46 +190,46 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
 
 
-def common_beginning(inner: Any, ids: Tensor, lengths: Tensor) -> int:  # noqa: ANN401 - see causal_lm
-    """Tokens that right-padded rows, (B, T), begin with on a CPU, if computing them once is worthwhile; else 0."""
+def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
+    """Tokens, fewer than any of `longer`, that all of (B, T) begin with on a CPU, if once is worthwhile; else 0."""
     rope = getattr(inner.config, "rope_parameters", None) or {}
     takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
     takes &= rope.get("rope_type") not in ("longrope", "dynamic")  # whose positions depend on the whole length
     if ids.device.type != "cpu" or not takes:
         return 0
-    shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(lengths.min()) - 1)
+    shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(longer.min()) - 1)
     # An additional pass or mask costs more than a few tokens.
     return shared if (len(ids) - 1) * shared >= _LEAST_SAVED else 0
 
 
-def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """A body's output for right-padded rows, computed end to end in one row after their common beginning, (B, T, D)."""
+def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> tuple[dict[str, Any], Tensor]:  # noqa: ANN401
+    """A body's arguments for right-padded rows, end to end after their common beginning; their places there, (B, T)."""
     columns, rows = torch.arange(ids.shape[1]).expand_as(ids), torch.arange(len(ids))[:, None].expand_as(ids)
     own = (columns >= shared) & (columns < lengths[:, None])
     note = torch.cat([torch.full((shared,), -1), rows[own]])
     hidden_from = ~((note[:, None] == note) | (note == -1)).tril()
     dtype = inner.get_input_embeddings().weight.dtype
     mask = torch.zeros(hidden_from.shape, dtype=dtype).masked_fill_(hidden_from, torch.finfo(dtype).min)
-    hidden: Tensor = inner(
-        input_ids=torch.cat([ids[0, :shared], ids[own]])[None],
-        position_ids=torch.cat([columns[0, :shared], columns[own]])[None],
-        attention_mask=mask[None, None],
-        use_cache=False,
-    )[0]
-    return hidden[0, columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))]
+    arguments = {
+        "input_ids": torch.cat([ids[0, :shared], ids[own]])[None],
+        "position_ids": torch.cat([columns[0, :shared], columns[own]])[None],
+        "attention_mask": mask[None, None],
+        "use_cache": False,
+    }
+    return arguments, columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))
 
 
-def shared_forward(inner: Any, ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> Any:  # noqa: ANN401
-    """A body's output for the computed tokens of a packed row, (1, T); with a cache, in inference mode."""
+def shared_row(ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> dict[str, Any]:
+    """A body's arguments for the computed tokens of a packed row, (1, T); with a cache, in inference mode."""
     # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
     # leave its compiled layers for it.
-    return inner(
-        input_ids=ids[:, row.computed],
-        position_ids=positions[:, row.computed],
-        causal_mask=(row.starts, row.key_starts, row.keys),
-        attention_mask=None if cache else torch.ones_like(row.computed)[None],
-        use_cache=cache,
-    )
+    return {
+        "input_ids": ids[:, row.computed],
+        "position_ids": positions[:, row.computed],
+        "causal_mask": (row.starts, row.key_starts, row.keys),
+        "attention_mask": None if cache else torch.ones_like(row.computed)[None],
+        "use_cache": cache,
+    }
 
 
 def varlen_kernel(longest: int) -> Kernel:

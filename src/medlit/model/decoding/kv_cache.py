@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from medlit.data.collate import Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
-from medlit.model.packing import common_beginning, share_beginning, shared_forward, shares_beginning
+from medlit.model.packing import common_beginning, share_beginning, shared_row, shares_beginning
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -103,7 +103,7 @@ def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -
     row = share_beginning(counts, shared, len(counts) + 2, ids.device)
     packed, positions = ids[real][None], columns.expand_as(ids)[real][None]
     with torch.no_grad():
-        hidden, layers = shared_forward(body(model), packed, positions, row, cache=True)[:2]
+        hidden, layers = body(model)(**shared_row(packed, positions, row, cache=True))[:2]
     # Each prompt's tokens among the computed ones, (B, T).
     place = row.source[((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)]
     padded = tuple((keys[0, :, place].transpose(0, 1), values[0, :, place].transpose(0, 1)) for keys, values in layers)

@@ -126,7 +126,7 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False, whole
         kept=int(more * kept),
         entry=_HALF * of.hidden,
         work=4 * _HALF * of.inner,
-        spared=0 if whole or route is None else 1,
+        spared=int(route == "fused" and not whole),
     )
 
 

@@ -85,12 +85,13 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 
 
 def enable_last_layer(model: nn.Module) -> None:
-    """Let a family's last layer project attention's output and run its MLP only where `states_read` reads it.
+    """Let the last layer project attention's output and run its MLP only where `states_read` reads it.
 
-    Elsewhere both give zeros, and the loss and its gradient stay as they are.
+    Elsewhere both give zeros, and the loss and its gradient stay as they are. Other layers than Unsloth's own were not
+    tried: where they are compiled, each number of read tokens might need another graph.
     """
     inner, layer = body(model), cast("Any", decoder_layers(model)[-1])
-    if packing_route(causal_lm(model).config) is None:
+    if packing_route(causal_lm(model).config) != "fused":
         return
 
     def at_read(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--models", nargs="+", default=["8B:6", "8B:8", "70B:24"], metavar="SIZE:GIB[:LAYERS]")
     arguments.add_argument("--how", nargs="+", choices=(*FITS, *PEERS), default=["offload"])
     arguments.add_argument("--steps", type=int, default=3, help="timed from the second on, of many from the fourth on")
+    arguments.add_argument("--weights", type=Path, help="of one model: kept here, or taken from here if they are there")
     arguments.add_argument("--resume", action="store_true", help="continue from the checkpoint for another step")
     options = arguments.parse_args(argv)
     if options.table:
@@ -77,10 +78,11 @@ def measure(scratch: Path, size: str, budget: float, layers: int | None, options
 
     from medlit.base_model import load_tokenizer
 
-    weights, shrink = scratch / "llama", 8 if options.tiny else 1
-    # In a separate process, so that its GPU memory is free again afterwards.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
-        other.submit(write, weights, size, layers, options.tiny).result()
+    weights, shrink = options.weights or scratch / "llama", 8 if options.tiny else 1
+    if not weights.exists():
+        # In a separate process, so that its GPU memory is free again afterwards.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+            other.submit(write, weights, size, layers, options.tiny).result()
     say(f"{size}: {sum(path.stat().st_size for path in weights.iterdir()) / 1e9:.1f} GB of weights written")
     notes = write_notes(scratch / "notes", load_tokenizer(str(weights)), options.steps * NOTES, 66 // shrink, shrink)
     for how in options.how:
@@ -116,7 +118,7 @@ def train(
     more: dict[str, Any] = {"limit_gib": budget, "tiny": options.tiny}
     ranks = fit(folder, [*files, settings(folder / "budget.json", values)], weights, notes, trainer, **more)
     steps = [list(chain(*parts)) for parts in zip(*(rank["micro_batches"] for rank in ranks), strict=True)]
-    (folder.parent / "batches.json").write_text(json.dumps(steps), encoding="utf-8")
+    batches(weights).write_text(json.dumps(steps), encoding="utf-8")
     if options.resume:
         again = settings(folder / "resume.json", values | {"ckpt_path": "last"})
         fit(folder, [*files, again], weights, notes, trainer | {"max_steps": options.steps + 1}, **more)
@@ -142,13 +144,18 @@ def train(
 def train_peer(folder: Path, weights: Path, budget: float, how: str, tiny: bool) -> dict[str, Any]:
     """Train on the micro-batches of the fit before it, in one process or, with FSDP2, as many as GPUs."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={GPUS}"] if how == "fsdp2" else []
-    script = [str(HERE / "offload_peers.py"), how, str(weights), str(folder.parent / "batches.json")]
+    script = [str(HERE / "offload_peers.py"), how, str(weights), str(batches(weights))]
     command = [sys.executable, *start, *script, str(folder / "found.json"), "--gib", str(budget)]
     asked = {"UNSLOTH_FSDP2": "native"} if how == "fsdp2" and not tiny else {}  # on a CPU that needs Triton
     subprocess.run(command, check=True, env=os.environ | asked, stdout=sys.stderr)
     found = json.loads((folder / "found.json").read_text())
     found |= {"peak_gib": max(found["peak_gib"], default=0), "loading_gib": max(found["loading_gib"], default=0)}
     return found | {"host_gib": 0, "offloaded_layers": 0, "layers_kept": [0, 0]}
+
+
+def batches(weights: Path) -> Path:
+    """The tokens of the micro-batches that the last fit trained on, which a peer takes."""
+    return weights.with_name(f"{weights.name}_batches.json")
 
 
 def settings(path: Path, values: dict[str, Any]) -> str:

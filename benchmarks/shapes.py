@@ -212,11 +212,8 @@ def write_llama_4bit(folder: Path, config: LlamaConfig, device: str) -> Path:
     draw = torch.Generator(device).manual_seed(0)
     where: dict[str, str] = {}
 
-    # The number format is also that in which the weights are dequantised.
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-
     def matrix(rows: int, columns: int, std: float) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=draw, device=device, dtype=dtype) * std
+        return torch.randn(rows, columns, generator=draw, device=device, dtype=torch.bfloat16) * std
 
     def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
         # Parts of one tensor may share memory, which the format does not allow.

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,6 @@ def train(model: Any, steps: list[list[int]], rank: int, ranks: int) -> dict[str
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=2e-4)
     device = next(p.device for p in model.get_input_embeddings().parameters())
-    at = torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_available() else nullcontext()
     draw = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
     seconds, losses = [], []
@@ -116,7 +114,7 @@ def train(model: Any, steps: list[list[int]], rank: int, ranks: int) -> dict[str
             labels[:, -SUPERVISED:] = ids[:, -SUPERVISED:]
             if ranks > 1:  # gradients are exchanged once a step
                 model.set_requires_gradient_sync(place == len(mine) - 1)
-            with at:
+            with torch.autocast(device.type, torch.bfloat16):
                 loss = model(input_ids=ids, labels=labels).loss / len(mine)
             loss.backward()
             loss_sum += float(loss.detach())

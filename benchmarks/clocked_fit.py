@@ -1,7 +1,8 @@
-"""Run `medlit fit` as a user does and time its steps; shared by `scaling.py` and `large.py`."""
+"""Run `medlit fit` as a user does and time its steps; shared by `scaling.py`, `large.py` and `offload.py`."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,16 @@ def say(*words: object) -> None:
     print(f"[{time.perf_counter() - _BEGIN:4.0f} s]", *words, file=sys.stderr, flush=True)
 
 
+def parser(doc: str | None, output: Path) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that writes its weights: where to, and what to do instead."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--output", type=Path, default=output)
+    found.add_argument("--folder", type=Path, help="for the weights, which are removed again")
+    found.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
+    found.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU")
+    return found
+
+
 def describe(hardware: str) -> dict[str, Any]:
     """Hardware, versions and date of a result."""
     import torch
@@ -41,6 +52,7 @@ def fit(
     global_batch_size: int = 32,
     profiled: int = 0,
     gradient: bool = False,
+    limit_gib: float = 0,
     tiny: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the command, launched by Lightning; one batch is validated, after the last step.
@@ -54,12 +66,13 @@ def fit(
         global_batch_size: notes of an optimizer step.
         profiled: as of `fit_clock.FitClock`.
         gradient: likewise.
+        limit_gib: likewise.
         tiny: on the CPU.
 
     Returns:
         What each process measured, by rank.
     """
-    clock = {"folder": str(folder), "profiled": profiled, "gradient": gradient}
+    clock = {"folder": str(folder), "profiled": profiled, "gradient": gradient, "limit_gib": limit_gib}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
     callbacks = [{"class_path": "fit_clock.FitClock", "init_args": clock}]
     settings: dict[str, Any] = {

@@ -31,14 +31,24 @@ class FitClock(StepClock):
         profiled: last steps of the fit, in which a profiler adds up what exchanges take; the steps before are timed
             without it.
         gradient: whether the first process also leaves the first step's gradient, before it is clipped.
+        limit_gib: of a GPU's memory, beyond which an allocation fails; 0: none.
     """
 
-    def __init__(self, folder: str, profiled: int = 0, gradient: bool = False) -> None:
+    def __init__(self, folder: str, profiled: int = 0, gradient: bool = False, limit_gib: float = 0) -> None:
         super().__init__()
         self.folder, self.profiled, self.gradient = Path(folder), profiled, gradient
+        self.limit = int(limit_gib * 2**30)
         self.tokens: list[int] = [0]
+        self.micro_batches: list[list[int]] = [[]]
         self.largest = 0
         self.profiler: profile | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Limit this process's memory before the model is loaded."""
+        device = trainer.strategy.root_device
+        if self.limit and device.type == "cuda":
+            total = torch.cuda.mem_get_info(device)[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit / total), device)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -58,6 +68,7 @@ class FitClock(StepClock):
     ) -> None:
         """Count steps, start and stop the profiler, and write the file after the last step, before validation."""
         self.tokens[-1] += sum(batch.lengths)
+        self.micro_batches[-1].append(sum(batch.lengths))
         self.largest = max(self.largest, batch.input_ids.numel())
         before = len(self.seconds)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -72,6 +83,7 @@ class FitClock(StepClock):
             self._write(trainer, pl_module)
         else:
             self.tokens.append(0)
+            self.micro_batches.append([])
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found: dict[str, Any] = {
@@ -79,6 +91,7 @@ class FitClock(StepClock):
             "weights_on": sorted({str(p.device) for p in pl_module.parameters()}),
             "seconds": self.seconds,
             "tokens": self.tokens,
+            "micro_batches": self.micro_batches,
             "largest": self.largest,
             "layers_kept": [min(self.kept), max(self.kept)] if self.kept else None,
             "estimated_bytes": self.estimate,

@@ -12,7 +12,6 @@ the measured peak. The table at the end is the doctor's estimates, from the conf
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
-from clocked_fit import describe, fit, say  # noqa: E402
+from clocked_fit import describe, fit, parser, say  # noqa: E402
 
 GIB = 2**30
 STEPS, NOTES = 3, 32
@@ -37,12 +36,7 @@ MEAN_TOKENS, LONGEST = 779, 2048
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, or show a result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "large.json")
-    parser.add_argument("--folder", type=Path, help="for the weights, which are removed again")
-    parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
-    parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU")
-    options = parser.parse_args(argv)
+    options = parser(__doc__, HERE / "results" / "large.json").parse_args(argv)
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return

@@ -82,6 +82,7 @@ def test_the_advice_names_the_settings_to_change() -> None:
     data = TranscriptionDataModule(batching=Batching(micro_batch_size=8, eval_batch_size=1))
     kept = advice("training", LanguageModel(gradient_checkpointing="none"), data, MeasuredMemory(peak=78, total=80))
     assert "78.0 of 80.0 GiB" in kept
+    assert "model.language_model.offload to 'auto'" in advice("loading", LanguageModel(), data, MeasuredMemory(78, 80))
     assert "data.batching.micro_batch_size to 4" in kept
     assert "model.language_model.max_length to 1024" in kept
     assert "model.language_model.gradient_checkpointing to 'unsloth'" in kept

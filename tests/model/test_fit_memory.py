@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import LlamaConfig
 from medlit.errors import UserError
 from medlit.model.fit_memory import FitMemory, Offload, fit_memory, plan_offload
 from medlit.model.loading import load_model
-from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, skeleton, weight_bytes
+from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, free_on, skeleton, weight_bytes
 from medlit.model.settings import LanguageModel, Lora
 from medlit.tools.doctor.dry_run import host_memory
 
@@ -68,25 +70,48 @@ def test_auto_offloads_nothing_that_fits_and_one_layer_less_than_all_at_most(mon
     assert found[-1] == 31
 
 
-def test_the_setting_names_the_layers_and_only_a_gpu_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     set_budget(monkeypatch, 1)
-    assert plan(LLAMA_8B, LanguageModel(offload="none")) == Offload()
-    assert plan(LLAMA_8B, LanguageModel(gradient_checkpointing="none")) == Offload()
-    assert plan(LLAMA_8B, LanguageModel(offload=8), CPU) == Offload()
-    for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all")):
-        model = skeleton(LlamaConfig(**LLAMA_8B))
-        assert plan_offload(model, LanguageModel(offload=8), lora, GPU, HALF) == Offload(), "these need the weights"
+    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), in_4bit=True, itemsize=2)
+    for settings in (LanguageModel(offload="none"), LanguageModel(gradient_checkpointing="none")):
+        assert plan(LLAMA_8B, settings)[:3] == (0, 0, whole)
     eight, two, all_but_one = (plan(LLAMA_8B, LanguageModel(offload=count)) for count in (8, 2, 99))
     assert (eight.layers, two.layers, all_but_one.layers) == (8, 2, 31)
-    assert two.freed == 0, "the GPU keeps room for three layers"
-    assert eight.freed / 5 == eight.host / 8
-    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), in_4bit=True, itemsize=2)
+    assert two.weights == whole, "the GPU keeps room for three layers"
+    assert (whole - eight.weights) / 5 == eight.host / 8
     assert all_but_one.host < whole
 
 
-def test_an_offloaded_layer_is_recomputed() -> None:
-    with pytest.raises(UserError, match=r"offload: not with gradient_checkpointing 'none'; set one to 'auto'"):
-        LanguageModel(offload=2, gradient_checkpointing="none")
+@pytest.mark.parametrize(
+    ("device", "settings", "lora", "why"),
+    [
+        (CPU, {}, Lora(), "without a GPU"),
+        (GPU, {"gradient_checkpointing": "none"}, Lora(), "with gradient_checkpointing 'none'"),
+        *((GPU, {}, lora, "with DoRA, Lo") for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))),
+    ],
+    ids=str,
+)
+def test_layers_that_must_stay_on_the_gpu_are_refused_if_named(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, settings: dict[str, Any], lora: Lora, why: str
+) -> None:
+    set_budget(monkeypatch, 1)
+    model = skeleton(LlamaConfig(**LLAMA_8B))
+    with pytest.raises(UserError, match=rf"^model\.language_model\.offload: not {why}.*; set it to 'auto'\.$"):
+        plan_offload(model, LanguageModel(offload=2, **settings), lora, device, HALF)
+    for offload in ("auto", "none", 0):
+        assert not plan_offload(model, LanguageModel(offload=offload, **settings), lora, device, HALF).layers
+
+
+def test_processes_agree_on_the_layers_and_count_those_of_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(everywhere: list[object], mine: tuple[int, str]) -> None:
+        everywhere[:] = [mine, (mine[0] + 5, mine[1]), (mine[0] - 1, "another host's kernel")]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    offload = plan(LLAMA_8B, LanguageModel(offload=8, batch_tokens=1))
+    assert (offload.layers, offload.processes) == (13, 2)
+    assert plan(LLAMA_8B, LanguageModel(offload=8)).processes == 1, "a predictor"
 
 
 @given(
@@ -111,10 +136,22 @@ def test_layers_in_host_memory_are_never_kept(tokens: int, budget: int, offloade
 def test_too_little_host_memory_is_refused_before_weights_are_read(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(3, 2**45, 0, processes=2))
+    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(3, 2**45, processes=2))
     with pytest.raises(UserError, match=r"offload: 3 decoder layers take 32,768\.0 GiB of host memory in each of 2"):
         load_model(LanguageModel(str(llama)), Lora(), CPU)
     needed = FitMemory(1, 1, 1, 1, layers=4, layers_kept=1, offload=Offload(3, 2**45))
-    row = host_memory(needed)
+    row = host_memory(needed, 2)
     assert row.status == "fail"
-    assert row.found.startswith("3 of 4 layers, 32768.0 of ")
+    assert row.found.startswith("3 of 4 layers in 2 processes, 65536.0 of ")
+
+
+def test_every_process_of_a_host_takes_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=30 * GIB))
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=100 * GIB))
+    needed = FitMemory(1, 1, 1, 1, layers=80, layers_kept=1, offload=Offload(62, 25 * GIB))
+    rows = [host_memory(needed, count) for count in (1, 2)]
+    assert [(row.status, row.found) for row in rows] == [
+        ("ok", "62 of 80 layers in 1 process, 25.0 of 30.0 GiB that are free"),
+        ("fail", "62 of 80 layers in 2 processes, 50.0 of 30.0 GiB that are free"),
+    ]
+    assert free_on(CPU) == 30 * GIB, "pages of swap are no memory"

@@ -53,7 +53,8 @@ def advice(
     if phase == "loading":
         return (
             f"model.language_model.base_model: {language_model.base_model} does not fit into this GPU's memory{usage};"
-            " set model.language_model.load_in_4bit to true, choose a smaller model or free the GPU."
+            " set model.language_model.load_in_4bit to true, model.language_model.offload to 'auto' or more layers,"
+            " choose a smaller model or free the GPU."
         )
     is_training = phase == "training"
     setting = "micro_batch_size" if is_training else "eval_batch_size"

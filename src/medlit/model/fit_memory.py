@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # Offloaded layers that are on the GPU at a time: the one at work and two ahead of it, as Unsloth's block swap does.
 _SLOTS = 3
+# The id of the running kernel: processes with the same one share a host, whatever started them.
+_KERNEL = Path("/proc/sys/kernel/random/boot_id")
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
 # float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
 _LIBRARIES = int(1.1 * GIB)
@@ -26,38 +29,46 @@ _UNFUSED = 4.0
 
 
 class Offload(NamedTuple):
-    """Decoder layers that stay in host memory; the scales of their 4-bit weights do not."""
+    """Decoder layers that stay in host memory, and what is on the GPU; the scales of their 4-bit weights are."""
 
     layers: int = 0
     host: int = 0  # bytes of host memory
-    freed: int = 0  # bytes of GPU memory
+    weights: int = 0  # bytes of the base model on the GPU
+    trained: int = 0  # parameters of the adapter
     processes: int = 1  # on this host; each has a copy of the layers
 
 
 def plan_offload(
     model: PreTrainedModel, language_model: LanguageModel, lora: Lora | None, device: torch.device, dtype: torch.dtype
 ) -> Offload:
-    """Choose how many layers to offload: those that `offload` names, or as few as let a training micro-batch fit."""
-    wanted = language_model.offload
-    # These read or train a layer's own weights, which are not on the GPU then.
-    whole = lora is not None and (lora.dora or lora.loftq or lora.bias != "none")
-    if device.type != "cuda" or whole or wanted == "none" or language_model.gradient_checkpointing == "none":
-        return Offload()
+    """Choose the layers to offload: as many as `offload` says, a UserError if none can be, or as few as are needed."""
+    wanted: str | int = language_model.offload
+    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
+    trained = 0 if lora is None else _adapter_size(model, lora)
+    obstacles = {
+        "without a GPU": device.type != "cuda",
+        "with gradient_checkpointing 'none'": language_model.gradient_checkpointing == "none",
+        "with DoRA, LoftQ or trained biases": lora is not None and (lora.dora or lora.loftq or lora.bias != "none"),
+    }
+    if (why := next((each for each, found in obstacles.items() if found), "")) and wanted not in ("auto", "none", 0):
+        raise UserError(f"model.language_model.offload: not {why}; set it to 'auto'.")
+    if why or wanted == "none":
+        return Offload(weights=weights, trained=trained)
     layers = decoder_layers(model)
     size = weight_bytes(layers[-1], language_model.load_in_4bit, dtype.itemsize, scales=False)
     if wanted == "auto":
-        trained = 0 if lora is None else _adapter_size(model, lora)
-        batch = footprint(model.config, weight_bytes(model, language_model.load_in_4bit, dtype.itemsize), trained)
-        needed = batch.peak(language_model.batch_tokens, 1) + 4 * trained
+        needed = footprint(model.config, weights, trained).peak(language_model.batch_tokens, 1) + 4 * trained
         over = needed - budget_on(device, language_model.memory_budget_gib)
         wanted = -(-over // size) + _SLOTS if over > 0 else 0
     processes = 1
     if torch.distributed.is_initialized() and language_model.batch_tokens:  # the predictor may load in one process
-        # DDP needs the same layers in every process.
-        torch.distributed.all_reduce(most := torch.tensor(wanted, device=device), torch.distributed.ReduceOp.MAX)
-        wanted, processes = int(most), min(torch.distributed.get_world_size(), torch.cuda.device_count())
-    count = min(wanted, len(layers) - 1)
-    return Offload(count, count * size, max(0, count - _SLOTS) * size, processes)
+        mine = int(wanted), _KERNEL.read_text()
+        everywhere = [mine] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everywhere, mine)
+        wanted = max(count for count, _ in everywhere)  # DDP needs the same layers in every process
+        processes = sum(host == mine[1] for _, host in everywhere)
+    count = min(int(wanted), len(layers) - 1)
+    return Offload(count, count * size, weights - max(0, count - _SLOTS) * size, trained, processes)
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,8 @@ def fit_memory(
     those of the largest evaluation batch, with its answers; `dtype` is the format of what is not quantised.
     """
     model = skeleton(config)
-    trained = 0 if lora is None else _adapter_size(model, lora)
     offload = plan_offload(model, language_model, lora, device, dtype)
-    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize) - offload.freed
+    weights, trained = offload.weights, offload.trained
     batch = footprint(config, 0, trained, dora=lora is not None and lora.dora, whole=offload.layers > 0)
     kept = batch.layers
     if language_model.gradient_checkpointing == "unsloth":

@@ -25,7 +25,7 @@ from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             rank_zero_info(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
         dtype = dtype_for(device, language_model.dtype)
         offload = plan_offload(skeleton, language_model, lora, device, dtype)
-        _check_memory(language_model, config, skeleton, device, offload)
+        _check_memory(language_model, config, device, offload)
         # Unsloth offloads a layer only if it is recomputed; 'auto' still chooses among the others.
         checkpointing = unsloth_checkpointing(language_model) or offload.layers > 0
         options: dict[str, Any] = {"offload_layers": offload.layers} if offload.layers else {}
@@ -157,18 +157,12 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 
 
 def _check_memory(
-    language_model: LanguageModel,
-    config: PretrainedConfig,
-    skeleton: PreTrainedModel,
-    device: torch.device,
-    offload: Offload,
+    language_model: LanguageModel, config: PretrainedConfig, device: torch.device, offload: Offload
 ) -> None:
     """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
     if stored and not stored.get("load_in_4bit"):
         return
-    itemsize = dtype_for(device, language_model.dtype).itemsize
-    needed = memory.weight_bytes(skeleton, language_model.load_in_4bit, itemsize) - offload.freed
     free, host = memory.free_on(device), memory.free_on(torch.device("cpu"))
     if offload.layers:
         taken = f"{offload.layers} decoder layers take {offload.host / memory.GIB:,.1f} GiB of host memory"
@@ -178,12 +172,12 @@ def _check_memory(
                 f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
             )
         rank_zero_info(f"medlit: {taken}")
-    if needed <= free:
+    if offload.weights <= free:
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
     raise UserError(
         f"model.language_model.base_model: the weights of {language_model.base_model} take about"
-        f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
+        f" {offload.weights / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
         f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
     )
 

@@ -161,11 +161,11 @@ def weight_bytes(part: Any, in_4bit: bool, itemsize: int, scales: bool = True) -
 
 
 def free_on(device: torch.device) -> int:
-    """Bytes that this process can still allocate: on a GPU, or of this machine's memory and swap."""
+    """Bytes that this process can still allocate: on a GPU, or of this machine's memory, without swap."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    return int(psutil.virtual_memory().available)
 
 
 def budget_on(device: torch.device, gib: float | None) -> int:

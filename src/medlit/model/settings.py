@@ -62,10 +62,6 @@ class LanguageModel:
     prompt_format: PromptFormat = "alpaca"
     batch_tokens: int = 0
 
-    def __post_init__(self) -> None:
-        if self.gradient_checkpointing == "none" and self.offload not in ("auto", "none", 0):
-            raise UserError("model.language_model.offload: not with gradient_checkpointing 'none'; set one to 'auto'.")
-
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type
     """A field of `Lora`: its name in PEFT, and whether it decides what the trained weights mean."""

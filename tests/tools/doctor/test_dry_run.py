@@ -16,7 +16,9 @@ import pytest
 import torch
 import yaml
 from fake_tokenizers import byte_tokenizer
+from jsonargparse import Namespace
 
+from medlit.cli.cli import MedlitCLI
 from medlit.data.prompt import AlpacaPrompt
 from medlit.errors import UserError, WrongNumbersError
 from medlit.model import loading
@@ -82,6 +84,24 @@ def test_the_cure_names_the_larger_batch() -> None:
 )
 def test_the_verdict_is_only_about_what_was_tried(rows: list[CheckResult], words: str) -> None:
     assert verdict(rows) == words
+
+
+@pytest.mark.parametrize(
+    ("devices", "processes"), [("auto", 4), (-1, 4), (2, 2), ("2", 2), ("0,3", 2), ([1, 2, 3], 3), (1, 1)]
+)
+def test_a_fit_has_as_many_processes_as_devices(
+    monkeypatch: pytest.MonkeyPatch, devices: str | int | list[int], processes: int
+) -> None:
+    """The dry run itself has one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(MedlitCLI, "before_instantiate_classes", lambda _: None)
+    cli = object.__new__(DryRunCLI)
+    trainer = Namespace(accelerator="gpu", devices=devices)
+    cli.config = Namespace(fit=Namespace(trainer=trainer))
+    cli.before_instantiate_classes()
+    assert cli.processes == processes
+    assert trainer.devices in (1, [1])
 
 
 # --- the whole dry run ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from medlit.base_model import load_tokenizer, read_config, untried_family
 from medlit.callbacks.throughput import TOKENS_PER_SECOND, Throughput
@@ -25,7 +26,7 @@ from medlit.errors import NotCachedError, UserError, WrongNumbersError
 from medlit.model.families import REPLAY, causal_lm
 from medlit.model.fit_memory import FitMemory, fit_memory
 from medlit.model.language_model import dtype_for
-from medlit.model.memory import GIB, SLACK
+from medlit.model.memory import GIB, SLACK, free_on
 from medlit.model.packing import can_pack
 from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 
@@ -39,6 +40,7 @@ class DryRunCLI(MedlitCLI):
     """A fit of two steps and one validation batch in one process, which `start` runs."""
 
     device_error: UserError | None = None
+    processes = 1  # of the fit, on this host
 
     def before_instantiate_classes(self) -> None:
         """Use one of the requested devices, or the CPU if there are none, and write nothing."""
@@ -51,6 +53,9 @@ class DryRunCLI(MedlitCLI):
             if not torch.cuda.is_available():
                 trainer.accelerator = "cpu"
         devices = trainer.devices
+        if torch.cuda.is_available() and trainer.accelerator != "cpu" and self.device_error is None:
+            every = devices == "auto"
+            self.processes = torch.cuda.device_count() if every else len(CUDAAccelerator.parse_devices(devices) or "1")
         trainer.devices = devices[:1] if isinstance(devices, list) and self.device_error is None else 1
         trainer.num_nodes, trainer.strategy, trainer.plugins = 1, "auto", None
         trainer.fast_dev_run, trainer.profiler = True, "simple"  # which times what `_measured` shows
@@ -94,7 +99,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         needed, memory = _check_memory(cli, tokens)
         yield memory
         if needed.offload.layers:
-            yield host_memory(needed)
+            yield host_memory(needed, cli.processes)
         stage = TRIAL
         if memory.status == "fail" or cli.device_error is not None:
             found = "no training step was tried, since the fit cannot run here with these settings"
@@ -198,21 +203,19 @@ def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     eval_tokens = max(len(rows) * (int(lengths[rows].max()) + answer) for rows in data.val_dataloader().sampler)
     dtype = dtype_for(device, language_model.dtype)
     needed = fit_memory(config, language_model, cli.model.lora, tokens, eval_tokens, device, dtype)
-    if device.type == "cuda":
-        free, place = torch.cuda.mem_get_info(device)[0], "the GPU"
-    else:
-        # The estimate includes what this process took for its imports.
-        free, place = psutil.virtual_memory().available + psutil.Process().memory_info().rss, "this machine"
+    free, place = free_on(device), "the GPU"
+    if device.type == "cpu":  # the estimate includes what this process took for its imports
+        free, place = free + psutil.Process().memory_info().rss, "this machine"
     return needed, memory_result(needed, free, place, tokens)
 
 
-def host_memory(needed: FitMemory) -> CheckResult:
-    """Compare the layers that stay in host memory with what is free of it."""
-    offload, free = needed.offload, psutil.virtual_memory().available
-    found = (
-        f"{offload.layers} of {needed.layers} layers, {offload.host / GIB:.1f} of {free / GIB:.1f} GiB that are free"
-    )
-    return CheckResult("host memory", "ok" if offload.host < free else "fail", found, "choose a smaller base model")
+def host_memory(needed: FitMemory, processes: int) -> CheckResult:
+    """Compare the layers that stay in host memory, once for each process of a fit, with what is free of it."""
+    size, free = processes * needed.offload.host / GIB, free_on(torch.device("cpu")) / GIB
+    copies = f"{needed.offload.layers} of {needed.layers} layers in {processes} process{'es' * (processes > 1)}"
+    found = f"{copies}, {size:.1f} of {free:.1f} GiB that are free"
+    cure = "set fewer trainer.devices or choose a smaller base model"
+    return CheckResult("host memory", "ok" if size < free else "fail", found, cure)
 
 
 def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> CheckResult:

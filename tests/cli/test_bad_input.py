@@ -382,6 +382,12 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read(
     assert "choose a smaller base model or a device with more memory" in said
 
 
+def test_layers_in_host_memory_without_a_gpu(fit: Refused) -> None:
+    assert "model.language_model.offload: not without a GPU; set it to 'auto'." in fit(
+        "--model.language_model.offload", 2
+    )
+
+
 def test_layers_that_the_model_does_not_have(fit: Refused) -> None:
     said = fit("--model.lora.target_modules", "[qkv_proj,o_proj]")
     assert "model.lora.target_modules" in said

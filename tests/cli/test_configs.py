@@ -252,7 +252,7 @@ def test_the_base_model_and_its_limit_reach_the_data() -> None:
 def test_the_estimate_knows_the_tokens_of_a_micro_batch() -> None:
     offload = CONFIGS / "hardware" / "offload_24gb.yaml"
     assert parse((RECIPE, offload)).model.language_model.batch_tokens == 4096, "the token budget"
-    assert parse((RECIPE,)).model.language_model.batch_tokens == 16384, "8 notes of the greatest length"
+    assert parse((RECIPE,)).model.language_model.batch_tokens == 8192, "8 notes of half the greatest length"
 
 
 def test_recipe_like_is_the_recipe_where_medlit_is_not() -> None:

@@ -43,7 +43,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.link_arguments("data.prompt_format", "model.language_model.prompt_format")
     sizes = ("data.batching.token_budget", "data.batching.micro_batch_size", "model.language_model.max_length")
     parser.link_arguments(
-        sizes, "model.language_model.batch_tokens", lambda budget, notes, length: budget or notes * length
+        sizes, "model.language_model.batch_tokens", lambda budget, notes, length: budget or notes * length // 2
     )
 
 

@@ -192,6 +192,15 @@ def test_nothing_but_the_text_decoder_is_adapted() -> None:
     assert {name.split(".")[3] for name in chosen} == {"1", "3"}
 
 
+def test_a_vision_tower_inside_the_decoder_is_not_adapted() -> None:
+    from transformers import GitConfig, GitForCausalLM
+
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    with torch.device("meta"):
+        git = GitForCausalLM(GitConfig(vision_config=shape, vocab_size=64, **shape))  # type: ignore[arg-type]
+    assert {name.partition(".layer.")[0] for name in adaptable_layers(git)} == {"git.encoder"}
+
+
 def test_attention_to_an_encoder_that_is_not_there_is_not_adapted() -> None:
     """Its adapters would get no gradient, which several processes cannot train."""
     from transformers import BartConfig, BartForCausalLM

@@ -107,8 +107,10 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The text decoder's layers; the decoder itself where they are not in one list."""
     decoder = body(model).get_decoder()
     count = getattr(text_config(model), "num_hidden_layers", None)
-    lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
-    return list(next(lists, [decoder]))
+    lists = ((name, part) for name, part in decoder.named_modules() if isinstance(part, nn.ModuleList))
+    # A GIT's decoder holds its vision tower.
+    text = (part for name, part in lists if len(part) == count and not re.search("vision|image|audio", name))
+    return list(next(text, [decoder]))
 
 
 def block_swap(model: nn.Module) -> Any:  # noqa: ANN401 - of Unsloth, which imports it on a GPU only

@@ -472,6 +472,7 @@ def test_the_service_ends_when_the_process_of_a_model_is_killed(start: Callable[
 def test_the_page_classifies_a_note_and_a_table_in_a_browser(start: Callable[..., Process], tmp_path: Path) -> None:
     process = start(str(TESTS / "fake_service.py"), "{port}")
     arguments = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=420,900"]
+    arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--no-first-run", "--disable-background-networking"]
     arguments += ["--virtual-time-budget=20000", "--dump-dom", f"{process.address}/probe"]
     dom = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120).stdout
     seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1]))  # type: ignore[index]
@@ -487,6 +488,7 @@ def test_the_page_classifies_a_note_and_a_table_in_a_browser(start: Callable[...
         '"2","Bone","Bone","Bone","0.75","0.5","Bone","false","3","","",""',
         '"3","","","","","","","","","","",""',
     ]
+    assert seen["rows"] == ["specialty", "(abstained)", "Bone", "(not classified)"]
     assert seen["overflow"] <= 0
     assert all(address.startswith(process.address) for address in seen["requests"])
 

@@ -112,17 +112,17 @@ $(VENV)/.made:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt
+$(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt requirements/serve.txt
 	@echo "Installing PyTorch and the other packages ($(BUILD)) into $(VENV): about 3 minutes, once."
 	@$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
-	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt
+	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt --requirement requirements/serve.txt
 	@rm -f $(VENV)/.runtime-* && touch $@
 
 $(EDITABLE): $(RUNTIME) pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(TOOLS): $(RUNTIME) requirements/dev.txt requirements/serve.txt
+$(TOOLS): $(RUNTIME) requirements/dev.txt
 	@echo "Installing the development tools into $(VENV): a minute, once."
 	@$(PIP) --no-deps --requirement requirements/dev.txt
 	@touch $@

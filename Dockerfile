@@ -1,4 +1,4 @@
-# medlit in a container, with the packages that `make install` installs and those of `medlit serve`:
+# medlit in a container, with the packages that `make install` installs:
 #
 #   docker build --tag medlit .                              # for a CPU
 #   docker build --tag medlit:cuda --build-arg BUILD=gpu .   # for an NVIDIA GPU; PyTorch's wheels bring CUDA
@@ -12,8 +12,8 @@ COPY requirements requirements
 RUN python -m venv /opt/medlit \
     && grep -E '^torch(vision)?==' "requirements/$BUILD.txt" > torch.txt \
     && /opt/medlit/bin/pip install --no-cache-dir --constraint requirements/base.txt --requirement torch.txt \
-    && /opt/medlit/bin/pip install --no-cache-dir --no-deps --requirement "requirements/$BUILD.txt" \
-    && /opt/medlit/bin/pip install --no-cache-dir --no-deps --requirement requirements/serve.txt
+    && /opt/medlit/bin/pip install --no-cache-dir --no-deps \
+      --requirement "requirements/$BUILD.txt" --requirement requirements/serve.txt
 COPY pyproject.toml LICENSE README.md ./
 COPY src src
 RUN /opt/medlit/bin/pip install --no-cache-dir --no-deps --no-build-isolation .

@@ -16,6 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools
+KERNEL := $(VENV)/.kernel
 CHECKED := src tests $(wildcard benchmarks docs scripts)
 
 ##@ Start here
@@ -79,6 +80,10 @@ types: dev ## Check types (mypy, strict)
 unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to choose)
 	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
+.PHONY: notebook
+notebook: dev $(KERNEL) ## Run examples/medlit.ipynb from top to bottom, and check its results
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -m slow tests/test_notebook.py
+
 .PHONY: faults
 faults: dev ## Kill a small fit fifty times; the result must not change (ARGS="--kills 500" for more)
 	$(PY) tests/faults/harness.py $(ARGS)
@@ -107,17 +112,22 @@ $(VENV)/.made:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt
+$(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt requirements/serve.txt
 	@echo "Installing PyTorch and the other packages ($(BUILD)) into $(VENV): about 3 minutes, once."
 	@$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
-	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt
+	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt --requirement requirements/serve.txt
 	@rm -f $(VENV)/.runtime-* && touch $@
 
 $(EDITABLE): $(RUNTIME) pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(TOOLS): $(RUNTIME) requirements/dev.txt requirements/serve.txt
+$(TOOLS): $(RUNTIME) requirements/dev.txt
 	@echo "Installing the development tools into $(VENV): a minute, once."
 	@$(PIP) --no-deps --requirement requirements/dev.txt
+	@touch $@
+
+$(KERNEL): $(TOOLS) requirements/notebook.txt
+	@echo "Installing a Jupyter kernel into $(VENV): half a minute, once."
+	@$(PIP) --no-deps --requirement requirements/notebook.txt
 	@touch $@

@@ -3,7 +3,6 @@
 All in one process, so the ten seconds of imports are spent once.
 """
 
-import gc
 import time
 from pathlib import Path
 
@@ -86,8 +85,6 @@ def _run(console: Console, title: str, text: str, arguments: list[str]) -> Path:
     start = time.monotonic()
     folder = medlit(arguments).run_folder
     console.print(f"({(time.monotonic() - start) / 60:.1f} minutes)", highlight=False)
-    # Free the model now; otherwise it stays in memory beside the next command's until the collector runs.
-    gc.collect()
     return folder
 
 

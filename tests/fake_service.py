@@ -77,6 +77,7 @@ addEventListener("load", async () => {
   await until(() => !at("columns").hidden);
   at("label").click();
   await until(() => !at("done").hidden);
+  seen.rows = [...at("rows").querySelectorAll("tr")].map(row => row.cells[1].innerText);
   let saved = null;
   URL.createObjectURL = blob => { saved = blob; return "data:,"; };
   at("download").click();

@@ -62,7 +62,7 @@ def needs(lines: list[str], extras: set[str], python: str) -> list[Requirement]:
     ]
 
 
-@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt", "serve.txt"])
+@pytest.mark.parametrize("lock", ["base.txt", "cpu.txt", "gpu.txt", "dev.txt", "notebook.txt", "serve.txt"])
 def test_a_lock_pins_published_versions_only(lock: str) -> None:
     lines = (ROOT / "requirements" / lock).read_text("utf-8").splitlines()
     for line in lines:

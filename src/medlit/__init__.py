@@ -1,11 +1,12 @@
 """Fine-tune a language model to file medical transcriptions under their specialty, and know how good it is.
 
     run = medlit.fit("configs/quickstart.yaml", trainer__max_steps=60)
+    run.test().metrics["accuracy"]
     predictor = medlit.SpecialtyPredictor.load(run.adapter)
     predictor.predict(["CHIEF COMPLAINT: Blurred vision ..."])
 
-Importing medlit itself imports nothing heavy; the first use of `fit` or `SpecialtyPredictor` imports Unsloth, which
-must come before transformers, and takes some seconds.
+Importing medlit itself imports nothing heavy; the first use of `fit`, `datamodule` or `SpecialtyPredictor` imports
+Unsloth, which must come before transformers, and takes some seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medlit.cli.cli import fit
+    from medlit.cli.cli import datamodule, fit
     from medlit.errors import UserError
     from medlit.predictions.table import Prediction
     from medlit.predictor import SpecialtyPredictor
 
 __version__ = "0.2.0"
-__all__ = ["Prediction", "SpecialtyPredictor", "UserError", "__version__", "fit"]
+__all__ = ["Prediction", "SpecialtyPredictor", "UserError", "__version__", "datamodule", "fit"]
 
 _MODULES = {"Prediction": "predictions.table", "SpecialtyPredictor": "predictor", "UserError": "errors"}
-_MODULES["fit"] = "cli.cli"
+_MODULES |= {"datamodule": "cli.cli", "fit": "cli.cli"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is of
@@ -31,6 +32,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name is of
 
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("SpecialtyPredictor", "fit"):
+    if name in ("SpecialtyPredictor", "datamodule", "fit"):
         import_module("medlit.unsloth_first").import_unsloth()
     return getattr(import_module(f"medlit.{_MODULES[name]}"), name)

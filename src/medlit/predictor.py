@@ -119,10 +119,7 @@ class SpecialtyPredictor:
         if not file.is_file():
             file = adapter_folder(str(adapter)) / METADATA_FILE
         if not file.is_file():
-            raise UserError(
-                f"adapter: {file.parent} has no {METADATA_FILE}, which names the labels; give an adapter that medlit"
-                " wrote."
-            )
+            raise UserError(f"adapter: {file.parent} has no {METADATA_FILE}; give an adapter that medlit wrote.")
         metadata = AdapterMetadata.read(file)
         if (inference := metadata.inference) is None:
             raise UserError(f"adapter: {file} lacks max_length and other limits; use `medlit predict` with its config.")
@@ -223,7 +220,5 @@ def _find_device(device: str | torch.device | None) -> torch.device:
     name = str(device or ("cuda" if count else "cpu"))
     name = "cuda:0" if name == "cuda" else name
     if name not in ("cpu", *(f"cuda:{index}" for index in range(count))):
-        raise UserError(
-            f"device: medlit cannot compute on {device}, and PyTorch sees {count} GPUs; give 'cpu', or leave it out."
-        )
+        raise UserError(f"device: {device} is none of the {count} GPUs that PyTorch sees; give 'cpu', or leave it out.")
     return torch.device(name)

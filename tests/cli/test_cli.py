@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import io
 import json
 import math
@@ -389,8 +390,39 @@ def test_a_fit_from_python_is_the_command_s(
     assert run.adapter == run.run_dir / "adapter"
     assert (run.adapter / "adapter_model.safetensors").is_file()
     assert run.figures == [run.run_dir / "confusion_fit.png"]
+    test = ["test", "--config", "shell/config_fit.yaml", "--run_dir", "shell", "--ckpt_path", "best"]
+    assert medlit(*test, "--model.decoding.mode", "likelihood").code == 0
+    tested = run.test(model__decoding__mode="likelihood")
+    assert tested.metrics == scores(tmp_path / "shell" / "test_metrics.json")
+    assert (tested.run_dir, tested.adapter) == (run.run_dir, run.adapter)
+    assert run.run_dir / "confusion_test.png" in tested.figures
     trial = package.fit([tiny_config], trainer__fast_dev_run=True)
     assert (trial.metrics, trial.figures, trial.run_dir.exists()) == ({}, [], False)
+
+
+def test_a_fit_and_a_test_from_python_leave_no_model_in_memory(tiny_config: Path, tmp_path: Path) -> None:
+    from medlit.model.module import SpecialtyClassifier
+
+    def models() -> set[int]:
+        gc.collect()
+        return {id(each) for each in gc.get_objects() if type(each) is SpecialtyClassifier}
+
+    before = models()
+    run = package.fit(tiny_config, trainer__max_steps=1, run_dir=tmp_path / "run")
+    assert models() <= before
+    run.test()
+    assert models() <= before
+
+
+def test_notes_and_prompt_of_a_fit_are_there_without_one(tiny_config: Path, tmp_path: Path) -> None:
+    data = package.datamodule(tiny_config, data__instruction="Which ward?", model__language_model__max_length=200)
+    notes = data.read_splits().notes
+    assert {name: len(split) for name, split in notes.items()} == {"train": 24, "validation": 8, "test": 8}
+    prompt = data.prompt.prompt(notes["test"][0]["transcription"])
+    assert "### Instruction:\nWhich ward?\n" in data.prompt.tokenizer.decode(prompt.input_ids)
+    assert data.prompt.max_length == 200
+    with pytest.raises(package.UserError, match=r"did you mean data\.source"):
+        package.datamodule(tiny_config, data__sauce="x")
 
 
 @pytest.mark.parametrize(

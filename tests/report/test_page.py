@@ -331,6 +331,7 @@ def test_a_browser_shows_every_figure_and_nothing_overflows(
     page = tmp_path / "probed.html"
     page.write_text((folder / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     arguments = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--no-first-run", "--disable-background-networking"]
     dom = subprocess.run(
         [*arguments, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=120
     ).stdout

@@ -32,6 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litserve.utils import wrap_litserve_start
 
+from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata
 from medlit.tools.serve import run, service
@@ -230,7 +231,8 @@ def test_a_failing_model_leaves_its_place_but_no_note_in_the_log(capsys: pytest.
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """A run folder whose adapter has thresholds, and no weights."""
-    metadata = AdapterMetadata("none", None, {}, "alpaca-1", ["Bone", "Heart"])
+    notes = DataFingerprint(str(tmp_path / "notes.csv"), None, {})
+    metadata = AdapterMetadata(str(tmp_path / "llama"), None, {}, "alpaca-1", ["Bone", "Heart"], data=notes)
     values = metadata.to_dict() | {"thresholds": {"mode=likelihood": {"0.9": 0.2, "0.95": 0.1}}}
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "medlit.json").write_text(json.dumps(values))
@@ -302,6 +304,7 @@ def test_sets_are_made_where_the_adapter_has_thresholds(
 
     def make(api: object, about: dict[str, Any], token: str) -> SimpleNamespace:
         made.append((about["coverage"], about["labels"], token))
+        assert str(adapter) not in json.dumps(about), "another program needs no paths of this machine"
         return SimpleNamespace(serve=lambda host, port: None)
 
     monkeypatch.setattr(service, "make_server", make)
@@ -469,6 +472,7 @@ def test_the_service_ends_when_the_process_of_a_model_is_killed(start: Callable[
 def test_the_page_classifies_a_note_and_a_table_in_a_browser(start: Callable[..., Process], tmp_path: Path) -> None:
     process = start(str(TESTS / "fake_service.py"), "{port}")
     arguments = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=420,900"]
+    arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--no-first-run", "--disable-background-networking"]
     arguments += ["--virtual-time-budget=20000", "--dump-dom", f"{process.address}/probe"]
     dom = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120).stdout
     seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1]))  # type: ignore[index]
@@ -484,6 +488,7 @@ def test_the_page_classifies_a_note_and_a_table_in_a_browser(start: Callable[...
         '"2","Bone","Bone","Bone","0.75","0.5","Bone","false","3","","",""',
         '"3","","","","","","","","","","",""',
     ]
+    assert seen["rows"] == ["specialty", "(abstained)", "Bone", "(not classified)"]
     assert seen["overflow"] <= 0
     assert all(address.startswith(process.address) for address in seen["requests"])
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -279,15 +280,20 @@ def main(args: Sequence[str] | None = None) -> MedlitCLI:
 
 
 class Run(NamedTuple):
-    """A finished fit: its folder, the metrics of its last validation, its best adapter, and its figures."""
+    """A finished fit or test: its folder, the metrics of its last validation or of the test, best adapter, figures."""
 
     run_dir: Path
     metrics: dict[str, Any]
     adapter: Path
     figures: list[Path]
 
+    def test(self, **overrides: Any) -> "Run":  # noqa: ANN401 - as a YAML has them
+        """Run `medlit test` on the best weights into the same folder, with the fit's settings and these over them."""
+        config = self.run_dir / "config_fit.yaml"
+        return _run("test", _flags(config, {"run_dir": self.run_dir, "ckpt_path": "best"} | overrides))
 
-def fit(config: str | Path | Sequence[str | Path], **overrides: Any) -> Run:  # noqa: ANN401 - as a YAML has them
+
+def fit(config: str | Path | Sequence[str | Path], **overrides: Any) -> Run:  # noqa: ANN401
     """Run `medlit fit` in this process, with its settings, its checks and its files.
 
     Args:
@@ -297,10 +303,23 @@ def fit(config: str | Path | Sequence[str | Path], **overrides: Any) -> Run:  # 
     Raises:
         UserError: what the command ends with exit code 2 for.
     """
+    return _run("fit", _flags(config, overrides))
+
+
+def datamodule(config: str | Path | Sequence[str | Path], **overrides: Any) -> TranscriptionDataModule:  # noqa: ANN401
+    """The notes and the prompt of a `fit` with these arguments; nothing is read before it is used."""
+    return arguments.make_datamodule(arguments.parse_settings("fit", _flags(config, overrides)))
+
+
+def _flags(config: str | Path | Sequence[str | Path], overrides: dict[str, Any]) -> list[str]:
     configs = [config] if isinstance(config, str | Path) else config
     flags = {f"--{name.replace('__', '.')}": value for name, value in overrides.items()}
     given = [f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}" for name, value in flags.items()]
-    with explained():
-        run = MedlitCLI(["fit", *(f"--config={path}" for path in configs), *given], SaveRunFiles).run_folder
-    metrics = read_json(run / "fit_metrics.json") if run.exists() else {}  # a trial run leaves nothing
+    return [*(f"--config={path}" for path in configs), *given]
+
+
+def _run(verb: str, flags: list[str]) -> Run:
+    with explained():  # in a copy of the context, where jsonargparse leaves its parser and so the model
+        run = copy_context().run(MedlitCLI, [verb, *flags], SaveRunFiles).run_folder
+    metrics = read_json(run / f"{verb}_metrics.json") if run.exists() else {}  # a trial run leaves nothing
     return Run(run, metrics, run / "adapter", sorted(run.glob("*.png")))

@@ -39,11 +39,8 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
             " choose a small model, such as --config configs/models/smollm2_135m.yaml after the others."
         )
     wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
-    if wanted > torch.cuda.device_count():
-        raise UserError(
-            f"trainer.devices: the config needs {wanted} GPUs and PyTorch sees {torch.cuda.device_count()}; set"
-            " trainer.devices to that number or less."
-        )
+    if wanted > (seen := torch.cuda.device_count()):
+        raise UserError(f"trainer.devices: the config needs {wanted} GPUs and PyTorch sees {seen}; set at most these.")
 
 
 def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or None, as jsonargparse parsed them
@@ -57,10 +54,7 @@ def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or N
             " srun before the command, in a job of sbatch, or leave configs/hardware/slurm.yaml out."
         )
     if int(os.environ["SLURM_NTASKS"]) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise UserError(
-            "trainer.plugins: SLURMEnvironment needs the number of processes of each machine; give sbatch"
-            " --ntasks-per-node instead of --ntasks."
-        )
+        raise UserError("trainer.plugins: for SLURMEnvironment give sbatch --ntasks-per-node instead of --ntasks.")
 
 
 def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other checks; Lightning's strategies differ

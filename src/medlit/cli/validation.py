@@ -140,10 +140,7 @@ def check_variables(command: str, parser: ArgumentParser) -> None:
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
         is_known = key in settings if verb == command else verb in {*MODEL_VERBS, *TOOLS}
         if not is_known:
-            raise UserError(
-                f"{name}: there is no such setting; names are {ENV_PREFIX}_<COMMAND>__<GROUP>__<KEY>, such as"
-                f" {ENV_PREFIX}_FIT__MODEL__LORA__R."
-            )
+            raise UserError(f"{name}: there is no such setting; names are like {ENV_PREFIX}_FIT__MODEL__LORA__R.")
 
 
 def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:

@@ -101,6 +101,12 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and not table_name(Path(source))[1]
 
 
+def public_name(source: str) -> str:
+    """A data source or model as others may see it: a Hub id, or the last part of a path."""
+    path = Path(source).expanduser()
+    return source if is_hub_id(source) and not path.exists() else path.name
+
+
 def split_of(name: str) -> str | None:
     """`train`, `validation` or `test` for a file's stem or a split's name that means it, else None."""
     name = _SHARD.sub("", name.lower())

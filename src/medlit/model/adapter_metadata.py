@@ -17,6 +17,7 @@ from medlit.atomic_io import write_json
 from medlit.base_model import load_tokenizer
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPTS, ChatPrompt, PromptFormat
+from medlit.data.sources import public_name
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.prior import PRIOR_FILE, TokenPrior
@@ -145,6 +146,11 @@ class AdapterMetadata:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint that loads without running code, and for JSON."""
         return asdict(self)
+
+    def public(self, *, with_base: bool = True) -> Self:
+        """Without the folders of the notes and, unless it has to be found there, of the base model."""
+        data = None if self.data is None else replace(self.data, source=public_name(self.data.source))
+        return replace(self, data=data, base_model=public_name(self.base_model) if with_base else self.base_model)
 
 
 @cache  # every checkpoint has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
+    gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)
     with _load_errors(language_model) as reports:

@@ -98,9 +98,7 @@ class BaselineData:
         """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
         notes = data.read_splits().notes
         if "test" not in notes:
-            raise UserError(
-                f"data.source: {data.source} has no test split; add one, or set data.split.kind to 'grouped'."
-            )
+            raise UserError(f"data.source: {data.source} has no test split; add one, or set data.split.kind grouped.")
         assert data.label_set is not None
         label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
         if tested is None:

@@ -49,6 +49,6 @@ def test_an_adapter_folder_is_exported_with_the_settings_of_its_run(run: Path) -
     ],
 )
 def test_a_path_is_shown_by_its_name_and_a_hub_id_whole(llama: Path, source: str, name: str) -> None:
-    from medlit.tools.export.source import public_name
+    from medlit.data.sources import public_name
 
     assert public_name(source) == name

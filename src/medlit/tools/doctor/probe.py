@@ -91,7 +91,7 @@ def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
         version = f", driver {driver}" if driver else ""  # nvidia-smi may be missing in a container
         return [CheckResult(f"GPU {i}", "ok", text + version) for i, text in enumerate(found)]
     if not driver:
-        text, remedy = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 16 GiB or more"
+        text, remedy = "none: everything runs on the CPU", "to fine-tune an 8B model: an NVIDIA GPU of 8 GB or more"
     elif cuda:
         text = f"PyTorch cannot use the GPU of this machine, whose driver is {driver}"
         remedy = f"update the NVIDIA driver to one for CUDA {cuda} (for CUDA 13: 580 or newer)"

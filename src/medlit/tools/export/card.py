@@ -16,10 +16,11 @@ from medlit import __version__
 from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.data.prompt import NotePrompt
+from medlit.data.sources import public_name
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, applicable, number, percent
 from medlit.report.systems import FACTS, MODEL, comparable
-from medlit.tools.export.source import Weights, public_name
+from medlit.tools.export.source import Weights
 from medlit.tools.export.verify import Verification
 
 _LICENSE = ("license", "title", "license_name", "license_link")  # what a row of card.yaml holds

@@ -18,6 +18,7 @@ from medlit.cli.environment import check_device, check_writable
 from medlit.cli.validation import adopt_adapter
 from medlit.errors import UserError
 from medlit.model.adapter import save_adapter
+from medlit.model.adapter_metadata import METADATA_FILE
 from medlit.model.prior import PRIOR_FILE
 from medlit.paths import local_path
 from medlit.tools import recorded_settings
@@ -82,7 +83,8 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             log("reloading the adapter with PEFT")
             origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
-        weights.write_metadata(folder, with_base=options.to in ("merged", "gguf"))
+        metadata = weights.metadata.public(with_base=options.to != "adapter")
+        write_json(folder / METADATA_FILE, metadata.to_dict())
         write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}

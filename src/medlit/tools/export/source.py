@@ -11,11 +11,9 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from medlit.atomic_io import write_json
 from medlit.data.collate import BatchDataset
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
-from medlit.data.sources import is_hub_id
 from medlit.data.splits import DataFingerprint
 from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
@@ -61,27 +59,9 @@ class Weights:
         elif self.state.keys() == trainable_names(model):
             model.load_state_dict(self.state, strict=False)
         else:
-            raise UserError(
-                f"ckpt_path: the weights in {self.path} are not those that this config trains; give the config of"
-                " their fit."
-            )
+            raise UserError(f"ckpt_path: this config trains other weights than {self.path}; give that of their fit.")
         inference_mode(model)
         return model  # type: ignore[no-any-return]
-
-    def write_metadata(self, folder: Path, *, with_base: bool) -> None:
-        """Write `medlit.json` without the path of the notes or, if its weights are exported, of the base model."""
-        metadata = self.metadata
-        if metadata.data is not None:
-            metadata = replace(metadata, data=replace(metadata.data, source=public_name(metadata.data.source)))
-        if with_base:
-            metadata = replace(metadata, base_model=public_name(metadata.base_model))
-        write_json(folder / METADATA_FILE, metadata.to_dict())
-
-
-def public_name(source: str) -> str:
-    """A data source or model as others may see it: a Hub id, or the last part of a path."""
-    path = Path(source).expanduser()
-    return source if is_hub_id(source) and not path.exists() else path.name
 
 
 def run_of_adapter(adapter: str | None) -> Path | None:

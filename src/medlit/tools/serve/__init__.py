@@ -43,5 +43,5 @@ def run(args: Sequence[str]) -> int:
     decoding.coverage = 0.9 if options.coverage is None and "0.9" in fitted else options.coverage
     check_decoding(decoding)
     answers = {name: getattr(decoding, name) for name in ("mode", "coverage", "abstain_below")}
-    make_server(Classifier(file.parent, answers), answers | metadata.to_dict(), token).serve(host, port)
+    make_server(Classifier(file.parent, answers), answers | metadata.public().to_dict(), token).serve(host, port)
     return 0

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import litserve as ls
+import torch
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -135,8 +136,6 @@ class Server(ls.LitServer):
 
 def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     """The server of a classifier; `about` describes the model in plain types, and `token` may be empty."""
-    import torch
-
     settings: dict[str, Any] = {"info_path": "/v1/model", "timeout": False, "max_payload_size": MAX_MIB * 2**20}
     server = Server(api, "cuda" if torch.cuda.is_available() else "cpu", model_metadata=about, **settings)
     server.uvicorn_graceful_timeout = 600  # seconds for requests in flight after a signal

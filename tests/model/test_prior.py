@@ -1,21 +1,19 @@
-"""The TF-IDF prior: its probabilities are scikit-learn's, its power is chosen by validation, its file holds no text."""
+"""The TF-IDF prior: its scores are ridge regression's, its power is chosen by validation, its file holds no text."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
+from safetensors.numpy import save_file
 
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.results import FloatArray, IntArray, Results
-from medlit.model import prior as prior_file
 from medlit.model.decoding.likelihood import Answers, apply_prior
 from medlit.model.prior import TokenPrior
 
@@ -54,31 +52,35 @@ def results(probabilities: FloatArray, truth: IntArray) -> Results:
     return Results(LABELS.names, np.arange(n), ids, ids, truth, probabilities.argmax(1), probabilities, zeros, zeros)
 
 
-@pytest.mark.parametrize("few", [True, False], ids=["in the notes' span", "in the features"])
 @pytest.mark.parametrize("k", [2, 3])
-def test_probabilities_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch, few: bool, k: int) -> None:
-    monkeypatch.setattr(prior_file, "SPAN_NOTES", 100 if few else 10)
+def test_scores_are_those_of_ridge_regression(k: int) -> None:
     train, new = notes(60, k), notes(20, k, seed=1)
+    train = train.select([*range(60), *range(0, 60, k)])  # one label has twice the notes
     prior = fitted(train)
 
     def table(rows: Dataset) -> FloatArray:
         """TF-IDF by counting in dictionaries."""
-        column = {bucket: i for i, bucket in enumerate(prior.buckets.tolist())}
+        column = {feature: i for i, feature in enumerate(prior.features.tolist())}
         x = np.zeros((len(rows), len(column)))
         for i, tokens in enumerate(rows["input_ids"]):
-            for gram in [(0, t + 1) for t in tokens] + [(a + 1, b + 1) for a, b in pairwise(tokens)]:
-                code = ((gram[0] << 32) + gram[1]) * 0x9E3779B97F4A7C15 % 2**64 >> 46
-                if code in column:
-                    x[i, column[code]] += 1
+            for feature in [*tokens[2:], *(-1 - token for token in tokens[2:32])]:
+                if feature in column:
+                    x[i, column[feature]] += 1
         x[x > 0] = 1 + np.log(x[x > 0])
         x *= prior.idf
         return x / np.linalg.norm(x, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
-    wanted = LogisticRegression(C=100.0, class_weight="balanced", max_iter=1000).fit(table(train), truth_of(train))
-    ours = np.exp(prior.of_rows(new))
-    assert ours[:, :k] == pytest.approx(wanted.predict_proba(table(new)), abs=5e-3)
-    assert ours[:, k:].max(initial=0) < 1e-4, "a label without training notes is all but excluded"
-    assert ours.sum(axis=1) == pytest.approx(np.ones(20))
+    # Minimise sum over notes of w |x W + b - y|^2 + 0.3 |W|^2, labels having equal weight: the normal equations.
+    truth = truth_of(train)
+    w = (len(truth) / k / np.bincount(truth))[truth]
+    x = np.hstack([table(train), np.ones((len(train), 1))])
+    penalty = 0.3 * np.diag([*np.ones(x.shape[1] - 1), 0])
+    solution = np.linalg.solve(x.T @ (w[:, None] * x) + penalty, x.T @ (w[:, None] * np.eye(3)[truth]))
+    wanted = 10 * np.hstack([table(new), np.ones((20, 1))]) @ solution
+    ours = prior.of_rows(new)
+    assert ours[:, :k] - ours[:, :1] == pytest.approx(wanted[:, :k] - wanted[:, :1], abs=0.05)
+    assert np.exp(ours[:, k:]).max(initial=0) < 1e-4, "a label without training notes is all but excluded"
+    assert np.exp(ours).sum(axis=1) == pytest.approx(np.ones(20))
 
 
 def test_prompts_get_the_probabilities_of_their_rows() -> None:
@@ -89,11 +91,24 @@ def test_prompts_get_the_probabilities_of_their_rows() -> None:
 
 
 def test_features_are_in_several_notes_but_not_in_all() -> None:
-    """So the instruction does not count, and no pair of words that only one patient's note has is in the file."""
-    ids = [[1, 2, 5, 6], [1, 2, 5, 7], [1, 2, 8, 9], [1, 2, 8, 10]]
+    """So no word that only one patient's note has is in the file."""
+    ids = [[1, 2, 5, 6, 4], [1, 2, 5, 7, 4], [1, 2, 8, 9, 4], [1, 2, 8, 10, 4]]
     names = ["Cardiology", "Cardiology", "Urology", "Urology"]
     rows = Dataset.from_dict({"input_ids": ids, "specialty": names, "specialties": [[name] for name in names]})
-    assert len(fitted(rows).buckets) == len(["5", "8", "2 5", "2 8"])
+    assert fitted(rows).features.tolist() == [-9, -6, 5, 8]
+
+
+def test_the_beginning_of_a_note_counts_for_itself() -> None:
+    """Two kinds of note with the same tokens, which one begins with and the other ends with; no instruction counts."""
+    filler = list(range(50, 90))
+    title, end = [[7, 3], filler], [filler, [7, 3]]
+    ids = [[7, 2, *(token for part in (title, end)[i % 2] for token in part), 100 + i // 4] for i in range(16)]
+    names = [LABELS.names[i % 2] for i in range(16)]
+    rows = Dataset.from_dict({"input_ids": ids, "specialty": names, "specialties": [[name] for name in names]})
+    prior = fitted(rows)
+    assert {~7, ~3} <= set(prior.features.tolist())
+    assert prior.start == 2
+    assert prior.of_rows(rows).argmax(axis=1).tolist() == truth_of(rows).tolist()
 
 
 def test_a_note_with_several_labels_is_an_answer_for_each() -> None:
@@ -107,13 +122,14 @@ def test_one_label_needs_no_prior() -> None:
     assert TokenPrior.fit(notes(12, k=1), LABELS) is None
 
 
-def test_notes_with_nothing_in_common_need_no_prior() -> None:
+@pytest.mark.parametrize("last", [5, 6], ids=["equal", "nothing in common"])
+def test_notes_that_no_word_tells_apart_need_no_prior(last: int) -> None:
     names = ["Cardiology", "Urology"]
-    rows = {"input_ids": [[1, 2, 5], [1, 2, 6]], "specialty": names, "specialties": [[name] for name in names]}
+    rows = {"input_ids": [[1, 2, 5], [1, 2, last]], "specialty": names, "specialties": [[name] for name in names]}
     assert TokenPrior.fit(Dataset.from_dict(rows), LABELS) is None
 
 
-def test_a_saved_prior_is_the_same_and_holds_no_tokens(tmp_path: Path) -> None:
+def test_a_saved_prior_is_the_same_and_holds_no_text(tmp_path: Path) -> None:
     rows = notes()
     prior = fitted(rows)
     prior, _ = prior.with_power(results(np.full((60, 3), 1 / 3), truth_of(rows)), prior.of_rows(rows))
@@ -121,9 +137,18 @@ def test_a_saved_prior_is_the_same_and_holds_no_tokens(tmp_path: Path) -> None:
     loaded = TokenPrior.load(tmp_path / "prior.safetensors")
     assert loaded.power == prior.power
     assert np.array_equal(loaded.of_rows(rows), prior.of_rows(rows))
-    (tmp_path / "prior.safetensors").write_bytes(b"other")
-    with pytest.raises(UserError, match="is damaged; copy the adapter's folder again"):
-        TokenPrior.load(tmp_path / "prior.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["damaged", "earlier"])
+def test_another_file_is_refused(tmp_path: Path, kind: str) -> None:
+    """Earlier priors had hashed pairs of tokens."""
+    path = tmp_path / "prior.safetensors"
+    path.write_bytes(b"other")
+    if kind == "earlier":
+        names = ("buckets", "idf", "weights", "bias")
+        save_file({name: np.zeros((1, 1)) for name in names}, path, metadata={"power": "1.0"})
+    with pytest.raises(UserError, match="is damaged or outdated; copy it again, or fit again"):
+        TokenPrior.load(path)
 
 
 def test_validation_chooses_how_much_the_prior_counts() -> None:

@@ -1,9 +1,10 @@
-"""A TF-IDF prior: logistic regression over the tokens and token pairs of a prompt, fitted in seconds.
+"""A TF-IDF prior: ridge regression from the tokens of a note to its labels, fitted in seconds.
 
 The language model reads a note and the prior counts its words, so they err on different notes. Their probabilities are
 multiplied, the prior's to a power that the validation notes choose (a product of experts, Hinton 2002).
 
-Pairs are hashed, and one that only a single note has is left out: the file holds no text and no list of words.
+A token counts once in the whole note and again among its first, where many notes name what was done. A token that only
+a single note has is left out: the file holds no text, and ids of tokens that several notes share.
 
 N notes, K labels, F features.
 """
@@ -14,13 +15,11 @@ import json
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
@@ -31,16 +30,12 @@ from medlit.errors import UserError
 from medlit.evaluation.calibration import fit_powers, power_product
 from medlit.evaluation.results import FloatArray, IntArray, Results
 
-if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import TfidfTransformer
-
 PRIOR_FILE = "prior.safetensors"
-_BITS = 18  # of a hash
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash
-_STRENGTH = 100.0  # C of logistic regression: what inner folds of the baseline choose on hundreds of notes
+_FIRST = 30  # tokens of a note
+_PENALTY = 0.3  # of ridge regression, for notes of norm 1
+_SHARPNESS = 10.0  # of its scores, which are shares of labels, as logits
 _MOST_NOTES = 20_000
-MOST_WEIGHTS = 4_000_000  # of logistic regression with many labels
-SPAN_NOTES = 5_000  # a table of their similarities is 200 MB
+MOST_WEIGHTS = 4_000_000  # with many labels
 _UNSEEN = -14.0  # score of a label without a training note: about one in a million
 _LEAST_POWER = 0.05  # of the language model
 
@@ -49,7 +44,8 @@ _LEAST_POWER = 0.05  # of the language model
 class TokenPrior:
     """Log-probabilities of the K labels from a prompt's tokens."""
 
-    buckets: IntArray  # hashes of the features, ascending, (F,)
+    start: int  # tokens before a note, which are the instruction's
+    features: IntArray  # ids of tokens, ascending; negative (~id) among the first of a note, (F,)
     idf: FloatArray  # inverse document frequency of each feature, (F,)
     weights: FloatArray  # (F, K)
     bias: FloatArray  # (K,)
@@ -58,33 +54,31 @@ class TokenPrior:
     @classmethod
     def fit(cls, rows: Dataset, label_set: LabelSet) -> TokenPrior | None:
         """Fit it to tokenised training notes, at most 20,000; None if they have one label or no feature in common."""
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import Ridge
 
         if len(rows) > _MOST_NOTES:
             rows = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_NOTES]))
-        notes, labels = examples_of(rows, label_set)
-        counts = _counts(*_tokens(rows), len(rows))
-        frequency = counts.getnnz(axis=0)  # notes that have each hash; all of them have those of the instruction
-        common = np.flatnonzero((frequency > 1) & (frequency < len(rows)))
-        if len(set(labels.tolist())) < 2 or not len(common):
+        n, (tokens, notes) = len(rows), _tokens(rows)
+        begin, most = np.searchsorted(notes, np.arange(n)), int(np.bincount(notes).min()) - 1
+        start = next((i for i in range(most) if (tokens[begin + i] != tokens[i]).any()), most)
+        found = _occurrences(tokens, notes, start)
+        features = np.unique(found[0])
+        frequency = _tfidf(features, np.ones(len(features)), *found, n).getnnz(axis=0)  # notes that have each
+        common = np.flatnonzero((frequency > 1) & (frequency < n))
+        common = np.sort(common[np.argsort(-frequency[common], kind="stable")[: MOST_WEIGHTS // len(label_set)]])
+        shares = np.zeros((n, len(label_set)))
+        shares[examples_of(rows, label_set)] = 1
+        shares /= shares.sum(axis=1, keepdims=True)
+        seen = shares.any(axis=0)
+        if seen.sum() < 2 or not len(common):
             return None
-        buckets = np.sort(common[np.argsort(-frequency[common], kind="stable")[: MOST_WEIGHTS // len(label_set)]])
-        tfidf = _tfidf().fit(counts[:, buckets])
-        x = tfidf.transform(counts[:, buckets])
-        regression = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000)
-        if len(rows) > min(SPAN_NOTES, len(buckets)):
-            coefficients = regression.fit(x[notes], labels).coef_
-        else:
-            factor = span(x)
-            fitted = regression.fit(factor[notes], labels).coef_
-            coefficients = (x.T @ solve_triangular(factor, fitted.T, lower=True, trans="T")).T
-        weights, bias = np.zeros((len(buckets), len(label_set))), np.full(len(label_set), _UNSEEN)
-        if len(regression.classes_) == 2:  # scikit-learn gives the second one's log-odds alone
-            weights[:, regression.classes_[1]] = coefficients[0]
-            bias[regression.classes_] = 0.0, regression.intercept_[0]
-        else:
-            weights[:, regression.classes_], bias[regression.classes_] = coefficients.T, regression.intercept_
-        return cls(buckets, tfidf.idf_, weights.astype(np.float16).astype(np.float64), bias)
+        features, idf = features[common], np.log((1 + n) / (1 + frequency[common])) + 1
+        balanced = (shares[:, seen] / shares[:, seen].mean(axis=0)).mean(axis=1)  # labels have equal weight
+        ridge = Ridge(_PENALTY, solver="sparse_cg", tol=1e-3)
+        ridge.fit(_tfidf(features, idf, *found, n), shares, sample_weight=balanced)
+        weights = np.ascontiguousarray(_SHARPNESS * ridge.coef_.T, dtype=np.float16)  # for `save`
+        bias = np.where(seen, _SHARPNESS * ridge.intercept_, _UNSEEN)
+        return cls(start, features, idf, weights.astype(np.float64), bias)
 
     def of_rows(self, rows: Dataset) -> FloatArray:
         """Log-probabilities of tokenised notes, (N, K)."""
@@ -96,9 +90,7 @@ class TokenPrior:
         return self._log_probabilities(prompts.input_ids.cpu().numpy()[mask], mask.nonzero()[0], len(mask))
 
     def _log_probabilities(self, tokens: IntArray, notes: IntArray, n: int) -> FloatArray:
-        tfidf = _tfidf()
-        tfidf.idf_ = self.idf
-        x = tfidf.transform(_counts(tokens, notes, n)[:, self.buckets])
+        x = _tfidf(self.features, self.idf, *_occurrences(tokens, notes, self.start), n)
         scores: FloatArray = log_softmax(x @ self.weights + self.bias, axis=1)
         return scores
 
@@ -118,20 +110,23 @@ class TokenPrior:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        arrays = {name: getattr(self, name) for name in ("buckets", "idf", "bias")}
+        arrays = {name: getattr(self, name) for name in ("features", "idf", "bias")}
         arrays["weights"] = self.weights.astype(np.float16)
-        save_file(arrays, path, metadata={"power": json.dumps(self.power)})
+        save_file(arrays, path, metadata={"start, power": json.dumps([self.start, self.power])})
 
     @classmethod
     def load(cls, path: Path) -> TokenPrior:
         """Read a file that `save` wrote; a UserError if it is another file."""
         try:
             with safe_open(path, "np") as file:
-                arrays = {name: file.get_tensor(name) for name in ("buckets", "idf", "weights", "bias")}
+                arrays = {name: file.get_tensor(name) for name in ("features", "idf", "weights", "bias")}
                 arrays["weights"] = arrays["weights"].astype(np.float64)
-                return cls(**arrays, power=float(json.loads(file.metadata()["power"])))
+                start, power = json.loads(file.metadata()["start, power"])
+                return cls(start, **arrays, power=power)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"model.decoding.prior: {path} is damaged; copy the adapter's folder again.") from error
+            raise UserError(
+                f"model.decoding.prior: {path} is damaged or outdated; copy it again, or fit again."
+            ) from error
 
 
 def examples_of(rows: Dataset, label_set: LabelSet) -> tuple[IntArray, IntArray]:
@@ -143,15 +138,6 @@ def examples_of(rows: Dataset, label_set: LabelSet) -> tuple[IntArray, IntArray]
     return notes, labels
 
 
-def span(x: csr_matrix) -> FloatArray:
-    """Coordinates of N notes in an orthonormal basis of their span, (N, N) lower triangular.
-
-    Logistic regression has the same solution there, for few notes with many words in a second instead of minutes.
-    """
-    factor: FloatArray = cholesky((x @ x.T).toarray() + 1e-9 * np.eye(x.shape[0]), lower=True)
-    return factor
-
-
 def _tokens(rows: Dataset) -> tuple[IntArray, IntArray]:
     """Tokens of all prompts, one after another, and the note of each."""
     column = rows.with_format("arrow")[:]["input_ids"].combine_chunks()
@@ -159,17 +145,20 @@ def _tokens(rows: Dataset) -> tuple[IntArray, IntArray]:
     return column.flatten().to_numpy(), np.repeat(np.arange(len(rows)), lengths)
 
 
-def _counts(tokens: IntArray, notes: IntArray, n: int) -> csr_matrix:
-    """How often each hash of a token or a pair of tokens occurs in each of N notes, (N, 2^18)."""
-    single, within = tokens.astype(np.uint64) + np.uint64(1), notes[1:] == notes[:-1]
-    pairs = (single[:-1] << np.uint64(32)) + single[1:]
-    hashes = (np.concatenate([single, pairs[within]]) * _MULTIPLIER) >> np.uint64(64 - _BITS)
-    cells = np.concatenate([notes, notes[1:][within]]), hashes.astype(np.int64)
-    return csr_matrix((np.ones(len(hashes)), cells), shape=(n, 1 << _BITS))
+def _occurrences(tokens: IntArray, notes: IntArray, start: int) -> tuple[IntArray, IntArray]:
+    """The feature of each token after the instruction, also of each of a note's first, and its note."""
+    place = np.arange(len(notes)) - np.searchsorted(notes, notes) - start
+    after, first = place >= 0, (place >= 0) & (place < _FIRST)
+    features = np.concatenate([tokens[after], ~tokens[first].astype(np.int64)])
+    return features, np.concatenate([notes[after], notes[first]])
 
 
-def _tfidf() -> TfidfTransformer:
-    """Makes rows of (1 + log count) x idf with a Euclidean norm of 1 from counts, (N, F)."""
-    from sklearn.feature_extraction.text import TfidfTransformer
+def _tfidf(features: IntArray, idf: FloatArray, found: IntArray, notes: IntArray, n: int) -> csr_matrix:
+    """Rows of (1 + log count) x idf with a Euclidean norm of 1, from the features found in each of N notes, (N, F)."""
+    from sklearn.preprocessing import normalize
 
-    return TfidfTransformer(sublinear_tf=True)
+    column = np.minimum(np.searchsorted(features, found), len(features) - 1)
+    known = features[column] == found
+    x = csr_matrix((np.ones(known.sum()), (notes[known], column[known])), shape=(n, len(features)))
+    x.data = (1 + np.log(x.data)) * idf[x.indices]
+    return normalize(x)

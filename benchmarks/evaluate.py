@@ -201,8 +201,6 @@ def recipe(bench: Bench, tokens: int) -> Callable[[list[TokenisedNote]], object]
 
 def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
     """Free generation forced to answer labels of at least four tokens, chosen by the note's index."""
-    import torch
-
     from medlit.data.labels import LabelSet
     from medlit.model.decoding.generate import Generate
     from medlit.model.decoding.likelihood import LabelScorer
@@ -213,11 +211,9 @@ def forced(bench: Bench, read_ahead: bool) -> Callable[[Prompts], Answers]:
     class Forced(Generate):
         notes: Sequence[int] = ()
 
-        def scores(self, hidden: torch.Tensor, rows: list[int], answers: list[list[int]]) -> torch.Tensor:
-            scores = super().scores(hidden, rows, answers)
-            wanted = [long[self.notes[row] % len(long)][len(answers[row])] for row in rows]
-            at = torch.tensor([range(len(rows)), wanted], device=scores.device)
-            return scores.index_put((at[0], at[1]), scores.new_full((len(rows),), torch.inf))
+        def next_tokens(self, hidden: torch.Tensor, rows: list[int], answers: list[list[int]]) -> list[int]:
+            super().next_tokens(hidden, rows, answers)  # what it costs
+            return [long[self.notes[row] % len(long)][len(answers[row])] for row in rows]
 
         def __call__(self, prompts: Prompts) -> Answers:
             self.notes = prompts.rows

@@ -89,9 +89,15 @@ def test_a_conversion_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest
 def test_of_two_concurrent_conversions_one_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("mine")
-        (cache / "smollm2-135m").mkdir()
-        (cache / "smollm2-135m" / "config.json").write_text("the other's")
 
+    def replace_after_the_other(new: Path, old: Path) -> None:
+        if not (cache / "smollm2-135m").exists():
+            (cache / "smollm2-135m").mkdir()
+            (cache / "smollm2-135m" / "config.json").write_text("the other's")
+        move(new, old)
+
+    move = os.replace
+    monkeypatch.setattr(os, "replace", replace_after_the_other)
     monkeypatch.setattr(base_model, "convert_bundled", convert)
     folder = Path(resolve(BUILTIN))
     assert (folder / "config.json").read_text() == "mine"

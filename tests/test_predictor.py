@@ -252,8 +252,8 @@ def test_an_invalid_note_is_named_by_its_position(load: Load, texts: Any, messag
         ({"batch_size": 0}, "batch_size: must be at least 1"),
         ({"max_length": 0}, "max_length: must be at least 1"),
         ({"max_length": 30}, "30 tokens leave no room for a note"),
-        ({"device": "quantum"}, "device: quantum is none of the"),
-        ({"device": "cuda:99"}, "device: cuda:99 is none of the"),
+        ({"device": "quantum"}, "device: quantum is neither 'cpu' nor"),
+        ({"device": "cuda:99"}, "device: cuda:99 is neither 'cpu' nor"),
     ],
 )
 def test_a_wrong_setting_is_named_before_weights_are_read(

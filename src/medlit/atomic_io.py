@@ -91,8 +91,13 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
             if not folder.exists() or not any(folder.iterdir()):
                 for file in temporary.rglob("*"):
                     _flush(file)
-                replace(temporary, folder)
-                return
+                try:
+                    replace(temporary, folder)
+                    return
+                except OSError:
+                    if not folder.is_dir():
+                        raise
+                    # Another process has made the folder meanwhile.
             files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
             for file in files:
                 (folder / file).parent.mkdir(mode=0o700, exist_ok=True)

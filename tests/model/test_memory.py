@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -28,13 +27,12 @@ TRAINED = 41_943_040  # r 16 in all seven projections
 # Allocated after loading NF4 weights and a float32 adapter, on an H100.
 LOADED = int(5.4986 * GIB)
 FOOTPRINTS = st.builds(
-    lambda layers, fixed, entry, more, work, spared: Footprint(layers, fixed, entry + more, entry, work, spared),
-    st.integers(2, 80),
+    lambda layers, fixed, entry, more, work: Footprint(layers, fixed, entry + more, entry, work),
+    st.integers(1, 80),
     st.integers(0, 10**10),
     st.integers(1, 10**4),
     st.integers(0, 10**6),
     st.integers(0, 10**6),
-    st.integers(0, 1),
 )
 
 
@@ -55,16 +53,7 @@ def llama_8b() -> Footprint:
 )
 def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, keeping: int, measured: float) -> None:
     """Measured before the last layer computed only what the loss reads."""
-    assert replace(llama_8b(), spared=0).peak(tokens, keeping) / GIB == pytest.approx(measured, rel=0.03)
-
-
-@pytest.mark.parametrize(("spared", "measured"), [(0, 17.64), (1, 16.12)])
-def test_a_last_layer_that_computes_only_what_is_read_is_spared(spared: int, measured: float) -> None:
-    """Eight layers, with the last one whole and not, in one run on an H200, same versions."""
-    takes = footprint(LlamaConfig(**LLAMA_8B | {"num_hidden_layers": 8}), int(3.01 * GIB), TRAINED // 4)
-    assert takes.spared == 1
-    assert replace(takes, spared=spared).peak(15_488, 8) / GIB == pytest.approx(measured, rel=0.03)
-    assert footprint(LlamaConfig(**LLAMA_8B), 0, 0, whole=True).spared == 0
+    assert llama_8b().peak(tokens, keeping) / GIB == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +96,8 @@ def test_a_card_of_80_gib_keeps_everything_one_of_24_half_and_one_of_10_next_to_
 def test_as_many_layers_are_kept_as_fit_and_no_more(takes: Footprint, tokens: int, budget: int) -> None:
     keeping = takes.keeping(tokens, budget)
     assert 1 <= keeping <= takes.layers
-    assert takes.peak(tokens, keeping) <= budget or keeping == 1 + takes.spared
-    if keeping < takes.layers and takes.kept > takes.entry and takes.peak(tokens, 1 + takes.spared) <= budget:
+    assert takes.peak(tokens, keeping) <= budget or keeping == 1
+    if keeping < takes.layers and takes.kept > takes.entry and takes.peak(tokens, 1) <= budget:
         assert takes.peak(tokens, keeping + 1) > budget
 
 
@@ -157,8 +146,8 @@ def test_a_fit_matches_the_peaks_measured_on_an_h100(
 
 
 def test_under_auto_an_estimate_keeps_as_many_layers_as_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured on an H100 within 24 GiB: 22.5 GiB; with no layer kept, 9.3. Keeping the last one takes nothing."""
-    budgets = {80: (32, 32), 24: (12, 24), 8: (2, 2)}
+    """Measured on an H100 within 24 GiB: 22.5 GiB; with no layer kept, 9.3."""
+    budgets = {80: (32, 32), 24: (12, 24), 8: (1, 1)}
     for gib, (least, most) in budgets.items():
         monkeypatch.setattr("medlit.model.fit_memory.budget_on", lambda device, limit, gib=gib: int(SLACK * gib * GIB))
         needed = fit_llama_8b(7_424, "auto")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from medlit.data.collate import Collator, unnamed_rows
@@ -129,6 +130,16 @@ def test_notes_that_no_word_tells_apart_need_no_prior(last: int) -> None:
     assert TokenPrior.fit(Dataset.from_dict(rows), LABELS) is None
 
 
+def test_tokens_of_a_single_text_are_left_out_even_if_it_occurs_twice() -> None:
+    rows = notes()
+    own, twice = 777, {**rows[0], "input_ids": [*rows[0]["input_ids"], 777]}
+    prior = fitted(concatenate_datasets([rows, Dataset.from_list([twice, twice], features=rows.features)]))
+    assert own not in prior.features
+    again = {**rows[1], "input_ids": [*rows[1]["input_ids"], own]}
+    prior = fitted(concatenate_datasets([rows, Dataset.from_list([twice, again], features=rows.features)]))
+    assert own in prior.features
+
+
 def test_a_saved_prior_is_the_same_and_holds_no_text(tmp_path: Path) -> None:
     rows = notes()
     prior = fitted(rows)
@@ -136,6 +147,8 @@ def test_a_saved_prior_is_the_same_and_holds_no_text(tmp_path: Path) -> None:
     prior.save(tmp_path / "prior.safetensors")
     loaded = TokenPrior.load(tmp_path / "prior.safetensors")
     assert loaded.power == prior.power
+    with safe_open(tmp_path / "prior.safetensors", "np") as file:
+        assert set(file.keys()) == {"features", "idf", "weights", "bias"}
     assert np.array_equal(loaded.of_rows(rows), prior.of_rows(rows))
 
 

@@ -16,7 +16,7 @@ _MAX_NAMED = 8  # notes in the error message
 
 
 class NonfiniteGuard(L.Callback):
-    """Checks each optimizer step's gradient, of all processes, before it is clipped and applied.
+    """Checks each optimizer step's gradient, of all processes, before it is clipped.
 
     A loss that is not finite gives a gradient that is not. The norm is computed on the device and fetched once an
     optimizer step, as the logged loss is; no micro-batch waits for it, and neither does the optimizer where the fit
@@ -74,7 +74,7 @@ class NonfiniteGuard(L.Callback):
         checkpoint = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         return (
             f"model.optimizer.on_nonfinite: step {step} (notes {', '.join(ids[:_MAX_NAMED])}{more})"
-            f" cannot be taken, since its gradient is not finite{several}; {checkpoint}: lower"
+            f" is not valid, since its gradient is not finite{several}; {checkpoint}: lower"
             " model.optimizer.learning_rate, check the notes, or set this to 'skip'."
         )
 

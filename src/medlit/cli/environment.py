@@ -40,7 +40,7 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
         )
     wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
     if wanted > (seen := torch.cuda.device_count()):
-        raise UserError(f"trainer.devices: the config needs {wanted} GPUs and PyTorch sees {seen}; set at most these.")
+        raise UserError(f"trainer.devices: the config needs {wanted} GPUs and PyTorch sees {seen}; set at most {seen}.")
 
 
 def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or None, as jsonargparse parsed them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,7 @@ _UNFUSED = 4.0
 
 
 class Offload(NamedTuple):
-    """Decoder layers that stay in host memory, and what is on the GPU; the scales of their 4-bit weights are."""
+    """Decoder layers that stay in host memory, all but the scales of their 4-bit weights, and what is on the GPU."""
 
     layers: int = 0
     host: int = 0  # bytes of host memory
@@ -62,7 +63,7 @@ def plan_offload(
         wanted = -(-over // size) + _SLOTS if over > 0 else 0
     processes = 1
     if torch.distributed.is_initialized() and language_model.batch_tokens:  # the predictor may load in one process
-        mine = int(wanted), _KERNEL.read_text()
+        mine = int(wanted), _KERNEL.read_text() if _KERNEL.exists() else platform.node()
         everywhere = [mine] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everywhere, mine)
         wanted = max(count for count, _ in everywhere)  # DDP needs the same layers in every process
@@ -106,7 +107,7 @@ def fit_memory(
     model = skeleton(config)
     offload = plan_offload(model, language_model, lora, device, dtype)
     weights, trained = offload.weights, offload.trained
-    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora, whole=offload.layers > 0)
+    batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
     kept = batch.layers
     if language_model.gradient_checkpointing == "unsloth":
         kept = 1

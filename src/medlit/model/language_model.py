@@ -85,10 +85,9 @@ def make_recomputation(
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dora = lora is not None and lora.dora
-    layers, offloaded = decoder_layers(model), getattr(block_swap(model), "indices", ())
-    weights = torch.cuda.memory_allocated(device)
-    footprint = memory.footprint(causal_lm(model).config, weights, trained, dora, whole=len(offloaded) > 0)
+    footprint = memory.footprint(causal_lm(model).config, torch.cuda.memory_allocated(device), trained, dora)
     budget = memory.budget_on(device, language_model.memory_budget_gib)
+    layers, offloaded = decoder_layers(model), getattr(block_swap(model), "indices", ())
     return memory.Recomputation(layers, footprint, budget, random=has_dropout(model), offloaded=offloaded)
 
 

@@ -84,18 +84,16 @@ class Footprint:
     kept: int  # per token and layer that is not recomputed
     entry: int  # per token and layer that is recomputed: its input
     work: int  # per token, once: the backward pass of a gated MLP
-    spared: int = 0  # kept layers that are done before that: the last one, if little of it is computed
 
     def peak(self, tokens: int, keeping: int) -> int:
         """Most bytes in use for T tokens, padding included; with 0 layers kept, the layer at work still is."""
-        layers = max(keeping - self.spared, 1) * self.kept + (self.layers - keeping) * self.entry
+        layers = max(keeping, 1) * self.kept + (self.layers - keeping) * self.entry
         return self.fixed + tokens * (layers + self.work)
 
     def keeping(self, tokens: int, budget: int) -> int:
         """The most layers that can be kept within a budget in bytes; recomputing the last would save nothing."""
-        least = 1 + self.spared
-        spare = max(0, budget - self.peak(tokens, least))
-        return min(self.layers, least + spare // max(1, tokens * (self.kept - self.entry)))
+        spare = max(0, budget - self.peak(tokens, 1))
+        return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
 
 
 @dataclass(frozen=True)
@@ -113,11 +111,11 @@ class MeasuredMemory:
         return cls(torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
 
 
-def footprint(config: Any, weights: int, trained: int, dora: bool = False, whole: bool = False) -> Footprint:  # noqa: ANN401
-    """The footprint of a 4-bit model of so many bytes; `whole`: its last layer is recomputed, and so computed whole."""
-    of, route = model_dimensions(config), packing_route(config)
+def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Footprint:  # noqa: ANN401 - as above
+    """The footprint of a 4-bit model: bytes of its weights, trained parameters, and whether it trains DoRA."""
+    of = model_dimensions(config)
     kept = _HALF * (4 * of.hidden + 2 * of.queries + 2 * of.keys + 2 * of.inner)
-    more = _UNMEASURED if dora else {"stock": _STOCK_LAYER, None: _UNMEASURED}.get(route, 1)
+    more = _UNMEASURED if dora else {"stock": _STOCK_LAYER, None: _UNMEASURED}.get(packing_route(config), 1)
     # One matrix at a time is dequantised.
     room = _HALF * of.hidden * of.inner + (_HALF + 4 + 4) * _HEAD_ROWS * of.vocabulary
     return Footprint(
@@ -126,7 +124,6 @@ def footprint(config: Any, weights: int, trained: int, dora: bool = False, whole
         kept=int(more * kept),
         entry=_HALF * of.hidden,
         work=4 * _HALF * of.inner,
-        spared=int(route == "fused" and not whole),
     )
 
 

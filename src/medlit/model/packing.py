@@ -118,7 +118,10 @@ def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
 
 
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D)."""
+    """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D).
+
+    No place is read twice, or the last layer's gradient would count it twice.
+    """
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
@@ -192,7 +195,7 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 
 def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
-    """Tokens, fewer than any of `longer`, that all of (B, T) begin with on a CPU, if once is worthwhile; else 0."""
+    """Tokens, fewer than any of `longer`, that all of (B, T) begin with, if a CPU saves time with them; else 0."""
     rope = getattr(inner.config, "rope_parameters", None) or {}
     takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
     takes &= rope.get("rope_type") not in ("longrope", "dynamic")  # whose positions depend on the whole length

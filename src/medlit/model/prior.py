@@ -63,8 +63,10 @@ class TokenPrior:
         start = next((i for i in range(most) if (tokens[begin + i] != tokens[i]).any()), most)
         found = _occurrences(tokens, notes, start)
         features = np.unique(found[0])
-        frequency = _tfidf(features, np.ones(len(features)), *found, n).getnnz(axis=0)  # notes that have each
-        common = np.flatnonzero((frequency > 1) & (frequency < n))
+        ends = np.append(begin[1:], len(tokens))
+        texts = [*{tokens[a:b].tobytes(): i for i, (a, b) in enumerate(zip(begin, ends, strict=True))}.values()]
+        frequency = _tfidf(features, np.ones(len(features)), *found, n)[texts].getnnz(axis=0)  # texts that have each
+        common = np.flatnonzero((frequency > 1) & (frequency < len(texts)))
         common = np.sort(common[np.argsort(-frequency[common], kind="stable")[: MOST_WEIGHTS // len(label_set)]])
         shares = np.zeros((n, len(label_set)))
         shares[examples_of(rows, label_set)] = 1
@@ -72,7 +74,7 @@ class TokenPrior:
         seen = shares.any(axis=0)
         if seen.sum() < 2 or not len(common):
             return None
-        features, idf = features[common], np.log((1 + n) / (1 + frequency[common])) + 1
+        features, idf = features[common], np.log((1 + len(texts)) / (1 + frequency[common])) + 1
         balanced = (shares[:, seen] / shares[:, seen].mean(axis=0)).mean(axis=1)  # labels have equal weight
         ridge = Ridge(_PENALTY, solver="sparse_cg", tol=1e-3)
         ridge.fit(_tfidf(features, idf, *found, n), shares, sample_weight=balanced)

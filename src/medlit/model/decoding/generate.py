@@ -56,7 +56,7 @@ class Generate:
                 cache = cache.rows(torch.tensor([rows.index(row) for row in pending], device=cache.last.device))
                 rows = list(pending)
             cache = cache.extend(*_padded(list(pending.values()), cache.last.device))
-            chosen = self._choose(cache.last)
+            chosen = self.next_tokens(cache.last, rows, answers)
             pending = {
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
             }
@@ -64,8 +64,8 @@ class Generate:
         labels = torch.tensor([self.label_set.parse(text) for text in texts])
         return Answers(labels, texts, label_nats=label_nats)
 
-    def _choose(self, hidden: Tensor) -> list[int]:
-        """The most likely next token after each hidden state, (b, D)."""
+    def next_tokens(self, hidden: Tensor, rows: list[int], answers: list[list[int]]) -> list[int]:
+        """The most likely token after each hidden state, (b, D), of these rows, whose answers so far are given."""
         with torch.no_grad():
             chosen: list[int] = head_logits(self.model, hidden).argmax(dim=1).tolist()
         return chosen
@@ -90,7 +90,7 @@ class Generate:
         while places:
             rows, nodes = list(places), list(places.values())
             at = torch.tensor([rows, nodes], device=device)
-            chosen = self._choose(hidden[at[0], 1 + at[1]])
+            chosen = self.next_tokens(hidden[at[0], 1 + at[1]], rows, answers)
             places = {}
             for row, node, token in zip(rows, nodes, chosen, strict=True):
                 if self._append(answers[row], token):

@@ -214,8 +214,8 @@ def host_memory(needed: FitMemory, processes: int) -> CheckResult:
     size, free = processes * needed.offload.host / GIB, free_on(torch.device("cpu")) / GIB
     copies = f"{needed.offload.layers} of {needed.layers} layers in {processes} process{'es' * (processes > 1)}"
     found = f"{copies}, {size:.1f} of {free:.1f} GiB that are free"
-    cure = "set fewer trainer.devices or choose a smaller base model"
-    return CheckResult("host memory", "ok" if size < free else "fail", found, cure)
+    remedy = "set fewer trainer.devices or choose a smaller base model"
+    return CheckResult("host memory", "ok" if size < free else "fail", found, remedy)
 
 
 def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> CheckResult:

@@ -59,7 +59,7 @@ class Weights:
         elif self.state.keys() == trainable_names(model):
             model.load_state_dict(self.state, strict=False)
         else:
-            raise UserError(f"ckpt_path: this config trains other weights than {self.path}; give that of their fit.")
+            raise UserError(f"ckpt_path: this config trains other weights than {self.path}; give that of the fit.")
         inference_mode(model)
         return model  # type: ignore[no-any-return]
 

@@ -55,6 +55,18 @@ def test_an_adapter_has_a_card_without_notes_or_paths(tested: Path) -> None:
         assert not [path for path in (tested.parents[2], Path(adapter["base_model"])) if str(path) in text]
 
 
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("found", [{"license": "mit", "title": "MIT License"}, {"license_link": "its/LICENSE"}])
+def test_a_card_names_a_license_with_and_without_a_link(
+    tested: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, str]
+) -> None:
+    found = {"license": "other", "title": "Its License"} | found
+    monkeypatch.setattr("medlit.tools.export.card.license_of", lambda *_: found)
+    card = (exported(tested, "adapter") / "README.md").read_text()
+    link = f" ({found['license_link']})" if "license_link" in found else ""
+    assert f"The base model is under the {found['title']}{link}, which also applies" in card
+
+
 @pytest.mark.parametrize("name", ["test_metrics.json", "config_fit.yaml"])
 def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str) -> None:
     from medlit.tools.export.card import read_run_file

@@ -35,17 +35,17 @@ def main() -> None:
         console.print(message, soft_wrap=True)
         raise SystemExit(2)
     start = time.monotonic()
-    console.print("Quickstart: five steps, 12 to 15 minutes on two CPU cores, one or two on a GPU", highlight=False)
+    console.print("Quickstart: five steps, 7 to 10 minutes on two CPU cores, one or two on a GPU", highlight=False)
     import_unsloth()
     before = _run(
         console,
         "1/5  test the base model before fine-tuning (zero-shot)",
-        f"130 test notes; 1 to 2 minutes {_CPU}",
+        f"130 test notes; 1 minute {_CPU}",
         ["test", *CONFIG, *ZERO_SHOT],
     )
-    run_dir = _run(console, "2/5  fine-tune it", f"120 steps of 4 notes; 6 to 10 minutes {_CPU}", ["fit", *CONFIG])
+    run_dir = _run(console, "2/5  fine-tune it", f"120 steps of 4 notes; 5 to 8 minutes {_CPU}", ["fit", *CONFIG])
     trained = ["--ckpt_path", "best", "--run_dir", str(run_dir)]
-    _run(console, "3/5  test it again", f"the same test notes; 1 to 2 minutes {_CPU}", ["test", *CONFIG, *trained])
+    _run(console, "3/5  test it again", f"the same test notes; 1 minute {_CPU}", ["test", *CONFIG, *trained])
     _run(
         console,
         "4/5  classify the test notes",

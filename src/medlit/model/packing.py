@@ -196,10 +196,11 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
     """Tokens, fewer than any of `longer`, that all of (B, T) begin with, if a CPU saves time with them; else 0."""
+    if ids.device.type != "cpu" or packing_route(inner.config) != "fused":
+        return 0
     rope = getattr(inner.config, "rope_parameters", None) or {}
-    takes = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
-    takes &= rope.get("rope_type") not in ("longrope", "dynamic")  # whose positions depend on the whole length
-    if ids.device.type != "cpu" or not takes:
+    # Positions of these two depend on the whole length.
+    if rope.get("rope_type") in ("longrope", "dynamic") or attention_kinds(inner) != {"full_attention"}:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(longer.min()) - 1)
     # An additional pass or mask costs more than a few tokens.

@@ -89,7 +89,7 @@ def _fault(model: nn.Module, max_length: int) -> str:
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]
-    # A CPU has code of its own for prompts that begin alike; a GPU computes the beginning of any prompts once.
+    # A CPU computes prompts that begin alike by separate code; a GPU computes the beginning of any prompts once.
     alike = min(_ALIKE, longest // 2)
     batches = [[ids[:_SHORT], ids[: longest - 4]], [ids[:alike] + ids[alike + i : alike + 3 * i] for i in range(1, 5)]]
     inner = causal_lm(model)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-_ARRAYS = ("rows", "truth", "answer", "tokens", "cut_tokens")  # of whole numbers, one per note
+# What holds one value per note, besides probabilities.
+_ARRAYS, _LISTS = ("rows", "truth", "answer", "tokens", "cut_tokens"), ("ids", "text_hashes", "accepted")
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,17 @@ class Results:
     def join(cls, parts: Sequence[Results]) -> Results:
         """Join the batches of all processes by row; a note that two processes had counts once."""
         given = [part.probabilities for part in parts if part.probabilities is not None]
-        arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
-        joined = replace(
-            parts[0],
-            **arrays,
-            ids=[note for part in parts for note in part.ids],
-            text_hashes=[text for part in parts for text in part.text_hashes],
-            probabilities=np.concatenate(given) if len(given) == len(parts) else None,
-            accepted=[*chain(*(part.accepted for part in parts))],
-        )
+        values: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        values |= {name: [value for part in parts for value in getattr(part, name)] for name in _LISTS}
+        joined = replace(parts[0], **values, probabilities=np.concatenate(given) if len(given) == len(parts) else None)
         return joined.select(np.unique(joined.rows, return_index=True)[1])
 
     def select(self, positions: IntArray) -> Results:
         """The notes at these positions, in this order."""
-        arrays = {name: getattr(self, name)[positions] for name in _ARRAYS}
+        values: dict[str, Any] = {name: getattr(self, name)[positions] for name in _ARRAYS}
+        values |= {name: [getattr(self, name)[i] for i in positions] for name in _LISTS}
         return replace(
-            self,
-            **arrays,
-            ids=[self.ids[i] for i in positions],
-            text_hashes=[self.text_hashes[i] for i in positions],
-            probabilities=None if self.probabilities is None else self.probabilities[positions],
-            accepted=[self.accepted[i] for i in positions],
+            self, **values, probabilities=None if self.probabilities is None else self.probabilities[positions]
         )
 
     @property
@@ -104,8 +94,7 @@ class Results:
     @property
     def correct(self) -> BoolArray:
         """Whether each answer is the true label, (N,)."""
-        correct: BoolArray = self.answer == self.truth
-        return correct
+        return np.asarray(self.answer == self.truth)
 
     @property
     def confidence(self) -> FloatArray | None:
@@ -114,8 +103,7 @@ class Results:
             return None
         k = len(self.names)
         of_answer = self.probabilities[np.arange(len(self)), np.minimum(self.answer, k - 1)]
-        confidence: FloatArray = np.where(self.answer < k, of_answer, 0.0)
-        return confidence
+        return np.where(self.answer < k, of_answer, 0.0)
 
     @property
     def errors(self) -> tuple[IntArray, IntArray, IntArray]:

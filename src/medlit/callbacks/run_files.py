@@ -21,22 +21,20 @@ class SaveRunFiles(SaveConfigCallback):
         """Do nothing yet, unlike Lightning's callback."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files of the subcommand, but not in the validations of a fit."""
-        if trainer.training or subcommand_of(trainer) != "fit":
-            self.save_config(trainer, pl_module, subcommand_of(trainer))
-
-    on_validation_start = on_test_start = on_predict_start = on_train_start
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the files, on the first process; a table or a single note has no split."""
+        """Write them, but not in the validations of a fit; a table or a single note has no split."""
+        verb = subcommand_of(trainer)
+        if verb == "fit" and not trainer.training:
+            return
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        with atomic_write(folder / f"config_{stage}.yaml") as path:
+        with atomic_write(folder / f"config_{verb}.yaml") as path:
             path.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
-        if splits is not None and (stage == "fit" or not (folder / "split.parquet").exists()):
+        if splits is not None and (verb == "fit" or not (folder / "split.parquet").exists()):
             splits.write(folder / "split.parquet")
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
 
 class RunLogger(TensorBoardLogger):

@@ -63,7 +63,6 @@ class MedlitCLI(LightningCLI):
             SpecialtyClassifier,
             TranscriptionDataModule,
             save_config_callback=save_config_callback,
-            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,

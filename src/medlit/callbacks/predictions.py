@@ -1,6 +1,7 @@
 """Write predictions: every process writes shards, the first one joins them to a table."""
 
 import contextlib
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +64,10 @@ class PredictionWriter(L.Callback):
         mistake, answered = trainer.strategy.broadcast((mistake, answered))
         if mistake is not None:
             raise UserError(mistake)
+        data.answered = answered
+        message = f"there is no interrupted run beside {self.path}; starting with the first note"
         if answered is not None:
-            data.answered = answered
             message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
-        else:
-            message = f"there is no interrupted run beside {self.path}; starting with the first note"
         if self.resume and trainer.is_global_zero:
             print(f"medlit: {message}.", file=sys.stderr)
 
@@ -129,7 +129,7 @@ class PredictionWriter(L.Callback):
             separator = trainer.datamodule.labels.separator or "; "  # type: ignore[attr-defined]
             shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)  # type: ignore[union-attr]
             self.written = self.path
-            shards.remove_shards(self.path)
+            shutil.rmtree(shards.shard_folder(self.path))
             self._release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -140,7 +140,7 @@ class PredictionWriter(L.Callback):
         if self._lock is None:
             return
         if not shards.find_shards(self.path):
-            shards.remove_shards(self.path)
+            shutil.rmtree(shards.shard_folder(self.path))
         elif self._writer is not None:
             print("medlit: the answers so far are kept; the same command with --resume continues.", file=sys.stderr)
         self._release()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -93,21 +93,13 @@ def start_shards(table: Path, key: ResumeKey) -> None:
     write_json(folder / _KEY_FILE, asdict(key))
 
 
-def remove_shards(table: Path) -> None:
-    """Remove the folder of shards."""
-    if shard_folder(table).exists():
-        shutil.rmtree(shard_folder(table))
-
-
 def whole_shards(table: Path) -> list[Path]:
     """The shards that are not damaged."""
     whole = []
     for path in find_shards(table):
-        try:
+        with suppress(OSError, pa.ArrowException):
             pq.read_table(path, schema=_SCHEMA, partitioning=None, page_checksum_verification=True)
-        except (OSError, pa.ArrowException):
-            continue
-        whole.append(path)
+            whole.append(path)
     return whole
 
 

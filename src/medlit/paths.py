@@ -29,8 +29,7 @@ def cache_dir() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = local_path("MEDLIT_CACHE", os.environ.get("MEDLIT_CACHE") or f"{caches}/medlit")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set MEDLIT_CACHE to a"

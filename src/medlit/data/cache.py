@@ -28,8 +28,7 @@ def cache_folder() -> Path:
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "medlit"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) != 0o700:
             folder.chmod(0o700)
     except OSError as error:

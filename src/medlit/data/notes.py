@@ -154,7 +154,6 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
     features = datasets.Features(dict.fromkeys(CANONICAL, text) | {"specialties": datasets.List(text)})
-    kinds = features.arrow_schema.types
 
     def to_canonical(batch: pa.Table) -> pa.Table:
         cleaned = [clean_note(note) for note in batch.column(columns.text).to_pylist()]
@@ -165,7 +164,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         labels = [[name for name in cell if name] for cell in cells]
         specialties = [next(iter(kept or cell), None) for kept, cell in zip(labels, cells, strict=True)]
         values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
-        return pa.table([pa.array(column, kind) for column, kind in zip(values, kinds, strict=True)], names=CANONICAL)
+        return pa.table(dict(zip(CANONICAL, values, strict=True)), schema=features.arrow_schema)
 
     arrow = rows.select_columns(chosen).with_format("arrow")
     try:

@@ -50,8 +50,7 @@ def epoch_order(
     if class_balance == "none":
         order = rng.permutation(number)
         drawn = (np.random.default_rng([seed, epoch, 1]).random(number) * several).astype(np.int64)
-        examples: IntArray = (np.cumsum(several) - several + drawn)[order]
-        return examples
+        return np.asarray((np.cumsum(several) - several + drawn)[order])
     order = rng.permutation(len(labels))
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.

@@ -74,8 +74,7 @@ def fit_temperature(probabilities: FloatArray, truth: IntArray) -> float:
 
 def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     """Divide log-probabilities by a temperature and normalise; the order of the labels does not change."""
-    scaled: FloatArray = softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1)
-    return scaled
+    return np.asarray(softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1))
 
 
 def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:
@@ -104,5 +103,4 @@ def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
     rank = np.unique(-confidence, return_inverse=True)[1]
     shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
     errors = shared[np.sort(rank)]
-    risk: FloatArray = np.cumsum(errors) / np.arange(1, len(errors) + 1)
-    return risk
+    return np.asarray(np.cumsum(errors) / np.arange(1, len(errors) + 1))

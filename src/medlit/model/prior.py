@@ -63,9 +63,10 @@ class TokenPrior:
         start = next((i for i in range(most) if (tokens[begin + i] != tokens[i]).any()), most)
         found = _occurrences(tokens, notes, start)
         features = np.unique(found[0])
+        counts = _counts(features, *found, n)
         ends = np.append(begin[1:], len(tokens))
         texts = [*{tokens[a:b].tobytes(): i for i, (a, b) in enumerate(zip(begin, ends, strict=True))}.values()]
-        frequency = _tfidf(features, np.ones(len(features)), *found, n)[texts].getnnz(axis=0)  # texts that have each
+        frequency = counts[texts].getnnz(axis=0)  # texts that have each
         common = np.flatnonzero((frequency > 1) & (frequency < len(texts)))
         common = np.sort(common[np.argsort(-frequency[common], kind="stable")[: MOST_WEIGHTS // len(label_set)]])
         shares = np.zeros((n, len(label_set)))
@@ -77,7 +78,7 @@ class TokenPrior:
         features, idf = features[common], np.log((1 + len(texts)) / (1 + frequency[common])) + 1
         balanced = (shares[:, seen] / shares[:, seen].mean(axis=0)).mean(axis=1)  # labels have equal weight
         ridge = Ridge(_PENALTY, solver="sparse_cg", tol=1e-3)
-        ridge.fit(_tfidf(features, idf, *found, n), shares, sample_weight=balanced)
+        ridge.fit(_tfidf(counts[:, common], idf), shares, sample_weight=balanced)
         weights = np.ascontiguousarray(_SHARPNESS * ridge.coef_.T, dtype=np.float16)  # for `save`
         bias = np.where(seen, _SHARPNESS * ridge.intercept_, _UNSEEN)
         return cls(start, features, idf, weights.astype(np.float64), bias)
@@ -92,9 +93,8 @@ class TokenPrior:
         return self._log_probabilities(prompts.input_ids.cpu().numpy()[mask], mask.nonzero()[0], len(mask))
 
     def _log_probabilities(self, tokens: IntArray, notes: IntArray, n: int) -> FloatArray:
-        x = _tfidf(self.features, self.idf, *_occurrences(tokens, notes, self.start), n)
-        scores: FloatArray = log_softmax(x @ self.weights + self.bias, axis=1)
-        return scores
+        x = _tfidf(_counts(self.features, *_occurrences(tokens, notes, self.start), n), self.idf)
+        return np.asarray(log_softmax(x @ self.weights + self.bias, axis=1))
 
     def with_power(self, results: Results, of_split: FloatArray) -> tuple[TokenPrior, Results]:
         """With the power by which any of the validation notes' labels is most probable, and their results with it.
@@ -155,12 +155,16 @@ def _occurrences(tokens: IntArray, notes: IntArray, start: int) -> tuple[IntArra
     return features, np.concatenate([notes[after], notes[first]])
 
 
-def _tfidf(features: IntArray, idf: FloatArray, found: IntArray, notes: IntArray, n: int) -> csr_matrix:
-    """Rows of (1 + log count) x idf with a Euclidean norm of 1, from the features found in each of N notes, (N, F)."""
-    from sklearn.preprocessing import normalize
-
+def _counts(features: IntArray, found: IntArray, notes: IntArray, n: int) -> csr_matrix:
+    """How often each feature is found in each of N notes, (N, F)."""
     column = np.minimum(np.searchsorted(features, found), len(features) - 1)
     known = features[column] == found
-    x = csr_matrix((np.ones(known.sum()), (notes[known], column[known])), shape=(n, len(features)))
-    x.data = (1 + np.log(x.data)) * idf[x.indices]
-    return normalize(x)
+    return csr_matrix((np.ones(known.sum()), (notes[known], column[known])), shape=(n, len(features)))
+
+
+def _tfidf(counts: csr_matrix, idf: FloatArray) -> csr_matrix:
+    """Rows of (1 + log count) x idf with a Euclidean norm of 1, (N, F)."""
+    from sklearn.preprocessing import normalize
+
+    values = (1 + np.log(counts.data)) * idf[counts.indices]
+    return normalize(csr_matrix((values, counts.indices, counts.indptr), counts.shape))

@@ -1,7 +1,5 @@
 """Split the tables of a source, record the split of each row, and identify the notes that weights were trained with."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter
@@ -9,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -168,7 +167,7 @@ class DataFingerprint:
     hashes: dict[str, str]  # as in `NoteSplits.hashes`
 
     @classmethod
-    def from_dict(cls, values: object) -> DataFingerprint | None:
+    def from_dict(cls, values: object) -> Self | None:
         """Read what `asdict` gave; None for other names, as in weights of other tools; a UserError for other types."""
         if not isinstance(values, dict) or values.keys() != cls.__dataclass_fields__.keys():
             return None
@@ -178,12 +177,12 @@ class DataFingerprint:
             raise UserError("ckpt_path: the stored data fingerprint is corrupt; copy the weights again.")
         return read
 
-    def warn_if_different(self, theirs: DataFingerprint | None, source: str) -> None:
+    def warn_if_different(self, theirs: Self | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""
         if theirs is not None and (difference := self.difference(theirs, source)) is not None:
             print(f"medlit: {difference}", file=sys.stderr)
 
-    def difference(self, theirs: DataFingerprint, source: str) -> str | None:
+    def difference(self, theirs: Self, source: str) -> str | None:
         """Describe which splits are not those of some weights, `source`; None if all are, even from another place."""
         other = [split for split in SPLITS if self.hashes.get(split) != theirs.hashes.get(split)]
         if not other:

@@ -4,13 +4,11 @@ Every score of an evaluation follows from it, and two systems that answered the 
 their two files, `<stage>_answers.parquet`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +49,7 @@ class Results:
         return len(self.ids)
 
     @classmethod
-    def join(cls, parts: Sequence[Results]) -> Results:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """Join the batches of all processes by row; a note that two processes had counts once."""
         given = [part.probabilities for part in parts if part.probabilities is not None]
         values: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
@@ -59,7 +57,7 @@ class Results:
         joined = replace(parts[0], **values, probabilities=np.concatenate(given) if len(given) == len(parts) else None)
         return joined.select(np.unique(joined.rows, return_index=True)[1])
 
-    def select(self, positions: IntArray) -> Results:
+    def select(self, positions: IntArray) -> Self:
         """The notes at these positions, in this order."""
         values: dict[str, Any] = {name: getattr(self, name)[positions] for name in _ARRAYS}
         values |= {name: [getattr(self, name)[i] for i in positions] for name in _LISTS}
@@ -135,7 +133,7 @@ class Results:
             pq.write_table(table, partial)
 
     @classmethod
-    def read(cls, path: Path) -> Results:
+    def read(cls, path: Path) -> Self:
         """Read a file that `write` wrote; a UserError if it is missing or another file."""
         try:
             table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""Loading the base model through Unsloth, in 4 bits, with a new adapter; what cannot be loaded as set is refused."""
+"""Loading the base model through Unsloth with a new adapter; what cannot be loaded as set is refused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ from torch import nn
 from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
 from medlit.errors import UserError
 from medlit.model import memory
-from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
+from medlit.model.families import (
+    PREFIXES,
+    causal_lm,
+    decoder_layers,
+    fit_targets,
+    load_options,
+    peft_targets,
+    target_layers,
+)
 from medlit.model.fit_memory import Offload, plan_offload
-from medlit.model.language_model import dtype_for, unsloth_checkpointing
+from medlit.model.language_model import Fp8Linear, check_fp8, dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
@@ -38,6 +46,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
+    check_fp8(language_model, lora)
     gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)
@@ -94,6 +103,10 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             adapted = {n for n, part in causal_lm(model).named_modules() if isinstance(part, BaseTunerLayer)}
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
+    for layer in decoder_layers(model) if language_model.load_in_fp8 else ():
+        for name, part in layer.named_modules():
+            if type(part) is nn.Linear and "lora_" not in name:
+                Fp8Linear.convert(part)
     if device.type == "cuda":
         from unsloth.kernels import fast_lora
 
@@ -149,8 +162,13 @@ def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
 
 
 def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> None:
-    """Refuse to load weights in 16 bits that are stored in 4, before they are downloaded."""
+    """Refuse to load weights in 16 or 8 bits that are stored in fewer, before they are downloaded."""
     stored = getattr(config, "quantization_config", None) or {}
+    if stored and language_model.load_in_fp8:
+        raise UserError(
+            f"model.language_model.load_in_fp8: {language_model.base_model} is stored quantised; set it to false, or"
+            " name a base model with 16-bit weights."
+        )
     if stored.get("load_in_4bit") and not language_model.load_in_4bit:
         raise UserError(
             f"model.language_model.load_in_4bit: {language_model.base_model} is stored in 4-bit; set it to true, or"
@@ -174,12 +192,12 @@ def _check_memory(
                 f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
             )
         rank_zero_info(f"medlit: {taken}")
-    if offload.weights <= free:
+    if offload.loading <= free:
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
     raise UserError(
         f"model.language_model.base_model: the weights of {language_model.base_model} take about"
-        f" {offload.weights / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
+        f" {offload.loading / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
         f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +73,7 @@ def test_auto_offloads_nothing_that_fits_and_one_layer_less_than_all_at_most(mon
 
 def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     set_budget(monkeypatch, 1)
-    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), in_4bit=True, itemsize=2)
+    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), LanguageModel(), itemsize=2)
     for settings in (LanguageModel(offload="none"), LanguageModel(gradient_checkpointing="none")):
         assert plan(LLAMA_8B, settings)[:3] == (0, 0, whole)
     eight, two, all_but_one = (plan(LLAMA_8B, LanguageModel(offload=count)) for count in (8, 2, 99))
@@ -87,6 +88,7 @@ def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (CPU, {}, Lora(), "without a GPU"),
         (GPU, {"gradient_checkpointing": "none"}, Lora(), "with gradient_checkpointing 'none'"),
+        (GPU, {"load_in_4bit": False, "load_in_fp8": True}, Lora(), "with load_in_fp8"),
         *((GPU, {}, lora, "with DoRA, Lo") for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))),
     ],
     ids=str,
@@ -112,6 +114,25 @@ def test_processes_agree_on_the_layers_and_count_those_of_their_host(monkeypatch
     offload = plan(LLAMA_8B, LanguageModel(offload=8, batch_tokens=1))
     assert (offload.layers, offload.processes) == (13, 2)
     assert plan(LLAMA_8B, LanguageModel(offload=8)).processes == 1, "a predictor"
+
+
+def test_fp8_weights_need_room_for_16_bits_only_while_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_budget(monkeypatch, 80)
+    settings = LanguageModel(load_in_4bit=False, load_in_fp8=True)
+    offload, config = plan(LLAMA_8B, settings), LlamaConfig(**LLAMA_8B)
+    assert offload.loading == plan(LLAMA_8B, replace(settings, load_in_fp8=False)).weights > 1.7 * offload.weights
+    small, large = (fit_memory(config, settings, Lora(), tokens, 0, GPU, HALF) for tokens in (1, 2048))
+    assert small.total == offload.loading, "more than such a step takes"
+    assert large.total == large.weights + large.adapter + large.training > offload.loading
+
+
+def test_a_model_too_large_to_load_is_refused_before_weights_are_read(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(weights=1, loading=2**50))
+    settings = LanguageModel(str(llama), load_in_4bit=False, load_in_fp8=True)
+    with pytest.raises(UserError, match=r"base_model: the weights of .* take about 1,048,576 GiB, and this machine"):
+        load_model(settings, Lora(), CPU)
 
 
 @given(

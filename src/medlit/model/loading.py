@@ -44,9 +44,9 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     from unsloth import FastLanguageModel  # isort: skip - before transformers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    check_fp8(language_model, lora)
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
-    check_fp8(language_model, lora)
     gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,20 +115,8 @@ def test_processes_agree_on_the_layers_and_count_those_of_their_host(monkeypatch
     assert plan(LLAMA_8B, LanguageModel(offload=8)).processes == 1, "a predictor"
 
 
-def test_fp8_weights_need_room_for_16_bits_only_while_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_budget(monkeypatch, 80)
-    settings = LanguageModel(load_in_4bit=False, load_in_fp8=True)
-    offload, config = plan(LLAMA_8B, settings), LlamaConfig(**LLAMA_8B)
-    assert offload.loading == plan(LLAMA_8B, replace(settings, load_in_fp8=False)).weights > 1.7 * offload.weights
-    small, large = (fit_memory(config, settings, Lora(), tokens, 0, GPU, HALF) for tokens in (1, 2048))
-    assert small.total == offload.loading, "more than such a step takes"
-    assert large.total == large.weights + large.adapter + large.training > offload.loading
-
-
-def test_a_model_too_large_to_load_is_refused_before_weights_are_read(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(weights=1, loading=2**50))
+def test_fp8_weights_need_room_for_16_bits_to_be_loaded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(weights=2**49))
     settings = LanguageModel(str(llama), load_in_4bit=False, load_in_fp8=True)
     with pytest.raises(UserError, match=r"base_model: the weights of .* take about 1,048,576 GiB, and this machine"):
         load_model(settings, Lora(), CPU)

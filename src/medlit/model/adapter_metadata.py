@@ -175,9 +175,8 @@ def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
 
 
 def _are_inference_settings(given: InferenceSettings) -> bool:
-    counts = (given.max_length, given.max_response_tokens)
-    typed = all(type(count) is int and count > 0 for count in counts)
-    typed = typed and {type(given.load_in_4bit), type(given.load_in_fp8)} == {bool}
+    counts, switches = (given.max_length, given.max_response_tokens), (given.load_in_4bit, given.load_in_fp8)
+    typed = all(type(count) is int and count > 0 for count in counts) and {*map(type, switches)} == {bool}
     return typed and given.dtype in _DTYPES
 
 

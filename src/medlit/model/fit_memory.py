@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +35,6 @@ class Offload(NamedTuple):
     layers: int = 0
     host: int = 0  # bytes of host memory
     weights: int = 0  # bytes of the base model on the GPU
-    loading: int = 0  # bytes of it while it is loaded; for FP8 weights it is first loaded in 16 bits
     trained: int = 0  # parameters of the adapter
     processes: int = 1  # on this host; each has a copy of the layers
 
@@ -45,9 +44,7 @@ def plan_offload(
 ) -> Offload:
     """Choose the layers to offload: as many as `offload` says, a UserError if none can be, or as few as are needed."""
     wanted: str | int = language_model.offload
-    weights = loading = weight_bytes(model, language_model, dtype.itemsize)
-    if language_model.load_in_fp8:
-        loading = weight_bytes(model, replace(language_model, load_in_fp8=False), dtype.itemsize)
+    weights = weight_bytes(model, language_model, dtype.itemsize)
     trained = 0 if lora is None else _adapter_size(model, lora)
     obstacles = {
         "without a GPU": device.type != "cuda",
@@ -58,7 +55,7 @@ def plan_offload(
     if (why := next((each for each, found in obstacles.items() if found), "")) and wanted not in ("auto", "none", 0):
         raise UserError(f"model.language_model.offload: not {why}; set it to 'auto'.")
     if why or wanted == "none":
-        return Offload(weights=weights, loading=loading, trained=trained)
+        return Offload(weights=weights, trained=trained)
     layers = decoder_layers(model)
     size = weight_bytes(layers[-1], language_model, dtype.itemsize, scales=False)
     if wanted == "auto":
@@ -73,8 +70,7 @@ def plan_offload(
         wanted = max(count for count, _ in everywhere)  # DDP needs the same layers in every process
         processes = sum(host == mine[1] for _, host in everywhere)
     count = min(int(wanted), len(layers) - 1)
-    weights -= max(0, count - _SLOTS) * size
-    return Offload(count, count * size, weights, weights, trained, processes)
+    return Offload(count, count * size, weights - max(0, count - _SLOTS) * size, trained, processes)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class FitMemory:
     @property
     def total(self) -> int:
         """The peak."""
-        return max(self.offload.loading, self.weights + self.adapter + max(self.training, self.evaluation))
+        return self.weights + self.adapter + max(self.training, self.evaluation)
 
 
 def fit_memory(

@@ -46,13 +46,6 @@ class Fp8Linear(nn.Linear):
         layer.weight_scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
         layer.__class__ = cls
 
-    def expand(self) -> None:
-        """Make it an ordinary layer again, of the rounded weights."""
-        weight = self.eval().weight
-        del self.codes, self.weight_scale
-        self.__class__ = nn.Linear  # type: ignore[assignment]
-        self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
-
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """In FP8 in training, else expanded, (outputs, inputs)."""
@@ -65,19 +58,19 @@ class Fp8Linear(nn.Linear):
             return super().forward(hidden)
         from unsloth.kernels.fp8 import fp8_linear
 
-        out: Tensor = fp8_linear(hidden.to(self.weight_scale.dtype), self.weight, self.weight_scale)
-        return out if self.bias is None else out + self.bias
+        out: Tensor = fp8_linear(hidden.to(self.weight_scale.dtype), self.weight, self.weight_scale, self.bias)
+        return out
 
 
 def check_fp8(of: LanguageModel, lora: Lora | None, trained_on: torch.device | None = None) -> None:
     """Raise a UserError if weights cannot be held in FP8 as set, or not for training on a device."""
+    others = lora is not None and (lora.dora or lora.loftq or lora.bias != "none")
+    is_old = trained_on and (trained_on.type != "cuda" or torch.cuda.get_device_capability(trained_on) < (8, 9))
     obstacles = {
         "not together with load_in_4bit; set one of them to false": of.load_in_4bit,
-        "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out": lora is not None
-        and (lora.dora or lora.loftq or lora.bias != "none"),
+        "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out": others,
         "computes in bfloat16; set model.language_model.dtype to 'auto'": of.dtype in ("float16", "float32"),
-        "trains on GPUs from compute capability 8.9 on (L40S, H100); set it to false": trained_on is not None
-        and (trained_on.type != "cuda" or torch.cuda.get_device_capability(trained_on) < (8, 9)),
+        "trains on GPUs from compute capability 8.9 on (L40S, H100); set it to false": is_old,
     }
     if of.load_in_fp8 and (why := next((each for each, found in obstacles.items() if found), "")):
         raise UserError(f"model.language_model.load_in_fp8: {why}.")

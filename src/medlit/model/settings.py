@@ -39,8 +39,8 @@ class LanguageModel:
         revision: commit, tag or branch of a Hub model.
         max_length: maximum length of prompt and answer, in tokens.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
-        load_in_fp8: hold those of the decoder's linear layers in 8 bits instead (FP8 e4m3, a scale for each row), with
-            load_in_4bit false; trains faster than NF4, on GPUs from compute capability 8.9 on.
+        load_in_fp8: hold them in FP8 instead, with load_in_4bit false; trains faster, on GPUs from compute capability
+            8.9 on.
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and
@@ -64,11 +64,6 @@ class LanguageModel:
     memory_budget_gib: PositiveNumber | None = None
     prompt_format: PromptFormat = "alpaca"
     batch_tokens: int = 0
-
-    @property
-    def bits(self) -> str:
-        """The format of the frozen weights, in words."""
-        return "4-bit" if self.load_in_4bit else "FP8" if self.load_in_fp8 else "16-bit"
 
 
 def _lora(default: Any, peft: str | None = None, *, structural: bool = True) -> Any:  # noqa: ANN401 - a field of any type

@@ -67,8 +67,8 @@ def test_an_adapter_is_merged_into_weights_rounded_to_fp8(run: Path) -> None:
     (row,) = verification(folder)["exports"]
     assert row["against_medlit"]["changed"] == 0
     assert 0 < row["against_medlit"]["drift_max"] < 0.2
-    assert verification(folder)["added_to"] == "the weights that it was trained on (FP8, dequantised to 16 bits)"
-    assert "| base weights | FP8 |" in (folder / "README.md").read_text()
+    assert verification(folder)["added_to"] == "the weights that it was trained on (16-bit, rounded to FP8)"
+    assert "| base weights | 16-bit, rounded to FP8 |" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dora", [False, True])

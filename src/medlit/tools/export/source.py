@@ -22,7 +22,7 @@ from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, check_
 from medlit.model.checkpoints import read_checkpoint
 from medlit.model.decoding import make_decoder
 from medlit.model.families import causal_lm
-from medlit.model.language_model import Fp8Linear, at_default_precision, inference_mode, trainable_names
+from medlit.model.language_model import at_default_precision, inference_mode, trainable_names
 from medlit.model.loading import load_model
 from medlit.model.prior import PRIOR_FILE
 from medlit.model.settings import Decoding, LanguageModel, Lora
@@ -48,8 +48,9 @@ class Weights:
     @property
     def merged_into(self) -> str:
         """What a merge adds the adapter to, in words."""
-        bits = self.language_model.bits
-        return f"the weights that it was trained on ({bits}{', dequantised to 16 bits' if bits != '16-bit' else ''})"
+        bits = "16-bit, rounded to FP8" if self.language_model.load_in_fp8 else "16-bit"
+        bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else bits
+        return f"the weights that it was trained on ({bits})"
 
     def load(self, device: torch.device) -> PeftModel:
         """Load the model in inference mode, as medlit's commands do."""
@@ -61,9 +62,6 @@ class Weights:
         else:
             raise UserError(f"ckpt_path: this config trains other weights than {self.path}; give that of the fit.")
         inference_mode(model)
-        for part in model.modules():
-            if isinstance(part, Fp8Linear):
-                part.expand()
         return model  # type: ignore[no-any-return]
 
 

@@ -71,6 +71,19 @@ def test_an_adapter_is_merged_into_weights_rounded_to_fp8(run: Path) -> None:
     assert "| base weights | 16-bit, rounded to FP8 |" in (folder / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_adapter_trained_on_fp8_weights_is_compared_on_16_bits(run: Path) -> None:
+    """As PEFT alone loads it."""
+    fp8 = ("--model.language_model.load_in_4bit", "false", "--model.language_model.load_in_fp8", "true")
+    folder = exported(run, "adapter", *fp8)
+    (row,) = verification(folder)["exports"]
+    assert row["against_medlit"]["changed"] <= 1
+    assert 0 < row["against_medlit"]["drift_max"] < 0.5
+    assert (
+        "it was trained on these rounded to FP8, so that a few answers can differ" in (folder / "README.md").read_text()
+    )
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("bias", ["none", "lora_only"])

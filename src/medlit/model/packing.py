@@ -121,13 +121,14 @@ def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D).
 
-    No place is read twice, or the last layer's gradient would count it twice.
+    No place is read twice, or the last layer's gradient would count it twice; unless it reads all, as most are read.
     """
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is None:
-        shared = common_beginning(inner, ids, read % ids.shape[1] + 1)
+        most = 2 * len(read) > sum(batch.lengths)
+        shared = common_beginning(inner, ids, torch.tensor(batch.lengths) if most else read % ids.shape[1] + 1)
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)

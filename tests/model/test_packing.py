@@ -110,6 +110,24 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
         assert torch.allclose(together[:, begin : begin + length], alone, atol=1e-5)
 
 
+def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention call of all of them is the last one's; beyond `longest` the kernel would compute nothing."""
+    from torch.nn.attention import varlen
+
+    from medlit.model.packing import varlen_kernel
+
+    given: list[tuple[Any, ...]] = []
+
+    def attend(*inputs: Any, **options: Any) -> Tensor:  # noqa: ANN401
+        given.append(inputs[5:])
+        return inputs[0]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(varlen, "varlen_attn", attend)
+    for longest in (4096, 512):
+        varlen_kernel(longest)(*[torch.zeros(1)] * 5, window=None)
+    assert given == [(4096, 4096), (4096, 4096)]
+
+
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
 def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
     query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))

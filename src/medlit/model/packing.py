@@ -39,6 +39,8 @@ PACKS = "_medlit_packs"
 _READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
+# Most tokens of a note of any model of this process.
+_LONGEST = [0]
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[..., Tensor]
@@ -240,13 +242,15 @@ def varlen_kernel(longest: int) -> Kernel:
     """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts.
 
     The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
-    batch, so that nothing is compiled again.
+    batch, so that nothing is compiled again, and no less than for the models loaded before, whose calls are replaced
+    too: the kernel leaves out what lies beyond.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     attend, known = cast("Kernel", varlen_attn), inspect.signature(varlen_attn).parameters
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+    _LONGEST[0] = longest = max(longest, _LONGEST[0])
 
     def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to

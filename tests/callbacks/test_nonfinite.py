@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ import torch
 from compare import curves, last_checkpoint
 from fakes import notes
 from lightning.pytorch.plugins.precision import Precision
+from processes import Ranks, write_config, write_forty
 
 from medlit.callbacks.nonfinite import MAX_CONSECUTIVE_SKIPS, SKIPPED_STEPS
 from medlit.data.collate import Batch
@@ -26,21 +29,33 @@ Spoil = Callable[[float, range], list[torch.Tensor]]
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
     """Multiply the loss of some optimizer steps, counted from 1; returns the weights before each step."""
+    return functools.partial(spoil_steps, monkeypatch)
 
-    def spoil(value: float, steps: range) -> list[torch.Tensor]:
-        step, seen = SpecialtyClassifier.training_step, []
 
-        def training_step(self: SpecialtyClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
-            first = next(p for n, p in self.named_parameters() if "lora_A" in n)
-            if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                seen.append(first.detach().clone())
-            loss = step(self, batch, batch_idx)
-            return loss * value if self.global_step + 1 in steps else loss
+def spoil_steps(patch: pytest.MonkeyPatch, value: float, steps: range) -> list[torch.Tensor]:
+    step, seen = SpecialtyClassifier.training_step, []
 
-        monkeypatch.setattr(SpecialtyClassifier, "training_step", training_step)
-        return seen
+    def training_step(self: SpecialtyClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        first = next(p for n, p in self.named_parameters() if "lora_A" in n)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            seen.append(first.detach().clone())
+        loss = step(self, batch, batch_idx)
+        return loss * value if self.global_step + 1 in steps else loss
 
-    return spoil
+    patch.setattr(SpecialtyClassifier, "training_step", training_step)
+    return seen
+
+
+def signal_in(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Send this process SIGTERM in an optimizer step, counted from 1, before its gradient is computed."""
+    step = SpecialtyClassifier.training_step
+
+    def training_step(self: SpecialtyClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step + 1 == number and batch_idx % self.trainer.accumulate_grad_batches == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    patch.setattr(SpecialtyClassifier, "training_step", training_step)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -63,6 +78,90 @@ def test_a_nonfinite_step_stops_the_fit(
     assert set(named) <= {note["id"] for note in notes()["train"]}
     assert f"the last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}" in message
     assert last_checkpoint(run)["global_step"] == 4
+
+
+def test_a_nonfinite_step_is_neither_validated_nor_written(
+    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
+) -> None:
+    """Where every step is."""
+    spoil(float("nan"), range(3, 4))
+    run = tmp_path / "version_0"
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", "1")
+    assert outcome.code == 2
+    assert "model.optimizer.on_nonfinite: step 3 (notes train-" in outcome.err.splitlines()[-1]
+    for name in ("last", "best"):
+        saved = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert saved["global_step"] <= 2
+        assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+    assert last_checkpoint(run)["global_step"] == 2
+    validated = [name.rpartition("/")[2] for name in curves(run) if name.startswith("val/loss/")]
+    assert validated == ["0", "1"], "steps count from 0 there"
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_signal_in_a_nonfinite_step_writes_nothing_of_it(
+    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    spoil(float("nan"), range(6, 7))
+    signal_in(monkeypatch, 6)
+    run = tmp_path / "version_0"
+    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", every)
+    assert outcome.code == 2
+    assert "model.optimizer.on_nonfinite: step 6 (notes train-" in outcome.err.splitlines()[-1]
+    assert "SIGTERM" not in outcome.err
+    saved = last_checkpoint(run)
+    assert saved["global_step"] == (5 if every == 1 else 4)
+    assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+
+
+def test_a_signal_in_a_skipped_step_stops_after_it(
+    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spoil(float("nan"), range(6, 7))
+    run, skip = tmp_path / "version_0", ["--model.optimizer.on_nonfinite", "skip"]
+    with monkeypatch.context() as patch:
+        signal_in(patch, 6)
+        outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, *skip)
+    assert outcome.code == 128 + signal.SIGTERM
+    assert "SIGTERM after step 6; last.ckpt is written" in outcome.err
+    saved = last_checkpoint(run)
+    assert saved["global_step"] == 6
+    assert any(torch.equal(weight, seen[5]) for weight in saved["state_dict"].values()), "as before the step"
+    assert medlit("fit", "--config", tiny_config, "--run_dir", run, *skip, "--ckpt_path", "last").code == 0
+    assert curves(run)[f"{SKIPPED_STEPS}/10"] == 1.0
+
+
+@pytest.mark.parametrize("policy", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
+def test_two_processes_decide_alike_on_a_nonfinite_step(
+    ranks: Ranks, tiny_config: Path, tmp_path: Path, policy: str
+) -> None:
+    """One of them has the notes whose loss is not finite, and the other gets the signal."""
+    config, run = write_config(tmp_path / "two.yaml", tiny_config, write_forty(tmp_path)), tmp_path / "run"
+
+    def prepare(rank: int) -> None:
+        patch = pytest.MonkeyPatch()
+        if rank == 1:
+            spoil_steps(patch, float("nan"), range(2, 3))
+        else:
+            signal_in(patch, 2)
+
+    flags = ["--config", config, "--run_dir", run, "--val_every_steps", 1, "--model.optimizer.on_nonfinite", policy]
+    codes = ranks(2, "fit", *flags, prepare=prepare)
+    saved = last_checkpoint(run)
+    assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+    if policy == "stop":
+        assert codes == [2, 2], ranks.log(0)
+        assert saved["global_step"] == 1
+        assert "SIGTERM" not in ranks.log(0)
+        for rank in range(2):
+            assert ranks.log(rank).count("model.optimizer.on_nonfinite: step 2 (notes ") <= 1
+        message = ranks.log(0).splitlines()[-1]
+        assert f" and {32 - 8} more) is not valid" in message, "of both"
+        assert f"the last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}" in message
+    else:
+        assert codes == [128 + signal.SIGTERM, 0], ranks.log(0)
+        assert saved["global_step"] == 2
+        assert "SIGTERM after step 2; last.ckpt is written" in ranks.log(0)
 
 
 def test_the_message_says_if_there_is_no_checkpoint_yet(

@@ -155,6 +155,20 @@ def test_padded_notes_of_several_ranks_are_grouped_over_the_whole_step() -> None
     assert max(counted) < 1.1 * min(counted), "any rank's count, times 8, tells the speed of all"
 
 
+@given(st.lists(st.integers(1, 400), min_size=16, max_size=16), st.integers(1, 2000))
+def test_the_budget_bounds_padded_micro_batches_of_one_rank_where_possible(lengths: list[int], budget: int) -> None:
+    """There are four in any case. Packed ones, and those of several ranks, are the same whatever the budget."""
+    (free,), (bound,) = (steps(lengths, token_budget=each)[0] for each in (10**9, budget))
+    largest, within = (max(cells(np.array(lengths)[x.indices], False) for x in of) for of in (free, bound))
+    least = max(cells(np.array(lengths)[x.indices], False) for x in steps(lengths, token_budget=1)[0][0])
+    assert len(bound) == 4
+    assert within <= max(budget, least)
+    assert notes([bound]) == list(range(16))
+    assert largest >= least
+    for others in ({"packed": True}, {"world_size": 2}, {"packed": True, "world_size": 2}):
+        assert steps(lengths, token_budget=budget, **others) == steps(lengths, token_budget=10**9, **others)
+
+
 def test_resuming_gives_the_rest_of_the_epoch_and_the_next_epoch_whole() -> None:
     lengths = log_normal(100)
     sampler = make_sampler(lengths, lengths)

@@ -110,6 +110,24 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
         assert torch.allclose(together[:, begin : begin + length], alone, atol=1e-5)
 
 
+def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention call of all of them is the last one's; beyond `longest` the kernel would compute nothing."""
+    from torch.nn.attention import varlen
+
+    from medlit.model.packing import varlen_kernel
+
+    given: list[tuple[Any, ...]] = []
+
+    def attend(*inputs: Any, **options: Any) -> Tensor:  # noqa: ANN401
+        given.append(inputs[5:])
+        return inputs[0]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(varlen, "varlen_attn", attend)
+    for longest in (4096, 512):
+        varlen_kernel(longest)(*[torch.zeros(1)] * 5, window=None)
+    assert given == [(4096, 4096), (4096, 4096)]
+
+
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
 def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
     query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))
@@ -351,6 +369,26 @@ def test_the_last_layer_computes_what_the_loss_reads(family: str, shared: int) -
     assert rows[2] == rows[3] > rows[0], "a layer that runs twice is whole"
     for mine, other in zip(again, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_cpu_computes_the_common_beginning_once_where_prompts_are_trained_on_too() -> None:
+    """Most places are read then, those of the beginning by each note, and the last layer is whole."""
+    model, computed, answer = tiny_model("llama").train(), list[int](), [7, 8, 2]
+    enable_last_layer(model)
+    rows = [[*range(20, 70), *range(5 + own, 5 + 2 * own), *answer] for own in (12, 3, 1)]
+    every = right_padded(rows, [])
+    places = [row * every.input_ids.shape[1] + i for row, ids in enumerate(rows) for i in range(len(ids) - 1)]
+    targets = torch.tensor([token for ids in rows for token in ids[1:]])
+    alone = torch.zeros(())
+    for ids in map(torch.tensor, rows):
+        alone = alone + functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # type: ignore[operator]
+    together = loss_sum(model, every._replace(places=torch.tensor(places), targets=targets))
+    assert computed == [50 + 16 + 3 * 3]
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+    weights = list(model.parameters())
+    for ours, theirs in zip(*(torch.autograd.grad(loss, weights) for loss in (together, alone)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
 
 
 def test_long_notes_on_a_cpu_keep_their_own_rows() -> None:

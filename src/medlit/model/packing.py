@@ -39,6 +39,8 @@ PACKS = "_medlit_packs"
 _READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
+# Most tokens of a note of any model of this process.
+_LONGEST = [0]
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[..., Tensor]
@@ -121,13 +123,14 @@ def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D).
 
-    No place is read twice, or the last layer's gradient would count it twice.
+    No place is read twice, or the last layer's gradient would count it twice; unless it reads all, as most are read.
     """
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is None:
-        shared = common_beginning(inner, ids, read % ids.shape[1] + 1)
+        most = 2 * len(read) > sum(batch.lengths)
+        shared = common_beginning(inner, ids, torch.tensor(batch.lengths) if most else read % ids.shape[1] + 1)
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)
@@ -239,13 +242,15 @@ def varlen_kernel(longest: int) -> Kernel:
     """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts.
 
     The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
-    batch, so that nothing is compiled again.
+    batch, so that nothing is compiled again, and no less than for the models loaded before, whose calls are replaced
+    too: the kernel leaves out what lies beyond.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     attend, known = cast("Kernel", varlen_attn), inspect.signature(varlen_attn).parameters
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+    _LONGEST[0] = longest = max(longest, _LONGEST[0])
 
     def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to

@@ -22,25 +22,19 @@ if TYPE_CHECKING:
         {"trainer": {"logger": {"class_path": "subprocess.Popen", "init_args": {"args": "touch sprung"}}}},
         {"trainer": {"strategy": {"class_path": "builtins.eval", "init_args": {"source": "1"}}}},
         {"checkpoint": {"class_path": "pathlib.Path"}},
+        "!!python/object/apply:os.system ['touch sprung']",
+        "a: !!python/name:os.system ''",
     ],
     ids=str,
 )
-def test_a_config_names_no_class_but_where_the_trainer_takes_one(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+def test_a_config_is_plain_yaml_and_names_no_class_but_where_the_trainer_takes_one(
+    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any] | str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(yaml.safe_dump(settings))
+    Path("stranger.yaml").write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
     outcome = medlit("fit", "--config", "stranger.yaml")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
-    assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
-
-
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch sprung']", "a: !!python/name:os.system ''"])
-def test_a_config_is_plain_yaml(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("stranger.yaml").write_text(text)
-    assert medlit("fit", "--config", "stranger.yaml").code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
 
 

@@ -105,8 +105,8 @@ def test_a_group_is_scored_by_models_that_did_not_see_it() -> None:
 
 @pytest.mark.parametrize(
     ("notes", "each"),
-    [(40, 1), (40, 2), (2, 2), (1, 50), (0, 0), (400, 3)],
-    ids=["one note a label", "two", "two labels of two", "one label", "no notes", "too many labels"],
+    [(40, 1), (40, 2), (2, 2), (1, 50), (0, 0), (400, 3), (LABELS_CHECKED + 1, 10)],
+    ids=["one note a label", "two", "two labels of two", "one label", "no notes", "400 labels", "too many labels"],
 )
 def test_tables_with_too_few_texts_or_too_many_labels_are_left_out(notes: int, each: int) -> None:
     labels = [(f"label {row % notes}",) for row in range(notes * each)]
@@ -128,12 +128,6 @@ def test_three_texts_a_label_decide_how_many_labels_are_too_many(
     labels = [(f"label {row % 10}",) for row in range(45)]
     found = label_errors(frame(labels), [f"note {row}" for row in range(45)], ids(45))
     assert (found is not None) == is_checked
-
-
-def test_more_labels_than_can_be_checked_are_left_out() -> None:
-    number = LABELS_CHECKED + 1
-    labels = [(f"label {row % number}",) for row in range(number * 10)]
-    assert label_errors(frame(labels), ["a note"] * len(labels), ids(len(labels))) is None
 
 
 def test_of_a_large_table_evenly_spaced_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
+import pyarrow.parquet as pq
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -32,7 +33,8 @@ class SaveRunFiles(SaveConfigCallback):
             path.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
         if splits is not None and (verb == "fit" or not (folder / "split.parquet").exists()):
-            splits.write(folder / "split.parquet")
+            with atomic_write(folder / "split.parquet") as path:
+                pq.write_table(splits.record, path)
 
     on_validation_start = on_test_start = on_predict_start = on_train_start
 

@@ -101,9 +101,7 @@ class NotePrompt:
     def _rows(self, texts: list[str], template: bool = False) -> list[list[int]]:
         whole, tokenizer = [whole_characters(text) for text in texts], self.tokenizer if template else self._plain
         # The text of a note must never become a control token, even where it spells one.
-        encoded = tokenizer(whole, add_special_tokens=False, split_special_tokens=not template)
-        rows: list[list[int]] = encoded["input_ids"]
-        return rows
+        return list(tokenizer(whole, add_special_tokens=False, split_special_tokens=not template)["input_ids"])
 
     def _ids(self, text: str, template: bool = False) -> list[int]:
         return self._rows([text], template)[0]

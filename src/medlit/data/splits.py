@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -88,11 +87,6 @@ class NoteSplits:
                 f" answer can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge.",
                 file=sys.stderr,
             )
-
-    def write(self, path: Path) -> None:
-        """Write the record as Parquet (`split.parquet`); the file appears whole."""
-        with atomic_write(path) as temporary:
-            pq.write_table(self.record, temporary)
 
 
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:

@@ -31,8 +31,7 @@ def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True)
     kept = {name: kind for name, kind in rows.features.items() if name != "transcription"}
 
     def to_prompts(batch: dict[str, list[str]]) -> dict[str, list[object]]:
-        prompts = prompt.prompts(batch["transcription"])
-        values = [(p.input_ids, len(p.input_ids), p.cut_tokens) for p in prompts]
+        values = [(p.input_ids, len(p.input_ids), p.cut_tokens) for p in prompt.prompts(batch["transcription"])]
         return dict(zip(counted, map(list, zip(*values, strict=True)), strict=True))
 
     return rows.map(

@@ -53,8 +53,7 @@ class Reliability:
 
 def reliability(confidence: FloatArray, correct: BoolArray, bins: int = BINS) -> Reliability:
     """Sort notes by confidence and split them into bins of equal size, to within one note."""
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
     return Reliability(
         confidence=np.array([confidence[part].mean() for part in parts]),
         accuracy=np.array([correct[part].mean() for part in parts]),

@@ -59,8 +59,7 @@ def run(args: Sequence[str]) -> int:
     if model is not None:
         for other in others:
             compare(model.results, other.results)  # refuses other notes before anything is fitted
-    data = make_datamodule(config)
-    notes = BaselineData.read(data, None if model is None else model.results)
+    notes = BaselineData.read(make_datamodule(config), None if model is None else model.results)
     fitted = [majority(notes), tfidf(notes)]
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:

@@ -83,8 +83,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
             log("reloading the adapter with PEFT")
             origin: dict[str, Any] = {"revision": base.revision, "load_in_4bit": base.load_in_4bit}
             verification.check("adapter", "peft", folder, str(device), base=resolve(base.base_model), **origin)
-        metadata = weights.metadata.public(with_base=options.to != "adapter")
-        write_json(folder / METADATA_FILE, metadata.to_dict())
+        write_json(folder / METADATA_FILE, weights.metadata.public(with_base=options.to != "adapter").to_dict())
         write_card(folder, weights, options.to, verification, data.prompt)
         verified = {"split": split, "ids": reference.ids, "specialties": len(reference.answers)}
         report = {"notes": verified, "max_changed": options.max_changed, "exports": verification.rows}

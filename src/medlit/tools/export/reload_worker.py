@@ -70,8 +70,7 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
             # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
-        base = load(request["base"], request["revision"])
-        model = peft.PeftModel.from_pretrained(base, path)
+        model = peft.PeftModel.from_pretrained(load(request["base"], request["revision"]), path)
         reader = f"peft {peft.__version__}, {reader}"
     log_likelihood = score(model.eval(), request["prompts"], request["answers"])
     tokens = None

@@ -156,5 +156,4 @@ def run_worker(request: dict[str, Any]) -> dict[str, Any]:
     )
     if done.returncode != 0:
         raise WorkerFailed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return dict(json.loads(done.stdout))

@@ -853,6 +853,19 @@ def test_an_unknown_setting_is_one_sentence_and_not_pages_of_usage(fit: Refused)
     assert "model.lora.r" in fit("--model.lora.r", "lots")
 
 
+def test_the_beginning_of_a_name_is_no_name(fit: Refused) -> None:
+    assert fit("--trainer.max_step", 3).startswith(
+        "medlit: trainer.max_step: there is no such setting; did you mean trainer.max_steps?"
+    )
+    assert fit("--model.lora.rank", 8).startswith("medlit: model.lora.rank: there is no such setting")
+
+
+def test_a_config_without_its_flag(fit: Refused) -> None:
+    assert fit("configs/models/phi4.yaml").startswith(
+        "medlit: configs/models/phi4.yaml: a config takes --config before it, and so does each further one;"
+    )
+
+
 def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -> None:
     assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
     (tmp_path / "broken.yaml").write_text("data: [\n")

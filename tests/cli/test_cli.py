@@ -236,6 +236,13 @@ def test_a_tool_refuses_a_null_where_a_value_is_needed(tool: str, name: str) -> 
         parse_settings(tool, ["--config", f"{name}: null"])
 
 
+def test_a_tool_takes_no_beginning_of_a_name() -> None:
+    from medlit.cli.arguments import parse_settings
+
+    with pytest.raises(UserError, match=r"data\.sourc: there is no such setting; did you mean data\.source\?"):
+        parse_settings("audit", ["--data.sourc", "notes.csv"])
+
+
 @pytest.mark.parametrize("tool", ["audit", "baseline"])
 def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     from medlit.cli.arguments import parse_settings

@@ -319,7 +319,7 @@ def test_repeated_ids_are_refused_where_answers_are_joined_by_them(tmp_path: Pat
     path = write_csv(tmp_path / "n.csv", REPEATED)
     message = fault(path, join_ids=True, require_labels=False)
 
-    assert f"data.columns.id: {path}, row 2 has the id 'p1' of {path}, row 1" in message
+    assert f"data.columns.id: {path}, row 2 has the id 'p1' of {path}, row 1, so that answers" in message
     assert "or set 'none'" in message
     assert load(path, join_ids=True, columns=Columns(id="none"))["all"]["id"][2] == hash_text("three")[:16]
 

@@ -123,6 +123,8 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
     replace(record, ids=[*record.ids[1:], "another"]).write(other / "test_answers.parquet")
     with pytest.raises(UserError, match="not tested on the same notes"):
         baseline(["--run_dir", str(folder), "--beside", str(other)])
+    with pytest.raises(UserError, match=r"^beside: there is no folder .*nowhere; give the run folder of a test"):
+        baseline(["--run_dir", str(folder), "--beside", str(tmp_path / "nowhere")])
     assert not list(folder.glob("baseline_*"))
 
 

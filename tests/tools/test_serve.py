@@ -133,6 +133,7 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
         ({"notes": ["x"], "coverage": 0.9}, 422, "body.coverage is not"),
         (["x"], 422, "body is not"),
         ({"notes": ["x" * MAX_CHARACTERS] * (MAX_MIB * 11)}, 413, f"larger than {MAX_MIB} MiB; send"),
+        (b"x", 400, 'not JSON in UTF-8; send {"notes": '),
         (b'{"notes": ["\xe4"]}', 400, 'not JSON in UTF-8; send {"notes": '),
         (b'{"notes": ["x"], "\\ud800": 1}', 422, "body is not"),
     ],

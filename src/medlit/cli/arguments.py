@@ -95,7 +95,8 @@ def parse_settings(tool: str, args: Sequence[str]) -> Namespace:
 
 def make_parser(tool: str) -> ArgumentParser:
     """Make the parser of a tool's settings: those of every verb, without the verb's own arguments."""
-    parser = Parser(prog=f"medlit {tool}", default_env=True, env_prefix=f"{validation.ENV_PREFIX}_{tool.upper()}_")
+    env_prefix = f"{validation.ENV_PREFIX}_{tool.upper()}_"
+    parser = Parser(prog=f"medlit {tool}", default_env=True, env_prefix=env_prefix, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_argument("--seed_everything", type=bool | int, default=SEED)
     parser.add_lightning_class_args(L.Trainer, "trainer")

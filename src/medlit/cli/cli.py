@@ -66,7 +66,7 @@ class MedlitCLI(LightningCLI):
             seed_everything_default=arguments.SEED,
             trainer_defaults=arguments.TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs=common | verbs,
+            parser_kwargs=common | verbs | {"allow_abbrev": False},
             auto_configure_optimizers=False,
             args=[verb, *validation.settle_length(self._rest, env_prefix)],
         )

@@ -72,7 +72,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
         _refuse_rows(mask, table, rows, columns, "label", fault, remedy, is_empty=False)
 
 
-def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
+def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
     """Raise a UserError unless the id column names every row of a split; refuse or report repeated ids."""
     given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
     for table, rows in given:
@@ -87,7 +87,7 @@ def check_ids(split: str, tables: list[RawTable], parts: list[Dataset], columns:
     first: dict[str, str] = {}
     for identity, place in zip((each for _, rows in given for each in rows["id"][:]), places, strict=True):
         if first.setdefault(identity, place) is not place:
-            fault = f"{place} has the id {identity[:_MAX_NAME]!r} of {first[identity]} (the {split} split)"
+            fault = f"{place} has the id {identity[:_MAX_NAME]!r} of {first[identity]}"
             if join_ids:
                 raise UserError(
                     f"data.columns.id: {fault}, so that answers could not be joined with the table; make the ids"

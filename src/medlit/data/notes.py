@@ -66,7 +66,7 @@ def load_source(
     result: dict[str, Dataset] = {}
     for split, parts in tables.items():
         canonical = [_canonical(table, columns, spellings, labels.separator) for table in parts]
-        check_ids(split, parts, canonical, columns, join_ids)
+        check_ids(parts, canonical, columns, join_ids)
         for table, rows in zip(parts, canonical, strict=True):
             if not allow_missing:
                 check_rows(table, rows, columns, names if require_labels else None)

@@ -44,8 +44,9 @@ def run(args: Sequence[str]) -> int:
     """Fit the baselines, score them, compare; a UserError if settings, source or run folder cannot be used."""
     options, rest = tool_parser("baseline").parse_known_args(args)
     run_dir: Path | None = options.run_dir
-    if run_dir is not None and not run_dir.is_dir():
-        raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a test.")
+    for name, given in [("run_dir", run_dir), *(("beside", other) for other in options.beside)]:
+        if given is not None and not given.is_dir():
+            raise UserError(f"{name}: there is no folder {given}; give the run folder of a test.")
     recorded = [] if run_dir is None else recorded_settings(run_dir / "config_test.yaml")
     config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])

@@ -154,10 +154,11 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         return response
 
     def refuse(request: Request, error: Any) -> Response:  # noqa: ANN401 - FastAPI's type is too wide
-        code = getattr(error, "status_code", 422)
+        found = {} if hasattr(error, "status_code") else error.errors()[0]
+        code = 400 if found.get("type") == "json_invalid" else getattr(error, "status_code", 422)
         faults = {400: "the body is not JSON in UTF-8", 413: f"the request is larger than {MAX_MIB} MiB"}
         # Of FastAPI's own message only the place: it repeats the notes.
-        place = "" if code in faults else ".".join(map(str, error.errors()[0]["loc"]))
+        place = ".".join(map(str, found.get("loc", ())))
         return JSONResponse({"detail": f"{faults.get(code, f'{place:.50} is not as it should be')}; {_FORM}."}, code)
 
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _REPLACED]

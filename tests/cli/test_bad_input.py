@@ -896,6 +896,26 @@ def test_a_missing_config_is_reported_before_anything_is_imported(
 
 
 @pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["export"], "the following arguments are required: --to, --output; see `medlit export --help`."),
+        (["serve"], "the following arguments are required: --run_dir; see `medlit serve --help`."),
+        (["audit", "--output"], "argument --output: expected one argument; see `medlit audit --help`."),
+        (["serve", "--run_dir", "r", "--port", "x"], "argument --port: invalid int value: 'x'; see `medlit serve"),
+    ],
+)
+def test_a_missing_or_malformed_flag_of_a_tool(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
+    from medlit.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"medlit: {says}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("flags", "token", "says"),
     [
         (["--host", "0.0.0.0"], "", "host: other machines reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),

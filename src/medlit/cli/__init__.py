@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -37,12 +37,20 @@ def no_config(path: str) -> str:
     return f"config: there is no file {wanted}; {hint}"
 
 
+class _ToolParser(argparse.ArgumentParser):
+    """A parser whose errors are medlit's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError with argparse's message."""
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
 def tool_parser(tool: str) -> argparse.ArgumentParser:
     """Make the parser of a verb's own flags, from its texts and flags in `tools/help/`."""
     folder = Path(__file__).parents[1] / "tools" / "help"
     usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
     shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
+    parser = _ToolParser(f"medlit {tool}", usage, text, epilog, formatter_class=shape, allow_abbrev=False)
     flags: dict[str, dict[str, Any]] = yaml.safe_load((folder / f"{tool}.yaml").read_text(encoding="utf-8"))
     for name, flag in flags.items():
         parser.add_argument(f"--{name}", **flag | ({"type": _TYPES[flag["type"]]} if "type" in flag else {}))

@@ -122,7 +122,7 @@ def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D).
 
-    No place is read twice, or the last layer's gradient would count it twice; unless it reads all, as most are read.
+    No place is read twice, or the last layer's gradient would count it twice; where most are read it computes them all.
     """
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}

@@ -57,6 +57,8 @@ def write_notes(path: Path, rows: int) -> None:
 
 def start_training(path: Path) -> str:
     """What a fit does before its first step: read, split, tokenize, and collate the first micro-batch."""
+    import pyarrow.parquet as pq
+
     from medlit.data.datamodule import TranscriptionDataModule
     from medlit.data.settings import Split
 
@@ -65,7 +67,7 @@ def start_training(path: Path) -> str:
     first = next(iter(data.train_dataloader()))
     if data.splits is None:
         raise RuntimeError("setup has not run")
-    data.splits.write(path.with_name("split.parquet"))
+    pq.write_table(data.splits.record, path.with_name("split.parquet"))
     splits = ", ".join(f"{name} {len(data.rows(name))} ({digits[:8]})" for name, digits in data.splits.hashes.items())
     return f"{splits}; first micro-batch {tuple(first.input_ids.shape)}"
 

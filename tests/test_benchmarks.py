@@ -37,6 +37,14 @@ def test_every_decoder_is_measured(llama: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_training_starts_on_a_written_table(tmp_path: Path) -> None:
+    audit = benchmark("audit")
+    audit.write_notes(tmp_path / "notes.csv", 60)
+    assert audit.start_training(tmp_path / "notes.csv").startswith("train ")
+    assert (tmp_path / "split.parquet").stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_every_way_is_near_the_truth_of_stock_libraries_in_float32(llama: Path, tmp_path: Path) -> None:
     benchmark("train_parity").main(["--tiny", "--output", str(tmp_path / "parity.json")])
     found = json.loads((tmp_path / "parity.json").read_text())

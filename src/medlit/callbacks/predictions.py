@@ -140,7 +140,7 @@ class PredictionWriter(L.Callback):
         if self._lock is None:
             return
         if not shards.find_shards(self.path):
-            shutil.rmtree(shards.shard_folder(self.path))
+            shutil.rmtree(shards.shard_folder(self.path), ignore_errors=True)  # what matters is the exception
         elif self._writer is not None:
             print("medlit: the answers so far are kept; the same command with --resume continues.", file=sys.stderr)
         self._release()

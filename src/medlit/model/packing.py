@@ -35,7 +35,7 @@ PACKS = "_medlit_packs"
 _READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
-# Most tokens of a note of any model of this process.
+# Most tokens of a note, over all models that this process has loaded; `varlen_kernel` updates it.
 _LONGEST = [0]
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
@@ -128,8 +128,8 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
     if batch.starts is None:
-        most = 2 * len(read) > sum(batch.lengths)
-        shared = common_beginning(inner, ids, torch.tensor(batch.lengths) if most else read % ids.shape[1] + 1)
+        reads_most = 2 * len(read) > sum(batch.lengths)
+        shared = common_beginning(inner, ids, torch.tensor(batch.lengths) if reads_most else read % ids.shape[1] + 1)
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)
@@ -244,8 +244,8 @@ def varlen_kernel(longest: int) -> Kernel:
     """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts, a window.
 
     The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
-    batch, so that nothing is compiled again, and no less than for the models loaded before, whose calls are replaced
-    too: the kernel leaves out what lies beyond.
+    batch, so that nothing is compiled again. It never falls, because the attention calls of the models loaded before
+    are replaced too, and the kernel computes nothing beyond it.
     """
     from torch.nn.attention.varlen import varlen_attn
 

@@ -87,7 +87,7 @@ class StepSampler(Sampler[MicroBatch]):
     supervised: IntArray  # tokens of each that carry loss, (N,) or (E,)
     labels: IntArray  # label of each as a number, (N,) or (E,)
     batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
-    token_budget: int  # most padded tokens of a micro-batch on one rank, if possible; otherwise about equal ones
+    token_budget: int  # maximum padded tokens of a micro-batch where possible; unused if packed or on several ranks
     packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
     rank: int = 0
     world_size: int = 1

@@ -185,7 +185,7 @@ def advice(name: str, value: object) -> str | None:
 
 
 def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield layer, place and settings (name -> value) of all that is given; the parser checks that they exist."""
+    """Yield precedence, place and settings (name -> value) of each source; the parser checks that the names exist."""
     for variable, value in os.environ.items():
         if variable.startswith(env_prefix):
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()

@@ -56,7 +56,7 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
 
 
 def accuracy_ceiling(groups: Iterable[Hashable], specialties: Sequence[Collection[str]]) -> float:
-    """Share of the labelled notes that are right if each group gets its most frequent label; any label of a note is."""
+    """Share of labelled notes that have the most frequent label of their group, among their own labels."""
     votes = Counter((group, name) for group, own in zip(groups, specialties, strict=True) for name in own)
     most = {group: notes for (group, _), notes in reversed(votes.most_common())}  # the last, and most, is kept
     return sum(most.values()) / sum(map(bool, specialties)) if most else 1.0

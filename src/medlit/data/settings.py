@@ -151,7 +151,7 @@ class Predict:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The base model's tokenizer and its length limit; no settings of the data, since model.language_model has them."""
+    """The base model's tokenizer and its length limit; set from model.language_model, not from the data's settings."""
 
     base_model: str = BUILTIN
     revision: str | None = None

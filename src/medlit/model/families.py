@@ -68,7 +68,7 @@ def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
 
 
 def load_options(config: Any, *, on_gpu: bool) -> dict[str, Any]:  # noqa: ANN401 - as above
-    """What a loader needs beside the name: the text part alone of a model of several modalities, and its attention."""
+    """A loader's arguments besides the name: only the text part of a multimodal model, and the attention to use."""
     from transformers.models.auto import modeling_auto as auto
 
     text = config.get_text_config(decoder=True)

@@ -17,7 +17,7 @@ def print_table(
     numbers: Container[str] = (),
     styles: Iterable[str] = (),
 ) -> None:
-    """Print a table of texts as they are; `numbers` are the headings of columns of numbers, `styles` rich's of rows."""
+    """Print a table without markup; `numbers` names the right-aligned columns, `styles` are rich's, one per row."""
     from rich.console import Console
     from rich.table import Table
 

@@ -56,7 +56,7 @@ class SleepingLoop(BatchedLoop):
 
 
 class Classifier(ls.LitAPI):
-    """A process that computes, with these settings of `SpecialtyPredictor.load`."""
+    """Runs the model in a worker process; `settings` are those of `SpecialtyPredictor.load`."""
 
     def __init__(self, adapter: Path, settings: dict[str, Any]) -> None:
         # Clients that were answered together send their next requests within milliseconds.

@@ -154,8 +154,8 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         return response
 
     def refuse(request: Request, error: Any) -> Response:  # noqa: ANN401 - FastAPI's type is too wide
-        found = {} if hasattr(error, "status_code") else error.errors()[0]
-        code = 400 if found.get("type") == "json_invalid" else getattr(error, "status_code", 422)
+        found = error.errors()[0] if isinstance(error, RequestValidationError) else {"code": error.status_code}
+        code = 400 if found.get("type") == "json_invalid" else found.get("code", 422)
         faults = {400: "the body is not JSON in UTF-8", 413: f"the request is larger than {MAX_MIB} MiB"}
         # Of FastAPI's own message only the place: it repeats the notes.
         place = ".".join(map(str, found.get("loc", ())))

@@ -1,4 +1,4 @@
-"""Commands of their own that are `medlit` with one of its processes made to fail; nothing heavy is imported here."""
+"""Commands that run as processes of their own; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -10,29 +10,8 @@ from pathlib import Path
 
 from medlit.cli import end_on_signals
 
-RUNNER = """
-import os, signal, time
-from medlit.__main__ import main
-from medlit.unsloth_first import import_unsloth
-import_unsloth()
-from medlit.errors import UserError
-from medlit.model.module import SpecialtyClassifier as Module
-step, done = Module.training_step, []
-def training_step(self, batch, batch_idx):
-    if self.trainer.global_rank == {rank} and self.global_step == 1 and not done:
-        done.append(True)
-        print('failed', time.time(), flush=True)
-        {does}
-    return step(self, batch, batch_idx)
-Module.training_step = training_step
-main()
-"""
-
-
-def write_runner(path: Path, rank: int, does: str) -> Path:
-    """A program that is `medlit`, but in the second step one of its processes says so and does something."""
-    path.write_text(RUNNER.format(rank=rank, does=does))
-    return path
+# Python's arguments for a `medlit` of which one process fails as FAILURE, `rank:action`, says.
+FAILING = Path(__file__).with_name("failing_medlit.py")
 
 
 def seconds_since_failure(output: str) -> float:

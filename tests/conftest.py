@@ -75,7 +75,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Medlit:
+def run_medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Medlit:
     """Run a command in this process; only user errors end in an exit code, others are raised.
 
     Two things are saved, of which other tests look at the result: a verb's parser is set up once, and pictures are not

@@ -229,17 +229,17 @@ def test_another_error_is_no_user_error(tmp_path: Path) -> None:
 
 
 def test_a_fit_on_a_disk_that_fills_up_keeps_its_checkpoint(
-    medlit: Medlit, tiny_config: Path, small_disk: Path
+    run_medlit: Medlit, tiny_config: Path, small_disk: Path
 ) -> None:
     """The disk holds the fit's first checkpoint and not its second."""
     import torch
 
     run = small_disk / "version_0"
     short = ["fit", "--config", tiny_config, "--run_dir", run, "--trainer.max_steps"]
-    assert medlit(*short, 2).code == 0
+    assert run_medlit(*short, 2).code == 0
     free = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8192))
-    outcome = medlit(*short, 4, "--ckpt_path", "last")
+    outcome = run_medlit(*short, 4, "--ckpt_path", "last")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     messages = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
@@ -249,18 +249,18 @@ def test_a_fit_on_a_disk_that_fills_up_keeps_its_checkpoint(
     for name in ("last", "best"):
         assert torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"] == 2
     (small_disk / "filler").unlink()
-    assert medlit(*short, 4, "--ckpt_path", "last").code == 0
+    assert run_medlit(*short, 4, "--ckpt_path", "last").code == 0
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_a_fit_in_a_read_only_folder_keeps_its_checkpoint(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     run = tmp_path / "version_0"
     short = ["fit", "--config", tiny_config, "--run_dir", run, "--trainer.max_steps"]
-    assert medlit(*short, 2).code == 0
+    assert run_medlit(*short, 2).code == 0
     make = atomic_io.tempfile.mkstemp
 
     def closed(**where: Any) -> object:  # noqa: ANN401 - root may write anywhere, so the system's answer is faked
@@ -269,7 +269,7 @@ def test_a_fit_in_a_read_only_folder_keeps_its_checkpoint(
         return make(**where)
 
     monkeypatch.setattr(atomic_io.tempfile, "mkstemp", closed)
-    outcome = medlit(*short, 4, "--ckpt_path", "last")
+    outcome = run_medlit(*short, 4, "--ckpt_path", "last")
     assert outcome.code == 2
     assert "last.ckpt cannot be written (Read-only file system)" in outcome.err
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2

@@ -25,7 +25,7 @@ class Accepted(Exception):
 
 
 @pytest.fixture
-def command(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
+def command(run_medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
     """`medlit fit` up to the point where it would read notes and load weights."""
 
     def accept(*_: object) -> NoReturn:
@@ -33,7 +33,7 @@ def command(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     monkeypatch.setattr("medlit.cli.cli.MedlitCLI.before_fit", accept, raising=False)  # a hook of LightningCLI
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: medlit("fit", *arguments)
+    return lambda *arguments: run_medlit("fit", *arguments)
 
 
 def test_the_corpus_is_large_and_has_no_duplicates() -> None:

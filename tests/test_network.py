@@ -95,11 +95,11 @@ def guarded(hub: tuple[str, int, list[str]], tmp_path: Path, *runs: list[str]) -
 
 
 def test_only_the_hub_is_contacted_missing_repositories_are_reported_and_an_answer_alone_is_printed(
-    hub: tuple[str, int, list[str]], medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+    hub: tuple[str, int, list[str]], run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     config = ["--config", str(tiny_config)]
     one_note = ["predict", *config, "--ckpt_path", "best", "--data.predict.text", "Since Monday:\nheart pain."]
-    here = medlit(*one_note).out
+    here = run_medlit(*one_note).out
     before = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     report, said, printed = guarded(
         hub,

@@ -69,7 +69,7 @@ def numbers(predictions: list[Prediction]) -> list[float | None]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_it_answers_as_the_command_does(
-    medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path, load: Load, mode: str
+    run_medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path, load: Load, mode: str
 ) -> None:
     table = write_csv(
         tmp_path / "new.csv", [{k: v for k, v in row.items() if k != "medical_specialty"} for row in ROWS]
@@ -83,7 +83,7 @@ def test_it_answers_as_the_command_does(
         "8192",
     ]
     flags += ["--model.decoding.mode", mode, "--output", tmp_path / "out.jsonl"]
-    assert medlit("predict", "--config", tiny_config, *flags).code == 0
+    assert run_medlit("predict", "--config", tiny_config, *flags).code == 0
     table_rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     predictions = load(mode=mode, max_new_tokens=8, token_budget=8192).predict(TEXTS)
     assert [asdict(one) for one in predictions] == [{k: v for k, v in row.items() if k != "id"} for row in table_rows]
@@ -92,12 +92,12 @@ def test_it_answers_as_the_command_does(
 
 
 def test_it_uses_the_temperature_that_a_validation_fitted(
-    medlit: Medlit, run: Path, tiny_config: Path, load: Load
+    run_medlit: Medlit, run: Path, tiny_config: Path, load: Load
 ) -> None:
     from medlit import SpecialtyPredictor
 
     flags = ["--config", tiny_config, "--model.adapter", run / "adapter", "--model.decoding.mode", "likelihood"]
-    assert medlit("validate", *flags).code == 0
+    assert run_medlit("validate", *flags).code == 0
     temperature = next(iter(json.loads((run / "adapter" / "medlit.json").read_text())["temperatures"].values()))
     assert temperature != 1
     before, after = load().predict(TEXTS), SpecialtyPredictor.load(run, device="cpu", batch_size=4).predict(TEXTS)
@@ -105,17 +105,19 @@ def test_it_uses_the_temperature_that_a_validation_fitted(
     assert numbers(before) != numbers(after)
 
 
-def test_it_makes_the_sets_that_the_command_makes(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_it_makes_the_sets_that_the_command_makes(
+    run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
     from medlit import SpecialtyPredictor
 
     sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.6"]
     flags = ["--config", tiny_config, "--model.adapter", run / "adapter", *sets]
     with pytest.raises(UserError, match=r"model\.decoding\.coverage: .* no threshold for 0\.6 with 'likelihood'"):
         SpecialtyPredictor.load(run, device="cpu", coverage=0.6)
-    refused = medlit("test", *flags)
+    refused = run_medlit("test", *flags)
     assert (refused.code, refused.err.count("run 'medlit validate' with these settings")) == (2, 1)
-    assert medlit("validate", *flags).code == 0
-    assert medlit("predict", *flags, "--output", tmp_path / "out.jsonl").code == 0
+    assert run_medlit("validate", *flags).code == 0
+    assert run_medlit("predict", *flags, "--output", tmp_path / "out.jsonl").code == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     texts = [note["transcription"] for note in notes()["test"]]
     found = SpecialtyPredictor.load(run, device="cpu", coverage=0.6).predict(texts)
@@ -298,7 +300,7 @@ def test_an_adapter_holds_the_limits_that_it_was_trained_with(run: Path) -> None
 
 
 def test_a_note_is_cut_as_in_training_without_a_setting(
-    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     from medlit import SpecialtyPredictor
 
@@ -306,7 +308,7 @@ def test_a_note_is_cut_as_in_training_without_a_setting(
     table = write_csv(tmp_path / "new.csv", [{"id": "long", "transcription": long}])
     (prediction,) = SpecialtyPredictor.load(run, device="cpu").predict([long])
     flags = ["--model.adapter", run / "adapter", "--data.predict.source", table, "--output", tmp_path / "out.jsonl"]
-    assert medlit("predict", "--config", tiny_config, *flags, "--model.decoding.mode", "likelihood").code == 0
+    assert run_medlit("predict", "--config", tiny_config, *flags, "--model.decoding.mode", "likelihood").code == 0
     assert {"id": "long"} | asdict(prediction) == json.loads((tmp_path / "out.jsonl").read_text())
     assert prediction.cut_tokens > 0
 

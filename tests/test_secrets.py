@@ -60,8 +60,10 @@ def hits(place: Path, *texts: str) -> list[str]:
     return found + [name for name in content if any(canary.decode("latin-1") in name for canary in CANARIES)]
 
 
-def run(medlit: Medlit, verb: str, config: Path, source: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
-    outcome = medlit(verb, "--config", config, "--data.source", source, *arguments)
+def run(
+    run_medlit: Medlit, verb: str, config: Path, source: Path, *arguments: object, code: int = 0
+) -> tuple[str, str]:
+    outcome = run_medlit(verb, "--config", config, "--data.source", source, *arguments)
     assert outcome.code == code, outcome.err
     return outcome.out, outcome.err
 
@@ -94,7 +96,7 @@ def test_canaries_are_found(tmp_path: Path) -> None:
     ],
 )
 def test_a_crash_shows_the_code_and_not_the_notes(
-    medlit: Medlit,
+    run_medlit: Medlit,
     tiny_config: Path,
     source: Path,
     work: Path,
@@ -113,7 +115,7 @@ def test_a_crash_shows_the_code_and_not_the_notes(
 
     monkeypatch.setattr(SpecialtyClassifier, method, crash)
     try:
-        printed = [*medlit("fit", "--config", tiny_config, "--data.source", source)]
+        printed = [*run_medlit("fit", "--config", tiny_config, "--data.source", source)]
     except error:
         sys.excepthook(*sys.exc_info())  # as the interpreter would
         printed = [*capsys.readouterr()]
@@ -123,11 +125,11 @@ def test_a_crash_shows_the_code_and_not_the_notes(
 
 
 def test_a_nonfinite_loss_names_ids_only(
-    medlit: Medlit, tiny_config: Path, source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, source: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SpecialtyClassifier.training_step
     monkeypatch.setattr(SpecialtyClassifier, "training_step", lambda *arguments: step(*arguments) * float("nan"))
-    printed = run(medlit, "fit", tiny_config, source, code=2)
+    printed = run(run_medlit, "fit", tiny_config, source, code=2)
     assert "train-" in printed[1]
     assert hits(work, *printed) == []
 
@@ -138,11 +140,11 @@ def test_run_folders_are_private(fitted: Path) -> None:
         assert stat.S_IMODE((fitted / "checkpoints" / name).stat().st_mode) == 0o600
 
 
-def test_an_existing_run_folder_keeps_its_mode(medlit: Medlit, tiny_config: Path, work: Path) -> None:
+def test_an_existing_run_folder_keeps_its_mode(run_medlit: Medlit, tiny_config: Path, work: Path) -> None:
     folder = work / "shared"
     folder.mkdir()
     folder.chmod(0o750)
-    assert medlit("fit", "--config", tiny_config, "--run_dir", folder, "--trainer.max_steps", "1").code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--run_dir", folder, "--trainer.max_steps", "1").code == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
@@ -174,7 +176,7 @@ def test_the_guard_sees_a_connection(guarded: list[str]) -> None:
 
 
 def test_no_command_leaks_a_note_or_the_token_or_opens_a_connection_offline(
-    medlit: Medlit,
+    run_medlit: Medlit,
     tiny_config: Path,
     source: Path,
     work: Path,
@@ -186,16 +188,18 @@ def test_no_command_leaks_a_note_or_the_token_or_opens_a_connection_offline(
     printed = []
     for verb in ("fit", "validate", "test", "predict"):
         more = ["--trainer.max_steps", 4] if verb == "fit" else ["--ckpt_path", "last"]
-        printed += run(medlit, verb, tiny_config, source, *more)
+        printed += run(run_medlit, verb, tiny_config, source, *more)
     printed += tool(capsys, "audit", "--config", tiny_config, "--data.source", source, "--output", work / "audit")
     run_folder = work / "logs" / "tiny" / "version_0"
     printed += tool(capsys, "baseline", "--config", tiny_config, "--data.source", source, "--run_dir", run_folder)
     adapter = ["--model.adapter", run_folder / "adapter", "--run_dir", work / "other"]
-    printed += run(medlit, "test", tiny_config, source, *adapter)
-    printed += run(medlit, "predict", tiny_config, source, "--data.predict.text", "a heart murmur")
-    printed += run(medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
-    printed += run(medlit, "fit", tiny_config, source, "--model.language_model.base_model", "nobody/no-llama", code=2)
-    printed += run(medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
+    printed += run(run_medlit, "test", tiny_config, source, *adapter)
+    printed += run(run_medlit, "predict", tiny_config, source, "--data.predict.text", "a heart murmur")
+    printed += run(run_medlit, "fit", tiny_config, Path("nobody/nothing"), code=2)
+    printed += run(
+        run_medlit, "fit", tiny_config, source, "--model.language_model.base_model", "nobody/no-llama", code=2
+    )
+    printed += run(run_medlit, "test", tiny_config, source, "--model.adapter", "nobody/no-adapter", code=2)
     printed.append(caplog.text)
     names = {path.name for path in work.rglob("*")}
     assert {

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_fit_reports_its_size_and_which_limit_ended_it(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, limits: list[str], size: str, report: str
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, limits: list[str], size: str, report: str
 ) -> None:
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *limits)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *limits)
     assert outcome.code == 0, outcome.err
     assert outcome.err.count(f"medlit: training on 24 notes, {size}\n") == 1
     assert outcome.err.count(f"medlit: {report}") == 1
@@ -43,9 +43,9 @@ def test_a_fit_reports_its_size_and_which_limit_ended_it(
     assert (tmp_path / "run" / "fit_metrics.json").is_file()
 
 
-def test_validations_can_be_one_pass_apart(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_validations_can_be_one_pass_apart(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     flags = ["--trainer.max_epochs", "3", "--val_every_steps", "null"]
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *flags)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *flags)
     assert outcome.code == 0, outcome.err
     validated = {name for name in curves(tmp_path / "run") if name.startswith("val/loss/")}
     assert validated == {"val/loss/2", "val/loss/5", "val/loss/8"}, "3 steps of 8 notes are a pass over the 24"

@@ -60,7 +60,7 @@ def signal_in(patch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_nonfinite_step_stops_the_fit(
-    medlit: Medlit,
+    run_medlit: Medlit,
     spoil: Spoil,
     tiny_config: Path,
     tmp_path: Path,
@@ -68,7 +68,7 @@ def test_a_nonfinite_step_stops_the_fit(
 ) -> None:
     spoil(value, range(6, 7))
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     message = outcome.err.splitlines()[-1]
     assert message.startswith("medlit: model.optimizer.on_nonfinite: step 6 (notes train-")
@@ -81,12 +81,12 @@ def test_a_nonfinite_step_stops_the_fit(
 
 
 def test_a_nonfinite_step_is_neither_validated_nor_written(
-    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
 ) -> None:
-    """Where every step is."""
+    """With a validation after every step."""
     spoil(float("nan"), range(3, 4))
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", "1")
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", "1")
     assert outcome.code == 2
     assert "model.optimizer.on_nonfinite: step 3 (notes train-" in outcome.err.splitlines()[-1]
     for name in ("last", "best"):
@@ -100,12 +100,12 @@ def test_a_nonfinite_step_is_neither_validated_nor_written(
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_signal_in_a_nonfinite_step_writes_nothing_of_it(
-    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+    run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     spoil(float("nan"), range(6, 7))
     signal_in(monkeypatch, 6)
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", every)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run, "--val_every_steps", every)
     assert outcome.code == 2
     assert "model.optimizer.on_nonfinite: step 6 (notes train-" in outcome.err.splitlines()[-1]
     assert "SIGTERM" not in outcome.err
@@ -115,19 +115,19 @@ def test_a_signal_in_a_nonfinite_step_writes_nothing_of_it(
 
 
 def test_a_signal_in_a_skipped_step_stops_after_it(
-    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = spoil(float("nan"), range(6, 7))
     run, skip = tmp_path / "version_0", ["--model.optimizer.on_nonfinite", "skip"]
     with monkeypatch.context() as patch:
         signal_in(patch, 6)
-        outcome = medlit("fit", "--config", tiny_config, "--run_dir", run, *skip)
+        outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run, *skip)
     assert outcome.code == 128 + signal.SIGTERM
     assert "SIGTERM after step 6; last.ckpt is written" in outcome.err
     saved = last_checkpoint(run)
     assert saved["global_step"] == 6
     assert any(torch.equal(weight, seen[5]) for weight in saved["state_dict"].values()), "as before the step"
-    assert medlit("fit", "--config", tiny_config, "--run_dir", run, *skip, "--ckpt_path", "last").code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--run_dir", run, *skip, "--ckpt_path", "last").code == 0
     assert curves(run)[f"{SKIPPED_STEPS}/10"] == 1.0
 
 
@@ -165,22 +165,22 @@ def test_two_processes_decide_alike_on_a_nonfinite_step(
 
 
 def test_the_message_says_if_there_is_no_checkpoint_yet(
-    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
 ) -> None:
     spoil(float("nan"), range(1, 2))
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
     assert outcome.code == 2
     assert "step 1 (notes " in outcome.err
     assert "there is no checkpoint yet" in outcome.err
 
 
 def test_nonfinite_steps_are_skipped_and_counted_on_request(
-    medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path
 ) -> None:
     seen = spoil(float("nan"), range(3, 5))
     run = tmp_path / "version_0"
     skip = ["--model.optimizer.on_nonfinite", "skip"]
-    assert medlit("fit", "--config", tiny_config, "--run_dir", run, *skip).code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--run_dir", run, *skip).code == 0
     assert [bool(torch.equal(seen[i], seen[i + 1])) for i in range(6)] == [False, False, True, True, False, False]
     assert last_checkpoint(run)["global_step"] == 11
     counted = {name: value for name, value in curves(run).items() if name.startswith(SKIPPED_STEPS)}
@@ -188,17 +188,17 @@ def test_nonfinite_steps_are_skipped_and_counted_on_request(
     assert json.loads((run / "fit_metrics.json").read_text())["loss"] > 0
 
 
-def test_a_fit_that_skips_every_step_ends(medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_fit_that_skips_every_step_ends(run_medlit: Medlit, spoil: Spoil, tiny_config: Path, tmp_path: Path) -> None:
     spoil(float("nan"), range(1, 100))
     skip = ["--model.optimizer.on_nonfinite", "skip", "--trainer.max_steps", "60", "--val_every_steps", "60"]
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0", *skip)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0", *skip)
     assert outcome.code == 2
     assert f"step {MAX_CONSECUTIVE_SKIPS + 1} (notes " in outcome.err
     assert f"as for the {MAX_CONSECUTIVE_SKIPS} steps before it" in outcome.err
 
 
 def test_an_overflow_of_a_scaled_loss_is_no_error(
-    medlit: Medlit,
+    run_medlit: Medlit,
     spoil: Spoil,
     tiny_config: Path,
     tmp_path: Path,
@@ -208,12 +208,12 @@ def test_an_overflow_of_a_scaled_loss_is_no_error(
     monkeypatch.setattr(Precision, "scaler", object(), raising=False)
     spoil(float("inf"), range(2, 3))
     run = tmp_path / "version_0"
-    assert medlit("fit", "--config", tiny_config, "--run_dir", run).code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--run_dir", run).code == 0
     assert curves(run)[f"{SKIPPED_STEPS}/1"] == 1.0
 
 
 def test_nonfinite_weights_are_not_written(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = SpecialtyClassifier.on_validation_epoch_end
 
@@ -224,7 +224,7 @@ def test_nonfinite_weights_are_not_written(
 
     monkeypatch.setattr(SpecialtyClassifier, "on_validation_epoch_end", broken)
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert "is not written, since 1 weights after step 8" in outcome.err
     assert last_checkpoint(run)["global_step"] == 8, "as it was before the validation"

@@ -21,7 +21,7 @@ def broken(*args: Any, **given: Any) -> Any:  # noqa: ANN401
 
 @pytest.mark.filterwarnings("default:medlit continues without")
 def test_a_fit_survives_whatever_draws_and_logs(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -35,7 +35,7 @@ def test_a_fit_survives_whatever_draws_and_logs(
         monkeypatch.setattr(place, name, broken)
     run = tmp_path / "run"
     with pytest.warns(UserWarning, match="continues without") as caught:
-        assert medlit("fit", "--config", tiny_config, "--run_dir", run).code == 0
+        assert run_medlit("fit", "--config", tiny_config, "--run_dir", run).code == 0
     lost = [str(each.message) for each in caught if "medlit continues without" in str(each.message)]
     assert len(lost) == len(errors.WARNED) == 4
     assert (run / "checkpoints" / "best.ckpt").is_file()

@@ -66,20 +66,20 @@ def signal_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int, during
 
 
 def stop_and_resume(
-    medlit: Medlit, config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, stops: list[tuple[int, int, str]]
+    run_medlit: Medlit, config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, stops: list[tuple[int, int, str]]
 ) -> None:
     arguments = ["fit", "--config", config, "--run_dir", run]
     for step, number, during in stops:
         signal_after(monkeypatch, step, number, during)
         before = signal.getsignal(number)  # a shell starts what it does not wait for with SIGINT ignored
-        outcome = medlit(*arguments)
+        outcome = run_medlit(*arguments)
         assert outcome.code == 128 + number, outcome.err
         message = outcome.err.splitlines()[-1]
         assert message.startswith(f"medlit: {signal.Signals(number).name} after step {step}; last.ckpt is written")
         assert last_checkpoint(run)["global_step"] == step
         assert signal.getsignal(number) == before
         arguments = shlex.split(message.partition("this continues: medlit ")[2])
-    assert medlit(*arguments).code == 0
+    assert run_medlit(*arguments).code == 0
 
 
 TRAINING, VALIDATION = "on_train_batch_end", "on_validation_batch_end"
@@ -95,7 +95,7 @@ TRAINING, VALIDATION = "on_train_batch_end", "on_validation_batch_end"
     ids=["an epoch's end, mid-epoch", "before and in a validation", "the first step, in the last validation"],
 )
 def test_a_fit_stopped_twice_ends_like_an_uninterrupted_one(
-    medlit: Medlit,
+    run_medlit: Medlit,
     config: Path,
     whole: Path,
     tmp_path: Path,
@@ -103,41 +103,41 @@ def test_a_fit_stopped_twice_ends_like_an_uninterrupted_one(
     stops: list[tuple[int, int, str]],
 ) -> None:
     run = tmp_path / "version_0"
-    stop_and_resume(medlit, config, run, monkeypatch, stops)
+    stop_and_resume(run_medlit, config, run, monkeypatch, stops)
     same(run, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("during", [TRAINING, VALIDATION])
 def test_a_fit_stopped_at_every_step_ends_like_an_uninterrupted_one(
-    medlit: Medlit, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
+    run_medlit: Medlit, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
 ) -> None:
     steps = range(1, STEPS) if during == TRAINING else (4, 8, 10)
     for step in steps:
         run = tmp_path / str(step) / "version_0"
-        stop_and_resume(medlit, config, run, monkeypatch, [(step, signal.SIGTERM, during)])
+        stop_and_resume(run_medlit, config, run, monkeypatch, [(step, signal.SIGTERM, during)])
         same(run, whole)
     run = tmp_path / "all" / "version_0"
-    stop_and_resume(medlit, config, run, monkeypatch, [(step, signal.SIGTERM, during) for step in steps])
+    stop_and_resume(run_medlit, config, run, monkeypatch, [(step, signal.SIGTERM, during) for step in steps])
     same(run, whole)
 
 
-def test_a_complete_fit_is_not_resumed(medlit: Medlit, config: Path, whole: Path) -> None:
-    outcome = medlit("fit", "--config", config, "--run_dir", whole, "--ckpt_path", "last")
+def test_a_complete_fit_is_not_resumed(run_medlit: Medlit, config: Path, whole: Path) -> None:
+    outcome = run_medlit("fit", "--config", config, "--run_dir", whole, "--ckpt_path", "last")
     assert outcome.code == 2
     assert f"trainer.max_steps: the checkpoint has been trained for {STEPS} steps" in outcome.err
 
 
 def test_flags_override_the_rates_in_a_checkpoint(
-    medlit: Medlit, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "version_0"
     signal_after(monkeypatch, 3, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run_dir", run).code == 143
+    assert run_medlit("fit", "--config", config, "--run_dir", run).code == 143
     before = last_checkpoint(run)
     flags = ("--model.optimizer.learning_rate", 1e-3, "--model.optimizer.weight_decay", 0.5)
     signal_after(monkeypatch, 4, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run_dir", run, "--ckpt_path", "last", *flags).code == 143
+    assert run_medlit("fit", "--config", config, "--run_dir", run, "--ckpt_path", "last", *flags).code == 143
     after = last_checkpoint(run)
     groups = after["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5] * len(groups)
@@ -146,17 +146,17 @@ def test_flags_override_the_rates_in_a_checkpoint(
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(
-    medlit: Medlit, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worse one replaces it."""
     run = tmp_path / "version_0"
     signal_after(monkeypatch, 9, signal.SIGTERM, TRAINING)
-    assert medlit("fit", "--config", config, "--run_dir", run).code == 143
+    assert run_medlit("fit", "--config", config, "--run_dir", run).code == 143
     run = run.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     best = (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     monkeypatch.setattr("medlit.model.metrics.SpecialtyMetrics.scores", _no_better)
-    assert medlit("fit", "--config", config, "--run_dir", "moved", "--ckpt_path", "last").code == 0
+    assert run_medlit("fit", "--config", config, "--run_dir", "moved", "--ckpt_path", "last").code == 0
     assert (run / "checkpoints" / "best.ckpt").stat().st_mtime_ns == best
 
 

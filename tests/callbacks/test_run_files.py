@@ -55,11 +55,11 @@ def test_checkpoints_and_adapter_record_their_notes(fitted: Path, notes_folder: 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_other_notes_than_the_checkpoint_s_give_a_warning_and_are_used(
-    medlit: Medlit, run: Path, tiny_config: Path, other_train: Path, verb: str
+    run_medlit: Medlit, run: Path, tiny_config: Path, other_train: Path, verb: str
 ) -> None:
     before = (run / "split.parquet").read_bytes()
     arguments = [verb, "--config", tiny_config, "--ckpt_path", "best"]
-    same, other = medlit(*arguments), medlit(*arguments, "--data.source", other_train, "--overwrite")
+    same, other = run_medlit(*arguments), run_medlit(*arguments, "--data.source", other_train, "--overwrite")
     assert (same.code, other.code) == (0, 0)
     assert WARNING not in same.err
     warnings = [line for line in other.err.splitlines() if WARNING in line]
@@ -72,11 +72,11 @@ def test_other_notes_than_the_checkpoint_s_give_a_warning_and_are_used(
 
 
 def test_other_notes_than_an_adapter_s_give_a_warning_and_the_new_run_s_split_is_recorded(
-    medlit: Medlit, run: Path, tiny_config: Path, other_train: Path
+    run_medlit: Medlit, run: Path, tiny_config: Path, other_train: Path
 ) -> None:
     adapter = shutil.copytree(run / "adapter", run.parents[2] / "adapter")
     arguments = ["test", "--config", tiny_config, "--model.adapter", adapter]
-    same, other = medlit(*arguments), medlit(*arguments, "--data.source", other_train)
+    same, other = run_medlit(*arguments), run_medlit(*arguments, "--data.source", other_train)
     assert WARNING not in same.err
     assert f"the train split is not what the adapter {adapter} was trained with" in other.err
     hashes = [pd.read_parquet(run.with_name(f"version_{n}") / "split.parquet")["text_hash"][7] for n in (0, 1, 2)]
@@ -84,13 +84,13 @@ def test_other_notes_than_an_adapter_s_give_a_warning_and_the_new_run_s_split_is
 
 
 def test_a_single_note_or_another_table_has_no_split(
-    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     table = write_csv(tmp_path / "new.csv", [{"transcription": "A knee."}])
     best = run / "checkpoints" / "best.ckpt"
     arguments = ["predict", "--config", tiny_config, "--ckpt_path", best, "--run_dir", tmp_path / "new"]
     for what in (["--data.predict.text", "A knee."], ["--data.predict.source", table]):
-        outcome = medlit(*arguments, *what)
+        outcome = run_medlit(*arguments, *what)
         assert outcome.code == 0
         assert WARNING not in outcome.err
     assert not (tmp_path / "new" / "split.parquet").exists()

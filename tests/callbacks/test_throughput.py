@@ -94,10 +94,10 @@ def test_a_validation_does_not_count(fit: Any) -> None:  # noqa: ANN401
 
 @pytest.mark.parametrize("verb", ["predict", "test", "validate"])
 def test_the_progress_bar_counts_notes_and_shows_notes_a_second(
-    medlit: Medlit, run: Path, tiny_config: Path, verb: str
+    run_medlit: Medlit, run: Path, tiny_config: Path, verb: str
 ) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.batching.eval_batch_size", "3"]
-    shown = medlit(verb, *arguments, "--trainer.enable_progress_bar", "true").out
+    shown = run_medlit(verb, *arguments, "--trainer.enable_progress_bar", "true").out
     last = [line for line in shown.replace("\r", "\n").splitlines() if "notes/s" in line][-1]
     assert "| 8/8 [" in last
 
@@ -130,8 +130,8 @@ def test_a_progress_bar_that_the_user_names_replaces_medlit_s(
     )
 
 
-def test_a_rich_progress_bar_in_a_yaml_shows_a_fit(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_rich_progress_bar_in_a_yaml_shows_a_fit(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     bar = tmp_path / "bar.yaml"
     bar.write_text("trainer: {enable_progress_bar: null, callbacks: {class_path: RichProgressBar}, max_steps: 1}")
-    outcome = medlit("fit", "--config", tiny_config, "--config", bar, "--run_dir", tmp_path / "run")
+    outcome = run_medlit("fit", "--config", tiny_config, "--config", bar, "--run_dir", tmp_path / "run")
     assert outcome.code == 0

@@ -23,14 +23,14 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+def refused(run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     """Run a verb that must fail as a user's mistake does; give the sentence."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> str:
         before = {(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()}
         folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
-        outcome = medlit(*arguments)
+        outcome = run_medlit(*arguments)
         assert outcome.code == 2, outcome.err
         assert outcome.out == ""
         assert "Traceback" not in outcome.err
@@ -816,30 +816,30 @@ def test_a_fit_over_the_adapter_that_it_starts_from(refused: Refused, run: Path,
 
 
 @pytest.mark.parametrize("text", ["model: {lora: [", "just a sentence", "- a\n- list"])
-def test_a_config_that_is_no_mapping(medlit: Medlit, tmp_path: Path, text: str) -> None:
+def test_a_config_that_is_no_mapping(run_medlit: Medlit, tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    outcome = medlit("fit", "--config", path)
+    outcome = run_medlit("fit", "--config", path)
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     assert "config" in outcome.err
 
 
-def test_a_config_that_is_missing(medlit: Medlit) -> None:
-    outcome = medlit("fit", "--config", "nowhere.yaml")
+def test_a_config_that_is_missing(run_medlit: Medlit) -> None:
+    outcome = run_medlit("fit", "--config", "nowhere.yaml")
     assert outcome.code == 2
     assert "nowhere.yaml" in outcome.err
 
 
 def test_the_messages_are_for_users_and_a_bug_keeps_its_traceback(
-    medlit: Medlit, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("medlit.cli.cli.MedlitCLI.after_instantiate_classes", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        medlit("fit", "--config", tiny_config)
+        run_medlit("fit", "--config", tiny_config)
 
 
 # --- settings that the parser does not understand ---------------------------------------------------------------------
@@ -862,7 +862,7 @@ def test_the_beginning_of_a_name_is_no_name(fit: Refused) -> None:
 
 def test_a_config_without_its_flag(fit: Refused) -> None:
     assert fit("configs/models/phi4.yaml").startswith(
-        "medlit: configs/models/phi4.yaml: a config takes --config before it, and so does each further one;"
+        "medlit: configs/models/phi4.yaml: put --config before each config;"
     )
 
 
@@ -898,10 +898,10 @@ def test_a_missing_config_is_reported_before_anything_is_imported(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["export"], "the following arguments are required: --to, --output; see `medlit export --help`."),
-        (["serve"], "the following arguments are required: --run_dir; see `medlit serve --help`."),
-        (["audit", "--output"], "argument --output: expected one argument; see `medlit audit --help`."),
-        (["serve", "--run_dir", "r", "--port", "x"], "argument --port: invalid int value: 'x'; see `medlit serve"),
+        (["export"], "the following arguments are required: --to, --output; see 'medlit export --help'."),
+        (["serve"], "the following arguments are required: --run_dir; see 'medlit serve --help'."),
+        (["audit", "--output"], "argument --output: expected one argument; see 'medlit audit --help'."),
+        (["serve", "--run_dir", "r", "--port", "x"], "argument --port: invalid int value: 'x'; see 'medlit serve"),
     ],
 )
 def test_a_missing_or_malformed_flag_of_a_tool(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:

@@ -58,9 +58,9 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def settings(medlit: Medlit, *arguments: object) -> dict[str, dict]:
+def settings(run_medlit: Medlit, *arguments: object) -> dict[str, dict]:
     """What `--print_config` shows."""
-    outcome = medlit(*arguments, "--print_config")
+    outcome = run_medlit(*arguments, "--print_config")
     assert outcome.code == 0, outcome.err
     return yaml.safe_load(outcome.out)
 
@@ -105,13 +105,13 @@ def test_the_help_of_a_tool_imports_nothing_heavy(tmp_path: Path, tool: str) -> 
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_limit_of_one_batch_is_a_number_and_not_the_share_of_all(medlit: Medlit) -> None:
+def test_a_limit_of_one_batch_is_a_number_and_not_the_share_of_all(run_medlit: Medlit) -> None:
     limits = [
         "--trainer.limit_val_batches=1",
         "--trainer.limit_test_batches=1.0",
         "--trainer.limit_predict_batches=0.25",
     ]
-    trainer = yaml.safe_load(medlit("fit", *limits, "--print_config").out)["trainer"]
+    trainer = yaml.safe_load(run_medlit("fit", *limits, "--print_config").out)["trainer"]
     assert [repr(trainer[f"limit_{stage}_batches"]) for stage in ("val", "test", "predict")] == ["1", "1.0", "0.25"]
 
 
@@ -165,7 +165,7 @@ def test_an_unknown_command_names_the_one_that_was_meant(
     ],
 )
 def test_default_then_environment_then_config_then_flag(
-    medlit: Medlit,
+    run_medlit: Medlit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     environment: bool,
@@ -178,35 +178,35 @@ def test_default_then_environment_then_config_then_flag(
     if environment:
         monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
     arguments = [*(["--config", path] if config else []), *(["--model.lora.r", "2"] if flag else [])]
-    assert settings(medlit, "fit", *arguments)["model"]["lora"]["r"] == r
+    assert settings(run_medlit, "fit", *arguments)["model"]["lora"]["r"] == r
 
 
-def test_a_later_config_wins_and_leaves_the_rest(medlit: Medlit, tmp_path: Path) -> None:
+def test_a_later_config_wins_and_leaves_the_rest(run_medlit: Medlit, tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("model: {lora: {r: 8, alpha: 32}}")
     second.write_text("model: {lora: {r: 4}}")
-    lora = settings(medlit, "fit", "--config", first, "--config", second)["model"]["lora"]
+    lora = settings(run_medlit, "fit", "--config", first, "--config", second)["model"]["lora"]
     assert (lora["r"], lora["alpha"]) == (4, 32)
 
 
-def test_a_variable_of_one_verb_does_not_affect_another(medlit: Medlit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_one_verb_does_not_affect_another(run_medlit: Medlit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLIT_FIT__MODEL__LORA__R", "4")
-    assert settings(medlit, "test")["model"]["lora"]["r"] == 16
+    assert settings(run_medlit, "test")["model"]["lora"]["r"] == 16
 
 
 @pytest.mark.parametrize(
     "flag", ["--model.lora.rank=4", "--data.sourse=builtin", "--trainer.steps=1", "--output=a.csv"]
 )
-def test_an_unknown_flag_exits_2(medlit: Medlit, flag: str) -> None:
-    outcome = medlit("fit", flag)
+def test_an_unknown_flag_exits_2(run_medlit: Medlit, flag: str) -> None:
+    outcome = run_medlit("fit", flag)
     assert outcome.code == 2
     assert flag.removeprefix("--").partition("=")[0].split(".")[-1] in outcome.err
 
 
-def test_an_unknown_key_in_a_config_exits_2(medlit: Medlit, tmp_path: Path) -> None:
+def test_an_unknown_key_in_a_config_exits_2(run_medlit: Medlit, tmp_path: Path) -> None:
     path = tmp_path / "typo.yaml"
     path.write_text("model: {lora: {rank: 4}}")
-    outcome = medlit("fit", "--config", path)
+    outcome = run_medlit("fit", "--config", path)
     assert outcome.code == 2
     assert "rank" in outcome.err
 
@@ -215,12 +215,12 @@ def test_an_unknown_key_in_a_config_exits_2(medlit: Medlit, tmp_path: Path) -> N
     "name", ["MEDLIT_FIT__MODEL__LORA__RANK", "MEDLIT_TRAIN__MODEL__LORA__R", "MEDLIT_LORA_R", "MEDLIT_SERVE_TOKN"]
 )
 def test_an_unknown_name_in_the_environment_exits_2(
-    medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+    run_medlit: Medlit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, "4")
     for more in ([], ["--print_config"]):
-        outcome = medlit("fit", *more)
+        outcome = run_medlit("fit", *more)
         assert outcome.code == 2
         assert outcome.err.startswith(f"medlit: {name}: there is no such setting")
         assert outcome.out == ""
@@ -258,26 +258,26 @@ def test_a_tool_refuses_its_unknown_variables(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     "name", ["MEDLIT_AUDIT__DATA__SOURCE", "MEDLIT_PREDICT__OUTPUT", "MEDLIT_CACHE", "MEDLIT_SERVE_TOKEN"]
 )
-def test_known_names_in_the_environment_pass(medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_known_names_in_the_environment_pass(run_medlit: Medlit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
-    outcome = medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which fails right after the check
+    outcome = run_medlit("fit", "--trainer.accumulate_grad_batches", "4")  # which fails right after the check
     assert "trainer.accumulate_grad_batches" in outcome.err
 
 
 @pytest.mark.parametrize("how", ["flag", "config"])
-def test_accumulation_cannot_be_set(medlit: Medlit, tmp_path: Path, how: str) -> None:
+def test_accumulation_cannot_be_set(run_medlit: Medlit, tmp_path: Path, how: str) -> None:
     path = tmp_path / "accumulate.yaml"
     path.write_text("trainer: {accumulate_grad_batches: 4}")
     arguments = ["--config", path] if how == "config" else ["--trainer.accumulate_grad_batches", "4"]
-    outcome = medlit("fit", *arguments, "--trainer.default_root_dir", tmp_path / "logs")
+    outcome = run_medlit("fit", *arguments, "--trainer.default_root_dir", tmp_path / "logs")
     assert outcome.code == 2
     assert "trainer.accumulate_grad_batches: it follows from data.batching.global_batch_size" in outcome.err
     assert files(tmp_path) == {"accumulate.yaml"}
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint.monitor", "--early_stopping.monitor"])
-def test_an_unknown_metric_is_refused_before_the_fit(medlit: Medlit, flag: str) -> None:
-    outcome = medlit("fit", flag, "val/f1")
+def test_an_unknown_metric_is_refused_before_the_fit(run_medlit: Medlit, flag: str) -> None:
+    outcome = run_medlit("fit", flag, "val/f1")
     assert outcome.code == 2
     assert f"{flag[2:]}: 'val/f1' is not measured" in outcome.err
     assert "val/f1_macro" in outcome.err
@@ -329,9 +329,9 @@ def test_the_record_of_answers_names_notes_and_holds_no_text(fitted: Path) -> No
     assert found["tokens"].between(50, 112).all()
 
 
-def test_the_saved_config_trains_the_same_again(fitted: Path, tiny_config: Path, medlit: Medlit) -> None:
-    saved = settings(medlit, "fit", "--config", fitted / "config_fit.yaml")
-    given = settings(medlit, "fit", "--config", tiny_config)
+def test_the_saved_config_trains_the_same_again(fitted: Path, tiny_config: Path, run_medlit: Medlit) -> None:
+    saved = settings(run_medlit, "fit", "--config", fitted / "config_fit.yaml")
+    given = settings(run_medlit, "fit", "--config", tiny_config)
     assert saved["model"] == given["model"]
     assert saved["data"] == given["data"]
     assert saved["trainer"]["max_steps"] == 11
@@ -365,21 +365,21 @@ def test_a_checkpoint_holds_the_adapter_and_what_it_belongs_to(fitted: Path, lla
 
 
 def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     quiet = ["enable_progress_bar", "enable_model_summary"]
     config = yaml.safe_load(tiny_config.read_text())
     config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in quiet}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
-    outcome = medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
+    outcome = run_medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
     size, *validations, weights, command, written = outcome.err.splitlines()
     assert size == "medlit: training on 24 notes, validating on 8: 3 steps per pass, 5 in total"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
     assert (weights, written) == ("medlit: best weights: 'my run'/adapter", "medlit: written: my run")
-    outcome = medlit(*shlex.split(command.partition("report.html: medlit ")[2]))
+    outcome = run_medlit(*shlex.split(command.partition("report.html: medlit ")[2]))
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err.startswith("medlit: test: accuracy ")
     assert all(line.startswith("medlit: ") for line in outcome.err.splitlines())
@@ -387,10 +387,10 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
 
 
 def test_a_fit_from_python_is_the_command_s(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert medlit("fit", "--config", tiny_config, "--trainer.max_steps", "2", "--run_dir", "shell").code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--trainer.max_steps", "2", "--run_dir", "shell").code == 0
     run = package.fit(tiny_config, trainer__max_steps=2, run_dir=tmp_path / "python", data__labels__aliases={})
     assert run.run_dir == tmp_path / "python"
     assert run.metrics == scores(tmp_path / "shell" / "fit_metrics.json")
@@ -398,7 +398,7 @@ def test_a_fit_from_python_is_the_command_s(
     assert (run.adapter / "adapter_model.safetensors").is_file()
     assert run.figures == [run.run_dir / "confusion_fit.png"]
     test = ["test", "--config", "shell/config_fit.yaml", "--run_dir", "shell", "--ckpt_path", "best"]
-    assert medlit(*test, "--model.decoding.mode", "likelihood").code == 0
+    assert run_medlit(*test, "--model.decoding.mode", "likelihood").code == 0
     tested = run.test(model__decoding__mode="likelihood")
     assert tested.metrics == scores(tmp_path / "shell" / "test_metrics.json")
     assert (tested.run_dir, tested.adapter) == (run.run_dir, run.adapter)
@@ -457,18 +457,18 @@ def test_a_mistake_from_python_is_an_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_does_not_touch_an_earlier_one(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_a_run_does_not_touch_an_earlier_one(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert medlit("fit", "--config", tiny_config, "--trainer.max_steps", "1").code == 0
+    assert run_medlit("fit", "--config", tiny_config, "--trainer.max_steps", "1").code == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert (run.with_name("version_1") / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_trial_run_leaves_nothing(
-    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = medlit("fit", "--config", tiny_config, "--trainer.fast_dev_run", "true")
+    outcome = run_medlit("fit", "--config", tiny_config, "--trainer.fast_dev_run", "true")
     assert outcome.code == 0
     assert "written" not in outcome.err
     assert not list(tmp_path.iterdir()), "no file, and no folder"
@@ -483,11 +483,11 @@ NOWHERE = {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"}  # like
 
 @pytest.mark.parametrize("logger", [False, NOWHERE, CSV, [CSV, BOARD]], ids=["none", "server", "folder", "two"])
 def test_the_run_folder_is_the_same_with_any_logger(
-    medlit: Medlit, run: Path, tiny_config: Path, logger: object
+    run_medlit: Medlit, run: Path, tiny_config: Path, logger: object
 ) -> None:
     """And `best` is what this fit trained, not the best of the run before it."""
     flags = ["--config", tiny_config, "--trainer.logger", json.dumps(logger)]
-    outcome = medlit("fit", *flags, "--trainer.max_steps", "1")
+    outcome = run_medlit("fit", *flags, "--trainer.max_steps", "1")
     assert outcome.code == 0
     assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_1")
     newer = run.with_name("version_1")
@@ -495,29 +495,31 @@ def test_the_run_folder_is_the_same_with_any_logger(
     assert files(newer) == names
     assert (run.parents[2] / "elsewhere").exists() == ("elsewhere" in json.dumps(logger))
     assert not [name for name in files(run.parents[2] / "elsewhere") if name.endswith((".ckpt", ".json"))]
-    outcome = medlit("validate", *flags, "--ckpt_path", "best")
+    outcome = run_medlit("validate", *flags, "--ckpt_path", "best")
     assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_1")
     found, fit = scores(newer / "validate_metrics.json"), scores(newer / "fit_metrics.json")
     assert found["loss"] == pytest.approx(fit["loss"], abs=1e-5)
 
 
 def test_a_home_folder_for_the_runs(
-    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.chdir(tmp_path)
     short = ["fit", "--config", tiny_config, "--trainer.default_root_dir", "~/runs", "--trainer.max_steps", "1"]
-    assert [medlit(*short).code for _ in range(2)] == [0, 0]
+    assert [run_medlit(*short).code for _ in range(2)] == [0, 0]
     assert sorted(path.name for path in (tmp_path / "me" / "runs" / "tiny").iterdir()) == ["version_0", "version_1"]
     assert [path.name for path in tmp_path.iterdir()] == ["me"]
 
 
-def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(
+    run_medlit: Medlit, run: Path, tiny_config: Path
+) -> None:
     import torch
 
     best = max(value for _, value in curve(run, "val/f1_macro"))
     arguments = ["--config", tiny_config, "--ckpt_path", "last", "--trainer.max_steps", "14"]
-    outcome = medlit("fit", *arguments)
+    outcome = run_medlit("fit", *arguments)
     assert outcome.code == 0
     assert outcome.err.rstrip().endswith("medlit: written: logs/tiny/version_0")
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
@@ -525,15 +527,15 @@ def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(medlit: Medlit,
     steps = [step for step, _ in curve(run, "train/loss")]
     assert steps == list(range(14))
     best = max(best, *(value for _, value in curve(run, "val/f1_macro")))
-    medlit("validate", "--config", tiny_config, "--ckpt_path", "best")
+    run_medlit("validate", "--config", tiny_config, "--ckpt_path", "best")
     assert scores(run / "validate_metrics.json")["f1_macro"] == pytest.approx(best)
 
 
 # --- from a checkpoint ------------------------------------------------------------------------------------------------
 
 
-def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: Path, tiny_config: Path) -> None:
-    assert medlit("validate", "--config", tiny_config, "--ckpt_path", "best").code == 0
+def test_validate_from_the_best_reproduces_the_fit_s_best(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    assert run_medlit("validate", "--config", tiny_config, "--ckpt_path", "best").code == 0
     found = scores(run / "validate_metrics.json")
     assert set(found) == SCORES
     best = max(range(3), key=lambda i: curve(run, "val/f1_macro")[i][1])
@@ -542,25 +544,25 @@ def test_validate_from_the_best_reproduces_the_fit_s_best(medlit: Medlit, run: P
     assert {"config_validate.yaml", "confusion_validate.png"} <= files(run)
 
 
-def test_the_share_of_notes_that_are_cut_is_reported(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_the_share_of_notes_that_are_cut_is_reported(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     source, config = "--data.predict.source", ["--config", tiny_config, "--run_dir", tmp_path]
     base, short = ["--model.lora", "null", "--trainer.limit_predict_batches", "1"], tmp_path / "short.csv"
     short.write_text("id,transcription\n" + "".join(f"{i},pain\n" for i in range(9)) + f"9,{'pain ' * 200}\n")
-    tenth = medlit("predict", *config, *base, source, short, "--output", tmp_path / "tenth.csv")
+    tenth = run_medlit("predict", *config, *base, source, short, "--output", tmp_path / "tenth.csv")
     assert (tenth.code, "are cut" in tenth.err) == (0, False)
     short.write_text(short.read_text() + f"10,{'pain ' * 200}\n")
-    more = medlit("predict", *config, *base, source, short, "--output", tmp_path / "more.csv")
+    more = run_medlit("predict", *config, *base, source, short, "--output", tmp_path / "more.csv")
     assert re.search(r"medlit: 18% of the notes are cut to \d+ tokens; a larger model", more.err)
 
 
-def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_fit_and_a_test_with_sets(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.75", "--run_dir", run]
     with pytest.warns(UserWarning, match=r"coverage: fewer than 3 validation notes") as caught:
-        fit = medlit("fit", "--config", tiny_config, *sets, "--trainer.max_steps", "4")
+        fit = run_medlit("fit", "--config", tiny_config, *sets, "--trainer.max_steps", "4")
     assert fit.code == 0, fit.err
     assert sum("validation notes" in str(each.message) for each in caught) == 1, "the third specialty has two"
-    test = medlit("test", "--config", tiny_config, *sets, "--ckpt_path", "best")
+    test = run_medlit("test", "--config", tiny_config, *sets, "--ckpt_path", "best")
     assert test.code == 0, test.err
     fitted, tested = (scores(run / f"{verb}_metrics.json")["sets"] for verb in ("fit", "test"))
     kept = json.loads((run / "adapter" / "medlit.json").read_text())["thresholds"]["mode=likelihood"]
@@ -572,10 +574,10 @@ def test_a_fit_and_a_test_with_sets(medlit: Medlit, tiny_config: Path, tmp_path:
     assert "Guarantee: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_a_test_leaves_its_report(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert medlit("test", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    assert run_medlit("test", "--config", tiny_config, "--ckpt_path", "best").code == 0
     assert {"report.html", "report.md", "test_facts.json", "test_answers.parquet", "test_metrics.json"} <= files(run)
     facts = scores(run / "test_facts.json")
     assert facts["data"]["rows"] == {"train": 24, "validation": 8, "test": 8}
@@ -596,7 +598,7 @@ def test_a_test_leaves_its_report(medlit: Medlit, run: Path, tiny_config: Path) 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 @pytest.mark.parametrize("weights", ["checkpoint", "adapter"])
 def test_an_evaluation_does_not_touch_the_curves_of_the_fit(
-    medlit: Medlit, run: Path, tiny_config: Path, verb: str, weights: str
+    run_medlit: Medlit, run: Path, tiny_config: Path, verb: str, weights: str
 ) -> None:
     """Its scores have tags of their own, at the step of its weights."""
     import torch
@@ -611,7 +613,7 @@ def test_an_evaluation_does_not_touch_the_curves_of_the_fit(
     path = run / "checkpoints" / "best.ckpt"
     step = torch.load(path, weights_only=True)["global_step"] if weights == "checkpoint" else 0
     flags = ["--ckpt_path", path] if weights == "checkpoint" else ["--model.adapter", run / "adapter"]
-    assert medlit(verb, "--config", tiny_config, *flags, "--run_dir", run).code == 0
+    assert run_medlit(verb, "--config", tiny_config, *flags, "--run_dir", run).code == 0
     after = curves()
     assert {tag: after[tag] for tag in before} == before
     assert {tag.removeprefix("hparams/").partition("/")[0] for tag in after.keys() - before.keys()} == {verb}
@@ -620,17 +622,17 @@ def test_an_evaluation_does_not_touch_the_curves_of_the_fit(
     assert curve(run, f"{verb}/f1_macro") == [(step, pytest.approx(found["f1_macro"]))]
 
 
-def test_validate_from_the_last_reproduces_the_fit_s_last(medlit: Medlit, run: Path, tiny_config: Path) -> None:
-    assert medlit("validate", "--config", tiny_config, "--ckpt_path", "last").code == 0
+def test_validate_from_the_last_reproduces_the_fit_s_last(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    assert run_medlit("validate", "--config", tiny_config, "--ckpt_path", "last").code == 0
     found, fit = scores(run / "validate_metrics.json"), scores(run / "fit_metrics.json")
     assert found.pop("loss") == pytest.approx(fit.pop("loss"), abs=1e-5)
     assert found == fit
 
 
-def test_the_adapter_folder_is_the_best_checkpoint(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_the_adapter_folder_is_the_best_checkpoint(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     arguments = ["test", "--config", tiny_config]
-    assert medlit(*arguments, "--ckpt_path", "best").code == 0
-    assert medlit(*arguments, "--model.adapter", run / "adapter", "--run_dir", run.with_name("adapted")).code == 0
+    assert run_medlit(*arguments, "--ckpt_path", "best").code == 0
+    assert run_medlit(*arguments, "--model.adapter", run / "adapter", "--run_dir", run.with_name("adapted")).code == 0
     ours, theirs = scores(run / "test_metrics.json"), scores(run.with_name("adapted") / "test_metrics.json")
     assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), abs=1e-5)
     assert ours == theirs
@@ -653,7 +655,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, llama: Pat
 
 
 def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
-    medlit: Medlit, chat: tuple[Path, Path], tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, chat: tuple[Path, Path], tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medlit import SpecialtyPredictor
 
@@ -664,7 +666,7 @@ def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
     assert (metadata["prompt"], metadata["template"]) == ("chat-1", text)
     command = ["--config", tiny_config, "--model.language_model.base_model", base]
     output = ["--data.predict.source", "test", "--output", tmp_path / "all.csv", "--model.decoding.mode", "likelihood"]
-    predicted = medlit("predict", *command, "--model.adapter", run / "adapter", *output)
+    predicted = run_medlit("predict", *command, "--model.adapter", run / "adapter", *output)
     assert predicted.code == 0, predicted.err
     given = notes()["test"]
     ours = SpecialtyPredictor.load(run, device="cpu").predict([row["transcription"] for row in given])
@@ -674,7 +676,7 @@ def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
         assert theirs[row["id"]]["answer"] == one.answer
         assert float(theirs[row["id"]]["probability"]) == pytest.approx(one.probability, abs=1e-4)
     for flags in (["--model.adapter", run / "adapter"], ["--ckpt_path", run / "checkpoints" / "best.ckpt"]):
-        refused = medlit("test", *command, *flags, "--data.prompt_format", "alpaca")
+        refused = run_medlit("test", *command, *flags, "--data.prompt_format", "alpaca")
         assert refused.code == 2
         assert "was trained with 'chat' and the config says 'alpaca'" in refused.err
 
@@ -689,7 +691,9 @@ def test_the_export_of_a_chat_is_verified_with_the_chat(chat: tuple[Path, Path],
     assert "### Response:" not in card
 
 
-def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_fit_from_peft_s_adapter_records_what_it_adopts(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path
+) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -699,7 +703,7 @@ def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_c
         tmp_path / "theirs"
     )
     arguments = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
-    begun = medlit("fit", *arguments, "--model.adapter", tmp_path / "theirs", "--trainer.max_steps", "1")
+    begun = run_medlit("fit", *arguments, "--model.adapter", tmp_path / "theirs", "--trainer.max_steps", "1")
     assert begun.code == 0, begun.err
     adopted = {"r": 4, "alpha": 64, "rslora": True, "target_modules": ["q_proj"], "alpha_pattern": {"1.+": 8}}
     config = yaml.safe_load((tmp_path / "run" / "config_fit.yaml").read_text())["model"]["lora"]
@@ -711,14 +715,14 @@ def test_a_fit_from_peft_s_adapter_records_what_it_adopts(medlit: Medlit, tiny_c
     settings = ["--config", tmp_path / "run" / "config_fit.yaml", "--run_dir", tmp_path / "run"]
     loss = []
     for weights in (["--ckpt_path", "best"], ["--model.adapter", tmp_path / "run" / "adapter"]):
-        tested = medlit("test", *(settings if "--ckpt_path" in weights else arguments), *weights)
+        tested = run_medlit("test", *(settings if "--ckpt_path" in weights else arguments), *weights)
         assert tested.code == 0, tested.err
         loss.append(json.loads((tmp_path / "run" / "test_metrics.json").read_text())["loss"])
     assert loss[0] == pytest.approx(loss[1], abs=1e-4)
 
 
 def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_command(
-    medlit: Medlit, tiny_config: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file
     from tiny_families import tiny_gemma3
@@ -734,7 +738,7 @@ def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_c
     command = ["--config", tiny_config, *model, "--val_every_steps", "1", "--model.decoding.mode", "likelihood"]
     run = tmp_path / "run"
     for steps, more in (("1", []), ("2", ["--ckpt_path", "last"])):  # the second resumes
-        done = medlit("fit", *command, *more, "--run_dir", run, "--trainer.max_steps", steps)
+        done = run_medlit("fit", *command, *more, "--run_dir", run, "--trainer.max_steps", steps)
         assert done.code == 0, done.err
     assert all(".language_model.layers." in name for name in load_file(run / "adapter" / "adapter_model.safetensors"))
     output = ["--run_dir", str(run), "--output", str(tmp_path / "out"), "--notes", "6", "--to", "adapter"]
@@ -742,7 +746,7 @@ def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_c
     (row,) = json.loads((tmp_path / "out" / "verification.json").read_text())["exports"]
     assert row["against_medlit"]["all_max"] < 1e-4
     texts = [row["transcription"] for row in notes()["test"]]
-    predicted = medlit("predict", *command, "--ckpt_path", "best", "--run_dir", run)
+    predicted = run_medlit("predict", *command, "--ckpt_path", "best", "--run_dir", run)
     assert predicted.code == 0, predicted.err
     by_class = SpecialtyPredictor.load(run, device="cpu").predict(texts)
     table = pd.read_csv(run / "predictions.csv")
@@ -750,7 +754,7 @@ def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_c
 
 
 def test_an_adapter_in_a_closed_folder_costs_no_number(
-    medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = tempfile.mkstemp
 
@@ -762,7 +766,7 @@ def test_an_adapter_in_a_closed_folder_costs_no_number(
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     before = (run / "adapter" / "medlit.json").read_bytes()
     weighed = ["--model.decoding.mode", "likelihood", "--model.adapter", run / "adapter"]
-    outcome = medlit("validate", "--config", tiny_config, *weighed)
+    outcome = run_medlit("validate", "--config", tiny_config, *weighed)
     assert outcome.code == 0
     told = f"is not kept with the adapter: {run / 'adapter' / 'medlit.json'} cannot be written (Permission denied)"
     assert outcome.err.count(told) == 1
@@ -771,7 +775,7 @@ def test_an_adapter_in_a_closed_folder_costs_no_number(
 
 
 def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
-    medlit: Medlit, run: Path, tiny_config: Path, llama: Path
+    run_medlit: Medlit, run: Path, tiny_config: Path, llama: Path
 ) -> None:
     import torch
     from peft import PeftModel
@@ -779,7 +783,7 @@ def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
 
     from medlit.data.prompt import AlpacaPrompt
 
-    assert medlit("predict", "--config", tiny_config, "--ckpt_path", "best").code == 0
+    assert run_medlit("predict", "--config", tiny_config, "--ckpt_path", "best").code == 0
     quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     base = AutoModelForCausalLM.from_pretrained(llama, quantization_config=quantised, device_map={"": "cpu"})
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
@@ -796,14 +800,14 @@ def test_peft_alone_loads_the_adapter_and_gives_the_same_answers(
 @pytest.mark.parametrize("word", ["best", "last"])
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 def test_best_and_last_without_a_checkpoint_exit_2_before_lightning(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, word: str
+    run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, word: str
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the trainer was made")
 
     monkeypatch.setattr("medlit.cli.cli.MedlitCLI.instantiate_trainer", never)
     monkeypatch.chdir(tmp_path)
-    outcome = medlit(verb, "--ckpt_path", word)
+    outcome = run_medlit(verb, "--ckpt_path", word)
     assert outcome.code == 2
     assert f"there is no {word} checkpoint in any run in logs/medlit" in outcome.err
     assert files(tmp_path) == set()
@@ -811,36 +815,36 @@ def test_best_and_last_without_a_checkpoint_exit_2_before_lightning(
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_a_trained_run_is_not_evaluated_with_untrained_weights(
-    medlit: Medlit, run: Path, tiny_config: Path, verb: str
+    run_medlit: Medlit, run: Path, tiny_config: Path, verb: str
 ) -> None:
     before = files(run)
-    outcome = medlit(verb, "--config", tiny_config, "--run_dir", run)
+    outcome = run_medlit(verb, "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert "no weights are named; add --ckpt_path best" in outcome.err
     assert files(run) == before
 
 
-def test_best_is_that_of_the_newest_run_or_of_run_dir(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_best_is_that_of_the_newest_run_or_of_run_dir(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     newer = run.with_name("version_1")
     shutil.copytree(run, newer)
     arguments = ["validate", "--config", tiny_config, "--ckpt_path", "best"]
-    assert medlit(*arguments).code == 0
+    assert run_medlit(*arguments).code == 0
     assert "validate_metrics.json" in files(newer) - files(run)
-    assert medlit(*arguments, "--run_dir", run).code == 0
+    assert run_medlit(*arguments, "--run_dir", run).code == 0
     assert "validate_metrics.json" in files(run)
 
 
-def test_a_checkpoint_by_its_path(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_by_its_path(run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "kept.ckpt"
     shutil.copy(run / "checkpoints" / "last.ckpt", elsewhere)
-    assert medlit("validate", "--config", tiny_config, "--ckpt_path", elsewhere).code == 0
+    assert run_medlit("validate", "--config", tiny_config, "--ckpt_path", elsewhere).code == 0
     found = scores(run.with_name("version_1") / "validate_metrics.json")
     assert found["confusion"] == scores(run / "fit_metrics.json")["confusion"]
 
 
-def test_a_flag_wins_over_what_a_checkpoint_saw(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_a_flag_wins_over_what_a_checkpoint_saw(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "last", "--model.decoding.max_new_tokens", "1"]
-    assert medlit("validate", *arguments).code == 0
+    assert run_medlit("validate", *arguments).code == 0
     saved = yaml.safe_load((run / "config_validate.yaml").read_text())
     assert saved["model"]["decoding"]["max_new_tokens"] == 1
     long = scores(run / "fit_metrics.json")["confusion"]
@@ -850,11 +854,11 @@ def test_a_flag_wins_over_what_a_checkpoint_saw(medlit: Medlit, run: Path, tiny_
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_in_each_format_are_the_same_table(medlit: Medlit, run: Path, tiny_config: Path) -> None:
+def test_predictions_in_each_format_are_the_same_table(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     weighed = ["--model.decoding.mode", "likelihood", "--model.decoding.abstain_below", "0"]
     arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", *weighed]
     for name in ("out.csv", "out.jsonl", "out.parquet"):
-        assert medlit(*arguments, "--output", name).code == 0
+        assert run_medlit(*arguments, "--output", name).code == 0
     tables = [
         pd.read_csv("out.csv", dtype={"id": str}),
         pd.read_json("out.jsonl", lines=True, dtype={"id": str}, precise_float=True),
@@ -869,11 +873,11 @@ def test_predictions_in_each_format_are_the_same_table(medlit: Medlit, run: Path
 
 
 def test_an_answer_off_the_list_has_no_specialty(
-    medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("out.csv", "out.jsonl", "out.parquet"):
-        assert medlit("predict", "--config", tiny_config, "--output", name).code == 0  # untrained: gibberish
+        assert run_medlit("predict", "--config", tiny_config, "--output", name).code == 0  # untrained: gibberish
     with open("out.csv", encoding="utf-8", newline="") as file:
         assert {row["specialty"] for row in csv.DictReader(file)} == {""}
     with open("out.jsonl", encoding="utf-8") as file:
@@ -881,11 +885,11 @@ def test_an_answer_off_the_list_has_no_specialty(
     assert pd.read_parquet("out.parquet")["specialty"].isna().all()
 
 
-def test_a_table_without_labels_is_classified(medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_table_without_labels_is_classified(run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path) -> None:
     rows = [{"id": f"00{i}", "transcription": note["transcription"]} for i, note in enumerate(notes()["train"])]
     table = write_csv(tmp_path / "unlabelled.csv", rows)
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--data.predict.source", table]
-    assert medlit("predict", *arguments).code == 0
+    assert run_medlit("predict", *arguments).code == 0
     with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
     assert [row["id"] for row in found] == [row["id"] for row in rows]
@@ -895,17 +899,17 @@ def test_a_table_without_labels_is_classified(medlit: Medlit, run: Path, tiny_co
 
 
 def test_one_note_prints_its_answer_and_writes_nothing(
-    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
+    run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
     several = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]  # a config that trains on more than one
     arguments = ["predict", "--config", tiny_config, *several, "--ckpt_path", "best", "--data.predict.text"]
-    outcome = medlit(*arguments, "Patient 30 years old, since Monday: heart pain.")
+    outcome = run_medlit(*arguments, "Patient 30 years old, since Monday: heart pain.")
     assert outcome.code == 0
     assert outcome.out.strip()
     assert len(outcome.out.splitlines()) == 1
     assert files(tmp_path) == before
-    likelihood = medlit(
+    likelihood = run_medlit(
         *arguments, "Patient 30 years old, since Monday: heart pain.", "--model.decoding.mode=likelihood"
     )
     likeliest = likelihood.out.strip()
@@ -914,13 +918,13 @@ def test_one_note_prints_its_answer_and_writes_nothing(
 
 
 def test_one_note_from_standard_input(
-    medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, run: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = "Patient 30 years old, since Monday:\nheart pain."
     arguments = ["predict", "--config", str(tiny_config), "--ckpt_path", "best", "--data.predict.text"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(note.encode())))
     before = files(tmp_path)
-    assert medlit(*arguments, "-").out == medlit(*arguments, note).out
+    assert run_medlit(*arguments, "-").out == run_medlit(*arguments, note).out
     assert files(tmp_path) == before
 
 
@@ -928,7 +932,7 @@ def test_one_note_from_standard_input(
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(run_medlit: Medlit, fitted: Path, tiny_config: Path, tmp_path: Path) -> None:
     ddp = SOURCE.parent / "configs" / "hardware" / "ddp.yaml"
     two = ["--config", str(tiny_config), "--config", str(ddp), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     python("-m", "medlit", "fit", *two, cwd=tmp_path)
@@ -944,19 +948,23 @@ def test_two_processes_do_what_one_does(medlit: Medlit, fitted: Path, tiny_confi
     python("-m", "medlit", "predict", *two, "--ckpt_path", "last", "--output", "two.csv", cwd=tmp_path)
     one = tmp_path / "one.csv"
     arguments = ["--config", tiny_config, "--ckpt_path", run / "checkpoints" / "last.ckpt", "--output", one]
-    assert medlit("predict", *arguments).code == 0
+    assert run_medlit("predict", *arguments).code == 0
     assert one.read_text() == (tmp_path / "two.csv").read_text()
 
 
-def test_the_bare_base_model_is_tested_without_an_adapter(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_the_bare_base_model_is_tested_without_an_adapter(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path
+) -> None:
     flags = ["--model.lora", "null", "--run_dir", tmp_path / "bare"]
-    assert medlit("test", "--config", tiny_config, *flags).code == 0
+    assert run_medlit("test", "--config", tiny_config, *flags).code == 0
     metrics = json.loads((tmp_path / "bare" / "test_metrics.json").read_text())
     assert metrics["n"] == 8
 
 
-def test_the_best_checkpoint_of_another_monitor_is_tested(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_another_monitor_is_tested(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path
+) -> None:
     flags = ["--config", tiny_config, "--run_dir", tmp_path / "run"]
     monitor = ["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min", "--trainer.max_steps", "1"]
-    assert medlit("fit", *flags, *monitor).code == 0
-    assert medlit("test", *flags, "--ckpt_path", "best").code == 0
+    assert run_medlit("fit", *flags, *monitor).code == 0
+    assert run_medlit("test", *flags, "--ckpt_path", "best").code == 0

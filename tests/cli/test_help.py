@@ -41,7 +41,7 @@ def manuals() -> dict[str, str]:
     return found
 
 
-def settings(medlit: Medlit, verb: str) -> set[str]:
+def settings(run_medlit: Medlit, verb: str) -> set[str]:
     """Every setting that a verb prints with --print_config, with its groups."""
     import yaml
 
@@ -53,7 +53,7 @@ def settings(medlit: Medlit, verb: str) -> set[str]:
             if isinstance(value, dict):
                 walk(value, f"{before}{name}.")
 
-    walk(yaml.safe_load(medlit(verb, "--print_config").out), "")
+    walk(yaml.safe_load(run_medlit(verb, "--print_config").out), "")
     return found
 
 
@@ -82,15 +82,15 @@ def test_a_manual_has_no_markup_and_no_lists_of_classes(manuals: dict[str, str],
     assert len(manuals[verb].splitlines()) < 290
 
 
-def test_every_setting_of_medlit_is_in_a_manual(manuals: dict[str, str], medlit: Medlit) -> None:
+def test_every_setting_of_medlit_is_in_a_manual(manuals: dict[str, str], run_medlit: Medlit) -> None:
     listed = {name for text in manuals.values() for name in FLAG.findall(text)}
-    groups = {name for name in settings(medlit, "fit") if any(n.startswith(f"{name}.") for n in listed)}
-    missing = {name for name in settings(medlit, "fit") if name.startswith(OWN)} - listed - groups
+    groups = {name for name in settings(run_medlit, "fit") if any(n.startswith(f"{name}.") for n in listed)}
+    missing = {name for name in settings(run_medlit, "fit") if name.startswith(OWN)} - listed - groups
     assert missing == set()
 
 
-def test_every_documented_setting_exists(medlit: Medlit) -> None:
-    known = {verb: settings(medlit, verb) for verb in MODEL_VERBS}
+def test_every_documented_setting_exists(run_medlit: Medlit) -> None:
+    known = {verb: settings(run_medlit, verb) for verb in MODEL_VERBS}
     anywhere = set().union(*known.values())
     # Lightning takes what belongs to a method out of the settings that it prints.
     apart = {"config", "print_config", "ckpt_path", "verbose", *HIDDEN}

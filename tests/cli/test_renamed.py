@@ -81,9 +81,9 @@ def test_an_old_setting_is_refused_with_its_replacement(
     ],
 )
 def test_the_command_exits_2(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str, form: str
+    run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str, form: str
 ) -> None:
-    outcome = medlit("fit", *give(form, name, value, tmp_path, monkeypatch), "--print_config")
+    outcome = run_medlit("fit", *give(form, name, value, tmp_path, monkeypatch), "--print_config")
     assert outcome.code == 2
     assert outcome.err.startswith(f"medlit: {name}: ")
     assert says in outcome.err
@@ -97,10 +97,10 @@ def test_a_tool_refuses_them_too() -> None:
         parse_settings("audit", ["--data.text_column", "note"])
 
 
-def test_all_old_settings_of_a_file_are_in_one_message(medlit: Medlit, tmp_path: Path) -> None:
+def test_all_old_settings_of_a_file_are_in_one_message(run_medlit: Medlit, tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("run: x\ndata: {batch_size: 4, keep: head, text_column: note}\nmodel: {backbone: {dtype: auto}}\n")
-    message = medlit("fit", "--config", path).err
+    message = run_medlit("fit", "--config", path).err
     for new in (
         "run_dir",
         "micro_batch_size",
@@ -112,8 +112,8 @@ def test_all_old_settings_of_a_file_are_in_one_message(medlit: Medlit, tmp_path:
         assert new in message
 
 
-def test_the_text_of_a_note_is_not_repeated(medlit: Medlit) -> None:
-    outcome = medlit("predict", "--data.text", "CHIEF COMPLAINT: Jane Roe of Elm Street")
+def test_the_text_of_a_note_is_not_repeated(run_medlit: Medlit) -> None:
+    outcome = run_medlit("predict", "--data.text", "CHIEF COMPLAINT: Jane Roe of Elm Street")
     assert outcome.code == 2
     assert "Jane" not in outcome.err
 

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     ids=str,
 )
 def test_a_config_is_plain_yaml_and_names_no_class_but_where_the_trainer_takes_one(
-    medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any] | str
+    run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any] | str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("stranger.yaml").write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
-    outcome = medlit("fit", "--config", "stranger.yaml")
+    outcome = run_medlit("fit", "--config", "stranger.yaml")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["stranger.yaml"]
 
 
-def test_a_flag_of_that_name_is_unknown(medlit: Medlit) -> None:
-    assert medlit("fit", "--model.language_model.trust_remote_code", "true").code == 2
+def test_a_flag_of_that_name_is_unknown(run_medlit: Medlit) -> None:
+    assert run_medlit("fit", "--model.language_model.trust_remote_code", "true").code == 2

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 STEPS, EPOCHS = "--trainer.max_steps", "--trainer.max_epochs"
 
 
-def limits(medlit: Medlit, *arguments: object) -> tuple[int, int | None]:
+def limits(run_medlit: Medlit, *arguments: object) -> tuple[int, int | None]:
     """`max_steps` and `max_epochs` that a fit would use."""
-    outcome = medlit("fit", *arguments, "--print_config")
+    outcome = run_medlit("fit", *arguments, "--print_config")
     assert outcome.code == 0, outcome.err
     trainer = yaml.safe_load(outcome.out)["trainer"]
     return trainer["max_steps"], trainer["max_epochs"]
@@ -61,25 +61,25 @@ def config(tmp_path: Path) -> dict[str, Path]:
     ],
 )
 def test_the_limit_given_last_counts(
-    medlit: Medlit, config: dict[str, Path], configs: list[str], flags: list[str], expected: tuple[int, int | None]
+    run_medlit: Medlit, config: dict[str, Path], configs: list[str], flags: list[str], expected: tuple[int, int | None]
 ) -> None:
     layers = [argument for name in configs for argument in ("--config", config[name])]
-    assert limits(medlit, *layers, *flags) == expected
+    assert limits(run_medlit, *layers, *flags) == expected
 
 
-def test_a_config_after_a_flag_overrides_it(medlit: Medlit, config: dict[str, Path]) -> None:
-    assert limits(medlit, EPOCHS, "3", "--config", config["steps"]) == (40, None)
-    assert limits(medlit, EPOCHS, "3", "--config", config["both"]) == (7, 5)
+def test_a_config_after_a_flag_overrides_it(run_medlit: Medlit, config: dict[str, Path]) -> None:
+    assert limits(run_medlit, EPOCHS, "3", "--config", config["steps"]) == (40, None)
+    assert limits(run_medlit, EPOCHS, "3", "--config", config["both"]) == (7, 5)
 
 
 def test_a_config_counts_after_the_environment(
-    medlit: Medlit, config: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, config: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDLIT_FIT__TRAINER__MAX_EPOCHS", "3")
-    assert limits(medlit) == (-1, 3)
-    assert limits(medlit, "--config", config["steps"]) == (40, None)
+    assert limits(run_medlit) == (-1, 3)
+    assert limits(run_medlit, "--config", config["steps"]) == (40, None)
     monkeypatch.setenv("MEDLIT_FIT__CONFIG", str(config["steps"]))
-    assert limits(medlit) == (40, 3), "variables and the config that one names are one layer"
+    assert limits(run_medlit) == (40, 3), "variables and the config that one names are one layer"
 
 
 def test_a_tool_settles_the_length_as_fit_does(config: dict[str, Path]) -> None:
@@ -111,7 +111,7 @@ def test_other_arguments_stay_as_they_are(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("form", ["file", "text", "second layer", "variable"])
 def test_a_key_given_twice_is_refused_with_its_lines(
-    medlit: Medlit,
+    run_medlit: Medlit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     text: str,
@@ -125,7 +125,9 @@ def test_a_key_given_twice_is_refused_with_its_lines(
     given = {"file": ["-c", "twice.yaml"], "text": ["--config", text], "variable": []}
     if form == "variable":
         monkeypatch.setenv("MEDLIT_FIT__CONFIG", "twice.yaml")
-    outcome = medlit("fit", *given.get(form, ["--config", "first.yaml", "--config", "twice.yaml"]), "--print_config")
+    outcome = run_medlit(
+        "fit", *given.get(form, ["--config", "first.yaml", "--config", "twice.yaml"]), "--print_config"
+    )
     assert outcome.code == 2
     where = "the given text" if form == "text" else "twice.yaml"
     assert outcome.err.startswith(f"medlit: {key}: given in line {lines[0]} of {where} and")
@@ -133,11 +135,11 @@ def test_a_key_given_twice_is_refused_with_its_lines(
     assert len(outcome.err.splitlines()) == 1
 
 
-def test_the_file_of_a_group_is_named(medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_group_is_named(run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("model.yaml").write_text("lora:\n  r: 8\n  r: 4\n")
     for given in (["--model", "model.yaml"], ["--config", "{model: model.yaml}"]):
-        assert "lora.r: given in line 3 of model.yaml and" in medlit("fit", *given, "--print_config").err
+        assert "lora.r: given in line 3 of model.yaml and" in run_medlit("fit", *given, "--print_config").err
 
 
 @pytest.mark.parametrize(
@@ -156,9 +158,9 @@ def test_what_is_given_once_is_read(text: str) -> None:
     assert load_unique(text)
 
 
-def test_a_note_that_looks_like_a_mapping_is_a_text(medlit: Medlit) -> None:
+def test_a_note_that_looks_like_a_mapping_is_a_text(run_medlit: Medlit) -> None:
     note = "HISTORY: a\nHISTORY: b"
-    outcome = medlit("predict", "--data.predict.text", note, "--data.instruction", note, "--print_config")
+    outcome = run_medlit("predict", "--data.predict.text", note, "--data.instruction", note, "--print_config")
     assert outcome.code == 0, outcome.err
     assert yaml.safe_load(outcome.out)["data"]["predict"]["text"] == note
 

@@ -1,8 +1,11 @@
-"""Properties of the step sampler: grouping changes what padding costs and nothing else."""
+"""Properties of the step sampler: grouping and class balance change what they are for and nothing else."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from itertools import combinations, pairwise, product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +13,18 @@ from fakes import log_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlit.data.samplers import MicroBatch, StepSampler, length_sorted_batches, micro_batches_per_step
-from medlit.data.settings import Batching
+from medlit.data.samplers import (
+    MicroBatch,
+    StepSampler,
+    balance_ranks,
+    balance_tokens,
+    epoch_order,
+    length_sorted_batches,
+    micro_batches_per_step,
+    shares,
+    split_by_length,
+)
+from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
 
 
@@ -296,3 +309,235 @@ def test_one_label_a_note_gives_the_batches_it_gave() -> None:
             other.lengths, other.supervised, other.labels, other.batching, 10**9, other.packed, notes=np.arange(64)
         )
         assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
+
+
+# --- how a step is divided --------------------------------------------------------------------------------------------
+
+
+LENGTHS = st.lists(st.integers(1, 2048), min_size=1, max_size=9).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "world", "wanted"),
+    [(32, 8, 1, 4), (32, 8, 8, 1), (32, 5, 1, 7), (32, 64, 1, 1), (32, 1, 4, 8)],
+)
+def test_accumulation_follows_from_the_step(examples: int, batch: int, world: int, wanted: int) -> None:
+    assert micro_batches_per_step(Batching(examples, batch), world) == wanted
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.data())
+def test_ranks_get_equal_numbers_and_no_swap_helps(ranks: int, each: int, data: st.DataObject) -> None:
+    costs = data.draw(st.lists(st.integers(1, 2048), min_size=ranks * each, max_size=ranks * each))
+    costs.sort(reverse=True)
+    dealt = balance_ranks(costs, ranks)
+    assert sorted(place for mine in dealt for place in mine) == list(range(ranks * each))
+    assert {len(mine) for mine in dealt} == {each}
+    totals = [sum(costs[place] for place in mine) for mine in dealt]
+    most = totals.index(max(totals))
+    for mine, total in zip(dealt, totals, strict=True):
+        for ours, theirs in product(dealt[most], mine):
+            moved = costs[ours] - costs[theirs]
+            assert not 0 < moved < max(totals) - total, "the two would come closer together"
+
+
+def padded(lengths: list[int], sizes: tuple[int, ...] | list[int]) -> list[int]:
+    """Padded tokens of each group."""
+    starts = np.cumsum([0, *sizes])
+    return [lengths[start] * (end - start) for start, end in pairwise(starts.tolist())]
+
+
+def every_cut(n: int, groups: int) -> list[list[int]]:
+    return [[b - a for a, b in pairwise([0, *cut, n])] for cut in combinations(range(1, n), groups - 1)]
+
+
+@given(LENGTHS, st.data())
+def test_groups_by_length_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, len(lengths)))
+    budget = data.draw(st.none() | st.integers(1, 3 * max(lengths)))
+    sizes = split_by_length(lengths, groups, budget)
+    assert len(sizes) == groups
+    assert min(sizes) >= 1
+    assert sum(sizes) == len(lengths)
+    cuts = [padded(lengths, cut) for cut in every_cut(len(lengths), groups)]
+    peak = max(budget or 0, min(map(max, cuts)))  # the budget, or the nearest to it that there is
+    assert max(padded(lengths, sizes)) <= peak
+    assert sum(padded(lengths, sizes)) == min(sum(cut) for cut in cuts if max(cut) <= peak)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10**6), st.sampled_from([(32, 4), (32, 8), (32, 1), (16, 7)]))
+def test_the_budget_holds_where_equal_groups_of_the_longest_notes_would_hold(seed: int, shape: tuple[int, int]) -> None:
+    n, groups = shape
+    lengths = sorted(log_normal(n, seed), reverse=True)
+    budget = -(-n // groups) * 1800
+    assert max(padded(lengths, split_by_length(lengths, groups, budget))) <= budget
+
+
+@given(LENGTHS, st.data())
+def test_packed_groups_hold_each_note_once_and_are_nearly_even(lengths: list[int], data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, len(lengths)))
+    dealt = balance_tokens(lengths, groups)
+    assert sorted(place for group in dealt for place in group) == list(range(len(lengths)))
+    assert len(dealt) == groups
+    assert all(dealt)
+    best = max(max(lengths), sum(lengths) / groups)  # no deal has a smaller largest group
+    assert max(sum(lengths[place] for place in group) for group in dealt) <= 2 * best
+
+
+# --- class balance ----------------------------------------------------------------------------------------------------
+
+
+KINDS = get_args(ClassBalance)
+COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+kinds = st.sampled_from(KINDS)
+
+
+def labels_of(counts: list[int]) -> np.ndarray:
+    """So many notes of each label, in an order without a pattern."""
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+@given(COUNTS, kinds, st.integers(0, 99), st.integers(0, 9))
+def test_an_epoch_draws_labels_by_their_share_and_their_notes_evenly(
+    counts: list[int], class_balance: ClassBalance, seed: int, epoch: int
+) -> None:
+    labels = labels_of(counts)
+    order = epoch_order(labels, class_balance, seed, epoch)
+    wanted = shares(np.array(counts), class_balance) * len(labels)
+    assert len(order) == len(labels)
+    assert np.all(np.abs(np.bincount(labels[order], minlength=len(counts)) - wanted) < 1 + 1e-9)
+    drawn = np.bincount(order, minlength=len(labels))
+    for label in range(len(counts)):
+        assert np.ptp(drawn[labels == label]) <= 1
+
+
+def test_shares_are_the_declared_ones() -> None:
+    counts = np.array([900, 100])
+    assert shares(counts, "none").tolist() == pytest.approx([0.9, 0.1])
+    assert shares(counts, "sqrt").tolist() == pytest.approx([0.75, 0.25])
+    assert shares(counts, "inverse").tolist() == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_over_many_steps_every_note_comes_up_as_often_as_expected(class_balance: ClassBalance) -> None:
+    counts = [50, 20, 7, 2, 1]
+    labels = labels_of(counts)
+    steps = [step for epoch in range(400) for step in notes_of_steps(balanced(labels, class_balance), epoch)]
+    drawn = np.bincount(np.concatenate(steps), minlength=len(labels)) / (len(steps) * 16)
+    expected = (shares(np.array(counts), class_balance) / counts)[labels]
+    assert drawn == pytest.approx(expected, rel=0.3)
+    by_label = np.bincount(labels, weights=drawn)
+    assert by_label == pytest.approx(shares(np.array(counts), class_balance), abs=0.005)
+
+
+def test_none_is_the_plain_shuffle() -> None:
+    labels = labels_of([30, 3])
+    assert sorted(epoch_order(labels, "none", 0, 0)) == list(range(33))
+    assert epoch_order(labels, "none", 0, 0).tolist() == np.random.default_rng([0, 0]).permutation(33).tolist()
+
+
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_seed_and_epoch_decide_the_order(class_balance: ClassBalance) -> None:
+    labels = labels_of([30, 20, 10])
+    first = epoch_order(labels, class_balance, 0, 0).tolist()
+    assert epoch_order(labels, class_balance, 0, 0).tolist() == first
+    assert epoch_order(labels, class_balance, 0, 1).tolist() != first
+    assert epoch_order(labels, class_balance, 1, 0).tolist() != first
+
+
+# --- class balance of steps -------------------------------------------------------------------------------------------
+
+
+def balanced(
+    labels: np.ndarray, class_balance: ClassBalance, micro_batch_size: int = 16, rank: int = 0, world: int = 1
+) -> StepSampler:
+    lengths = np.random.default_rng(1).integers(1, 900, len(labels))
+    batching = Batching(global_batch_size=16, micro_batch_size=micro_batch_size, class_balance=class_balance, seed=7)
+    return StepSampler(lengths, lengths, labels, batching, token_budget=10**9, rank=rank, world_size=world)
+
+
+def notes_of_steps(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
+    """Notes of each step on this rank, repeats included."""
+    sampler.set_epoch(epoch)
+    batches: list[MicroBatch] = list(sampler)
+    size = sampler.micro_batches
+    return [
+        sorted(index for batch in batches[start : start + size] for index in batch.indices)
+        for start in range(0, len(batches), size)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    COUNTS.filter(lambda counts: sum(counts) >= 16),
+    kinds,
+    st.sampled_from([(1, 4), (1, 1), (2, 4), (4, 3), (16, 1)]),
+    st.integers(0, 3),
+)
+def test_a_balanced_step_has_the_same_notes_for_any_ranks_and_micro_batches(
+    counts: list[int], class_balance: ClassBalance, shape: tuple[int, int], epoch: int
+) -> None:
+    labels = labels_of(counts)
+    world, micro_batch_size = shape
+    whole = notes_of_steps(balanced(labels, class_balance), epoch)
+    ranks = [
+        notes_of_steps(balanced(labels, class_balance, micro_batch_size, rank, world), epoch) for rank in range(world)
+    ]
+    dealt = [sorted(index for part in parts for index in part) for parts in zip(*ranks, strict=True)]
+    assert dealt == whole
+    assert len(whole) == len(labels) // 16, "an epoch has as many steps as without"
+    assert {len(step) for step in whole} == {16}
+
+
+@pytest.mark.parametrize("class_balance", KINDS)
+def test_resuming_continues_within_the_epoch(class_balance: ClassBalance) -> None:
+    found = balanced(labels_of([60, 30, 8, 2]), class_balance, micro_batch_size=4)
+    found.set_epoch(3)
+    whole = list(found)
+    for first in range(found.steps):
+        found.first_step = first
+        assert list(found) == whole[first * found.micro_batches :]
+
+
+def test_a_label_of_one_note_may_stand_in_a_step_more_than_once() -> None:
+    labels = labels_of([47, 1])
+    rare = int(np.flatnonzero(labels == 1)[0])
+    counts = [Counter(step)[rare] for step in notes_of_steps(balanced(labels, "inverse"))]
+    assert sum(counts) >= 16
+    assert max(counts) > 1
+
+
+# --- which of several labels ------------------------------------------------------------------------------------------
+
+OWN = st.lists(st.sets(st.integers(0, 4), min_size=1, max_size=3).map(sorted), min_size=4, max_size=40)
+
+
+def examples_of(own: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Label and note of each example."""
+    notes = np.repeat(np.arange(len(own)), [len(labels) for labels in own])
+    return np.array([label for labels in own for label in labels]), notes
+
+
+@given(own=OWN, seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_each_note_is_trained_on_one_of_its_labels(own: list[list[int]], seed: int, epoch: int) -> None:
+    labels, notes = examples_of(own)
+    order = epoch_order(labels, "none", seed, epoch, notes)
+    assert sorted(notes[order]) == list(range(len(own)))
+    assert order.tolist() == epoch_order(labels, "none", seed, epoch, notes).tolist(), "a resumed epoch draws the same"
+    alone = epoch_order(np.zeros(len(own)), "none", seed, epoch)
+    assert notes[order].tolist() == alone.tolist(), "the notes come in the order that they come in with one label"
+
+
+def test_every_label_of_a_note_is_drawn_in_some_epoch() -> None:
+    labels, notes = examples_of([[0, 1, 2], [1], [0, 2]] * 4)
+    drawn = {example for epoch in range(40) for example in epoch_order(labels, "none", 0, epoch, notes).tolist()}
+    assert drawn == set(range(len(labels)))
+
+
+@given(own=OWN, seed=st.integers(0, 9))
+def test_a_note_counts_for_each_of_its_labels(own: list[list[int]], seed: int) -> None:
+    labels, notes = examples_of(own)
+    order = epoch_order(labels, "inverse", seed, 0, notes)
+    assert len(order) == len(own)
+    drawn = np.bincount(labels[order], minlength=5)[np.unique(labels)]
+    assert drawn.max() - drawn.min() <= 1

@@ -27,7 +27,7 @@ import psutil
 import pytest
 import torch
 from builtin_notes import builtin_notes
-from commands import environment, seconds_since_failure, write_runner
+from commands import FAILING, environment, seconds_since_failure
 from compare import far, scalars
 
 from medlit.evaluation.results import Results
@@ -79,10 +79,10 @@ main()
 EVALUATIONS = [("validate", "generate"), ("test", "likelihood"), ("predict", "generate"), ("predict", "likelihood")]
 # What one process does in the second step: which one, and what.
 ENDS = {
-    "killed": (1, "os.kill(os.getpid(), signal.SIGKILL)"),
-    "bug": (1, "raise ValueError('the bug of one')"),
-    "bug of the first": (0, "raise ValueError('the bug of one')"),
-    "stopped": (0, "os.kill(os.getpid(), signal.SIGTERM)"),
+    "killed": (1, "SIGKILL"),
+    "bug": (1, "bug"),
+    "bug of the first": (0, "bug"),
+    "stopped": (0, "SIGTERM"),
 }
 
 
@@ -169,8 +169,7 @@ def others(folder: Path, fits: dict[str, Done]) -> dict[str, Done]:
     fresh = {"UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
     wanted["torchrun"] = command(TORCHRUN, "fit", TWO, folder / "torchrun", *two_steps), fresh
     for name, (rank, does) in ENDS.items():
-        script = write_runner(folder / f"{name}.py", rank, does)
-        wanted[name] = command([sys.executable, script], "fit", TWO, folder / name), {}
+        wanted[name] = command([sys.executable, FAILING], "fit", TWO, folder / name), {"FAILURE": f"{rank}:{does}"}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running: dict[str, Future[Done]] = {
             name: pool.submit(run, name, line, **variables) for name, (line, variables) in wanted.items()

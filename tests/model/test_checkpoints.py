@@ -42,11 +42,11 @@ def trap(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(medlit: Medlit, tiny_config: Path, trap: Path) -> Callable[..., str]:
+def refused(run_medlit: Medlit, tiny_config: Path, trap: Path) -> Callable[..., str]:
     """Run a command that must refuse; returns its message."""
 
     def run(verb: str, *arguments: object) -> str:
-        outcome = medlit(verb, "--config", tiny_config, *arguments)
+        outcome = run_medlit(verb, "--config", tiny_config, *arguments)
         assert outcome.code == 2, outcome.err
         assert "Traceback" not in outcome.err
         assert not trap.exists(), "code was run"

@@ -362,11 +362,11 @@ WEIGHED = ["--ckpt_path", "best", "--model.decoding.mode", "likelihood", "--data
 
 
 @pytest.fixture
-def predict(medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
+def predict(run_medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
     """File the eight test notes, one a batch and one a shard, into out.csv."""
     monkeypatch.setattr(shards, "FLUSH_SECONDS", 0)
     given = ["predict", "--config", tiny_config, *WEIGHED, "--output", "out.csv"]
-    return lambda *arguments: medlit(*given, *arguments)
+    return lambda *arguments: run_medlit(*given, *arguments)
 
 
 @pytest.fixture
@@ -605,7 +605,7 @@ def test_a_run_that_stops_before_its_first_answer_leaves_nothing(
 
 
 def test_a_run_in_its_own_folder_is_kept_and_found_again(
-    medlit: Medlit, run: Path, tiny_config: Path, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, run: Path, tiny_config: Path, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SpecialtyClassifier.predict_step
 
@@ -617,8 +617,8 @@ def test_a_run_in_its_own_folder_is_kept_and_found_again(
     adapted = ["predict", "--config", tiny_config, "--model.adapter", run / "adapter"]
     with monkeypatch.context() as patch:
         patch.setattr(SpecialtyClassifier, "predict_step", failing)
-        assert medlit(*adapted).code == 2
-    assert medlit(*adapted, "--resume").code == 0
+        assert run_medlit(*adapted).code == 2
+    assert run_medlit(*adapted, "--resume").code == 0
     found = read(run.with_name("version_1") / "predictions.csv")
     assert [row["id"] for row in found] == [note["id"] for note in notes()["test"]]
     assert len(answered_ids) == 8
@@ -645,11 +645,11 @@ def test_two_processes_resume_what_one_left(predict: Predict, whole: bytes, tiny
 
 @pytest.mark.parametrize("mode", ["constrained", "likelihood"])
 def test_one_note_prints_the_answer_and_its_probability(
-    medlit: Medlit, run: Path, tiny_config: Path, mode: str
+    run_medlit: Medlit, run: Path, tiny_config: Path, mode: str
 ) -> None:
     arguments = ["--config", tiny_config, "--ckpt_path", "best", "--model.decoding.mode", mode]
     arguments += ["--model.decoding.abstain_below", "1", "--data.predict.text", "Patient 30 years old: heart pain."]
-    outcome = medlit("predict", *arguments)
+    outcome = run_medlit("predict", *arguments)
     assert outcome.out.removesuffix("\n") in SPECIALTIES
     probability = re.search(
         r"medlit: probability 0\.\d{3}, margin -?0\.\d{3}, runner-up (.+); model\.decoding\.abstain_below would",

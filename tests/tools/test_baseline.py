@@ -171,7 +171,7 @@ def test_labels_in_another_spelling_are_the_model_s(tested: Path, tmp_path: Path
     assert majority.truth.tolist() == model.truth.tolist()
 
 
-def test_an_unknown_setting_exits_2(medlit: Medlit) -> None:
+def test_an_unknown_setting_exits_2(run_medlit: Medlit) -> None:
     from medlit.__main__ import main
 
     with pytest.raises(SystemExit) as stop:
@@ -216,7 +216,7 @@ def test_many_labels_bound_the_time_of_tf_idf(capsys: pytest.CaptureFixture[str]
 
 
 def test_notes_with_several_labels_from_the_fit_to_the_report(
-    medlit: Medlit,
+    run_medlit: Medlit,
     tiny_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,8 +231,8 @@ def test_notes_with_several_labels_from_the_fit_to_the_report(
         write_csv(tmp_path / f"{split}.csv", several)
     data = ["--data.source", tmp_path, "--data.labels.separator", ";", "--data.label_conflicts", "merge"]
     arguments = ["--config", tiny_config, *data]
-    assert medlit("fit", *arguments, "--model.decoding.mode", "likelihood").code == 0
-    assert medlit("test", *arguments, "--model.decoding.mode", "likelihood", "--ckpt_path", "best").code == 0
+    assert run_medlit("fit", *arguments, "--model.decoding.mode", "likelihood").code == 0
+    assert run_medlit("test", *arguments, "--model.decoding.mode", "likelihood", "--ckpt_path", "best").code == 0
     folder = tmp_path / "logs" / "tiny" / "version_0"
     assert baseline(["--run_dir", str(folder)]) == 0
 

@@ -42,7 +42,7 @@ class _ToolParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with argparse's message."""
-        raise UserError(f"{message}; see `{self.prog} --help`.")
+        raise UserError(f"{message}; see '{self.prog} --help'.")
 
 
 def tool_parser(tool: str) -> argparse.ArgumentParser:

@@ -128,7 +128,7 @@ class Parser(LightningArgumentParser):
         if unknown := _UNKNOWN.search(message):
             name = unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
             if name.endswith((".yaml", ".yml")):
-                return f"{name}: a config takes --config before it, and so does each further one; {manual}"
+                return f"{name}: put --config before each config; {manual}"
             similar = difflib.get_close_matches(name, set(setting_names(self)), 1)
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
         if wrong := _WRONG.match(message):

@@ -23,8 +23,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tested(run: Path, medlit: Any) -> Path:  # noqa: ANN401 - a callable of conftest's
+def tested(run: Path, run_medlit: Any) -> Path:  # noqa: ANN401 - a callable of conftest's
     """A run that was tested too."""
     config = ["--config", run / "config_fit.yaml", "--run_dir", run]
-    assert medlit("test", *config, "--ckpt_path", "best").code == 0
+    assert run_medlit("test", *config, "--ckpt_path", "best").code == 0
     return run

@@ -13,13 +13,13 @@ from medlit.tools.export import run as export
 
 
 @pytest.mark.usefixtures("in_process")
-def test_the_weights_are_the_checkpoints_and_medlit_reads_them(run: Path, tiny_config: Path, medlit: Any) -> None:  # noqa: ANN401
+def test_the_weights_are_the_checkpoints_and_medlit_reads_them(run: Path, tiny_config: Path, run_medlit: Any) -> None:  # noqa: ANN401
     from safetensors.torch import load_file
 
     folder = exported(run, "adapter", "--ckpt_path", "best")
     ours, best = (load_file(place / "adapter_model.safetensors") for place in (folder, run / "adapter"))
     assert all(torch.equal(ours[name], best[name]) for name in best)
-    outcome = medlit("test", "--config", tiny_config, "--model.adapter", folder)
+    outcome = run_medlit("test", "--config", tiny_config, "--model.adapter", folder)
     assert outcome.code == 0, outcome.err
 
 

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_full_gpu_gives_advice_in_one_sentence(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, expected: str
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, expected: str
 ) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(SpecialtyClassifier, method, full)
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
     assert outcome.code == 2
     message = outcome.err.splitlines()[-1]
     assert message.startswith(f"medlit: {expected}"), outcome.err
@@ -48,20 +48,20 @@ def test_a_full_gpu_gives_advice_in_one_sentence(
 
 
 def test_layers_that_do_not_compile_are_reported_in_one_sentence(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise InductorError(AssertionError(), None)
 
     monkeypatch.setattr(SpecialtyClassifier, "training_step", fails)
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "version_0")
     assert outcome.code == 2
     assert "does not compile the layers of" in outcome.err.splitlines()[-1]
     assert "set TORCHDYNAMO_DISABLE=1" in outcome.err
 
 
 def test_a_full_gpu_in_the_middle_of_a_fit_names_the_last_checkpoint(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SpecialtyClassifier.training_step
 
@@ -72,7 +72,7 @@ def test_a_full_gpu_in_the_middle_of_a_fit_names_the_last_checkpoint(
 
     monkeypatch.setattr(SpecialtyClassifier, "training_step", full)
     run = tmp_path / "version_0"
-    outcome = medlit("fit", "--config", tiny_config, "--run_dir", run)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", run)
     assert outcome.code == 2
     assert outcome.err.endswith(f" The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}.\n")
     assert last_checkpoint(run)["global_step"] == 4

@@ -151,7 +151,7 @@ def test_a_tokenizer_without_an_eos_is_refused(llama: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_bundled_weights_know_the_capital_of_france(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
-    from test_prompt import RECIPE
+    from recipe import RECIPE
     from transformers import AutoModelForCausalLM
 
     from medlit.data.prompt import AlpacaPrompt

@@ -14,24 +14,12 @@ from commands import environment
 from fake_tokenizers import SPECIAL, byte_tokenizer, spacing_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe import RECIPE
 
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, AlpacaPrompt, ChatPrompt, whole_characters
 from medlit.errors import UserError
 from medlit.unsloth_first import TOKENIZERS_PARALLELISM, import_unsloth
-
-# The recipe's prompt, letter by letter.
-RECIPE = """Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-Classify the following medical transcription into the correct medical specialty.
-
-### Input:
-{transcription}
-
-### Response:
-{label}{eos}"""
 
 TOKENIZERS = {
     "bytes, BOS": byte_tokenizer(bos=True),

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import tempfile
 from collections import namedtuple
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from fake_probe import Child, lines
 
+from medlit.errors import UserError
 from medlit.tools import doctor
 from medlit.tools.doctor import CheckResult, probe
 
@@ -32,25 +33,6 @@ def a_quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-
-
-class Child:
-    """A process that has ended, or hangs."""
-
-    def __init__(self, out: str = "", err: str = "", code: int = 0, *, hangs: bool = False) -> None:
-        self.out, self.err, self.returncode, self.hangs = out, err, code, hangs
-
-    def communicate(self, timeout: float | None) -> tuple[str, str]:
-        if self.hangs:
-            raise subprocess.TimeoutExpired("probe", timeout or 0)
-        return self.out, self.err
-
-    def kill(self) -> None:
-        self.hangs = False
-
-
-def lines(*results: CheckResult) -> str:
-    return "\n".join(json.dumps(asdict(result)) for result in results)
 
 
 def probed(monkeypatch: pytest.MonkeyPatch, *results: CheckResult) -> None:
@@ -307,9 +289,9 @@ def test_offline_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "HF_HUB_OFFLINE" in rows_of(capsys)[1]["Hugging Face Hub"].found
 
 
-def test_help_exits_0_and_an_unknown_flag_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_0_and_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         doctor.run(["--help"])
     assert "--json" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(UserError, match="--nonsense: settings need a --config beside them; see 'medlit doctor"):
         doctor.run(["--nonsense"])

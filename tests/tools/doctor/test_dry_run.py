@@ -260,7 +260,7 @@ def test_an_invalid_setting_is_a_mistake(tried: Any, flag: str) -> None:  # noqa
 
 
 def test_a_mistake_in_the_settings_ends_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_doctor import Child
+    from fake_probe import Child
 
     child = Child(json.dumps({"mistake": "data.sauce: there is no such key."}))
     with pytest.raises(UserError, match=r"data\.sauce"):
@@ -305,7 +305,7 @@ def test_the_probe_prints_the_dry_run_line_by_line(
 def test_the_example_is_printed_as_it_is(
     as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_doctor import Child, lines
+    from fake_probe import Child, lines
 
     child = Child(lines(CheckResult("example", "ok", "a note: [red]Response: [[Neurology]]")))
     monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: child)

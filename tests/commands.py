@@ -1,4 +1,4 @@
-"""Commands that run as processes of their own; nothing heavy is imported here."""
+"""Commands in separate processes; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medlit.cli import end_on_signals
 
-# Python's arguments for a `medlit` of which one process fails as FAILURE, `rank:action`, says.
+# A program that is `medlit`, but one of whose processes fails; the variable FAILURE says which, and how.
 FAILING = Path(__file__).with_name("failing_medlit.py")
 
 

@@ -864,6 +864,7 @@ def test_a_config_without_its_flag(fit: Refused) -> None:
     assert fit("configs/models/phi4.yaml").startswith(
         "medlit: configs/models/phi4.yaml: put --config before each config;"
     )
+    assert fit("--data.foo.yaml", 3).startswith("medlit: data.foo.yaml: there is no such setting;")
 
 
 def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ _LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
 _load_yaml = get_loader("yaml")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
-    r"unrecognized arguments: (?:--)?(?P<flag>[^\s=]+)"
+    r"unrecognized arguments: (?:--(?P<flag>[^\s=]+)|(?P<word>\S+))"
     r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
     r"|Option '(?P<option>[\w.]+)' is not accepted"
 )
@@ -126,9 +126,9 @@ class Parser(LightningArgumentParser):
         verb = self.prog.rpartition(" ")[2]
         manual = f"'medlit {verb if verb in MODEL_VERBS else 'fit'} --help' explains every setting."
         if unknown := _UNKNOWN.search(message):
-            name = unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
-            if name.endswith((".yaml", ".yml")):
-                return f"{name}: put --config before each config; {manual}"
+            if (word := unknown["word"] or "").endswith((".yaml", ".yml")):
+                return f"{word}: put --config before each config; {manual}"
+            name = word or unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
             similar = difflib.get_close_matches(name, set(setting_names(self)), 1)
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
         if wrong := _WRONG.match(message):

@@ -45,12 +45,14 @@ GIB = 2**30
 NOTES_A_STEP = 32
 # GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each dequantises all weights, and below
 # some 5,000 tokens the GPU waits for the host. But they leave memory for fewer layers.
-MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
-# Each in a process that is given the whole GPU; the second is the fastest of several settings.
-PEERS = ("unsloth_trl", "unsloth_trl_tuned", "peft_trl")
+MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8), "medlit_80gib_fp8": (80, 16)}
+# Each in a process that is given the whole GPU; a tuned one is the fastest of several settings.
+PEERS = ("unsloth_trl", "unsloth_trl_tuned", "peft_trl", "unsloth_trl_tuned_fp8")
+FP8 = "_fp8"  # ends the names of systems with frozen weights in FP8, which run if they are named
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
 ORDER = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned", "medlit_10gib", "medlit_24gib", "medlit_80gib")
+ORDER += ("unsloth_trl_tuned_fp8", "medlit_80gib_fp8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "train.json")
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
-    parser.add_argument("--systems", nargs="+", choices=[*MEDLIT, *PEERS], help="by default all that can run here")
+    parser.add_argument(
+        "--systems", nargs="+", choices=[*MEDLIT, *PEERS], help="by default all in 4 bits that run here"
+    )
     parser.add_argument("--settings", nargs="+", default=[], choices=TUNED, help="of the tuned peer, by default all")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
@@ -75,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.systems is None:
         # TRL's loss is a kernel of Triton's, with plain PEFT; an environment for a CPU has no Triton.
         cannot = {"peft_trl"} if importlib.util.find_spec("triton") is None else set()
-        args.systems = [system for system in (*MEDLIT, *PEERS) if system not in cannot]
+        args.systems = [each for each in (*MEDLIT, *PEERS) if each not in cannot and not each.endswith(FP8)]
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(args, Path(scratch))
         run.run()
@@ -120,8 +124,9 @@ class Run:
         finally:
             for peer in peers.values():
                 peer.kill()
-        for system, (gib, batch_size) in MEDLIT.items():
-            if system in systems:
+        ours = {system: how for system, how in MEDLIT.items() if system in systems}
+        for system, (gib, batch_size) in ours.items():
+            if not system.endswith(FP8):
                 self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
         for name, part in (("matmul", self.matmul), ("loader", self.loader), ("parity", self.parity)):
             if name in only:
@@ -131,6 +136,10 @@ class Run:
                 self.attempt(name, lever)
             else:
                 self.result.setdefault("not_begun", []).append(name)
+        for system, (gib, batch_size) in ours.items():
+            if system.endswith(FP8):
+                self.lab = None  # another base model
+                self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
         self.result["seconds"] = round(time.perf_counter() - BEGIN)
         self.save()
         print(table(self.result))
@@ -234,17 +243,18 @@ class Run:
 
     # --- medlit -------------------------------------------------------------------------------------------------------
 
-    def fit(self, gib: int, batch_size: int, steps: int, **data: Any) -> Any:  # noqa: ANN401
+    def fit(self, gib: int, batch_size: int, steps: int, fp8: bool = False, **data: Any) -> Any:  # noqa: ANN401
         """Train as `medlit fit` does and return its timer."""
         import train_medlit
 
         if self.lab is None:
-            self.lab = train_medlit.Lab(self.llama, self.scratch, self.cuda)
+            gc.collect()
+            self.lab = train_medlit.Lab(self.llama, self.scratch, self.cuda, fp8)
         return self.lab.fit(self.datamodule(batch_size, **data), steps, gib)
 
     def medlit(self, system: str, gib: int, batch_size: int) -> None:
         """One of medlit's rows, with estimated and measured memory."""
-        clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps)
+        clock = self.fit(gib, batch_size, self.args.warm_up + self.args.steps, system.endswith(FP8))
         measured = {
             "step_seconds": clock.seconds,
             "tokens": self.tokens,
@@ -316,7 +326,7 @@ class Run:
         command += [self.scratch / f"{name}.json", "--warm_up", self.args.warm_up, "--limit", self.args.limit]
         if self.args.family == "phi35_mini_fused":
             command += ["--targets", *FUSED]
-        if name == "unsloth_trl_tuned" and self.args.settings:
+        if name.startswith("unsloth_trl_tuned") and self.args.settings:
             command += ["--settings", *self.args.settings]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
         # Nobody's first step is shortened by another's compilation.

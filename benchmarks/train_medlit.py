@@ -95,8 +95,9 @@ class StepClock(L.Callback):
 class Lab:
     """One model for all of medlit's rows: loaded and compiled once; each fit continues from the last adapter."""
 
-    def __init__(self, llama: Path, scratch: Path, cuda: bool) -> None:
-        self.module = Resident(LanguageModel(str(llama), max_length=2048 if cuda else 512))
+    def __init__(self, llama: Path, scratch: Path, cuda: bool, fp8: bool) -> None:
+        settings = LanguageModel(str(llama), max_length=2048 if cuda else 512, load_in_4bit=not fp8, load_in_fp8=fp8)
+        self.module = Resident(settings)
         self.scratch, self.cuda = scratch, cuda
 
     def fit(self, data: TranscriptionDataModule, steps: int, gib: int) -> StepClock:

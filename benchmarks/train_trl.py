@@ -1,10 +1,11 @@
 """The peers of the training benchmark, each in a separate process: TRL's SFTTrainer on PEFT, on Unsloth, and tuned.
 
-    python benchmarks/train_trl.py peft_trl|unsloth_trl|unsloth_trl_tuned MODEL STEPS.json OUT.json --warm_up 3
+    python benchmarks/train_trl.py SYSTEM MODEL STEPS.json OUT.json --warm_up 3
 
 STEPS.json is a list of optimizer steps, each a list of notes: a note's token ids and how many of them are its answer.
 Settings are the recipe's: 8 notes x 4, 8-bit AdamW, LoRA r 16 in all projections, recomputation, loss over the whole
-text. `unsloth_trl_tuned` tries those that make Unsloth + TRL fast, one after another, each on a newly loaded model.
+text. `unsloth_trl_tuned` tries those that make Unsloth + TRL fast, one after another, each on a newly loaded model;
+`unsloth_trl_tuned_fp8` does so on FP8 weights (`load_in_fp8`), for which Unsloth needs torchao and a Hopper GPU.
 Unsloth itself puts the notes of a micro-batch end to end ("padding-free") where it can, unless `padding_free=False`.
 The libraries are imported first; then a line is awaited on standard input, so that the GPU is still another's while
 they are. The file is written again after each setting.
@@ -57,7 +58,7 @@ TUNED = {
         _tuned("16 x 2 notes, recomputed", 16, 2, recompute=True),  # if nothing else fits
     )
 }
-SYSTEMS = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned")
+SYSTEMS = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned", "unsloth_trl_tuned_fp8")
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     sys.stdin.readline()
     steps: list[list[tuple[list[int], int]]] = json.loads(args.steps.read_text())
     tried: list[dict[str, Any]] = []
-    tuned = args.system == "unsloth_trl_tuned"
+    tuned = args.system.startswith("unsloth_trl_tuned")
     for setting in [TUNED[name] for name in args.settings] if tuned else [Setting()]:
         row: dict[str, Any] = asdict(setting)
         measured = [other for other in tried if "step_seconds" in other]
@@ -108,10 +109,13 @@ def _measure(args: argparse.Namespace, setting: Setting, steps: list[list[tuple[
 
     cuda = torch.cuda.is_available()
     try:
-        load = _plain if args.system == "peft_trl" else _unsloth
         # What it prints is no part of the result.
         with contextlib.redirect_stdout(sys.stderr):
-            model, tokenizer, peft = load(args.model, args.targets, setting.recompute, cuda)
+            if args.system == "peft_trl":
+                model, tokenizer, peft = _plain(args.model, args.targets, cuda)
+            else:
+                fp8 = args.system.endswith("_fp8")
+                model, tokenizer, peft = _unsloth(args.model, args.targets, setting.recompute, cuda, fp8)
             return _train(model, tokenizer, peft, steps, setting, cuda)
     except Exception as error:
         import traceback
@@ -122,13 +126,17 @@ def _measure(args: argparse.Namespace, setting: Setting, steps: list[list[tuple[
         return {"error": "does not fit" if full else text[:300]}
 
 
-def _unsloth(folder: Path, targets: list[str], recompute: bool, cuda: bool) -> tuple[Any, Any, None]:
+def _unsloth(folder: Path, targets: list[str], recompute: bool, cuda: bool, fp8: bool) -> tuple[Any, Any, None]:
     import torch
     from unsloth import FastLanguageModel
 
     dtype = torch.bfloat16 if cuda else torch.float32
     model, tokenizer = FastLanguageModel.from_pretrained(
-        str(folder), max_seq_length=LONGEST, load_in_4bit=True, dtype=dtype
+        str(folder),
+        max_seq_length=LONGEST,
+        load_in_4bit=not fp8,
+        dtype=dtype,
+        **({"load_in_fp8": True} if fp8 else {}),  # unknown to Unsloth's loader for a CPU
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -143,7 +151,7 @@ def _unsloth(folder: Path, targets: list[str], recompute: bool, cuda: bool) -> t
     return model, tokenizer, None
 
 
-def _plain(folder: Path, targets: list[str], recompute: bool, cuda: bool) -> tuple[Any, Any, Any]:
+def _plain(folder: Path, targets: list[str], cuda: bool) -> tuple[Any, Any, Any]:
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig

@@ -8,9 +8,11 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -39,6 +41,9 @@ from medlit.unsloth_first import import_unsloth  # noqa: E402
 
 if TYPE_CHECKING:
     from processes import Ranks
+    from torch import Tensor
+
+    Fp8Call = tuple[Tensor, Tensor]
 
 
 class Outcome(NamedTuple):
@@ -118,6 +123,25 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
         yield write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def fp8_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Fp8Call]:
+    """A stand-in for Unsloth's product with FP8 weights, which needs a GPU; the weights and scales that it is given."""
+    from torch.nn import functional
+
+    given: list[Fp8Call] = []
+
+    def fp8_linear(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        given.append((weight, scale))
+        return functional.linear(hidden, weight.to(scale.dtype) * scale, bias)
+
+    contents: dict[str, dict[str, object]] = {"unsloth.kernels": {}, "unsloth.kernels.fp8": {"fp8_linear": fp8_linear}}
+    for name, content in contents.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return given
 
 
 @pytest.fixture(scope="session")

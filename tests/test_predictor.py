@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import medlit as package
 from medlit import Prediction, UserError
 from medlit.model.adapter_metadata import AdapterMetadata, InferenceSettings
+from medlit.model.language_model import Fp8Linear
 from medlit.predictions.table import COLUMNS, SetPrediction
 
 if TYPE_CHECKING:
@@ -311,6 +312,23 @@ def test_a_note_is_cut_as_in_training_without_a_setting(
     assert run_medlit("predict", "--config", tiny_config, *flags, "--model.decoding.mode", "likelihood").code == 0
     assert {"id": "long"} | asdict(prediction) == json.loads((tmp_path / "out.jsonl").read_text())
     assert prediction.cut_tokens > 0
+
+
+def test_an_adapter_trained_on_fp8_weights_answers_on_them(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlit import SpecialtyPredictor
+    from medlit.model.loading import load_model
+
+    def load(*arguments: Any) -> Any:  # noqa: ANN401
+        loaded.append(load_model(*arguments))
+        return loaded[-1]
+
+    loaded: list[Any] = []
+    monkeypatch.setattr("medlit.predictor.load_model", load)
+    inference = json.loads((run / "adapter" / "medlit.json").read_text())["inference"]
+    edit(run / "adapter" / "medlit.json", inference=inference | {"load_in_4bit": False, "load_in_fp8": True})
+    answers = [SpecialtyPredictor.load(run, mode=mode, device="cpu").predict(TEXTS[:4]) for mode in MODES]
+    assert all(answer.specialty for mode in answers[1:] for answer in mode)
+    assert [sum(isinstance(part, Fp8Linear) for part in model.modules()) for model in loaded] == [2 * 7] * 3
 
 
 def test_an_adapter_without_limits_is_refused(run: Path) -> None:

@@ -9,6 +9,15 @@ from pathlib import Path
 import pytest
 
 
+def test_every_system_has_a_place_in_the_table_and_its_peers_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import train
+    import train_trl
+
+    assert sorted(train.ORDER) == sorted([*train.MEDLIT, *train.PEERS])
+    assert sorted(train.PEERS) == sorted(train_trl.SYSTEMS)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
 def test_a_tiny_run_measures_and_prints(

@@ -123,8 +123,8 @@ class SpecialtyPredictor:
         metadata = AdapterMetadata.read(file)
         if (inference := metadata.inference) is None:
             raise UserError(f"adapter: {file} lacks max_length and other limits; use `medlit predict` with its config.")
-        length, in_4bit = max_length or inference.max_length, inference.load_in_4bit
-        language_model = LanguageModel(metadata.base_model, metadata.revision, length, in_4bit, inference.dtype)
+        length, bits = max_length or inference.max_length, (inference.load_in_4bit, inference.load_in_fp8)
+        language_model = LanguageModel(metadata.base_model, metadata.revision, length, *bits, inference.dtype)
         language_model.prompt_format = metadata.prompt_format
         try:
             lora = Lora(**metadata.lora)

@@ -130,10 +130,16 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
 def test_a_fit_validates_with_each_decoder_and_resumes(
     base: Path, long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    fit_validate_resume(base, long_notes, tmp_path, capfd)
+
+
+def fit_validate_resume(
+    base: Path, long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], *settings: str
+) -> None:
     from medlit.cli.cli import main
 
     job = ["--config", CONFIG, "--model.language_model.base_model", base, "--data.source", long_notes]
-    job += ["--trainer.max_steps", STEPS, "--val_every_steps", STEPS]
+    job += ["--trainer.max_steps", STEPS, "--val_every_steps", STEPS, *settings]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = [str(flag) for flag in job]
     main(["fit", *flags, "--run_dir", str(whole)])
@@ -156,6 +162,115 @@ def test_a_fit_validates_with_each_decoder_and_resumes(
         scores = json.loads((whole / "validate_metrics.json").read_text())
         print(f"{base.name} {mode}: loss {scores['loss']:.4f} accuracy {scores['accuracy']:.3f}")
         assert scores["loss"] == pytest.approx(fitted["loss"], rel=0.002)
+
+
+# --- frozen weights in FP8 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)])
+def test_a_product_in_fp8_is_that_of_the_rounded_numbers(outputs: int, inputs: int) -> None:
+    from medlit.unsloth_first import import_unsloth
+
+    import_unsloth()
+    import torch
+    from torch import nn
+
+    from medlit.model.language_model import Fp8Linear
+
+    draw = torch.Generator("cuda").manual_seed(0)
+    layer = nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.normal_(std=0.02, generator=draw)
+    Fp8Linear.convert(layer)
+    weight = layer.eval().weight.float()
+    layer.train()
+    for tokens in (40, 700, 7168):  # up to 64 Unsloth does not round the inputs
+        hidden = torch.randn(1, tokens, inputs, device="cuda", dtype=torch.bfloat16, generator=draw).requires_grad_()
+        out = layer(hidden)
+        rounded = hidden.detach().float()
+        if tokens > 64:
+            scale = rounded.abs().amax(dim=-1, keepdim=True) / 448
+            rounded = (rounded / scale).to(torch.float8_e4m3fn).float() * scale
+        toward = torch.randn_like(out)
+        out.backward(toward)
+        expected = rounded @ weight.t(), toward.float() @ weight
+        found = [
+            far({"": ours.detach().float()}, {"": theirs})
+            for ours, theirs in zip((out, hidden.grad), expected, strict=True)
+        ]
+        print(f"\n{outputs} x {inputs}, {tokens} tokens: output {found[0]:.2%}, gradient {found[1]:.2%} apart")
+        assert max(found) < 0.01
+
+
+@pytest.mark.parametrize("family", ["llama31_8b", "phi35_mini_fused", "qwen25_7b"])
+def test_fp8_weights_train_closer_to_16_bits_than_nf4(family: str, tmp_path: Path) -> None:
+    """Layers of Unsloth's own, of transformers', and with biases."""
+    base = write_base(family, tmp_path / family)
+    import torch
+    from lightning.fabric.utilities import move_data_to_device
+    from torch import nn
+
+    from medlit.data.collate import Collator, unnamed_rows
+    from medlit.data.prompt import Prompt
+    from medlit.model.language_model import Fp8Linear, at_default_precision, inference_mode, loss_sum, train_mode
+    from medlit.model.loading import load_model
+    from medlit.model.settings import LanguageModel, Lora
+
+    device, draw = torch.device("cuda", 0), torch.Generator().manual_seed(1)
+    head = torch.randint(1100, 30_000, (HEAD,), generator=draw).tolist()
+    prompts = [head + torch.randint(1100, 30_000, (length - HEAD,), generator=draw).tolist() for length in LENGTHS]
+    collator = Collator(lambda _: LABELS[0], pad_id=0)
+    batch = move_data_to_device(collator.packed(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]), 1), device)
+
+    def measure(model: nn.Module, settings: LanguageModel) -> tuple[float, float, dict[str, torch.Tensor]]:
+        """The loss of an evaluation and of a training step, and the latter's gradient."""
+        with torch.no_grad(), at_default_precision(device):
+            inference_mode(model)
+            answered = loss_sum(model, batch).item()
+        train_mode(model, settings)
+        with at_default_precision(device):
+            trained = loss_sum(model, batch)
+        trained.backward()
+        gradient = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return answered, trained.item(), gradient
+
+    found = {}
+    for name, bits in (("bf16", (False, False)), ("nf4", (True, False)), ("fp8", (False, True))):
+        settings = LanguageModel(str(base), load_in_4bit=bits[0], load_in_fp8=bits[1])
+        model = load_model(settings, Lora(), device)
+        weights = torch.Generator().manual_seed(2)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data.copy_(0.01 * torch.randn(parameter.shape, generator=weights))
+        found[name] = measure(model, settings)
+        if name == "fp8":  # the rounded weights, with inputs as they are
+            rounded = {n: part for n, part in model.named_modules() if isinstance(part, Fp8Linear)}
+            assert len(rounded) == 8 * (4 if family == "phi35_mini_fused" else 7)
+            for part_name, part in rounded.items():
+                plain = nn.Linear(1, 1, device="meta")
+                plain.weight, plain.bias = nn.Parameter(part.eval().weight, requires_grad=False), part.bias
+                model.set_submodule(part_name, plain)
+            found["expanded"] = measure(model, settings)
+            del rounded, part
+        del model
+        free_memory()
+    pairs = [("nf4", "bf16"), ("expanded", "bf16"), ("fp8", "bf16"), ("fp8", "expanded")]
+    distance = {(a, b): far(found[a][2], found[b][2]) for a, b in pairs}
+    print(f"\n{family}: losses { ({name: (round(e, 3), round(t, 3)) for name, (e, t, _) in found.items()}) }")
+    print({f"{a} from {b}": f"{value:.1%}" for (a, b), value in distance.items()})
+    assert found["fp8"][0] == pytest.approx(found["expanded"][0], rel=2e-3), "an evaluation rounds no inputs"
+    assert found["fp8"][1] == pytest.approx(found["bf16"][1], rel=0.02)
+    assert distance["fp8", "expanded"] < 0.3
+    assert distance["fp8", "bf16"] < min(0.4, 0.7 * distance["nf4", "bf16"])
+
+
+def test_a_fit_on_fp8_weights_validates_with_each_decoder_and_resumes(
+    long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, bits = write_base("llama31_8b", tmp_path / "llama31_8b"), "--model.language_model.load_in_"
+    fit_validate_resume(base, long_notes, tmp_path, capfd, f"{bits}4bit", "false", f"{bits}fp8", "true")
+    metadata = json.loads((tmp_path / "whole" / "adapter" / "medlit.json").read_text())
+    assert metadata["inference"]["load_in_fp8"] is True
 
 
 def test_the_check_sees_a_pattern_that_unsloth_ignores(long_notes: Path, tmp_path: Path) -> None:

@@ -131,6 +131,16 @@ def test_every_field_of_lora_is_compared_unless_it_is_of_training_only(name: str
             check_metadata(other, TRAINED, "the checkpoint")
 
 
+def test_an_older_file_has_no_fp8_weights_and_another_config_may_have_them() -> None:
+    older = TRAINED.to_dict()
+    assert older["inference"].pop("load_in_fp8") is False
+    assert AdapterMetadata.from_dict(older) == TRAINED
+    fp8 = ours(LanguageModel("owner/name", "abc", load_in_4bit=False, load_in_fp8=True))
+    assert fp8.to_dict()["inference"]["load_in_fp8"] is True
+    assert AdapterMetadata.from_dict(json.loads(json.dumps(fp8.to_dict()))) == fp8
+    check_metadata(fp8, TRAINED, "the checkpoint")
+
+
 @pytest.mark.parametrize("name", ["dora", "loftq"])
 def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default(name: str) -> None:
     older = TRAINED.to_dict()
@@ -173,6 +183,7 @@ INFERENCE = TRAINED.to_dict()["inference"]
                 {"inference": INFERENCE | {"max_length": True}},
                 {"inference": INFERENCE | {"max_response_tokens": "32"}},
                 {"inference": INFERENCE | {"load_in_4bit": 1}},
+                {"inference": INFERENCE | {"load_in_fp8": 0}},
                 {"inference": INFERENCE | {"dtype": "float8"}},
                 {"inference": INFERENCE | {"keep": "head"}},
                 {"keep": "head", "conditions": {"max_length": 1024}},  # release 0.1

@@ -72,7 +72,7 @@ def test_auto_offloads_nothing_that_fits_and_one_layer_less_than_all_at_most(mon
 
 def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     set_budget(monkeypatch, 1)
-    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), in_4bit=True, itemsize=2)
+    whole = weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), LanguageModel(), itemsize=2)
     for settings in (LanguageModel(offload="none"), LanguageModel(gradient_checkpointing="none")):
         assert plan(LLAMA_8B, settings)[:3] == (0, 0, whole)
     eight, two, all_but_one = (plan(LLAMA_8B, LanguageModel(offload=count)) for count in (8, 2, 99))
@@ -87,6 +87,7 @@ def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (CPU, {}, Lora(), "without a GPU"),
         (GPU, {"gradient_checkpointing": "none"}, Lora(), "with gradient_checkpointing 'none'"),
+        (GPU, {"load_in_4bit": False, "load_in_fp8": True}, Lora(), "with load_in_fp8"),
         *((GPU, {}, lora, "with DoRA, Lo") for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))),
     ],
     ids=str,
@@ -112,6 +113,13 @@ def test_processes_agree_on_the_layers_and_count_those_of_their_host(monkeypatch
     offload = plan(LLAMA_8B, LanguageModel(offload=8, batch_tokens=1))
     assert (offload.layers, offload.processes) == (13, 2)
     assert plan(LLAMA_8B, LanguageModel(offload=8)).processes == 1, "a predictor"
+
+
+def test_fp8_weights_need_room_for_16_bits_to_be_loaded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(weights=2**49))
+    settings = LanguageModel(str(llama), load_in_4bit=False, load_in_fp8=True)
+    with pytest.raises(UserError, match=r"base_model: the weights of .* take about 1,048,576 GiB, and this machine"):
+        load_model(settings, Lora(), CPU)
 
 
 @given(

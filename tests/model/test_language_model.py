@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from fake_tokenizers import byte_tokenizer
 from fakes import randomise_adapter
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_families import tiny_model
 from torch import Tensor, nn
 
 from medlit.data.collate import Batch, Collator, TokenisedNote
+from medlit.errors import UserError
 from medlit.model import language_model
 from medlit.model.families import causal_lm
-from medlit.model.language_model import loss_sum
+from medlit.model.language_model import Fp8Linear, check_fp8, loss_sum
 from medlit.model.loading import load_model
 from medlit.model.memory import Footprint, Recomputation
 from medlit.model.settings import LanguageModel, Lora
+
+if TYPE_CHECKING:
+    from conftest import Fp8Call
 
 CPU = torch.device("cpu")
 
@@ -190,6 +199,138 @@ def test_any_number_of_layers_can_be_recomputed(model: nn.Module, settings: Lang
 
 def count(passes: list[int], layer: int) -> None:
     passes[layer] += 1
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------------
+
+FP8 = {"load_in_4bit": False, "load_in_fp8": True}
+
+
+def fp8_layers(model: nn.Module) -> dict[str, Fp8Linear]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, Fp8Linear)}
+
+
+def expand(model: nn.Module) -> None:
+    """Hold the rounded weights as numbers of the model's own format."""
+    for name, layer in fp8_layers(model).items():
+        plain = nn.Linear(1, 1, device="meta")
+        plain.weight, plain.bias = nn.Parameter(layer.eval().weight, requires_grad=False), layer.bias
+        model.set_submodule(name, plain)
+
+
+@given(st.integers(0, 2**16), st.floats(1e-6, 1e4))
+def test_rounding_to_fp8_is_small_and_done_once(seed: int, size: float) -> None:
+    layer = nn.Linear(24, 5, bias=False)
+    weight = size * torch.randn(5, 24, generator=torch.Generator().manual_seed(seed))
+    weight[seed % 5] = 0
+    layer.weight.data = weight.clone()
+    Fp8Linear.convert(layer)
+    once = layer.eval().weight
+    # Three bits of a fraction; what is 2^14 times smaller than the largest of its row has fewer.
+    assert ((once - weight).abs() <= weight.abs() / 16 + weight.abs().amax(dim=1, keepdim=True) * 2**-17).all()
+    again = nn.Linear(24, 5, bias=False)
+    again.weight.data = once.clone()
+    Fp8Linear.convert(again)
+    assert torch.equal(again.eval().weight, once)
+
+
+def test_every_linear_layer_of_the_decoder_is_held_in_bytes_and_nothing_else(settings: LanguageModel) -> None:
+    model = load_model(replace(settings, **FP8), Lora(), CPU)
+    layers = fp8_layers(model)
+    assert len(layers) == 2 * 7
+    assert all(name.endswith(".base_layer") for name in layers)
+    assert {layer.codes.dtype for layer in layers.values()} == {torch.uint8}
+    assert language_model.trainable_names(model) == language_model.trainable_names(load_model(settings, Lora(), CPU))
+    assert len(fp8_layers(load_model(replace(settings, **FP8), None, CPU))) == 2 * 7, "the bare base model too"
+
+
+def test_the_rounded_weights_are_the_same_in_every_format() -> None:
+    """Also where a model answers on another device than the one that it was trained on."""
+    layers = {dtype: nn.Linear(64, 32, bias=False) for dtype in (torch.bfloat16, torch.float16, torch.float32)}
+    weight = (0.02 * torch.randn(32, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    for dtype, layer in layers.items():
+        layer.weight = nn.Parameter(weight.to(dtype))
+        Fp8Linear.convert(layer)
+        layer.eval()
+    wide = layers[torch.float32].weight
+    for dtype, layer in layers.items():
+        assert torch.equal(layer.weight, wide.to(dtype))
+
+
+def test_answers_are_those_of_the_rounded_weights(settings: LanguageModel) -> None:
+    models = [load_model(replace(settings, load_in_4bit=False, load_in_fp8=on), Lora(), CPU) for on in (True, False)]
+    for each in models:
+        randomise_adapter(each)
+        language_model.inference_mode(each)
+    with torch.no_grad():
+        rounded, plain = (loss_sum(each, batch()).item() for each in models)
+        expand(models[0])
+        assert loss_sum(models[0], batch()).item() == rounded
+    assert rounded == pytest.approx(plain, rel=0.02)
+    assert rounded != pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_training_runs_unsloths_kernel_on_fp8_weights(tmp_path: Path, fp8_kernel: list[Fp8Call], family: str) -> None:
+    """qwen2 has biases."""
+    tiny_model(family).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    settings = LanguageModel(str(tmp_path), max_length=256, **FP8)  # type: ignore[arg-type]
+    model = load_model(settings, Lora(), CPU)
+    randomise_adapter(model)
+    language_model.train_mode(model, settings)
+    assert not fp8_kernel, "the check of the numbers is no training"
+    ours = loss_sum(model, batch())
+    found = gradients(model, ours)
+    assert len(fp8_kernel) == len(fp8_layers(model))
+    for weight, scale in fp8_kernel:
+        assert weight.dtype == torch.float8_e4m3fn
+        assert scale.shape == (len(weight), 1)
+    expand(model)
+    language_model.train_mode(model, settings)
+    theirs = loss_sum(model, batch())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    agree(found, gradients(model, theirs))
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "lora", "trained_on", "message"),
+    [
+        ({"load_in_4bit": True}, Lora(), None, "not together with load_in_4bit; set one of them to false"),
+        *(
+            ({}, lora, None, "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out")
+            for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))
+        ),
+        *(
+            ({"dtype": dtype}, Lora(), None, "computes in bfloat16; set model.language_model.dtype to 'auto'")
+            for dtype in ("float16", "float32")
+        ),
+        ({}, Lora(), CPU, r"trains on GPUs from compute capability 8\.9 on \(L40S, H100\); set it to false"),
+        ({}, Lora(), torch.device("cuda"), "trains on GPUs from compute capability"),
+    ],
+)
+def test_what_fp8_weights_do_not_go_with_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    settings_of: dict[str, Any],
+    lora: Lora,
+    trained_on: torch.device | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    settings = LanguageModel(**FP8 | settings_of)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"^model\.language_model\.load_in_fp8: {message}"):
+        check_fp8(settings, lora, trained_on)
+    check_fp8(replace(settings, load_in_fp8=False), lora, trained_on)
+    if trained_on is None:
+        with pytest.raises(UserError, match=rf"^model\.language_model\.load_in_fp8: {message}"):
+            load_model(settings, lora, CPU)
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (12, 0)])
+def test_fp8_weights_train_on_newer_gpus(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    for lora in (Lora(), None):
+        check_fp8(LanguageModel(**FP8), lora, torch.device("cuda"))  # type: ignore[arg-type]
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

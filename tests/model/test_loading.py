@@ -82,6 +82,8 @@ def test_weights_stored_in_4_bits_are_not_loaded_as_16(
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
     (folder / "model.safetensors").unlink()  # refused before the weights are read
+    with pytest.raises(UserError, match=r"model\.language_model\.load_in_fp8: .*llama is quantised; set it to false"):
+        load_model(LanguageModel(str(folder), load_in_4bit=False, load_in_fp8=True), Lora(), CPU)
     with pytest.raises(UserError, match=r"model\.language_model\.load_in_4bit: .*llama is stored in 4-bit"):
         load_model(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
     monkeypatch.setattr("unsloth_zoo.cpu.loader.cpu_bnb_4bit_supported", lambda: False)

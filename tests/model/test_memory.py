@@ -67,7 +67,13 @@ def test_the_estimate_is_within_three_percent_of_measured_peaks(tokens: int, kee
     ],
 )
 def test_weights_are_counted_whatever_the_layers_are(config: PretrainedConfig, gib: float) -> None:
-    assert weight_bytes(skeleton(config), in_4bit=True, itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
+    assert weight_bytes(skeleton(config), LanguageModel(), itemsize=2) / GIB == pytest.approx(gib, rel=0.002)
+
+
+@pytest.mark.parametrize(("in_fp8", "gib"), [(True, 8.456), (False, 14.957)])
+def test_fp8_weights_are_counted_as_a_byte_each_but_for_the_embeddings(in_fp8: bool, gib: float) -> None:
+    settings = LanguageModel(load_in_4bit=False, load_in_fp8=in_fp8)
+    assert weight_bytes(skeleton(LlamaConfig(**LLAMA_8B)), settings, 2) / GIB == pytest.approx(gib, rel=0.001)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -41,7 +41,7 @@ from medlit.errors import UserError
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, read_fitted
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
-from medlit.model.language_model import default_precision
+from medlit.model.language_model import check_fp8, default_precision
 from medlit.model.module import SpecialtyClassifier
 from medlit.paths import local_path
 from medlit.predictions.shards import check_table, find_shards
@@ -216,6 +216,7 @@ class MedlitCLI(LightningCLI):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
+        check_fp8(self.model.language_model, self.model.lora, trainer.strategy.root_device)
         trainer.accumulate_grad_batches = micro_batches_per_step(self.datamodule.batching, trainer.world_size)
         steps = self.config[self.subcommand].val_every_steps
         if steps is not None:  # else once a pass, see ValidateLastStep

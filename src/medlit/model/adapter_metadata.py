@@ -37,6 +37,7 @@ class InferenceSettings:
     max_response_tokens: int  # tokens of these that are reserved for the answer
     load_in_4bit: bool  # whether the frozen weights are held in bitsandbytes NF4
     dtype: Literal["auto", "bfloat16", "float16", "float32"]  # number format of the frozen computation
+    load_in_fp8: bool = False  # whether those of its linear layers are rounded to FP8
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class AdapterMetadata:
             prompt=PROMPTS[of.prompt_format].version,
             labels=list(label_set.names),
             instruction=instruction,
-            inference=InferenceSettings(of.max_length, max_response_tokens, of.load_in_4bit, of.dtype),
+            inference=InferenceSettings(of.max_length, max_response_tokens, of.load_in_4bit, of.dtype, of.load_in_fp8),
             data=data,
             template=_chat_template(of.base_model, of.revision) if of.prompt_format == "chat" else None,
         )
@@ -174,8 +175,8 @@ def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
 
 
 def _are_inference_settings(given: InferenceSettings) -> bool:
-    counts = (given.max_length, given.max_response_tokens)
-    typed = all(type(count) is int and count > 0 for count in counts) and type(given.load_in_4bit) is bool
+    counts, switches = (given.max_length, given.max_response_tokens), (given.load_in_4bit, given.load_in_fp8)
+    typed = all(type(count) is int and count > 0 for count in counts) and {*map(type, switches)} == {bool}
     return typed and given.dtype in _DTYPES
 
 

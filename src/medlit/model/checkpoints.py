@@ -150,8 +150,7 @@ def repair_progress(
     # An epoch in progress is started and not processed; at an epoch's end the next one is not started yet.
     begun = epochs + (steps > 0)
     progress = {"ready": begun, "started": begun, "processed": epochs, "completed": epochs}
-    loop["epoch_progress"]["total"] = dict(progress)
-    loop["epoch_progress"]["current"] = dict(progress)
+    loop["epoch_progress"] |= {"total": dict(progress), "current": dict(progress)}
 
 
 def validation_due(checkpoint: dict[str, Any]) -> bool:
@@ -162,7 +161,5 @@ def validation_due(checkpoint: dict[str, Any]) -> bool:
 
 def last_step(max_steps: int, max_epochs: int | None, steps_per_epoch: int) -> int:
     """A fit's last optimizer step, from max_steps and max_epochs; 2^63 - 1 where there is none."""
-    ends = [max_steps] if max_steps != -1 else []
-    if max_epochs not in (None, -1):
-        ends.append(max_epochs * steps_per_epoch)
-    return min(ends, default=sys.maxsize)
+    ends = max_steps, -1 if max_epochs is None else max_epochs * steps_per_epoch
+    return min((end for end in ends if end >= 0), default=sys.maxsize)

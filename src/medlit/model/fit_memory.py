@@ -44,11 +44,12 @@ def plan_offload(
 ) -> Offload:
     """Choose the layers to offload: as many as `offload` says, a UserError if none can be, or as few as are needed."""
     wanted: str | int = language_model.offload
-    weights = weight_bytes(model, language_model.load_in_4bit, dtype.itemsize)
+    weights = weight_bytes(model, language_model, dtype.itemsize)
     trained = 0 if lora is None else _adapter_size(model, lora)
     obstacles = {
         "without a GPU": device.type != "cuda",
         "with gradient_checkpointing 'none'": language_model.gradient_checkpointing == "none",
+        "with load_in_fp8": language_model.load_in_fp8,
         "with DoRA, LoftQ or trained biases": lora is not None and (lora.dora or lora.loftq or lora.bias != "none"),
     }
     if (why := next((each for each, found in obstacles.items() if found), "")) and wanted not in ("auto", "none", 0):
@@ -56,7 +57,7 @@ def plan_offload(
     if why or wanted == "none":
         return Offload(weights=weights, trained=trained)
     layers = decoder_layers(model)
-    size = weight_bytes(layers[-1], language_model.load_in_4bit, dtype.itemsize, scales=False)
+    size = weight_bytes(layers[-1], language_model, dtype.itemsize, scales=False)
     if wanted == "auto":
         needed = footprint(model.config, weights, trained).peak(language_model.batch_tokens, 1) + 4 * trained
         over = needed - budget_on(device, language_model.memory_budget_gib)

@@ -4,7 +4,7 @@ On a GPU Unsloth patches the model's classes; on a CPU it is stock transformers 
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from medlit.data.collate import Batch
+from medlit.errors import UserError
 from medlit.model import memory
 from medlit.model.families import block_swap, body, causal_lm, decoder_layers, has_dropout
 from medlit.model.head import head_logits
@@ -22,6 +23,57 @@ from medlit.model.settings import LanguageModel, Lora
 # Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
 LOGIT_ROWS = 2048
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_FP8 = torch.float8_e4m3fn
+
+
+class Fp8Linear(nn.Linear):
+    """A frozen linear layer with weights in FP8 (e4m3) and a scale for each row.
+
+    In training Unsloth's kernels multiply them by inputs that are rounded to FP8 too. Elsewhere they are expanded where
+    they are read, so that answers are the same on every device and depend on no other note of a batch.
+    """
+
+    codes: Tensor  # bytes: neither DDP nor a change of the model's dtype takes them for numbers
+    weight_scale: Tensor  # Unsloth looks for this name
+
+    @classmethod
+    def convert(cls, layer: nn.Linear) -> None:
+        """Make a linear layer one of these."""
+        weight: Any = layer._parameters.pop("weight")
+        peak = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+        scale = (peak / torch.finfo(_FP8).max).bfloat16().float()  # the same number in every dtype
+        layer.codes = nn.Parameter((weight.detach().float() / scale).to(_FP8).view(torch.uint8), requires_grad=False)
+        layer.weight_scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
+        layer.__class__ = cls
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """In FP8 in training, else expanded, (outputs, inputs)."""
+        weight = self.codes.view(_FP8)
+        return weight if self.training else weight.to(self.weight_scale.dtype) * self.weight_scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The output, (..., outputs), for families whose layers Unsloth does not replace."""
+        if not self.training:
+            return super().forward(hidden)
+        from unsloth.kernels.fp8 import fp8_linear
+
+        out: Tensor = fp8_linear(hidden.to(self.weight_scale.dtype), self.weight, self.weight_scale, self.bias)
+        return out
+
+
+def check_fp8(of: LanguageModel, lora: Lora | None, trained_on: torch.device | None = None) -> None:
+    """Raise a UserError if weights cannot be held in FP8 as set, or not for training on a device."""
+    others = lora is not None and (lora.dora or lora.loftq or lora.bias != "none")
+    is_old = trained_on and (trained_on.type != "cuda" or torch.cuda.get_device_capability(trained_on) < (8, 9))
+    obstacles = {
+        "not together with load_in_4bit; set one of them to false": of.load_in_4bit,
+        "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out": others,
+        "computes in bfloat16; set model.language_model.dtype to 'auto'": of.dtype in ("float16", "float32"),
+        "trains on GPUs from compute capability 8.9 on (L40S, H100); set it to false": is_old,
+    }
+    if of.load_in_fp8 and (why := next((each for each, found in obstacles.items() if found), "")):
+        raise UserError(f"model.language_model.load_in_fp8: {why}.")
 
 
 def dtype_for(device: torch.device, name: str = "auto") -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Loading the base model through Unsloth, in 4 bits, with a new adapter; what cannot be loaded as set is refused."""
+"""Loading the base model through Unsloth with a new adapter; what cannot be loaded as set is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,10 +17,10 @@ from torch import nn
 
 from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
 from medlit.errors import UserError
-from medlit.model import memory
+from medlit.model import families, memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
 from medlit.model.fit_memory import Offload, plan_offload
-from medlit.model.language_model import dtype_for, unsloth_checkpointing
+from medlit.model.language_model import Fp8Linear, check_fp8, dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LOFTQ, LanguageModel, Lora
@@ -36,6 +36,9 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     from unsloth import FastLanguageModel  # isort: skip - before transformers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    check_fp8(language_model, lora)
+    if lora is not None and lora.loftq:
+        check_loftq(language_model, device)
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
     gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
@@ -51,7 +54,6 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         _check_memory(language_model, config, device, offload)
         # Unsloth offloads a layer only if it is recomputed; 'auto' still chooses among the others.
         checkpointing = unsloth_checkpointing(language_model) or offload.layers > 0
-        options: dict[str, Any] = {"offload_layers": offload.layers} if offload.layers else {}
         # Lightning makes the GPU the default device, where Unsloth would then put the host's copies.
         with torch.device("cpu") if offload.layers else contextlib.nullcontext():
             model, _ = FastLanguageModel.from_pretrained(
@@ -67,15 +69,14 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
                 use_gradient_checkpointing=checkpointing,
                 trust_remote_code=False,
                 **load_options(config, on_gpu=device.type == "cuda"),
-                **options,
+                **({"offload_layers": offload.layers} if offload.layers else {}),
             )
         if reports:
             raise ValueError(reports[0])
         _check_loaded(model, language_model)
+        linear = [part for part in families.adaptable_layers(model).values() if isinstance(part, nn.Linear)]
         vars(model).update({name: value for name, value in vars(skeleton).items() if name == PREFIXES})
         if lora is not None:
-            if lora.loftq:
-                check_loftq(model, device)
             chosen = target_layers(model, lora).keys()
             model = FastLanguageModel.get_peft_model(
                 model,
@@ -94,6 +95,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             adapted = {n for n, part in causal_lm(model).named_modules() if isinstance(part, BaseTunerLayer)}
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
+    for part in linear if language_model.load_in_fp8 else ():
+        Fp8Linear.convert(part)
     if device.type == "cuda":
         from unsloth.kernels import fast_lora
 
@@ -149,8 +152,10 @@ def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
 
 
 def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> None:
-    """Refuse to load weights in 16 bits that are stored in 4, before they are downloaded."""
+    """Refuse to load weights in more bits than they are stored in, before they are downloaded."""
     stored = getattr(config, "quantization_config", None) or {}
+    if stored and language_model.load_in_fp8:
+        raise UserError(f"model.language_model.load_in_fp8: {language_model.base_model} is quantised; set it to false.")
     if stored.get("load_in_4bit") and not language_model.load_in_4bit:
         raise UserError(
             f"model.language_model.load_in_4bit: {language_model.base_model} is stored in 4-bit; set it to true, or"
@@ -174,12 +179,12 @@ def _check_memory(
                 f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
             )
         rank_zero_info(f"medlit: {taken}")
-    if offload.weights <= free:
+    if (needed := offload.weights * (1 + language_model.load_in_fp8)) <= free:  # FP8 is made from 16 bits
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
     raise UserError(
         f"model.language_model.base_model: the weights of {language_model.base_model} take about"
-        f" {offload.weights / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
+        f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
         f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
     )
 
@@ -197,13 +202,11 @@ def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:
         )
 
 
-def check_loftq(model: nn.Module, device: torch.device) -> None:
+def check_loftq(language_model: LanguageModel, device: torch.device) -> None:
     """LoftQ quantises the weights itself, with kernels that only a GPU has."""
-    from bitsandbytes.nn import Params4bit
-
     if device.type != "cuda":
         raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
-    if any(isinstance(parameter, Params4bit) for parameter in model.parameters()):
+    if language_model.load_in_4bit:
         raise UserError(
             "model.lora.loftq: it starts from weights that are not quantised; set model.language_model.load_in_4bit"
             " to false and name a base model with 16-bit weights."

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medlit.base_model import unreadable
 from medlit.model.families import PREFIXES, decoder_prefix, loaded_part, packing_route
+from medlit.model.settings import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -147,14 +148,13 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def weight_bytes(part: Any, in_4bit: bool, itemsize: int, scales: bool = True) -> int:  # noqa: ANN401 - a module
-    """Bytes of the loaded weights of a base model or of one of its layers, with the scales of 4-bit weights or not."""
+def weight_bytes(part: Any, language_model: LanguageModel, itemsize: int, scales: bool = True) -> int:  # noqa: ANN401 - a module
+    """Bytes of the weights in use of a base model or of one of its layers, with the scales of 4-bit weights or not."""
     numbers: int = sum(p.numel() for p in part.parameters())
-    if not in_4bit:
-        return numbers * itemsize
+    each = (_NF4 if scales else 0.5) if language_model.load_in_4bit else 1 if language_model.load_in_fp8 else itemsize
     head = part.get_output_embeddings() if hasattr(part, "get_output_embeddings") else None
     quantised: int = sum(p.weight.numel() for p in part.modules() if isinstance(p, nn.Linear) and p is not head)
-    return int(quantised * (_NF4 if scales else 0.5)) + (numbers - quantised) * itemsize
+    return int(quantised * each) + (numbers - quantised) * itemsize
 
 
 def free_on(device: torch.device) -> int:

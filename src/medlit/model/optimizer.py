@@ -25,9 +25,7 @@ def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) 
     from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
     name, last = ("constant", None) if steps == math.inf else (settings.schedule, int(steps))
-    schedule: LambdaLR = get_scheduler(
-        _NAMES[name], optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=last
-    )
+    schedule: LambdaLR = get_scheduler(_NAMES[name], optimizer, settings.warmup_steps, last)
     return schedule
 
 

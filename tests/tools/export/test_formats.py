@@ -61,6 +61,30 @@ def test_a_merged_model_answers_like_the_measured_one(run: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
 
 
+@pytest.mark.usefixtures("in_process")
+def test_an_adapter_is_merged_into_weights_rounded_to_fp8(run: Path) -> None:
+    fp8 = ("--model.language_model.load_in_4bit", "false", "--model.language_model.load_in_fp8", "true")
+    folder = exported(run, "merged", *fp8)
+    (row,) = verification(folder)["exports"]
+    assert row["against_medlit"]["changed"] == 0
+    assert 0 < row["against_medlit"]["drift_max"] < 0.2
+    assert verification(folder)["added_to"] == "the weights that it was trained on (16-bit, rounded to FP8)"
+    assert "| base weights | 16-bit, rounded to FP8 |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_adapter_trained_on_fp8_weights_is_compared_on_16_bits(run: Path) -> None:
+    """As PEFT alone loads it."""
+    fp8 = ("--model.language_model.load_in_4bit", "false", "--model.language_model.load_in_fp8", "true")
+    folder = exported(run, "adapter", *fp8)
+    (row,) = verification(folder)["exports"]
+    assert row["against_medlit"]["changed"] <= 1
+    assert 0 < row["against_medlit"]["drift_max"] < 0.5
+    assert (
+        "it was trained on these rounded to FP8, so that a few answers can differ" in (folder / "README.md").read_text()
+    )
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("bias", ["none", "lora_only"])

@@ -48,7 +48,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
     log("scoring the labels with medlit's model")
     reference = reference_answers(model, data, weights.metadata.labels, notes)
     verification = Verification(reference, options.max_changed, options.max_drift)
-    bits = "4-bit" if base.load_in_4bit else "16-bit"
+    bits = "4-bit" if base.load_in_4bit else "FP8" if base.load_in_fp8 else "16-bit"
     facts = {"to": options.to, "medlit": f"{weights.path.name}, base model in {bits}, on {device.type}"}
     step = f".{options.output.name}-step-"  # on the disk of the export
     with atomic_dir(options.output) as folder, temporary_dir(step, folder.parent.parent) as scratch:

@@ -35,6 +35,7 @@ from medlit.atomic_io import read_json, write_json
 from medlit.base_model import read_config, resolve
 from medlit.errors import UserError
 from medlit.model.families import causal_lm, loaded_part, unlike_llama
+from medlit.model.language_model import Fp8Linear
 from medlit.tools.export.verify import WorkerFailed, run_worker
 
 SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
@@ -79,13 +80,15 @@ def write_merged(model: nn.Module, base_model: str, revision: str | None, folder
         GenerationConfig.from_pretrained(resolve(base_model), **given).save_pretrained(folder)
 
 
-def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of a PEFT model's base model as they are loaded, by their names in it; tied weights once."""
-    parameters = causal_lm(model).named_parameters()
-    return {name.replace(".base_layer.", "."): weight for name, weight in parameters if ".lora_" not in name}
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a PEFT model's base model as it computes with them, by their names in it; tied weights once."""
+    inner = causal_lm(model)
+    rounded = {f"{name}.weight": part.weight for name, part in inner.named_modules() if isinstance(part, Fp8Linear)}
+    weights = {n: p for n, p in inner.named_parameters() if not n.endswith((".codes", ".weight_scale"))} | rounded
+    return {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if ".lora_" not in name}
 
 
-def merged_weight(model: nn.Module, name: str, loaded: nn.Parameter) -> Tensor:
+def merged_weight(model: nn.Module, name: str, loaded: Tensor) -> Tensor:
     """One of them in 16 bits, with its adapter merged in."""
     owner, _, kind = name.rpartition(".")
     layer, quant_state = causal_lm(model).get_submodule(owner), getattr(loaded, "quant_state", None)

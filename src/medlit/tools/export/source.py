@@ -48,7 +48,8 @@ class Weights:
     @property
     def merged_into(self) -> str:
         """What a merge adds the adapter to, in words."""
-        bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else "16-bit"
+        bits = "16-bit, rounded to FP8" if self.language_model.load_in_fp8 else "16-bit"
+        bits = "4-bit, dequantised to 16 bits" if self.language_model.load_in_4bit else bits
         return f"the weights that it was trained on ({bits})"
 
     def load(self, device: torch.device) -> PeftModel:

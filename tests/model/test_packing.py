@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -10,31 +12,43 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_families import WINDOW, left_padded, right_padded, tiny_model
-from torch import Tensor
+from tiny_families import FAMILIES, WINDOW, left_padded, right_padded, tiny_model
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medlit.data.collate import MULTIPLE, Collator, TokenisedNote
+from medlit.errors import UserError
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 from medlit.model.language_model import loss_sum
 from medlit.model.packing import (
     PACKS,
     block_masks,
+    can_pack,
     enable_last_layer,
     route,
+    route_stock_layers,
     share_beginning,
     softcapped,
 )
+from medlit.unsloth_first import import_unsloth
 
 LENGTHS = [5, 1, 9, 6, 30]
 STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None, cap: float | None = None) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None = None,
+    cap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """One note's, written out: (1, heads, T, D) to (1, T, heads, D)."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+    scores = query @ key.transpose(2, 3) * (scale or query.shape[3] ** -0.5)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
     distance = torch.arange(query.shape[2])[:, None] - torch.arange(query.shape[2])
@@ -42,15 +56,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = No
     return (scores.masked_fill(hidden, -torch.inf).softmax(dim=3) @ value).transpose(1, 2)
 
 
-def by_part(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor, window: int | None
-) -> Tensor:
+def by_part(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
     """What the varlen kernel computes, part by part: (T, heads, D)."""
+    query, key, value, starts, key_starts = tensors
     out = []
     for (start, end), (first, last) in zip(pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True):
         keys, values = (x[first:last].transpose(0, 1)[None] for x in (key, value))
         queries = functional.pad(query[start:end].transpose(0, 1)[None], (0, 0, last - first - end + start, 0))
-        out.append(attention(queries, keys, values, window)[0, last - first - end + start :])
+        out.append(attention(queries, keys, values, window, scale=scale)[0, last - first - end + start :])
     return torch.cat(out)
 
 
@@ -136,22 +149,175 @@ def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int |
         assert torch.allclose(together[:, start:end], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "granite", "phi3"])
-def test_layers_of_transformers_take_packed_notes(family: str) -> None:
-    model = tiny_model(family).train()
+@pytest.fixture
+def routed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], nn.Module]:
+    """A tiny model in training mode whose layers, transformers' own, take packed notes."""
+
+    def build(family: str) -> nn.Module:
+        model = tiny_model(family).train()
+        attention_class: Any = type(decoder_layers(model)[0].self_attn)
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+        monkeypatch.setattr(attention_class, "forward", attention_class.forward)
+        setattr(body(model), PACKS, route_stock_layers(model, by_part))
+        assert packing_route(causal_lm(model).config) == "stock"
+        assert can_pack(model)
+        return model
+
+    return build
+
+
+def notes_with(beginning: int) -> list[TokenisedNote]:
+    """Notes that begin alike; one has a single token more."""
     draw = torch.Generator().manual_seed(0)
-    rows = [
-        TokenisedNote(row=i, id=str(i), text_hash="", input_ids=ids.tolist(), cut_tokens=0, specialty="a")
+    return [
+        TokenisedNote(row=i, id=str(i), text_hash="", input_ids=ids, cut_tokens=0, specialty="a")
         for i, n in enumerate(LENGTHS)
-        for ids in [torch.randint(3, 250, (n,), generator=draw)]
+        for ids in [[*range(100, 100 + beginning), *torch.randint(3, 90, (n,), generator=draw).tolist()]]
     ]
-    assert max(LENGTHS) > WINDOW
-    collator = Collator(lambda _: [7, 8, 2], 0)
-    padded = loss_sum(model, collator.train(rows, 1))
+
+
+def plain_loss(model: nn.Module, notes: list[TokenisedNote], answer: list[int]) -> Tensor:
+    """Of each note alone, by transformers."""
+    total = torch.zeros(())
+    for note in notes:
+        logits = model(input_ids=torch.tensor([note["input_ids"] + answer])).logits[0, -len(answer) - 1 : -1]
+        total = total + functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+    return total
+
+
+def assert_same_gradient(model: nn.Module, ours: Tensor, theirs: Tensor) -> None:
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    weights = list(model.parameters())
+    for mine, other in zip(*(torch.autograd.grad(loss, weights) for loss in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+STOCK = ["gemma3_text", "granite", "phi3", "smollm3"]
+# In the models with a window: none, shorter, as long, one longer, and so long that a note's end sees none of it.
+BEGINNINGS = [0, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW]
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize("family", STOCK)
+def test_layers_of_transformers_compute_a_common_beginning_once(
+    family: str, beginning: int, routed: Callable[[str], nn.Module]
+) -> None:
+    model, notes, answer = routed(family), notes_with(beginning), [7, 8, 2]
+    computed: list[int] = []
+    batch = Collator(lambda _: answer, 0).packed(notes, 1)
+    assert batch.shared == beginning
+    plain = plain_loss(model, notes, answer)
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # type: ignore[operator]
+    packed = loss_sum(model, batch)
+    own = beginning + sum(LENGTHS) + len(answer) * len(LENGTHS)
+    assert own <= computed[0] < own + MULTIPLE, "all of each note, where there is nothing to share"
+    assert_same_gradient(model, packed, plain)
+    assert_same_gradient(model, loss_sum(model, batch), loss_sum(model, batch.padded()))
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_layers_that_are_recomputed_take_packed_notes(family: str, routed: Callable[[str], nn.Module]) -> None:
+    model, notes, answer = routed(family), notes_with(WINDOW + 1), [7, 8, 2]
+    calls: list[int] = []
+    decoder_layers(model)[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[operator, union-attr]
+    plain = plain_loss(model, notes, answer)
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    before = len(calls)
+    assert_same_gradient(model, loss_sum(model, Collator(lambda _: answer, 0).packed(notes, 1)), plain)
+    assert len(calls) == before + 2
+
+
+def test_the_attention_of_gemma3_that_unsloth_replaces_takes_packed_notes(
+    routed: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_unsloth()
+    attention_class = importlib.import_module("transformers.models.gemma3.modeling_gemma3").Gemma3Attention
+    monkeypatch.setattr(attention_class, "forward", attention_class.forward)
+    importlib.import_module("unsloth_zoo.temporary_patches.gemma").patch_Gemma3Attention_generic()
+    assert "unsloth" in attention_class.forward.__module__, "as on a GPU"
+    model, notes = routed("gemma3_text"), notes_with(WINDOW)
+    packed = loss_sum(model, Collator(lambda _: [7, 8, 2], 0).packed(notes, 1))
+    assert_same_gradient(model, packed, plain_loss(model, notes, [7, 8, 2]))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_another_attention_of_transformers_is_replaced_by_sdpa(
+    implementation: str, routed: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tiny_model
+
+    def with_another(family: str) -> nn.Module:
+        model = make(family)
+        model.set_attn_implementation(implementation)  # type: ignore[operator]
+        return model
+
+    monkeypatch.setitem(globals(), "tiny_model", with_another)
+    model = routed("gemma3_text")
+    assert causal_lm(model).config._attn_implementation == "sdpa"
+    batch = Collator(lambda _: [7], 0).packed(notes_with(WINDOW), 1)
+    assert_same_gradient(model, loss_sum(model, batch), loss_sum(model, batch.padded()))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_an_attention_that_does_not_know_packed_notes_fails(implementation: str) -> None:
+    model = tiny_model("granite").train()
+    model.set_attn_implementation(implementation)  # type: ignore[operator]
     setattr(body(model), PACKS, True)
-    assert packing_route(causal_lm(model).config) == "stock"
-    packed = loss_sum(model, collator.packed(rows, 1))
-    assert packed.item() == pytest.approx(padded.item(), rel=1e-5)
+    with pytest.raises(RuntimeError, match=r"size|dtype"):
+        loss_sum(model, Collator(lambda _: [7], 0).packed(notes_with(4), 1))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"attention_dropout": 0.1}, {"use_bidirectional_attention": True}, {"head_dim": 20}, {"head_dim": 264}]
+)
+def test_attention_that_the_kernel_does_not_compute_is_not_packed(
+    setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma3_text", FAMILIES["gemma3_text"] | setting)
+    model, before = tiny_model("gemma3_text"), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert not route_stock_layers(model, by_part)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_what_packed_attention_would_leave_out_is_refused(routed: Callable[[str], nn.Module]) -> None:
+    """Attention sinks, say: transformers hands them on by a name."""
+    routed("granite")
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    row = share_beginning([6, 4], 2, 4, torch.device("cpu"))
+    heads = [x[:, :, row.computed] for x in random_heads(12)]
+    settings = {"medlit_row": (row.starts, row.key_starts, row.keys), "scaling": 0.3, "dropout": 0.0}
+    whole, _ = attend(None, *heads, None, **settings, is_causal=None, s_aux=None)
+    assert whole.shape == (1, len(row.computed), 4, 16)
+    with pytest.raises(UserError, match=r"packed notes leave 's_aux' out of its attention; set data.batching.packing"):
+        attend(None, *heads, None, **settings, s_aux=torch.zeros(4))
+
+
+def test_autocast_reaches_the_kernel_of_packed_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDPA casts by itself, and rotary positions may leave queries and keys in float32."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    dtypes: list[torch.dtype] = []
+
+    def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
+        dtypes.extend(x.dtype for x in tensors[:3])
+        return by_part(*tensors, window=window, scale=scale)
+
+    assert route_stock_layers(tiny_model("granite"), kernel)
+    row = share_beginning([6, 4], 2, 4, torch.device("cpu"))
+    given, heads = (row.starts, row.key_starts, row.keys), (x[:, :, row.computed] for x in random_heads(10))
+    with torch.autocast("cpu", torch.bfloat16):
+        ALL_ATTENTION_FUNCTIONS["sdpa"](None, *heads, None, medlit_row=given, scaling=0.3, dropout=0.0)
+    assert dtypes == [torch.bfloat16] * 3
+
+
+def test_other_batches_and_models_keep_their_attention(routed: Callable[[str], nn.Module]) -> None:
+    others = [tiny_model("llama"), tiny_model("gpt2"), tiny_model("granite")]
+    ids = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
+    before, stock_attention = [model(input_ids=ids).logits for model in others], ALL_ATTENTION_FUNCTIONS["sdpa"]
+    routed("granite")
+    routed("phi3")
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__ is stock_attention, "replaced once, not once more for each model"
+    for model, logits in zip(others, before, strict=True):
+        assert torch.equal(model(input_ids=ids).logits, logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -2,8 +2,7 @@
 
 A layer with a sliding window keeps to it within the note. Three kinds of layers take packed notes:
 
-- Layers of transformers' classes: Unsloth's own route. transformers derives the mask from the positions, and Unsloth
-  checks it and runs a varlen kernel in its place.
+- Layers of transformers' classes hand further arguments on to the attention call, and so the notes' starts.
 - Layers that Unsloth wrote: it compiles one into a region, but not when it is given packed lengths, and without
   flash-attn it then runs one kernel a note. PyTorch's varlen kernel takes all notes at once and compiles; so the
   notes' starts travel to the attention call in place of a mask, which nothing else reads in training.
@@ -15,7 +14,8 @@ benchmarks/README.md has what that gains.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -24,11 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from medlit.data.collate import MULTIPLE, Batch
+from medlit.errors import UserError
 from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, packing_route
 from medlit.model.memory import Recomputation
+from medlit.unsloth_first import stock_class
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
+# Argument of transformers' attention call: starts, starts of keys, keys; others that packed notes keep to (dropout: 0).
+_ROW, _HEEDED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}
 # Attribute of a body whose attention takes packed notes.
 PACKS = "_medlit_packs"
 # Attribute of a body: which tokens are read of its output, while it runs.
@@ -39,7 +43,7 @@ _ROPE_ROWS = 2**16
 _LONGEST = [0]
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
+Kernel = Callable[..., Tensor]
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -50,7 +54,6 @@ def can_pack(model: nn.Module) -> bool:
 def enable_packing(model: nn.Module, max_length: int) -> None:
     """Let a model's attention take packed notes of up to `max_length` tokens where it can, on a GPU from Ampere on."""
     from unsloth.models import gemma2, llama, mistral, qwen3
-    from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
     from unsloth.utils.packing import mark_allow_overlength
 
     inner: Any = causal_lm(model)
@@ -69,9 +72,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
     elif packs:
-        if inner.config._attn_implementation == "flex_attention":
-            inner.set_attn_implementation("sdpa")  # compiling the block mask of a packed row takes minutes
-        packs = enable_hf_packed_attention()
+        packs = route_stock_layers(model, varlen_kernel(max_length))
     for layer in decoder_layers(model) if kind == "softcapped" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
@@ -134,16 +135,13 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)
             read = source.flatten()[read]
-    elif shares_beginning(inner):
+    elif is_softcapped:
+        arguments |= {"position_ids": batch.positions, "attention_mask": torch.ones_like(ids)}  # as below
+    else:
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
         arguments, read = shared_row(ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
-    else:
-        arguments["position_ids"] = batch.positions
-        if is_softcapped:
-            arguments["attention_mask"] = torch.ones_like(ids)  # as below
-        else:
-            filler = ids.shape[1] - sum(batch.lengths)
-            arguments["packed_seq_lengths"] = torch.tensor(batch.lengths + [filler] * (filler > 0), dtype=torch.int32)
+        if not shares_beginning(inner):  # a mask of four dimensions is taken as it is
+            arguments[_ROW], arguments["attention_mask"] = arguments.pop("causal_mask"), ids.new_zeros(1, 1, 0, 0)
     tokens = arguments["input_ids"].numel()
     if recomputation is not None:
         recomputation.prepare(tokens)
@@ -241,7 +239,7 @@ def shared_row(ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = 
 
 
 def varlen_kernel(longest: int) -> Kernel:
-    """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts, a window.
+    """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts.
 
     The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
     batch, so that nothing is compiled again. It never falls, because the attention calls of the models loaded before
@@ -249,17 +247,14 @@ def varlen_kernel(longest: int) -> Kernel:
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters
+    attend, known = cast("Kernel", varlen_attn), inspect.signature(varlen_attn).parameters
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
     _LONGEST[0] = longest = max(longest, _LONGEST[0])
 
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor, window: int | None
-    ) -> Tensor:
+    def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to
-        out = varlen_attn(query, key, value, starts, key_starts, longest, longest, window_size=(earlier, 0), **extra)
-        return out  # type: ignore[return-value]
+        return attend(*tensors, longest, longest, scale=scale, window_size=(earlier, 0), **extra)
 
     return kernel
 
@@ -269,13 +264,49 @@ def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]
 
     def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
         if isinstance(context.causal_mask, tuple):
-            starts, key_starts, keys = context.causal_mask
-            query, key, value = (x.squeeze(0).transpose(0, 1) for x in (Q, K, V))
-            out = kernel(query.contiguous(), key[keys], value[keys], starts, key_starts, context.sliding_window)
-            return out.unsqueeze(0)
+            return _attend(kernel, (Q, K, V), context.causal_mask, window=context.sliding_window)
         return stock(config=config, context=context, Q=Q, K=K, V=V)
 
     return run_attention
+
+
+def route_stock_layers(model: nn.Module, kernel: Kernel) -> bool:
+    """Let layers of transformers' classes send packed notes to a varlen kernel; whether it computes their attention."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    layers: list[Any] = decoder_layers(model)
+    cast("Any", causal_lm(model)).set_attn_implementation("sdpa")  # whose entry is replaced below
+    if (part := layers[0].self_attn).attention_dropout or not part.is_causal or part.head_dim not in range(8, 257, 8):
+        return False
+    for layer in layers:  # Unsloth's attention of Gemma 3 goes past that entry
+        own = sys.modules[stock_class(type(layer)).__module__]
+        type(layer.self_attn).forward = getattr(own, type(layer.self_attn).__name__).forward
+    stock = getattr(ALL_ATTENTION_FUNCTIONS["sdpa"], _STOCK, ALL_ATTENTION_FUNCTIONS["sdpa"])
+
+    @functools.wraps(stock)
+    def attention(*inputs: Any, **settings: Any) -> Any:  # noqa: ANN401 - as transformers calls it
+        if (row := settings.pop(_ROW, None)) is None:
+            return stock(*inputs, **settings)
+        if unheeded := {name for name, value in settings.items() if value is not None} - _HEEDED:
+            raise UserError(
+                f"model.language_model.base_model: packed notes leave {min(unheeded)!r} out of its attention; set"
+                " data.batching.packing to false."
+            )
+        _, *heads, _ = inputs
+        if torch.is_autocast_enabled(device := heads[0].device.type):  # SDPA casts by itself
+            heads = [x.to(torch.get_autocast_dtype(device)) for x in heads]
+        return _attend(kernel, heads, row, window=settings.get("sliding_window"), scale=settings["scaling"]), None
+
+    setattr(attention, _STOCK, stock)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+    return True
+
+
+def _attend(kernel: Kernel, heads: Iterable[Tensor], row: Iterable[Tensor], **options: float | None) -> Tensor:
+    """Attention of a packed row, (1, heads, T, D) to (1, T, heads, D)."""
+    starts, key_starts, keys = row
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in heads)
+    return kernel(query.contiguous(), key[keys], value[keys], starts, key_starts, **options)[None]
 
 
 def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

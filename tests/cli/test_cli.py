@@ -756,8 +756,8 @@ def test_a_text_part_s_adapter_is_read_by_peft_on_the_whole_model_and_by_every_c
 FP8 = ("--model.language_model.load_in_4bit", "false", "--model.language_model.load_in_fp8", "true")
 
 
-def test_a_fit_on_fp8_weights_is_refused_on_a_cpu(medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
-    outcome = medlit("fit", "--config", tiny_config, *FP8, "--run_dir", tmp_path / "run")
+def test_a_fit_on_fp8_weights_is_refused_on_a_cpu(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    outcome = run_medlit("fit", "--config", tiny_config, *FP8, "--run_dir", tmp_path / "run")
     assert outcome.code == 2
     message = "model.language_model.load_in_fp8: trains on GPUs from compute capability 8.9 on (L40S, H100); set it to"
     assert message in outcome.err
@@ -766,19 +766,19 @@ def test_a_fit_on_fp8_weights_is_refused_on_a_cpu(medlit: Medlit, tiny_config: P
 
 @pytest.mark.usefixtures("fp8_kernel")
 def test_a_fit_on_fp8_weights_resumes_and_answers_in_every_way(
-    medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medlit import SpecialtyPredictor
 
     monkeypatch.setattr("medlit.cli.cli.check_fp8", lambda *_: None)  # it needs a GPU
     command, run = ["--config", tiny_config, *FP8, "--run_dir", tmp_path / "run"], tmp_path / "run"
     for steps, more in (("2", []), ("4", ["--ckpt_path", "last"])):
-        done = medlit("fit", *command, *more, "--trainer.max_steps", steps, "--val_every_steps", "2")
+        done = run_medlit("fit", *command, *more, "--trainer.max_steps", steps, "--val_every_steps", "2")
         assert done.code == 0, done.err
     for mode in ("generate", "constrained", "likelihood"):
-        done = medlit("validate", *command, "--ckpt_path", "last", "--model.decoding.mode", mode)
+        done = run_medlit("validate", *command, "--ckpt_path", "last", "--model.decoding.mode", mode)
         assert done.code == 0, done.err
-    done = medlit("predict", *command, "--model.adapter", run / "adapter", "--model.decoding.mode", "likelihood")
+    done = run_medlit("predict", *command, "--model.adapter", run / "adapter", "--model.decoding.mode", "likelihood")
     assert done.code == 0, done.err
     texts = [row["transcription"] for row in notes()["test"]]
     answers = SpecialtyPredictor.load(run, mode="likelihood", device="cpu").predict(texts)

@@ -1,5 +1,6 @@
-"""Errors that the user can fix, and failures that a run survives."""
+"""Errors that the user can fix, failures that a run survives, and what is told on standard error."""
 
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ class NotCachedError(UserError):
 
 class WrongNumbersError(UserError):
     """A base model whose loss or log-likelihoods medlit does not reproduce."""
+
+
+def tell(message: str) -> None:
+    """Print a line on standard error, in the first of several processes.
+
+    Lightning's `rank_zero_info` is silent here: Unsloth gives the root logger a handler before Lightning looks for one.
+    """
+    from lightning.pytorch.utilities import rank_zero_only  # it takes seconds
+
+    rank_zero_only(print)(f"medlit: {message}", file=sys.stderr)
 
 
 WARNED: set[str] = set()

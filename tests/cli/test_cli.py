@@ -668,6 +668,7 @@ def test_an_adapter_of_a_chat_answers_with_the_chat_by_itself(
     output = ["--data.predict.source", "test", "--output", tmp_path / "all.csv", "--model.decoding.mode", "likelihood"]
     predicted = run_medlit("predict", *command, "--model.adapter", run / "adapter", *output)
     assert predicted.code == 0, predicted.err
+    assert f"medlit: taken from {run / 'adapter'}: data.prompt_format chat\n" in predicted.err
     given = notes()["test"]
     ours = SpecialtyPredictor.load(run, device="cpu").predict([row["transcription"] for row in given])
     with (tmp_path / "all.csv").open(newline="") as file:

@@ -37,15 +37,14 @@ def test_a_missing_model_is_refused(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("family", "untried"), [("granite", False), ("opt", True)])
 def test_an_untried_family_is_reported_in_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, untried: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, untried: bool
 ) -> None:
     tiny_model(family).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with caplog.at_level("INFO"):
-        load_model(LanguageModel(str(tmp_path), max_length=64), None, torch.device("cpu"))
-    lines = [message for message in caplog.messages if "untried" in message]
+    load_model(LanguageModel(str(tmp_path), max_length=64), None, torch.device("cpu"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "untried" in line]
     assert len(lines) == untried
-    assert all(f"the family '{family}'" in line for line in lines)
+    assert all(line.startswith("medlit: ") and f"the family '{family}'" in line for line in lines)
 
 
 def test_weights_of_another_shape_are_refused(llama: Path, tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.utilities import rank_zero_info
 
 from medlit.base_model import BUILTIN, is_same_model
 from medlit.cli import MODEL_VERBS, TOOLS, no_config
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.settings import LanguageModel, Lora, check_decoding
@@ -128,7 +127,7 @@ def adopt_adapter(config: Any, args: Sequence[str], verb: str) -> None:  # noqa:
     if differing:
         raise UserError(f"{'; '.join(differing)}; leave out what the adapter sets, or set it to the same.")
     if adopted:
-        rank_zero_info(f"Taken from {folder}: {', '.join(adopted)}")
+        tell(f"taken from {folder}: {', '.join(adopted)}")
 
 
 def check_variables(command: str, parser: ArgumentParser) -> None:

@@ -11,12 +11,11 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import nn
 
 from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model import families, memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
 from medlit.model.fit_memory import Offload, plan_offload
@@ -48,7 +47,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         skeleton = memory.skeleton(config)
         if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
             lora, names = fitted, ", ".join(fitted.target_modules)
-            rank_zero_info(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
+            tell(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
         dtype = dtype_for(device, language_model.dtype)
         offload = plan_offload(skeleton, language_model, lora, device, dtype)
         _check_memory(language_model, config, device, offload)
@@ -108,7 +107,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     enable_last_layer(model)
     check_numbers(model, language_model)
     if untried := untried_family(causal_lm(model).config):
-        rank_zero_info(f"medlit: {language_model.base_model}: {untried}")
+        tell(f"{language_model.base_model}: {untried}")
     return model  # type: ignore[no-any-return]
 
 
@@ -178,7 +177,7 @@ def _check_memory(
                 f"model.language_model.offload: {taken} in each of {offload.processes} processes, and this machine has"
                 f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
             )
-        rank_zero_info(f"medlit: {taken}")
+        tell(f"{taken}")
     if (needed := offload.weights * (1 + language_model.load_in_fp8)) <= free:  # FP8 is made from 16 bits
         return
     place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"

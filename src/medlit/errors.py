@@ -25,12 +25,10 @@ class WrongNumbersError(UserError):
 
 
 def tell(message: str) -> None:
-    """Print a line on standard error, in the first of several processes.
-
-    Lightning's `rank_zero_info` is silent here: Unsloth gives the root logger a handler before Lightning looks for one.
-    """
+    """Print a line on standard error, in the first of several processes."""
     from lightning.pytorch.utilities import rank_zero_only  # it takes seconds
 
+    # `rank_zero_info` is silent: Unsloth gives the root logger a handler before Lightning looks for one.
     rank_zero_only(print)(f"medlit: {message}", file=sys.stderr)
 
 

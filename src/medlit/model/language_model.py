@@ -4,7 +4,7 @@ On a GPU Unsloth patches the model's classes; on a CPU it is stock transformers 
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -45,11 +45,18 @@ class Fp8Linear(nn.Linear):
         layer.codes = nn.Parameter((weight.detach().float() / scale).to(_FP8).view(torch.uint8), requires_grad=False)
         layer.weight_scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
         layer.__class__ = cls
+        layer.to(weight.device)
+
+    def _apply(self, *arguments: Any) -> Self:  # noqa: ANN401 - passed on
+        super()._apply(*arguments)  # type: ignore[no-untyped-call]
+        # A parameter, though of no module: compiled code may not take its shape for one that changes.
+        vars(self)["_weight"] = nn.Parameter(self.codes.view(_FP8), requires_grad=False)
+        return self
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """In FP8 in training, else expanded, (outputs, inputs)."""
-        weight = self.codes.view(_FP8)
+        weight: Tensor = vars(self)["_weight"]
         return weight if self.training else weight.to(self.weight_scale.dtype) * self.weight_scale
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ LLAMA_TOKENIZER=folder pytest -m gpu -s tests/gpu/test_resume_8b.py
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -121,16 +120,12 @@ def test_a_full_gpu_names_what_to_change_and_where_to_continue(
     assert full.returncode == 2, full.stderr[-2000:]
     assert "Traceback" not in full.stderr
     assert said.startswith("medlit: data.batching.micro_batch_size: the GPU's memory is too small for training (")
-    estimate = r" \(about (\d+\.\d) GiB or more\)"
-    change = (
+    for what in (
         "data.batching.micro_batch_size to 16",
         "model.language_model.max_length to 1024",
         "model.language_model.gradient_checkpointing to 'unsloth'",
-    )
-    for what in change:
-        found = re.search(re.escape(what) + estimate, said)
-        assert found, what
-        assert 5 < float(found[1]) < 24, "less than was taken, and more than the weights"
+    ):
+        assert what in said
     assert f"The last good checkpoint is {run / 'checkpoints' / 'last.ckpt'}." in said
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
     output, table = full.stdout + full.stderr, long_notes.read_text()

@@ -45,14 +45,15 @@ GIB = 2**30
 NOTES_A_STEP = 32
 # GiB and data.batching.micro_batch_size. Few and large micro-batches are fast: each dequantises all weights, and below
 # some 5,000 tokens the GPU waits for the host. But they leave memory for fewer layers.
-MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8), "medlit_80gib_fp8": (80, 16)}
+MEDLIT = {"medlit_80gib": (80, 16), "medlit_24gib": (24, 8), "medlit_10gib": (10, 8)}
+MEDLIT |= {"medlit_80gib_fp8": (80, 16), "medlit_24gib_fp8": (24, 8)}
 # Each in a process that is given the whole GPU; a tuned one is the fastest of several settings.
 PEERS = ("unsloth_trl", "unsloth_trl_tuned", "peft_trl", "unsloth_trl_tuned_fp8")
 FP8 = "_fp8"  # ends the names of systems with frozen weights in FP8, which run if they are named
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
 ORDER = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned", "medlit_10gib", "medlit_24gib", "medlit_80gib")
-ORDER += ("unsloth_trl_tuned_fp8", "medlit_80gib_fp8")
+ORDER += ("unsloth_trl_tuned_fp8", "medlit_24gib_fp8", "medlit_80gib_fp8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -136,9 +137,9 @@ class Run:
                 self.attempt(name, lever)
             else:
                 self.result.setdefault("not_begun", []).append(name)
+        self.lab = None  # the others have another base model
         for system, (gib, batch_size) in ours.items():
             if system.endswith(FP8):
-                self.lab = None  # another base model
                 self.attempt(system, lambda s=system, g=gib, b=batch_size: self.medlit(s, g, b))
         self.result["seconds"] = round(time.perf_counter() - BEGIN)
         self.save()

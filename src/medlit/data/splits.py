@@ -1,7 +1,6 @@
 """Split the tables of a source, record the split of each row, and identify the notes that weights were trained with."""
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from medlit.data.notes import specialties_of
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 
 VERSION = 2  # part of the cache's key: raise it when the same notes would be split otherwise
 _TEXTS = pa.list_(pa.string())
@@ -82,10 +81,9 @@ class NoteSplits:
         kinds = Counter(text for text, _ in set(zip(texts, map(frozenset, own), strict=True)))
         several = sum(number > 1 for number in kinds.values())
         if several >= _MANY * len(kinds):
-            print(
-                f"medlit: data.label_conflicts: {several:,} of {len(kinds):,} texts carry several labels, so that one"
-                f" answer can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge.",
-                file=sys.stderr,
+            tell(
+                f"data.label_conflicts: {several:,} of {len(kinds):,} texts carry several labels, so that one answer"
+                f" can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge."
             )
 
 
@@ -174,7 +172,7 @@ class DataFingerprint:
     def warn_if_different(self, theirs: Self | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""
         if theirs is not None and (difference := self.difference(theirs, source)) is not None:
-            print(f"medlit: {difference}", file=sys.stderr)
+            tell(difference)
 
     def difference(self, theirs: Self, source: str) -> str | None:
         """Describe which splits are not those of some weights, `source`; None if all are, even from another place."""

@@ -1,7 +1,6 @@
 """`medlit audit`: the quality of the notes before training on them, as a table, `audit.json` and a figure."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +21,7 @@ from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCo
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.label_errors import FEWEST, LABELS_CHECKED
 from medlit.data.sources import reads
-from medlit.errors import UserError, best_effort
+from medlit.errors import UserError, best_effort, tell
 from medlit.paths import local_path
 from medlit.report.figures import MOST_LABELS, short
 from medlit.run_folder import check_replaceable
@@ -86,7 +85,7 @@ def _token_counter(data: TranscriptionDataModule) -> TokenCounter | None:
     try:
         prompt = data.prompt
     except UserError as error:
-        print(f"medlit: lengths are in words only, because the tokenizer is not available. {error}", file=sys.stderr)
+        tell(f"lengths are in words only, because the tokenizer is not available. {error}")
         return None
     template = len(prompt.header) + len(prompt.footer)
 

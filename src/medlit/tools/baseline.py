@@ -4,7 +4,6 @@ The majority class, and TF-IDF with logistic regression, whose regularisation is
 training split and whose temperature is fitted on the validation split, as the model's is.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from medlit.cli.environment import check_writable
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
-from medlit.errors import UserError, best_effort
+from medlit.errors import UserError, best_effort, tell
 from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE, applicable
@@ -160,10 +159,9 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
     features, iterations, many = None, 1000, len(data.label_set) > _MANY_LABELS
     if many:  # memory and the time of an iteration grow with labels x features
         features, iterations = MOST_WEIGHTS // len(data.label_set), 50
-        print(
-            f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
-            f" and logistic regression stops after {iterations} iterations, since all of them would take hours",
-            file=sys.stderr,
+        tell(
+            f"with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs, and"
+            f" logistic regression stops after {iterations} iterations, since all of them would take hours"
         )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features)
     x = vectorizer.fit_transform(data.train["transcription"][:])

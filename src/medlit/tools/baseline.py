@@ -14,7 +14,7 @@ from datasets import Dataset
 from scipy.linalg import cholesky, solve_triangular
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
@@ -99,19 +99,18 @@ class BaselineData:
         if "test" not in notes:
             raise UserError(f"data.source: {data.source} has no test split; add one, or set data.split.kind grouped.")
         assert data.label_set is not None
-        label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
-        if tested is None:
-            return cls(label_set, notes["train"], test, None, notes.get("validation"))
-        position = {note: i for i, note in enumerate(test["id"][:])}
-        unknown = [name for name in data.label_set if label_set.index(name) is None]
-        if unknown or not all(note in position for note in tested.ids):
-            raise UserError(
-                "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
-                " or test it again."
-            )
-        test = test.select([position[note] for note in tested.ids])
-        if test["text_hash"][:] != tested.text_hashes:
-            raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
+        label_set, test = data.label_set, notes["test"]
+        if tested is not None:
+            label_set, position = LabelSet(tested.names), {note: i for i, note in enumerate(test["id"][:])}
+            unknown = [name for name in data.label_set if label_set.index(name) is None]
+            if unknown or not all(note in position for note in tested.ids):
+                raise UserError(
+                    "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
+                    " or test it again."
+                )
+            test = test.select([position[note] for note in tested.ids])
+            if test["text_hash"][:] != tested.text_hashes:
+                raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
         return cls(label_set, notes["train"], test, tested, notes.get("validation"))
 
     def label_ids(self, notes: Dataset) -> IntArray:
@@ -173,18 +172,14 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
         x = factor
     notes, labels = examples_of(data.train, data.label_set)
     x = x[notes]
-
-    def regression(strength: float) -> LogisticRegression:
-        return LogisticRegression(C=strength, class_weight="balanced", max_iter=iterations)
-
-    best: float = _STRENGTHS[len(_STRENGTHS) // 2]
+    middle = _STRENGTHS[len(_STRENGTHS) // 2]
+    model: Any = LogisticRegression(C=middle, class_weight="balanced", max_iter=iterations)
     groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
     if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
         folds = list(GroupKFold(_INNER_FOLDS).split(x, groups=groups))
         if all(len(np.unique(labels[inner])) > 1 for inner, _ in folds):  # else a fold's regression cannot be fitted
-            scores = {c: cross_val_score(regression(c), x, labels, cv=folds).mean() for c in _STRENGTHS}
-            best = max(scores, key=scores.__getitem__)
-    model = regression(best).fit(x, labels)
+            model = GridSearchCV(model, {"C": _STRENGTHS}, cv=folds)
+    model.fit(x, labels)
     probabilities = [np.zeros((each.shape[0], len(data.label_set))) for each in given]  # 0: a label without any note
     for of_texts, each in zip(probabilities, given, strict=True):
         of_texts[:, model.classes_] = model.predict_proba(each)

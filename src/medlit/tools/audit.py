@@ -17,9 +17,10 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_writable
-from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
+from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, audit
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.label_errors import FEWEST, LABELS_CHECKED
+from medlit.data.prompt import NotePrompt
 from medlit.data.sources import reads
 from medlit.errors import UserError, best_effort, tell
 from medlit.paths import local_path
@@ -60,7 +61,7 @@ def run(args: Sequence[str]) -> int:
         labels=data.labels,
         near_threshold=data.split.near_threshold,
         merge=data.label_conflicts == "merge",
-        load_counter=partial(_token_counter, data),
+        load_prompt=partial(_prompt, data),
     )
     _print_report(result.report)
     if result.report.conflicts["groups"] and data.label_conflicts != "merge":
@@ -80,19 +81,13 @@ def run(args: Sequence[str]) -> int:
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
-def _token_counter(data: TranscriptionDataModule) -> TokenCounter | None:
-    """Counts by the base model's tokenizer; None where it is not available."""
+def _prompt(data: TranscriptionDataModule) -> NotePrompt | None:
+    """The prompt, whose tokens are counted; None where the base model's tokenizer is not available."""
     try:
-        prompt = data.prompt
+        return data.prompt
     except UserError as error:
         tell(f"lengths are in words only, because the tokenizer is not available. {error}")
         return None
-    template = len(prompt.header) + len(prompt.footer)
-
-    def count(transcriptions: list[str]) -> list[int]:
-        return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
-
-    return TokenCounter(count, prompt.room)
 
 
 def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:

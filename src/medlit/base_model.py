@@ -40,9 +40,7 @@ def resolve(base_model: str) -> str:
     """Turn a base model's name into a local folder or a Hub id; a UserError for a folder without a model."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
-            raise UserError(
-                f"model.language_model.base_model: there is no bundled model {base_model!r}; choose {BUILTIN!r}."
-            )
+            raise UserError(f"model.language_model.base_model: no bundled model is {base_model!r}; choose {BUILTIN!r}.")
         return str(_bundled())
     folder = Path(base_model).expanduser()
     if (folder / "config.json").is_file():
@@ -128,9 +126,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
             raise unreadable(base_model, error) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model.language_model.base_model: the tokenizer of {base_model} has no EOS token to end an answer."
-        )
+        raise UserError(f"model.language_model.base_model: {base_model}'s tokenizer has no EOS token to end an answer.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedded:
         # Padding is always masked, so any id with an embedding will do; a token added later has none.
         tokenizer.pad_token = tokenizer.eos_token

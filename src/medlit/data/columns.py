@@ -113,9 +113,7 @@ def _refuse_rows(
         return
     if is_empty and len(places) == len(rows):
         column = columns.of(table.rows.column_names)[key]
-        raise UserError(
-            f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
-        )
+        raise UserError(f"data.columns.{key}: {column!r} of {table.name} is empty in every row; name another column.")
     identity = rows[places[0]]["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""

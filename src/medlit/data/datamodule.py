@@ -140,9 +140,7 @@ class TranscriptionDataModule(L.LightningDataModule):
     def rows(self, split: str) -> Dataset:
         """Tokenised notes of one split; a UserError if the source has no such split."""
         if split not in self._tokenised:
-            raise UserError(
-                f"data.source: {self.source} has no {split} split; add one, or set data.split.kind 'grouped'."
-            )
+            raise UserError(f"data.source: {self.source} has no {split} split; add one or set data.split.kind grouped.")
         return self._tokenised[split]
 
     @property

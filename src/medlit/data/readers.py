@@ -187,9 +187,7 @@ def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
     for number, row in filled:
         if any(row[len(header) :]):
-            raise UserError(
-                f"data.source: {path}, row {number}: a cell is in a column without a name; name it in the header."
-            )
+            raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; give it one.")
         yield dict(zip(header, row, strict=False))
 
 

@@ -117,8 +117,7 @@ class Comparison:
             gained, lost, _ = self.any_of
             any_of = f"{share('any-of accuracy', (gained - lost) / self.notes, *self.any_of)}; "
         return (
-            f"Against {other}: {any_of}{share('accuracy', *strict)};"
-            f" {self.f1_macro_difference:+.3f} macro F1,"
+            f"Against {other}: {any_of}{share('accuracy', *strict)}; {self.f1_macro_difference:+.3f} macro F1,"
             f" {verdict[low > 0 or high < 0]} (95% CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
         )
 

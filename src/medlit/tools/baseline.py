@@ -105,8 +105,7 @@ class BaselineData:
             unknown = [name for name in data.label_set if label_set.index(name) is None]
             if unknown or not all(note in position for note in tested.ids):
                 raise UserError(
-                    "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
-                    " or test it again."
+                    "run_dir: the model was not tested on this split; keep the run's data settings, or test it again."
                 )
             test = test.select([position[note] for note in tested.ids])
             if test["text_hash"][:] != tested.text_hashes:

@@ -31,9 +31,7 @@ class PredictionWriter(L.Callback):
     `checkpoint` is the path of the weights, which the trainer has only once it loads them.
     """
 
-    def __init__(
-        self, path: Path, to_stdout: bool = False, resume: bool = False, checkpoint: str | None = None
-    ) -> None:
+    def __init__(self, path: Path, to_stdout: bool, resume: bool, checkpoint: str | None) -> None:
         self.path = path
         self.to_stdout = to_stdout
         self.resume = resume

@@ -61,9 +61,8 @@ class Results:
         """The notes at these positions, in this order."""
         values: dict[str, Any] = {name: getattr(self, name)[positions] for name in _ARRAYS}
         values |= {name: [getattr(self, name)[i] for i in positions] for name in _LISTS}
-        return replace(
-            self, **values, probabilities=None if self.probabilities is None else self.probabilities[positions]
-        )
+        values["probabilities"] = None if self.probabilities is None else self.probabilities[positions]
+        return replace(self, **values)
 
     @property
     def label_mask(self) -> BoolArray:

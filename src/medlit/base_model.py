@@ -40,7 +40,9 @@ def resolve(base_model: str) -> str:
     """Turn a base model's name into a local folder or a Hub id; a UserError for a folder without a model."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
-            raise UserError(f"model.language_model.base_model: no bundled model is {base_model!r}; choose {BUILTIN!r}.")
+            raise UserError(
+                f"model.language_model.base_model: there is no bundled model {base_model!r}; choose {BUILTIN!r}."
+            )
         return str(_bundled())
     folder = Path(base_model).expanduser()
     if (folder / "config.json").is_file():

@@ -58,9 +58,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         if self.separator is not None and not self.separator.strip():
-            raise UserError(
-                "data.labels.separator: must be a mark, such as ';'; leave it out if a cell holds one label."
-            )
+            raise UserError("data.labels.separator: must be a mark such as ';'; leave it out if cells hold one label.")
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,7 @@ def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
     if settings.kind == "auto":
         return "grouped" if ALL in names else "official"
     if settings.kind.startswith("official") and ALL in names:
-        raise UserError(
-            f"data.split.kind: {settings.kind} needs splits, and the source is one table; use grouped or kfold."
-        )
+        raise UserError(f"data.split.kind: {settings.kind} needs splits and the source has none; use grouped or kfold.")
     if settings.kind == "official_clean" and not ("train" in names and len(names) > 1):
         raise UserError("data.split.kind: official_clean needs a train split and a validation or test split.")
     return settings.kind

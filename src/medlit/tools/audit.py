@@ -29,12 +29,6 @@ from medlit.run_folder import check_replaceable
 from medlit.tools import print_table
 
 EXIT_OVER_LIMIT = 3
-# Limit -> the notes whose share is limited.
-_LIMITS = {
-    "max_leakage": "notes whose text is also in an earlier split",
-    "max_conflicts": "notes whose text has several labels",
-    "max_cut": "notes that are cut to the prompt's length",
-}
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
 
@@ -93,14 +87,15 @@ def _prompt(data: TranscriptionDataModule) -> NotePrompt | None:
 def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:
     """A message for each limit that a report exceeds."""
     leaked = [rows / report.splits[pair.partition("/")[2]] for pair, rows in report.leakage.items()]
+    cut = report.lengths.get("tokens", {}).get("share_cut", 0.0)
     shares = {
-        "max_leakage": max(leaked, default=0.0),
-        "max_conflicts": report.conflicts["rows"] / report.rows,
-        "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
+        "max_leakage": ("whose text is also in an earlier split", max(leaked, default=0.0)),
+        "max_conflicts": ("whose text has several labels", report.conflicts["rows"] / report.rows),
+        "max_cut": ("that are cut to the prompt's length", cut),
     }
     messages = [
-        f"{_LIMITS[flag]}: {100 * share:.3g}% (--{flag} {limit:g})"
-        for flag, share in shares.items()
+        f"notes {which}: {100 * share:.3g}% (--{flag} {limit:g})"
+        for flag, (which, share) in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
     faults = {"are empty": report.empty["rows"], "have no label": report.unlabelled}

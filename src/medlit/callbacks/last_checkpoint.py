@@ -20,8 +20,7 @@ class LastCheckpoint(Checkpoint):
     improving never writes its last state. Comes after the other callbacks, whose state the file holds.
     """
 
-    def __init__(self) -> None:
-        self._saved_at = -1
+    _saved_at = -1  # optimizer step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove partial files of a process that was killed while writing."""
@@ -121,5 +120,4 @@ class ValidateLastStep(L.Callback):
             return
         late = any(isinstance(each, Timer) and (each.time_remaining() or 0) <= 0 for each in trainer.callbacks)  # type: ignore[attr-defined]
         end = self.limit if step >= self.last else "trainer.max_time" if late else "early stopping"
-        passes = step / self.steps_per_epoch
-        tell(f"{end} ended the fit after step {step}, or {passes:.2f} epochs")
+        tell(f"{end} ended the fit after step {step}, or {step / self.steps_per_epoch:.2f} epochs")

@@ -244,8 +244,7 @@ def _other_columns(
         others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))
         chosen = table.rows.select_columns([columns.label, *others])
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
-            cells = batch.column(columns.label).to_pylist()
-            written = cell_labels(cells, table.classes(columns.label), separator)
+            written = cell_labels(batch.column(columns.label).to_pylist(), table.classes(columns.label), separator)
             labels = [frozenset(filter(None, map(normalise_label, names))) for names in written]
             for name in others:
                 values = as_text(batch.column(name).to_pylist(), table.classes(name))

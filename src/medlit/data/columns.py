@@ -60,8 +60,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
     _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:
         return
-    labels = rows.data.column("specialty")
-    _refuse_rows(pc.is_null(labels), table, rows, columns, "label", "there is no label")
+    _refuse_rows(pc.is_null(rows.data.column("specialty")), table, rows, columns, "label", "there is no label")
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:

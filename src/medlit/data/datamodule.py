@@ -132,8 +132,7 @@ class TranscriptionDataModule(L.LightningDataModule):
             self.label_set = splits.label_set(self.source)
             if self.label_conflicts == "keep":
                 splits.warn_if_ambiguous()
-            revision = commit_of(tables.values()) or self.revision
-            self.fingerprint = DataFingerprint(self.source, revision, splits.hashes)
+            self.fingerprint = DataFingerprint(self.source, commit_of(tables.values()) or self.revision, splits.hashes)
             self.splits = splits
         return self.splits
 

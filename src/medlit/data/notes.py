@@ -98,8 +98,7 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
 
 def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:
     """All labels of each note of a canonical or tokenised table, N of them."""
-    column = rows.data.column("specialties")
-    if (pc.max(pc.list_value_length(column)).as_py() or 0) > 1:
+    if (pc.max(pc.list_value_length(rows.data.column("specialties"))).as_py() or 0) > 1:
         return [tuple(names) for names in rows["specialties"][:]]
     one: dict[str | None, tuple[str, ...]] = {None: ()}  # the usual table, of which a million rows take no second
     return [one.setdefault(name, (name,)) if name else () for name in rows["specialty"][:]]
@@ -164,17 +163,20 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
         return pa.table(dict(zip(CANONICAL, values, strict=True)), schema=features.arrow_schema)
 
-    arrow = rows.select_columns(chosen).with_format("arrow")
     try:
-        canonical = arrow.map(
-            to_canonical,
-            batched=True,
-            remove_columns=chosen,
-            features=features,
-            # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
-            cache_file_name=str(cache_folder() / f"{key}.arrow"),
-            new_fingerprint=key,
-            desc="Reading notes",
+        canonical = (
+            rows.select_columns(chosen)
+            .with_format("arrow")
+            .map(
+                to_canonical,
+                batched=True,
+                remove_columns=chosen,
+                features=features,
+                # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
+                cache_file_name=str(cache_folder() / f"{key}.arrow"),
+                new_fingerprint=key,
+                desc="Reading notes",
+            )
         )
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
         raise UserError(

@@ -114,8 +114,7 @@ def _assignment(
     pool: Dataset, given: list[str], labels: list[tuple[str, ...]], settings: Split, label_conflicts: LabelConflicts
 ) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
-    sizes = sorted(Counter(given).items())
-    key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
+    key = cache_key("split", VERSION, pool._fingerprint, sorted(Counter(given).items()), settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"
     if path.exists():
         known = pq.read_table(path)

@@ -156,5 +156,4 @@ def align(a: Results, b: Results) -> Results | None:
         return None
     position = {note: i for i, note in enumerate(b.ids)}
     aligned = b.select(np.array([position[note] for note in a.ids], dtype=np.int64))
-    same = np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes
-    return aligned if same else None
+    return aligned if np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes else None

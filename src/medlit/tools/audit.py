@@ -87,11 +87,10 @@ def _prompt(data: TranscriptionDataModule) -> NotePrompt | None:
 def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:
     """A message for each limit that a report exceeds."""
     leaked = [rows / report.splits[pair.partition("/")[2]] for pair, rows in report.leakage.items()]
-    cut = report.lengths.get("tokens", {}).get("share_cut", 0.0)
     shares = {
         "max_leakage": ("whose text is also in an earlier split", max(leaked, default=0.0)),
         "max_conflicts": ("whose text has several labels", report.conflicts["rows"] / report.rows),
-        "max_cut": ("that are cut to the prompt's length", cut),
+        "max_cut": ("that are cut to the prompt's length", report.lengths.get("tokens", {}).get("share_cut", 0.0)),
     }
     messages = [
         f"notes {which}: {100 * share:.3g}% (--{flag} {limit:g})"

@@ -105,7 +105,7 @@ class BaselineData:
             unknown = [name for name in data.label_set if label_set.index(name) is None]
             if unknown or not all(note in position for note in tested.ids):
                 raise UserError(
-                    "run_dir: the model was not tested on this split; keep the run's data settings, or test it again."
+                    "run_dir: the model was not tested on this test split; keep its data settings, or test it again."
                 )
             test = test.select([position[note] for note in tested.ids])
             if test["text_hash"][:] != tested.text_hashes:
@@ -171,8 +171,7 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
         x = factor
     notes, labels = examples_of(data.train, data.label_set)
     x = x[notes]
-    middle = _STRENGTHS[len(_STRENGTHS) // 2]
-    model: Any = LogisticRegression(C=middle, class_weight="balanced", max_iter=iterations)
+    model: Any = LogisticRegression(C=_STRENGTHS[1], class_weight="balanced", max_iter=iterations)
     groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
     if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
         folds = list(GroupKFold(_INNER_FOLDS).split(x, groups=groups))

@@ -33,7 +33,6 @@ from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
 from medlit.errors import UserError
 
-VERSION = 2  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
 
 _ID_DIGITS = 16
@@ -146,7 +145,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
-    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
+    key = cache_key("notes", rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
@@ -211,6 +210,6 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
             stem = text_hash[:_ID_DIGITS] if identity is None else f"{identity}-{text_hash[:_REPEATED_DIGITS]}"
             seen[stem] += 1
             ids.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
-        key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
+        key = cache_key("ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result

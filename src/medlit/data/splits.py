@@ -22,7 +22,6 @@ from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
 from medlit.errors import UserError, tell
 
-VERSION = 2  # part of the cache's key: raise it when the same notes would be split otherwise
 _TEXTS = pa.list_(pa.string())
 _MANY = 0.1  # share of texts
 
@@ -114,7 +113,7 @@ def _assignment(
     pool: Dataset, given: list[str], labels: list[tuple[str, ...]], settings: Split, label_conflicts: LabelConflicts
 ) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
-    key = cache_key("split", VERSION, pool._fingerprint, sorted(Counter(given).items()), settings, label_conflicts)
+    key = cache_key("split", pool._fingerprint, sorted(Counter(given).items()), settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"
     if path.exists():
         known = pq.read_table(path)

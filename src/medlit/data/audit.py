@@ -247,8 +247,7 @@ def _other_columns(
             written = cell_labels(batch.column(columns.label).to_pylist(), table.classes(columns.label), separator)
             labels = [frozenset(filter(None, map(normalise_label, names))) for names in written]
             for name in others:
-                values = as_text(batch.column(name).to_pylist(), table.classes(name))
-                pairs = zip(values, labels, strict=True)
+                pairs = zip(as_text(batch.column(name).to_pylist(), table.classes(name)), labels, strict=True)
                 yield from ((name, value, own) for value, own in pairs if own and value and value.strip())
 
 

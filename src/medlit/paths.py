@@ -32,8 +32,7 @@ def cache_dir() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set MEDLIT_CACHE to a"
-            " writable folder."
+            f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set it to a writable one."
         ) from error
     return folder
 

@@ -220,7 +220,5 @@ def _find_device(device: str | torch.device | None) -> torch.device:
     name = str(device or ("cuda" if count else "cpu"))
     name = "cuda:0" if name == "cuda" else name
     if name not in ("cpu", *(f"cuda:{index}" for index in range(count))):
-        raise UserError(
-            f"device: {device} is neither 'cpu' nor one of the {count} GPUs that PyTorch sees; correct it or omit it."
-        )
+        raise UserError(f"device: {device} is neither 'cpu' nor one of PyTorch's {count} GPUs; correct it or omit it.")
     return torch.device(name)

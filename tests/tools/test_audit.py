@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 from builtin_notes import builtin_notes
+from fake_tokenizers import byte_tokenizer
 
 from medlit.__main__ import main
-from medlit.data.audit import Audit, AuditReport, TokenCounter, audit
+from medlit.data.audit import Audit, AuditReport, audit
 from medlit.data.label_errors import LABELS_CHECKED
+from medlit.data.prompt import AlpacaPrompt
 from medlit.data.settings import Columns, Labels
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
@@ -74,9 +76,10 @@ def write(folder: Path, splits: dict[str, list[dict[str, str]]]) -> Path:
     return folder
 
 
-def letters() -> TokenCounter:
+def letters() -> AlpacaPrompt:
     """A letter is a token, and eight fit."""
-    return TokenCounter(lambda texts: [len(text) for text in texts], limit=8)
+    plenty = AlpacaPrompt(byte_tokenizer())
+    return AlpacaPrompt(byte_tokenizer(), max_length=plenty.max_length - plenty.room + 8)
 
 
 def report_of(source: Path | str, **settings: object) -> AuditReport:
@@ -162,7 +165,7 @@ def test_notes_of_100_000_characters_with_quoted_line_breaks(tmp_path: Path) -> 
     texts = [long, long.replace("\r\n", "\n"), long + "Noted.", "One\ntwo."]
     notes = [{"id": str(n), "transcription": text, "medical_specialty": "ab"[n % 2]} for n, text in enumerate(texts)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    report = report_of(source, load_counter=letters)
+    report = report_of(source, load_prompt=letters)
 
     assert report.lengths["tokens"]["max"] == len(texts[1]) + len("Noted.") > 100_000
     assert report.duplicates == {"groups": 1, "rows": 2, "ids": [["0", "1"]]}
@@ -177,7 +180,7 @@ def test_empty_and_unlabelled_notes_are_counted_and_not_refused(
     rows = [("a", "one two", "x"), ("b", note, "x"), ("c", "three", label), ("d", "four", "y")]
     table = pd.DataFrame(rows, columns=["id", "transcription", "medical_specialty"])
     table.to_csv(tmp_path / name, index=False) if name.endswith(".csv") else table.to_parquet(tmp_path / name)
-    report = report_of(tmp_path / name, load_counter=letters)
+    report = report_of(tmp_path / name, load_prompt=letters)
 
     assert report.lengths["tokens"]["min"] == report.lengths["words"]["min"] == 0
     assert report.empty == {"rows": 1, "ids": ["b"]}
@@ -190,7 +193,7 @@ def test_empty_and_unlabelled_notes_are_counted_and_not_refused(
 def test_tokens_and_the_share_that_is_cut(tmp_path: Path) -> None:
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    tokens = report_of(source, load_counter=letters).lengths["tokens"]
+    tokens = report_of(source, load_prompt=letters).lengths["tokens"]
 
     assert tokens["max"] == 10
     assert tokens["limit"] == 8
@@ -206,7 +209,7 @@ def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pyt
         str(source),
         columns=Columns(),
         labels=Labels(),
-        load_counter=letters,
+        load_prompt=letters,
     ).lengths
 
     assert lengths["tokens"].tolist() == [1, 4, 7, 10]

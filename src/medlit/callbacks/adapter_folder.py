@@ -2,7 +2,6 @@
 
 import errno
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from medlit.atomic_io import atomic_dir
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.evaluation.results import FloatArray
 from medlit.evaluation.sets import calibrate
 from medlit.model.adapter import adapter_folder, save_adapter
@@ -81,9 +80,9 @@ class AdapterTemperature(L.Callback):
             _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
             write_fitted(file, pl_module.decoding, pl_module.temperature, pl_module.thresholds)
             what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
-            print(f"medlit: {what} and stored in {file}; later answers use it", file=sys.stderr)
+            tell(f"{what} and stored in {file}; later answers use it")
         except UserError as error:
-            print(f"medlit: the temperature of this validation is not kept with the adapter: {error}", file=sys.stderr)
+            tell(f"the temperature of this validation is not kept with the adapter: {error}")
 
 
 def _check_validation(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> None:
@@ -126,10 +125,10 @@ class DataLink(L.Callback):
             pl_module.label_set = data.label_set
         tables = [data.predict_rows] if stage == "predict" else [data.rows(name) for name in data.read_splits().notes]
         cut = [tokens > 0 for rows in tables for tokens in rows["cut_tokens"][:]]
-        if sum(cut) * 10 > len(cut) and trainer.is_global_zero:
+        if sum(cut) * 10 > len(cut):
             what = f"{sum(cut) / len(cut):.0%} of the notes are cut to {data.prompt.room} tokens"
-            print(f"medlit: {what}; a larger model.language_model.max_length keeps more of them", file=sys.stderr)
-        if pl_module.adapter is not None and stage != "fit" and data.fingerprint is not None and trainer.is_global_zero:
+            tell(f"{what}; a larger model.language_model.max_length keeps more of them")
+        if pl_module.adapter is not None and stage != "fit" and data.fingerprint is not None:
             file = adapter_folder(pl_module.adapter) / METADATA_FILE
             if file.is_file():
                 data.fingerprint.warn_if_different(AdapterMetadata.read(file).data, f"the adapter {file.parent}")

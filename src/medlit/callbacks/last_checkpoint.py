@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model.checkpoints import last_step, repair_progress, validation_due
 
 
@@ -20,8 +20,7 @@ class LastCheckpoint(Checkpoint):
     improving never writes its last state. Comes after the other callbacks, whose state the file holds.
     """
 
-    def __init__(self) -> None:
-        self._saved_at = -1
+    _saved_at = -1  # optimizer step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove partial files of a process that was killed while writing."""
@@ -98,12 +97,12 @@ class ValidateLastStep(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report the size of the fit; validate at once if no step is left."""
         data, is_trial = trainer.datamodule, trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.is_global_zero and not is_trial:
+        if not is_trial:
             is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
             part = " (in part, so no thresholds are kept)" * is_part
             notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
             steps = f"{self.steps_per_epoch:,} steps per pass" + f", {self.last:,} in total" * (self.last < sys.maxsize)
-            print(f"medlit: training on {notes}: {steps}", file=sys.stderr)
+            tell(f"training on {notes}: {steps}")
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 
@@ -117,9 +116,8 @@ class ValidateLastStep(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report what ended the fit, unless that was its only limit, `max_steps`."""
         step, is_trial = trainer.global_step, trainer.fast_dev_run  # type: ignore[attr-defined]
-        if is_trial or not trainer.is_global_zero or (step >= self.last and trainer.max_epochs == -1):
+        if is_trial or (step >= self.last and trainer.max_epochs == -1):
             return
         late = any(isinstance(each, Timer) and (each.time_remaining() or 0) <= 0 for each in trainer.callbacks)  # type: ignore[attr-defined]
         end = self.limit if step >= self.last else "trainer.max_time" if late else "early stopping"
-        passes = step / self.steps_per_epoch
-        print(f"medlit: {end} ended the fit after step {step}, or {passes:.2f} epochs", file=sys.stderr)
+        tell(f"{end} ended the fit after step {step}, or {step / self.steps_per_epoch:.2f} epochs")

@@ -18,10 +18,9 @@ Phase = Literal["loading", "training", "answering"]
 class MemoryAdvice(L.Callback):
     """Records what `out_of_memory_error` needs to know."""
 
-    def __init__(self) -> None:
-        self.phase: Phase = "loading"
-        self.footprint: Footprint | None = None
-        self.folder: Path | None = None  # of a fit
+    phase: Phase = "loading"
+    footprint: Footprint | None = None
+    folder: Path | None = None  # of a fit
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the run folder and the estimate."""

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch.optim import Optimizer
 
 from medlit.callbacks.run_files import run_folder
 from medlit.data.collate import Batch
@@ -34,9 +35,7 @@ class NonfiniteGuard(L.Callback):
         """Remember the notes of the step."""
         self.ids += batch.ids
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Remove a gradient that is not finite; a UserError if there were too many in a row."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         is_finite = torch.isfinite(norm)

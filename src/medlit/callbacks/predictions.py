@@ -14,7 +14,7 @@ import numpy.typing as npt
 from medlit.atomic_io import link_target, remove_partial
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
 from medlit.model.decoding import Answers, apply_temperature
@@ -31,9 +31,7 @@ class PredictionWriter(L.Callback):
     `checkpoint` is the path of the weights, which the trainer has only once it loads them.
     """
 
-    def __init__(
-        self, path: Path, to_stdout: bool = False, resume: bool = False, checkpoint: str | None = None
-    ) -> None:
+    def __init__(self, path: Path, to_stdout: bool, resume: bool, checkpoint: str | None) -> None:
         self.path = path
         self.to_stdout = to_stdout
         self.resume = resume
@@ -68,8 +66,8 @@ class PredictionWriter(L.Callback):
         message = f"there is no interrupted run beside {self.path}; starting with the first note"
         if answered is not None:
             message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
-        if self.resume and trainer.is_global_zero:
-            print(f"medlit: {message}.", file=sys.stderr)
+        if self.resume:
+            tell(f"{message}.")
 
     def _find_answered(self) -> npt.NDArray[np.bool_] | None:
         if not self.resume or (earlier := shards.read_resume_key(self.path)) is None:
@@ -142,7 +140,7 @@ class PredictionWriter(L.Callback):
         if not shards.find_shards(self.path):
             shutil.rmtree(shards.shard_folder(self.path), ignore_errors=True)  # what matters is the exception
         elif self._writer is not None:
-            print("medlit: the answers so far are kept; the same command with --resume continues.", file=sys.stderr)
+            tell("the answers so far are kept; the same command with --resume continues.")
         self._release()
 
     def _release(self) -> None:

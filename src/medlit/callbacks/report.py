@@ -29,20 +29,15 @@ class RunReport(L.Callback):
     """Writes metrics, answers and confusion matrix of `fit`, `validate` and `test`, and the report of a test.
 
     During a fit every validation replaces `fit_metrics.json`, `fit_answers.parquet` and `confusion_fit.png`.
-
-    Attributes:
-        written: their folder, on the first process; None before, and in a trial run.
     """
 
-    def __init__(self) -> None:
-        self.written: Path | None = None
+    written: Path | None = None  # their folder, on the first process; None before, and in a trial run
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
         for logger in trainer.loggers:
             for name in _LOGGER_METHODS:
-                guarded = best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name))
-                setattr(logger, name, guarded)
+                setattr(logger, name, best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name)))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the settings, even if the fit fails later."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -104,9 +105,7 @@ class ProgressBar(TQDMProgressBar):
         left = (self.trainer.max_steps - self.trainer.global_step) * self.trainer.accumulate_grad_batches
         return min(batches, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready + left)
 
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The logged metrics and the tokens per second."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the last four characters of the run folder's name

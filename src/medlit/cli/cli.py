@@ -109,9 +109,8 @@ class MedlitCLI(LightningCLI):
         environment.check_loggers(trainer.logger)
         self.run_folder = self._choose_run(config)
         self._check_outputs(config)
-        environment.check_writable(
-            "run_dir" if config.run_dir else "trainer.default_root_dir", self.run_folder / "checkpoints"
-        )
+        key = "run_dir" if config.run_dir else "trainer.default_root_dir"
+        environment.check_writable(key, self.run_folder / "checkpoints")
 
     def _check_outputs(self, config: Any) -> None:  # noqa: ANN401 - jsonargparse's Namespace
         overwrite, config.overwrite = config.overwrite, False  # the recorded config does not allow it again
@@ -249,10 +248,10 @@ class MedlitCLI(LightningCLI):
             except torch.OutOfMemoryError as error:
                 raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
             except torch._dynamo.exc.BackendCompilerFailed as error:  # a fault of PyTorch's or of Unsloth's
+                base = config.model.language_model.base_model
                 raise UserError(
-                    f"model.language_model.base_model: PyTorch {torch.__version__} does not compile the"
-                    f" layers of {config.model.language_model.base_model}; set TORCHDYNAMO_DISABLE=1, or choose"
-                    " another base model."
+                    f"model.language_model.base_model: PyTorch {torch.__version__} does not compile the layers of"
+                    f" {base}; set TORCHDYNAMO_DISABLE=1, or choose another base model."
                 ) from error
             except RuntimeError as error:
                 if "find_unused_parameters" not in str(error):

@@ -188,8 +188,7 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dic
     for variable, value in os.environ.items():
         if variable.startswith(env_prefix):
             name = variable.removeprefix(env_prefix).replace("__", ".").lower()
-            where = f"environment variable {variable}"
-            yield (0, *_read(value)) if name == "config" else (0, where, {name: value})
+            yield (0, *_read(value)) if name == "config" else (0, f"environment variable {variable}", {name: value})
     layer = 1  # of the flags before the first config; as for the parser, a config overrides what is written before it
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")

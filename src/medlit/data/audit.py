@@ -19,6 +19,7 @@ from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
 from medlit.data.label_errors import label_errors
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
+from medlit.data.prompt import NotePrompt
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, cell_labels, read_tables
 from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
@@ -35,13 +36,6 @@ _PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 TOKENISED_AT_ONCE = 1_000  # notes
 _MAX_CODES = 1_000  # different values; a column with more is not a code for the label
 _WORD = re.compile(r"\w+")
-
-
-class TokenCounter(NamedTuple):
-    """Counts tokens as the prompt does."""
-
-    tokens_of: Callable[[list[str]], Sequence[int]]  # tokens of each transcription, including those that would be cut
-    limit: int  # maximum number of tokens of a transcription in the prompt
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def audit(
     labels: Labels,
     near_threshold: float | None = None,
     merge: bool = False,  # rows of a split with the same text are one note, as by `label_conflicts: merge`
-    load_counter: Callable[[], TokenCounter | None] = lambda: None,  # called once the table is found to be sound
+    load_prompt: Callable[[], NotePrompt | None] = lambda: None,  # called once the table is found to be sound
 ) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
@@ -105,7 +99,7 @@ def audit(
         require_labels=columns.label is not None,
         allow_missing=True,
     )
-    counter = load_counter()
+    prompt = load_prompt()
     pool = concatenate_datasets(list(tables.values()))
     specialties = specialties_of(pool)
     of_rows = [name for name, rows in tables.items() for _ in range(len(rows))]
@@ -118,8 +112,8 @@ def audit(
     texts = exact_groups(pool["text_hash"][:])
     threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
-    lengths = _lengths(pool, counter)
-    limits = {} if counter is None else {"tokens": counter.limit}
+    lengths = _lengths(pool, prompt)
+    limits = {} if prompt is None else {"tokens": prompt.room}
 
     splits = {name: of_rows.count(name) for name in tables}
     notes = pd.DataFrame({"text": texts, "near": near, "words": lengths["words"]})
@@ -157,15 +151,17 @@ def audit(
     return Audit(report, lengths)
 
 
-def _lengths(notes: Dataset, counter: TokenCounter | None) -> dict[str, IntArray]:
+def _lengths(notes: Dataset, prompt: NotePrompt | None) -> dict[str, IntArray]:
     """Lengths in words, (N,), and with a tokenizer those of at most `TOKENISED` notes, evenly spaced, in tokens."""
     texts = notes.select_columns(["transcription"])
     batches = texts.iter(batch_size=TOKENISED_AT_ONCE)
     counted = {"words": [len(note.split()) for rows in batches for note in rows["transcription"]]}
-    if counter is not None:
+    if prompt is not None:
+        template = len(prompt.header) + len(prompt.footer)
         spaced = np.linspace(0, len(notes) - 1, min(len(notes), TOKENISED)).round().astype(np.int64)
         batches = texts.select(spaced).iter(batch_size=TOKENISED_AT_ONCE)
-        counted["tokens"] = [length for rows in batches for length in counter.tokens_of(rows["transcription"])]
+        prompts = (one for rows in batches for one in prompt.prompts(rows["transcription"]))
+        counted["tokens"] = [len(one.input_ids) - template + one.cut_tokens for one in prompts]
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 
 
@@ -248,12 +244,10 @@ def _other_columns(
         others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))
         chosen = table.rows.select_columns([columns.label, *others])
         for batch in chosen.with_format("arrow").iter(batch_size=10 * TOKENISED_AT_ONCE):
-            cells = batch.column(columns.label).to_pylist()
-            written = cell_labels(cells, table.classes(columns.label), separator)
+            written = cell_labels(batch.column(columns.label).to_pylist(), table.classes(columns.label), separator)
             labels = [frozenset(filter(None, map(normalise_label, names))) for names in written]
             for name in others:
-                values = as_text(batch.column(name).to_pylist(), table.classes(name))
-                pairs = zip(values, labels, strict=True)
+                pairs = zip(as_text(batch.column(name).to_pylist(), table.classes(name)), labels, strict=True)
                 yield from ((name, value, own) for value, own in pairs if own and value and value.strip())
 
 

@@ -12,13 +12,13 @@ from datasets.exceptions import DatasetGenerationError
 
 from medlit.errors import UserError
 
-VERSION = 2  # part of the key of a file's table: raise it when the same file would be read differently
+VERSION = 6  # part of every key: raise it when the same notes would be read, split or tokenised differently
 Names = tuple[str, ...]
 
 
 def cache_key(*parts: object) -> str:
     """Key of a cached table: 32 hexadecimal digits of everything that it depends on."""
-    return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr((VERSION, *parts)).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -56,7 +56,7 @@ def cached_table(
             features=Features({name: List(text) if name in lists else text for name in names}),
             cache_dir=str(cache_folder()),
             gen_kwargs={"path": str(path), **settings},
-            fingerprint=cache_key(VERSION, stamp, sorted(settings.items())),
+            fingerprint=cache_key(stamp, sorted(settings.items())),
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None

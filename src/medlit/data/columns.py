@@ -60,8 +60,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
     _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:
         return
-    labels = rows.data.column("specialty")
-    _refuse_rows(pc.is_null(labels), table, rows, columns, "label", "there is no label")
+    _refuse_rows(pc.is_null(rows.data.column("specialty")), table, rows, columns, "label", "there is no label")
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:
@@ -113,9 +112,7 @@ def _refuse_rows(
         return
     if is_empty and len(places) == len(rows):
         column = columns.of(table.rows.column_names)[key]
-        raise UserError(
-            f"data.columns.{key}: column {column!r} of {table.name} is empty in every row; name another column."
-        )
+        raise UserError(f"data.columns.{key}: {column!r} of {table.name} is empty in every row; name another column.")
     identity = rows[places[0]]["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""

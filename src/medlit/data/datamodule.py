@@ -130,19 +130,16 @@ class TranscriptionDataModule(L.LightningDataModule):
             tables = load_source(self.source, revision=self.revision, columns=self.columns, labels=self.labels)
             splits = split_notes(tables, self.split, self.label_conflicts)
             self.label_set = splits.label_set(self.source)
-            if self.label_conflicts == "keep" and self._place[0] == 0:
+            if self.label_conflicts == "keep":
                 splits.warn_if_ambiguous()
-            revision = commit_of(tables.values()) or self.revision
-            self.fingerprint = DataFingerprint(self.source, revision, splits.hashes)
+            self.fingerprint = DataFingerprint(self.source, commit_of(tables.values()) or self.revision, splits.hashes)
             self.splits = splits
         return self.splits
 
     def rows(self, split: str) -> Dataset:
         """Tokenised notes of one split; a UserError if the source has no such split."""
         if split not in self._tokenised:
-            raise UserError(
-                f"data.source: {self.source} has no {split} split; add one, or set data.split.kind 'grouped'."
-            )
+            raise UserError(f"data.source: {self.source} has no {split} split; add one or set data.split.kind grouped.")
         return self._tokenised[split]
 
     @property
@@ -233,5 +230,5 @@ class TranscriptionDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the last trained step; every command that loads a checkpoint calls this."""
         self._trained_steps = int(state_dict["optimizer_steps"])
-        if self.fingerprint is not None and self._place[0] == 0:
+        if self.fingerprint is not None:
             self.fingerprint.warn_if_different(DataFingerprint.from_dict(state_dict.get("notes")), "the checkpoint")

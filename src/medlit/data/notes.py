@@ -33,7 +33,6 @@ from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
 from medlit.errors import UserError
 
-VERSION = 2  # part of the cache's key: raise it when the same table would become different rows
 CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
 
 _ID_DIGITS = 16
@@ -93,15 +92,12 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    return Dataset.from_dict(
-        {"id": ["text"], "transcription": [text], "specialty": [None], "text_hash": [""], "specialties": [[]]}
-    )
+    return Dataset.from_dict(dict(zip(CANONICAL, (["text"], [text], [None], [""], [[]]), strict=True)))
 
 
 def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:
     """All labels of each note of a canonical or tokenised table, N of them."""
-    column = rows.data.column("specialties")
-    if (pc.max(pc.list_value_length(column)).as_py() or 0) > 1:
+    if (pc.max(pc.list_value_length(rows.data.column("specialties"))).as_py() or 0) > 1:
         return [tuple(names) for names in rows["specialties"][:]]
     one: dict[str | None, tuple[str, ...]] = {None: ()}  # the usual table, of which a million rows take no second
     return [one.setdefault(name, (name,)) if name else () for name in rows["specialty"][:]]
@@ -149,7 +145,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
-    key = cache_key(VERSION, rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
+    key = cache_key("notes", rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
@@ -166,17 +162,20 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         values = (ids, cleaned, specialties, [hash_text(note) for note in cleaned], labels)
         return pa.table(dict(zip(CANONICAL, values, strict=True)), schema=features.arrow_schema)
 
-    arrow = rows.select_columns(chosen).with_format("arrow")
     try:
-        canonical = arrow.map(
-            to_canonical,
-            batched=True,
-            remove_columns=chosen,
-            features=features,
-            # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
-            cache_file_name=str(cache_folder() / f"{key}.arrow"),
-            new_fingerprint=key,
-            desc="Reading notes",
+        canonical = (
+            rows.select_columns(chosen)
+            .with_format("arrow")
+            .map(
+                to_canonical,
+                batched=True,
+                remove_columns=chosen,
+                features=features,
+                # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
+                cache_file_name=str(cache_folder() / f"{key}.arrow"),
+                new_fingerprint=key,
+                desc="Reading notes",
+            )
         )
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
         raise UserError(
@@ -211,6 +210,6 @@ def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:
             stem = text_hash[:_ID_DIGITS] if identity is None else f"{identity}-{text_hash[:_REPEATED_DIGITS]}"
             seen[stem] += 1
             ids.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
-        key = cache_key(VERSION, "ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
+        key = cache_key("ids", rows._fingerprint, hashlib.blake2b("\n".join(ids).encode()).hexdigest())
         result[split] = rows.remove_columns("id").add_column("id", ids, new_fingerprint=key).select_columns(CANONICAL)
     return result

@@ -175,8 +175,7 @@ class NotePrompt:
         if len(ids) > self.max_response_tokens:
             raise UserError(
                 f"data.max_response_tokens: the label {specialty!r} has {len(ids)} tokens and"
-                f" {self.max_response_tokens} are kept for an answer; set data.max_response_tokens to at least"
-                f" {len(ids)}."
+                f" {self.max_response_tokens} are kept for an answer; set it to at least {len(ids)}."
             )
         return ids
 

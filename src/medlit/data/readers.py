@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from datasets.exceptions import DatasetGenerationError
 
-from medlit.data.cache import cache_folder, cached_table
+from medlit.data.cache import Names, cache_folder, cached_table
 from medlit.data.prompt import whole_characters
 from medlit.data.settings import Columns
 from medlit.data.text_files import UNPACK, UNPACK_ERRORS, csv_records, json_objects, not_utf8, open_bytes
@@ -86,7 +86,7 @@ def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
     return cached_table(path, names, json_rows, lists, names=names, columns=columns, by_line=by_line)
 
 
-def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row]:
+def csv_rows(path: str, header: Names, delimiter: str) -> Iterator[Row]:
     """Yield column -> value of each record after the header."""
     records = csv_records(path, delimiter)
     next(records)
@@ -102,9 +102,7 @@ def csv_rows(path: str, header: tuple[str, ...], delimiter: str) -> Iterator[Row
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
 
 
-def json_rows(
-    path: str, names: tuple[str, ...], columns: Columns, by_line: bool, lists: tuple[str, ...] = ()
-) -> Iterator[Row]:
+def json_rows(path: str, names: Names, columns: Columns, by_line: bool, lists: Names = ()) -> Iterator[Row]:
     """Yield column -> text of each object, a list of texts in `lists`; what is missing, NaN or Infinity is null."""
     used = {name for name in columns.of(names).values() if name is not None}
     for place, row in json_objects(path, by_line):
@@ -179,7 +177,7 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
         raise _damaged(path, "Excel workbook") from error
 
 
-def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
+def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
     """Yield column -> text of each row after the header that is not blank."""
     rows = pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_TEXT).itertuples(index=False, name=None)
     filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
@@ -187,9 +185,7 @@ def excel_rows(path: str, header: tuple[str, ...], sheet: str) -> Iterator[Row]:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
     for number, row in filled:
         if any(row[len(header) :]):
-            raise UserError(
-                f"data.source: {path}, row {number}: a cell is in a column without a name; name it in the header."
-            )
+            raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; give it one.")
         yield dict(zip(header, row, strict=False))
 
 
@@ -198,7 +194,7 @@ def _damaged(path: Path, kind: str) -> UserError:
     return UserError(f"data.source: {path} is not a whole {kind} (cut short, or another format); export it again.")
 
 
-def _column_names(header: Sequence[str], where: str) -> tuple[str, ...]:
+def _column_names(header: Sequence[str], where: str) -> Names:
     """Names of all columns, none of them repeated; one without a name is called after its place."""
     names = tuple(name.strip() or f"column_{place}" for place, name in enumerate(header, start=1))
     repeated = next((name for name, times in Counter(names).items() if times > 1), None)

@@ -58,9 +58,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         if self.separator is not None and not self.separator.strip():
-            raise UserError(
-                "data.labels.separator: must be a mark such as ';', not blank; leave it out if a cell holds one label."
-            )
+            raise UserError("data.labels.separator: must be a mark such as ';'; leave it out if cells hold one label.")
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,10 @@ class Split:
             )
         if self.folds < 3 or not 0 <= self.fold < self.folds:
             raise UserError(
-                f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not fold {self.fold} of"
-                f" {self.folds}."
+                f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not {self.fold} of {self.folds}."
             )
         if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
-            raise UserError(
-                f"data.split.near_threshold: must be over 0 and at most 1, or null, not {self.near_threshold}."
-            )
+            raise UserError(f"data.split.near_threshold: must be over 0, up to 1, or null, not {self.near_threshold}.")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,7 @@ _ALIASES = {"training": "train", "valid": "validation", "val": "validation", "de
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")  # train-00000-of-00002.parquet
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[^<>:/\\|?*]+)?", re.ASCII)
 # How `datasets` lists the configurations of a dataset, on the Hub and in its cache.
-_CONFIGURATIONS = re.compile(
-    r"(?:available configs|available|configs in the cache): \[(.+?)\]|in the cache: (.+)", re.I
-)
+_CONFIGURATIONS = re.compile(r"(?:available(?: configs)?|configs in the cache): \[(.+?)\]|in the cache: (.+)", re.I)
 _UNREADABLE = re.compile(r"datasets dtype|scripts are no longer supported|data files found")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -132,9 +130,7 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
         chosen.setdefault(split or ALL, []).append(file)
     for split, same in chosen.items():
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
-            raise UserError(
-                f"data.source: {same[0]} and {same[1]} are both named after the {split} split; move one away."
-            )
+            raise UserError(f"data.source: {same[0]} and {same[1]} are both named after the {split} split; move one.")
     ordered = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
     return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in ordered.items()}
 

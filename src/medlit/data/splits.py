@@ -1,7 +1,6 @@
 """Split the tables of a source, record the split of each row, and identify the notes that weights were trained with."""
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from medlit.data.notes import specialties_of
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 
-VERSION = 2  # part of the cache's key: raise it when the same notes would be split otherwise
 _TEXTS = pa.list_(pa.string())
 _MANY = 0.1  # share of texts
 
@@ -82,10 +80,9 @@ class NoteSplits:
         kinds = Counter(text for text, _ in set(zip(texts, map(frozenset, own), strict=True)))
         several = sum(number > 1 for number in kinds.values())
         if several >= _MANY * len(kinds):
-            print(
-                f"medlit: data.label_conflicts: {several:,} of {len(kinds):,} texts carry several labels, so that one"
-                f" answer can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge.",
-                file=sys.stderr,
+            tell(
+                f"data.label_conflicts: {several:,} of {len(kinds):,} texts carry several labels, so that one answer"
+                f" can be right for {accuracy_ceiling(texts, own):.1%} of the rows at most; set it to merge."
             )
 
 
@@ -98,8 +95,7 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
     if result.specialties != labels:
         key, columns = cache_key("specialties", pool._fingerprint, result.specialties), pool.column_names
         pool = pool.remove_columns(["specialty", "specialties"])
-        first = [names[0] for names in result.specialties]
-        pool = pool.add_column("specialty", first, new_fingerprint=f"{key}-first")
+        pool = pool.add_column("specialty", [names[0] for names in result.specialties], new_fingerprint=f"{key}-first")
         pool = pool.add_column("specialties", pa.array(result.specialties, _TEXTS), new_fingerprint=key)
         pool = pool.select_columns(columns)
     notes: dict[str, Dataset] = {}
@@ -116,8 +112,7 @@ def _assignment(
     pool: Dataset, given: list[str], labels: list[tuple[str, ...]], settings: Split, label_conflicts: LabelConflicts
 ) -> Assignment:
     """Assign the rows of a pool, or read the cached assignment: a million rows take half a minute."""
-    sizes = sorted(Counter(given).items())
-    key = cache_key("split", VERSION, pool._fingerprint, sizes, settings, label_conflicts)
+    key = cache_key("split", pool._fingerprint, sorted(Counter(given).items()), settings, label_conflicts)
     path = cache_folder() / f"{key}.parquet"
     if path.exists():
         known = pq.read_table(path)
@@ -174,7 +169,7 @@ class DataFingerprint:
     def warn_if_different(self, theirs: Self | None, source: str) -> None:
         """Print the `difference`, unless their notes are unknown."""
         if theirs is not None and (difference := self.difference(theirs, source)) is not None:
-            print(f"medlit: {difference}", file=sys.stderr)
+            tell(difference)
 
     def difference(self, theirs: Self, source: str) -> str | None:
         """Describe which splits are not those of some weights, `source`; None if all are, even from another place."""

@@ -22,10 +22,7 @@ def resolve_kind(settings: Split, given: Iterable[str]) -> SplitKind:
     if settings.kind == "auto":
         return "grouped" if ALL in names else "official"
     if settings.kind.startswith("official") and ALL in names:
-        raise UserError(
-            f"data.split.kind: {settings.kind} needs splits and the source is one table without any; use grouped or"
-            " kfold."
-        )
+        raise UserError(f"data.split.kind: {settings.kind} needs splits and the source has none; use grouped or kfold.")
     if settings.kind == "official_clean" and not ("train" in names and len(names) > 1):
         raise UserError("data.split.kind: official_clean needs a train split and a validation or test split.")
     return settings.kind
@@ -80,9 +77,7 @@ def assign(
     return Assignment(split, labels)
 
 
-def stratified_group_split(
-    counts: Mapping[str, Mapping[str, int]], shares: Sequence[float], seed: int
-) -> dict[str, int]:
+def stratified_group_split(counts: Mapping[str, Counter[str]], shares: Sequence[float], seed: int) -> dict[str, int]:
     """Assign groups to parts so that every part gets its share of every label; a group stays whole.
 
     Groups of several rows come first, each to the part with the least of its labels in proportion to its share
@@ -97,13 +92,13 @@ def stratified_group_split(
     parts = [part for part, share in enumerate(shares) if share > 0]
     quota = {label: [total * share for share in shares] for label, total in totals.items()}
     missing = {label: list(rows) for label, rows in quota.items()}
-    short = [sum(totals.values()) * share for share in shares]
+    short = [totals.total() * share for share in shares]
 
-    def crowded(count: Mapping[str, int], part: int) -> float:
+    def crowded(count: Counter[str], part: int) -> float:
         rows = count.items()
         return sum(n * (quota[label][part] - missing[label][part] + n / 2) / quota[label][part] for label, n in rows)
 
-    def needed(count: Mapping[str, int], part: int) -> float:
+    def needed(count: Counter[str], part: int) -> float:
         return sum([n * missing[label][part] for label, n in count.items()])
 
     assigned: dict[str, int] = {}

@@ -128,10 +128,7 @@ def _json_values(path: str) -> Iterator[tuple[str, object]]:
 
 
 def _invalid_json(path: str, place: str) -> UserError:
-    return UserError(
-        f"data.source: {path}, {place}: not valid JSON, or the file is cut off here; correct it or export the table"
-        " again."
-    )
+    return UserError(f"data.source: {path}, {place}: not valid JSON, or is cut off here; correct or export it again.")
 
 
 def _lines(file: IO[str], path: str) -> Iterator[str]:
@@ -171,10 +168,7 @@ def _open_utf8(path: Path, newline: str) -> IO[str]:
 def _check_head(head: bytes, path: Path | str) -> None:
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
-        raise UserError(
-            f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or give it the file suffix of"
-            " what it is."
-        )
+        raise UserError(f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or mend its suffix.")
     # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
     even, odd = head[0::2].count(0), head[1::2].count(0)
     zeros = min(even, odd) * 20 < max(even, odd) and max(even, odd) * 4 > len(head)

@@ -7,8 +7,6 @@ import datasets
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.prompt import NotePrompt
 
-VERSION = 5  # part of the cache key: raise it when the same note gives other ids
-
 
 def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True) -> datasets.Dataset:
     """Put input_ids (of the prompt), length (their number) and cut_tokens in the place of canonical transcriptions.
@@ -17,7 +15,6 @@ def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True)
     """
     key = cache_key(
         "tokens",
-        VERSION,
         prompt.version,
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name may differ.

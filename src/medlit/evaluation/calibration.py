@@ -79,9 +79,7 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
 def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:
     """The power of each system's probabilities by which their product gives any of a note's labels the highest ones.
 
-    Args:
-        logs: log-probabilities of each system, (N, K).
-        labels: those of each note, at least one, (N, K).
+    `logs` are log-probabilities of each system, (N, K); `labels` marks those of each note, at least one, (N, K).
     """
 
     def loss(powers: FloatArray) -> float:

@@ -105,20 +105,17 @@ class Comparison:
         low, high = self.f1_macro_ci
         verdict = {True: "significant", False: "not significant"}
 
-        def share(name: str, difference: float, only_a: int, only_b: int, p: float) -> str:
+        def share(name: str, only_a: int, only_b: int, p: float) -> str:
             shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
             return (
-                f"{100 * difference:+.1f} points of {name}, {verdict[p < SIGNIFICANCE]} (p {shown},"
+                f"{100 * (only_a - only_b) / self.notes:+.1f} points of {name}, {verdict[p < SIGNIFICANCE]} (p {shown},"
                 f" exact McNemar test: {only_a} notes correct only with {this}, {only_b} only with {other})"
             )
 
-        any_of, strict = "", (self.accuracy_difference, self.only_a, self.only_b, self.mcnemar_p)
-        if self.any_of is not None:
-            gained, lost, _ = self.any_of
-            any_of = f"{share('any-of accuracy', (gained - lost) / self.notes, *self.any_of)}; "
+        any_of = "" if self.any_of is None else f"{share('any-of accuracy', *self.any_of)}; "
+        strict = share("accuracy", self.only_a, self.only_b, self.mcnemar_p)
         return (
-            f"Against {other}: {any_of}{share('accuracy', *strict)};"
-            f" {self.f1_macro_difference:+.3f} macro F1,"
+            f"Against {other}: {any_of}{strict}; {self.f1_macro_difference:+.3f} macro F1,"
             f" {verdict[low > 0 or high < 0]} (95% CI {low:+.3f} to {high:+.3f}, paired bootstrap over texts)."
         )
 
@@ -159,5 +156,4 @@ def align(a: Results, b: Results) -> Results | None:
         return None
     position = {note: i for i, note in enumerate(b.ids)}
     aligned = b.select(np.array([position[note] for note in a.ids], dtype=np.int64))
-    same = np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes
-    return aligned if same else None
+    return aligned if np.array_equal(a.truth, aligned.truth) and a.text_hashes == aligned.text_hashes else None

@@ -1,10 +1,8 @@
 """The table of metrics: every place that names, logs, prints or compares one reads it here.
 
 METRICS holds one row for each single number of `<stage>_metrics.json`, and all other tables follow from it. A value
-that is null (a system without probabilities) or absent (written by an older version) becomes EMPTY.
-
-To add a metric: add a row here and compute it in `model/metrics.py` (from counts, if it is logged) or below in
-`uncertainty` (from the results, note by note).
+that is null (a system without probabilities) or absent (written by an older version) becomes EMPTY. CONTRIBUTING.md
+says how to add a metric.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -61,9 +61,8 @@ class Results:
         """The notes at these positions, in this order."""
         values: dict[str, Any] = {name: getattr(self, name)[positions] for name in _ARRAYS}
         values |= {name: [getattr(self, name)[i] for i in positions] for name in _LISTS}
-        return replace(
-            self, **values, probabilities=None if self.probabilities is None else self.probabilities[positions]
-        )
+        values["probabilities"] = None if self.probabilities is None else self.probabilities[positions]
+        return replace(self, **values)
 
     @property
     def label_mask(self) -> BoolArray:
@@ -128,9 +127,8 @@ class Results:
         if self.probabilities is not None:
             ends = np.arange(len(self) + 1, dtype=np.int32) * len(self.names)
             columns["probabilities"] = pa.ListArray.from_arrays(ends, self.probabilities.ravel())
-        table = pa.table(columns).replace_schema_metadata({"labels": json.dumps(self.names)})
         with atomic_write(path) as partial:
-            pq.write_table(table, partial)
+            pq.write_table(pa.table(columns).replace_schema_metadata({"labels": json.dumps(self.names)}), partial)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -24,10 +24,9 @@ _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 def figures(systems: Sequence[System]) -> dict[str, Figure]:
     """Draw the figures that the systems' results allow, by name; the first system is the one reported on."""
     first, scored = systems[0], [one for one in systems if one.results.probabilities is not None]
-    title = f"{first.title}: {len(first.results)} test notes"
     possible: dict[str, tuple[object, Callable[[], Figure]]] = {
         "classes": (first.metrics.get("per_class"), lambda: class_figure(systems)),
-        "confusion": (True, lambda: confusion_figure(first.results, title)),
+        "confusion": (True, lambda: confusion_figure(first.results, f"{first.title}: {len(first.results)} test notes")),
         "reliability": (first.results.probabilities is not None, lambda: reliability_figure(first)),
         "risk_coverage": (scored, lambda: risk_coverage_figure(systems)),
         "length": (first.results.tokens.any(), lambda: length_figure(first)),

@@ -92,8 +92,8 @@ def systems(folder: Path) -> list[System]:
     """All systems of a run folder, the fine-tuned model first; a UserError if a file is damaged."""
     stems = [path.name.removesuffix(_METRICS) for path in folder.glob(f"*{_METRICS}")]
     names = sorted(stem.removeprefix(_PREFIX) for stem in stems if stem == MODEL or stem.startswith(_PREFIX))
-    order = list(TITLES)
-    return [read_system(folder, name) for name in sorted(names, key=lambda n: order.index(n) if n in order else 2.5)]
+    order = {name: place for place, name in enumerate(TITLES)}
+    return [read_system(folder, name) for name in sorted(names, key=lambda name: order.get(name, 2.5))]
 
 
 def comparable(folder: Path) -> tuple[list[System], list[System]]:

@@ -1,7 +1,6 @@
 """`medlit audit`: the quality of the notes before training on them, as a table, `audit.json` and a figure."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,23 +17,18 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
 from medlit.cli.environment import check_writable
-from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, TokenCounter, audit
+from medlit.data.audit import FEW, NEAR_ROWS, SHORT, Audit, AuditReport, audit
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.label_errors import FEWEST, LABELS_CHECKED
+from medlit.data.prompt import NotePrompt
 from medlit.data.sources import reads
-from medlit.errors import UserError, best_effort
+from medlit.errors import UserError, best_effort, tell
 from medlit.paths import local_path
 from medlit.report.figures import MOST_LABELS, short
 from medlit.run_folder import check_replaceable
 from medlit.tools import print_table
 
 EXIT_OVER_LIMIT = 3
-# Limit -> the notes whose share is limited.
-_LIMITS = {
-    "max_leakage": "notes whose text is also in an earlier split",
-    "max_conflicts": "notes whose text has several labels",
-    "max_cut": "notes that are cut to the prompt's length",
-}
 _BARS = 40
 _COLOURS = {"train": "#3b6ea5", "validation": "#e0a458", "test": "#7fb685", "all": "#3b6ea5"}
 
@@ -61,7 +55,7 @@ def run(args: Sequence[str]) -> int:
         labels=data.labels,
         near_threshold=data.split.near_threshold,
         merge=data.label_conflicts == "merge",
-        load_counter=partial(_token_counter, data),
+        load_prompt=partial(_prompt, data),
     )
     _print_report(result.report)
     if result.report.conflicts["groups"] and data.label_conflicts != "merge":
@@ -81,32 +75,26 @@ def run(args: Sequence[str]) -> int:
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 
 
-def _token_counter(data: TranscriptionDataModule) -> TokenCounter | None:
-    """Counts by the base model's tokenizer; None where it is not available."""
+def _prompt(data: TranscriptionDataModule) -> NotePrompt | None:
+    """The prompt, whose tokens are counted; None where the base model's tokenizer is not available."""
     try:
-        prompt = data.prompt
+        return data.prompt
     except UserError as error:
-        print(f"medlit: lengths are in words only, because the tokenizer is not available. {error}", file=sys.stderr)
+        tell(f"lengths are in words only, because the tokenizer is not available. {error}")
         return None
-    template = len(prompt.header) + len(prompt.footer)
-
-    def count(transcriptions: list[str]) -> list[int]:
-        return [len(one.input_ids) - template + one.cut_tokens for one in prompt.prompts(transcriptions)]
-
-    return TokenCounter(count, prompt.room)
 
 
 def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[str]:
     """A message for each limit that a report exceeds."""
     leaked = [rows / report.splits[pair.partition("/")[2]] for pair, rows in report.leakage.items()]
     shares = {
-        "max_leakage": max(leaked, default=0.0),
-        "max_conflicts": report.conflicts["rows"] / report.rows,
-        "max_cut": report.lengths.get("tokens", {}).get("share_cut", 0.0),
+        "max_leakage": ("whose text is also in an earlier split", max(leaked, default=0.0)),
+        "max_conflicts": ("whose text has several labels", report.conflicts["rows"] / report.rows),
+        "max_cut": ("that are cut to the prompt's length", report.lengths.get("tokens", {}).get("share_cut", 0.0)),
     }
     messages = [
-        f"{_LIMITS[flag]}: {100 * share:.3g}% (--{flag} {limit:g})"
-        for flag, share in shares.items()
+        f"notes {which}: {100 * share:.3g}% (--{flag} {limit:g})"
+        for flag, (which, share) in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
     faults = {"are empty": report.empty["rows"], "have no label": report.unlabelled}

@@ -4,7 +4,6 @@ The majority class, and TF-IDF with logistic regression, whose regularisation is
 training split and whose temperature is fitted on the validation split, as the model's is.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from datasets import Dataset
 from scipy.linalg import cholesky, solve_triangular
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from medlit.cli import tool_parser
 from medlit.cli.arguments import make_datamodule, parse_settings
@@ -23,7 +22,7 @@ from medlit.cli.environment import check_writable
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
-from medlit.errors import UserError, best_effort
+from medlit.errors import UserError, best_effort, tell
 from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import HEADLINE, applicable
@@ -100,19 +99,17 @@ class BaselineData:
         if "test" not in notes:
             raise UserError(f"data.source: {data.source} has no test split; add one, or set data.split.kind grouped.")
         assert data.label_set is not None
-        label_set, test = data.label_set if tested is None else LabelSet(tested.names), notes["test"]
-        if tested is None:
-            return cls(label_set, notes["train"], test, None, notes.get("validation"))
-        position = {note: i for i, note in enumerate(test["id"][:])}
-        unknown = [name for name in data.label_set if label_set.index(name) is None]
-        if unknown or not all(note in position for note in tested.ids):
-            raise UserError(
-                "run_dir: the model was not tested on this test split; leave the data settings to those of the run,"
-                " or test it again."
-            )
-        test = test.select([position[note] for note in tested.ids])
-        if test["text_hash"][:] != tested.text_hashes:
-            raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
+        label_set, test = data.label_set, notes["test"]
+        if tested is not None:
+            label_set, position = LabelSet(tested.names), {note: i for i, note in enumerate(test["id"][:])}
+            unknown = [name for name in data.label_set if label_set.index(name) is None]
+            if unknown or not all(note in position for note in tested.ids):
+                raise UserError(
+                    "run_dir: the model was not tested on this test split; keep its data settings, or test it again."
+                )
+            test = test.select([position[note] for note in tested.ids])
+            if test["text_hash"][:] != tested.text_hashes:
+                raise UserError("run_dir: the notes have other texts than when the model was tested; test it again.")
         return cls(label_set, notes["train"], test, tested, notes.get("validation"))
 
     def label_ids(self, notes: Dataset) -> IntArray:
@@ -160,10 +157,9 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
     features, iterations, many = None, 1000, len(data.label_set) > _MANY_LABELS
     if many:  # memory and the time of an iteration grow with labels x features
         features, iterations = MOST_WEIGHTS // len(data.label_set), 50
-        print(
-            f"medlit: with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs,"
-            f" and logistic regression stops after {iterations} iterations, since all of them would take hours",
-            file=sys.stderr,
+        tell(
+            f"with {len(data.label_set):,} labels TF-IDF uses the {features:,} most frequent words and pairs, and"
+            f" logistic regression stops after {iterations} iterations, since all of them would take hours"
         )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=features)
     x = vectorizer.fit_transform(data.train["transcription"][:])
@@ -175,18 +171,13 @@ def tfidf_probabilities(data: BaselineData, *texts: Sequence[str]) -> list[Float
         x = factor
     notes, labels = examples_of(data.train, data.label_set)
     x = x[notes]
-
-    def regression(strength: float) -> LogisticRegression:
-        return LogisticRegression(C=strength, class_weight="balanced", max_iter=iterations)
-
-    best: float = _STRENGTHS[len(_STRENGTHS) // 2]
+    model: Any = LogisticRegression(C=_STRENGTHS[1], class_weight="balanced", max_iter=iterations)
     groups = np.asarray(data.train["text_hash"][:], dtype=np.str_)[notes]  # all answers to a text are in one fold
     if not many and len(notes) <= _MOST_ANSWERS and len(set(groups)) >= _INNER_FOLDS * len(data.label_set):
         folds = list(GroupKFold(_INNER_FOLDS).split(x, groups=groups))
         if all(len(np.unique(labels[inner])) > 1 for inner, _ in folds):  # else a fold's regression cannot be fitted
-            scores = {c: cross_val_score(regression(c), x, labels, cv=folds).mean() for c in _STRENGTHS}
-            best = max(scores, key=scores.__getitem__)
-    model = regression(best).fit(x, labels)
+            model = GridSearchCV(model, {"C": _STRENGTHS}, cv=folds)
+    model.fit(x, labels)
     probabilities = [np.zeros((each.shape[0], len(data.label_set))) for each in given]  # 0: a label without any note
     for of_texts, each in zip(probabilities, given, strict=True):
         of_texts[:, model.classes_] = model.predict_proba(each)

@@ -5,7 +5,6 @@ one line of JSON on standard output, a `CheckResult`, written at once, so that a
 With a config among the arguments the results of `dry_run.py` follow, or `{"mistake": "..."}` for invalid settings.
 """
 
-import argparse
 import contextlib
 import importlib
 import json
@@ -25,13 +24,12 @@ from medlit.tools.doctor import REINSTALL, CheckResult, version_of
 
 def main(args: list[str] | None = None) -> None:
     """Print the results; what the libraries print goes to standard error."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--show_notes", action="store_true")
-    options, settings = parser.parse_known_args(args)
+    given = sys.argv[1:] if args is None else args
+    settings = [argument for argument in given if argument != "--show_notes"]
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            for result in _check(settings, options.show_notes):
+            for result in _check(settings, "--show_notes" in given):
                 print(json.dumps(asdict(result)), file=stdout, flush=True)
         except UserError as error:
             print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)

@@ -57,12 +57,9 @@ _PRE_TOKENIZERS = {
 def write_merged(model: nn.Module, base_model: str, revision: str | None, folder: Path) -> None:
     """Write a PEFT model with its adapter merged in as one that transformers loads; without a tokenizer."""
     weights = base_weights(model)
-    sizes = {
-        name: 2 * (getattr(weight, "quant_state", None) or weight).shape.numel() for name, weight in weights.items()
-    }
-    pattern, most = "model{suffix}.safetensors", SHARD_BYTES
+    sizes = {name: 2 * (getattr(each, "quant_state", None) or each).shape.numel() for name, each in weights.items()}
     split = split_state_dict_into_shards_factory(
-        sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=most
+        sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD_BYTES
     )
     config = loaded_part(read_config(base_model, revision))
     for file, names in split.filename_to_tensors.items():
@@ -125,9 +122,7 @@ def check_convertible(base_model: str, revision: str | None, quantisations: list
         raise _unproven("this one has no tokenizer.json")
     _pre_tokenizer(read_json(Path(tokenizer)))
     if "q4_k_m" in quantisations and not has_llama_cpp():
-        raise UserError(
-            f"gguf_types: q4_k_m is computed by llama.cpp, which is not installed; run {INSTALL}, or leave it out."
-        )
+        raise UserError(f"gguf_types: q4_k_m needs llama.cpp, which is not installed; run {INSTALL}, or leave it out.")
 
 
 def _unproven(why: str) -> UserError:

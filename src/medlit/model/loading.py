@@ -45,9 +45,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     check_stored(language_model, config)
     with _load_errors(language_model) as reports:
         skeleton = memory.skeleton(config)
-        if lora is not None and (fitted := fit_targets(skeleton, lora)) != lora:
-            lora, names = fitted, ", ".join(fitted.target_modules)
-            tell(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
+        asked, lora = lora, None if lora is None else fit_targets(skeleton, lora)
         dtype = dtype_for(device, language_model.dtype)
         offload = plan_offload(skeleton, language_model, lora, device, dtype)
         _check_memory(language_model, config, device, offload)
@@ -94,6 +92,9 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             adapted = {n for n, part in causal_lm(model).named_modules() if isinstance(part, BaseTunerLayer)}
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
+            if lora != asked:
+                names = ", ".join(lora.target_modules)
+                tell(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
     for part in linear if language_model.load_in_fp8 else ():
         Fp8Linear.convert(part)
     if device.type == "cuda":
@@ -170,22 +171,21 @@ def _check_memory(
     if stored and not stored.get("load_in_4bit"):
         return
     free, host = memory.free_on(device), memory.free_on(torch.device("cpu"))
+    taken = f"{offload.layers} decoder layers take {offload.host / memory.GIB:,.1f} GiB of host memory"
+    if offload.host * offload.processes > host:
+        raise UserError(
+            f"model.language_model.offload: {taken} in each of {offload.processes} processes, and this machine has"
+            f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
+        )
+    if (needed := offload.weights * (1 + language_model.load_in_fp8)) > free:  # FP8 is made from 16 bits
+        place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
+        raise UserError(
+            f"model.language_model.base_model: the weights of {language_model.base_model} take about"
+            f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
+            f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
+        )
     if offload.layers:
-        taken = f"{offload.layers} decoder layers take {offload.host / memory.GIB:,.1f} GiB of host memory"
-        if offload.host * offload.processes > host:
-            raise UserError(
-                f"model.language_model.offload: {taken} in each of {offload.processes} processes, and this machine has"
-                f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
-            )
-        tell(f"{taken}")
-    if (needed := offload.weights * (1 + language_model.load_in_fp8)) <= free:  # FP8 is made from 16 bits
-        return
-    place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
-    raise UserError(
-        f"model.language_model.base_model: the weights of {language_model.base_model} take about"
-        f" {needed / memory.GIB:,.0f} GiB{' in 4 bit' if language_model.load_in_4bit else ''}, and {place}"
-        f" {free / memory.GIB:,.1f} GiB free; choose a smaller base model or a device with more memory."
-    )
+        tell(taken)
 
 
 def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:

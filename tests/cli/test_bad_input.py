@@ -266,6 +266,11 @@ def test_sets_that_cannot_be_made(
     assert reason in said
 
 
+def test_a_fit_whose_prior_would_have_no_effect(fit: Refused) -> None:
+    said = fit("--model.decoding.prior", "tfidf", "--model.decoding.mode", "generate")
+    assert "model.decoding.prior: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'" in said
+
+
 @pytest.mark.parametrize("verb", ["test", "predict"])
 @pytest.mark.parametrize("setting", [("coverage", "0.9"), ("answer", "set")])
 def test_sets_without_weights(refused: Refused, tiny_config: Path, verb: str, setting: tuple[str, str]) -> None:

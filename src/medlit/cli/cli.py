@@ -19,7 +19,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit import run_folder as runs
 from medlit.atomic_io import explained, read_json
@@ -37,7 +36,7 @@ from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, read_fitted
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
@@ -210,8 +209,9 @@ class MedlitCLI(LightningCLI):
         adapter = None if self.model.adapter is None else adapter_folder(self.model.adapter)
         decoding = self.model.decoding
         *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
-        if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):
-            rank_zero_warn("model.decoding.prior: these weights have none, so the language model answers alone.")
+        if decoding.prior is not None and prior is None and self.subcommand != "fit" and (path or adapter):
+            why = "these weights have none" if decoding.uses_prior else "'generate' uses none"
+            tell(f"model.decoding.prior: {why}, so the language model answers alone")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes

@@ -718,7 +718,7 @@ def test_a_share_of_the_batches_that_is_none(fit: Refused) -> None:
 def test_predictions_to_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
     (tmp_path / "made.csv").mkdir()
     said = refused("predict", "--config", tiny_config, "--output", "made.csv")
-    assert "output: made.csv is a folder; name a file in it" in said
+    assert "output: made.csv is not a file; name a file for the table" in said
 
 
 @pytest.mark.parametrize(

@@ -902,6 +902,15 @@ def test_a_test_without_its_prior_says_so(
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_predict_leaves_no_empty_log(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    before = files(run)
+    assert (
+        run_medlit("predict", "--config", tiny_config, "--ckpt_path", "best", "--output", "new/folder/a.csv").code == 0
+    )
+    assert Path("new/folder/a.csv").is_file()
+    assert files(run) - before == {"config_predict.yaml"}
+
+
 def test_predictions_in_each_format_are_the_same_table(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     weighed = ["--model.decoding.mode", "likelihood", "--model.decoding.abstain_below", "0"]
     arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", *weighed]

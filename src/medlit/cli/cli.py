@@ -237,7 +237,7 @@ class MedlitCLI(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.run_folder / "checkpoints")
-            if writes and config.trainer.logger in (None, True):
+            if writes and config.trainer.logger in (None, True) and subcommand != "predict":  # which logs no scalar
                 trainer.logger = RunLogger(self.run_folder, in_fit=subcommand == "fit")
             if not config.get("output"):
                 self.predictions.path = self.run_folder / PREDICTIONS

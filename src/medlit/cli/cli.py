@@ -30,7 +30,7 @@ from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.throughput import ProgressBar, Throughput
+from medlit.callbacks.throughput import ProgressBar, ProgressLog, Throughput
 from medlit.cli import arguments, environment, validation
 from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
@@ -186,9 +186,10 @@ class MedlitCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         others = [each for each in named if not isinstance(each, LightningProgressBar)]
-        if given.enable_progress_bar is None:
-            given.enable_progress_bar = others != named or sys.stdout.isatty()
-        if given.enable_progress_bar is False:
+        if given.enable_progress_bar is None and others == named and not sys.stdout.isatty():
+            given.enable_progress_bar = False
+            callbacks.append(ProgressLog())
+        elif given.enable_progress_bar is False:
             given.callbacks = others
         elif others == named:
             callbacks.append(ProgressBar())

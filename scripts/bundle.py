@@ -1,6 +1,6 @@
 """`make bundle`: one folder with everything that medlit needs on a machine without a network.
 
-    medlit-0.1.0-cpu-python3.11-x86_64/
+    medlit-0.2.0-cpu-python3.11-x86_64/
       install.sh         checks the sums, makes .venv, installs and runs the doctor, all offline
       SHA256SUMS         of every file
       wheels/            the locked packages and medlit itself

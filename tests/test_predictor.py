@@ -206,6 +206,14 @@ def test_what_is_no_list_of_texts_is_refused(load: Load, notes: Any) -> None:  #
     assert "a note" not in str(caught.value)
 
 
+def test_loading_prints_nothing_to_a_log(fitted: Path) -> None:
+    code = f"from medlit import SpecialtyPredictor as P; P.load({str(fitted)!r}, device='cpu').predict(['A knee.'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "Loading weights" not in done.stderr
+    assert "%|" not in done.stderr
+
+
 def test_a_progress_bar_on_request_counts_notes(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     load().predict(TEXTS[:3])
     assert capsys.readouterr() == ("", "")

@@ -27,6 +27,8 @@ def import_unsloth() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():  # in a log, the bars of downloads and of loading are lines without end
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # On a CPU bitsandbytes recommends a package that downloads kernels from the Hub; medlit does not need it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     threads = os.environ.get(TOKENIZERS_PARALLELISM)

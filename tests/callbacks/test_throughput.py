@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from medlit.callbacks import throughput
-from medlit.callbacks.throughput import NOTES_PER_SECOND, PADDING, TOKENS_PER_SECOND, Throughput
+from medlit.callbacks.throughput import NOTES_PER_SECOND, PADDING, TOKENS_PER_SECOND, ProgressLog, Throughput
 from medlit.data.collate import Batch
 
 if TYPE_CHECKING:
@@ -135,3 +137,78 @@ def test_a_rich_progress_bar_in_a_yaml_shows_a_fit(run_medlit: Medlit, tiny_conf
     bar.write_text("trainer: {enable_progress_bar: null, callbacks: {class_path: RichProgressBar}, max_steps: 1}")
     outcome = run_medlit("fit", "--config", tiny_config, "--config", bar, "--run_dir", tmp_path / "run")
     assert outcome.code == 0
+
+
+# --- in a log ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of progress as often as there is a new tenth."""
+    monkeypatch.setattr(throughput, "LOG_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_fit_in_a_log_shows_its_steps_and_no_line_of_its_validations(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path
+) -> None:
+    flags = ["--trainer.enable_progress_bar", "null", "--run_dir", tmp_path / "run"]
+    outcome = run_medlit("fit", "--config", tiny_config, *flags)
+    assert outcome.code == 0
+    lines = [line for line in outcome.err.splitlines() if " left" in line]
+    form = r"medlit: step (\d+): loss \d+\.\d{3}, [\d,]+ tokens/s, \d\d:\d\d left"
+    steps = [int(found[1]) for line in lines if (found := re.fullmatch(form, line))]
+    assert len(steps) == len(lines), lines
+    assert steps == sorted(set(steps))
+    assert 2 <= len(steps) <= 10
+    assert max(steps) < 11, "the last step has the line of its validation"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("verb", ["predict", "test", "validate"])
+def test_an_evaluation_in_a_log_shows_its_batches(run_medlit: Medlit, run: Path, tiny_config: Path, verb: str) -> None:
+    flags = ["--trainer.enable_progress_bar", "null", "--data.batching.eval_batch_size", "3", "--ckpt_path", "best"]
+    outcome = run_medlit(verb, "--config", tiny_config, *flags)
+    assert outcome.code == 0
+    lines = [line for line in outcome.err.splitlines() if " left" in line]
+    form = rf"medlit: {verb}: batch ([1-7]) of 8, \d\d:\d\d left"
+    batches = [int(found[1]) for line in lines if (found := re.fullmatch(form, line))]
+    assert len(batches) == len(lines) > 1, lines
+    assert batches == sorted(set(batches))
+
+
+def in_a_log(monkeypatch: pytest.MonkeyPatch, last: float, seconds: float, *others: L.Callback) -> list[int]:
+    """Steps of a fit that print a line; each takes some seconds."""
+    clock, told = Clock(), list[str]()
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(throughput, "tell", told.append)
+    rates, log = Throughput(), ProgressLog()
+    rates.rates = {TOKENS_PER_SECOND: 7.0}
+    state = SimpleNamespace(fn=SimpleNamespace(value="fit"))
+    trainer = SimpleNamespace(global_step=0, training=True, state=state, estimated_stepping_batches=last)
+    trainer.callbacks, trainer.callback_metrics = [rates, *others], {"train/loss": torch.tensor(1.5)}
+    for _ in range(int(min(last, 1000))):
+        clock.now += seconds
+        trainer.global_step += 1
+        log.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    return [int(line.split()[1].strip(":").replace(",", "")) for line in told]
+
+
+@pytest.mark.parametrize(
+    ("last", "seconds", "steps"),
+    [
+        (60, 0.1, []),  # over before a line is due
+        (120, 2.5, [13, 25, 37, 49, 61, 73, 85, 97, 109]),
+        (120, 1.0, [31, 61, 91]),
+        (1000, 36.0, [2, *range(101, 1000, 100)]),
+    ],
+)
+def test_lines_in_a_log_are_few(monkeypatch: pytest.MonkeyPatch, last: int, seconds: float, steps: list[int]) -> None:
+    assert in_a_log(monkeypatch, last, seconds) == steps
+
+
+def test_lines_of_a_fit_that_a_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = Timer(duration={"hours": 1})
+    monkeypatch.setattr(timer, "time_remaining", lambda: 3636 - throughput.time.perf_counter())
+    steps = in_a_log(monkeypatch, float("inf"), 36.0, timer)
+    assert steps[:5] == [2, 11, 21, 31, 41]

@@ -266,6 +266,11 @@ def test_sets_that_cannot_be_made(
     assert reason in said
 
 
+def test_a_fit_whose_prior_would_have_no_effect(fit: Refused) -> None:
+    said = fit("--model.decoding.prior", "tfidf", "--model.decoding.mode", "generate")
+    assert "model.decoding.prior: 'generate' gives no probabilities; set model.decoding.mode to 'likelihood'" in said
+
+
 @pytest.mark.parametrize("verb", ["test", "predict"])
 @pytest.mark.parametrize("setting", [("coverage", "0.9"), ("answer", "set")])
 def test_sets_without_weights(refused: Refused, tiny_config: Path, verb: str, setting: tuple[str, str]) -> None:
@@ -713,7 +718,7 @@ def test_a_share_of_the_batches_that_is_none(fit: Refused) -> None:
 def test_predictions_to_a_folder(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
     (tmp_path / "made.csv").mkdir()
     said = refused("predict", "--config", tiny_config, "--output", "made.csv")
-    assert "output: made.csv is a folder; name a file in it" in said
+    assert "output: made.csv is not a file; name a file for the table" in said
 
 
 @pytest.mark.parametrize(

@@ -886,7 +886,29 @@ def test_a_flag_wins_over_what_a_checkpoint_saw(run_medlit: Medlit, run: Path, t
     assert scores(run / "validate_metrics.json")["confusion"] != long  # the longest label has 3 tokens
 
 
+@pytest.mark.parametrize(
+    ("mode", "why"), [("generate", "'generate' uses none"), ("likelihood", "these weights have none")]
+)
+def test_a_test_without_its_prior_says_so(
+    run_medlit: Medlit, run: Path, tiny_config: Path, mode: str, why: str
+) -> None:
+    flags = ["--ckpt_path", "best", "--model.decoding.prior", "tfidf", "--model.decoding.mode", mode]
+    outcome = run_medlit("test", "--config", tiny_config, *flags)
+    assert outcome.code == 0
+    assert outcome.err.count("model.decoding.prior") == 1
+    assert f"medlit: model.decoding.prior: {why}, so the language model answers alone\n" in outcome.err
+
+
 # --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_predict_leaves_no_empty_log(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    before = files(run)
+    assert (
+        run_medlit("predict", "--config", tiny_config, "--ckpt_path", "best", "--output", "new/folder/a.csv").code == 0
+    )
+    assert Path("new/folder/a.csv").is_file()
+    assert files(run) - before == {"config_predict.yaml"}
 
 
 def test_predictions_in_each_format_are_the_same_table(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:

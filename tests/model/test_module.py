@@ -763,8 +763,8 @@ def test_a_fit_keeps_its_prior_with_the_adapter_and_later_answers_use_it(parts: 
     assert [each.probability for each in predictions] == pytest.approx(product.max(axis=1).tolist(), abs=1e-3)
 
 
-def test_notes_that_allow_no_prior_are_tried_once(
-    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_notes_that_allow_no_prior_are_tried_once_and_it_is_said(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tried: list[int] = []
     monkeypatch.setattr(TokenPrior, "fit", lambda rows, label_set: tried.append(len(rows)))
@@ -775,6 +775,7 @@ def test_notes_that_allow_no_prior_are_tried_once(
     trainer(data, best, **settings).fit(module, data)
     assert best.best_model_score == 2
     assert len(tried) == 1
+    assert capsys.readouterr().err.count("medlit: model.decoding.prior: training notes of one label") == 1
     assert not (tmp_path / "adapter" / PRIOR_FILE).exists()
 
 

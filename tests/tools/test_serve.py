@@ -145,6 +145,13 @@ def test_a_wrong_request_is_refused_in_one_sentence(client: TestClient, body: ob
     assert re.search(expected, detail(response))
 
 
+def test_a_body_sent_as_a_form_is_refused_with_the_type_to_send(client: TestClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}  # what `curl -d` sends
+    response = client.post("/v1/classify", content=b'{"notes": ["x"]}', headers=headers)
+    assert response.status_code == 422
+    assert "application/json" in detail(response)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["notes", "note", "x"]), inner),
@@ -503,8 +510,8 @@ def test_it_answers_as_the_predictor_does(start: Callable[..., Process], fitted:
     expected = [asdict(one) for one in SpecialtyPredictor.load(fitted, device="cpu").predict(texts)]
     assert process.classify(*texts).json() == {"predictions": expected}
     process.send(signal.SIGTERM, to_all=False)
-    loading = f"medlit: loading the model for {process.address}; Ctrl-C ends the service\n"
-    assert process.end() == (0, loading), "neither bars nor warnings"
+    printed = f"medlit: loading the model for {process.address}; Ctrl-C ends the service\nmedlit: the model is loaded\n"
+    assert process.end() == (0, printed), "neither bars nor warnings"
 
 
 @pytest.mark.slow

@@ -50,6 +50,8 @@ class BestCheckpoint(ModelCheckpoint):
         if module.decoding.uses_prior and self._prior is None:
             prior = TokenPrior.fit(data.rows("train"), module.label_set)
             self._prior = prior is not None and (prior, prior.of_rows(data.rows("validation")))
+            if prior is None:
+                tell("model.decoding.prior: training notes of one label, or without a common token, allow none")
         return self._prior or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

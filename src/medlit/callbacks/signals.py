@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import signal
-import sys
 from types import FrameType
 from typing import Any
 
@@ -12,6 +11,7 @@ import lightning as L
 from medlit.callbacks.last_checkpoint import LastCheckpoint
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.collate import Batch
+from medlit.errors import tell
 
 # `sbatch --signal` and other schedulers send SIGUSR1 or SIGUSR2 some time before they kill.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -104,5 +104,5 @@ class StopOnSignal(L.Callback):
         config = ["--config", str(folder / "config_fit.yaml")]
         resume = shlex.join(["medlit", "fit", *config, "--run_dir", str(folder), "--ckpt_path", "last"])
         written = "" if is_trial else f"; last.ckpt is written, and this continues: {resume}"
-        print(f"medlit: {signal.Signals(number).name} after step {trainer.global_step}{written}", file=sys.stderr)
+        tell(f"{signal.Signals(number).name} after step {trainer.global_step}{written}")
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Training throughput, from the host's clock and counters without synchronising with the GPU, and the progress bar."""
+"""Training throughput, from the host's clock and counters without synchronising with the GPU; progress bar and log."""
 
 import time
 from collections import deque
@@ -7,15 +7,18 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from medlit.callbacks.run_files import subcommand_of
 from medlit.data.collate import Batch, EvalBatch, Prompts
-from medlit.errors import best_effort
+from medlit.errors import best_effort, tell
 
 TOKENS_PER_SECOND = "train/tokens_per_second"
 NOTES_PER_SECOND = "train/notes_per_second"
 PADDING = "train/padding"
+LOG_SECONDS = 30  # between two lines of progress, at least
 
 
 class Throughput(L.Callback):
@@ -133,3 +136,36 @@ class ProgressBar(TQDMProgressBar):
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start  # type: ignore[assignment]
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end  # type: ignore[assignment]
+
+
+class ProgressLog(L.Callback):
+    """Prints a line where a bar would fill a log: after LOG_SECONDS, then at tenths of the time, no closer together."""
+
+    _start: tuple[float, int] | None = None  # the clock and the count after the first batch
+    _told, _tenth = 0.0, -1
+
+    @best_effort("the progress in the log")
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401 - module, outputs, batch, index
+        """Report a step, with the loss and the rate that a bar shows, or an evaluation's batch."""
+        now, verb = time.perf_counter(), subcommand_of(trainer)
+        if trainer.training:
+            done, total = trainer.global_step, trainer.estimated_stepping_batches
+        elif verb != "fit":
+            done, total = args[3] + 1, sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
+        else:
+            return
+        began, first = self._start = self._start or (now, done)
+        if done in (first, total) or now - max(began, self._told) < LOG_SECONDS:
+            return
+        limits = [each.time_remaining() or 0 for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        left = min([(now - began) * (total - done) / (done - first), *limits])
+        if (tenth := int(10 * (now - began) / (now - began + left))) != self._tenth:
+            self._told, self._tenth = now, tenth
+            shown = f"{verb}: batch {done:,} of {total:,}"
+            if trainer.training:
+                rates = next(each.rates for each in trainer.callbacks if isinstance(each, Throughput)) or {}  # type: ignore[attr-defined]
+                loss = float(trainer.callback_metrics["train/loss"])
+                shown = f"step {done:,}: loss {loss:.3f}, {rates[TOKENS_PER_SECOND]:,.0f} tokens/s"
+            tell(f"{shown}, {Tqdm.format_interval(left)} left")
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]

@@ -62,8 +62,6 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
         output = local_path("output", config.output)
         if output.suffix not in FORMATS:
             raise UserError(f"output: {output} ends in none of {', '.join(FORMATS)}; choose one of these.")
-        if output.is_dir():
-            raise UserError(f"output: {output} is a folder; name a file in it.")
         check_writable("output", output)
         config.output = str(output)
     check_decoding(config.model.decoding)

@@ -19,7 +19,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_warn
 
 from medlit import run_folder as runs
 from medlit.atomic_io import explained, read_json
@@ -31,13 +30,13 @@ from medlit.callbacks.predictions import PredictionWriter
 from medlit.callbacks.report import RunReport
 from medlit.callbacks.run_files import RunLogger, SaveRunFiles
 from medlit.callbacks.signals import StopOnSignal
-from medlit.callbacks.throughput import ProgressBar, Throughput
+from medlit.callbacks.throughput import ProgressBar, ProgressLog, Throughput
 from medlit.cli import arguments, environment, validation
 from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
 from medlit.data.sources import SPLITS
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import AdapterMetadata, check_metadata, read_fitted
 from medlit.model.checkpoints import AtomicCheckpointIO, check_progress, read_checkpoint, set_step
@@ -187,9 +186,10 @@ class MedlitCLI(LightningCLI):
         given = self.config_init[self.subcommand].trainer
         named = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] if given.callbacks else []
         others = [each for each in named if not isinstance(each, LightningProgressBar)]
-        if given.enable_progress_bar is None:
-            given.enable_progress_bar = others != named or sys.stdout.isatty()
-        if given.enable_progress_bar is False:
+        if given.enable_progress_bar is None and others == named and not sys.stdout.isatty():
+            given.enable_progress_bar = False
+            callbacks.append(ProgressLog())
+        elif given.enable_progress_bar is False:
             given.callbacks = others
         elif others == named:
             callbacks.append(ProgressBar())
@@ -210,8 +210,9 @@ class MedlitCLI(LightningCLI):
         adapter = None if self.model.adapter is None else adapter_folder(self.model.adapter)
         decoding = self.model.decoding
         *_, prior = read_fitted(path, adapter, decoding, complete=self.subcommand in ("test", "predict"))
-        if decoding.uses_prior and prior is None and self.subcommand != "fit" and (path or adapter):
-            rank_zero_warn("model.decoding.prior: these weights have none, so the language model answers alone.")
+        if decoding.prior is not None and prior is None and self.subcommand != "fit" and (path or adapter):
+            why = "these weights have none" if decoding.uses_prior else "'generate' uses none"
+            tell(f"model.decoding.prior: {why}, so the language model answers alone")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand != "fit":
             return  # an evaluation may use any number of processes
@@ -237,7 +238,7 @@ class MedlitCLI(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.run_folder / "checkpoints")
-            if writes and config.trainer.logger in (None, True):
+            if writes and config.trainer.logger in (None, True) and subcommand != "predict":  # which logs no scalar
                 trainer.logger = RunLogger(self.run_folder, in_fit=subcommand == "fit")
             if not config.get("output"):
                 self.predictions.path = self.run_folder / PREDICTIONS

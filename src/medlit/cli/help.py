@@ -181,20 +181,16 @@ def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Formats the help of a verb that runs a model."""
 
-    @property
-    def _verb(self) -> str:
-        return self._prog.rpartition(" ")[2]
-
     def _is_listed(self, action: argparse.Action) -> bool:
         """Whether the verb's help lists a setting."""
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
             return isinstance(action, _GroupOrNull)
-        name = action.dest
+        name, verb = action.dest, self._prog.rpartition(" ")[2]
         if name in HIDDEN or (name.startswith(_LIGHTNING) and name not in LIGHTNING_HELP):
             return False
         if name in VERBS:
-            return self._verb in VERBS[name]
-        return self._verb == "fit" or not name.startswith(FIT_ONLY)
+            return verb in VERBS[name]
+        return verb == "fit" or not name.startswith(FIT_ONLY)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""

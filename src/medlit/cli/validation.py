@@ -62,7 +62,7 @@ def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> No
     if str(config.trainer.max_time).strip("0:") == "":
         raise UserError(f"trainer.max_time: must be over 0, or null, not {config.trainer.max_time}.")
     check_classes(config.trainer)
-    check_decoding(config.model.decoding, predicts=False)
+    check_decoding(config.model.decoding, predicts=False, fits=fit)
     endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (None, -1)
     if fit and endless and config.trainer.max_time is None:
         raise UserError("trainer.max_steps: -1 needs another limit; set trainer.max_epochs or trainer.max_time.")

@@ -189,8 +189,8 @@ class Decoding:
         answer: 'one': one label; 'set': every label whose probability reaches a threshold: that of coverage or, if that
             is null, the one with the highest micro F1 on the validation notes.
         prior: 'tfidf': a fit also fits a linear model over TF-IDF of the notes' tokens and keeps it with the adapter;
-            later answers multiply the two models' probabilities, weighted by the fit's validation. Has no effect
-            on 'generate', which gives no probabilities. null: the language model alone.
+            later answers multiply the two models' probabilities, weighted by the fit's validation. A fit
+            needs a mode that gives probabilities; 'generate' answers without the prior. null: no prior.
     """
 
     mode: Literal["generate", "constrained", "likelihood"] = "generate"
@@ -212,14 +212,16 @@ class Decoding:
         return self.prior is not None and self.mode != "generate"
 
 
-def check_decoding(decoding: Decoding, predicts: bool = True) -> None:
-    """Raise a UserError unless answers can be sets, and predictions abstain, as the settings say."""
+def check_decoding(decoding: Decoding, predicts: bool = True, fits: bool = False) -> None:
+    """Raise a UserError unless answers can be sets, predictions abstain and a fit have a prior, as the settings say."""
     threshold, coverage = decoding.abstain_below if predicts else None, decoding.coverage
     if coverage is not None and not 0.5 < coverage < 1:
         raise UserError(f"model.decoding.coverage: must be over 0.5 and under 1, or null, not {coverage}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"model.decoding.abstain_below: must be a probability from 0 to 1, not {threshold}.")
-    wanted = {"coverage": coverage, "answer": decoding.answer == "set" or None, "abstain_below": threshold}
+    # Other verbs may try 'generate' on weights that have a prior.
+    answer, prior = decoding.answer == "set" or None, decoding.prior if fits else None
+    wanted = {"coverage": coverage, "answer": answer, "abstain_below": threshold, "prior": prior}
     name = next((name for name, value in wanted.items() if value is not None), None)
     if name is not None and decoding.mode == "generate":
         raise UserError(

@@ -62,10 +62,7 @@ def claim(table: Path) -> TextIO:
     """Claim a table until the returned file is closed; a UserError if another process writes it."""
     shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
     file = (shard_folder(table) / _LOCK_FILE).open("w")
-    lock(
-        file.fileno(),
-        f"output: another 'medlit predict' is writing {table}; name another file, or wait until it is done.",
-    )
+    lock(file.fileno(), f"output: another 'medlit predict' is writing {table}; name another file, or wait for its end.")
     return file
 
 
@@ -85,8 +82,7 @@ def read_resume_key(table: Path) -> ResumeKey | None:
 
 def start_shards(table: Path, key: ResumeKey) -> None:
     """Remove the shards of any earlier run, but not the lock, and store this run's resume key."""
-    folder = shard_folder(table)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder := shard_folder(table)).mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.name != _LOCK_FILE:
             path.unlink()

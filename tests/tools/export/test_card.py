@@ -67,6 +67,19 @@ def test_a_card_names_a_license_with_and_without_a_link(
     assert f"The base model is under the {found['title']}{link}, which also applies" in card
 
 
+@pytest.mark.usefixtures("in_process")
+def test_the_card_of_an_adapter_of_the_bundled_model_serves_it_by_its_hub_id(
+    tested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medlit.base_model import hub_id
+    from medlit.tools.export.card import TEMPLATES
+
+    bundled = hub_id("builtin:smollm2-135m")
+    monkeypatch.setitem(TEMPLATES.globals, "hub_id", lambda _: bundled)
+    card = (exported(tested, "adapter") / "README.md").read_text()
+    assert f"\nvllm serve {bundled} " in card
+
+
 @pytest.mark.parametrize("name", ["test_metrics.json", "config_fit.yaml"])
 def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str) -> None:
     from medlit.tools.export.card import read_run_file

@@ -31,7 +31,7 @@ from medlit.data.notes import clean_note
 from medlit.errors import UserError
 
 MAX_NOTES, MAX_CHARACTERS, MAX_MIB = 256, 100_000, 8  # notes of a request, characters of a note, size of a request
-_FORM = f'send {{"notes": ["...", ...]}} as JSON: 1 to {MAX_NOTES} notes of 1 to {MAX_CHARACTERS:,} characters'
+_FORM = f'send {{"notes": [...]}} as application/json: 1 to {MAX_NOTES} notes of 1 to {MAX_CHARACTERS:,} characters'
 _OPEN = ("/", "/health")  # without a token: the page has a field for it
 _REPLACED = ("/", "/docs", "/docs/oauth2-redirect", "/redoc")  # FastAPI's pages load scripts from another host
 _SECONDS = Histogram("medlit_request_seconds", "Time to answer a request.", ["code"])
@@ -110,6 +110,7 @@ class Server(ls.LitServer):
         while not all(status == "ready" for status in self.workers_setup_status.values()):
             self._check_models()
             time.sleep(0.05)
+        print("medlit: the model is loaded", file=sys.stderr, flush=True)
         first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -157,8 +158,7 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         found = error.errors()[0] if isinstance(error, RequestValidationError) else {"code": error.status_code}
         code = 400 if found.get("type") == "json_invalid" else found.get("code", 422)
         faults = {400: "the body is not JSON in UTF-8", 413: f"the request is larger than {MAX_MIB} MiB"}
-        # Of FastAPI's own message only the place: it repeats the notes.
-        place = ".".join(map(str, found.get("loc", ())))
+        place = ".".join(map(str, found.get("loc", ())))  # FastAPI's own message repeats the notes
         return JSONResponse({"detail": f"{faults.get(code, f'{place:.50} is not as it should be')}; {_FORM}."}, code)
 
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _REPLACED]

@@ -1,13 +1,14 @@
-"""What a run can do without costs one warning when it fails."""
+"""What a run can do without costs one warning when it fails; lines on standard error."""
 
 from __future__ import annotations
 
 import warnings
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from medlit import errors
-from medlit.errors import best_effort
+from medlit.errors import best_effort, tell
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,12 @@ def test_a_test_sees_the_failure() -> None:
     for _ in range(2):
         with pytest.raises(UserWarning, match="medlit continues without its picture"), best_effort("its picture"):
             raise ValueError
+
+
+@pytest.mark.parametrize(("rank", "line"), [(0, "medlit: training on 8 notes\n"), (1, "")])
+def test_a_line_comes_from_the_first_process_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, line: str
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    tell("training on 8 notes")
+    assert capsys.readouterr() == ("", line)

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, failures that a run survives, and what is told on standard error."""
+"""Errors that the user can fix, failures that a run survives, and lines on standard error."""
 
 import sys
 import traceback
@@ -26,7 +26,7 @@ class WrongNumbersError(UserError):
 
 def tell(message: str) -> None:
     """Print a line on standard error, in the first of several processes."""
-    from lightning.pytorch.utilities import rank_zero_only  # it takes seconds
+    from lightning.pytorch.utilities import rank_zero_only  # importing it takes seconds
 
     # `rank_zero_info` is silent: Unsloth gives the root logger a handler before Lightning looks for one.
     rank_zero_only(print)(f"medlit: {message}", file=sys.stderr)

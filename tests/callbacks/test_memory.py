@@ -82,7 +82,10 @@ def test_the_advice_names_the_settings_to_change() -> None:
     data = TranscriptionDataModule(batching=Batching(micro_batch_size=8, eval_batch_size=1))
     kept = advice("training", LanguageModel(gradient_checkpointing="none"), data, MeasuredMemory(peak=78, total=80))
     assert "78.0 of 80.0 GiB" in kept
-    assert "model.language_model.offload to 'auto'" in advice("loading", LanguageModel(), data, MeasuredMemory(78, 80))
+    loading = advice("loading", LanguageModel(), data, MeasuredMemory(78, 80))
+    assert "load_in_4bit to true, model.language_model.offload to 'auto'" in loading
+    fp8 = LanguageModel(load_in_4bit=False, load_in_fp8=True)
+    assert "load_in_4bit to true and load_in_fp8 to false," in advice("loading", fp8, data, MeasuredMemory(78, 80))
     assert "data.batching.micro_batch_size to 4" in kept
     assert "model.language_model.max_length to 1024" in kept
     assert "model.language_model.gradient_checkpointing to 'unsloth'" in kept

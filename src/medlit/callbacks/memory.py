@@ -50,10 +50,11 @@ def advice(
     """One sentence: the settings to change; `medlit doctor --config` estimates what they take."""
     usage = f" ({measured.peak:.1f} of {measured.total:.1f} GiB were in use)" if measured.total else ""
     if phase == "loading":
+        instead = " and load_in_fp8 to false" if language_model.load_in_fp8 else ""
         return (
             f"model.language_model.base_model: {language_model.base_model} does not fit into this GPU's memory{usage};"
-            " set model.language_model.load_in_4bit to true, model.language_model.offload to 'auto' or more layers,"
-            " choose a smaller model or free the GPU."
+            f" set model.language_model.load_in_4bit to true{instead}, model.language_model.offload to 'auto' or more"
+            " layers, choose a smaller model or free the GPU."
         )
     is_training = phase == "training"
     setting = "micro_batch_size" if is_training else "eval_batch_size"

@@ -92,7 +92,9 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
         )
     if not text:
         raise UserError("data.predict.text: the note is empty; give its text, or '-' and the text on standard input.")
-    return Dataset.from_dict(dict(zip(CANONICAL, (["text"], [text], [None], [""], [[]]), strict=True)))
+    return Dataset.from_dict(
+        {"id": ["text"], "transcription": [text], "specialty": [None], "text_hash": [""], "specialties": [[]]}
+    )
 
 
 def specialties_of(rows: Dataset) -> list[tuple[str, ...]]:

@@ -185,7 +185,7 @@ def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
     for number, row in filled:
         if any(row[len(header) :]):
-            raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; give it one.")
+            raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; name it.")
         yield dict(zip(header, row, strict=False))
 
 

@@ -97,7 +97,7 @@ class Split:
                 f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not {self.fold} of {self.folds}."
             )
         if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
-            raise UserError(f"data.split.near_threshold: must be over 0, up to 1, or null, not {self.near_threshold}.")
+            raise UserError(f"data.split.near_threshold: must be in (0, 1] or null, not {self.near_threshold}.")
 
 
 @dataclass(frozen=True)

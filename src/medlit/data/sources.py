@@ -130,7 +130,8 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
         chosen.setdefault(split or ALL, []).append(file)
     for split, same in chosen.items():
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
-            raise UserError(f"data.source: {same[0]} and {same[1]} are both named after the {split} split; move one.")
+            named = f"{same[0]} and {same[1]} are both named after the {split} split"
+            raise UserError(f"data.source: {named}; rename one, or move it away.")
     ordered = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
     return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in ordered.items()}
 

@@ -176,7 +176,7 @@ def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
 
 def _are_inference_settings(given: InferenceSettings) -> bool:
     counts, switches = (given.max_length, given.max_response_tokens), (given.load_in_4bit, given.load_in_fp8)
-    typed = all(type(count) is int and count > 0 for count in counts) and {*map(type, switches)} == {bool}
+    typed = all(type(count) is int and count > 0 for count in counts) and all(type(on) is bool for on in switches)
     return typed and given.dtype in _DTYPES
 
 

@@ -45,7 +45,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     check_stored(language_model, config)
     with _load_errors(language_model) as reports:
         skeleton = memory.skeleton(config)
-        asked, lora = lora, None if lora is None else fit_targets(skeleton, lora)
+        requested, lora = lora, None if lora is None else fit_targets(skeleton, lora)
         dtype = dtype_for(device, language_model.dtype)
         offload = plan_offload(skeleton, language_model, lora, device, dtype)
         _check_memory(language_model, config, device, offload)
@@ -92,7 +92,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
             adapted = {n for n, part in causal_lm(model).named_modules() if isinstance(part, BaseTunerLayer)}
             if adapted and (wrong := adapted ^ chosen):
                 raise UserError(f"model.lora.target_modules: PEFT cannot adapt just these layers, see {min(wrong)}.")
-            if lora != asked:
+            if lora != requested:
                 names = ", ".join(lora.target_modules)
                 tell(f"model.lora.target_modules: the default does not fit the base model; adapting its {names}")
     for part in linear if language_model.load_in_fp8 else ():

@@ -72,6 +72,15 @@ def test_an_adapter_is_merged_into_weights_rounded_to_fp8(run: Path) -> None:
     assert "| base weights | 16-bit, rounded to FP8 |" in (folder / "README.md").read_text()
 
 
+def test_a_merge_expands_fp8_weights_one_at_a_time(llama: Path) -> None:
+    settings = LanguageModel(str(llama), max_length=64, load_in_4bit=False, load_in_fp8=True)
+    model = load_model(settings, Lora(), torch.device("cpu")).eval()
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    weights = base_weights(model)
+    assert all(weight.data_ptr() in held for weight in weights.values())
+    assert {merged_weight(model, name, weight).dtype for name, weight in weights.items()} == {torch.bfloat16}
+
+
 @pytest.mark.usefixtures("in_process")
 def test_an_adapter_trained_on_fp8_weights_is_compared_on_16_bits(run: Path) -> None:
     """As PEFT alone loads it."""

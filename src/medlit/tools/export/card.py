@@ -101,4 +101,5 @@ def read_run_file(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else read_json(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"run_dir: {path} is damaged and the card needs it; test again, or move it away.") from error
+        why = f"{path} is damaged and the card needs it"
+        raise UserError(f"run_dir: {why}; run 'medlit test' again, or move it away.") from error

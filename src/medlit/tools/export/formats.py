@@ -77,23 +77,27 @@ def write_merged(model: nn.Module, base_model: str, revision: str | None, folder
         GenerationConfig.from_pretrained(resolve(base_model), **given).save_pretrained(folder)
 
 
-def base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a PEFT model's base model as it computes with them, by their names in it; tied weights once."""
-    inner = causal_lm(model)
-    rounded = {f"{name}.weight": part.weight for name, part in inner.named_modules() if isinstance(part, Fp8Linear)}
-    weights = {n: p for n, p in inner.named_parameters() if not n.endswith((".codes", ".weight_scale"))} | rounded
-    return {name.replace(".base_layer.", "."): weight for name, weight in weights.items() if ".lora_" not in name}
+def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a PEFT model's base model as they are loaded, by their names in it; tied weights once."""
+    weights = {}
+    for name, weight in causal_lm(model).named_parameters():
+        if ".lora_" not in name and not name.endswith(".weight_scale"):  # of a weight in FP8, whose bytes are `codes`
+            own = f"{name.removesuffix('.codes')}.weight" if name.endswith(".codes") else name
+            weights[own.replace(".base_layer.", ".")] = weight
+    return weights
 
 
 def merged_weight(model: nn.Module, name: str, loaded: Tensor) -> Tensor:
-    """One of them in 16 bits, with its adapter merged in."""
+    """One of them in 16 bits, with its adapter merged in; the model is in inference mode."""
     owner, _, kind = name.rpartition(".")
     layer, quant_state = causal_lm(model).get_submodule(owner), getattr(loaded, "quant_state", None)
+    if isinstance(base := getattr(layer, "base_layer", layer), Fp8Linear) and kind == "weight":
+        loaded = base.weight
     weight = (loaded.data if quant_state is None else dequantize_4bit(loaded.data, quant_state)).cpu()
     dtype = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
     if isinstance(layer, LoraLayer) and kind == "weight":
         weight = _merged(weight.float(), layer)
-    if quant_state is not None and getattr(getattr(layer, "base_layer", layer), "source_cls", None) is Conv1D:
+    if quant_state is not None and getattr(base, "source_cls", None) is Conv1D:
         weight = weight.t()  # GPT-2 stores inputs by outputs, which 4-bit layers turn round
     return weight.to(dtype).contiguous()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ def exit_code_of(work: Callable[[], object]) -> int:
     child = os.fork()
     if not child:
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
             end_on_signals()
             work()
         finally:

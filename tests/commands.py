@@ -26,12 +26,17 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def exit_code_of(work: Callable[[], object]) -> int:
-    """Do something in a fork that handles signals as a command does; its exit code."""
+def exit_code_of(
+    work: Callable[[], object], sigint: signal.Handlers | Callable[..., object] = signal.default_int_handler
+) -> int:
+    """Do something in a fork that handles signals as a command does; its exit code.
+
+    `sigint` is how the fork treats SIGINT before; what started these tests may ignore it, as a shell's `&` does.
+    """
     child = os.fork()
     if not child:
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+            signal.signal(signal.SIGINT, sigint)
             end_on_signals()
             work()
         finally:

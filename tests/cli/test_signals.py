@@ -110,11 +110,7 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os._exit(7)
 
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert exit_code_of(work) == 7
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert exit_code_of(work, sigint=signal.SIG_IGN) == 7
 
 
 @pytest.mark.slow

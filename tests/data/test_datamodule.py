@@ -80,6 +80,16 @@ def test_no_prompt_contains_its_answer(make: Make) -> None:
             assert read(data, prompt).endswith("### Response:\n")
 
 
+def test_labels_may_be_read_after_notes_that_have_none(make: Make, tmp_path: Path) -> None:
+    """As in a notebook that predicts and then tests."""
+    rows = [{"id": "new", "transcription": "Palpitations."}]
+    data = make(predict={"source": str(write_csv(tmp_path / "new.csv", rows))})
+    data.setup("predict")
+    assert [batch.ids for batch in data.predict_dataloader()] == [["new"]]
+    data.setup("test")
+    assert sum(len(batch.label_ids) for batch in data.test_dataloader()) == len(notes()["test"])
+
+
 def test_an_epoch_shows_every_note_of_a_split_once(make: Make) -> None:
     data = make()
     data.setup("fit")

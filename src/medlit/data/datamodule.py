@@ -130,6 +130,7 @@ class TranscriptionDataModule(L.LightningDataModule):
             tables = load_source(self.source, revision=self.revision, columns=self.columns, labels=self.labels)
             splits = split_notes(tables, self.split, self.label_conflicts)
             self.label_set = splits.label_set(self.source)
+            vars(self).pop("collator", None)  # one without labels, of a predict
             if self.label_conflicts == "keep":
                 splits.warn_if_ambiguous()
             self.fingerprint = DataFingerprint(self.source, commit_of(tables.values()) or self.revision, splits.hashes)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -392,6 +392,21 @@ def test_a_fit_has_no_temperature(parts: Parts, run: Path) -> None:
     assert module.temperature is None
     fit.save_checkpoint(run / "saved.ckpt")
     assert torch.load(run / "saved.ckpt", weights_only=True)["medlit"]["temperatures"] == {}
+
+
+@pytest.mark.usefixtures("too_sure")
+def test_a_fit_forgets_what_was_fitted_to_earlier_weights(parts: Parts) -> None:
+    """As in a notebook that validates, trains on and tests."""
+    module, data = parts()
+    trainer(data).validate(module, data, verbose=False)
+    assert module.temperature is not None
+    module.prior = cast("TokenPrior", object())
+    trainer(data, max_steps=1).fit(module, data)
+    assert (module.temperature, module.thresholds, module.prior) == (None, {}, None)
+    trainer(data).test(module, data, verbose=False)
+    assert module.results is not None
+    assert module.results.probabilities is not None
+    assert module.results.probabilities.max() == pytest.approx(np.exp(6) / (np.exp(6) + 2), abs=1e-6)
 
 
 @pytest.mark.usefixtures("too_sure")

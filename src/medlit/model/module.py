@@ -48,7 +48,7 @@ class SpecialtyClassifier(L.LightningModule):
         metrics: counts of the evaluation that is running.
         scores, results, sets: of the last evaluation; results are note by note, sets are empty where none are made.
         temperature: divides log-probabilities in test and predict; fitted by validate, and by a fit with sets or prior.
-        prior: of the labels, from a fit with `Decoding.prior`; used by everything but a fit.
+        prior: of the labels, from a fit with `Decoding.prior`; a fit itself uses none.
         thresholds: of sets, by `Decoding.sets`; fitted with the temperature.
         recomputation: chooses the layers to recompute, once a fit has started.
     """
@@ -87,7 +87,9 @@ class SpecialtyClassifier(L.LightningModule):
         self.strict_loading = False  # checkpoints hold the trained weights only; `on_load_checkpoint` compares the keys
 
     def setup(self, stage: str) -> None:
-        """Take labels and temperature from the adapter's metadata, if there is an adapter that medlit wrote."""
+        """Take labels and what is fitted from the adapter's metadata, if there is an adapter that medlit wrote."""
+        if stage == "fit":  # what an earlier evaluation has fitted or read does not belong to the new weights
+            self.temperature, self.thresholds, self.prior = None, {}, None
         if self.adapter is not None:
             folder = adapter_folder(self.adapter)
             if (metadata := read_metadata(folder, self.language_model.base_model)) is not None:
@@ -141,15 +143,14 @@ class SpecialtyClassifier(L.LightningModule):
         self.log("train/loss", self._step_loss, prog_bar=True, sync_dist=several, reduce_fx=reduce)
         self._step_loss = torch.zeros_like(self._step_loss)
 
-    # Unsloth switches gradient checkpointing off for generation, and back on only if the model was training when
-    # generation began, which it never is under Lightning's validation.
-
     def on_validation_model_eval(self) -> None:
         """Switch to inference mode."""
         inference_mode(self._model)
 
     def on_validation_model_train(self) -> None:
         """Switch back to training mode, gradient checkpointing included."""
+        # Unsloth switches checkpointing off for generation, and back on only if the model was training when generation
+        # began, which it never is under Lightning's validation.
         train_mode(self._model, self.language_model)
 
     def on_validation_epoch_start(self) -> None:

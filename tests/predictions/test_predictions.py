@@ -557,9 +557,15 @@ def test_an_interrupted_run_with_other_inputs_is_not_resumed(
     assert not Path("out.csv").exists()
 
 
-def test_the_batch_size_may_change_before_a_resume(predict: Predict, whole: bytes, answered_ids: list[str]) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    ["data.batching.eval_batch_size=4", "data.batching.micro_batch_size=3", "model.language_model.offload=none"],
+)
+def test_settings_of_memory_may_change_before_a_resume(
+    predict: Predict, whole: bytes, answered_ids: list[str], setting: str
+) -> None:
     killed(predict, ADD, 2)
-    assert predict("--resume", "--data.batching.eval_batch_size", "4").code == 0
+    assert predict("--resume", f"--{setting}").code == 0
     assert len(answered_ids) == 6
     assert [row["answer"] for row in read(Path("out.csv"))] == [
         row["answer"] for row in csv.DictReader(io.StringIO(whole.decode()))

@@ -36,7 +36,8 @@ FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
 _SLICE = 1_000  # rows that become Python objects at a time
 _BATCH = 10_000  # notes
-_TRAINING_ONLY = ("gradient_checkpointing", "memory_budget_gib")  # settings of the base model that change no answer
+# Settings of the base model that change no answer.
+_MEMORY_ONLY = ("gradient_checkpointing", "memory_budget_gib", "offload", "batch_tokens")
 _KEY_FILE = "resume_key.json"
 _LOCK_FILE = ".lock"
 _SCHEMA = arrow_schema().insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source
@@ -185,7 +186,7 @@ class ResumeKey:
             f"model.{group}.{name}": value
             for group, values in groups.items()
             for name, value in values.items()
-            if name not in _TRAINING_ONLY
+            if name not in _MEMORY_ONLY
         }
         settings |= {
             "data.instruction": data.instruction,

@@ -164,6 +164,16 @@ def test_no_threshold_has_a_higher_micro_f1(seed: int) -> None:
     assert f1(fit_f1_threshold(p, labels)) == max(f1(threshold) for threshold in np.unique(p[p > 0]))
 
 
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_copies_of_a_text_do_not_move_the_threshold(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    p, labels = draw.dirichlet(np.ones(4), 12), draw.random((12, 4)) < 0.4
+    labels[0, 0] = True
+    copies = np.sort(np.append(np.arange(12), draw.integers(0, 12, 20)))
+    assert fit_f1_threshold(p[copies], labels[copies], copies) == fit_f1_threshold(p, labels)
+
+
 def test_one_of_very_many_labels_is_likely_enough() -> None:
     p = np.full((3, 200), 1 / 200)
     assert fit_f1_threshold(p, np.eye(3, 200, dtype=bool)) == 1 / 200
@@ -182,7 +192,7 @@ def test_thresholds_of_all_coverages_are_fitted_at_the_temperature() -> None:
     p = at_temperature(results.probabilities, temperature)
     assert thresholds["0.875"] == fit_thresholds(p, results.label_mask, np.array([0.875]), results.groups)[0]
     assert thresholds.keys() == {"0.875", "set", *map(str, COVERAGES)}
-    assert thresholds["set"] == fit_f1_threshold(p, results.label_mask)
+    assert thresholds["set"] == fit_f1_threshold(p, results.label_mask, results.groups)
 
 
 def test_a_report_on_sets_agrees_with_their_scores() -> None:

@@ -40,12 +40,14 @@ def fit_thresholds(
     return np.asarray(np.append(scores[order], 0.0)[np.searchsorted(reached.round(9), needed.round(9))])
 
 
-def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray) -> float:
-    """The threshold, from 0.01, of which the sets have the highest micro F1; the highest one of several."""
+def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray, groups: IntArray | None = None) -> float:
+    """The threshold, from 0.01, of which the sets have the highest micro F1, by texts; the highest one of several."""
     kept = probabilities >= min(0.01, probabilities.max())  # of thousands of labels nearly all are less likely
     order = np.argsort(-probabilities[kept], kind="stable")
-    hits, thresholds = np.cumsum(labels[kept][order]), probabilities[kept][order]
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + labels.sum())
+    weights = np.broadcast_to(_weights(len(labels), groups)[:, None], labels.shape)
+    of_kept, thresholds = weights[kept][order], probabilities[kept][order]
+    hits, members = np.cumsum(of_kept * labels[kept][order]), np.cumsum(of_kept)
+    f1 = (2 * hits / (members + weights[labels].sum())).round(12)  # sums of weights are not exact
     f1[:-1][thresholds[:-1] == thresholds[1:]] = 0.0  # no threshold divides equal probabilities
     return float(thresholds[f1.argmax()])
 
@@ -57,7 +59,8 @@ def calibrate(results: Results, coverage: float | None) -> tuple[float, dict[str
     p, labels = at_temperature(results.probabilities, temperature), results.label_mask
     coverages = sorted({*COVERAGES, coverage or COVERAGES[-1]})
     thresholds = fit_thresholds(p, labels, np.array(coverages), results.groups).tolist()
-    return temperature, dict(zip(map(str, coverages), thresholds, strict=True)) | {BEST_F1: fit_f1_threshold(p, labels)}
+    best_f1 = fit_f1_threshold(p, labels, results.groups)
+    return temperature, dict(zip(map(str, coverages), thresholds, strict=True)) | {BEST_F1: best_f1}
 
 
 def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray | None = None) -> dict[str, Any]:

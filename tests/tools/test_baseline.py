@@ -135,8 +135,9 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
         (lambda run: (run / "config_test.yaml").unlink(), "config_test.yaml is missing or damaged; run 'medlit test'"),
         (lambda run: (run / "config_test.yaml").write_text("[1"), r"config_test\.yaml is missing or damaged"),
         (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is missing or damaged"),
+        (lambda run: (run / FACTS).write_text("{"), r"test_facts\.json is missing or damaged"),
     ],
-    ids=["no folder", "no test", "a damaged config", "damaged metrics"],
+    ids=["no folder", "no test", "a damaged config", "damaged metrics", "damaged facts"],
 )
 def test_a_folder_without_a_whole_test_is_refused(tested: Path, tmp_path: Path, spoil: object, says: str) -> None:
     folder = tmp_path / "version_0"

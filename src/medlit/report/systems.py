@@ -73,19 +73,21 @@ def write_system(folder: Path, system: System) -> None:
 
 def read_system(folder: Path, name: str) -> System:
     """Read one system; a UserError if its files are missing or damaged."""
-    path = folder / f"{_stem(name)}{_METRICS}"
-    try:
-        metrics = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
+    metrics = _read(folder / f"{_stem(name)}{_METRICS}")
     zero_shot = name == MODEL and read_facts(folder).get("run", {}).get("weights") == BASE_WEIGHTS
     return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"), zero_shot)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read what a test recorded besides its scores; empty if there is nothing."""
-    path = folder / FACTS
-    return read_json(path) if path.is_file() else {}
+    """Read what a test recorded besides its scores; empty if there is nothing, a UserError if it is damaged."""
+    return _read(folder / FACTS) if (folder / FACTS).is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
 
 
 def systems(folder: Path) -> list[System]:

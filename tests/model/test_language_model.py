@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +233,16 @@ def test_rounding_to_fp8_is_small_and_done_once(seed: int, size: float) -> None:
     again.weight.data = once.clone()
     Fp8Linear.convert(again)
     assert torch.equal(again.eval().weight, once)
+
+
+def test_a_copy_in_fp8_reads_its_own_codes() -> None:
+    layer = nn.Linear(8, 4)
+    Fp8Linear.convert(layer)
+    copied = copy.deepcopy(layer).eval()
+    assert torch.equal(copied.weight, layer.eval().weight)
+    copied.codes.zero_()
+    assert not copied.weight.any()
+    assert layer.weight.any()
 
 
 def test_every_linear_layer_of_the_decoder_is_held_in_bytes_and_nothing_else(settings: LanguageModel) -> None:

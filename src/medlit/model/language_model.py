@@ -45,13 +45,21 @@ class Fp8Linear(nn.Linear):
         layer.codes = nn.Parameter((weight.detach().float() / scale).to(_FP8).view(torch.uint8), requires_grad=False)
         layer.weight_scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
         layer.__class__ = cls
-        layer.to(weight.device)
+        layer._view_codes()  # type: ignore[operator]
+
+    def _view_codes(self) -> None:
+        """Make `_weight` the codes as numbers: of the same memory, so again wherever the codes move to another."""
+        # A parameter, though of no module: compiled code may not take its shape for one that changes.
+        vars(self)["_weight"] = nn.Parameter(self.codes.view(_FP8), requires_grad=False)
 
     def _apply(self, *arguments: Any) -> Self:  # noqa: ANN401 - passed on
         super()._apply(*arguments)  # type: ignore[no-untyped-call]
-        # A parameter, though of no module: compiled code may not take its shape for one that changes.
-        vars(self)["_weight"] = nn.Parameter(self.codes.view(_FP8), requires_grad=False)
+        self._view_codes()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._view_codes()
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

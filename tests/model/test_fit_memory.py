@@ -15,7 +15,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from medlit.errors import UserError
-from medlit.model.fit_memory import FitMemory, Offload, fit_memory, plan_offload
+from medlit.model.fit_memory import FitMemory, Offload, fit_memory, peak_of_loading, plan_offload
 from medlit.model.loading import load_model
 from medlit.model.memory import GIB, SLACK, Footprint, Recomputation, free_on, skeleton, weight_bytes
 from medlit.model.settings import LanguageModel, Lora
@@ -115,9 +115,14 @@ def test_processes_agree_on_the_layers_and_count_those_of_their_host(monkeypatch
     assert plan(LLAMA_8B, LanguageModel(offload=8)).processes == 1, "a predictor"
 
 
-def test_fp8_weights_need_room_for_16_bits_to_be_loaded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medlit.model.loading.plan_offload", lambda *_: Offload(weights=2**49))
-    settings = LanguageModel(str(llama), load_in_4bit=False, load_in_fp8=True)
+def test_fp8_weights_need_room_to_be_made_from_16_bits(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of embedding and head no other form is made; of the rest one matrix at a time, from two copies in float32."""
+    settings, model = LanguageModel(str(llama), load_in_4bit=False, load_in_fp8=True), skeleton(LlamaConfig(**LLAMA_8B))
+    offload = plan_offload(model, settings, Lora(), GPU, HALF)
+    needed = peak_of_loading(model, settings, offload.weights, HALF)
+    assert needed == 2 * model.num_parameters() + 8 * 4096 * 14336
+    assert needed < 2 * offload.weights, "all of them twice"
+    monkeypatch.setattr("medlit.model.loading.peak_of_loading", lambda *_: 2**50)
     with pytest.raises(UserError, match=r"base_model: the weights of .* take about 1,048,576 GiB, and this machine"):
         load_model(settings, Lora(), CPU)
 

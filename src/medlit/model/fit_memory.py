@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from medlit.errors import UserError
-from medlit.model.families import decoder_layers, fit_targets, target_layers
+from medlit.model.families import adaptable_layers, decoder_layers, fit_targets, target_layers
 from medlit.model.memory import GIB, budget_on, footprint, model_dimensions, skeleton, weight_bytes
 from medlit.model.settings import LanguageModel, Lora
 
@@ -71,6 +71,15 @@ def plan_offload(
         processes = sum(host == mine[1] for _, host in everywhere)
     count = min(int(wanted), len(layers) - 1)
     return Offload(count, count * size, weights - max(0, count - _SLOTS) * size, trained, processes)
+
+
+def peak_of_loading(model: PreTrainedModel, language_model: LanguageModel, weights: int, dtype: torch.dtype) -> int:
+    """Most bytes that loading takes on the device; `weights` are those of the base model once it is loaded."""
+    if not language_model.load_in_fp8:
+        return weights
+    # The whole model is loaded in `dtype`, then its matrices are rounded one by one, with two copies in float32.
+    whole = weight_bytes(model, replace(language_model, load_in_fp8=False), dtype.itemsize)
+    return whole + 2 * 4 * max(part.get_parameter("weight").numel() for part in adaptable_layers(model).values())
 
 
 @dataclass(frozen=True)

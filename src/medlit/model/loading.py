@@ -18,7 +18,7 @@ from medlit.base_model import missing, read_config, resolve, unreadable, untried
 from medlit.errors import UserError, tell
 from medlit.model import families, memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
-from medlit.model.fit_memory import Offload, plan_offload
+from medlit.model.fit_memory import Offload, peak_of_loading, plan_offload
 from medlit.model.language_model import Fp8Linear, check_fp8, dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
@@ -48,7 +48,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         requested, lora = lora, None if lora is None else fit_targets(skeleton, lora)
         dtype = dtype_for(device, language_model.dtype)
         offload = plan_offload(skeleton, language_model, lora, device, dtype)
-        _check_memory(language_model, config, device, offload)
+        needed = peak_of_loading(skeleton, language_model, offload.weights, dtype)
+        _check_memory(language_model, config, device, offload, needed)
         # Unsloth offloads a layer only if it is recomputed; 'auto' still chooses among the others.
         checkpointing = unsloth_checkpointing(language_model) or offload.layers > 0
         # Lightning makes the GPU the default device, where Unsloth would then put the host's copies.
@@ -164,7 +165,7 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 
 
 def _check_memory(
-    language_model: LanguageModel, config: PretrainedConfig, device: torch.device, offload: Offload
+    language_model: LanguageModel, config: PretrainedConfig, device: torch.device, offload: Offload, needed: int
 ) -> None:
     """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
@@ -177,7 +178,7 @@ def _check_memory(
             f"model.language_model.offload: {taken} in each of {offload.processes} processes, and this machine has"
             f" {host / memory.GIB:,.1f} GiB free; set fewer trainer.devices or choose a smaller base model."
         )
-    if (needed := offload.weights * (1 + language_model.load_in_fp8)) > free:  # FP8 is made from 16 bits
+    if needed > free:
         place = f"the GPU {device} has" if device.type == "cuda" else "this machine has"
         raise UserError(
             f"model.language_model.base_model: the weights of {language_model.base_model} take about"

@@ -123,9 +123,12 @@ def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatc
         return inputs[0]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(varlen, "varlen_attn", attend)
-    for longest in (4096, 512):
-        varlen_kernel(longest)(*[torch.zeros(1)] * 5, window=None)
-    assert given == [(4096, 4096), (4096, 4096)]
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    earlier = varlen_kernel(4096, stock)
+    assert route_stock_layers(tiny_model("granite"), earlier)
+    for replaced in (route(stock, earlier), ALL_ATTENTION_FUNCTIONS["sdpa"], stock):
+        varlen_kernel(512, replaced)(*[torch.zeros(1)] * 5, window=None)
+    assert given == [(4096, 4096), (4096, 4096), (512, 512)]
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])

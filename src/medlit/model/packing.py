@@ -31,6 +31,8 @@ from medlit.unsloth_first import stock_class
 
 # Attribute of Unsloth's module that keeps its own attention call.
 _STOCK = "_medlit_stock_attention"
+# Attribute of an attention call that medlit puts in its place: most tokens of a note.
+_LONGEST = "_medlit_longest"
 # Argument of transformers' attention call: starts, starts of keys, keys; others that packed notes keep to (dropout: 0).
 _ROW, _HEEDED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}
 # Attribute of a body whose attention takes packed notes.
@@ -39,8 +41,6 @@ PACKS = "_medlit_packs"
 _READ = "_medlit_read"
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
-# Most tokens of a note, over all models that this process has loaded; `varlen_kernel` updates it.
-_LONGEST = [0]
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[..., Tensor]
@@ -53,6 +53,7 @@ def can_pack(model: nn.Module) -> bool:
 
 def enable_packing(model: nn.Module, max_length: int) -> None:
     """Let a model's attention take packed notes of up to `max_length` tokens where it can, on a GPU from Ampere on."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from unsloth.models import gemma2, llama, mistral, qwen3
     from unsloth.utils.packing import mark_allow_overlength
 
@@ -63,7 +64,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
     elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
-            module.run_attention = route(_stock(module, "run_attention"), varlen_kernel(max_length))
+            kernel = varlen_kernel(max_length, module.run_attention)
+            module.run_attention = route(_stock(module, "run_attention"), kernel)
         rotary: Any = body(model).rotary_emb
         # A longer row than the table of positions would be compiled again in every layer.
         rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
@@ -72,7 +74,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
             packs = max_length <= short
             rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
     elif packs:
-        packs = route_stock_layers(model, varlen_kernel(max_length))
+        packs = route_stock_layers(model, varlen_kernel(max_length, ALL_ATTENTION_FUNCTIONS["sdpa"]))
     for layer in decoder_layers(model) if kind == "softcapped" else ():
         # Compiled as one region such a layer fails on PyTorch 2.11: github.com/pytorch/pytorch/issues/181735
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
@@ -128,16 +130,17 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
-    if batch.starts is None:
+    if batch.starts is None and ids.device.type == "cpu":
+        lengths = torch.tensor(batch.lengths)
         reads_most = 2 * len(read) > sum(batch.lengths)
-        shared = common_beginning(inner, ids, torch.tensor(batch.lengths) if reads_most else read % ids.shape[1] + 1)
+        shared = common_beginning(inner, ids, lengths if reads_most else read % ids.shape[1] + 1)
         # Each token attends to the whole row, other notes masked, so with long notes that costs more than it saves.
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
-            arguments, source = _masked_row(inner, ids, torch.tensor(batch.lengths), shared)
+            arguments, source = _masked_row(inner, ids, lengths, shared)
             read = source.flatten()[read]
-    elif is_softcapped:
+    elif batch.starts is not None and is_softcapped:
         arguments |= {"position_ids": batch.positions, "attention_mask": torch.ones_like(ids)}  # as below
-    else:
+    elif batch.starts is not None:
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
         arguments, read = shared_row(ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
         if not shares_beginning(inner):  # a mask of four dimensions is taken as it is
@@ -238,24 +241,25 @@ def shared_row(ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = 
     }
 
 
-def varlen_kernel(longest: int) -> Kernel:
+def varlen_kernel(longest: int, replaced: object) -> Kernel:
     """PyTorch's causal varlen attention: (T, heads, D) queries, (C, heads, D) keys and values, their starts.
 
     The last query of a part attends to all of its keys. `longest`, the most tokens of a note, is the same for every
-    batch, so that nothing is compiled again. It never falls, because the attention calls of the models loaded before
-    are replaced too, and the kernel computes nothing beyond it.
+    batch, so that nothing is compiled again. The kernel computes nothing beyond it, so it is never below that of the
+    attention call that is `replaced`, for the models loaded before too.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     attend, known = cast("Kernel", varlen_attn), inspect.signature(varlen_attn).parameters
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
-    _LONGEST[0] = longest = max(longest, _LONGEST[0])
+    longest = max(longest, getattr(replaced, _LONGEST, 0))
 
     def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to
         return attend(*tensors, longest, longest, scale=scale, window_size=(earlier, 0), **extra)
 
+    setattr(kernel, _LONGEST, longest)
     return kernel
 
 
@@ -267,6 +271,7 @@ def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]
             return _attend(kernel, (Q, K, V), context.causal_mask, window=context.sliding_window)
         return stock(config=config, context=context, Q=Q, K=K, V=V)
 
+    vars(run_attention).update(vars(kernel))  # its `_LONGEST`
     return run_attention
 
 
@@ -297,7 +302,7 @@ def route_stock_layers(model: nn.Module, kernel: Kernel) -> bool:
             heads = [x.to(torch.get_autocast_dtype(device)) for x in heads]
         return _attend(kernel, heads, row, window=settings.get("sliding_window"), scale=settings["scaling"]), None
 
-    setattr(attention, _STOCK, stock)
+    vars(attention).update({_STOCK: stock} | vars(kernel))
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     return True
 

@@ -134,8 +134,8 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
         (lambda run: shutil.rmtree(run), "there is no folder"),
         (lambda run: (run / "config_test.yaml").unlink(), "config_test.yaml is missing or damaged; run 'medlit test'"),
         (lambda run: (run / "config_test.yaml").write_text("[1"), r"config_test\.yaml is missing or damaged"),
-        (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is missing or damaged"),
-        (lambda run: (run / FACTS).write_text("{"), r"test_facts\.json is missing or damaged"),
+        (lambda run: (run / "test_metrics.json").write_text("{"), r"test_metrics\.json is damaged"),
+        (lambda run: (run / FACTS).write_text("{"), r"test_facts\.json is damaged"),
     ],
     ids=["no folder", "no test", "a damaged config", "damaged metrics", "damaged facts"],
 )

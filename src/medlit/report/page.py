@@ -23,7 +23,7 @@ from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric,
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import BEST_F1
 from medlit.report.figures import MOST_LABELS, figures
-from medlit.report.systems import MODEL, TITLES, System, comparable, read_facts
+from medlit.report.systems import FACTS, MODEL, TITLES, System, comparable, read_run_file
 
 FILES = ("report.html", "report.md")
 PAIRS = 10
@@ -37,7 +37,7 @@ def write_report(folder: Path) -> dict[str, Figure]:
         return {}
     config = folder / "config_test.yaml"
     first, drawn = systems[0], figures(systems)
-    contents = _contents(systems, others, read_facts(folder))
+    contents = _contents(systems, others, read_run_file(folder / FACTS))
     sections = [_FIELDS | fields | contents.get(fields["title"], {}) for fields in _SECTIONS]
     values = {
         "title": "Test report" + ("" if first.title == TITLES[MODEL] else f": {first.title}"),

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
+import yaml
 
 from medlit import __version__
 from medlit.atomic_io import read_json, write_json
@@ -73,21 +74,19 @@ def write_system(folder: Path, system: System) -> None:
 
 def read_system(folder: Path, name: str) -> System:
     """Read one system; a UserError if its files are missing or damaged."""
-    metrics = _read(folder / f"{_stem(name)}{_METRICS}")
-    zero_shot = name == MODEL and read_facts(folder).get("run", {}).get("weights") == BASE_WEIGHTS
+    metrics, facts = (read_run_file(folder / file) for file in (f"{_stem(name)}{_METRICS}", FACTS))
+    zero_shot = name == MODEL and facts.get("run", {}).get("weights") == BASE_WEIGHTS
     return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"), zero_shot)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Read what a test recorded besides its scores; empty if there is nothing, a UserError if it is damaged."""
-    return _read(folder / FACTS) if (folder / FACTS).is_file() else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file of a run folder; empty if there is none, a UserError if it is damaged."""
+    if not path.is_file():
+        return {}
     try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder again.") from error
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else read_json(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"run_dir: {path} is damaged; run 'medlit test' again, or move it away.") from error
 
 
 def systems(folder: Path) -> list[System]:

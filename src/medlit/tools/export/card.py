@@ -13,13 +13,12 @@ from huggingface_hub import ModelCard, hf_hub_download
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from medlit import __version__
-from medlit.atomic_io import read_json
 from medlit.base_model import hub_id
 from medlit.data.prompt import NotePrompt
 from medlit.data.sources import public_name
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, applicable, number, percent
-from medlit.report.systems import FACTS, MODEL, comparable
+from medlit.report.systems import FACTS, MODEL, comparable, read_run_file
 from medlit.tools.export.source import Weights
 from medlit.tools.export.verify import Verification
 
@@ -92,14 +91,3 @@ def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:
         return dict(zip(_LICENSE, known, strict=False))
     title = f"license `{own.get('license_name') or own['license']}`"
     return {key: str(value) for key, value in own.items() if key in _LICENSE and value} | {"title": title}
-
-
-def read_run_file(path: Path) -> dict[str, Any]:
-    """Read a JSON or YAML file of the run folder; empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else read_json(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        why = f"{path} is damaged and the card needs it"
-        raise UserError(f"run_dir: {why}; run 'medlit test' again, or move it away.") from error

@@ -2,7 +2,7 @@
 
 logs/<config>/version_N/
     config_<verb>.yaml   <verb>_metrics.json   confusion_<verb>.png   events.out.tfevents.*
-    <verb>_answers.parquet   checkpoints/best.ckpt   checkpoints/last.ckpt   adapter/   predictions.csv
+    <verb>_answers.parquet   checkpoints/best.ckpt   checkpoints/last.ckpt   adapter/   predictions.csv   sets_test.png
     report.html   report.md   test_facts.json   baseline_<name>_metrics.json   baseline_<name>_answers.parquet
 """
 
@@ -21,7 +21,7 @@ ALIASES = ("best", "last")
 # Verb -> files that it writes besides those with its name.
 _FILES = {
     "fit": ("split.parquet", "adapter"),  # see `sole_fit` for its checkpoints
-    "test": ("test_facts.json", "report.html", "report.md"),
+    "test": ("test_facts.json", "report.html", "report.md", "sets_test.png"),
     "baseline": ("report.html", "report.md"),
     "audit": ("audit.json", "audit.png"),
 }

@@ -239,6 +239,17 @@ def test_a_slow_check_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert vars(model)[REPLAY]
 
 
+def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("medlit.errors.WARNED", set())
+    (tmp_path / "checked").touch()  # root may write anywhere, but not into a file
+    model = tiny_model("llama")
+    with pytest.warns(UserWarning, match="medlit continues without the record of its check of numbers"):
+        check_numbers(model, SETTINGS)
+    assert vars(model)[REPLAY] is False
+
+
 def test_other_weights_of_the_same_shape_are_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
     model, folder = tiny_model("llama"), tmp_path / "base"

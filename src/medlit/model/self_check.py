@@ -29,7 +29,7 @@ from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.prompt import Prompt
-from medlit.errors import WrongNumbersError
+from medlit.errors import WrongNumbersError, best_effort
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
@@ -67,8 +67,9 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
     if inner.__dict__[REPLAY]:
         _log.info("%s: prompts are computed again for each label, which is slower", type(inner).__name__)
     if time.perf_counter() - start > REMEMBERED:
-        record.parent.mkdir(mode=0o700, exist_ok=True)
-        write_json(record, {"replay": inner.__dict__[REPLAY]})
+        with best_effort("the record of its check of numbers"):  # the cache may be read-only
+            record.parent.mkdir(mode=0o700, exist_ok=True)
+            write_json(record, {"replay": inner.__dict__[REPLAY]})
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm

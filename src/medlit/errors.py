@@ -37,10 +37,7 @@ WARNED: set[str] = set()
 
 @contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Guard what a run can do without, such as figures or logs: a failure becomes one warning per process.
-
-    pytest turns the warning into an error (`pyproject.toml`), so that a bug is seen.
-    """
+    """Guard what a run can do without, such as figures or logs: a failure becomes one warning per process."""
     try:
         yield
     except Exception as error:

@@ -2,8 +2,6 @@
 
 Prompt, truncation, batches, decoders, temperature and number format are the command's own code; only the trainer and
 the table are left out. For the same notes, settings and device the two give the same answers.
-
-    from medlit import SpecialtyPredictor  # imports Unsloth, before transformers
 """
 
 from __future__ import annotations

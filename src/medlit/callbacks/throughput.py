@@ -142,7 +142,7 @@ class ProgressLog(L.Callback):
     """Prints a line where a bar would fill a log: after LOG_SECONDS, then at tenths of the time, no closer together."""
 
     _start: tuple[float, int] | None = None  # the clock and the count after the first batch
-    _told, _tenth = 0.0, -1
+    _logged_at, _tenth = 0.0, -1  # of the last line: the clock, and tenths of the time that had passed
 
     @best_effort("the progress in the log")
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401 - module, outputs, batch, index
@@ -151,16 +151,18 @@ class ProgressLog(L.Callback):
         if trainer.training:
             done, total = trainer.global_step, trainer.estimated_stepping_batches
         elif verb != "fit":
-            done, total = args[3] + 1, sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
+            _, _, _, batch_idx, *_ = args
+            done, total = batch_idx + 1, sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
         else:
             return
-        began, first = self._start = self._start or (now, done)
-        if done in (first, total) or now - max(began, self._told) < LOG_SECONDS:
+        self._start = self._start or (now, done)
+        began, first = self._start
+        if done in (first, total) or now - max(began, self._logged_at) < LOG_SECONDS:
             return
         limits = [each.time_remaining() or 0 for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
         left = min([(now - began) * (total - done) / (done - first), *limits])
         if (tenth := int(10 * (now - began) / (now - began + left))) != self._tenth:
-            self._told, self._tenth = now, tenth
+            self._logged_at, self._tenth = now, tenth
             shown = f"{verb}: batch {done:,} of {total:,}"
             if trainer.training:
                 rates = next(each.rates for each in trainer.callbacks if isinstance(each, Throughput)) or {}  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """Checks of settings that the parser does not make: values that a type cannot express, null, and names that are gone.
 
-Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one. Of the
-two settings that limit a fit, `max_steps` and `max_epochs`, the one given last counts.
+Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one.
 """
 
 import contextlib

@@ -174,9 +174,6 @@ def length_sorted_batches(
     return batches
 
 
-# --- how the notes of a step are divided into micro-batches and balanced over ranks, by their lengths -----------------
-
-
 def micro_batches_per_step(batching: Batching, world_size: int) -> int:
     """Micro-batches that each rank accumulates: ceil(notes per rank / micro-batch size); ranks must divide the step."""
     global_batch_size = batching.global_batch_size

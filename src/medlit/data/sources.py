@@ -1,6 +1,4 @@
-"""Where notes come from: `builtin`, a table's file, a folder of them, a glob, or a Hub dataset id.
-
-A Hub id may end in the name of a configuration: `owner/name:configuration`.
+"""Where notes come from: `builtin`, a table's file, a folder of them, a glob, or `owner/name[:configuration]` (Hub).
 
 Each becomes a dictionary from split name (`train`, `validation`, `test`; `all` for a table that has no splits) to its
 tables, with all their columns.

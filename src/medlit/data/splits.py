@@ -145,11 +145,7 @@ def _pool(tables: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """Which notes a checkpoint or an adapter was trained with, and a warning where it is used with others; no text.
-
-    Another revision of the data is not an error; but its scores do not compare with the run's own, and its test notes
-    may be notes that were trained on.
-    """
+    """Which notes a checkpoint or an adapter was trained with, and a warning where it is used with others; no text."""
 
     source: str  # `data.source` as it was given
     revision: str | None  # the commit of a Hub dataset where it is known, else `data.revision`

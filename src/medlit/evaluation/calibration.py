@@ -77,9 +77,10 @@ def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
 
 
 def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:
-    """The power of each system's probabilities by which their product gives any of a note's labels the highest ones.
+    """The powers to which the systems' probabilities are raised so that their product fits the notes' labels best.
 
-    `logs` are log-probabilities of each system, (N, K); `labels` marks those of each note, at least one, (N, K).
+    Best is the highest mean log-probability of any of a note's labels. `logs` are log-probabilities of each system,
+    (N, K); `labels` marks those of each note, at least one, (N, K).
     """
 
     def loss(powers: FloatArray) -> float:

@@ -167,7 +167,7 @@ def check_stored(language_model: LanguageModel, config: PretrainedConfig) -> Non
 def _check_memory(
     language_model: LanguageModel, config: PretrainedConfig, device: torch.device, offload: Offload, needed: int
 ) -> None:
-    """Refuse a model, stored in 16 or 4 bits, that is too large before its weights are read, which takes minutes."""
+    """Refuse a model that is too large before its weights, stored in 16 or 4 bits, are read, which takes minutes."""
     stored = getattr(config, "quantization_config", None)
     if stored and not stored.get("load_in_4bit"):
         return

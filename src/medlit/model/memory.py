@@ -28,19 +28,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GIB = 2**30
-# Bytes of an activation in bfloat16 or float16.
-_HALF = 2
+_HALF = 2  # bytes of an activation in bfloat16 or float16
 # Bytes a weight in NF4: half, one a block of 64, and for every 256 of those four (QLoRA, arXiv 2305.14314).
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # How many times more a layer of transformers' classes keeps (measured with Phi-3 and Granite), and a layer of a family
 # that was not measured, or with DoRA.
 _STOCK_LAYER, _UNMEASURED = 1.25, 1.5
-# The allocator loses 2 to 4 % (measured) to gaps between blocks.
-SLACK = 0.95
-# What to stay within after the memory was full, as a share of what was in use then.
-SAFE = 0.9
-# Supervised tokens whose logits are held at once, in half and in twice full precision.
-_HEAD_ROWS = 256
+SLACK = 0.95  # the allocator loses 2 to 4 % (measured) to gaps between blocks
+SAFE = 0.9  # what to stay within after the memory was full, as a share of what was in use then
+_HEAD_ROWS = 256  # supervised tokens whose logits are held at once, in half and in twice full precision
 
 
 class ModelDimensions(NamedTuple):

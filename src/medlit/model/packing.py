@@ -33,8 +33,8 @@ from medlit.unsloth_first import stock_class
 _STOCK = "_medlit_stock_attention"
 # Attribute of an attention call that medlit puts in its place: most tokens of a note.
 _LONGEST = "_medlit_longest"
-# Argument of transformers' attention call: starts, starts of keys, keys; others that packed notes keep to (dropout: 0).
-_ROW, _HEEDED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}
+# Argument of transformers' attention call: starts, starts of keys, keys; and those that packed notes support.
+_ROW, _SUPPORTED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}  # dropout: 0
 # Attribute of a body whose attention takes packed notes.
 PACKS = "_medlit_packs"
 # Attribute of a body: which tokens are read of its output, while it runs.
@@ -292,9 +292,9 @@ def route_stock_layers(model: nn.Module, kernel: Kernel) -> bool:
     def attention(*inputs: Any, **settings: Any) -> Any:  # noqa: ANN401 - as transformers calls it
         if (row := settings.pop(_ROW, None)) is None:
             return stock(*inputs, **settings)
-        if unheeded := {name for name, value in settings.items() if value is not None} - _HEEDED:
+        if unsupported := {name for name, value in settings.items() if value is not None} - _SUPPORTED:
             raise UserError(
-                f"model.language_model.base_model: packed notes leave {min(unheeded)!r} out of its attention; set"
+                f"model.language_model.base_model: packed notes leave {min(unsupported)!r} out of its attention; set"
                 " data.batching.packing to false."
             )
         _, *heads, _ = inputs

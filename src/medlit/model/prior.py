@@ -97,7 +97,7 @@ class TokenPrior:
         return np.asarray(log_softmax(x @ self.weights + self.bias, axis=1))
 
     def with_power(self, results: Results, of_split: FloatArray) -> tuple[TokenPrior, Results]:
-        """With the power by which any of the validation notes' labels is most probable, and their results with it.
+        """This prior with the power that fits the validation notes best, and the notes' results with it.
 
         Args:
             results: the language model's own, with probabilities.

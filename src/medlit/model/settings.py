@@ -213,7 +213,7 @@ class Decoding:
 
 
 def check_decoding(decoding: Decoding, predicts: bool = True, fits: bool = False) -> None:
-    """Raise a UserError unless answers can be sets, predictions abstain and a fit have a prior, as the settings say."""
+    """Raise a UserError for a threshold out of range, or sets, abstention or a fit's prior without probabilities."""
     threshold, coverage = decoding.abstain_below if predicts else None, decoding.coverage
     if coverage is not None and not 0.5 < coverage < 1:
         raise UserError(f"model.decoding.coverage: must be over 0.5 and under 1, or null, not {coverage}.")

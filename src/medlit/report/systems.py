@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import compress
-from operator import not_
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,8 +98,8 @@ def systems(folder: Path) -> list[System]:
 def comparable(folder: Path) -> tuple[list[System], list[System]]:
     """Split a folder's `systems` into those that answered the first one's notes and those of an earlier test."""
     found = systems(folder)
-    is_same = [align(found[0].results, system.results) is not None for system in found]
-    return list(compress(found, is_same)), list(compress(found, map(not_, is_same)))
+    is_same = {system.name: align(found[0].results, system.results) is not None for system in found}
+    return [each for each in found if is_same[each.name]], [each for each in found if not is_same[each.name]]
 
 
 def _stem(name: str) -> str:

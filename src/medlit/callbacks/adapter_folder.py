@@ -88,7 +88,7 @@ class AdapterTemperature(L.Callback):
 
 
 def _check_validation(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> None:
-    """Raise a UserError if a validation does not apply to an adapter's temperature."""
+    """Raise a UserError if a validation answered other notes than an adapter's validation notes, or not all of them."""
     trained_with = AdapterMetadata.read(file).data
     if data.fingerprint is None or trained_with is None:
         raise UserError(f"{file} does not say which notes the adapter was trained with.")

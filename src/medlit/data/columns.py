@@ -55,7 +55,7 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
 
 
 def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:
-    """Raise a UserError for a row without a note or, given the labels' `names`, without a label of the others' kind."""
+    """Raise a UserError for a row without a note or, given all labels' `names`, for a missing or doubtful label."""
     empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
     _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
     if names is None:

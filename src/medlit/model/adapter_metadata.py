@@ -2,7 +2,7 @@
 
 Base model, LoRA settings, prompt, its template, instruction and labels must match wherever the weights are loaded.
 Length limit and number formats need not: a config states its own, and `SpecialtyPredictor`, which has no config, uses
-those in the file. What is fitted to the validation notes is kept in the adapter's file alone, where it is added.
+those in the file. Temperature and thresholds are fitted to the validation notes and kept in the adapter's file alone.
 """
 
 import json
@@ -242,7 +242,7 @@ def metadata_of_weights(checkpoint: str | Path | None, adapter: str | Path | Non
 def read_fitted(
     checkpoint: str | Path | None, adapter: str | Path | None, decoding: Decoding, complete: bool = False
 ) -> tuple[float | None, dict[str, float], TokenPrior | None]:
-    """Temperature, thresholds and prior beside `metadata_of_weights`; `complete`: a UserError without the sets'."""
+    """Temperature, thresholds and prior of some weights; `complete`: a UserError if the settings' sets lack theirs."""
     file, key = metadata_of_weights(checkpoint, adapter), decoding_key(decoding)
     kept = {} if file is None else vars(AdapterMetadata.read(file))
     temperature, thresholds = kept.get("temperatures", {}).get(key), kept.get("thresholds", {}).get(key, {})

@@ -50,7 +50,7 @@ def unlike_llama(config: Any) -> str:  # noqa: ANN401 - as above
 
 
 def loaded_part(config: Any) -> Any:  # noqa: ANN401 - as above
-    """The configuration to load: the text part's if it has a class, else all; a UserError for what is no decoder."""
+    """The configuration to load: the text part's if it has a class, else the whole; a UserError if it is no decoder."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     text = config.get_text_config(decoder=True)
@@ -209,7 +209,7 @@ def target_layers(model: nn.Module, lora: Lora) -> dict[str, nn.Module]:
 
 
 def peft_targets(model: nn.Module, lora: Lora) -> dict[str, Any]:
-    """Which layers PEFT adapts, in its settings; a pattern where it would adapt others by the same names."""
+    """PEFT's settings for the layers to adapt: their full names where PEFT would adapt others of the same names."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     chosen, targets, layers = target_layers(model, lora), lora.target_modules, lora.layers_to_transform
@@ -245,7 +245,7 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether continuations of a prompt can share its keys and values, unlike running states, chunks, others' keys."""
+    """Whether continuations can share a prompt's keys and values: without running states, chunks or shared layers."""
     known = attention_kinds(model) <= {"full_attention", "sliding_attention"}
     shared = getattr(text_config(model), "num_kv_shared_layers", 0)
     return known and not shared and not getattr(causal_lm(model), REPLAY, False)

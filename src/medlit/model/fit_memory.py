@@ -19,8 +19,7 @@ from medlit.model.settings import LanguageModel, Lora
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Offloaded layers that are on the GPU at a time: the one at work and two ahead of it, as Unsloth's block swap does.
-_SLOTS = 3
+_SLOTS = 3  # offloaded layers on the GPU at a time: the one at work and two ahead of it, as in Unsloth's block swap
 # The id of the running kernel: processes with the same one share a host, whatever started them.
 _KERNEL = Path("/proc/sys/kernel/random/boot_id")
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in

@@ -115,7 +115,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
 
 @contextlib.contextmanager
 def _load_errors(language_model: LanguageModel) -> Iterator[list[str]]:
-    """Say in one sentence why a base model does not load; gives transformers' reports of weights that do not fit."""
+    """Make a UserError of what keeps a base model from loading; yields transformers' reports of weights not found."""
     name, output, reports = language_model.base_model, io.StringIO(), list[str]()
 
     def keep(record: logging.LogRecord) -> bool:
@@ -203,7 +203,7 @@ def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def check_loftq(language_model: LanguageModel, device: torch.device) -> None:
-    """LoftQ quantises the weights itself, with kernels that only a GPU has."""
+    """Refuse LoftQ without a GPU, on which it quantises the weights itself, or on weights in 4 bits."""
     if device.type != "cuda":
         raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
     if language_model.load_in_4bit:

@@ -35,10 +35,8 @@ _STOCK = "_medlit_stock_attention"
 _LONGEST = "_medlit_longest"
 # Argument of transformers' attention call: starts, starts of keys, keys; and those that packed notes support.
 _ROW, _SUPPORTED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}  # dropout: 0
-# Attribute of a body whose attention takes packed notes.
-PACKS = "_medlit_packs"
-# Attribute of a body: which tokens are read of its output, while it runs.
-_READ = "_medlit_read"
+PACKS = "_medlit_packs"  # attribute of a body: whether its attention takes packed notes
+_READ = "_medlit_read"  # attribute of a body: which tokens are read of its output, while it runs
 # Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
 _ROPE_ROWS = 2**16
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
@@ -199,7 +197,7 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 
 def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
-    """Tokens, fewer than any of `longer`, that all of (B, T) begin with, if a CPU saves time with them; else 0."""
+    """Number of tokens that all rows, (B, T), share, under any of `longer`, if a CPU saves time with them; else 0."""
     if ids.device.type != "cpu" or packing_route(inner.config) != "fused":
         return 0
     rope = getattr(inner.config, "rope_parameters", None) or {}

@@ -3,8 +3,8 @@
 The language model reads a note and the prior counts its words, so they err on different notes. Their probabilities are
 multiplied, the prior's to a power that the validation notes choose (a product of experts, Hinton 2002).
 
-A token counts once in the whole note and again among its first, where many notes name what was done. A token that only
-a single note has is left out: the file holds no text, and ids of tokens that several notes share.
+A token counts in the whole note and again among its first ones, where many notes name what was done. Tokens of a single
+note are left out, so that the file holds no text, only the ids of tokens that several notes share.
 
 N notes, K labels, F features.
 """

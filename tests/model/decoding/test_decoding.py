@@ -216,6 +216,23 @@ def test_no_pass_is_wider_than_the_prompts(
 
 
 @pytest.mark.parametrize("mode", ["constrained", "likelihood"])
+def test_a_note_whose_numbers_overflow_is_named(
+    decoder: Make, prompt: AlpacaPrompt, texts: list[str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with some models in float16: the first label would be the answer, with NaN for a probability."""
+    asked = ask(prompt, texts[:3])
+
+    def overflowing(model: nn.Module, hidden: Tensor) -> Tensor:
+        logits = torch.zeros(len(hidden), causal_lm(model).config.vocab_size)
+        logits[-1] = torch.nan
+        return logits
+
+    monkeypatch.setattr("medlit.model.decoding.likelihood.head_logits", overflowing)
+    with pytest.raises(UserError, match=r"numbers overflow for note 2; set it to 'float32' and trainer"):
+        decoder(mode)(asked)
+
+
+@pytest.mark.parametrize("mode", ["constrained", "likelihood"])
 def test_modes_that_need_labels_are_refused_without_any(decoder: Make, mode: str) -> None:
     with pytest.raises(UserError, match=f"model.decoding.mode: '{mode}' needs the list of labels"):
         decoder(mode, LabelSet(()))

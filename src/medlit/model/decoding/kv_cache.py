@@ -2,9 +2,9 @@
 
 Prompts come left-padded. Where the attention takes packed notes they are computed end to end, and their common
 beginning once; elsewhere right-padded: under causal attention the padding then comes after every real token, so no mask
-is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit
-mask, which hides the padding and, in layers with a sliding window, what the window has left behind. The cache keeps
-every token, since the window of one row ends elsewhere than that of another.
+is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit mask, which hides the
+padding and, in layers with a sliding window, what the window has left behind. The cache keeps every token, since the
+window of one row ends elsewhere than that of another.
 
 Layers with a running state (Mamba, linear attention) keep nothing that several continuations could share. For these
 `Replay` computes the prompt again with each continuation: right, but slower.

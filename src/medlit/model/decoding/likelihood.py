@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
+from medlit.errors import UserError
 from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.results import FloatArray
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.trie import ROOT, TokenTrie
 from medlit.model.head import head_logits
 
-# Rows of logits held at once: 512 x 128,256 in float32 are 250 MiB.
-_LOGIT_ROWS = 512
+_LOGIT_ROWS = 512  # rows of logits held at once: 512 x 128,256 in float32 are 250 MiB
 
 
 class Answers(NamedTuple):
@@ -147,6 +147,17 @@ def _rectangle(rows: Sequence[Sequence[int]], value: int | None) -> Tensor:
     return torch.tensor(filled, dtype=torch.long).view(len(rows), width)
 
 
+def _on_host(nats: Tensor, prompts: Prompts) -> Tensor:
+    """Log-likelihoods of B notes on the host, where sums have one order; a UserError if one is no number."""
+    nats = nats.cpu()
+    if places := nats.isnan().any(dim=1).nonzero()[:, 0].tolist():
+        raise UserError(
+            f"model.language_model.dtype: numbers overflow for note {prompts.ids[places[0]]}; set it to 'float32' and"
+            " trainer.precision to '32-true', or choose another base model."
+        )
+    return nats
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """The label whose answer is most likely: log-likelihood of every label with its EOS, and their softmax."""
@@ -156,7 +167,7 @@ class Likelihood:
 
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
-        nats = self.scorer.paths(self.scorer.edges(read_prompts(self.scorer.model, prompts))).cpu()
+        nats = _on_host(self.scorer.paths(self.scorer.edges(read_prompts(self.scorer.model, prompts))), prompts)
         label_ids = nats.argmax(dim=1)
         texts = [self.label_set.names[label] for label in label_ids.tolist()]
         return Answers(label_ids, texts, nats.softmax(dim=1), nats, nats)
@@ -177,8 +188,7 @@ class Constrained:
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
         scorer = self.scorer
-        # On the host, where sums have one order.
-        over_vocabulary = scorer.edges(read_prompts(scorer.model, prompts)).cpu()
+        over_vocabulary = _on_host(scorer.edges(read_prompts(scorer.model, prompts)), prompts)
         edges = scorer.among_siblings(over_vocabulary)
         label_ids = self._walk(edges)
         scores = scorer.paths(edges)

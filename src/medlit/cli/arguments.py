@@ -26,8 +26,7 @@ from medlit.predictions.table import FORMATS, PREDICTIONS
 SEED = 3407
 _DEFAULTS = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
 TRAINER_DEFAULTS: dict[str, Any] = _DEFAULTS["trainer"]
-# The answer to a single note is printed in full, so it gets more room than a label needs.
-_ONE_NOTE_TOKENS = 64
+_ONE_NOTE_TOKENS = 64  # the answer to a single note is printed in full, so it gets more room than a label needs
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:

@@ -1,7 +1,4 @@
-"""Checks of settings that the parser does not make: values that a type cannot express, null, and names that are gone.
-
-Settings of earlier releases: an old name in a config, a flag or a variable is an error that gives the new one.
-"""
+"""Checks of settings that the parser does not make: values that no type can express, null, and names that are gone."""
 
 import contextlib
 import math

@@ -24,8 +24,7 @@ PREFIXES = "_medlit_prefixes"
 _EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # Names of routers, experts and attention to an encoder.
 _LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att")
-# A layer's name around the number of its decoder layer.
-_NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")
+_NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")  # a layer's name around the number of its decoder layer
 
 
 def causal_lm(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' causal language models share no typed base

@@ -20,8 +20,7 @@ from medlit.model.head import head_logits
 from medlit.model.packing import can_pack, states_read
 from medlit.model.settings import LanguageModel, Lora
 
-# Rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB.
-LOGIT_ROWS = 2048
+LOGIT_ROWS = 2048  # rows of logits held at once: 2,048 x 128,256 in float32 are 1 GiB
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FP8 = torch.float8_e4m3fn
 

@@ -19,8 +19,7 @@ from medlit.data.labels import LabelSet
 from medlit.evaluation.results import Results
 from medlit.model.decoding import Answers
 
-# A confusion matrix of 5,000 labels has 25 million cells, nearly all of them 0.
-_MOST_IN_MATRIX = 500
+_MOST_IN_MATRIX = 500  # a confusion matrix of 5,000 labels has 25 million cells, nearly all of them 0
 Scores = dict[str, Any]  # as `SpecialtyMetrics.scores` gives them
 
 

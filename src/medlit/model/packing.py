@@ -29,16 +29,13 @@ from medlit.model.families import attention_kinds, body, causal_lm, decoder_laye
 from medlit.model.memory import Recomputation
 from medlit.unsloth_first import stock_class
 
-# Attribute of Unsloth's module that keeps its own attention call.
-_STOCK = "_medlit_stock_attention"
-# Attribute of an attention call that medlit puts in its place: most tokens of a note.
-_LONGEST = "_medlit_longest"
+_STOCK = "_medlit_stock_attention"  # attribute of Unsloth's module that keeps its own attention call
+_LONGEST = "_medlit_longest"  # attribute of a call that medlit puts in its place: most tokens of a note
 # Argument of transformers' attention call: starts, starts of keys, keys; and those that packed notes support.
 _ROW, _SUPPORTED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}  # dropout: 0
 PACKS = "_medlit_packs"  # attribute of a body: whether its attention takes packed notes
 _READ = "_medlit_read"  # attribute of a body: which tokens are read of its output, while it runs
-# Most tokens of a packed row whose positions are tabulated in advance, in 32 MiB.
-_ROPE_ROWS = 2**16
+_ROPE_ROWS = 2**16  # most tokens of a packed row whose positions are tabulated in advance, in 32 MiB
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 Kernel = Callable[..., Tensor]

@@ -332,6 +332,16 @@ def test_nearly_equal_texts_leak_where_a_threshold_is_set() -> None:
     assert near["train"]["id"][:] == ["n2"]
 
 
+def test_nearly_equal_texts_stay_together_where_a_split_is_taken_from_train() -> None:
+    words = [[f"w{i}x{j}" for j in range(40)] for i in range(20)]
+    pairs = [(f"n{i}{end}", " ".join([*text, end]), "ab"[i % 2]) for i, text in enumerate(words) for end in ("p", "q")]
+    tables = {"train": table(pairs), "test": table([("t", "something else entirely", "a")])}
+    notes = split_notes(tables, Split("auto", near_threshold=0.8)).notes
+    drawn = {name[:-1] for name in notes["validation"]["id"][:]}
+    assert len(notes["validation"]) == 2 * len(drawn) > 0
+    assert drawn.isdisjoint(name[:-1] for name in notes["train"]["id"][:])
+
+
 def test_pooled_splits_get_distinct_ids() -> None:
     tables = {split: table([("0", f"{split} text", "a")]) for split in ("train", "test")}
     record = split_notes(tables, Split("grouped")).record

@@ -71,11 +71,12 @@ def test_all_labels_of_a_note_count_and_not_their_order() -> None:
 
 
 def test_facts_follow_what_a_datamodule_has_read(llama: Path, notes_folder: Path, tmp_path: Path) -> None:
-    data = tiny_datamodule(notes_folder, llama)
+    data = tiny_datamodule(notes_folder, llama, split={"near_threshold": 0.8})
     assert data_facts(data) == {}
     splits = data.read_splits()
     facts = data_facts(data)
     assert (facts["split"], facts["seed"], facts["revision"]) == ("official", None, None)
+    assert facts["near_threshold"] is None, "the source's own splits stay as they are"
     data.fingerprint = DataFingerprint("clinic/notes", "a" * 40, splits.hashes)
     assert data_facts(data)["revision"] == "a" * 40
     rows = [row for split in forty_notes().values() for row in split]

@@ -120,7 +120,8 @@ def _assignment(
     kind = resolve_kind(settings, given)
     texts = pool["text_hash"][:]
     groups = exact_groups(texts)
-    if kind != "official" and settings.near_threshold is not None:
+    regroups = kind == "official_clean" or shares_to_draw(kind, set(given), settings)
+    if regroups and settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
     result = assign(given, pool["id"][:], texts, labels, groups.tolist(), settings, label_conflicts)
     with atomic_write(path) as temporary:

@@ -119,11 +119,12 @@ def versions() -> dict[str, str]:
 def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     """Where the test notes come from and what they share with the training notes: counts and hashes, no text.
 
-    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
-    near_threshold; rows, texts (distinct) and hash of each split; classes (specialty -> notes in train, validation,
-    test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test rows whose text has other
-    labels in another row); test_several (notes with several labels, if there are any); test_ceiling (highest accuracy
-    of a system that answers equal texts alike; any of a note's labels is right); left_out (reason -> rows in no split).
+    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn);
+    fold; near_threshold (if it had an effect); rows, texts (distinct) and hash of each split; classes (specialty ->
+    notes in train, validation, test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test
+    rows whose text has other labels in another row); test_several (notes with several labels, if there are any);
+    test_ceiling (highest accuracy of a system that answers equal texts alike; any of a note's labels is right);
+    left_out (reason -> rows in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:
@@ -142,7 +143,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "split": splits.kind,
         "seed": splits.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
-        "near_threshold": settings.near_threshold,
+        "near_threshold": None if splits.kind == "official" and splits.seed is None else settings.near_threshold,
         "rows": {split: len(rows) for split, rows in splits.notes.items()},
         "texts": {split: tables[split]["text_hash"].nunique() for split in splits.notes},
         "hash": splits.hashes,

@@ -165,6 +165,22 @@ def test_no_message_repeats_a_note(fit: Refused, tmp_path: Path) -> None:
     assert "Jane" not in fit("--data.source", source)
 
 
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_a_table_too_small_to_be_divided(refused: Refused, tiny_config: Path, tmp_path: Path, verb: str) -> None:
+    """A remedy that is already in force would send its reader in circles."""
+    source = table(tmp_path / "three.csv", lambda rows: rows[:3])
+    said = refused(verb, "--config", tiny_config, "--data.source", source)
+    split = "validation" if verb == "fit" else "test"
+    assert f"data.source: {source} has too few texts for a {split} split: 3; add notes, or enlarge the {split}" in said
+
+
+def test_lists_written_as_texts(fit: Refused, tmp_path: Path) -> None:
+    """As pandas writes a column of lists to a CSV file."""
+    given = table(tmp_path / "lists.csv", lambda rows: [row | {"medical_specialty": "['Neurology']"} for row in rows])
+    said = fit("--data.source", given)
+    assert "lists.csv has lists written as texts; write lists, to JSON Lines or Parquet, or 'A; B'" in said
+
+
 def test_a_split_that_the_source_lacks(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:
     source = write_notes(tmp_path / "notes")
     (source / "test.csv").unlink()

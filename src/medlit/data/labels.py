@@ -231,6 +231,11 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
         long = f"values of over {_MAX_LABEL_LENGTH} characters, too long for a label"
         fault = long if is_long else f"over {_MAX_LABELS} different values"
         raise UserError(f"{column} has {fault}; name the column of the specialties.")
+    if all(re.fullmatch(r"\[['\"].*\]", name.strip()) for name in counts if name) and any(counts):
+        raise UserError(
+            f"{column} has lists written as texts; write lists, to JSON Lines or Parquet, or 'A; B' and set"
+            " data.labels.separator to ';'."
+        )
 
 
 def _most_frequent(spellings: Counter[str]) -> str:

@@ -175,7 +175,8 @@ class NotePrompt:
         if len(ids) > self.max_response_tokens:
             raise UserError(
                 f"data.max_response_tokens: the label {specialty!r} has {len(ids)} tokens and"
-                f" {self.max_response_tokens} are kept for an answer; set it to at least {len(ids)}."
+                f" {self.max_response_tokens} are kept for an answer; set it and model.decoding.max_new_tokens to at"
+                f" least {len(ids)}."
             )
         return ids
 

@@ -70,7 +70,7 @@ def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
         expected = "tabs" if delimiter == "\t" else "commas"
         raise UserError(
             f"data.source: {path}, line {line}: the header is not separated by {expected} but seems to be by"
-            f" {other!r}; save the table with {expected}" + (", or name it .tsv." if other == "\t" else ".")
+            f" {other!r}; save the table with {expected} or as .xlsx" + (", or name it .tsv." if other == "\t" else ".")
         )
     return cached_table(path, names, csv_rows, header=names, delimiter=delimiter)
 

@@ -94,7 +94,8 @@ class Split:
             )
         if self.folds < 3 or not 0 <= self.fold < self.folds:
             raise UserError(
-                f"data.split.fold: choose at least 3 folds and one of 0 .. folds - 1, not {self.fold} of {self.folds}."
+                f"data.split.fold: choose at least 3 folds, and one from 0 to folds - 1, not {self.fold} of"
+                f" {self.folds}."
             )
         if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
             raise UserError(f"data.split.near_threshold: must be in (0, 1] or null, not {self.near_threshold}.")

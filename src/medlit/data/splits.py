@@ -53,6 +53,19 @@ class NoteSplits:
         texts = {split: "\n".join(sorted(lines[split])).encode() for split in self.notes}
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
+    def check(self, split: str, source: str) -> Self:
+        """Raise a UserError if the source has no such split."""
+        if split in self.notes:
+            return self
+        if self.seed is None:
+            raise UserError(
+                f"data.source: {source} has no {split} split; add one, or set data.split.kind to 'grouped'."
+            )
+        raise UserError(
+            f"data.source: {source} has too few texts for a {split} split: {len(set(self.pool['text_hash'][:]))}; add"
+            f" notes, or enlarge the {split} share in data.split.shares."
+        )
+
     def label_set(self, source: str) -> LabelSet:
         """The training split's labels; a UserError if they are fewer than two, or another split has a further one."""
         if "train" not in self.notes:

@@ -95,9 +95,7 @@ class BaselineData:
     @classmethod
     def read(cls, data: TranscriptionDataModule, tested: Results | None) -> Self:
         """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
-        notes = data.read_splits().notes
-        if "test" not in notes:
-            raise UserError(f"data.source: {data.source} has no test split; add one, or set data.split.kind grouped.")
+        notes = data.read_splits().check("test", data.source).notes
         assert data.label_set is not None
         label_set, test = data.label_set, notes["test"]
         if tested is not None:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from fakes import SPECIALTIES, notes, write_csv
 import medlit as package
 from medlit.cli import TOOLS
 from medlit.errors import UserError
+from medlit.predictions.table import Prediction, make_predictions
 
 if TYPE_CHECKING:
     from conftest import Medlit
@@ -970,8 +972,27 @@ def test_one_note_prints_its_answer_and_writes_nothing(
         *arguments, "Patient 30 years old, since Monday: heart pain.", "--model.decoding.mode=likelihood"
     )
     likeliest = likelihood.out.strip()
-    assert outcome.err == likelihood.err.replace("medlit: ", f"medlit: {likeliest}: ", 1)
-    assert re.match(rf"medlit: {likeliest}: probability 0.\d+, margin -?0.\d+, runner-up \w", outcome.err)
+    fault = "" if outcome.out.strip() in SPECIALTIES else "the answer is no specialty; the most likely one is "
+    assert outcome.err == likelihood.err.replace("medlit: ", f"medlit: {fault}{likeliest}: ", 1)
+    assert re.match(rf"medlit: {fault}{likeliest}: probability 0.\d+, margin -?0.\d+, runner-up \w", outcome.err)
+
+
+def test_one_note_whose_answer_is_no_specialty_says_so(
+    run_medlit: Medlit, run: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an answer that is cut short."""
+    arguments = ["predict", "--config", tiny_config, "--ckpt_path", "best", "--data.predict.text", "Heart pain."]
+    made: list[list[Prediction]] = []
+
+    def wrong_at_first(*inputs: Any) -> list[Prediction]:  # noqa: ANN401
+        made.append(make_predictions(*inputs))
+        wrong = {"specialty": None, "answer": "Medicine"} if len(made) == 1 else {}
+        return [replace(prediction, **wrong) for prediction in made[-1]]
+
+    monkeypatch.setattr("medlit.callbacks.predictions.make_predictions", wrong_at_first)
+    outcome = run_medlit(*arguments)
+    assert outcome.out == "Medicine\n"
+    assert outcome.err.startswith("medlit: the answer is no specialty; the most likely one is ")
 
 
 def test_one_note_from_standard_input(

@@ -107,7 +107,8 @@ class PredictionWriter(L.Callback):
                 print(predictions[0].answer.strip())
                 generated = decoding.mode == "generate" and pl_module.label_set.names
                 odds = _by_likelihood(pl_module, batch, self.checkpoint) if generated else predictions[0]
-                _print_odds(odds, f"medlit: {odds.answer}: " if generated else "medlit: ")
+                fault = "" if predictions[0].specialty else "the answer is no specialty; the most likely one is "
+                _print_odds(odds, f"medlit: {fault}{odds.answer}: " if generated else "medlit: ")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Join the shards, on the first process; a UserError if answers are missing."""

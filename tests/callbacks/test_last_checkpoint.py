@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ),
         (
             ["--trainer.max_epochs", "9", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
-            "validating on 8 (in part, so no thresholds are kept): 3 steps per pass, 2 in total",
+            "validating on 8 (trainer.limit_val_batches: on a part of them): 3 steps per pass, 2 in total",
             "trainer.max_steps ended the fit after step 2, or 0.67 epochs",
         ),
         (

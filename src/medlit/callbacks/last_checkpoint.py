@@ -99,7 +99,7 @@ class ValidateLastStep(L.Callback):
         data, is_trial = trainer.datamodule, trainer.fast_dev_run  # type: ignore[attr-defined]
         if not is_trial:
             is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
-            part = " (in part, so no thresholds are kept)" * is_part
+            part = " (trainer.limit_val_batches: on a part of them)" * is_part
             notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
             steps = f"{self.steps_per_epoch:,} steps per pass" + f", {self.last:,} in total" * (self.last < sys.maxsize)
             tell(f"training on {notes}: {steps}")

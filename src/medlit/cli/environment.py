@@ -36,7 +36,7 @@ def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - what
     if not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator: the config needs a GPU and PyTorch sees none; run 'medlit doctor' to see why, or"
-            " choose a small model, such as --config configs/models/smollm2_135m.yaml after the others."
+            " choose a small model, as --config configs/quickstart.yaml does."
         )
     wanted = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
     if wanted > (seen := torch.cuda.device_count()):

@@ -60,6 +60,8 @@ def run(args: Sequence[str]) -> int:
     _print_report(result.report)
     if result.report.conflicts["groups"] and data.label_conflicts != "merge":
         print("`data.label_conflicts: merge` makes a text with several specialties one note with all of them.\n")
+    if any(";" in label or "|" in label for label in result.report.label_review.combined):
+        print("`data.labels.separator` keeps all specialties of a cell that holds several.\n")
     suggested = result.report.label_review.suggested(data.labels)
     if suggested != data.labels:
         print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
@@ -251,5 +253,5 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
         axes.axvline(value, color=colour, linewidth=1.5, linestyle=style, label=f"{name} {value:,.0f}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     longer = "" if end == summary["max"] else "; the last bar: all longer notes"
-    axes.set(xlim=(0, 1.03 * bars[-1]), ylabel="notes", title=title)
+    axes.set(xlim=(0, 1.03 * max(bars[-1], *(value for _, value, *_ in marks))), ylabel="notes", title=title)
     axes.set_xlabel(f"{unit} (longest {summary['max']:,.0f}{longer})")

@@ -80,6 +80,10 @@ def test_the_cure_names_the_larger_batch() -> None:
             [CheckResult("config", "ok", ""), CheckResult("base model", "warn", "")],
             "medlit can run here; not all of the config was tried: base model.",
         ),
+        (
+            [CheckResult("GPU", "warn", ""), CheckResult("config", "ok", ""), CheckResult("notes", "warn", "")],
+            "medlit can run here, on the CPU (small models only); not all of the config was tried: notes.",
+        ),
     ],
 )
 def test_the_verdict_is_only_about_what_was_tried(rows: list[CheckResult], words: str) -> None:

@@ -81,7 +81,8 @@ def verdict(results: Sequence[CheckResult]) -> str:
         return "medlit can run here, on the CPU (small models only)." if no_gpu else "medlit can run here."
     # After a warning of these checks the later ones did not run.
     if gates := [check for check in ("notes", "base model", TRIAL) if status.get(check) == "warn"]:
-        return f"medlit can run here; not all of the config was tried: {', '.join(gates)}."
+        where = ", on the CPU (small models only)" * (status.get("GPU") == "warn")
+        return f"medlit can run here{where}; not all of the config was tried: {', '.join(gates)}."
     return "This fit can run here."
 
 

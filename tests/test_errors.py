@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
 from medlit import errors
@@ -50,3 +52,9 @@ def test_a_line_comes_from_the_first_process_alone(
     monkeypatch.setattr(rank_zero_only, "rank", rank)
     tell("training on 8 notes")
     assert capsys.readouterr() == ("", line)
+
+
+def test_a_line_is_printed_above_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Tqdm(desc="Epoch 0", total=8):
+        tell("training on 8 notes")
+    assert "medlit: training on 8 notes\n" in re.split(r"\r| {9,}", capsys.readouterr().err)

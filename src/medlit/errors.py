@@ -25,11 +25,12 @@ class WrongNumbersError(UserError):
 
 
 def tell(message: str) -> None:
-    """Print a line on standard error, in the first of several processes."""
-    from lightning.pytorch.utilities import rank_zero_only  # importing it takes seconds
+    """Print a line on standard error, above a bar if there is one, in the first of several processes."""
+    from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm  # importing it takes seconds
+    from lightning.pytorch.utilities import rank_zero_only
 
     # `rank_zero_info` is silent: Unsloth gives the root logger a handler before Lightning looks for one.
-    rank_zero_only(print)(f"medlit: {message}", file=sys.stderr)
+    rank_zero_only(Tqdm.write)(f"medlit: {message}", file=sys.stderr)
 
 
 WARNED: set[str] = set()

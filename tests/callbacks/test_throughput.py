@@ -207,6 +207,26 @@ def test_lines_in_a_log_are_few(monkeypatch: pytest.MonkeyPatch, last: int, seco
     assert in_a_log(monkeypatch, last, seconds) == steps
 
 
+def test_the_number_of_steps_is_asked_for_only_when_a_line_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, clock = list[float](), Clock()
+
+    class Trainer:
+        global_step, training, callbacks = 0, True, ()
+        state = SimpleNamespace(fn=SimpleNamespace(value="fit"))
+
+        @property
+        def estimated_stepping_batches(self) -> int:
+            asked.append(clock.now)
+            return self.global_step
+
+    monkeypatch.setattr(throughput, "time", clock)
+    trainer, log = Trainer(), ProgressLog()
+    for clock.now in range(throughput.LOG_SECONDS + 1):
+        trainer.global_step += 1
+        log.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    assert asked == [throughput.LOG_SECONDS]
+
+
 def test_lines_of_a_fit_that_a_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     timer = Timer(duration={"hours": 1})
     monkeypatch.setattr(timer, "time_remaining", lambda: 3636 - throughput.time.perf_counter())

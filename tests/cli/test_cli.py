@@ -560,10 +560,12 @@ def test_the_share_of_notes_that_are_cut_is_reported(run_medlit: Medlit, tiny_co
 def test_a_fit_and_a_test_with_sets(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sets = ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.75", "--run_dir", run]
-    with pytest.warns(UserWarning, match=r"coverage: fewer than 3 validation notes") as caught:
-        fit = run_medlit("fit", "--config", tiny_config, *sets, "--trainer.max_steps", "4")
+    often = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4"]
+    fit = run_medlit("fit", "--config", tiny_config, *sets, *often)
     assert fit.code == 0, fit.err
-    assert sum("validation notes" in str(each.message) for each in caught) == 1, "the third specialty has two"
+    assert fit.err.count("medlit: validation at step") == 2
+    few = "medlit: model.decoding.coverage: fewer than 3 validation notes"
+    assert fit.err.count(few) == 1, "the third specialty has two"
     test = run_medlit("test", "--config", tiny_config, *sets, "--ckpt_path", "best")
     assert test.code == 0, test.err
     fitted, tested = (scores(run / f"{verb}_metrics.json")["sets"] for verb in ("fit", "test"))

@@ -6,7 +6,6 @@ import bz2
 import csv
 import gzip
 import json
-import logging
 import lzma
 import os
 import re
@@ -287,15 +286,14 @@ REPEATED = [
 ]
 
 
-def test_repeated_ids_are_made_unique_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_ids_are_made_unique_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_csv(tmp_path / "n.csv", REPEATED)
-    with caplog.at_level(logging.WARNING):
-        ids = load(path)["all"]["id"][:]
+    ids = load(path)["all"]["id"][:]
 
     one, two = hash_text("one")[:8], hash_text("two")[:8]
     assert ids == [f"p1-{one}", f"p1-{two}", "p2", f"p1-{one}-2"]
-    (warning,) = (record.getMessage() for record in caplog.records if "data.columns.id" in record.getMessage())
-    assert f"{path}, row 2 has the id 'p1' of {path}, row 1" in warning
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if "data.columns.id" in line)
+    assert warning.startswith(f"medlit: data.columns.id: {path}, row 2 has the id 'p1' of {path}, row 1")
 
 
 @settings(max_examples=30, **BAD_SETTINGS)

@@ -227,9 +227,12 @@ def test_a_fault_after_the_cache_of_a_common_beginning_is_not_used(monkeypatch: 
     assert vars(model)[REPLAY]
 
 
-def test_a_slow_check_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_slow_check_is_announced_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
     check_numbers(tiny_model("bloom"), SETTINGS)
+    assert capsys.readouterr().err.startswith("medlit: checking the numbers of tiny against plain transformers; ")
     [record] = (tmp_path / "cache" / "checked").iterdir()
     assert record.read_text().split() == ["{", '"replay":', "true", "}"]
     model = tiny_model("bloom")
@@ -237,6 +240,7 @@ def test_a_slow_check_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         patch.setattr("medlit.model.self_check.loss_sum", lambda *_: pytest.fail("checked again"))
         check_numbers(model, SETTINGS)
     assert vars(model)[REPLAY]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import pytest
 from made_results import random_results
 from matplotlib.figure import Figure
 
-from medlit.report.figures import MOST_CONFUSED, MOST_LABELS, class_figure, confusion_figure, short
+from medlit.report.figures import (
+    MOST_CONFUSED,
+    MOST_LABELS,
+    class_figure,
+    confusion_figure,
+    length_figure,
+    risk_coverage_figure,
+    short,
+)
 from medlit.report.systems import System
 
 
@@ -59,3 +67,26 @@ def test_names_that_look_like_formulas_or_have_no_end_are_drawn() -> None:
         figure.savefig(io.BytesIO(), format="png")
     assert len(short("a" * 50 + "b" * 50)) == 41
     assert short("Neurology") == "Neurology"
+
+
+def test_systems_with_equal_scores_do_not_hide_each_other() -> None:
+    results = random_results(90, 3)
+    wrong = replace(results, answer=(results.truth + 1) % 3)
+    figure = class_figure([System.score(name, wrong) for name in ("test", "tfidf", "zero_shot", "majority")])
+    dots = [tuple(np.ravel(dot)) for marks in figure.axes[0].collections for dot in marks.get_offsets()]  # type: ignore[attr-defined]
+    assert len(set(dots)) == len(dots) == 9
+
+
+def test_a_curve_above_the_axis_is_named_so() -> None:
+    results = random_results(90, 3, signal=80)
+    right = replace(results, answer=results.truth)
+    wrong = replace(results, answer=(results.truth + 1) % 3)
+    figure = risk_coverage_figure([System.score("test", right), System.score("majority", wrong)])
+    (legend,) = figure.legends
+    assert ["above the axis" in text.get_text() for text in legend.get_texts()] == [False, True]
+
+
+def test_prompts_of_one_length_are_in_one_bin() -> None:
+    tokens = np.array([7] * 50 + [8] * 3 + [1000] * 37)
+    figure = length_figure(System.score("test", replace(random_results(90, 3), tokens=tokens)))
+    assert [label.partition("\n")[0] for label in tick_labels(figure, "x")] == ["7-8", "1,000"]

@@ -32,6 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litserve.utils import wrap_litserve_start
 
+from medlit import __version__
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata
@@ -106,7 +107,9 @@ def test_the_model_is_described_and_requests_are_measured(client: TestClient) ->
     client.post("/v1/classify", json={"notes": []})
     assert client.get("/v1/model").json()["model"]["labels"] == ["Heart", "Bone"]
     assert 'medlit_request_seconds_count{code="422"}' in client.get("/metrics").text
-    assert "/v1/classify" in client.get("/openapi.json").json()["paths"]
+    schema = client.get("/openapi.json").json()
+    assert "/v1/classify" in schema["paths"]
+    assert schema["info"] == {"title": "medlit", "version": __version__}
 
 
 def test_the_page_needs_no_other_host(client: TestClient) -> None:

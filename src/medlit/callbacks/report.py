@@ -1,20 +1,17 @@
 """Write a run's metrics, answers, figures and test report, and show them in TensorBoard."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.image import imsave
 
 from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
-from medlit.errors import best_effort
+from medlit.errors import best_effort, tell
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, applicable, uncertainty
 from medlit.evaluation.sets import few_notes
 from medlit.model.module import SpecialtyClassifier
@@ -32,6 +29,7 @@ class RunReport(L.Callback):
     """
 
     written: Path | None = None  # their folder, on the first process; None before, and in a trial run
+    _told: str | None = None  # that there are few notes
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
@@ -63,12 +61,13 @@ class RunReport(L.Callback):
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
-            if (sentence := few_notes(coverage, pl_module.results)) is not None:
-                rank_zero_warn(sentence)  # Python shows a warning once
+            if (sentence := few_notes(coverage, pl_module.results)) not in (None, self._told):
+                self._told = sentence
+                tell(sentence)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
         title = f"{what}: {shown}, {scores['n']} notes"
-        Tqdm.write(f"medlit: {title}", file=sys.stderr)  # above a bar, if there is one
+        tell(title)
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"] = pixels(confusion_figure(pl_module.results, title))

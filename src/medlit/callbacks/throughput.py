@@ -148,16 +148,18 @@ class ProgressLog(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401 - module, outputs, batch, index
         """Report a step, with the loss and the rate that a bar shows, or an evaluation's batch."""
         now, verb = time.perf_counter(), subcommand_of(trainer)
-        if trainer.training:
-            done, total = trainer.global_step, trainer.estimated_stepping_batches
-        elif verb != "fit":
-            _, _, _, batch_idx, *_ = args
-            done, total = batch_idx + 1, sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
-        else:
+        if verb == "fit" and not trainer.training:
             return
+        done = trainer.global_step if trainer.training else args[3] + 1
         self._start = self._start or (now, done)
         began, first = self._start
-        if done in (first, total) or now - max(began, self._logged_at) < LOG_SECONDS:
+        if done == first or now - max(began, self._logged_at) < LOG_SECONDS:
+            return
+        if trainer.training:
+            total = trainer.estimated_stepping_batches
+        else:
+            total = sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
+        if done == total:
             return
         limits = [each.time_remaining() or 0 for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
         left = min([(now - began) * (total - done) / (done - first), *limits])

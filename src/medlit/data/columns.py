@@ -3,7 +3,6 @@
 Rows in messages count from 1, header not included.
 """
 
-import logging
 import re
 
 import pyarrow as pa
@@ -12,9 +11,7 @@ from datasets import Dataset
 
 from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
-from medlit.errors import UserError
-
-logger = logging.getLogger(__name__)
+from medlit.errors import UserError, tell
 
 _MAX_NAME = 40  # characters of a column name or an id in an error message
 _CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
@@ -92,7 +89,7 @@ def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, jo
                     f"data.columns.id: {fault}, so that answers could not be joined with the table; make the ids"
                     " unique, name another column, or set 'none' for hashes of the texts, in the table's order."
                 )
-            logger.warning("data.columns.id: %s; such ids get a hash of their texts as a suffix", fault)
+            tell(f"data.columns.id: {fault}; such ids get a hash of their texts as a suffix")
             return
 
 

@@ -6,7 +6,6 @@ labels of an adapter are compared by that one function. What may also mean a dif
 `and`, is kept apart and listed by `medlit audit`.
 """
 
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -16,9 +15,7 @@ from functools import cached_property
 from typing import Self
 
 from medlit.data.settings import Labels
-from medlit.errors import UserError
-
-logger = logging.getLogger(__name__)
+from medlit.errors import UserError, tell
 
 DROPPED = ""  # the spelling of a label that is left out
 
@@ -155,7 +152,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     known = {normalise_label(name) for name in [*counts, *meanings.values()]}
     unused = sorted((aliases.keys() | dropped) - known)
     if unused and counts:
-        logger.warning("data.labels: no row has the label %s", ", ".join(map(repr, unused)))
+        tell(f"data.labels: no row has the label {', '.join(map(repr, unused))}")
 
     spellings: dict[str, Counter[str]] = {}
     for raw, name in meanings.items():

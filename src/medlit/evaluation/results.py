@@ -74,8 +74,11 @@ class Results:
 
     @property
     def by_length(self) -> list[IntArray]:
-        """Indices of the notes in six bins of equally many, from short to long prompts."""
-        return [part for part in np.array_split(np.argsort(self.tokens, kind="stable"), 6) if len(part)]
+        """Indices of the notes from short to long prompts, in up to six bins of about equally many, equals together."""
+        order = np.argsort(self.tokens, kind="stable")
+        starts = [self.tokens[part[0]] for part in np.array_split(order, 6)[1:] if len(part)]
+        bins = np.split(order, np.searchsorted(self.tokens[order], starts))
+        return [part for part in bins if len(part)]
 
     @property
     def any_of(self) -> BoolArray:

@@ -29,7 +29,7 @@ from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.prompt import Prompt
-from medlit.errors import WrongNumbersError, best_effort
+from medlit.errors import WrongNumbersError, best_effort, tell
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
@@ -54,6 +54,8 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         return
     except (OSError, ValueError, LookupError, TypeError):
         start = time.perf_counter()
+    what = f"the numbers of {language_model.base_model} against plain transformers"
+    tell(f"checking {what}; up to minutes on a CPU, once for each max_length and version")
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay

@@ -103,7 +103,8 @@ def class_figure(systems: Sequence[System]) -> Figure:
         per_class = system.metrics.get("per_class", {})
         marks = [per_class.get(name, {}).get("f1", np.nan) for name, _ in classes]
         colour = _colour(system.name, i)
-        axes.scatter(marks, places, s=38, color=colour, edgecolor="white", label=system.title, zorder=3)
+        heights = np.arange(len(classes)) + 0.16 * ((len(others) - 1) / 2 - i)  # equal scores stay apart
+        axes.scatter(marks, heights, s=38, color=colour, edgecolor="white", label=system.title, zorder=3)
     axes.set_yticks(places, [f"{short(name)} ({scores['support']})" for name, scores in classes])
     axes.set(xlim=(0, 1.02), xlabel="F1", ylim=(-0.6, len(classes) - 0.4))
     axes.grid(axis="y", visible=False)
@@ -146,7 +147,7 @@ def risk_coverage_figure(systems: Sequence[System]) -> Figure:
         else:
             risk = calibration.risks(confidence, correct)
             coverage = np.arange(1, len(risk) + 1) / len(risk)
-            label = f"{system.title}, AURC {risk.mean():.3f}"
+            label = f"{system.title}, AURC {risk.mean():.3f}" + (" (above the axis)" if risk.min() > top else "")
             axes.plot(coverage, risk, color=colour, linewidth=2, label=label, drawstyle="steps-pre")
     axes.set(xlim=(0, 1.005), ylim=(0, top), xlabel="coverage (share of notes answered)")
     axes.set(ylabel="risk (share of errors among them)")
@@ -170,8 +171,8 @@ def length_figure(system: System) -> Figure:
     truncated = [int((results.cut_tokens[part] > 0).sum()) for part in bins]
     ticks = []
     for part, n in zip(bins, truncated, strict=True):
-        tokens = results.tokens[part]
-        ticks.append(f"{tokens.min():,}-{tokens.max():,}\n{len(part)} notes" + (f"\n{n} truncated" if n else ""))
+        ends = "-".join(f"{tokens:,}" for tokens in np.unique(results.tokens[part[[0, -1]]]))
+        ticks.append(f"{ends}\n{len(part)} notes" + (f"\n{n} truncated" if n else ""))
     axes.set_xticks(places, ticks)
     for label, n in zip(axes.get_xticklabels(), truncated, strict=True):
         if n:

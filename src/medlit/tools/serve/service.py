@@ -27,6 +27,7 @@ from litserve.loops import BatchedLoop
 from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, Field
 
+from medlit import __version__
 from medlit.data.notes import clean_note
 from medlit.errors import UserError
 
@@ -141,6 +142,7 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
     server = Server(api, "cuda" if torch.cuda.is_available() else "cpu", model_metadata=about, **settings)
     server.uvicorn_graceful_timeout = 600  # seconds for requests in flight after a signal
     app, expected = server.app, f"Bearer {token}".encode()
+    app.title, app.version = "medlit", __version__
 
     async def gate(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         begin, given = time.perf_counter(), request.headers.get("authorization", "").encode()

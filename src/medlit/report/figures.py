@@ -102,9 +102,9 @@ def class_figure(systems: Sequence[System]) -> Figure:
     for i, system in enumerate(others):
         per_class = system.metrics.get("per_class", {})
         marks = [per_class.get(name, {}).get("f1", np.nan) for name, _ in classes]
-        colour = _colour(system.name, i)
-        heights = np.arange(len(classes)) + 0.16 * ((len(others) - 1) / 2 - i)  # equal scores stay apart
-        axes.scatter(marks, heights, s=38, color=colour, edgecolor="white", label=system.title, zorder=3)
+        heights = np.array(places) + min(0.24, 0.8 / len(others)) * ((len(others) - 1) / 2 - i)  # none hides another
+        dots = axes.scatter(marks, heights, s=34, color=_colour(system.name, i), edgecolor="white", label=system.title)
+        dots.set(zorder=3, clip_on=False)
     axes.set_yticks(places, [f"{short(name)} ({scores['support']})" for name, scores in classes])
     axes.set(xlim=(0, 1.02), xlabel="F1", ylim=(-0.6, len(classes) - 0.4))
     axes.grid(axis="y", visible=False)

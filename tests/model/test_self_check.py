@@ -238,7 +238,7 @@ def test_a_slow_check_is_announced_and_remembered(
     model = tiny_model("bloom")
     with monkeypatch.context() as patch:
         patch.setattr("medlit.model.self_check.loss_sum", lambda *_: pytest.fail("checked again"))
-        check_numbers(model, SETTINGS)
+        check_numbers(model, replace(SETTINGS, gradient_checkpointing="none"))  # of training alone
     assert vars(model)[REPLAY]
     assert capsys.readouterr().err == ""
 

@@ -81,7 +81,8 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     config = json.dumps(inner.config.to_dict(), default=str)
-    return cache_key(versions, device, str(inner.dtype), replace(language_model, batch_tokens=0), weights, config)
+    settings = replace(language_model, gradient_checkpointing="auto", prompt_format="alpaca", batch_tokens=0)
+    return cache_key(versions, device, str(inner.dtype), settings, weights, config)
 
 
 def _fault(model: nn.Module, max_length: int) -> str:

@@ -22,7 +22,7 @@ from medlit.evaluation.intervals import compare
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, applicable, number, percent
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import BEST_F1
-from medlit.report.figures import MOST_LABELS, figures
+from medlit.report.figures import figures
 from medlit.report.systems import FACTS, MODEL, TITLES, System, comparable, read_run_file
 
 FILES = ("report.html", "report.md")
@@ -109,7 +109,6 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
         (name, of_class["support"], *(number(of_class[key]) for key in ("precision", "recall", "f1")))
         for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
-    bars += f" The figure shows the first {MOST_LABELS}." if len(scores) > MOST_LABELS else ""
     data, reported = facts.get("data") or {}, applicable(REPORTED, metrics)
     any_of = [_TEXTS["any_of"]] if METRIC["any_of_accuracy"] in reported else []
     return {

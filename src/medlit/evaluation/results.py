@@ -77,8 +77,7 @@ class Results:
         """Indices of the notes from short to long prompts, in up to six bins of about equally many, equals together."""
         order = np.argsort(self.tokens, kind="stable")
         starts = [self.tokens[part[0]] for part in np.array_split(order, 6)[1:] if len(part)]
-        bins = np.split(order, np.searchsorted(self.tokens[order], starts))
-        return [part for part in bins if len(part)]
+        return [part for part in np.split(order, np.searchsorted(self.tokens[order], starts)) if len(part)]
 
     @property
     def any_of(self) -> BoolArray:

@@ -243,6 +243,18 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
     return frozenset({"unknown"})
 
 
+def most_tokens(model: nn.Module) -> int | None:
+    """Tokens beyond which a model has no positions, or changes those of the whole batch; None without such a limit."""
+    text = text_config(model)
+    positions, rope = (getattr(text, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+    kinds = [each for each in (rope, *(rope or {}).values()) if isinstance(each, dict)]  # some have one for each kind
+    limits = [each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"]
+    limits += [positions for each in kinds if each.get("rope_type") == "dynamic"]
+    if not rope and attention_kinds(model) <= {"full_attention", "sliding_attention"}:
+        limits += [positions, getattr(text, "max_seq_len", None)]
+    return min((limit for limit in limits if limit and limit > 0), default=None)
+
+
 def shares_prompts(model: nn.Module) -> bool:
     """Whether continuations can share a prompt's keys and values: without running states, chunks or shared layers."""
     known = attention_kinds(model) <= {"full_attention", "sliding_attention"}

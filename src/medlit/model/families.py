@@ -22,8 +22,8 @@ REPLAY = "_medlit_replay"
 PREFIXES = "_medlit_prefixes"
 # What PEFT, given one of these, adapts in a mixture of experts: the experts, which medlit does not.
 _EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-# Names of routers, experts and attention to an encoder.
-_LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att")
+# Names of routers, experts, attention to an encoder, and the grouped projection of DeepSeek V4.
+_LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att|o_a_proj")
 _NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")  # a layer's name around the number of its decoder layer
 
 

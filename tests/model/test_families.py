@@ -213,6 +213,17 @@ def test_attention_to_an_encoder_that_is_not_there_is_not_adapted() -> None:
     }
 
 
+def test_a_grouped_projection_is_not_adapted() -> None:
+    """An adapter's matrices, of its whole width, do not take its groups."""
+    from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+
+    with torch.device("meta"):
+        model = DeepseekV4ForCausalLM(DeepseekV4Config(num_hidden_layers=1, vocab_size=64, n_routed_experts=2))
+    names = {name.rpartition(".")[2] for name in adaptable_layers(model)}
+    assert {"q_a_proj", "o_b_proj"} <= names
+    assert "o_a_proj" not in names
+
+
 def test_a_text_part_inside_another_model() -> None:
     from transformers import Gemma3Config
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_tokenizers import byte_tokenizer
 from tiny_families import tiny_model
+from transformers import MptConfig
 
 from medlit.errors import UserError
 from medlit.model import loading
@@ -53,6 +54,48 @@ def test_weights_of_another_shape_are_refused(llama: Path, tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2048}))
     with pytest.raises(UserError, match=r"lacks weights of its own architecture, or has them in another shape"):
         load_model(LanguageModel(str(folder), load_in_4bit=False), Lora(), CPU)
+
+
+LONGER = {  # positions of notes that are longer than the model was trained for
+    "longrope": {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 100},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 100},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope_type", "most"),
+    [
+        ("gpt2", "", 256),
+        ("mpt", "", 100),
+        ("falcon_mamba", "", None),
+        ("llama", "default", None),
+        ("llama", "yarn", None),
+        ("llama", "dynamic", 256),
+        ("phi3", "longrope", 100),
+        ("gemma3_text", "longrope", 100),
+    ],
+)
+def test_longer_notes_than_a_model_has_positions_for_are_refused(
+    tmp_path: Path, family: str, rope_type: str, most: int | None
+) -> None:
+    """Beyond it a lookup fails in the middle of a fit, or a long note changes the others of its batch."""
+    config = MptConfig(max_seq_len=100, n_layers=1) if family == "mpt" else tiny_model(family).config
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "partial_rotary_factor": 1.0} | LONGER.get(rope_type, {})
+    if family == "gemma3_text":
+        config.rope_parameters = {kind: rope for kind in ("full_attention", "sliding_attention")}  # type: ignore[union-attr]
+    elif rope_type:
+        config.rope_parameters = rope  # type: ignore[union-attr]
+    if family == "phi3":  # which has it here too
+        config.original_max_position_embeddings = 100  # type: ignore[union-attr]
+    config.save_pretrained(tmp_path)  # type: ignore[union-attr, operator]
+    longest = (most or 4096) + 1
+    with pytest.raises(UserError) as refused:  # before the weights, which are not there, are read
+        load_model(LanguageModel(str(tmp_path), max_length=longest, load_in_4bit=False), None, CPU)
+    sentence = f"model.language_model.max_length: {tmp_path} takes at most {most} tokens"
+    assert (sentence in str(refused.value)) == (most is not None)
+    with pytest.raises(UserError, match="base_model"):
+        load_model(LanguageModel(str(tmp_path), max_length=longest - 1, load_in_4bit=False), None, CPU)
 
 
 def test_exactly_the_named_repository_is_loaded(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

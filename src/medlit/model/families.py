@@ -22,8 +22,8 @@ REPLAY = "_medlit_replay"
 PREFIXES = "_medlit_prefixes"
 # What PEFT, given one of these, adapts in a mixture of experts: the experts, which medlit does not.
 _EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-# Names of routers, experts and attention to an encoder.
-_LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att")
+# Names of routers, experts, attention to an encoder, and the grouped projection of DeepSeek V4.
+_LEFT_OUT = re.compile(r"router|indexer|\.experts\.|encoder_attn|cross_?att|o_a_proj")
 _NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")  # a layer's name around the number of its decoder layer
 
 
@@ -241,6 +241,18 @@ def attention_kinds(model: nn.Module) -> frozenset[str]:
     with contextlib.suppress(AttributeError):
         return frozenset(get_layer_types_and_kwargs(text_config(model))[0])
     return frozenset({"unknown"})
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """Tokens beyond which a model has no positions, or changes those of the whole batch; None without such a limit."""
+    text = text_config(model)
+    positions, rope = (getattr(text, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+    kinds = [each for each in (rope, *(rope or {}).values()) if isinstance(each, dict)]  # some have one for each kind
+    limits = [each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"]
+    limits += [positions for each in kinds if each.get("rope_type") == "dynamic"]
+    if not rope and attention_kinds(model) <= {"full_attention", "sliding_attention"}:
+        limits += [positions, getattr(text, "max_seq_len", None)]
+    return min((limit for limit in limits if limit and limit > 0), default=None)
 
 
 def shares_prompts(model: nn.Module) -> bool:

@@ -64,10 +64,9 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         rotary: Any = body(model).rotary_emb
         # A longer row than the table of positions would be compiled again in every layer.
         rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
-        # Long factors are for long notes, and not for the rows of many.
+        # Long factors are for long notes, which `load_model` refuses, and not for the rows of many.
         if (short := getattr(rotary, "original_max_position_embeddings", None)) is not None:
-            packs = max_length <= short
-            rotary.original_max_position_embeddings = max(short, _ROPE_ROWS) if packs else short
+            rotary.original_max_position_embeddings = max(short, _ROPE_ROWS)
     elif packs:
         packs = route_stock_layers(model, varlen_kernel(max_length, ALL_ATTENTION_FUNCTIONS["sdpa"]))
     for layer in decoder_layers(model) if kind == "softcapped" else ():
@@ -197,9 +196,7 @@ def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: A
     """Number of tokens that all rows, (B, T), share, under any of `longer`, if a CPU saves time with them; else 0."""
     if ids.device.type != "cpu" or packing_route(inner.config) != "fused":
         return 0
-    rope = getattr(inner.config, "rope_parameters", None) or {}
-    # Positions of these two depend on the whole length.
-    if rope.get("rope_type") in ("longrope", "dynamic") or attention_kinds(inner) != {"full_attention"}:
+    if attention_kinds(inner) != {"full_attention"}:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(longer.min()) - 1)
     # An additional pass or mask costs more than a few tokens.

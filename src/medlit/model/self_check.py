@@ -85,11 +85,9 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     return cache_key(versions, device, str(inner.dtype), settings, weights, config)
 
 
-def _fault(model: nn.Module, max_length: int) -> str:
+def _fault(model: nn.Module, longest: int) -> str:
     """What differs and by how much; empty if nothing does."""
     config = text_config(model)
-    positions = getattr(config, "max_position_embeddings", None) or max_length
-    longest = min(max_length, positions) if positions > 0 else max_length
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
     labels = [[a, b, c], [a, d], [b]]

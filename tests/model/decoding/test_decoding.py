@@ -17,7 +17,7 @@ from fakes import BONE, BRAIN, SPECIALTIES, notes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokens
 
 from medlit.base_model import load_tokenizer
@@ -540,3 +540,13 @@ def test_generation_stops_at_the_end_of_a_chat_s_turn() -> None:
     model = scripted(tokenizer, [f"{BONE}<|end|> and more"])
     decoder = make_decoder(Decoding(max_new_tokens=40, stop_early=False), model, prompt, LABELS)
     assert decoder(ask(prompt, ["A note."])).texts == [BONE]
+
+
+def test_generation_stops_where_the_model_has_no_more_positions() -> None:
+    tokenizer, positions = byte_tokenizer(), 400
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=positions)).eval()
+    prompt = AlpacaPrompt(tokenizer, "Name the specialty.", positions, max_response_tokens=40)
+    decoder = make_decoder(Decoding(max_new_tokens=80, stop_early=False), model, prompt, LABELS)
+    asked = ask(prompt, ["The heart races. " * positions])
+    assert asked.input_ids.shape[1] == positions - 40
+    assert len(decoder(asked).texts) == 1

@@ -22,6 +22,7 @@ from medlit.model.decoding.likelihood import (
     apply_temperature,
 )
 from medlit.model.decoding.trie import TokenTrie
+from medlit.model.families import most_tokens
 from medlit.model.prior import TokenPrior
 from medlit.model.settings import Decoding
 
@@ -46,6 +47,8 @@ def make_decoder(
     scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
     if settings.mode == "generate":
         ends, most = [prompt.end], settings.max_new_tokens
+        if positions := most_tokens(model):
+            most = min(most, positions - prompt.max_length + prompt.max_response_tokens)
         return Generate(model, prompt.tokenizer, label_set, most, scorer, settings.stop_early, ends)
     decoder = Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)
     if prior is None:

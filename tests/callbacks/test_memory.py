@@ -100,3 +100,31 @@ def test_the_advice_names_the_settings_to_change() -> None:
     single = advice("answering", LanguageModel(), data, MeasuredMemory(78, 80))
     assert "data.batching.eval_batch_size to" not in single
     assert "set model.language_model.max_length to 1024" in single
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ([], "set it to 1, or model.language_model.gradient_checkpointing to 'unsloth'."),
+        (["--data.batching.micro_batch_size", "1"], "set model.language_model.gradient_checkpointing to 'unsloth'."),
+        (
+            ["--data.batching.micro_batch_size=1", "--model.language_model.gradient_checkpointing=unsloth"],
+            "set model.language_model.max_length lower.",
+        ),
+    ],
+)
+def test_a_fit_that_a_cpu_has_no_memory_for_is_refused(
+    run_medlit: Medlit,
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    remedy: str,
+) -> None:
+    """Linux would end it with SIGKILL, and no word."""
+    monkeypatch.setattr("medlit.callbacks.memory.free_on", lambda device: 1_000_000)
+    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *flags)
+    assert outcome.code == 2
+    said = outcome.err.splitlines()[-1]
+    assert said.startswith("medlit: data.batching.micro_batch_size: to train on ")
+    assert said.endswith(f"GiB of memory, and 0.0 are free; {remedy}")

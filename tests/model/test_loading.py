@@ -43,7 +43,7 @@ def test_an_untried_family_is_reported_in_one_line(
     tiny_model(family).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     load_model(LanguageModel(str(tmp_path), max_length=64), None, torch.device("cpu"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if "untried" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "are untried" in line]
     assert len(lines) == untried
     assert all(line.startswith("medlit: ") and f"the family '{family}'" in line for line in lines)
 

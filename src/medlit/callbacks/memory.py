@@ -1,4 +1,4 @@
-"""Advice when a GPU's memory is too small: which setting to change."""
+"""Advice when the memory is too small: which setting to change."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,7 +8,9 @@ import lightning as L
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
-from medlit.model.memory import GIB, SAFE, Footprint, MeasuredMemory
+from medlit.model.families import causal_lm
+from medlit.model.fit_memory import UNFUSED
+from medlit.model.memory import GIB, SAFE, Footprint, MeasuredMemory, footprint, free_on
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -16,7 +18,7 @@ Phase = Literal["loading", "training", "answering"]
 
 
 class MemoryAdvice(L.Callback):
-    """Records what `out_of_memory_error` needs to know."""
+    """Records what `out_of_memory_error` needs to know; on a CPU it refuses what would not fit."""
 
     phase: Phase = "loading"
     footprint: Footprint | None = None
@@ -25,6 +27,8 @@ class MemoryAdvice(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the run folder and the estimate."""
         self.folder = run_folder(trainer)  # needs every process; on_exception may run on one alone
+        if isinstance(pl_module, SpecialtyClassifier) and pl_module.device.type == "cpu":
+            check_host_memory(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
 
@@ -38,6 +42,21 @@ class MemoryAdvice(L.Callback):
         message = advice(self.phase, language_model, data, MeasuredMemory.now(), self.footprint)
         last = None if self.folder is None else self.folder / "checkpoints" / "last.ckpt"
         return UserError(message + (f" The last good checkpoint is {last}." if last and last.exists() else ""))
+
+
+def check_host_memory(module: SpecialtyClassifier, data: TranscriptionDataModule) -> None:
+    """Raise a UserError for micro-batches larger than the memory: the system would end the process without a word."""
+    size, longest = data.batching.micro_batch_size, max(data.rows("train")["length"][:])
+    of = footprint(causal_lm(module.model).config, 0, 0)  # type: ignore[arg-type]
+    kept = 1 if module.language_model.gradient_checkpointing == "unsloth" else of.layers
+    needed, free = UNFUSED * of.peak(size * longest, kept), free_on(module.device)
+    if needed > free:
+        fewer = f"it to {max(1, int(size * free / needed / 2))}, or " * (size > 1)
+        less = "max_length lower" if kept == 1 else "gradient_checkpointing to 'unsloth'"
+        raise UserError(
+            f"data.batching.micro_batch_size: to train on {size} notes of up to {longest:,} tokens takes about"
+            f" {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; set {fewer}model.language_model.{less}."
+        )
 
 
 def advice(

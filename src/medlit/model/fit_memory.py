@@ -25,7 +25,7 @@ _KERNEL = Path("/proc/sys/kernel/random/boot_id")
 # On a CPU: what Python and the libraries take, and how many times more a layer keeps than with Unsloth's kernels, in
 # float32 and with a copy of its input for each adapter. Measured with the bundled 135M: see tests/model/test_memory.py.
 _LIBRARIES = int(1.1 * GIB)
-_UNFUSED = 4.0
+UNFUSED = 4.0
 
 
 class Offload(NamedTuple):
@@ -129,7 +129,7 @@ def fit_memory(
     evaluation = dtype.itemsize * eval_tokens * (of.layers * 2 * of.keys + 4 * of.hidden + 3 * of.inner)
     if device.type == "cpu":
         weights += _LIBRARIES
-        training = int(_UNFUSED * training)
+        training = int(UNFUSED * training)
     return FitMemory(weights, trained * (4 + 4 + 2), training, evaluation, batch.layers, kept, offload)
 
 

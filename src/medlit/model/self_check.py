@@ -54,8 +54,9 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         return
     except (OSError, ValueError, LookupError, TypeError):
         start = time.perf_counter()
-    what = f"the numbers of {language_model.base_model} against plain transformers"
-    tell(f"checking {what}; up to minutes on a CPU, once for each max_length and version")
+    if inner.device.type == "cpu":  # a GPU takes about a second
+        what = f"the numbers of {language_model.base_model} against plain transformers"
+        tell(f"checking {what}; up to minutes on a CPU, once for each max_length and version")
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay

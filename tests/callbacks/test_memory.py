@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,28 +104,17 @@ def test_the_advice_names_the_settings_to_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "remedy"),
-    [
-        ([], "set it to 1, or model.language_model.gradient_checkpointing to 'unsloth'."),
-        (["--data.batching.micro_batch_size", "1"], "set model.language_model.gradient_checkpointing to 'unsloth'."),
-        (
-            ["--data.batching.micro_batch_size=1", "--model.language_model.gradient_checkpointing=unsloth"],
-            "set model.language_model.max_length lower.",
-        ),
-    ],
+    ("size", "setting"), [("4", "data.batching.micro_batch_size"), ("1", "model.language_model.max_length")]
 )
-def test_a_fit_that_a_cpu_has_no_memory_for_is_refused(
-    run_medlit: Medlit,
-    tiny_config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    flags: list[str],
-    remedy: str,
+def test_a_micro_batch_that_no_cpu_memory_holds_is_refused(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, setting: str
 ) -> None:
-    """Linux would end it with SIGKILL, and no word."""
-    monkeypatch.setattr("medlit.callbacks.memory.free_on", lambda device: 1_000_000)
-    outcome = run_medlit("fit", "--config", tiny_config, "--run_dir", tmp_path / "run", *flags)
+    """Linux would end the fit with SIGKILL, and no word."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=2**40))
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(total=1000))
+    flags = ["--run_dir", tmp_path / "run", "--data.batching.micro_batch_size", size]
+    outcome = run_medlit("fit", "--config", tiny_config, *flags)
     assert outcome.code == 2
     said = outcome.err.splitlines()[-1]
-    assert said.startswith("medlit: data.batching.micro_batch_size: to train on ")
-    assert said.endswith(f"GiB of memory, and 0.0 are free; {remedy}")
+    assert said.startswith(f"medlit: {setting}: to train on a micro-batch of ")
+    assert said.endswith("of memory, and this machine has 0.0; set it lower.")

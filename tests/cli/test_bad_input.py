@@ -172,14 +172,14 @@ def test_a_table_too_small_to_be_divided(refused: Refused, tiny_config: Path, tm
     source = table(tmp_path / "three.csv", lambda rows: rows[:3])
     said = refused(verb, "--config", tiny_config, "--data.source", source)
     split = "validation" if verb == "fit" else "test"
-    assert f"data.source: {source} has too few texts for a {split} split: 3; add notes, or enlarge the {split}" in said
+    assert f"data.source: none of the 3 texts of {source} is in the {split} split; add notes, or change" in said
 
 
 def test_lists_written_as_texts(fit: Refused, tmp_path: Path) -> None:
     """As pandas writes a column of lists to a CSV file."""
     given = table(tmp_path / "lists.csv", lambda rows: [row | {"medical_specialty": "['Neurology']"} for row in rows])
     said = fit("--data.source", given)
-    assert "lists.csv has lists written as texts; write lists, to JSON Lines or Parquet, or 'A; B'" in said
+    assert "lists.csv has lists written as text; store lists in JSON Lines or Parquet, or write 'A; B'" in said
 
 
 def test_a_split_that_the_source_lacks(refused: Refused, tiny_config: Path, tmp_path: Path) -> None:

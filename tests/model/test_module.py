@@ -395,9 +395,10 @@ def test_a_fit_has_no_temperature(parts: Parts, run: Path) -> None:
 
 
 @pytest.mark.usefixtures("too_sure")
-def test_a_fit_forgets_what_was_fitted_to_earlier_weights(parts: Parts) -> None:
+@pytest.mark.parametrize("starts_from_adapter", [False, True])
+def test_a_fit_forgets_what_was_fitted_to_earlier_weights(parts: Parts, run: Path, starts_from_adapter: bool) -> None:
     """As in a notebook that validates, trains on and tests."""
-    module, data = parts()
+    module, data = parts(adapter=str(run / "adapter")) if starts_from_adapter else parts()
     trainer(data).validate(module, data, verbose=False)
     assert module.temperature is not None
     module.prior = cast("TokenPrior", object())

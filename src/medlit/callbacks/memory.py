@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import psutil
 
 from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
 from medlit.model.families import causal_lm
 from medlit.model.fit_memory import UNFUSED
-from medlit.model.memory import GIB, SAFE, Footprint, MeasuredMemory, footprint, free_on
+from medlit.model.memory import GIB, SAFE, Footprint, MeasuredMemory, footprint
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import LanguageModel
 
@@ -27,10 +29,25 @@ class MemoryAdvice(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the run folder and the estimate."""
         self.folder = run_folder(trainer)  # needs every process; on_exception may run on one alone
-        if isinstance(pl_module, SpecialtyClassifier) and pl_module.device.type == "cpu":
-            check_host_memory(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Refuse a micro-batch that this machine's memory cannot hold: the system would send SIGKILL."""
+        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.device.type != "cpu":
+            return
+        of = footprint(causal_lm(pl_module.model).config, 0, 0, dora=pl_module.lora.dora)  # type: ignore[arg-type, union-attr]
+        kept = 1 if pl_module.language_model.gradient_checkpointing == "unsloth" else of.layers
+        halves = 2 if "16" in str(trainer.precision) else 1
+        needed = UNFUSED * (of.peak(batch.input_ids.numel(), kept) - of.fixed) / halves
+        if needed > (memory := psutil.virtual_memory().total + psutil.swap_memory().total):
+            setting = "data.batching.micro_batch_size" if len(batch.lengths) > 1 else "model.language_model.max_length"
+            raise UserError(
+                f"{setting}: to train on a micro-batch of {batch.input_ids.numel():,} padded tokens takes about"
+                f" {needed / GIB:.1f} GiB of memory, and this machine has {memory / GIB:.1f}; set it lower."
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record what the run was doing."""
@@ -42,21 +59,6 @@ class MemoryAdvice(L.Callback):
         message = advice(self.phase, language_model, data, MeasuredMemory.now(), self.footprint)
         last = None if self.folder is None else self.folder / "checkpoints" / "last.ckpt"
         return UserError(message + (f" The last good checkpoint is {last}." if last and last.exists() else ""))
-
-
-def check_host_memory(module: SpecialtyClassifier, data: TranscriptionDataModule) -> None:
-    """Raise a UserError for micro-batches larger than the memory: the system would end the process without a word."""
-    size, longest = data.batching.micro_batch_size, max(data.rows("train")["length"][:])
-    of = footprint(causal_lm(module.model).config, 0, 0)  # type: ignore[arg-type]
-    kept = 1 if module.language_model.gradient_checkpointing == "unsloth" else of.layers
-    needed, free = UNFUSED * of.peak(size * longest, kept), free_on(module.device)
-    if needed > free:
-        fewer = f"it to {max(1, int(size * free / needed / 2))}, or " * (size > 1)
-        less = "max_length lower" if kept == 1 else "gradient_checkpointing to 'unsloth'"
-        raise UserError(
-            f"data.batching.micro_batch_size: to train on {size} notes of up to {longest:,} tokens takes about"
-            f" {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; set {fewer}model.language_model.{less}."
-        )
 
 
 def advice(

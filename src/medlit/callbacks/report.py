@@ -29,7 +29,7 @@ class RunReport(L.Callback):
     """
 
     written: Path | None = None  # their folder, on the first process; None before, and in a trial run
-    _told: str | None = None  # that there are few notes
+    _reported: str | None = None  # that there are few notes
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
@@ -61,8 +61,8 @@ class RunReport(L.Callback):
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
-            if (sentence := few_notes(coverage, pl_module.results)) not in (None, self._told):
-                self._told = sentence
+            if (sentence := few_notes(coverage, pl_module.results)) not in (None, self._reported):
+                self._reported = sentence
                 tell(sentence)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))

@@ -23,7 +23,7 @@ from medlit.data.tokenise import tokenise
 from medlit.errors import UserError
 from medlit.number_types import PositiveInt
 
-_LOADERS = {"fit": ("val", "train"), "validate": ("val",), "test": ("test",)}  # of a stage
+_LOADERS = {"fit": ("val", "train"), "validate": ("val",), "test": ("test",)}  # of a stage; few notes lack "val"
 
 
 class TranscriptionDataModule(L.LightningDataModule):
@@ -139,7 +139,7 @@ class TranscriptionDataModule(L.LightningDataModule):
 
     def rows(self, split: str) -> Dataset:
         """Tokenised notes of one split; a UserError if the source has no such split."""
-        self.read_splits().check(split, self.source)
+        self.read_splits().require(split, self.source)
         return self._tokenised[split]
 
     @property

@@ -228,9 +228,10 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
         long = f"values of over {_MAX_LABEL_LENGTH} characters, too long for a label"
         fault = long if is_long else f"over {_MAX_LABELS} different values"
         raise UserError(f"{column} has {fault}; name the column of the specialties.")
-    if all(re.fullmatch(r"\[['\"].*\]", name.strip()) for name in counts if name) and any(counts):
+    lists = [name for name in counts if re.fullmatch(r"\[(['\"].*)?\]", name.strip(), re.DOTALL)]
+    if lists and len(lists) == sum(map(bool, counts)):
         raise UserError(
-            f"{column} has lists written as texts; write lists, to JSON Lines or Parquet, or 'A; B' and set"
+            f"{column} has lists written as text; store lists in JSON Lines or Parquet, or write 'A; B' and set"
             " data.labels.separator to ';'."
         )
 

@@ -75,8 +75,8 @@ class Split:
         seed: seed of 'grouped' and 'kfold'.
         folds: number of folds for 'kfold', at least 3.
         fold: the fold that is the test split, 0 .. folds - 1.
-        near_threshold: texts whose words are this similar (Jaccard, over 0, to 1) or more count as one text, but not
-            between a source's own splits; null: identical texts only.
+        near_threshold: where rows are drawn, or left out by 'official_clean', texts with words this similar (Jaccard,
+            over 0, to 1) count as one; null: identical texts only.
     """
 
     kind: SplitKind = "auto"

@@ -53,7 +53,7 @@ class NoteSplits:
         texts = {split: "\n".join(sorted(lines[split])).encode() for split in self.notes}
         return {split: hashlib.blake2b(text, digest_size=16).hexdigest() for split, text in texts.items()}
 
-    def check(self, split: str, source: str) -> Self:
+    def require(self, split: str, source: str) -> Self:
         """Raise a UserError if the source has no such split."""
         if split in self.notes:
             return self
@@ -62,8 +62,8 @@ class NoteSplits:
                 f"data.source: {source} has no {split} split; add one, or set data.split.kind to 'grouped'."
             )
         raise UserError(
-            f"data.source: {source} has too few texts for a {split} split: {len(set(self.pool['text_hash'][:]))}; add"
-            f" notes, or enlarge the {split} share in data.split.shares."
+            f"data.source: none of the {len(set(self.pool['text_hash'][:])):,} texts of {source} is in the {split}"
+            f" split; add notes, or change data.split.{'folds' if self.kind == 'kfold' else 'shares'}."
         )
 
     def label_set(self, source: str) -> LabelSet:

@@ -250,7 +250,7 @@ def most_tokens(model: nn.Module) -> int | None:
     kinds = [each for each in (rope, *(rope or {}).values()) if isinstance(each, dict)]  # some have one for each kind
     limits = [each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"]
     limits += [positions for each in kinds if each.get("rope_type") == "dynamic"]
-    if not rope and attention_kinds(model) <= {"full_attention", "sliding_attention"}:
+    if not rope and text.model_type != "rwkv" and attention_kinds(model) <= {"full_attention", "sliding_attention"}:
         limits += [positions, getattr(text, "max_seq_len", None)]
     return min((limit for limit in limits if limit and limit > 0), default=None)
 

@@ -47,8 +47,8 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         skeleton = memory.skeleton(config)
         if (most := families.most_tokens(skeleton) or language_model.max_length) < language_model.max_length:
             raise UserError(
-                f"model.language_model.max_length: {language_model.base_model} takes at most {most} tokens (for more it"
-                f" has no positions, or others); set it to {most} or less."
+                f"model.language_model.max_length: {language_model.base_model} takes at most {most} tokens (its"
+                f" positions end there, or change for longer notes); set it to {most} or less."
             )
         requested, lora = lora, None if lora is None else fit_targets(skeleton, lora)
         dtype = dtype_for(device, language_model.dtype)

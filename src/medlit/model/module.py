@@ -70,8 +70,7 @@ class SpecialtyClassifier(L.LightningModule):
         self.optimizer_settings = optimizer
         self.decoding = decoding
         self.adapter = adapter
-        self.instruction = instruction
-        self.mask_prompt = mask_prompt
+        self.instruction, self.mask_prompt = instruction, mask_prompt
         self.max_response_tokens = max_response_tokens
         self.model: nn.Module | None = None
         self.label_set = LabelSet(())
@@ -84,17 +83,18 @@ class SpecialtyClassifier(L.LightningModule):
         self.prior: TokenPrior | None = None
         self.sets: dict[str, Any] = {}
         self.recomputation: Recomputation | None = None
+        self._trained = False  # since then what an adapter's file holds is not fitted to these weights
         self.strict_loading = False  # checkpoints hold the trained weights only; `on_load_checkpoint` compares the keys
 
     def setup(self, stage: str) -> None:
         """Take labels and what is fitted from the adapter's metadata, if there is an adapter that medlit wrote."""
         if stage == "fit":  # what an earlier evaluation has fitted or read does not belong to the new weights
-            self.temperature, self.thresholds, self.prior = None, {}, None
+            self._trained, self.temperature, self.thresholds, self.prior = True, None, {}, None
         if self.adapter is not None:
             folder = adapter_folder(self.adapter)
             if (metadata := read_metadata(folder, self.language_model.base_model)) is not None:
                 self._adopt(metadata, f"the adapter {folder}")
-                if stage != "fit":
+                if not self._trained:
                     self.temperature, self.thresholds, self.prior = read_fitted(None, folder, self.decoding)
 
     def configure_model(self) -> None:

@@ -56,7 +56,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         start = time.perf_counter()
     if inner.device.type == "cpu":  # a GPU takes about a second
         what = f"the numbers of {language_model.base_model} against plain transformers"
-        tell(f"checking {what}; up to minutes on a CPU, once for each max_length and version")
+        tell(f"checking {what}; up to minutes on a CPU, again when settings or versions change")
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay

@@ -95,7 +95,7 @@ class BaselineData:
     @classmethod
     def read(cls, data: TranscriptionDataModule, tested: Results | None) -> Self:
         """Read and split the source as `medlit fit` does; the test notes are those of the model's results, if any."""
-        notes = data.read_splits().check("test", data.source).notes
+        notes = data.read_splits().require("test", data.source).notes
         assert data.label_set is not None
         label_set, test = data.label_set, notes["test"]
         if tested is not None:

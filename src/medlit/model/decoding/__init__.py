@@ -47,7 +47,7 @@ def make_decoder(
     scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
     if settings.mode == "generate":
         ends, most = [prompt.end], settings.max_new_tokens
-        if positions := most_tokens(model):
+        if positions := most_tokens(model):  # as if each prompt were full
             most = min(most, positions - prompt.max_length + prompt.max_response_tokens)
         return Generate(model, prompt.tokenizer, label_set, most, scorer, settings.stop_early, ends)
     decoder = Constrained(scorer, label_set) if settings.mode == "constrained" else Likelihood(scorer, label_set)

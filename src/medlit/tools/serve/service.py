@@ -84,6 +84,9 @@ class Classifier(ls.LitAPI):
         """Answer the requests of a batch."""
         try:
             found = iter(self.predictor.predict([note for notes in requests for note in notes]))
+        except UserError as error:  # it names no note's text
+            print(f"medlit: {error}", file=sys.stderr, flush=True)
+            raise HTTPException(500, "the model failed on these notes; the service's log says why.") from None
         except Exception as error:  # where it happened, without its message, which may hold a note
             print(*traceback.format_tb(error.__traceback__), type(error).__name__, sep="", file=sys.stderr, flush=True)
             raise HTTPException(500, "the model failed on these notes; the service's log says where.") from None

@@ -128,6 +128,13 @@ def test_another_run_of_other_notes_is_refused_before_anything_is_fitted(tested:
     assert not list(folder.glob("baseline_*"))
 
 
+def test_another_run_without_metrics_is_refused(tested: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tested, tmp_path / "other")
+    (other / "test_metrics.json").unlink()
+    with pytest.raises(UserError, match=r"other/test_metrics\.json is missing or empty; run 'medlit test'"):
+        baseline(["--run_dir", str(tested), "--beside", str(other)])
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [

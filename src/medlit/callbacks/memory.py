@@ -32,21 +32,19 @@ class MemoryAdvice(L.Callback):
         if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
             self.footprint = pl_module.recomputation.footprint
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
         """Refuse a micro-batch that this machine's memory cannot hold: the system would send SIGKILL."""
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.device.type != "cpu":
             return
         of = footprint(causal_lm(pl_module.model).config, 0, 0, dora=pl_module.lora.dora)  # type: ignore[arg-type, union-attr]
         kept = 1 if pl_module.language_model.gradient_checkpointing == "unsloth" else of.layers
-        halves = 2 if "16" in str(trainer.precision) else 1
-        needed = UNFUSED * (of.peak(batch.input_ids.numel(), kept) - of.fixed) / halves
+        tokens, share = batch.input_ids.numel(), 0.5 if "16" in str(trainer.precision) else 1.0  # of float32's
+        needed = share * UNFUSED * (of.peak(tokens, kept) - of.fixed)
         if needed > (memory := psutil.virtual_memory().total + psutil.swap_memory().total):
             setting = "data.batching.micro_batch_size" if len(batch.lengths) > 1 else "model.language_model.max_length"
             raise UserError(
-                f"{setting}: to train on a micro-batch of {batch.input_ids.numel():,} padded tokens takes about"
-                f" {needed / GIB:.1f} GiB of memory, and this machine has {memory / GIB:.1f}; set it lower."
+                f"{setting}: to train on a micro-batch of {tokens:,} padded tokens takes about {needed / GIB:.1f} GiB"
+                f" of memory, and this machine has {memory / GIB:.1f}; set it lower."
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

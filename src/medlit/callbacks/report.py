@@ -66,8 +66,7 @@ class RunReport(L.Callback):
                 tell(sentence)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
-        title = f"{what}: {shown}, {scores['n']} notes"
-        tell(title)
+        tell(title := f"{what}: {shown}, {scores['n']} notes")
         figures = {}
         with best_effort("the confusion matrix"), atomic_write(folder / f"confusion_{subcommand}.png") as path:
             figures["confusion"] = pixels(confusion_figure(pl_module.results, title))

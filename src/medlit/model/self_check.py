@@ -82,7 +82,8 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     config = json.dumps(inner.config.to_dict(), default=str)
-    settings = replace(language_model, gradient_checkpointing="auto", prompt_format="alpaca", batch_tokens=0)
+    settings = replace(language_model, gradient_checkpointing="auto", memory_budget_gib=None)  # both for training alone
+    settings = replace(settings, prompt_format="alpaca", batch_tokens=0)
     return cache_key(versions, device, str(inner.dtype), settings, weights, config)
 
 

@@ -150,7 +150,7 @@ def _rectangle(rows: Sequence[Sequence[int]], value: int | None) -> Tensor:
 def _on_host(nats: Tensor, prompts: Prompts) -> Tensor:
     """Log-likelihoods of B notes on the host, where sums have one order; a UserError if one is no number."""
     nats = nats.cpu()
-    if places := nats.softmax(dim=1).isnan().any(dim=1).nonzero()[:, 0].tolist():
+    if places := nats.softmax(dim=1).isnan().any(dim=1).nonzero()[:, 0].tolist():  # also if all are -inf
         raise UserError(
             f"model.language_model.dtype: numbers overflow for note {prompts.ids[places[0]]}; set it to 'float32' and"
             " trainer.precision to '32-true' or, if they are, use other weights."

@@ -76,13 +76,12 @@ def verdict(results: Sequence[CheckResult]) -> str:
     status = {result.check: result.status for result in results}
     if failed := [result.check for result in results if result.status == "fail"]:
         return f"medlit cannot run here: {', '.join(failed)}."
+    where = "here, on the CPU (small models only)" if status.get("GPU") == "warn" else "here"
     if CONFIG not in status:
-        no_gpu = status.get("GPU") == "warn"
-        return "medlit can run here, on the CPU (small models only)." if no_gpu else "medlit can run here."
+        return f"medlit can run {where}."
     # After a warning of these checks the later ones did not run.
     if gates := [check for check in ("notes", "base model", TRIAL) if status.get(check) == "warn"]:
-        where = ", on the CPU (small models only)" * (status.get("GPU") == "warn")
-        return f"medlit can run here{where}; not all of the config was tried: {', '.join(gates)}."
+        return f"medlit can run {where}; not all of the config was tried: {', '.join(gates)}."
     return "This fit can run here."
 
 

@@ -90,39 +90,42 @@ def measure(scratch: Path, size: str, budget: float, layers: int | None, options
         folder.mkdir(exist_ok=True)
         say(f"{size} within {budget:g} GiB: {how}")
         try:
-            found = (
-                train_peer(folder, weights, budget, how, options.tiny)
-                if how in PEERS
-                else train(folder, weights, notes, budget, how, options)
-            )
+            if how in PEERS:
+                found = train_peer(folder, weights, budget, how, options.tiny)
+            else:
+                found = train(folder, weights, notes, budget, how, options)
+            seconds, tokens = found.pop("seconds"), found.pop("tokens")
+            warm = 3 if options.steps > 6 else 1
+            row = {"model": size, "layers": layers or LLAMAS[size][2], "budget_gib": budget, "how": how} | found
+            row["tokens_per_second"] = round(sum(tokens[warm:]) / sum(seconds[warm:]))
+            row["resumed"] = False
+            add(options.output, row, options.tiny)
+            say(json.dumps(row | {"seconds": seconds}))
+            if options.resume and how in FITS:
+                train(folder, weights, notes, budget, how, options, more=1)
+                add(options.output, row | {"resumed": True}, options.tiny)
+                say("resumed for another step")
         except subprocess.CalledProcessError as error:
             say(f"{how} failed: {error}")
-            continue
-        seconds, tokens = found.pop("seconds"), found.pop("tokens")
-        warm = 3 if options.steps > 6 else 1
-        row = {"model": size, "layers": layers or LLAMAS[size][2], "budget_gib": budget, "how": how}
-        row["tokens_per_second"] = round(sum(tokens[warm:]) / sum(seconds[warm:]))
-        add(options.output, row | found, options.tiny)
-        say(json.dumps(row | found | {"seconds": seconds}))
 
 
 def train(
-    folder: Path, weights: Path, notes: Path, budget: float, how: str, options: argparse.Namespace
+    folder: Path, weights: Path, notes: Path, budget: float, how: str, options: argparse.Namespace, more: int = 0
 ) -> dict[str, Any]:
-    """Train by `medlit fit`, on one GPU or in as many processes as GPUs; memory is that of the fullest GPU."""
+    """Train by `medlit fit`, on one GPU or in as many processes as GPUs; memory is that of the fullest GPU.
+
+    With `more` it continues from the checkpoint of the fit before for as many steps.
+    """
     gpus = GPUS if how == "ddp" else 1
-    trainer: dict[str, Any] = {"max_steps": options.steps, "logger": False, "devices": gpus}
+    trainer: dict[str, Any] = {"max_steps": options.steps + more, "logger": False, "devices": gpus}
     files = ["hardware/offload_24gb.yaml", *(["hardware/ddp.yaml"] if how == "ddp" else [])]
-    values: dict[str, Any] = {"model": {"decoding": {"mode": "likelihood"}}}
+    values: dict[str, Any] = {"model": {"decoding": {"mode": "likelihood"}}} | ({"ckpt_path": "last"} if more else {})
     values["model"]["language_model"] = {"memory_budget_gib": budget} | ({"offload": "none"} if how == "none" else {})
-    more: dict[str, Any] = {"limit_gib": budget, "tiny": options.tiny}
-    ranks = fit(folder, [*files, settings(folder / "budget.json", values)], weights, notes, trainer, **more)
-    steps = [list(chain(*parts)) for parts in zip(*(rank["micro_batches"] for rank in ranks), strict=True)]
-    batches(weights).write_text(json.dumps(steps), encoding="utf-8")
-    if options.resume:
-        again = settings(folder / "resume.json", values | {"ckpt_path": "last"})
-        fit(folder, [*files, again], weights, notes, trainer | {"max_steps": options.steps + 1}, **more)
-        say("resumed for another step")
+    files.append(settings(folder / f"{'resume' if more else 'budget'}.json", values))
+    ranks = fit(folder, files, weights, notes, trainer, limit_gib=budget, tiny=options.tiny)
+    if not more:
+        steps = [list(chain(*parts)) for parts in zip(*(rank["micro_batches"] for rank in ranks), strict=True)]
+        batches(weights).write_text(json.dumps(steps), encoding="utf-8")
 
     def most(name: str) -> float:
         return round(max(rank.get(name, 0) for rank in ranks) / GIB, 2)
@@ -137,7 +140,6 @@ def train(
         "offloaded_layers": ranks[0].get("offloaded_layers", 0),
         "layers_kept": ranks[0]["layers_kept"],
         "largest_micro_batch": max(rank["largest"] for rank in ranks),
-        "resumed": options.resume,
     }
 
 

@@ -185,10 +185,10 @@ def recipe(bench: Bench, tokens: int) -> Callable[[list[TokenisedNote]], object]
 
     def answer(rows: list[TokenisedNote]) -> None:
         for row in rows:
-            asked = bench.prompts([row])
+            prompt = bench.prompts([row])
             out = bench.model.generate(
-                input_ids=asked.input_ids,
-                attention_mask=asked.attention_mask,
+                input_ids=prompt.input_ids,
+                attention_mask=prompt.attention_mask,
                 max_new_tokens=tokens,
                 min_new_tokens=tokens,
                 do_sample=False,

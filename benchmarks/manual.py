@@ -3,7 +3,7 @@
     python benchmarks/manual.py
 
 Both are processes of their own, in turns, with everything in the disk's cache after a first round that does not count.
-What is told are medians, and the median of the rounds' ratios. Nearly all of the time goes into Lightning's imports.
+Reported are medians, and the median of the rounds' ratios. Nearly all of the time goes into Lightning's imports.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ def train_peer(folder: Path, weights: Path, budget: float, how: str, tiny: bool)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={GPUS}"] if how == "fsdp2" else []
     script = [str(HERE / "offload_peers.py"), how, str(weights), str(batches(weights))]
     command = [sys.executable, *start, *script, str(folder / "found.json"), "--gib", str(budget)]
-    asked = {"UNSLOTH_FSDP2": "native"} if how == "fsdp2" and not tiny else {}  # on a CPU that needs Triton
-    subprocess.run(command, check=True, env=os.environ | asked, stdout=sys.stderr)
+    extra = {"UNSLOTH_FSDP2": "native"} if how == "fsdp2" and not tiny else {}  # on a CPU that needs Triton
+    subprocess.run(command, check=True, env=os.environ | extra, stdout=sys.stderr)
     found = json.loads((folder / "found.json").read_text())
     found |= {"peak_gib": max(found["peak_gib"], default=0), "loading_gib": max(found["loading_gib"], default=0)}
     return found | {"host_gib": 0, "offloaded_layers": 0, "layers_kept": [0, 0]}

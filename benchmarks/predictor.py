@@ -5,9 +5,9 @@
 
 The bare system has its batches of token ids on the device before the clock starts, and runs the decoder over them. The
 predictor starts from texts: it checks and tokenizes them, sorts and pads them into the same batches, carries these to
-the device, and makes a `Prediction` of every answer. The two take turns; what is told are medians over the rounds, and
+the device, and makes a `Prediction` of every answer. The two take turns; reported are medians over the rounds, and
 the median of the rounds' ratios. A third number is what stays of the predictor's time when the decoder only repeats
-what it said before. On a CPU the clock is the process's own, which other work on the machine does not disturb; on a GPU
+its earlier answers. On a CPU the clock is the process's own, which other work on the machine does not disturb; on a GPU
 it is the wall's. Without `--adapter` one is made, untrained, over the 13 specialties of the public data set: answers
 are then worth nothing and take as long. Writes `benchmarks/results/predictor.json`.
 """

@@ -86,13 +86,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rows += [("weak", n) for n in options.gpus if n > 1 and "weak" in options.kinds]
     for kind, gpus in rows:
         steps = options.curve if kind == "strong" else WARM_UP + options.steps
-        asked = NOTES * (gpus if kind == "weak" else 1)
+        notes_a_step = NOTES * (gpus if kind == "weak" else 1)
         folder = scratch / f"{kind}_{gpus}"
         folder.mkdir()
         trainer = {"devices": gpus, "max_steps": steps + PROFILED, "logger": True}
-        more = {"global_batch_size": asked, "profiled": PROFILED, "gradient": True, "tiny": options.tiny}
+        more = {"global_batch_size": notes_a_step, "profiled": PROFILED, "gradient": True, "tiny": options.tiny}
         ranks = fit(folder, ["hardware/ddp.yaml"], weights, notes, trainer, **more)
-        result["systems"].append(row(kind, asked, steps, ranks))
+        result["systems"].append(row(kind, notes_a_step, steps, ranks))
         say(json.dumps(result["systems"][-1]))
         if kind == "strong":
             result.setdefault("curves", {})[str(gpus)] = losses(folder / "run")[:steps]
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return result
 
 
-def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def row(kind: str, notes_a_step: int, steps: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """Combine what the processes of a fit measured."""
     gpus = len(ranks)
     timed = range(WARM_UP, steps)
@@ -114,8 +114,8 @@ def row(kind: str, asked: int, steps: int, ranks: list[dict[str, Any]]) -> dict[
     found: dict[str, Any] = {
         "system": f"{kind}_{gpus}",
         "gpus": gpus,
-        "notes_a_step": asked,
-        "notes_per_second": round(statistics.median(asked / seconds[step] for step in timed), 3),
+        "notes_a_step": notes_a_step,
+        "notes_per_second": round(statistics.median(notes_a_step / seconds[step] for step in timed), 3),
         "tokens_per_second": round(statistics.median(rates)),
         "spread": [round(min(rates)), round(max(rates))],
         "steps": len(rates),

@@ -61,13 +61,13 @@ def score(texts: np.ndarray, truth: np.ndarray, strength: float, loss: str) -> d
     return {"c": strength, "loss": loss, "any_of": round(float(first.mean()), 4), "set_f1_micro": round(max(f1), 4)}
 
 
-def answer(texts: np.ndarray, truth: np.ndarray, asked: np.ndarray, strength: float, loss: str) -> np.ndarray:
-    """Probabilities of the labels, (asked, K), by a model that is fitted in the span of its notes."""
+def answer(texts: np.ndarray, truth: np.ndarray, answered: np.ndarray, strength: float, loss: str) -> np.ndarray:
+    """Probabilities of the labels, (answered, K), by a model that is fitted in the span of its notes."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=60_000)
     known = vectorizer.fit_transform(texts)
     values, vectors = torch.linalg.eigh(torch.from_numpy((known @ known.T).toarray()))
     vectors, roots = vectors[:, values > 1e-9], values[values > 1e-9].sqrt()
-    among = torch.from_numpy((vectorizer.transform(asked) @ known.T).toarray()) @ vectors / roots
+    among = torch.from_numpy((vectorizer.transform(answered) @ known.T).toarray()) @ vectors / roots
     labels, features = torch.from_numpy(truth), vectors * roots
     weights = torch.zeros(len(roots), labels.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(labels.shape[1], dtype=torch.float64, requires_grad=True)

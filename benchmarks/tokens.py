@@ -3,8 +3,8 @@
     python benchmarks/tokens.py [--notes 4000] [--rounds 3]
 
 The same table of invented notes, as long as real ones, goes through the data module's tokenizing (prompts, Arrow, no
-cache) on one core, as Unsloth's import leaves a process, and on all of them, in turns. Told are medians, and the median
-of the rounds' ratios.
+cache) on one core, as Unsloth's import leaves a process, and on all of them, in turns. Reported are medians, and
+the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -147,10 +147,10 @@ def truth(folder: Path, notes: Path, out: Path) -> None:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fill(trained)
     model.train()
-    asked = json.loads(notes.read_text())
-    tokens = sum(note["supervised"] for note in asked)
+    rows = json.loads(notes.read_text())
+    tokens = sum(note["supervised"] for note in rows)
     loss = 0.0
-    for note in asked:
+    for note in rows:
         ids = torch.tensor([note["ids"]], device=device)
         labels = ids.clone()
         labels[:, : ids.shape[1] - note["supervised"]] = -100
@@ -176,19 +176,19 @@ def beside_truth(llama: str, notes: Path, scratch: Path, max_length: int) -> dic
     data.tokenizer = Tokenizer(llama, max_length=max_length)
     data.setup("fit")
     rows = [dict(data.rows("train")[i], row=i) for i in range(TRUTH_NOTES)]
-    asked = [
+    rows = [
         {"ids": data.collator.train([row], 1).input_ids[0].tolist(), "supervised": data.collator.supervised(row)}
         for row in rows
     ]
-    (scratch / "asked.json").write_text(json.dumps(asked))
-    command = [sys.executable, __file__, "--truth", resolve(llama), scratch / "asked.json", scratch / "truth.pt"]
+    (scratch / "rows.json").write_text(json.dumps(rows))
+    command = [sys.executable, __file__, "--truth", resolve(llama), scratch / "rows.json", scratch / "truth.pt"]
     subprocess.run(list(map(str, command)), check=True)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     exact = Gradient(**torch.load(scratch / "truth.pt", map_location=device, weights_only=True))
 
     model = load_model(language_model, Lora(), device)
     found = ways(model, language_model, data, TRUTH_NOTES)
-    lengths = [len(note["ids"]) for note in asked]
+    lengths = [len(note["ids"]) for note in rows]
     return {
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "unsloth")},

@@ -44,13 +44,21 @@ COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "a
 HEAVY = ("torch", "lightning", "transformers", "unsloth", "datasets", "pandas", "numpy", "matplotlib")
 
 
+IN_PROCESS = """
+import sys
+from medlit.__main__ import main
+
+try:
+    main(sys.argv[2:])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+exec(sys.argv[1])
+"""
+
+
 def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedProcess[str]:
     """Run `medlit` in a new process, then a line of code in it."""
-    script = (
-        "import sys\nfrom medlit.__main__ import main\n"
-        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{code}"
-    )
-    return python("-c", script, cwd=cwd)
+    return python("-c", IN_PROCESS, code, *arguments, cwd=cwd)
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -231,7 +231,7 @@ def test_a_base_in_four_bits_is_named_as_it_is_stored(path: Path) -> None:
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size", "model.language_model.batch_tokens"}
+    sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size", "data.batching.token_budget"}
     assert changed - sizes == {"config", "model.language_model.base_model"}
 
 
@@ -289,9 +289,11 @@ def test_a_large_machine_leaves_the_batches_of_a_model_alone(hardware: str, mode
     assert parse((RECIPE, model, machine)).data.batching == parse((RECIPE, model)).data.batching
 
 
-def test_the_order_of_model_and_large_gpu_does_not_matter() -> None:
-    hardware, model = CONFIGS / "hardware" / "gpu_80gb.yaml", CONFIGS / "models" / "llama31_70b.yaml"
-    one, other = (flat(parse(layers).as_dict()) for layers in ((RECIPE, hardware, model), (RECIPE, model, hardware)))
+@pytest.mark.parametrize("model", ["llama31_70b", "llama31_405b"])
+@pytest.mark.parametrize("machine", ["gpu_80gb", "offload_24gb"])
+def test_the_order_of_model_and_large_gpu_does_not_matter(machine: str, model: str) -> None:
+    hardware, base = CONFIGS / "hardware" / f"{machine}.yaml", CONFIGS / "models" / f"{model}.yaml"
+    one, other = (flat(parse(layers).as_dict()) for layers in ((RECIPE, hardware, base), (RECIPE, base, hardware)))
     assert one | {"config": None} == other | {"config": None}
     assert one["data.batching.micro_batch_size"] == 4
 

@@ -231,7 +231,8 @@ def test_a_base_in_four_bits_is_named_as_it_is_stored(path: Path) -> None:
 def test_another_base_changes_nothing_that_makes_results_comparable(recipe: Namespace, name: str) -> None:
     settings = parse((RECIPE, CONFIGS / "models" / f"{name}.yaml"))
     changed = {key for key, value in flat(settings.as_dict()).items() if flat(recipe.as_dict())[key] != value}
-    sizes = {"data.batching.micro_batch_size", "data.batching.eval_batch_size", "data.batching.token_budget"}
+    sizes = {f"data.batching.{size}" for size in ("micro_batch_size", "eval_batch_size", "token_budget")}
+    sizes.add("model.language_model.batch_tokens")
     assert changed - sizes == {"config", "model.language_model.base_model"}
 
 

@@ -29,6 +29,7 @@ def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
         },
         kind="kfold",
         seed=1,
+        near_threshold=None,
         hashes={"test": "0123"},
         assignment=SimpleNamespace(split=["train", "test", "conflict", "conflict", "duplicate"]),
     )
@@ -59,9 +60,9 @@ def test_all_labels_of_a_note_count_and_not_their_order() -> None:
 
     def facts(labels: list[list[str]]) -> dict[str, Any]:
         rows = {"text_hash": hashes, "specialty": [names[0] for names in labels], "specialties": labels}
-        given = SimpleNamespace(split=["test"] * 5)
-        splits = SimpleNamespace(notes={"test": Dataset.from_dict(rows)}, kind="official", seed=None, hashes={})
-        splits.assignment = given
+        settings = {"kind": "official", "seed": None, "near_threshold": None, "hashes": {}}
+        splits = SimpleNamespace(notes={"test": Dataset.from_dict(rows)}, **settings)
+        splits.assignment = SimpleNamespace(split=["test"] * 5)
         return data_facts(SimpleNamespace(source="x", fingerprint=None, splits=splits, split=Split()))  # type: ignore[arg-type]
 
     found = facts(own)

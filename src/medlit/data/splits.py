@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -35,6 +35,7 @@ class NoteSplits:
     assignment: Assignment
     kind: SplitKind  # how they were split, `auto` resolved
     seed: int | None  # of the draw; None if all splits are as the source gives them
+    near_threshold: float | None  # from which similar texts counted as one; None: identical texts only
 
     @property
     def record(self) -> pa.Table:
@@ -102,6 +103,9 @@ class NoteSplits:
 def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts: LabelConflicts = "keep") -> NoteSplits:
     """Split the tables of `load_source`; a UserError if the settings do not fit the source."""
     kind = resolve_kind(settings, tables)
+    draws = len(shares_to_draw(kind, set(tables), settings)) > 0
+    if not draws and kind == "official":  # groups change no split
+        settings = replace(settings, near_threshold=None)
     pool, given = _pool(tables)
     labels = specialties_of(pool)
     result = _assignment(pool, given, labels, settings, label_conflicts)
@@ -117,8 +121,7 @@ def split_notes(tables: Mapping[str, Dataset], settings: Split, label_conflicts:
         if len(rows):
             key = cache_key("rows", pool._fingerprint, split, hashlib.blake2b(rows.tobytes()).hexdigest())
             notes[split] = pool.select(rows, new_fingerprint=key)
-    seed = settings.seed if shares_to_draw(kind, set(tables), settings) else None
-    return NoteSplits(notes, pool, result, kind, seed)
+    return NoteSplits(notes, pool, result, kind, settings.seed if draws else None, settings.near_threshold)
 
 
 def _assignment(
@@ -130,11 +133,9 @@ def _assignment(
     if path.exists():
         known = pq.read_table(path)
         return Assignment(known["split"].to_pylist(), [tuple(names) for names in known["specialties"].to_pylist()])
-    kind = resolve_kind(settings, given)
     texts = pool["text_hash"][:]
     groups = exact_groups(texts)
-    regroups = kind == "official_clean" or shares_to_draw(kind, set(given), settings)
-    if regroups and settings.near_threshold is not None:
+    if settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
     result = assign(given, pool["id"][:], texts, labels, groups.tolist(), settings, label_conflicts)
     with atomic_write(path) as temporary:

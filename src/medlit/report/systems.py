@@ -144,7 +144,7 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "split": splits.kind,
         "seed": splits.seed,
         "fold": f"{settings.fold} of {settings.folds}" if settings.kind == "kfold" else None,
-        "near_threshold": None if splits.kind == "official" and splits.seed is None else settings.near_threshold,
+        "near_threshold": splits.near_threshold,
         "rows": {split: len(rows) for split, rows in splits.notes.items()},
         "texts": {split: tables[split]["text_hash"].nunique() for split in splits.notes},
         "hash": splits.hashes,

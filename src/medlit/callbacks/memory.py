@@ -6,7 +6,7 @@ from typing import Literal
 import lightning as L
 import psutil
 
-from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.callbacks.run_files import subcommand_of
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -20,17 +20,9 @@ Phase = Literal["loading", "training", "answering"]
 
 
 class MemoryAdvice(L.Callback):
-    """Records what `out_of_memory_error` needs to know; on a CPU it refuses what would not fit."""
+    """Records what a run was doing, for `out_of_memory_error`; on a CPU it refuses what would not fit."""
 
     phase: Phase = "loading"
-    footprint: Footprint | None = None
-    folder: Path | None = None  # of a fit
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the run folder and the estimate."""
-        self.folder = run_folder(trainer)  # needs every process; on_exception may run on one alone
-        if isinstance(pl_module, SpecialtyClassifier) and pl_module.recomputation is not None:
-            self.footprint = pl_module.recomputation.footprint
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: int) -> None:
         """Refuse a micro-batch that this machine's memory cannot hold: the system would send SIGKILL."""
@@ -52,11 +44,13 @@ class MemoryAdvice(L.Callback):
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.model is not None:
             self.phase = "training" if trainer.training and subcommand_of(trainer) == "fit" else "answering"
 
-    def out_of_memory_error(self, language_model: LanguageModel, data: TranscriptionDataModule) -> UserError:
-        """The error message of a run that ended for lack of memory."""
-        message = advice(self.phase, language_model, data, MeasuredMemory.now(), self.footprint)
-        last = None if self.folder is None else self.folder / "checkpoints" / "last.ckpt"
-        return UserError(message + (f" The last good checkpoint is {last}." if last and last.exists() else ""))
+    def out_of_memory_error(self, module: SpecialtyClassifier, data: TranscriptionDataModule, run: Path) -> UserError:
+        """The error message of a run that ended for lack of memory; `run` is its folder."""
+        choice, last = module.recomputation, run / "checkpoints" / "last.ckpt"
+        estimate = None if choice is None else choice.footprint
+        message = advice(self.phase, module.language_model, data, MeasuredMemory.now(), estimate)
+        is_fit = module.trainer.state.fn == "fit"
+        return UserError(message + f" The last good checkpoint is {last}." * (is_fit and last.exists()))
 
 
 def advice(

@@ -109,10 +109,6 @@ def make_datamodule(config: Namespace) -> TranscriptionDataModule:
     parser = ArgumentParser()
     parser.add_class_arguments(TranscriptionDataModule, "data")
     data: TranscriptionDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
-    data.tokenizer = tokenizer_of(config.model.language_model)
+    of = config.model.language_model
+    data.tokenizer = Tokenizer(of.base_model, of.revision, of.max_length)
     return data
-
-
-def tokenizer_of(language_model: Any) -> Tokenizer:  # noqa: ANN401 - a LanguageModel, or its settings
-    """The tokenizer and the length limit that a datamodule shares with the model."""
-    return Tokenizer(language_model.base_model, language_model.revision, language_model.max_length)

@@ -35,6 +35,7 @@ from medlit.cli import arguments, environment, validation
 from medlit.cli.help import ABOUT, HelpFormatter, Parser, class_error
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.samplers import micro_batches_per_step
+from medlit.data.settings import Tokenizer
 from medlit.data.sources import SPLITS
 from medlit.errors import UserError, tell
 from medlit.model.adapter import adapter_folder
@@ -149,7 +150,8 @@ class MedlitCLI(LightningCLI):
             if (reason := class_error(str(error))) is None:
                 raise
             raise UserError(f"trainer: {reason}; leave it out, or install or set what it needs.") from error
-        self.datamodule.tokenizer = arguments.tokenizer_of(self.model.language_model)
+        of = self.model.language_model
+        self.datamodule.tokenizer = Tokenizer(of.base_model, of.revision, of.max_length)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
         """Build the trainer with medlit's callbacks; it gets its logger with its folder."""
@@ -247,7 +249,7 @@ class MedlitCLI(LightningCLI):
             except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there
                 raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
-                raise self.memory.out_of_memory_error(self.model.language_model, self.datamodule) from error
+                raise self.memory.out_of_memory_error(self.model, self.datamodule, self.run_folder) from error
             except torch._dynamo.exc.BackendCompilerFailed as error:  # a fault of PyTorch's or of Unsloth's
                 base = config.model.language_model.base_model
                 raise UserError(

@@ -7,12 +7,16 @@ PEFT adapts it, Lightning trains it.
 from __future__ import annotations
 
 import csv
+import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from medlit.data.datamodule import TranscriptionDataModule
@@ -174,3 +178,21 @@ def tiny_datamodule(notes_folder: Path, llama: Path, /, **settings: Any) -> Tran
     for name, value in settings.items():
         tiny[name] = {**tiny.get(name, {}), **value} if isinstance(value, dict) else value
     return make_datamodule(**tiny)
+
+
+class AtOnce:
+    """A timer that does not wait: every stage is a slow one."""
+
+    def __init__(self, seconds: float, say: Callable[[str], None], words: list[str]) -> None:
+        self.start = partial(say, *words)
+
+    def cancel(self) -> None:
+        """The stage is over."""
+
+
+class Terminal(io.StringIO):
+    """Standard error of a terminal."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
+import time
 import warnings
 
 import pytest
+from fakes import AtOnce, Terminal
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
 from medlit import errors
-from medlit.errors import best_effort, tell
+from medlit.errors import best_effort, is_first_process, stage, tell
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +62,36 @@ def test_a_line_is_printed_above_a_bar(capsys: pytest.CaptureFixture[str]) -> No
     with Tqdm(desc="Epoch 0", total=8):
         tell("training on 8 notes")
     assert "medlit: training on 8 notes\n" in re.split(r"\r| {9,}", capsys.readouterr().err)
+
+
+def test_a_stage_is_reported_once_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stage("reading notes"):
+        pass
+    monkeypatch.setattr(errors, "SLOW", 0.02)
+    with stage("tokenising 8 notes"):
+        time.sleep(0.5)
+    time.sleep(0.05)
+    assert capsys.readouterr() == ("", "medlit: tokenising 8 notes\n")
+
+
+@pytest.mark.parametrize(
+    ("stream", "has_bar", "line"), [(io.StringIO, True, 1), (Terminal, True, 0), (Terminal, False, 1)]
+)
+def test_on_a_terminal_a_stage_with_a_bar_has_no_line(
+    monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], has_bar: bool, line: int
+) -> None:
+    monkeypatch.setattr(errors, "Timer", AtOnce)
+    monkeypatch.setattr(sys, "stderr", stream())
+    with stage("tokenising 8 notes", has_bar=has_bar):
+        assert sys.stderr.getvalue() == "medlit: tokenising 8 notes\n" * line  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_a_launcher_numbers_the_processes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for known in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(known, raising=False)
+    assert is_first_process()
+    monkeypatch.setenv(name, "1")
+    assert not is_first_process()

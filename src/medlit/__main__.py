@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medlit import __version__
 from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals, tool_parser
-from medlit.errors import UserError
+from medlit.errors import UserError, is_first_process, stage
 
 # What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
@@ -44,13 +44,19 @@ def main(args: list[str] | None = None) -> None:
         if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
             from medlit.unsloth_first import import_unsloth
 
-            import_unsloth()
+            with stage("importing Unsloth, which takes up to a minute from a cold disk", say=_say):
+                import_unsloth()
         from medlit.cli.cli import main as run
 
         run(arguments)
     except UserError as error:
         print(f"medlit: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _say(message: str) -> None:
+    if is_first_process():
+        print(f"medlit: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Errors that the user can fix, failures that a run survives, and lines on standard error."""
 
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
+
+SLOW = 3.0  # seconds of a stage after which it is reported
 
 
 class UserError(Exception):
@@ -31,6 +35,24 @@ def tell(message: str) -> None:
 
     # `rank_zero_info` is silent: Unsloth gives the root logger a handler before Lightning looks for one.
     rank_zero_only(Tqdm.write)(f"medlit: {message}", file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of several processes, by their launcher's variables, before Lightning is imported."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def stage(what: str, *, has_bar: bool = False, say: Callable[[str], None] = tell) -> Iterator[None]:
+    """Report a stage in a line once it has taken some seconds; `has_bar`: in a log only, since a terminal has a bar."""
+    timer = Timer(SLOW, say, [what])
+    timer.daemon = True
+    if not (has_bar and sys.stderr.isatty()):
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 WARNED: set[str] = set()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 import yaml
-from fakes import SPECIALTIES, notes, write_csv
+from fakes import SPECIALTIES, AtOnce, notes, write_csv
 
 import medlit as package
 from medlit.cli import TOOLS
@@ -383,7 +383,8 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in quiet}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = run_medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
-    size, *validations, weights, command, written = outcome.err.splitlines()
+    lines = [line for line in outcome.err.splitlines() if "checking the numbers" not in line]  # the first fit does
+    size, *validations, weights, command, written = lines
     assert size == "medlit: training on 24 notes, validating on 8: 3 steps per pass, 5 in total"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
@@ -394,6 +395,40 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     assert outcome.err.startswith("medlit: test: accuracy ")
     assert all(line.startswith("medlit: ") for line in outcome.err.splitlines())
     assert (tmp_path / "my run" / "report.html").is_file()
+
+
+def test_a_log_has_a_line_for_each_slow_stage_before_the_first_step(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.errors.Timer", AtOnce)
+    source = write_csv(tmp_path / "one.csv", [note for split in notes().values() for note in split])
+    flags = ["--data.source", source, "--data.split.near_threshold", "0.9", "--trainer.max_steps", "1"]
+    outcome = run_medlit("fit", "--config", tiny_config, *flags, "--run_dir", tmp_path / "run")
+    lines = outcome.err.partition("medlit: training on ")[0].splitlines()
+    lines = [line for line in lines if "checking the numbers" not in line]
+    model = yaml.safe_load(tiny_config.read_text())["model"]["language_model"]["base_model"]
+    assert [re.sub(r"\d+", "N", line) if "notes" in line or "texts" in line else line for line in lines] == [
+        f"medlit: reading {source}",
+        "medlit: searching N texts for near duplicates",
+        "medlit: splitting N notes",
+        *["medlit: tokenising N notes"] * 3,
+        f"medlit: loading {model}",
+    ]
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_slow_import_is_reported_by_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, lines: int
+) -> None:
+    from medlit.__main__ import main
+
+    monkeypatch.setattr("medlit.errors.Timer", AtOnce)
+    monkeypatch.setattr("medlit.unsloth_first.import_unsloth", lambda: None)
+    monkeypatch.setattr("medlit.cli.cli.main", lambda arguments: None)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    main(["fit"])
+    line = "medlit: importing Unsloth, which takes up to a minute from a cold disk\n"
+    assert capsys.readouterr() == ("", line * lines)
 
 
 def test_a_fit_from_python_is_the_command_s(

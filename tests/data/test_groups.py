@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
+import sys
 
+import datasets
 import numpy as np
 import pytest
+from fakes import AtOnce, Terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,3 +104,21 @@ def test_no_answers_by_group_are_right_more_often_than_the_ceiling(notes: list[t
         for answers in itertools.product("abc", repeat=4)
     ]
     assert accuracy_ceiling(groups, labels) == pytest.approx(max(scores) if labelled else 1.0)
+
+
+def test_a_long_search_has_a_bar_on_a_terminal_and_a_line_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.errors.Timer", AtOnce)
+    monkeypatch.setattr("medlit.data.groups.SLOW", 0.0)
+    texts = families(seed=0)
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    datasets.disable_progress_bars()  # as the command line does there
+    grouped(texts, 0.8)
+    assert log.getvalue() == f"medlit: searching {len(texts)} texts for near duplicates\n"
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    datasets.enable_progress_bars()
+    try:
+        grouped(texts, 0.8)
+    finally:
+        datasets.disable_progress_bars()
+    assert "Searching near duplicates: 100%" in terminal.getvalue()
+    assert "medlit" not in terminal.getvalue()

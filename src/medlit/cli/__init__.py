@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from medlit.errors import UserError
+from medlit.errors import UserError, is_first_process
 
 # `__main__` reads these before it imports anything else; `usage.txt` says what each does.
 MODEL_VERBS = ("fit", "validate", "test", "predict")
@@ -67,7 +67,7 @@ def end_on_signals() -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == first:  # no fork of it, such as a worker that loads data
-            if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+            if is_first_process():
                 os.write(2, f"medlit: stopped by {signal.Signals(number).name}.\n".encode())
             with suppress(Exception):  # the signal may come during this import
                 import psutil

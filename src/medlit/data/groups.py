@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import numpy as np
+from datasets.utils import tqdm
 
+from medlit.errors import SLOW, stage
 from medlit.evaluation.results import IntArray
 
 SHINGLE = 3  # words
@@ -39,16 +41,19 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
     index = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(threshold))
     # The scheme is named: another one proposes other pairs, and a split must not change with a release of datasketch.
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=int, scheme="affine32")
-    for group, row in enumerate(first):
-        mine = shingles(texts[int(row)])
-        if not mine:
-            continue
-        sketch = empty.copy()
-        sketch.update_batch(mine)
-        for other in index.query(sketch):
-            if not joined.connected(group, other) and jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
-                joined.merge(group, other)
-        index.insert(group, sketch, check_duplication=False)
+    with stage(f"searching {len(first):,} texts for near duplicates", has_bar=True):
+        for group, row in enumerate(tqdm(first, "Searching near duplicates", unit=" texts", delay=SLOW)):
+            mine = shingles(texts[int(row)])
+            if not mine:
+                continue
+            sketch = empty.copy()
+            sketch.update_batch(mine)
+            for other in index.query(sketch):
+                if joined.connected(group, other):
+                    continue
+                if jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
+                    joined.merge(group, other)
+            index.insert(group, sketch, check_duplication=False)
     smallest = np.empty(len(first), dtype=np.int64)
     for groups in joined.subsets():
         smallest[list(groups)] = min(groups)

@@ -31,7 +31,7 @@ from medlit.data.readers import table_name
 from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
-from medlit.errors import UserError
+from medlit.errors import UserError, stage
 
 CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
 
@@ -54,25 +54,26 @@ def load_source(
     Returns split name (`train`, `validation`, `test`; `all` without splits) -> notes, in source order. Raises a
     UserError for a source or column that cannot be read, and for rows that lack a note, label or id.
     """
-    tables = read_tables(source, revision, columns)
-    counts = Counter[str]()
-    for table in (table for parts in tables.values() for table in parts):
-        check_columns(table, columns, require_labels)
-        counts.update(_label_counts(table, columns.label, labels.separator))
-    spellings = canonical_spellings(counts, labels if require_labels else Labels(aliases=labels.aliases))
-    names = {name for name in spellings.values() if name}
+    with stage(f"reading {source}", has_bar=True):
+        tables = read_tables(source, revision, columns)
+        counts = Counter[str]()
+        for table in (table for parts in tables.values() for table in parts):
+            check_columns(table, columns, require_labels)
+            counts.update(_label_counts(table, columns.label, labels.separator))
+        spellings = canonical_spellings(counts, labels if require_labels else Labels(aliases=labels.aliases))
+        names = {name for name in spellings.values() if name}
 
-    result: dict[str, Dataset] = {}
-    for split, parts in tables.items():
-        canonical = [_canonical(table, columns, spellings, labels.separator) for table in parts]
-        check_ids(parts, canonical, columns, join_ids)
-        for table, rows in zip(parts, canonical, strict=True):
-            if not allow_missing:
-                check_rows(table, rows, columns, names if require_labels else None)
-        result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
-        if len(result[split]) == 0:
-            raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
-    return _with_ids(result)
+        result: dict[str, Dataset] = {}
+        for split, parts in tables.items():
+            canonical = [_canonical(table, columns, spellings, labels.separator) for table in parts]
+            check_ids(parts, canonical, columns, join_ids)
+            for table, rows in zip(parts, canonical, strict=True):
+                if not allow_missing:
+                    check_rows(table, rows, columns, names if require_labels else None)
+            result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
+            if len(result[split]) == 0:
+                raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
+        return _with_ids(result)
 
 
 def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Dataset:

@@ -6,6 +6,7 @@ import datasets
 
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.prompt import NotePrompt
+from medlit.errors import stage
 
 
 def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True) -> datasets.Dataset:
@@ -31,14 +32,15 @@ def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True)
         values = [(p.input_ids, len(p.input_ids), p.cut_tokens) for p in prompt.prompts(batch["transcription"])]
         return dict(zip(counted, map(list, zip(*values, strict=True)), strict=True))
 
-    return rows.map(
-        to_prompts,
-        batched=True,
-        remove_columns=["transcription"],
-        features=datasets.Features(kept | counted),
-        cache_file_name=str(cache_folder() / f"{key}.arrow") if cached else None,
-        load_from_cache_file=cached,
-        keep_in_memory=not cached,
-        new_fingerprint=key,
-        desc="Tokenizing notes",
-    )
+    with stage(f"tokenising {len(rows):,} notes", has_bar=True):
+        return rows.map(
+            to_prompts,
+            batched=True,
+            remove_columns=["transcription"],
+            features=datasets.Features(kept | counted),
+            cache_file_name=str(cache_folder() / f"{key}.arrow") if cached else None,
+            load_from_cache_file=cached,
+            keep_in_memory=not cached,
+            new_fingerprint=key,
+            desc="Tokenizing notes",
+        )

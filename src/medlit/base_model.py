@@ -19,7 +19,6 @@ from medlit.errors import NotCachedError, UserError
 from medlit.paths import cache_dir
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m"
@@ -39,9 +38,7 @@ def resolve(base_model: str) -> str:
     """Turn a base model's name into a local folder or a Hub id; a UserError for a folder without a model."""
     if base_model.startswith("builtin:"):
         if base_model != BUILTIN:
-            raise UserError(
-                f"model.language_model.base_model: there is no bundled model {base_model!r}; choose {BUILTIN!r}."
-            )
+            raise UserError(f"model.language_model.base_model: {base_model!r} is not bundled; choose {BUILTIN!r}.")
         return str(_bundled())
     folder = Path(base_model).expanduser()
     if (folder / "config.json").is_file():
@@ -58,12 +55,6 @@ def resolve(base_model: str) -> str:
 def hub_id(base_model: str) -> str:
     """The name under which a base model is published."""
     return "HuggingFaceTB/SmolLM2-135M-Instruct" if base_model == BUILTIN else base_model
-
-
-def name_for_peft(base_model: str) -> str:
-    """The name by which PEFT alone finds a base model from any working folder: a Hub id, or an absolute path."""
-    folder = Path(base_model).expanduser()
-    return str(folder.absolute()) if (folder / "config.json").is_file() else hub_id(base_model)
 
 
 def is_same_model(ours: str, theirs: str) -> bool:
@@ -84,15 +75,6 @@ def _plain_name(name: str) -> str:
     cached = re.search(r"models--[^/]+?--([^/]+)", name)  # in the Hub's cache a folder is named after a commit
     last = (cached[1] if cached else name.rstrip("/").rpartition("/")[2]).lower()
     return re.sub(r"^meta-|(-unsloth)?-bnb-4bit$", "", last)
-
-
-def supports_packing(base_model: str, revision: str | None, device: torch.device) -> bool:
-    """Whether a base model's attention takes packed notes on a GPU from Ampere on; raises as `read_config` does."""
-    import torch
-
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return str(read_config(base_model, revision).model_type) in PACKING_FAMILIES
 
 
 def untried_family(config: Any) -> str:  # noqa: ANN401 - as below

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from medlit.atomic_io import remove_partial
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import UserError, tell
-from medlit.model.checkpoints import last_step, repair_progress, validation_due
+from medlit.model.checkpoints import last_step, repair_progress
 
 
 class LastCheckpoint(Checkpoint):
@@ -82,11 +82,11 @@ class ValidateLastStep(L.Callback):
             return
         micro_batches = trainer.accumulate_grad_batches
         validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
-        repair_progress(checkpoint, self.steps_per_epoch, micro_batches, validate_every, self.last)
+        is_due = repair_progress(checkpoint, self.steps_per_epoch, micro_batches, validate_every, self.last)
         step = int(checkpoint["global_step"])
         if step < self.last:
             return
-        if not validation_due(checkpoint):
+        if not is_due:
             raise UserError(
                 f"{self.limit}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."

@@ -178,8 +178,7 @@ def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
 
 def _class_counts(specialties: pd.Series) -> dict[str, int]:
     """Specialty -> notes, the most frequent first, equally frequent ones by name."""
-    counts = specialties.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    return {str(name): int(rows) for name, rows in counts.items()}
+    return dict(sorted(Counter(specialties).items(), key=lambda item: (-item[1], item[0])))
 
 
 def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:

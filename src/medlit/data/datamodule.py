@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from medlit.base_model import load_tokenizer, supports_packing
+from medlit.base_model import PACKING_FAMILIES, load_tokenizer, read_config
 from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
@@ -215,7 +215,10 @@ class TranscriptionDataModule(L.LightningDataModule):
         if self.batching.packing is not None:
             return self.batching.packing
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return supports_packing(self.tokenizer.base_model, self.tokenizer.revision, device)
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            return False
+        config = read_config(self.tokenizer.base_model, self.tokenizer.revision)
+        return PACKING_FAMILIES.get(config.model_type) is not None
 
     @property
     def _place(self) -> tuple[int, int]:

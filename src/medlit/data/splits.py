@@ -59,9 +59,7 @@ class NoteSplits:
         if split in self.notes:
             return self
         if self.seed is None:
-            raise UserError(
-                f"data.source: {source} has no {split} split; add one, or set data.split.kind to 'grouped'."
-            )
+            raise UserError(f"data.source: {source} has no {split} split; add it, or set data.split.kind to 'grouped'.")
         raise UserError(
             f"data.source: none of the {len(set(self.pool['text_hash'][:])):,} texts of {source} is in the {split}"
             f" split; add notes, or change data.split.{'folds' if self.kind == 'kfold' else 'shares'}."

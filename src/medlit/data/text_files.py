@@ -168,9 +168,7 @@ def _open_utf8(path: Path, newline: str) -> IO[str]:
 def _check_head(head: bytes, path: Path | str) -> None:
     kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if kind is not None:
-        raise UserError(
-            f"data.source: {path} is {kind}, not a text table; export it as UTF-8 CSV or correct its suffix."
-        )
+        raise UserError(f"data.source: {path} is {kind}, not a text table; export UTF-8 CSV or correct its suffix.")
     # UTF-16 by its byte-order mark, or by the zeros that ASCII letters leave in every second byte.
     even, odd = head[0::2].count(0), head[1::2].count(0)
     zeros = min(even, odd) * 20 < max(even, odd) and max(even, odd) * 4 > len(head)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medlit.atomic_io import write_json
-from medlit.base_model import is_same_model, name_for_peft
+from medlit.base_model import hub_id, is_same_model
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata, read_peft_config
 from medlit.model.families import name_in_base, targets_in_base
@@ -26,7 +26,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, metadata: AdapterMetadata, folder: Path) -> None:
     """Write adapter, tokenizer and metadata into an existing folder, for the base model as PEFT alone loads it."""
     config = model.peft_config["default"]
-    base = {"base_model_name_or_path": name_for_peft(metadata.base_model), "revision": metadata.revision}
+    local = Path(metadata.base_model).expanduser()  # PEFT is to find it from any working folder
+    name = str(local.absolute()) if (local / "config.json").is_file() else hub_id(metadata.base_model)
+    base = {"base_model_name_or_path": name, "revision": metadata.revision}
     written = base | (targets := targets_in_base(model))
     loaded = {name: getattr(config, name) for name in written}
     vars(config).update(written)

@@ -125,8 +125,8 @@ def set_step(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
 
 def repair_progress(
     checkpoint: dict[str, Any], steps_per_epoch: int, micro_batches: int, validate_every: int, last: int
-) -> None:
-    """Rewrite a checkpoint's progress in place.
+) -> bool:
+    """Rewrite a checkpoint's progress in place; returns whether the validation of its step is still due.
 
     `checkpoint` is as Lightning read it, before its loops load it; a step accumulates `micro_batches` in each process,
     here and now; validations are `validate_every` steps apart and after the fit's `last` step.
@@ -151,12 +151,7 @@ def repair_progress(
     begun = epochs + (steps > 0)
     progress = {"ready": begun, "started": begun, "processed": epochs, "completed": epochs}
     loop["epoch_progress"] |= {"total": dict(progress), "current": dict(progress)}
-
-
-def validation_due(checkpoint: dict[str, Any]) -> bool:
-    """Whether the validation of a checkpoint's step is still due, after `repair_progress`."""
-    total = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
-    return bool(total["processed"] < total["started"])
+    return due
 
 
 def last_step(max_steps: int, max_epochs: int | None, steps_per_epoch: int) -> int:

@@ -9,12 +9,11 @@ note are left out, so that the file holds no text, only the ids of tokens that s
 N notes, K labels, F features.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from datasets import Dataset
@@ -52,7 +51,7 @@ class TokenPrior:
     power: float = 1.0  # of its probabilities, where the language model's have 1
 
     @classmethod
-    def fit(cls, rows: Dataset, label_set: LabelSet) -> TokenPrior | None:
+    def fit(cls, rows: Dataset, label_set: LabelSet) -> Self | None:
         """Fit it to tokenised training notes, at most 20,000; None if they have one label or no feature in common."""
         from sklearn.linear_model import Ridge
 
@@ -96,7 +95,7 @@ class TokenPrior:
         x = _tfidf(_counts(self.features, *_occurrences(tokens, notes, self.start), n), self.idf)
         return np.asarray(log_softmax(x @ self.weights + self.bias, axis=1))
 
-    def with_power(self, results: Results, of_split: FloatArray) -> tuple[TokenPrior, Results]:
+    def with_power(self, results: Results, of_split: FloatArray) -> tuple[Self, Results]:
         """This prior with the power that fits the validation notes best, and the notes' results with it.
 
         Args:
@@ -117,7 +116,7 @@ class TokenPrior:
         save_file(arrays, path, metadata={"start, power": json.dumps([self.start, self.power])})
 
     @classmethod
-    def load(cls, path: Path) -> TokenPrior:
+    def load(cls, path: Path) -> Self:
         """Read a file that `save` wrote; a UserError if it is another file."""
         try:
             with safe_open(path, "np") as file:

@@ -137,8 +137,4 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], separator: str | 
 
 
 # Suffix of a table -> what writes its rows, column -> value; a separator, of lists in CSV, adds the columns of sets.
-FORMATS: dict[str, Callable[..., None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
-}
+FORMATS: dict[str, Callable[..., None]] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

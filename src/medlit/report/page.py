@@ -49,13 +49,8 @@ def write_report(folder: Path) -> dict[str, Figure]:
         "config": _settings(config) if config.is_file() else None,
         "disclaimer": _TEXTS["disclaimer"],
     }
-    pages = Environment(
-        loader=PackageLoader("medlit", "report"),
-        autoescape=select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    pages = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    pages.loader, pages.autoescape = PackageLoader("medlit", "report"), select_autoescape(["html.j2"])
     pages.filters["cell"] = _markdown_cell
     for name in FILES:
         with atomic_write(folder / name) as path:

@@ -59,6 +59,18 @@ def test_the_words_mean_the_newest_run_that_has_such_a_file(tmp_path: Path) -> N
     assert resolve_checkpoint("last", tmp_path, "small", None) == last
 
 
+def test_older_weights_are_named_if_the_newest_fit_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best, newest = checkpoint(tmp_path, "version_0", "best"), tmp_path / "small" / "version_2"
+    for name in ("version_1", "version_2", "version_3"):
+        (tmp_path / "small" / name).mkdir()
+    assert resolve_checkpoint("best", tmp_path, "small", None) == best
+    assert capsys.readouterr().err == ""
+    (newest / "config_fit.yaml").write_text("# lightning.pytorch==2.6.6\n")
+    assert resolve_checkpoint("best", tmp_path, "small", None) == best
+    said = f"medlit: ckpt_path: {newest} has no best checkpoint; taking that of {best.parent.parent}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_named_run_is_the_only_place_that_is_searched(tmp_path: Path) -> None:
     old = checkpoint(tmp_path, "version_0", "best")
     checkpoint(tmp_path, "version_1", "best")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from medlit.paths import __version__
+
 if TYPE_CHECKING:
     from medlit.cli.cli import datamodule, fit
     from medlit.errors import UserError
     from medlit.predictions.table import Prediction
     from medlit.predictor import SpecialtyPredictor
 
-__version__ = "0.2.0"
 __all__ = ["Prediction", "SpecialtyPredictor", "UserError", "__version__", "datamodule", "fit"]
 
 _MODULES = {"Prediction": "predictions.table", "SpecialtyPredictor": "predictor", "UserError": "errors"}

@@ -9,9 +9,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from medlit import __version__
 from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals, tool_parser
 from medlit.errors import UserError, is_first_process, stage
+from medlit.paths import __version__
 
 # What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}

@@ -1,10 +1,12 @@
-"""Paths that users give, and cache folders: medlit's own (weights, compiled kernels, no notes) and the Hub's."""
+"""The version, paths that users give, and cache folders: medlit's (weights, kernels, no notes) and the Hub's."""
 
 import os
 import re
 from pathlib import Path
 
 from medlit.errors import UserError
+
+__version__ = "0.2.0"
 
 # Variables that may hold an access token, in the order in which they are read.
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

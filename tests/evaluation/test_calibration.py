@@ -49,6 +49,15 @@ def test_a_known_temperature_is_recovered(t: float) -> None:
     assert np.array_equal(rescaled.argmax(axis=1), sharpened.argmax(axis=1))
 
 
+def test_answers_without_an_error_fit_no_temperature() -> None:
+    """Six notes, all answered right, had made a guess of 87 % one of 100 %."""
+    p = np.full((6, 4), 0.1) + 0.6 * np.eye(6, 4) + 0.6 * np.eye(6, 4, -4)
+    truth = p.argmax(axis=1)
+    assert calibration.fit_temperature(p, truth) == 1.0
+    truth[0] = 3
+    assert calibration.fit_temperature(p, truth) > 0.1
+
+
 def test_proper_scores_are_those_of_scikit_learn_and_of_the_definition() -> None:
     one = random_results(n=200)
     p, truth = one.probabilities, one.truth

@@ -254,6 +254,16 @@ def test_thresholds_of_the_same_answers_are_kept_beside_those_of_a_new_validatio
     assert read_fitted(None, str(tmp_path), Decoding("constrained"))[:2] == (1.5, {"0.625": 0.7})
 
 
+def test_sets_that_hold_every_label_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, decoding = tmp_path / "medlit.json", Decoding("likelihood", coverage=0.95)
+    file.write_text(json.dumps(TRAINED.to_dict()))
+    write_fitted(file, decoding, 1.5, {"0.9": 0.1, "0.95": 0.0})
+    read_fitted(None, tmp_path, replace(decoding, coverage=0.9), complete=True)
+    assert capsys.readouterr().err == ""
+    read_fitted(None, tmp_path, decoding, complete=True)
+    assert "too few for it, so that every set holds every label" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("decoding", [Decoding("likelihood", coverage=0.9), Decoding("likelihood", answer="set")])
 def test_a_threshold_is_fitted_only_where_there_are_weights(tmp_path: Path, decoding: Decoding) -> None:
     (tmp_path / "medlit.json").write_text(json.dumps(TRAINED.to_dict()))

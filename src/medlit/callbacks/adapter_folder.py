@@ -81,7 +81,9 @@ class AdapterTemperature(L.Callback):
         try:
             _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
             write_fitted(file, pl_module.decoding, pl_module.temperature, pl_module.thresholds)
-            what = f"temperature {pl_module.temperature:.2f} fitted for '{pl_module.decoding.mode}'"
+            value, n = pl_module.temperature, 0 if pl_module.results is None else len(pl_module.results)
+            doubt = " (no answer was wrong)" if value == 1.0 else f" to only {n} notes" if n < 30 else ""
+            what = f"temperature {value:.2f} fitted{doubt} for '{pl_module.decoding.mode}'"
             tell(f"{what} and stored in {file}; later answers use it")
         except UserError as error:
             tell(f"the temperature of this validation is not kept with the adapter: {error}")

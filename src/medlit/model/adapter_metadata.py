@@ -19,7 +19,7 @@ from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPTS, ChatPrompt, PromptFormat
 from medlit.data.sources import public_name
 from medlit.data.splits import DataFingerprint
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.model.prior import PRIOR_FILE, TokenPrior
 from medlit.model.settings import Decoding, LanguageModel, Lora
 from medlit.run_folder import run_of
@@ -253,6 +253,8 @@ def read_fitted(
         if checkpoint is None and adapter is None:
             lacking = f"there are no weights to have a threshold; give ckpt_path or model.adapter, or leave {name} out"
         raise UserError(f"model.decoding.{name}: {lacking}.")
+    if complete and thresholds.get(decoding.sets) == 0.0:
+        tell("model.decoding.coverage: the validation notes were too few for it, so that every set holds every label")
     has_prior = decoding.uses_prior and file is not None and file.with_name(PRIOR_FILE).is_file()
     return temperature, thresholds, TokenPrior.load(file.with_name(PRIOR_FILE)) if has_prior and file else None
 

@@ -24,7 +24,6 @@ from accelerate import init_empty_weights
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from medlit import __version__
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
 from medlit.data.collate import Collator, unnamed_rows
@@ -37,7 +36,7 @@ from medlit.model.families import REPLAY, causal_lm, shares_prompts, text_config
 from medlit.model.head import head_logits
 from medlit.model.language_model import at_default_precision, inference_mode, loss_sum
 from medlit.model.settings import LanguageModel
-from medlit.paths import cache_dir
+from medlit.paths import __version__, cache_dir
 from medlit.unsloth_first import stock_class
 
 _SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 import yaml
 
-from medlit import __version__
 from medlit.atomic_io import read_json, write_json
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.groups import accuracy_ceiling
@@ -23,6 +22,7 @@ from medlit.evaluation.intervals import align
 from medlit.evaluation.metrics import uncertainty
 from medlit.evaluation.results import Results
 from medlit.model.metrics import SpecialtyMetrics
+from medlit.paths import __version__
 
 MODEL = "test"
 # Titles in the order of the table; systems of other names come before zero-shot.

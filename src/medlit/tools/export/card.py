@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import ModelCard, hf_hub_download
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from medlit import __version__
 from medlit.base_model import hub_id
 from medlit.data.prompt import NotePrompt
 from medlit.data.sources import public_name
 from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, applicable, number, percent
+from medlit.paths import __version__
 from medlit.report.systems import FACTS, MODEL, comparable, read_run_file
 from medlit.tools.export.source import Weights
 from medlit.tools.export.verify import Verification

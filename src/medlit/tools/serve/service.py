@@ -27,9 +27,9 @@ from litserve.loops import BatchedLoop
 from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, Field
 
-from medlit import __version__
 from medlit.data.notes import clean_note
 from medlit.errors import UserError
+from medlit.paths import __version__
 
 MAX_NOTES, MAX_CHARACTERS, MAX_MIB = 256, 100_000, 8  # notes of a request, characters of a note, size of a request
 _FORM = f'send {{"notes": [...]}} as application/json: 1 to {MAX_NOTES} notes of 1 to {MAX_CHARACTERS:,} characters'

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from fake_tokenizers import byte_tokenizer
-from tiny_families import tiny_model
-from transformers import MptConfig
+from fakes import randomise_adapter
+from tiny_families import right_padded, tiny_model
+from transformers import AutoConfig, MptConfig, RwkvConfig, RwkvForCausalLM
 
 from medlit.errors import UserError
 from medlit.model import loading
+from medlit.model.language_model import inference_mode, loss_sum, train_mode
 from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
 
@@ -139,6 +141,25 @@ def test_settings_that_need_a_gpu_are_refused_on_a_cpu(settings: LanguageModel) 
         load_model(half, Lora(), CPU)
     with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
         load_model(settings, Lora(loftq=True), CPU)
+
+
+def test_rwkv_computes_the_same_in_training_and_evaluation(llama: Path, tmp_path: Path) -> None:
+    """Transformers divides the weights of its deep layers in evaluation, but not what an adapter adds to them."""
+    config = RwkvConfig(
+        vocab_size=AutoConfig.from_pretrained(llama).vocab_size, hidden_size=64, num_hidden_layers=8, rescale_every=2
+    )
+    RwkvForCausalLM(config).save_pretrained(tmp_path)
+    for file in llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    language_model = LanguageModel(str(tmp_path), max_length=64, load_in_4bit=False)
+    model = load_model(language_model, Lora(), CPU)
+    randomise_adapter(model)
+    batch, losses = right_padded([list(range(30, 60))], [11, 12, 2]), []
+    for mode in (lambda: train_mode(model, language_model), lambda: inference_mode(model)):
+        mode()
+        with torch.no_grad():
+            losses.append(float(loss_sum(model, batch)))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_settings_of_lora_reach_the_adapter(settings: LanguageModel) -> None:

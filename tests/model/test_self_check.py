@@ -243,6 +243,26 @@ def test_a_slow_check_is_announced_and_remembered(
     assert capsys.readouterr().err == ""
 
 
+def test_a_check_without_stock_classes_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They may have lacked memory only; compared with itself a model is always right."""
+    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("medlit.model.self_check.stock_class", {}.__getitem__)
+        check_numbers(tiny_model("llama"), SETTINGS)
+    records = tmp_path / "cache" / "checked"
+    assert not records.exists()
+    check_numbers(tiny_model("llama"), SETTINGS)
+    assert len(list(records.iterdir())) == 1
+
+
+def test_an_adapted_model_is_checked_though_its_base_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    check_numbers(tiny_model("llama"), SETTINGS)
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))  # type: ignore[arg-type]
+    check_numbers(adapted.eval(), SETTINGS)
+    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 2
+
+
 def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path))
@@ -254,14 +274,16 @@ def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.M
     assert vars(model)[REPLAY] is False
 
 
-def test_other_weights_of_the_same_shape_are_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_other_weights_of_the_same_shape_are_checked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
     monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
     model, folder = tiny_model("llama"), tmp_path / "base"
     model.save_pretrained(folder)  # type: ignore[operator]
     records = tmp_path / "cache" / "checked"
     for count in (1, 1, 2):
         if count == 2:
-            file = folder / "model.safetensors"
-            file.write_bytes(file.read_bytes() + b" ")
+            (folder / name).open("ab").write(b" ")
         check_numbers(model, LanguageModel(str(folder), max_length=64))
         assert len(list(records.iterdir())) == count

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from medlit.unsloth_first import stock_class
 
 _SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
+_PACKAGES = (
+    "torch transformers peft unsloth unsloth_zoo bitsandbytes triton torchao flash-linear-attention causal-conv1d"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,8 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay
-        if not (fault := _fault(model, language_model.max_length)):
+        fault, is_stock = _fault(model, language_model.max_length)
+        if not fault:
             break
     else:
         raise WrongNumbersError(
@@ -68,26 +72,34 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         )
     if inner.__dict__[REPLAY]:
         _log.info("%s: prompts are computed again for each label, which is slower", type(inner).__name__)
-    if time.perf_counter() - start > REMEMBERED:
+    if is_stock and time.perf_counter() - start > REMEMBERED:
         with best_effort("the record of its check of numbers"):  # the cache may be read-only
             record.parent.mkdir(mode=0o700, exist_ok=True)
             write_json(record, {"replay": inner.__dict__[REPLAY]})
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = ["common beginning", __version__, *map(version, ("torch", "transformers", "peft", "unsloth"))]
+    versions = ["common beginning", __version__, *map(_installed, _PACKAGES.split())]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
-    files = sorted(Path(language_model.base_model).expanduser().glob("*.safetensors"))
+    files = sorted(Path(language_model.base_model).expanduser().glob("*.[sb]*"))  # .safetensors, .bin
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    weights += [(name, *each.shape) for name, each in inner.named_parameters() if "lora_" in name]
     config = json.dumps(inner.config.to_dict(), default=str)
     settings = replace(language_model, gradient_checkpointing="auto", memory_budget_gib=None)  # both for training alone
     settings = replace(settings, prompt_format="alpaca", batch_tokens=0)
     return cache_key(versions, device, str(inner.dtype), settings, weights, config)
 
 
-def _fault(model: nn.Module, longest: int) -> str:
-    """What differs and by how much; empty if nothing does."""
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _fault(model: nn.Module, longest: int) -> tuple[str, bool]:
+    """What differs and by how much, empty if nothing does; and whether stock classes of transformers say so."""
     config = text_config(model)
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
@@ -104,7 +116,8 @@ def _fault(model: nn.Module, longest: int) -> str:
         collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
         compared = list[tuple[str, Tensor, Tensor]]()
         try:
-            plain, scorer = _plain(inner, [*chain(*batches)], labels), LabelScorer(model, TokenTrie.of(labels))
+            plain, is_stock = _plain(inner, [*chain(*batches)], labels)
+            scorer = LabelScorer(model, TokenTrie.of(labels))
             for prompts, theirs in zip(batches, torch.split(plain, [*map(len, batches)]), strict=True):
                 batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
                 batch = move_data_to_device(batch, inner.device)
@@ -123,7 +136,7 @@ def _fault(model: nn.Module, longest: int) -> str:
             raise
         except Exception as error:
             _log.debug("%s", error, exc_info=True)
-            return f"labels cannot be scored ({type(error).__name__})"
+            return f"labels cannot be scored ({type(error).__name__})", False
     # Differences in nats that the number format explains; 4-bit layers may compute in another one than the rest.
     formats = {inner.dtype, *(getattr(part, "compute_dtype", None) or inner.dtype for part in inner.modules())}
     absolute, relative = (1e-3, 1e-4) if formats <= {torch.float32, torch.float64} else (0.25, 0.02)
@@ -131,21 +144,21 @@ def _fault(model: nn.Module, longest: int) -> str:
         difference = (value.double().cpu() - reference.double().cpu()).abs()
         wrong = ~(difference <= absolute + relative * reference.double().cpu().abs())
         if wrong.any():
-            return f"{name} differs by {float(difference[wrong].max()):.2g} nats"
-    return ""
+            return f"{name} differs by {float(difference[wrong].max()):.2g} nats", is_stock
+    return "", is_stock
 
 
-def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - see causal_lm
-    """Each label's log-likelihood after each prompt by plain forward passes, (prompts, labels)."""
+def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> tuple[Tensor, bool]:  # noqa: ANN401
+    """Each label's log-likelihood after each prompt by plain passes, (prompts, labels); whether of stock classes."""
     try:
         nats = _forwards(_stock_model(inner), prompts, labels)
         if nats.isfinite().all():
-            return nats
+            return nats, True
     except Exception as error:
         _log.debug("%s", error, exc_info=True)
     # Stock classes may not fit the weights, the memory or the number format; the loaded ones at least run.
     _log.info("%s is checked without stock classes of transformers", type(inner).__name__)
-    return _forwards(inner, prompts, labels)
+    return _forwards(inner, prompts, labels), False
 
 
 def _forwards(plain: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - as above

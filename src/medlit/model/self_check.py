@@ -41,7 +41,7 @@ from medlit.unsloth_first import stock_class
 
 _SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
-_PACKAGES = (
+_USED = (
     "torch transformers peft unsloth unsloth_zoo bitsandbytes triton torchao flash-linear-attention causal-conv1d"
 )
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = ["common beginning", __version__, *map(_installed, _PACKAGES.split())]
+    versions = ["common beginning", __version__, *map(_installed, _USED.split())]
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
     files = sorted(Path(language_model.base_model).expanduser().glob("*.[sb]*"))  # .safetensors, .bin

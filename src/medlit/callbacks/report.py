@@ -30,6 +30,7 @@ class RunReport(L.Callback):
 
     written: Path | None = None  # their folder, on the first process; None before, and in a trial run
     _reported: str | None = None  # that there are few notes
+    _leak_reported: bool = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
@@ -64,6 +65,14 @@ class RunReport(L.Callback):
             if (sentence := few_notes(coverage, pl_module.results)) not in (None, self._reported):
                 self._reported = sentence
                 tell(sentence)
+            data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            trained = data.rows("train")["text_hash"] if "train" in data.read_splits().notes else []
+            if (leaked := len({*pl_module.results.text_hashes} & {*trained})) and not self._leak_reported:
+                self._leak_reported = True
+                tell(
+                    f"model.decoding.coverage: {leaked} texts of the validation notes are training notes too, so that new"
+                    f" notes are covered less often than {coverage:.0%}; set data.split.kind to 'grouped'"
+                )
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
         tell(title := f"{what}: {shown}, {scores['n']} notes")

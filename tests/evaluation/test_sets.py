@@ -18,7 +18,7 @@ from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.sets import (
     COVERAGES,
     calibrate,
-    few_notes,
+    doubts_of_coverage,
     fit_f1_threshold,
     fit_thresholds,
     prediction_sets,
@@ -50,25 +50,33 @@ def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, 
         assert prediction_sets(np.array([1.0, 0.0]), threshold).tolist() == [True, texts < needed]
         one_label = make_results([0] * texts, [0] * texts, names=("Heart",))
         warning = f"fewer than {needed} validation notes with different texts (in all {texts}, Heart {texts});"
-        lacking = few_notes(coverage, one_label)
-        assert lacking is None if texts == needed else lacking is not None and warning in lacking
+        lacking = doubts_of_coverage(coverage, one_label)
+        assert lacking == "" if texts == needed else warning in lacking
 
 
 def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
     # At a coverage of 0.75 three texts are enough: Bones has four in five notes, Heart two in six, Nerves three.
     texts = [*"aabcd", *"efefef", *"fgh"]
     several = replace(make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts), accepted=None)
-    sentence = few_notes(0.75, several)
-    assert sentence is not None
+    sentence = doubts_of_coverage(0.75, several)
     assert "fewer than 3 validation notes with different texts (Heart 2);" in sentence
     second = [[label] for label in several.truth.tolist()]
     second[0] = [0, 1]  # text a is the third with the label Heart
-    assert few_notes(0.75, replace(several, accepted=second)) is None
+    assert doubts_of_coverage(0.75, replace(several, accepted=second)) == ""
+
+
+def test_validation_texts_that_were_trained_on_are_counted() -> None:
+    results = make_results([0] * 6, [0] * 6, names=("Heart",), texts=[*"aabcde"])
+    assert doubts_of_coverage(0.75, results, ["f"]) == ""
+    said = (
+        "model.decoding.coverage: 2 texts of validation notes are training notes too"
+    )
+    assert doubts_of_coverage(0.75, results, [*"aacf"]).startswith(said)
+    assert ". And 2 texts of validation notes" in doubts_of_coverage(0.95, results, [*"aacf"])
 
 
 def test_six_specialties_with_few_notes_are_named() -> None:
-    sentence = few_notes(0.9, make_results(list(range(8)), [0] * 8, names=tuple("abcdefgh")))
-    assert sentence is not None
+    sentence = doubts_of_coverage(0.9, make_results(list(range(8)), [0] * 8, names=tuple("abcdefgh")))
     assert "(in all 8, a 1, b 1, c 1, d 1, e 1 and 3 more);" in sentence
 
 

@@ -13,7 +13,7 @@ from medlit.atomic_io import atomic_write, write_json
 from medlit.callbacks.run_files import run_folder, subcommand_of
 from medlit.errors import best_effort, tell
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, applicable, uncertainty
-from medlit.evaluation.sets import few_notes
+from medlit.evaluation.sets import doubts_of_coverage
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
@@ -29,8 +29,7 @@ class RunReport(L.Callback):
     """
 
     written: Path | None = None  # their folder, on the first process; None before, and in a trial run
-    _reported: str | None = None  # that there are few notes
-    _leak_reported: bool = False
+    _reported: str | None = None  # why a coverage may not be reached
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
@@ -62,17 +61,11 @@ class RunReport(L.Callback):
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
-            if (sentence := few_notes(coverage, pl_module.results)) not in (None, self._reported):
+            train = trainer.datamodule.read_splits().notes.get("train")  # type: ignore[attr-defined]
+            trained = () if train is None else train["text_hash"]
+            if (sentence := doubts_of_coverage(coverage, pl_module.results, trained)) not in ("", self._reported):
                 self._reported = sentence
                 tell(sentence)
-            data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            trained = data.rows("train")["text_hash"] if "train" in data.read_splits().notes else []
-            if (leaked := len({*pl_module.results.text_hashes} & {*trained})) and not self._leak_reported:
-                self._leak_reported = True
-                tell(
-                    f"model.decoding.coverage: {leaked} texts of the validation notes are training notes too, so that new"
-                    f" notes are covered less often than {coverage:.0%}; set data.split.kind to 'grouped'"
-                )
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
         tell(title := f"{what}: {shown}, {scores['n']} notes")

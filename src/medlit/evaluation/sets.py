@@ -8,6 +8,7 @@ compares. crepes and MAPIE have it, but count each copy of a text and keep all s
 N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -105,19 +106,23 @@ def sets_report(results: Results, temperature: float, thresholds: dict[str, floa
     }
 
 
-def few_notes(coverage: float, results: Results) -> str | None:
-    """A sentence if the validation notes, in all or of a label, have too few texts; None if there are enough."""
+def doubts_of_coverage(coverage: float, results: Results, trained: Iterable[str] = ()) -> str:
+    """Why new notes may be covered less often; empty if no label has too few texts and none is of `trained` hashes."""
     needed = int(np.ceil(np.round(coverage / (1 - coverage), 9)))  # fewer have no k-th highest score
     groups, marked = results.groups, zip(results.names, results.label_mask.T, strict=True)
     texts = {"in all": len(set(groups)), **{name: len(set(groups[own])) for name, own in marked}}
     few = [f"{name} {number}" for name, number in texts.items() if number < needed]
-    if not few:
-        return None
     listed = ", ".join(few[:6]) + f" and {len(few) - 6} more" * (len(few) > 6)
-    return (
-        f"model.decoding.coverage: fewer than {needed} validation notes with different texts ({listed}); such a"
-        f" specialty may be covered less often than {coverage:.0%}, and with fewer in all a set holds every label."
-    )
+    doubts = [
+        f"fewer than {needed} validation notes with different texts ({listed}); such a specialty may be covered less"
+        f" often than {coverage:.0%}, and with fewer in all a set holds every label"
+    ] * bool(few)
+    if leaked := len({*results.text_hashes} & {*trained}):
+        doubts.append(
+            f"{leaked} texts of validation notes are training notes too, and new ones are less certain; set"
+            " data.split.kind to 'grouped'"
+        )
+    return f"model.decoding.coverage: {'. And '.join(doubts)}." if doubts else ""
 
 
 def _weights(n: int, groups: IntArray | None) -> FloatArray:

@@ -41,9 +41,7 @@ from medlit.unsloth_first import stock_class
 
 _SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
-_USED = (
-    "torch transformers peft unsloth unsloth_zoo bitsandbytes triton torchao flash-linear-attention causal-conv1d"
-)
+_USED = "torch transformers peft unsloth unsloth_zoo bitsandbytes triton torchao flash-linear-attention causal-conv1d"
 _log = logging.getLogger(__name__)
 
 

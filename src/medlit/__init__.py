@@ -1,4 +1,4 @@
-"""Fine-tune a language model to file medical transcriptions under their specialty, and know how good it is.
+"""Fine-tune a language model to classify medical transcriptions by specialty, and evaluate it.
 
     run = medlit.fit("configs/quickstart.yaml", trainer__max_steps=60)
     run.test().metrics["accuracy"]

@@ -11,7 +11,7 @@ import torch
 from compare import last_checkpoint
 from torch._inductor.exc import InductorError
 
-from medlit.callbacks.memory import advice
+from medlit.callbacks.memory import memory_advice as advice
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.settings import Batching
 from medlit.model.memory import GIB, Footprint, MeasuredMemory

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from sklearn import metrics as sk
 
 from medlit.errors import UserError
-from medlit.evaluation.intervals import Resamples, compare, percentile_interval, wilson
+from medlit.evaluation.intervals import Resamples, compare_systems, percentile_interval, wilson
 from medlit.evaluation.metrics import uncertainty
 
 
@@ -86,7 +86,7 @@ def test_mcnemar_by_hand() -> None:
     truth = [0] * 20
     a = make_results(truth, [0] * 8 + [1] + [0] * 11)
     b = make_results(truth, [1] * 8 + [0] + [0] * 11)
-    found = compare(a, b)
+    found = compare_systems(a, b)
     assert (found.only_a, found.only_b) == (8, 1)
     assert found.mcnemar_p == pytest.approx(20 / 512)
     assert found.accuracy_difference == pytest.approx(7 / 20)
@@ -100,19 +100,19 @@ def test_the_any_of_accuracy_is_compared_where_a_note_has_several_labels() -> No
     accepted = [[0, 1]] * 4 + [[0]] * 16
     a = replace(make_results([0] * 20, [1] * 4 + [0] * 16), accepted=accepted)
     b = replace(make_results([0] * 20, [2] * 4 + [0] * 16), accepted=accepted)
-    found = compare(a, b)
+    found = compare_systems(a, b)
     assert (found.only_a, found.only_b, found.mcnemar_p) == (0, 0, 1)
     assert found.any_of == (4, 0, pytest.approx(2 / 16))
     assert found.summary("it").startswith(
         "Against it: +20.0 points of any-of accuracy, not significant (p = 0.12, exact"
     )
     assert "only with it); +0.0 points of accuracy, not significant (p = 1.00" in found.summary("it")
-    assert compare(make_results([0], [0]), make_results([0], [1])).any_of is None
+    assert compare_systems(make_results([0], [0]), make_results([0], [1])).any_of is None
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     one = random_results()
-    found = compare(one, one)
+    found = compare_systems(one, one)
     assert found.mcnemar_p == 1
     assert found.f1_macro_ci == (0, 0)
     assert found.summary("itself").count("not significant (") == 2
@@ -126,16 +126,16 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     wrong = np.flatnonzero(one.correct)[:12]
     answer[wrong] = (answer[wrong] + 1) % len(one.names)
     worse = replace(one, answer=answer, probabilities=None)
-    paired = compare(one, worse)
+    paired = compare_systems(one, worse)
     width = float(np.diff(uncertainty(one)["f1_macro_ci"])[0])
     assert np.diff(paired.f1_macro_ci)[0] < 0.7 * width
     assert paired.f1_macro_ci[0] > 0
     order = np.random.default_rng(0).permutation(len(worse))
-    assert compare(one, worse.select(order)) == paired
+    assert compare_systems(one, worse.select(order)) == paired
 
 
 def test_different_notes_cannot_be_compared() -> None:
     one = random_results()
     for other in (random_results(seed=1), random_results(n=100), replace(one, names=(*one.names[1:], "other"))):
         with pytest.raises(UserError, match="not tested on the same notes"):
-            compare(one, other)
+            compare_systems(one, other)

@@ -791,7 +791,7 @@ def test_notes_that_allow_no_prior_are_tried_once_and_it_is_said(
     trainer(data, best, **settings).fit(module, data)
     assert best.best_model_score == 2
     assert len(tried) == 1
-    assert capsys.readouterr().err.count("medlit: model.decoding.prior: training notes of one label") == 1
+    assert capsys.readouterr().err.count("medlit: model.decoding.prior: none is fitted, as the training") == 1
     assert not (tmp_path / "adapter" / PRIOR_FILE).exists()
 
 

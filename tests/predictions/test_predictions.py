@@ -38,8 +38,8 @@ from medlit.predictions.shards import (
     ShardWriter,
     answered_rows,
     check_table,
-    claim,
     find_shards,
+    lock_table,
     rows_in_order,
     shard_folder,
     start_shards,
@@ -465,7 +465,7 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_keeps_its_answe
     predict: Predict, whole: bytes, answered_ids: list[str], resume: tuple[str, ...]
 ) -> None:
     left = {path: path.read_bytes() for path in killed(predict, ADD, 3)}
-    with claim(Path("out.csv")):
+    with lock_table(Path("out.csv")):
         outcome = predict(*resume)
     assert outcome.code == 2
     assert "output: another 'medlit predict' is writing out.csv; name another file" in outcome.err
@@ -492,7 +492,7 @@ def test_a_later_run_replaces_a_table_on_request_alone(predict: Predict, answere
 def test_a_table_that_another_run_has_just_written_stays(
     predict: Predict, answered_ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "claim", lambda table: (table.write_text("theirs"), claim(table))[1])
+    monkeypatch.setattr(shards, "lock_table", lambda table: (table.write_text("theirs"), lock_table(table))[1])
     assert "out.csv exists" in predict().err
     assert Path("out.csv").read_text() == "theirs"
     assert not answered_ids

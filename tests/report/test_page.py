@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from medlit.evaluation.calibration import at_temperature
-from medlit.evaluation.intervals import compare
+from medlit.evaluation.intervals import compare_systems
 from medlit.evaluation.metrics import REPORTED, Metric
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import sets_report
@@ -164,7 +164,7 @@ def test_both_pages_agree_with_the_files(folder: Path) -> None:
             assert number in row
             assert number in html
     for other in found[1:]:
-        sentence = compare(found[0].results, other.results).summary(other.title, "the fine-tuned model")
+        sentence = compare_systems(found[0].results, other.results).summary(other.title, "the fine-tuned model")
         assert sentence in html
         assert f"- {sentence}" in markdown
     assert "<notes>.csv" in html

@@ -51,7 +51,9 @@ class BestCheckpoint(ModelCheckpoint):
             prior = TokenPrior.fit(data.rows("train"), module.label_set)
             self._prior = prior is not None and (prior, prior.of_rows(data.rows("validation")))
             if prior is None:
-                tell("model.decoding.prior: training notes of one label, or without a common token, allow none")
+                tell(
+                    "model.decoding.prior: none is fitted, as the training notes have a single label or share no token"
+                )
         return self._prior or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -48,12 +48,12 @@ class MemoryAdvice(L.Callback):
         """The error message of a run that ended for lack of memory; `run` is its folder."""
         choice, last = module.recomputation, run / "checkpoints" / "last.ckpt"
         estimate = None if choice is None else choice.footprint
-        message = advice(self.phase, module.language_model, data, MeasuredMemory.now(), estimate)
+        message = memory_advice(self.phase, module.language_model, data, MeasuredMemory.now(), estimate)
         is_fit = module.trainer.state.fn == "fit"
         return UserError(message + f" The last good checkpoint is {last}." * (is_fit and last.exists()))
 
 
-def advice(
+def memory_advice(
     phase: Phase,
     language_model: LanguageModel,
     data: TranscriptionDataModule,

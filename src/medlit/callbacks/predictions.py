@@ -53,7 +53,7 @@ class PredictionWriter(L.Callback):
         if trainer.is_global_zero:
             try:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._lock = shards.claim(self.path)
+                self._lock = shards.lock_table(self.path)
                 check_table(self.path, (), self.replaces)  # another process may just have written it
                 self._key = ResumeKey.of(pl_module, data, self.checkpoint, trainer.precision)
                 answered = self._find_answered()

@@ -17,7 +17,7 @@ from medlit.evaluation.sets import doubts_of_coverage
 from medlit.model.module import SpecialtyClassifier
 from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
-from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, versions
+from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, package_versions
 
 _LOGGER_METHODS = ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize")
 
@@ -127,5 +127,5 @@ def _facts(trainer: L.Trainer, module: SpecialtyClassifier) -> dict[str, Any]:
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
         },
-        "versions": versions(),
+        "versions": package_versions(),
     }

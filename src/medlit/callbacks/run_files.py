@@ -47,7 +47,7 @@ class RunLogger(TensorBoardLogger):
         self._in_fit = in_fit
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log; an evaluation leaves the epoch out, since its folder may hold the fit's curve of epochs."""
+        """Log scalars; an evaluation omits the epoch, which would extend the fit's curve of epochs."""
         kept = {name: value for name, value in metrics.items() if self._in_fit or name != "epoch"}
         super().log_metrics(kept, step)
 

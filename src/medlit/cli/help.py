@@ -113,7 +113,7 @@ class Parser(LightningArgumentParser):
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a UserError, or another error where jsonargparse tries something."""
+        """Raise a UserError, or, where jsonargparse parses to find out, its own error."""
         if not self.exit_on_error:
             super().error(message, ex)
         cause: BaseException | None = ex

@@ -93,7 +93,7 @@ class Prompts(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """The same labelled notes twice."""
+    """Labelled notes as training examples, for the loss, and as prompts, to be answered."""
 
     loss: Batch  # with their true answers
     prompts: Prompts  # alone

@@ -75,7 +75,7 @@ def cross_fit(texts: Sequence[str], own: BoolArray, groups: IntArray) -> FloatAr
 
 
 def confident_joint(scores: FloatArray, own: BoolArray) -> tuple[BoolArray, IntArray]:
-    """The label that each text is placed under, if any, (N, K); counts of texts, given x placed label, (K, K)."""
+    """The label that each text is placed under, if any, one-hot (N, K); counts of given x placed labels, (K, K)."""
     reached = np.where(scores >= (scores * own).sum(axis=0) / own.sum(axis=0), scores, -1.0)
     placed = (reached >= 0) & (np.arange(own.shape[1]) == reached.argmax(axis=1)[:, None])
     # A text that is placed under one of its labels counts for that one only.

@@ -110,10 +110,10 @@ class Batching:
         micro_batch_size: mean number of notes in a micro-batch on one device; gradients are accumulated up to
             global_batch_size.
         eval_batch_size: maximum notes in an evaluation batch on one device.
-        token_budget: maximum number of tokens in a batch on one device, padding included; exceeded where a step has
-            too few micro-batches, and not enforced for packed notes or on several devices, whose micro-batches are
-            about equal instead; null: micro_batch_size x max_length, and in evaluation a quarter of eval_batch_size x
-            max_length, since most notes are much shorter.
+        token_budget: maximum number of tokens in a batch on one device, padding included. Packed notes, and those of
+            several devices, are divided equally instead, and a step of few micro-batches may exceed it. null:
+            micro_batch_size x max_length; in evaluation a quarter of eval_batch_size x max_length, since most notes
+            are much shorter.
         packing: put the notes of a training micro-batch end to end instead of padding them; null: where the attention
             supports it (docs/hardware.md).
         class_balance: 'none' trains on every note once per epoch; 'sqrt' and 'inverse' draw rare specialties more

@@ -120,7 +120,7 @@ class Comparison:
         )
 
 
-def compare(a: Results, b: Results) -> Comparison:
+def compare_systems(a: Results, b: Results) -> Comparison:
     """Compare two systems' results; a UserError if notes, texts or labels differ."""
     aligned = align(a, b)
     if aligned is None:

@@ -42,7 +42,7 @@ def fit_thresholds(
 
 
 def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray, groups: IntArray | None = None) -> float:
-    """The threshold, from 0.01, of which the sets have the highest micro F1, by texts; the highest one of several."""
+    """The threshold, at least 0.01, whose sets have the highest micro F1 by texts; of several the highest."""
     kept = probabilities >= min(0.01, probabilities.max())  # of thousands of labels nearly all are less likely
     order = np.argsort(-probabilities[kept], kind="stable")
     weights = np.broadcast_to(_weights(len(labels), groups)[:, None], labels.shape)

@@ -37,7 +37,7 @@ class Fp8Linear(nn.Linear):
 
     @classmethod
     def convert(cls, layer: nn.Linear) -> None:
-        """Make a linear layer one of these."""
+        """Convert a linear layer to FP8."""
         weight: Any = layer._parameters.pop("weight")
         peak = weight.detach().float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
         scale = (peak / torch.finfo(_FP8).max).bfloat16().float()  # the same number in every dtype
@@ -47,7 +47,7 @@ class Fp8Linear(nn.Linear):
         layer._view_codes()  # type: ignore[operator]
 
     def _view_codes(self) -> None:
-        """Make `_weight` the codes as numbers: of the same memory, so again wherever the codes move to another."""
+        """Show the stored codes as numbers in `_weight`, in the same memory; repeated after each move."""
         # A parameter, though of no module: compiled code may not take its shape for one that changes.
         vars(self)["_weight"] = nn.Parameter(self.codes.view(_FP8), requires_grad=False)
 

@@ -203,7 +203,7 @@ class Decoding:
 
     @property
     def sets(self) -> str:
-        """Key of the threshold that makes the sets; empty without sets."""
+        """Key of the fitted threshold of the sets; empty if no sets are made."""
         return str(self.coverage) if self.coverage is not None else "set" if self.answer == "set" else ""
 
     @property

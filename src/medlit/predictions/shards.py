@@ -59,7 +59,7 @@ def check_table(path: Path, sources: Iterable[str], overwrite: bool) -> None:
         raise UserError(f"output: {path} exists; name another file, or add --overwrite to replace it.")
 
 
-def claim(table: Path) -> TextIO:
+def lock_table(table: Path) -> TextIO:
     """Claim a table until the returned file is closed; a UserError if another process writes it."""
     shard_folder(table).mkdir(mode=0o700, parents=True, exist_ok=True)
     file = (shard_folder(table) / _LOCK_FILE).open("w")

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer, callbacks
 from matplotlib.figure import Figure
 
 from medlit.atomic_io import atomic_write
-from medlit.evaluation.intervals import compare
+from medlit.evaluation.intervals import compare_systems
 from medlit.evaluation.metrics import EMPTY, HEADLINE, METRIC, REPORTED, Metric, applicable, number, percent
 from medlit.evaluation.results import Results
 from medlit.evaluation.sets import BEST_F1
@@ -70,7 +70,7 @@ def comparisons(systems: Sequence[System]) -> list[str]:
     """A sentence on the first system against each other one."""
     first, *others = systems
     this = "the fine-tuned model" if first.title == TITLES[MODEL] else first.title
-    return [compare(first.results, other.results).summary(other.title, this) for other in others]
+    return [compare_systems(first.results, other.results).summary(other.title, this) for other in others]
 
 
 def confused_pairs(results: Results) -> list[tuple[str, str, int, str]]:

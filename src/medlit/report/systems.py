@@ -110,7 +110,7 @@ def _stem(name: str) -> str:
 _PACKAGES = ("torch", "unsloth", "transformers", "peft", "bitsandbytes", "lightning", "scikit-learn")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that the scores depend on, and the device."""
     packages = {name: metadata.version(name) for name in _PACKAGES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

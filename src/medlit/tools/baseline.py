@@ -24,7 +24,7 @@ from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.errors import UserError, best_effort, stage, tell
 from medlit.evaluation.calibration import at_temperature, fit_temperature
-from medlit.evaluation.intervals import compare
+from medlit.evaluation.intervals import compare_systems
 from medlit.evaluation.metrics import HEADLINE, applicable
 from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.model.prior import MOST_WEIGHTS, examples_of
@@ -58,7 +58,7 @@ def run(args: Sequence[str]) -> int:
     others = [_other_run(other) for other in options.beside]
     if model is not None:
         for other in others:
-            compare(model.results, other.results)  # refuses other notes before anything is fitted
+            compare_systems(model.results, other.results)  # refuses other notes before anything is fitted
     notes = BaselineData.read(make_datamodule(config), None if model is None else model.results)
     with stage("fitting the baselines"):
         fitted = [majority(notes), tfidf(notes)]

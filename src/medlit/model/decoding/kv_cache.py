@@ -172,7 +172,7 @@ class Replay(Prefix):
 
     @classmethod
     def of(cls, model: nn.Module, ids: Tensor, real: Tensor) -> Replay:
-        """Compute right-padded rows, (B, C), of which some columns are real."""
+        """Compute right-padded rows, (B, C); `real` marks their tokens, (B, C) bool."""
         lengths = real.sum(dim=1)
         return cls(model, real, lengths, _last(_hidden(model, ids), lengths), ids)
 

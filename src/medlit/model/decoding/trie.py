@@ -17,7 +17,7 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class TokenTrie:
-    """K answers that share their beginnings."""
+    """Prefix tree over the token ids of K answers."""
 
     tokens: tuple[int, ...]  # the token that leads to each node, N of them, a node after its parent
     parents: tuple[int, ...]  # each node's parent, `ROOT` for a first token, N of them

@@ -96,7 +96,7 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
         stage = "notes"
         tokens = yield from _check_notes(data, show_notes)
         stage = "memory"
-        needed, memory = _check_memory(cli, tokens)
+        needed, memory = _check_fit_memory(cli, tokens)
         yield memory
         if needed.offload.layers:
             yield host_memory(needed, cli.processes)
@@ -195,7 +195,7 @@ def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
     return CheckResult("labels", "ok", found)
 
 
-def _check_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
+def _check_fit_memory(cli: DryRunCLI, tokens: int) -> tuple[FitMemory, CheckResult]:
     data, language_model = cli.datamodule, cli.model.language_model
     device = cli.trainer.strategy.root_device
     config = read_config(language_model.base_model, language_model.revision)

@@ -94,7 +94,7 @@ class Classifier(ls.LitAPI):
 
 
 class Server(ls.LitServer):
-    """Once it is ready a signal ends it without losing a request."""
+    """A LitServer that finishes the requests in flight before a signal ends it."""
 
     def serve(self, host: str, port: int) -> None:
         """Serve until a signal, or until the process of a model ends: then with its exit code, or 1."""

@@ -32,10 +32,8 @@ from medlit.model.decoding import apply_temperature, make_decoder
 from medlit.model.language_model import at_default_precision, inference_mode
 from medlit.model.loading import load_model
 from medlit.model.prior import PRIOR_FILE, TokenPrior
-from medlit.model.settings import Decoding, LanguageModel, Lora, check_decoding
+from medlit.model.settings import Decoding, LanguageModel, Lora, Mode, check_decoding
 from medlit.predictions.table import Prediction, make_predictions
-
-Mode = Literal["generate", "constrained", "likelihood"]
 
 
 @dataclass(repr=False, eq=False)

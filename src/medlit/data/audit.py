@@ -215,9 +215,8 @@ def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
 def label_leaks(source: str, revision: str | None, columns: Columns, separator: str | None = None) -> dict[str, float]:
     """Columns that give the label away; they never reach the model, but may be added to the text by hand.
 
-    Returns:
-        Column other than note, label and id -> share of its non-empty values that name a label of their row, or that
-        recur only in rows that share a label, whichever is larger; columns without such values are left out.
+    Returns column other than note, label and id -> share of its non-empty values that name a label of their row, or
+    that recur only in rows that share a label, whichever is larger; columns without such values are left out.
     """
     values, naming = Counter[str](), Counter[str]()
     recurring = defaultdict[str, dict[str, tuple[int, frozenset[str]]]](dict)  # value -> its rows, labels of all these

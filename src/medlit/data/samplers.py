@@ -77,10 +77,8 @@ class MicroBatch(NamedTuple):
 class StepSampler(Sampler[MicroBatch]):
     """Shares the notes of every optimizer step among the ranks and their micro-batches.
 
-    An incomplete step at the end of an epoch is left out; its notes are drawn in the next shuffle.
-
-    Raises:
-        UserError: fewer notes than one step needs, or ranks that do not divide a step.
+    An incomplete step at the end of an epoch is left out; its notes are drawn in the next shuffle. Raises a UserError
+    for fewer notes than one step needs, or ranks that do not divide a step.
     """
 
     lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,); with `notes` of E examples, (E,)

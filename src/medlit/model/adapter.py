@@ -60,13 +60,9 @@ def adapter_folder(adapter: str) -> Path:
                 f"model.adapter: {adapter} is neither a folder nor available from the Hub; check the name."
             ) from error
     if not (folder / PEFT_FILE).is_file():
-        raise UserError(
-            f"model.adapter: {adapter} holds no adapter_config.json; give a folder that medlit or PEFT wrote."
-        )
+        raise UserError(f"model.adapter: {adapter} holds no adapter_config.json; give a folder of medlit or PEFT.")
     if (pickle := folder / "adapter_model.bin").is_file() and not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(
-            f"model.adapter: {pickle} may hold code beside weights; load it with PEFT and save it again as safetensors."
-        )
+        raise UserError(f"model.adapter: {pickle} may hold code beside weights; let PEFT save it as safetensors.")
     return folder
 
 

@@ -122,11 +122,7 @@ class AdapterMetadata:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read an adapter's metadata file; PEFT's file beside it overrides how the weights are applied.
-
-        Raises:
-            UserError: one of them is damaged.
-        """
+        """Read a metadata file, and from PEFT's beside it how the weights apply; a UserError if one is damaged."""
         try:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
@@ -181,11 +177,7 @@ def _are_inference_settings(given: InferenceSettings) -> bool:
 
 
 def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) -> None:
-    """Compare a config's model with weights that are to be loaded into it.
-
-    Raises:
-        UserError: they do not match, or the data has a label that the weights were not trained on.
-    """
+    """Raise a UserError unless weights fit a config's model and know every label of its data."""
     for key, mine, other in (
         ("model.language_model.base_model", ours.base_model, theirs.base_model),
         ("model.language_model.revision", ours.revision, theirs.revision),
@@ -197,9 +189,7 @@ def check_metadata(ours: AdapterMetadata, theirs: AdapterMetadata, source: str) 
                 f"{key}: {source} was trained with {other!r} and the config says {mine!r}; set it to {other!r}."
             )
     if not ours.lora:
-        raise UserError(
-            f"model.lora: null is the bare base model and {source} is an adapter; leave out one of the two."
-        )
+        raise UserError(f"model.lora: null is the bare base model and {source} is an adapter; leave out one of them.")
     defaults = Lora().structure()
     for key in {**defaults, **theirs.lora}:
         mine, other = ours.lora.get(key), theirs.lora.get(key, defaults.get(key))
@@ -262,10 +252,8 @@ def read_fitted(
 def write_fitted(file: Path, decoding: Decoding, temperature: float, thresholds: dict[str, float]) -> None:
     """Add a temperature, and the thresholds fitted at it, to an adapter's metadata file; the file's mode stays.
 
-    Thresholds of other coverages stay if the temperature does, since then they were fitted to the same answers.
-
-    Raises:
-        UserError: the file is damaged, or its folder is full or closed.
+    Thresholds of other coverages stay if the temperature does, since then they were fitted to the same answers. Raises
+    a UserError if the file is damaged, or its folder is full or closed.
     """
     key, values = decoding_key(decoding), AdapterMetadata.read(file).to_dict()
     is_same = math.isclose(values["temperatures"].get(key, 0.0), temperature, rel_tol=1e-4)  # as it is fitted

@@ -1,7 +1,5 @@
 """What differs between the families of base models: the parts of a model, its layers, its head and its adapter."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import re

@@ -206,11 +206,7 @@ class SpecialtyClassifier(L.LightningModule):
         checkpoint["medlit"] = self.metadata.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model; adopt the checkpoint's labels and its adapter's temperature.
-
-        Raises:
-            UserError: base model, adapter or labels are not the checkpoint's.
-        """
+        """Adopt a checkpoint's labels and temperature; a UserError for another base model, adapter or labels."""
         self._adopt(AdapterMetadata.from_dict(checkpoint.get("medlit")), "the checkpoint")
         if not self.trainer.training:
             self.temperature, self.thresholds, self.prior = read_fitted(self.trainer.ckpt_path, None, self.decoding)

@@ -8,9 +8,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medlit.model.settings import Optimizer
 
-# transformers' 'constant' has no warm-up.
-_NAMES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
     """AdamW with 8-bit state over the trained weights."""
@@ -25,7 +22,8 @@ def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) 
     from transformers import get_scheduler  # imports PEFT and bitsandbytes: 2 s that --help does without
 
     name, last = ("constant", None) if steps == math.inf else (settings.schedule, int(steps))
-    schedule: LambdaLR = get_scheduler(_NAMES[name], optimizer, settings.warmup_steps, last)
+    name = "constant_with_warmup" if name == "constant" else name  # transformers' 'constant' has no warm-up
+    schedule: LambdaLR = get_scheduler(name, optimizer, settings.warmup_steps, last)
     return schedule
 
 

@@ -98,9 +98,7 @@ class TokenPrior:
     def with_power(self, results: Results, of_split: FloatArray) -> tuple[Self, Results]:
         """This prior with the power that fits the validation notes best, and the notes' results with it.
 
-        Args:
-            results: the language model's own, with probabilities.
-            of_split: this prior's log-probabilities of the whole split, by `of_rows`.
+        `results` are the language model's own, with probabilities; `of_split` is `of_rows` of the whole split.
         """
         assert results.probabilities is not None
         logs = np.log(np.maximum(results.probabilities, np.finfo(np.float64).tiny)), of_split[results.rows]

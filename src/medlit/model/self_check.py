@@ -8,6 +8,7 @@ shared prompt of `kv_cache` does not reproduce the numbers, it is computed again
 either, the model is refused.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -77,7 +78,10 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = ["common beginning", __version__, *map(_installed, _USED.split())]
+    versions = ["common beginning", __version__]
+    for package in _USED.split():
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
     files = sorted(Path(language_model.base_model).expanduser().glob("*.[sb]*"))  # .safetensors, .bin
@@ -87,13 +91,6 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     settings = replace(language_model, gradient_checkpointing="auto", memory_budget_gib=None)  # both for training alone
     settings = replace(settings, prompt_format="alpaca", batch_tokens=0)
     return cache_key(versions, device, str(inner.dtype), settings, weights, config)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _fault(model: nn.Module, longest: int) -> tuple[str, bool]:

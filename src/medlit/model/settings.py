@@ -11,6 +11,7 @@ from medlit.data.prompt import PromptFormat
 from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
+Mode = Literal["generate", "constrained", "likelihood"]
 LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # Of an `adapter_config.json`: values that mean 'not set', PEFT's defaults of what medlit's default differs from, and
 # what does not change the trained weights' effect on a linear layer, or only with another setting that is refused.
@@ -117,11 +118,7 @@ class Lora:
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
-        """Read what PEFT's `LoraConfig` saves, `as_peft` backwards.
-
-        Raises:
-            ValueError: medlit cannot run it; the message says why.
-        """
+        """Read what PEFT's `LoraConfig` saves; a ValueError, whose message says why, if medlit cannot run it."""
         config = _PEFT_DEFAULTS | {k: v for k, v in config.items() if type(v) is int or v not in _UNSET}
         names = {f.metadata["peft"]: f.name for f in fields(cls) if f.metadata["peft"]}
         loftq = config["init_lora_weights"] == "loftq"
@@ -193,7 +190,7 @@ class Decoding:
             needs a mode that gives probabilities; 'generate' answers without the prior. null: no prior.
     """
 
-    mode: Literal["generate", "constrained", "likelihood"] = "generate"
+    mode: Mode = "generate"
     max_new_tokens: PositiveInt = 32
     stop_early: bool = True
     abstain_below: Probability | None = None

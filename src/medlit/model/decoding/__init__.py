@@ -36,8 +36,7 @@ def make_decoder(
 ) -> Decoder:
     """Build the decoder that the settings name; a prior is for those that give probabilities.
 
-    Raises:
-        UserError: a list of labels is needed and there is none, or a label has too many tokens.
+    Raises a UserError if a list of labels is needed and there is none, or a label has too many tokens.
     """
     if settings.mode != "generate" and not label_set.names:
         raise UserError(

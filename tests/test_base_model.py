@@ -219,7 +219,7 @@ def test_every_config_of_a_base_model_has_a_row_and_widths() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_row_agrees_with_its_config_and_the_estimate(name: str) -> None:
-    from medlit.tools.export.card import license_of
+    from medlit.tools import license_of
 
     _, _, family, license_id, gib, packs, _, tried = ROWS[name]
     language_model = yaml.safe_load(CONFIGS[name].read_text())["model"]["language_model"]

@@ -946,7 +946,7 @@ def test_a_missing_or_malformed_flag_of_a_tool(capsys: pytest.CaptureFixture[str
         (["--host", "0.0.0.0"], "short", "MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters"),
         (["--port", "80"], "", "port: must be from 1024 to 65535, not 80"),
         (["--port", "70000"], "", "port: must be from 1024 to 65535, not 70000"),
-        ([], "", "run_dir: nowhere holds no adapter of medlit"),
+        ([], "", "run_dir: nowhere does not exist"),
     ],
 )
 def test_a_service_that_cannot_start(

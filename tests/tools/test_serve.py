@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import httpx
 import pytest
@@ -36,8 +36,10 @@ from medlit import __version__
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError
 from medlit.model.adapter_metadata import AdapterMetadata
+from medlit.predictions.table import SetPrediction
+from medlit.tools import license_of
 from medlit.tools.serve import run, service
-from medlit.tools.serve.service import MAX_CHARACTERS, MAX_MIB, MAX_NOTES, Notes, SleepingLoop
+from medlit.tools.serve.service import MAX_CHARACTERS, MAX_MIB, MAX_NOTES, Classifier, Notes, SleepingLoop
 
 TESTS = Path(__file__).parents[1]
 SECRET = "a-secret-of-16-signs"
@@ -107,9 +109,27 @@ def test_the_model_is_described_and_requests_are_measured(client: TestClient) ->
     client.post("/v1/classify", json={"notes": []})
     assert client.get("/v1/model").json()["model"]["labels"] == ["Heart", "Bone"]
     assert 'medlit_request_seconds_count{code="422"}' in client.get("/metrics").text
-    schema = client.get("/openapi.json").json()
-    assert "/v1/classify" in schema["paths"]
-    assert schema["info"] == {"title": "medlit", "version": __version__}
+
+
+def test_what_is_answered_and_refused_is_described_for_programs(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    assert described["info"] == {"title": "medlit", "version": __version__}
+    schemas, operation = described["components"]["schemas"], described["paths"]["/v1/classify"]["post"]
+    assert (operation["summary"], operation["operationId"]) == ("Classify notes by specialty", "classify")
+    answers = operation["responses"].pop("200")["content"]["application/json"]["schema"]
+    item = answers["properties"]["predictions"]["items"]
+    found = client.post("/v1/classify", json={"notes": ["Heart", "Heart races"]}).json()["predictions"]
+    assert [set(item["required"]), set(item["properties"])] == [set(prediction) for prediction in found]
+    for name, kind in get_type_hints(SetPrediction).items():
+        python = {"string": str, "number": float, "integer": int, "boolean": bool, "array": list, "null": type(None)}
+        declared = item["properties"][name]["type"]
+        types = {python[each] for each in ([declared] if isinstance(declared, str) else declared)}
+        assert types == {get_origin(each) or each for each in get_args(kind) or [kind]} or types == {get_origin(kind)}
+    assert {"400", "401", "413", "422"} <= operation["responses"].keys()
+    for refusal in operation["responses"].values():
+        schema = refusal["content"]["application/json"]["schema"]
+        assert schema["properties"] == {"detail": {"type": "string"}}
+    assert not [name for name in schemas if "Validation" in name]
 
 
 def test_the_page_needs_no_other_host(client: TestClient) -> None:
@@ -126,19 +146,19 @@ def test_the_page_needs_no_other_host(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "code", "expected"),
     [
-        ({"notes": []}, 422, f"body.notes is not as it should be; .*1 to {MAX_NOTES} notes"),
-        ({"notes": ["x"] * (MAX_NOTES + 1)}, 422, f"1 to {MAX_NOTES} notes"),
-        ({"notes": ["x", "x" * (MAX_CHARACTERS + 1)]}, 422, f"body.notes.1 .* of 1 to {MAX_CHARACTERS:,} characters"),
-        ({"notes": ["x", " \n\x1c"]}, 422, "body.notes.1 is not"),
-        ({"notes": "x"}, 422, "body.notes is not"),
-        ({"notes": [None]}, 422, "body.notes.0 is not"),
-        ({"note": "x"}, 422, 'body.notes is not .*send {"notes": '),
-        ({"notes": ["x"], "coverage": 0.9}, 422, "body.coverage is not"),
-        (["x"], 422, "body is not"),
+        ({"notes": []}, 422, f"body.notes: List should have at least 1 item .*; send .*1 to {MAX_NOTES} notes"),
+        ({"notes": ["x"] * (MAX_NOTES + 1)}, 422, f"body.notes: List should have at most {MAX_NOTES} items"),
+        ({"notes": ["x", "x" * (MAX_CHARACTERS + 1)]}, 422, f"body.notes.1: .* at most {MAX_CHARACTERS} characters"),
+        ({"notes": ["x", " \n\x1c"]}, 422, "body.notes.1: Value should have at least 1 item"),
+        ({"notes": "x"}, 422, "body.notes: Input should be a valid list"),
+        ({"notes": [None]}, 422, "body.notes.0: Input should be a valid string"),
+        ({"note": "x"}, 422, 'body.notes: Field required; send {"notes": '),
+        ({"notes": ["x"], "coverage": 0.9}, 422, "body.coverage: Extra inputs are not permitted"),
+        (["x"], 422, "body: Input should be"),
         ({"notes": ["x" * MAX_CHARACTERS] * (MAX_MIB * 11)}, 413, f"larger than {MAX_MIB} MiB; send"),
         (b"x", 400, 'not JSON in UTF-8; send {"notes": '),
         (b'{"notes": ["\xe4"]}', 400, 'not JSON in UTF-8; send {"notes": '),
-        (b'{"notes": ["x"], "\\ud800": 1}', 422, "body is not"),
+        (b'{"notes": ["x"], "\\ud800": 1}', 422, "body.*: .*; send"),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_sentence(client: TestClient, body: object, code: int, expected: str) -> None:
@@ -265,7 +285,7 @@ def free_port() -> int:
         (["--coverage", "0.4"], "coverage: must be over 0.5"),
         (["--abstain_below", "2"], "abstain_below: must be a probability"),
         (["--mode", "generate", "--abstain_below", "0.5"], "'generate' gives no probabilities"),
-        (["--run_dir", "nowhere"], "run_dir: nowhere holds no adapter of medlit"),
+        (["--run_dir", "nowhere"], "run_dir: nowhere does not exist; give the run folder of a fit."),
     ],
 )
 def test_a_wrong_flag_is_refused_before_the_model_is_loaded(
@@ -323,6 +343,46 @@ def test_sets_are_made_where_the_adapter_has_thresholds(
     port = ["--port", str(free_port())]
     assert run(["--run_dir", str(adapter), "--host", "0.0.0.0", *port, *flags]) == 0
     assert made == [(coverage, ["Bone", "Heart"], SECRET)]
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_the_description_has_scores_intended_use_and_license(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, tested: bool
+) -> None:
+    described: dict[str, Any] = {}
+    monkeypatch.setattr(
+        service, "make_server", lambda api, about, token: described.update(about) or SimpleNamespace(serve=print)
+    )
+    scores = {"n": 130, "accuracy": 0.85, "accuracy_ci": [0.78, 0.9], "f1_macro": 0.8, "f1_macro_ci": [0.77, 0.9]}
+    if tested:
+        (adapter / "test_metrics.json").write_text(json.dumps(scores | {"confusion": [[1]]}))
+        run_facts = {"weights": str(adapter / "checkpoints/best.ckpt"), "decoder": "generate", "revision": None}
+        (adapter / "test_facts.json").write_text(json.dumps({"run": run_facts}))
+    known = scores | {"weights": "best.ckpt", "decoder": "generate"} if tested else None
+    run(["--run_dir", str(adapter), "--port", str(free_port())])
+    assert described.get("test") == known
+    assert described["license"] == {"license": "unknown"}
+    assert "not a medical device" in described["intended_use"]
+
+
+def test_a_license_is_not_looked_for_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(*_: object, local_files_only: bool, **__: object) -> str:
+        asked.append(local_files_only)
+        raise FileNotFoundError
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert license_of("owner/new", cached=True) == {"license": "unknown"}
+    assert asked == [True]
+
+
+def test_the_first_request_finds_a_warm_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[str] = []
+    model = SimpleNamespace(predict=answered.extend)
+    monkeypatch.setattr("medlit.SpecialtyPredictor", SimpleNamespace(load=lambda *_, **__: model))
+    Classifier(Path(), {}).setup("cpu")
+    assert len(answered) == 1
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -431,6 +491,7 @@ def test_a_signal_waits_for_requests_in_flight_without_those_who_left_and_no_not
     code, printed = process.end()
     assert code == 0
     assert printed.startswith("medlit: loading the model for http://127.0.0.1:")
+    assert printed.count(f"medlit: stopped by {signal.Signals(number).name}; requests are answered first.\n") == 1
     assert not [note for note in (FAILS, SLOW, "Heart", "races", "note3") if note in printed]
     assert "Traceback" not in printed
 
@@ -512,8 +573,9 @@ def test_it_answers_as_the_predictor_does(start: Callable[..., Process], fitted:
     expected = [asdict(one) for one in SpecialtyPredictor.load(fitted, device="cpu").predict(texts)]
     assert process.classify(*texts).json() == {"predictions": expected}
     process.send(signal.SIGTERM, to_all=False)
-    printed = f"medlit: loading the model for {process.address}; Ctrl-C ends the service\nmedlit: the model is loaded\n"
-    assert process.end() == (0, printed), "neither bars nor warnings"
+    lines = [f"loading the model for {process.address}; Ctrl-C ends the service", "the model is loaded"]
+    lines.append("stopped by SIGTERM; requests are answered first.")
+    assert process.end() == (0, "".join(f"medlit: {line}\n" for line in lines)), "neither bars nor warnings"
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -44,3 +46,28 @@ def recorded_settings(path: Path, *trainer: str) -> list[str]:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         verb = path.stem.removeprefix("config_")
         raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit {verb}' for it again.") from None
+
+
+def license_of(base_model: str, revision: str | None = None, *, cached: bool = False) -> dict[str, str]:
+    """A base model's license as the Hub's metadata (license, license_name, license_link) and its title.
+
+    A local folder's own card comes first, then `export/card.yaml`, then the card on the Hub, which may have to be
+    `cached`; else it is `unknown`.
+    """
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    words = yaml.safe_load(Path(__file__).with_name("export").joinpath("card.yaml").read_text(encoding="utf-8"))
+    folder, name = Path(base_model).expanduser(), base_model.rpartition("/")[2].removeprefix("builtin:").lower()
+    known = next((found for prefix, found in words["licenses"].items() if name.startswith(prefix)), ("unknown",))
+    own: dict[str, Any] = {}
+    if folder.is_dir() or known == ("unknown",):
+        card = folder / "README.md"
+        with suppress(OSError, ValueError, yaml.YAMLError):  # there is no card, or no network
+            if not folder.is_dir():
+                card = Path(hf_hub_download(base_model, "README.md", revision=revision, local_files_only=cached))
+            own = ModelCard.load(card).data.to_dict()
+    keys = ("license", "title", "license_name", "license_link")  # in the order of a row of card.yaml
+    if not isinstance(own.get("license"), str) or own["license"] == "unknown":
+        return dict(zip(keys, known, strict=False))
+    title = f"license `{own.get('license_name') or own['license']}`"
+    return {key: str(value) for key, value in own.items() if key in keys and value} | {"title": title}

@@ -90,7 +90,7 @@ def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_every_base_model_with_a_config_has_a_license() -> None:
-    from medlit.tools.export.card import license_of
+    from medlit.tools import license_of
 
     configs = [*(ROOT / "configs" / "models").glob("*.yaml")]
     configs += [ROOT / "configs" / name for name in ("llama31_8b.yaml", "quickstart.yaml")]
@@ -111,7 +111,7 @@ def test_every_base_model_with_a_config_has_a_license() -> None:
     ],
 )
 def test_a_license_is_of_the_family_or_unknown(base_model: str, license_id: str) -> None:
-    from medlit.tools.export.card import license_of
+    from medlit.tools import license_of
 
     found = license_of(base_model)
     assert found["license"] == license_id
@@ -133,7 +133,7 @@ def test_a_license_is_of_the_family_or_unknown(base_model: str, license_id: str)
     ],
 )
 def test_a_local_model_has_the_license_of_its_own_card(tmp_path: Path, text: str | None, found: dict[str, str]) -> None:
-    from medlit.tools.export.card import license_of
+    from medlit.tools import license_of
 
     folder = tmp_path / "phi-4-mine"
     folder.mkdir()

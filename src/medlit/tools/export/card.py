@@ -3,13 +3,12 @@
 `card.md.j2` is its text; `card.yaml` holds the licences of base models, among others.
 """
 
-import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from medlit.base_model import hub_id
@@ -19,10 +18,10 @@ from medlit.errors import UserError
 from medlit.evaluation.metrics import HEADLINE, applicable, number, percent
 from medlit.paths import __version__
 from medlit.report.systems import FACTS, MODEL, comparable, read_run_file
+from medlit.tools import license_of
 from medlit.tools.export.source import Weights
 from medlit.tools.export.verify import Verification
 
-_LICENSE = ("license", "title", "license_name", "license_link")  # what a row of card.yaml holds
 FIGURE = "confusion.png"
 _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 
@@ -72,22 +71,3 @@ def write_card(folder: Path, weights: Weights, target: str, verification: Verifi
             f"run_dir: the card cannot be made from the files in {weights.run} ({error}); run 'medlit test' again."
         ) from error
     (folder / "README.md").write_text(str(ModelCard(text + "\n")), encoding="utf-8")
-
-
-def license_of(base_model: str, revision: str | None = None) -> dict[str, str]:
-    """A base model's license as the Hub's metadata (license, license_name, license_link) and its title.
-
-    A local folder's own card comes first, then the table of families, then the card on the Hub; else it is `unknown`.
-    """
-    folder, name = Path(base_model).expanduser(), base_model.rpartition("/")[2].removeprefix("builtin:").lower()
-    known = next((found for prefix, found in _WORDS["licenses"].items() if name.startswith(prefix)), ("unknown",))
-    own: dict[str, Any] = {}
-    if folder.is_dir() or known == ("unknown",):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # there is no card, or no network
-            hub = not folder.is_dir()
-            card = hf_hub_download(base_model, "README.md", revision=revision) if hub else folder / "README.md"
-            own = ModelCard.load(card).data.to_dict()
-    if not isinstance(own.get("license"), str) or own["license"] == "unknown":
-        return dict(zip(_LICENSE, known, strict=False))
-    title = f"license `{own.get('license_name') or own['license']}`"
-    return {key: str(value) for key, value in own.items() if key in _LICENSE and value} | {"title": title}

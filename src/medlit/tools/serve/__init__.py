@@ -4,11 +4,14 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from medlit.atomic_io import read_json
 from medlit.cli import tool_parser
 from medlit.errors import UserError
+from medlit.tools import license_of
 
 
 def run(args: Sequence[str]) -> int:
@@ -36,12 +39,20 @@ def run(args: Sequence[str]) -> int:
 
     places = (options.run_dir / "adapter" / METADATA_FILE, options.run_dir / METADATA_FILE)
     if (file := next(filter(Path.is_file, places), None)) is None:
-        raise UserError(f"run_dir: {options.run_dir} holds no adapter of medlit; give the run folder of a fit.")
+        fault = "holds no adapter of medlit" if options.run_dir.is_dir() else "does not exist"
+        raise UserError(f"run_dir: {options.run_dir} {fault}; give the run folder of a fit.")
     metadata, decoding = AdapterMetadata.read(file), Decoding(options.mode, abstain_below=options.abstain_below)
     decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None  # as SpecialtyPredictor has it
     fitted = metadata.thresholds.get(decoding_key(decoding), {})
     decoding.coverage = 0.9 if options.coverage is None and "0.9" in fitted else options.coverage
     check_decoding(decoding)
     answers = {name: getattr(decoding, name) for name in ("mode", "coverage", "abstain_below")}
-    make_server(Classifier(file.parent, answers), answers | metadata.public().to_dict(), token).serve(host, port)
+    about = answers | metadata.public().to_dict()
+    about["intended_use"] = "research and teaching; not a medical device, not for decisions about patients"
+    about["license"] = license_of(metadata.base_model, metadata.revision, cached=True)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not tested, or by another version
+        metrics, facts = (read_json(file.parent.with_name(f"test_{name}.json")) for name in ("metrics", "facts"))
+        scores = {name: metrics[name] for name in ("n", "accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")}
+        about["test"] = scores | {"weights": Path(facts["run"]["weights"]).name, "decoder": facts["run"]["decoder"]}
+    make_server(Classifier(file.parent, answers), about, token).serve(host, port)
     return 0

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import litserve as ls
 import torch
+import yaml
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -65,13 +66,14 @@ class Classifier(ls.LitAPI):
         self._adapter, self.settings = adapter, settings
 
     def setup(self, device: str) -> None:
-        """Load the model; a user's mistake ends the process with its sentence."""
+        """Load the model and answer a note, which takes longest once; a user's mistake ends it with its sentence."""
         from medlit import SpecialtyPredictor
         from medlit.cli.environment import silence_warnings
 
         silence_warnings()
         try:
             self.predictor: Any = SpecialtyPredictor.load(self._adapter, device=device, **self.settings)
+            self.predictor.predict(["Patient 30 years old, since Monday: the heart races."])  # an invented note
         except UserError as error:
             print(f"medlit: {error}", file=sys.stderr)
             raise SystemExit(2) from error
@@ -121,6 +123,7 @@ class Server(ls.LitServer):
             if os.getpid() != first:  # the HTTP process, before its first request or after its last
                 os._exit(0)
             signal.signal(number, before[signal.Signals(number)])
+            os.write(2, f"medlit: stopped by {signal.Signals(number).name}; requests are answered first.\n".encode())
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # Not by an exception, which some code ignores; in a thread, since this one may wait for the event.
             Thread(target=self._shutdown_event.set).start()  # type: ignore[union-attr]
@@ -163,10 +166,13 @@ def make_server(api: Classifier, about: dict[str, Any], token: str) -> Server:
         found = error.errors()[0] if isinstance(error, RequestValidationError) else {"code": error.status_code}
         code = 400 if found.get("type") == "json_invalid" else found.get("code", 422)
         faults = {400: "the body is not JSON in UTF-8", 413: f"the request is larger than {MAX_MIB} MiB"}
-        place = ".".join(map(str, found.get("loc", ())))  # FastAPI's own message repeats the notes
-        return JSONResponse({"detail": f"{faults.get(code, f'{place:.50} is not as it should be')}; {_FORM}."}, code)
+        place = ".".join(map(str, found.get("loc", ())))  # FastAPI's own answer repeats the notes
+        fault = faults.get(code) or f"{place:.50}: {found['msg']}"
+        return JSONResponse({"detail": f"{fault}; {_FORM}."}, code)
 
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _REPLACED]
+    (route,) = (each for each in app.router.routes if getattr(each, "path", "") == api.api_path)
+    vars(route).update(yaml.safe_load(Path(__file__).with_name("openapi.yaml").read_text(encoding="utf-8")))
     app.add_route("/", lambda request: FileResponse(Path(__file__).with_name("page.html")))
     app.add_route("/metrics", lambda request: Response(generate_latest(), media_type=CONTENT_TYPE_LATEST))
     app.middleware("http")(gate)

@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medlit.callbacks import throughput
 from medlit.callbacks.throughput import NOTES_PER_SECOND, PADDING, TOKENS_PER_SECOND, ProgressLog, Throughput
@@ -70,7 +71,18 @@ def test_rates_are_of_real_tokens_over_all_micro_batches_and_processes(fit: Any)
     assert rates[TOKENS_PER_SECOND] == pytest.approx(2 * 20 / 2)
     assert rates[NOTES_PER_SECOND] == pytest.approx(2 * 3 / 2)
     assert rates[PADDING] == pytest.approx(1 - 20 / 24)
-    assert fit.logger.logged == [(1, rates)]
+    assert fit.logger.logged == [(0, rates)]
+
+
+def test_its_curves_lie_over_that_of_the_loss(run_medlit: Medlit, tiny_config: Path, tmp_path: Path) -> None:
+    monitor = "--trainer.callbacks+=LearningRateMonitor"  # which logs every micro-batch
+    assert run_medlit("fit", "--config", tiny_config, monitor, "--run_dir", tmp_path / "run").code == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags = ["train/loss", TOKENS_PER_SECOND, NOTES_PER_SECOND, PADDING, "lr-AdamW8bit"]
+    loss, *others = [sorted({event.step for event in events.Scalars(tag)}) for tag in tags]
+    assert len(loss) > 1
+    assert all(steps == loss for steps in others)
 
 
 def test_the_first_step_compiles_and_is_left_out_as_soon_as_there_is_another(fit: Any) -> None:  # noqa: ANN401

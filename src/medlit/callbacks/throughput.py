@@ -73,7 +73,7 @@ class Throughput(L.Callback):
             self._is_first = False
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
-                logger.log_metrics(self.rates, step=trainer.global_step)
+                logger.log_metrics(self.rates, step=trainer.global_step - 1)  # as Lightning counts in `train/loss`
 
     def mean_rates(self, trainer: L.Trainer, device: torch.device) -> dict[str, float]:
         """The rates of the last steps."""

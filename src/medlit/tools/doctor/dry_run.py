@@ -37,7 +37,7 @@ _SHOWN = 3  # groups of labels
 
 
 class DryRunCLI(MedlitCLI):
-    """A fit of two steps and one validation batch in one process, which `start` runs."""
+    """A fit of two steps and one validation batch in one process."""
 
     device_error: UserError | None = None
     processes = 1  # of the fit, on this host
@@ -72,11 +72,7 @@ class DryRunCLI(MedlitCLI):
         self.datamodule.trainer = self.trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        return
-
-    def start(self) -> None:
-        """Run the fit."""
-        super()._run_subcommand("fit")
+        return  # `dry_run` starts it, once memory and notes are checked
 
 
 def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
@@ -105,15 +101,13 @@ def dry_run(settings: list[str], show_notes: bool) -> Iterator[CheckResult]:
             found = "no training step was tried, since the fit cannot run here with these settings"
             yield CheckResult(TRIAL, "warn", found, "fix what fails above first")
         else:
-            cli.start()
+            MedlitCLI._run_subcommand(cli, "fit")
             yield from _measured(cli, needed)
     except NotCachedError:  # a fit may fetch it, the doctor does not
-        check, name, gated = "base model", language_model.base_model, "; a gated model needs HF_TOKEN"
-        if stage == "notes":
-            check, name, gated = "notes", data.source, ""
+        check, name = ("notes", data.source) if stage == "notes" else ("base model", language_model.base_model)
         text = f"{name} is not in this machine's cache, so what depends on it was not tried; the doctor fetches nothing"
         remedy = "a fit fetches it over a network; without one copy the cache folder here (make bundle)"
-        yield CheckResult(check, "warn", text, remedy + gated)
+        yield CheckResult(check, "warn", text, f"{remedy}; what is gated needs HF_TOKEN")
     except WrongNumbersError as error:
         yield _failure(SELF_CHECK, error)
         return

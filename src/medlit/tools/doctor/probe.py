@@ -77,7 +77,7 @@ def _torch() -> list[CheckResult]:
         devices.append({"name": device.name, "gib": total, "free": free, "bf16": device.major >= 8})
     cuda = _cuda()
     build = f"{torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
-    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), triton(bool(devices))]
+    return [CheckResult("torch", "ok", build), *gpus(devices, cuda), *([triton()] if devices else [])]
 
 
 def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
@@ -98,10 +98,8 @@ def gpus(devices: list[dict[str, Any]], cuda: str) -> list[CheckResult]:
     return [CheckResult("GPU", "warn", text, remedy)]
 
 
-def triton(has_gpu: bool) -> CheckResult:
+def triton() -> CheckResult:
     """What Triton compiles Unsloth's kernels with: a C compiler and Python's headers."""
-    if not has_gpu:
-        return CheckResult("Triton", "ok", "not needed without a GPU")
     missing = [] if any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))) else ["C compiler"]
     missing += [] if Path(sysconfig.get_path("include"), "Python.h").is_file() else ["Python.h"]
     if missing:

@@ -17,12 +17,13 @@ NEXT = """
 Next:
   1. Look at the report    {run_dir}/report.html
   2. Use your own notes    medlit audit --data.source notes.csv
-                           medlit fit --config configs/quickstart.yaml --data.source notes.csv \\
-                             --model.language_model.max_length 1024
-                           (docs/data.md says which tables it reads)
-  3. Train a larger model  medlit doctor --config configs/llama31_8b.yaml
+                           medlit fit --config configs/quickstart.yaml --run_dir logs/my-notes \\
+                             --data.source notes.csv --model.language_model.max_length 1024
+                           (columns of other names, in both commands: --data.columns.text NOTE
+                           --data.columns.label SPECIALTY; tables that are read: docs/data.md)
+  3. Train a larger model  on an NVIDIA GPU of 8 GB or more (docs/hardware.md lists models and their memory):
+                           medlit doctor --config configs/llama31_8b.yaml
                            medlit fit --config configs/llama31_8b.yaml --data.source notes.csv
-                           (docs/hardware.md lists models and the memory they need)
 The medlit command is in .venv: source .venv/bin/activate"""
 _CPU = "on two CPU cores; seconds on a GPU"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from quickstart import CONFIG, ZERO_SHOT, main
+
+from medlit.cli.arguments import parse_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,5 +52,14 @@ def test_each_step_says_what_it_does_and_how_long_and_the_end_what_to_do(
     end = "\n".join(shown).partition("Next:\n")[2]
     for path in ("logs/quickstart/version_0/report.html", "docs/data.md", "docs/hardware.md"):
         assert path in end
+    own, larger = (
+        end[end.index(f"\n  {step}. ") :].partition("\n  3. " if step == 2 else "\nThe ")[0] for step in (2, 3)
+    )
+    assert "GPU of 8 GB" in larger
+    flags = " ".join(re.findall(r"--data\.columns\.\w+ [A-Z]+", own))
+    fit = own[own.index("medlit fit ") :].partition("(")[0].replace("\\\n", " ")
+    settings = parse_settings("fit", shlex.split(f"{fit} {flags}")[2:])
+    assert str(settings.run_dir) == "logs/my-notes", "the runs of the quickstart's notes stay apart"
+    assert (settings.data.columns.text, settings.data.columns.label) == ("NOTE", "SPECIALTY")
     for line in re.findall(r"medlit (?:audit|fit|doctor) .*", end):
         assert (ROOT / line.split("--config ")[-1].split()[0]).is_file() == ("--config" in line)

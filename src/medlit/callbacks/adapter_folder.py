@@ -81,25 +81,20 @@ class AdapterTemperature(L.Callback):
         if (file := metadata_of_weights(trainer.ckpt_path, pl_module.adapter)) is None:
             return
         try:
-            _check_validation(trainer.datamodule, pl_module, file)  # type: ignore[attr-defined]
+            data, trained_with = trainer.datamodule, AdapterMetadata.read(file).data  # type: ignore[attr-defined]
+            if data.fingerprint is None or trained_with is None:
+                raise UserError(f"{file} does not say which notes the adapter was trained with.")
+            if data.fingerprint.hashes.get("validation") != trained_with.hashes.get("validation"):
+                raise UserError(f"{file} comes from other validation notes.")
+            if pl_module.results is None or len(pl_module.results) < len(data.rows("validation")):
+                raise UserError("only a part of the validation split was answered.")
             write_fitted(file, pl_module.decoding, pl_module.temperature, pl_module.thresholds)
-            value, n = pl_module.temperature, 0 if pl_module.results is None else len(pl_module.results)
+            value, n = pl_module.temperature, len(pl_module.results)
             doubt = " (no answer was wrong)" if value == 1.0 else f" to only {n} notes" if n < 30 else ""
             what = f"temperature {value:.2f} fitted{doubt} for '{pl_module.decoding.mode}'"
             tell(f"{what} and stored in {file}; later answers use it")
         except UserError as error:
             tell(f"the temperature of this validation is not kept with the adapter: {error}")
-
-
-def _check_validation(data: TranscriptionDataModule, module: SpecialtyClassifier, file: Path) -> None:
-    """Raise a UserError if a validation answered other notes than an adapter's validation notes, or not all of them."""
-    trained_with = AdapterMetadata.read(file).data
-    if data.fingerprint is None or trained_with is None:
-        raise UserError(f"{file} does not say which notes the adapter was trained with.")
-    if data.fingerprint.hashes.get("validation") != trained_with.hashes.get("validation"):
-        raise UserError(f"{file} comes from other validation notes.")
-    if module.results is None or len(module.results) < len(data.rows("validation")):
-        raise UserError("only a part of the validation split was answered.")
 
 
 def write_adapter(

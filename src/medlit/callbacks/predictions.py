@@ -105,10 +105,7 @@ class PredictionWriter(L.Callback):
                 self._writer.add(table_rows(batch, predictions))
             else:
                 print(predictions[0].answer.strip())
-                generated = decoding.mode == "generate" and pl_module.label_set.names
-                odds = _by_likelihood(pl_module, batch, self.checkpoint) if generated else predictions[0]
-                fault = "" if predictions[0].specialty else "the answer is no specialty; the most likely one is "
-                _print_odds(odds, f"medlit: {fault}{odds.answer}: " if generated else "medlit: ")
+                _print_odds(pl_module, batch, predictions[0], self.checkpoint)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Join the shards, on the first process; a UserError if answers are missing."""
@@ -150,21 +147,18 @@ class PredictionWriter(L.Callback):
             self._lock = None
 
 
-def _by_likelihood(module: SpecialtyClassifier, batch: Prompts, checkpoint: str | None) -> Prediction:
-    """Answer a note by label likelihood: a generated answer has no probability."""
-    decoding = replace(module.decoding, mode="likelihood")
-    adapter = None if module.adapter is None else adapter_folder(module.adapter)
-    temperature, _, prior = read_fitted(checkpoint, adapter, decoding)
-    answers = apply_temperature(module.build_decoder(decoding, prior)(batch), temperature)
-    return make_predictions(batch, answers, module.label_set, None)[0]
-
-
-def _print_odds(prediction: Prediction, start: str) -> None:
-    members = f"; set: {'; '.join(prediction.set)}" if isinstance(prediction, SetPrediction) else ""
-    if prediction.probability is not None:
-        withheld = "; model.decoding.abstain_below would withhold it" if prediction.abstained else ""
-        print(
-            f"{start}probability {prediction.probability:.3f}, margin {prediction.margin:.3f}, runner-up"
-            f" {prediction.runner_up}{withheld}{members}",
-            file=sys.stderr,
-        )
+def _print_odds(module: SpecialtyClassifier, batch: Prompts, given: Prediction, checkpoint: str | None) -> None:
+    """Print a note's probability; a generated answer has none, so the note is answered by label likelihood too."""
+    odds, start = given, ""
+    if module.decoding.mode == "generate" and module.label_set.names:
+        decoding = replace(module.decoding, mode="likelihood")
+        adapter = None if module.adapter is None else adapter_folder(module.adapter)
+        temperature, _, prior = read_fitted(checkpoint, adapter, decoding)
+        answers = apply_temperature(module.build_decoder(decoding, prior)(batch), temperature)
+        odds = make_predictions(batch, answers, module.label_set, None)[0]
+        start = f"{'' if given.specialty else 'the answer is no specialty; the most likely one is '}{odds.answer}: "
+    if odds.probability is not None:
+        members = f"; set: {'; '.join(odds.set)}" if isinstance(odds, SetPrediction) else ""
+        withheld = "; model.decoding.abstain_below would withhold it" if odds.abstained else ""
+        numbers = f"probability {odds.probability:.3f}, margin {odds.margin:.3f}, runner-up {odds.runner_up}"
+        print(f"medlit: {start}{numbers}{withheld}{members}", file=sys.stderr)

@@ -55,7 +55,10 @@ def run(args: Sequence[str]) -> int:
         check_replaceable(folder, "baseline")
 
     model = read_system(folder, MODEL) if (folder / f"{MODEL}_metrics.json").is_file() else None
-    others = [_other_run(other) for other in options.beside]
+    others = []
+    for beside in map(Path.absolute, options.beside):
+        other = read_system(beside, MODEL)  # the bare base model is called zero-shot
+        others.append(replace(other, name="zero_shot" if other.zero_shot else f"{beside.parent.name}-{beside.name}"))
     if model is not None:
         for other in others:
             compare_systems(model.results, other.results)  # refuses other notes before anything is fitted
@@ -75,12 +78,6 @@ def run(args: Sequence[str]) -> int:
     print("".join(f"- {sentence}\n" for sentence in comparisons(systems)), end="")
     print(f"medlit: written: {', '.join(str(folder / name) for name in FILES)}")
     return 0
-
-
-def _other_run(run_dir: Path) -> System:
-    """Another run's test as a system; the bare base model is called zero-shot."""
-    system, folder = read_system(run_dir, MODEL), run_dir.absolute()
-    return replace(system, name="zero_shot" if system.zero_shot else f"{folder.parent.name}-{folder.name}")
 
 
 @dataclass(frozen=True)

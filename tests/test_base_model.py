@@ -57,7 +57,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_there_is_one_bundled_model() -> None:
-    with pytest.raises(UserError, match=f"no bundled model 'builtin:gpt'; choose '{BUILTIN}'"):
+    with pytest.raises(UserError, match=f"'builtin:gpt' is not bundled; choose '{BUILTIN}'"):
         resolve("builtin:gpt")
 
 

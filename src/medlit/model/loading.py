@@ -77,7 +77,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
         if reports:
             raise ValueError(reports[0])
         _check_loaded(model, language_model)
-        if config.model_type == "rwkv":  # in evaluation it divides the base's weights, and not the adapter's
+        if getattr(model.config, "rescale_every", 0):  # RWKV's: evaluation divides base weights, and not the adapter's
             model.config.rescale_every = 0
         linear = [part for part in families.adaptable_layers(model).values() if isinstance(part, nn.Linear)]
         vars(model).update({name: value for name, value in vars(skeleton).items() if name == PREFIXES})

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
 from medlit import errors
-from medlit.errors import best_effort, is_first_process, stage, tell
+from medlit.errors import best_effort, is_first_process, report_if_slow, tell
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +67,12 @@ def test_a_line_is_printed_above_a_bar(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_stage_is_reported_once_it_is_slow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with stage("reading notes"):
+    monkeypatch.setattr(errors, "SLOW", 0.2)
+    with report_if_slow("reading notes"):
         pass
-    monkeypatch.setattr(errors, "SLOW", 0.02)
-    with stage("tokenising 8 notes"):
-        time.sleep(0.5)
-    time.sleep(0.05)
+    with report_if_slow("tokenising 8 notes"):
+        time.sleep(0.6)
+    time.sleep(0.1)
     assert capsys.readouterr() == ("", "medlit: tokenising 8 notes\n")
 
 
@@ -84,7 +84,7 @@ def test_on_a_terminal_a_stage_with_a_bar_has_no_line(
 ) -> None:
     monkeypatch.setattr(errors, "Timer", AtOnce)
     monkeypatch.setattr(sys, "stderr", stream())
-    with stage("tokenising 8 notes", has_bar=has_bar):
+    with report_if_slow("tokenising 8 notes", has_bar=has_bar):
         assert sys.stderr.getvalue() == "medlit: tokenising 8 notes\n" * line  # type: ignore[attr-defined]
 
 

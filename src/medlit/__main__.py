@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals, tool_parser
-from medlit.errors import UserError, is_first_process, stage
+from medlit.errors import UserError, is_first_process, report_if_slow
 from medlit.paths import __version__
 
 # What other programs call a command.
@@ -44,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
         if not any(argument.split("=")[0] in ("-h", "--help", "--print_config") for argument in arguments):
             from medlit.unsloth_first import import_unsloth
 
-            with stage("importing Unsloth, which takes up to a minute from a cold disk", say=_say):
+            with report_if_slow("importing Unsloth, which takes up to a minute from a cold disk", say=_say):
                 import_unsloth()
         from medlit.cli.cli import main as run
 

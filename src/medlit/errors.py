@@ -43,7 +43,7 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def stage(what: str, *, has_bar: bool = False, say: Callable[[str], None] = tell) -> Iterator[None]:
+def report_if_slow(what: str, *, has_bar: bool = False, say: Callable[[str], None] = tell) -> Iterator[None]:
     """Report a stage in a line once it has taken some seconds; `has_bar`: in a log only, since a terminal has a bar."""
     timer = Timer(SLOW, say, [what])
     timer.daemon = True

@@ -425,6 +425,8 @@ def test_a_slow_import_is_reported_by_the_first_process(
     monkeypatch.setattr("medlit.errors.Timer", AtOnce)
     monkeypatch.setattr("medlit.unsloth_first.import_unsloth", lambda: None)
     monkeypatch.setattr("medlit.cli.cli.main", lambda arguments: None)
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOCAL_RANK", rank)
     main(["fit"])
     line = "medlit: importing Unsloth, which takes up to a minute from a cold disk\n"

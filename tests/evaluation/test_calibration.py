@@ -54,6 +54,7 @@ def test_answers_without_an_error_fit_no_temperature() -> None:
     p = np.full((6, 4), 0.1) + 0.6 * np.eye(6, 4) + 0.6 * np.eye(6, 4, -4)
     truth = p.argmax(axis=1)
     assert calibration.fit_temperature(p, truth) == 1.0
+    assert calibration.fit_temperature(p, truth, power=25.6) == 25.6, "a prior's power grows as far"
     truth[0] = 3
     assert calibration.fit_temperature(p, truth) > 0.1
 

@@ -413,7 +413,7 @@ def test_a_fit_forgets_what_was_fitted_to_earlier_weights(parts: Parts, run: Pat
 @pytest.mark.usefixtures("too_sure")
 @pytest.mark.parametrize("weights", ["adapter", "best"])
 def test_a_validation_s_temperature_is_kept_with_the_adapter_and_tempers_tests_and_predictions(
-    parts: Parts, run: Path, weights: str
+    parts: Parts, run: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"adapter": str(run / "adapter")} if weights == "adapter" else {}
     loading: dict[str, Any] = {"weights_only": True}
@@ -425,6 +425,7 @@ def test_a_validation_s_temperature_is_kept_with_the_adapter_and_tempers_tests_a
     validated = module.results
     assert validated is not None
     assert validated.probabilities is not None
+    assert f" fitted to {len(validated)} notes for 'likelihood' and stored in " in capsys.readouterr().err
     assert module.temperature == pytest.approx(fit_temperature(validated.probabilities, validated.truth))
     assert module.temperature > 2
     kept = AdapterMetadata.read(file).temperatures

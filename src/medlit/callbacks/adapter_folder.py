@@ -39,7 +39,7 @@ class BestCheckpoint(ModelCheckpoint):
             write_adapter(module, folder / "adapter", data.fingerprint, prior)
             notes, fits = len(data.rows("validation")), module.decoding.sets or prior is not None
             if fits and results is not None and results.probabilities is not None and len(results) == notes:
-                fitted = calibrate(results, module.decoding.coverage)
+                fitted = calibrate(results, module.decoding.coverage, prior.power if prior else 1.0)
                 write_fitted(folder / "adapter" / METADATA_FILE, module.decoding, *fitted)
         super()._save_checkpoint(trainer, filepath)
 
@@ -90,7 +90,7 @@ class AdapterTemperature(L.Callback):
                 raise UserError("only a part of the validation split was answered.")
             write_fitted(file, pl_module.decoding, pl_module.temperature, pl_module.thresholds)
             value, n = pl_module.temperature, len(pl_module.results)
-            doubt = " (no answer was wrong)" if value == 1.0 else f" to only {n} notes" if n < 30 else ""
+            doubt = f" to {n} notes" * (n < 30) + ", no answer being wrong," * bool(pl_module.results.correct.all())
             what = f"temperature {value:.2f} fitted{doubt} for '{pl_module.decoding.mode}'"
             tell(f"{what} and stored in {file}; later answers use it")
         except UserError as error:

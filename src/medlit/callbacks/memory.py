@@ -1,7 +1,7 @@
 """Advice when the memory is too small: which setting to change."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import psutil
@@ -44,13 +44,14 @@ class MemoryAdvice(L.Callback):
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.model is not None:
             self.phase = "training" if trainer.training and subcommand_of(trainer) == "fit" else "answering"
 
-    def out_of_memory_error(self, module: SpecialtyClassifier, data: TranscriptionDataModule, run: Path) -> UserError:
-        """The error message of a run that ended for lack of memory; `run` is its folder."""
-        choice, last = module.recomputation, run / "checkpoints" / "last.ckpt"
-        estimate = None if choice is None else choice.footprint
+    def out_of_memory_error(self, module: SpecialtyClassifier, data: TranscriptionDataModule) -> UserError:
+        """The error message of a run that ended for lack of memory."""
+        best: Any = module.trainer.checkpoint_callback  # every process knows its folder
+        last = Path(str(best and best.dirpath), "last.ckpt")
+        estimate = None if module.recomputation is None else module.recomputation.footprint
         message = memory_advice(self.phase, module.language_model, data, MeasuredMemory.now(), estimate)
-        is_fit = module.trainer.state.fn == "fit"
-        return UserError(message + f" The last good checkpoint is {last}." * (is_fit and last.exists()))
+        kept = module.trainer.state.fn == "fit" and last.exists()
+        return UserError(message + f" The last good checkpoint is {last}." * kept)
 
 
 def memory_advice(

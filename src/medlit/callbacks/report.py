@@ -62,7 +62,7 @@ class RunReport(L.Callback):
             write_json(folder / f"{subcommand}_metrics.json", metrics)
         if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
             train = trainer.datamodule.read_splits().notes.get("train")  # type: ignore[attr-defined]
-            trained = () if train is None else train["text_hash"]
+            trained = () if train is None else train["text_hash"][:]
             if (sentence := doubts_of_coverage(coverage, pl_module.results, trained)) not in ("", self._reported):
                 self._reported = sentence
                 tell(sentence)

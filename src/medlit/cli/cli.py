@@ -249,7 +249,7 @@ class MedlitCLI(LightningCLI):
             except MisconfigurationException as error:  # what Lightning finds only once notes or callbacks are there
                 raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             except torch.OutOfMemoryError as error:
-                raise self.memory.out_of_memory_error(self.model, self.datamodule, self.run_folder) from error
+                raise self.memory.out_of_memory_error(self.model, self.datamodule) from error
             except torch._dynamo.exc.BackendCompilerFailed as error:  # a fault of PyTorch's or of Unsloth's
                 base = config.model.language_model.base_model
                 raise UserError(

@@ -23,7 +23,7 @@ from medlit.data.prompt import NotePrompt
 from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, cell_labels, read_tables
 from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
-from medlit.errors import stage
+from medlit.errors import report_if_slow
 from medlit.evaluation.results import IntArray
 
 NEAR_THRESHOLD = 0.8  # the usual one (Lee et al., 2021, arXiv:2107.06499), if none is declared
@@ -162,7 +162,7 @@ def _lengths(notes: Dataset, prompt: NotePrompt | None) -> dict[str, IntArray]:
         spaced = np.linspace(0, len(notes) - 1, min(len(notes), TOKENISED)).round().astype(np.int64)
         batches = texts.select(spaced).iter(batch_size=TOKENISED_AT_ONCE)
         prompts = (one for rows in batches for one in prompt.prompts(rows["transcription"]))
-        with stage(f"tokenising {len(spaced):,} notes"):
+        with report_if_slow(f"tokenising {len(spaced):,} notes"):
             counted["tokens"] = [len(one.input_ids) - template + one.cut_tokens for one in prompts]
     return {unit: np.array(lengths, dtype=np.int64) for unit, lengths in counted.items()}
 

@@ -218,7 +218,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             return False
         config = read_config(self.tokenizer.base_model, self.tokenizer.revision)
-        return PACKING_FAMILIES.get(config.model_type) is not None
+        return config.model_type in PACKING_FAMILIES
 
     @property
     def _place(self) -> tuple[int, int]:

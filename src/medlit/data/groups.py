@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 import numpy as np
 from datasets.utils import tqdm
 
-from medlit.errors import SLOW, stage
+from medlit.errors import SLOW, report_if_slow
 from medlit.evaluation.results import IntArray
 
 SHINGLE = 3  # words
@@ -41,7 +41,7 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
     index = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(threshold))
     # The scheme is named: another one proposes other pairs, and a split must not change with a release of datasketch.
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=int, scheme="affine32")
-    with stage(f"searching {len(first):,} texts for near duplicates", has_bar=True):
+    with report_if_slow(f"searching {len(first):,} texts for near duplicates", has_bar=True):
         for group, row in enumerate(tqdm(first, "Searching near duplicates", unit=" texts", delay=SLOW)):
             mine = shingles(texts[int(row)])
             if not mine:

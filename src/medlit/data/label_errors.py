@@ -16,7 +16,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.multiclass import OneVsRestClassifier
 
-from medlit.errors import stage
+from medlit.errors import report_if_slow
 from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 FEWEST = 3  # texts of a label, and for each label of a table on average
@@ -41,7 +41,7 @@ def label_errors(notes: pd.DataFrame, transcriptions: Sequence[str], ids: Sequen
     if carried.shape[1] < 2 or first["near"].nunique() < FEWEST * labels:
         return None
     own, names = carried.to_numpy(), carried.columns.tolist()
-    with stage(f"looking for label errors in {len(first):,} texts"):
+    with report_if_slow(f"looking for label errors in {len(first):,} texts"):
         scores = cross_fit([transcriptions[row] for row in first["row"].tolist()], own, first["near"].to_numpy())
     placed, counts = confident_joint(scores, own)
 

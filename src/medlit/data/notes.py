@@ -31,7 +31,7 @@ from medlit.data.readers import table_name
 from medlit.data.settings import Columns, Labels, Predict
 from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
-from medlit.errors import UserError, stage
+from medlit.errors import UserError, report_if_slow
 
 CANONICAL = ("id", "transcription", "specialty", "text_hash", "specialties")
 
@@ -54,7 +54,7 @@ def load_source(
     Returns split name (`train`, `validation`, `test`; `all` without splits) -> notes, in source order. Raises a
     UserError for a source or column that cannot be read, and for rows that lack a note, label or id.
     """
-    with stage(f"reading {source}", has_bar=True):
+    with report_if_slow(f"reading {source}", has_bar=True):
         tables = read_tables(source, revision, columns)
         counts = Counter[str]()
         for table in (table for parts in tables.values() for table in parts):

@@ -20,7 +20,7 @@ from medlit.data.notes import specialties_of
 from medlit.data.settings import LabelConflicts, Split, SplitKind
 from medlit.data.sources import SPLITS
 from medlit.data.stratified_split import Assignment, assign, resolve_kind, shares_to_draw
-from medlit.errors import UserError, stage, tell
+from medlit.errors import UserError, report_if_slow, tell
 
 _TEXTS = pa.list_(pa.string())
 _MANY = 0.1  # share of texts
@@ -135,7 +135,7 @@ def _assignment(
     groups = exact_groups(texts)
     if settings.near_threshold is not None:
         groups = near_groups(pool["transcription"], groups, settings.near_threshold)
-    with stage(f"splitting {len(given):,} notes"):
+    with report_if_slow(f"splitting {len(given):,} notes"):
         result = assign(given, pool["id"][:], texts, labels, groups.tolist(), settings, label_conflicts)
     with atomic_write(path) as temporary:
         columns = {"split": pa.array(result.split, pa.string()), "specialties": pa.array(result.specialties, _TEXTS)}

@@ -6,7 +6,7 @@ import datasets
 
 from medlit.data.cache import cache_folder, cache_key
 from medlit.data.prompt import NotePrompt
-from medlit.errors import stage
+from medlit.errors import report_if_slow
 
 
 def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True) -> datasets.Dataset:
@@ -32,7 +32,7 @@ def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True)
         values = [(p.input_ids, len(p.input_ids), p.cut_tokens) for p in prompt.prompts(batch["transcription"])]
         return dict(zip(counted, map(list, zip(*values, strict=True)), strict=True))
 
-    with stage(f"tokenising {len(rows):,} notes", has_bar=True):
+    with report_if_slow(f"tokenising {len(rows):,} notes", has_bar=True):
         return rows.map(
             to_prompts,
             batched=True,

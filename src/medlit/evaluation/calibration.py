@@ -61,13 +61,13 @@ def reliability(confidence: FloatArray, correct: BoolArray, bins: int = BINS) ->
     )
 
 
-def fit_temperature(probabilities: FloatArray, truth: IntArray) -> float:
+def fit_temperature(probabilities: FloatArray, truth: IntArray, power: float = 1.0) -> float:
     """The temperature of least log loss (Guo 2017, arXiv 1706.04599); over 1 for an overconfident model.
 
-    1 where no answer is wrong: the log loss then falls with the temperature as far as 0.
+    Where no answer is wrong nothing bounds it, nor the `power` of a prior: it is then this power, and at least 1.
     """
-    if (probabilities.argmax(axis=1) == truth).all():
-        return 1.0
+    if np.isfinite(probabilities).all() and (probabilities.argmax(axis=1) == truth).all():
+        return max(1.0, power)
     best = minimize_scalar(
         lambda log_t: log_loss(at_temperature(probabilities, float(np.exp(log_t))), truth),
         bounds=tuple(np.log(_TEMPERATURES)),

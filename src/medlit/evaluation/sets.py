@@ -53,10 +53,10 @@ def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray, groups: IntAr
     return float(thresholds[f1.argmax()])
 
 
-def calibrate(results: Results, coverage: float | None) -> tuple[float, dict[str, float]]:
-    """Temperature, and thresholds at it by their keys, from validation results with probabilities."""
+def calibrate(results: Results, coverage: float | None, power: float = 1.0) -> tuple[float, dict[str, float]]:
+    """Temperature, and thresholds at it by their keys, from validation results that hold a prior to some power."""
     assert results.probabilities is not None
-    temperature = fit_temperature(results.probabilities, results.truth)
+    temperature = fit_temperature(results.probabilities, results.truth, power)
     p, labels = at_temperature(results.probabilities, temperature), results.label_mask
     coverages = sorted({*COVERAGES, coverage or COVERAGES[-1]})
     thresholds = fit_thresholds(p, labels, np.array(coverages), results.groups).tolist()
@@ -119,8 +119,8 @@ def doubts_of_coverage(coverage: float, results: Results, trained: Iterable[str]
     ] * bool(few)
     if leaked := len({*results.text_hashes} & {*trained}):
         doubts.append(
-            f"{leaked} texts of validation notes are training notes too, and new ones are less certain; set"
-            " data.split.kind to 'grouped'"
+            f"{leaked} texts of validation notes are training notes too, and new notes are covered less often; set"
+            " data.split.kind to 'grouped' or 'official_clean'"
         )
     return f"model.decoding.coverage: {'. And '.join(doubts)}." if doubts else ""
 

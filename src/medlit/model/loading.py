@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
-from medlit.errors import UserError, stage, tell
+from medlit.errors import UserError, report_if_slow, tell
 from medlit.model import families, memory
 from medlit.model.families import PREFIXES, causal_lm, fit_targets, load_options, peft_targets, target_layers
 from medlit.model.fit_memory import Offload, peak_of_loading, plan_offload
@@ -43,7 +43,7 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
     config = read_config(language_model.base_model, language_model.revision)
     check_stored(language_model, config)
-    with stage(f"loading {language_model.base_model}", has_bar=True), _load_errors(language_model) as reports:
+    with report_if_slow(f"loading {language_model.base_model}", has_bar=True), _load_errors(language_model) as reports:
         skeleton = memory.skeleton(config)
         if (most := families.most_tokens(skeleton) or language_model.max_length) < language_model.max_length:
             raise UserError(

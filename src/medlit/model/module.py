@@ -177,7 +177,8 @@ class SpecialtyClassifier(L.LightningModule):
         self.scores, self.results = self.metrics.scores(), gather_results(self._batch_results)
         fits = self.trainer.state.fn == "validate" or (self.decoding.sets and not self.trainer.testing)
         if fits and self.results.probabilities is not None:
-            self.temperature, self.thresholds = calibrate(self.results, self.decoding.coverage)
+            power = 1.0 if self.prior is None else self.prior.power
+            self.temperature, self.thresholds = calibrate(self.results, self.decoding.coverage, power)
         temperature = 1.0 if self.trainer.testing else self.temperature or 1.0  # a test has applied it
         self.sets = sets_report(self.results, temperature, self.thresholds, self.decoding.sets)
         values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}

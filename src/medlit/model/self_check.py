@@ -84,7 +84,8 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
             versions.append(f"{package} {version(package)}")
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
     # What medlit computes follows from code and configuration; other weights can still show another fault.
-    files = sorted(Path(language_model.base_model).expanduser().glob("*.[sb]*"))  # .safetensors, .bin
+    folder = Path(language_model.base_model).expanduser()
+    files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin") and f.is_file())
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     weights += [(name, *each.shape) for name, each in inner.named_parameters() if "lora_" in name]
     config = json.dumps(inner.config.to_dict(), default=str)

@@ -22,7 +22,7 @@ from medlit.cli.environment import check_writable
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
-from medlit.errors import UserError, best_effort, stage, tell
+from medlit.errors import UserError, best_effort, report_if_slow, tell
 from medlit.evaluation.calibration import at_temperature, fit_temperature
 from medlit.evaluation.intervals import compare_systems
 from medlit.evaluation.metrics import HEADLINE, applicable
@@ -63,7 +63,7 @@ def run(args: Sequence[str]) -> int:
         for other in others:
             compare_systems(model.results, other.results)  # refuses other notes before anything is fitted
     notes = BaselineData.read(make_datamodule(config), None if model is None else model.results)
-    with stage("fitting the baselines"):
+    with report_if_slow("fitting the baselines"):
         fitted = [majority(notes), tfidf(notes)]
     folder, _ = claim(folder, numbered=run_dir is None)
     for system in [*fitted, *others]:

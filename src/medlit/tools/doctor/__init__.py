@@ -95,10 +95,7 @@ def start_probe(arguments: Sequence[str]) -> subprocess.Popen[str]:
 def read_probe(child: subprocess.Popen[str], *, has_config: bool = False) -> list[CheckResult]:
     """Wait for the child process, with a config without a time limit, and read its results."""
     if has_config:
-        print(
-            "medlit doctor: trying the config; if it fits here, loading its weights takes longest.",
-            file=sys.stderr,
-        )
+        print("medlit doctor: trying the config; if it fits, loading its weights takes longest.", file=sys.stderr)
     try:
         out, err = child.communicate(timeout=None if has_config else PROBE_SECONDS)
     except subprocess.TimeoutExpired:

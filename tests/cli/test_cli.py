@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 import yaml
-from fakes import SPECIALTIES, AtOnce, notes, write_csv
+from fakes import SPECIALTIES, AtOnce, notes, write_csv, write_notes
 
 import medlit as package
 from medlit.cli import TOOLS
@@ -621,6 +621,19 @@ def test_a_fit_and_a_test_with_sets(run_medlit: Medlit, tiny_config: Path, tmp_p
     assert curve(run, "test/set_coverage")[0][1] == pytest.approx(tested["coverage"])
     assert len(curve(run, "val/set_mean_size")) == 2
     assert "Guarantee: a set holds one" in (run / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_coverage_that_rests_on_training_notes_is_doubted(
+    run_medlit: Medlit, tiny_config: Path, tmp_path: Path
+) -> None:
+    folder, rows = write_notes(tmp_path / "notes"), notes()
+    rows["validation"][0] |= {key: rows["train"][6][key] for key in ("transcription", "medical_specialty")}
+    write_csv(folder / "validation.csv", rows["validation"])
+    settings = ["--data.source", folder, "--data.split.kind", "official", "--run_dir", tmp_path / "run"]
+    settings += ["--model.decoding.mode", "likelihood", "--model.decoding.coverage", "0.6"]
+    fit = run_medlit("fit", "--config", tiny_config, *settings, "--trainer.max_steps", "4", "--val_every_steps", "2")
+    assert fit.code == 0, fit.err
+    assert fit.err.count("model.decoding.coverage: validation texts that are training texts too: 1, so that ") == 1
 
 
 def test_a_test_leaves_its_report(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:

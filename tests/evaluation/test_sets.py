@@ -68,9 +68,9 @@ def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
 def test_validation_texts_that_were_trained_on_are_counted() -> None:
     results = make_results([0] * 6, [0] * 6, names=("Heart",), texts=[*"aabcde"])
     assert doubts_of_coverage(0.75, results, ["f"]) == ""
-    said = "model.decoding.coverage: 2 texts of validation notes are training notes too"
-    assert doubts_of_coverage(0.75, results, [*"aacf"]).startswith(said)
-    assert ". And 2 texts of validation notes" in doubts_of_coverage(0.95, results, [*"aacf"])
+    said = "validation texts that are training texts too: 2, so that new notes are covered less often; set data.split"
+    assert doubts_of_coverage(0.75, results, [*"aacf"]).startswith(f"model.decoding.coverage: {said}")
+    assert f". And {said}" in doubts_of_coverage(0.95, results, [*"aacf"])
 
 
 def test_six_specialties_with_few_notes_are_named() -> None:

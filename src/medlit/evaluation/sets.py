@@ -119,7 +119,7 @@ def doubts_of_coverage(coverage: float, results: Results, trained: Iterable[str]
     ] * bool(few)
     if leaked := len({*results.text_hashes} & {*trained}):
         doubts.append(
-            f"{leaked} texts of validation notes are training notes too, and new notes are covered less often; set"
+            f"validation texts that are training texts too: {leaked}, so that new notes are covered less often; set"
             " data.split.kind to 'grouped' or 'official_clean'"
         )
     return f"model.decoding.coverage: {'. And '.join(doubts)}." if doubts else ""

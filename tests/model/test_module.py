@@ -425,7 +425,7 @@ def test_a_validation_s_temperature_is_kept_with_the_adapter_and_tempers_tests_a
     validated = module.results
     assert validated is not None
     assert validated.probabilities is not None
-    assert f" fitted to {len(validated)} notes for 'likelihood' and stored in " in capsys.readouterr().err
+    assert f" fitted to {len(validated)} notes for '{module.decoding.mode}' and stored in " in capsys.readouterr().err
     assert module.temperature == pytest.approx(fit_temperature(validated.probabilities, validated.truth))
     assert module.temperature > 2
     kept = AdapterMetadata.read(file).temperatures

@@ -81,7 +81,8 @@ class Harness:
                     self._check(run)
                 elif self._complete(run):
                     break
-            if not self._complete(run) and (code := self._attempt(run, lambda: None, None)):
+            code = 0 if self._complete(run) else self._attempt(run, lambda: None, None)
+            if code and not self._complete(run):  # the last kill may have left nothing to do
                 print(f"fit {fits}: went on to code {code}\n{self._log(run).read_text()[-2000:]}")
                 done += here
                 continue

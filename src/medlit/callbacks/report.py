@@ -29,7 +29,7 @@ class RunReport(L.Callback):
     """
 
     written: Path | None = None  # their folder, on the first process; None before, and in a trial run
-    _reported: str | None = None  # why a coverage may not be reached
+    _doubts: str | None = None  # why a coverage may not be reached; None: not looked for yet
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
@@ -60,12 +60,13 @@ class RunReport(L.Callback):
             metrics |= {"sets": pl_module.sets} if pl_module.sets else {}
             pl_module.results.write(folder / f"{subcommand}_answers.parquet")
             write_json(folder / f"{subcommand}_metrics.json", metrics)
-        if (coverage := pl_module.decoding.coverage) is not None and subcommand != "test":
+        coverage = pl_module.decoding.coverage
+        if coverage is not None and subcommand != "test" and self._doubts is None:  # the notes stay the same
             train = trainer.datamodule.read_splits().notes.get("train")  # type: ignore[attr-defined]
             trained = () if train is None else train["text_hash"][:]
-            if (sentence := doubts_of_coverage(coverage, pl_module.results, trained)) not in ("", self._reported):
-                self._reported = sentence
-                tell(sentence)
+            self._doubts = doubts_of_coverage(coverage, pl_module.results, trained)
+            if self._doubts:
+                tell(self._doubts)
         what = f"validation at step {trainer.global_step}" if subcommand == "fit" else subcommand
         shown = ", ".join(f"{metric.title} {metric.value(scores)}" for metric in applicable(HEADLINE, scores))
         tell(title := f"{what}: {shown}, {scores['n']} notes")

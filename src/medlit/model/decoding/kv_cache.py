@@ -17,7 +17,6 @@ B notes, T prompt tokens, C cached columns, q new tokens a row, D width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,42 +29,6 @@ from medlit.model.families import attention_kinds, body, shares_prompts, sliding
 from medlit.model.packing import common_beginning, share_beginning, shared_row, shares_beginning
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
-
-
-@dataclass(frozen=True)
-class Prefix(ABC):
-    """B rows of computed tokens that can be continued."""
-
-    model: nn.Module
-    mask: Tensor  # columns that are the row's own tokens, (B, C) bool
-    lengths: Tensor  # tokens of each row, (B,) int64: the position of the next token
-    last: Tensor  # hidden state of each row's last token, after the final norm, (B, D)
-
-    @abstractmethod
-    def rows(self, chosen: Tensor) -> Prefix:
-        """Some of the rows, by their indices, (b,) int64."""
-
-    @abstractmethod
-    def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
-        """Hidden states of tokens that follow every row; the prefix stays unchanged.
-
-        Args:
-            tokens: the same for every row, (q,) int64.
-            offsets: each token's distance from the row's end, 0 for the next one, (q,) int64.
-            attends: which of the new tokens each attends to, itself included, (q, q) bool.
-
-        Returns:
-            After the final norm, (B, q, D).
-        """
-
-    @abstractmethod
-    def extend(self, tokens: Tensor, real: Tensor) -> Prefix:
-        """Append tokens to each row.
-
-        Args:
-            tokens: right-padded, at least one of each row real, (B, q) int64.
-            real: True on tokens, False on padding, (B, q) bool.
-        """
 
 
 def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
@@ -112,26 +75,36 @@ def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -
 
 
 @dataclass(frozen=True)
-class KVCache(Prefix):
-    """Keys and values of B rows."""
+class KVCache:
+    """B rows of computed tokens that can be continued, by their keys and values."""
 
+    model: nn.Module
+    mask: Tensor  # columns that are the row's own tokens, (B, C) bool
+    lengths: Tensor  # tokens of each row, (B,) int64: the position of the next token
+    last: Tensor  # hidden state of each row's last token, after the final norm, (B, D)
     layers: Layers  # keys and values of every layer, (B, heads, C, head width) each
     as_tuple: bool  # the model takes the layers as a tuple; otherwise as a `DynamicCache`
 
     def rows(self, chosen: Tensor) -> KVCache:
-        """See `Prefix`."""
+        """Some of the rows, by their indices, (b,) int64."""
         layers = tuple((keys[chosen], values[chosen]) for keys, values in self.layers)
         return KVCache(self.model, self.mask[chosen], self.lengths[chosen], self.last[chosen], layers, self.as_tuple)
 
     def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
-        """See `Prefix`."""
+        """Hidden states after the final norm, (B, q, D), of tokens that follow every row; nothing is changed.
+
+        Args:
+            tokens: the same for every row, (q,) int64.
+            offsets: each token's distance from the row's end, 0 for the next one, (q,) int64.
+            attends: which of the new tokens each attends to, itself included, (q, q) bool.
+        """
         rows = len(self.mask)
         positions = self.lengths[:, None] + offsets
         hidden, _ = self._forward(tokens.expand(rows, -1), positions, attends.expand(rows, -1, -1), keep=False)
         return hidden
 
     def extend(self, tokens: Tensor, real: Tensor) -> KVCache:
-        """See `Prefix`."""
+        """Append right-padded tokens to each row, at least one of which is real, (B, q) int64; `real` is bool."""
         width = tokens.shape[1]
         positions = self.lengths[:, None] + torch.arange(width, device=tokens.device)
         causal = torch.ones(width, width, dtype=torch.bool, device=tokens.device).tril()
@@ -165,9 +138,13 @@ class KVCache(Prefix):
 
 
 @dataclass(frozen=True)
-class Replay(Prefix):
-    """B rows whose tokens are computed again for every continuation."""
+class Replay:
+    """B rows whose tokens are computed again for every continuation; what has a name of `KVCache` is the same."""
 
+    model: nn.Module
+    mask: Tensor
+    lengths: Tensor
+    last: Tensor
     ids: Tensor  # right-padded, (B, C) int64
 
     @classmethod
@@ -177,11 +154,11 @@ class Replay(Prefix):
         return cls(model, real, lengths, _last(_hidden(model, ids), lengths), ids)
 
     def rows(self, chosen: Tensor) -> Replay:
-        """See `Prefix`."""
+        """See `KVCache`."""
         return Replay(self.model, self.mask[chosen], self.lengths[chosen], self.last[chosen], self.ids[chosen])
 
     def look_ahead(self, tokens: Tensor, offsets: Tensor, attends: Tensor) -> Tensor:
-        """See `Prefix`; one pass for each new token that no other one attends to."""
+        """See `KVCache`; one pass for each new token that no other one attends to."""
         out = self.last[:, None].repeat(1, len(tokens), 1)
         for end in (attends.sum(dim=0) == 1).nonzero()[:, 0].tolist():
             path = attends[end].nonzero()[:, 0]
@@ -194,8 +171,11 @@ class Replay(Prefix):
         return out
 
     def extend(self, tokens: Tensor, real: Tensor) -> Replay:
-        """See `Prefix`."""
+        """See `KVCache`."""
         return Replay.of(self.model, *append_tokens(self.ids, self.lengths, tokens, real))
+
+
+Prefix = KVCache | Replay
 
 
 def append_tokens(ids: Tensor, lengths: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

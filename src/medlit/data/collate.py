@@ -103,7 +103,7 @@ class EvalBatch(NamedTuple):
     accepted: Tensor  # of all labels of each note, its first repeated to fill the row, (B, most labels) int64
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
     """Padded rows, and 1 where a value is not padding, both (B, T) int64."""
     lengths = np.array([len(row) for row in rows])
     width = lengths.max()
@@ -161,7 +161,7 @@ class Collator:
 
     def train(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
         """Right-pad prompt and response of B notes."""
-        input_ids, _ = _pad([row["input_ids"] + self._answer(row["specialty"]) for row in rows], self.pad_id, "right")
+        input_ids, _ = pad([row["input_ids"] + self._answer(row["specialty"]) for row in rows], self.pad_id, "right")
         places, targets = self._supervise(rows, range(0, input_ids.numel(), input_ids.shape[1]))
         lengths = [self.length(row) for row in rows]
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
@@ -191,7 +191,7 @@ class Collator:
 
     def prompts(self, rows: Sequence[TokenisedNote]) -> Prompts:
         """Left-pad the prompts of B rows."""
-        input_ids, real = _pad([row["input_ids"] for row in rows], self.pad_id, "left")
+        input_ids, real = pad([row["input_ids"] for row in rows], self.pad_id, "left")
         numbers, ids = [row["row"] for row in rows], [row["id"] for row in rows]
         return Prompts(input_ids, real, numbers, ids, [row["cut_tokens"] for row in rows])
 

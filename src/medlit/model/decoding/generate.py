@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medlit.data.collate import Prompts
+from medlit.data.collate import Prompts, pad
 from medlit.data.labels import LabelSet
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.likelihood import Answers, LabelScorer
@@ -55,7 +55,8 @@ class Generate:
             if len(pending) < len(rows):
                 cache = cache.rows(torch.tensor([rows.index(row) for row in pending], device=cache.last.device))
                 rows = list(pending)
-            cache = cache.extend(*_padded(list(pending.values()), cache.last.device))
+            tokens, real = (x.to(cache.last.device) for x in pad(list(pending.values()), 0, "right"))
+            cache = cache.extend(tokens, real.bool())
             chosen = self.next_tokens(cache.last, rows, answers)
             pending = {
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
@@ -73,9 +74,8 @@ class Generate:
     def _look_up(self, cache: Prefix, answers: list[list[int]]) -> tuple[dict[int, list[int]], Tensor | None]:
         """Answer as far as the trie leads.
 
-        Returns:
-            Rows that left the trie and are not finished -> their answers so far, which the cache does not hold yet. And
-            each label's log-likelihood, (B, K), if the labels were scored.
+        Returns unfinished rows that left the trie -> their answers so far, which the cache does not hold yet; and each
+        label's log-likelihood, (B, K), if the labels were scored.
         """
         device = cache.last.device
         # More nodes than the prompts have columns would cost more than they save.
@@ -112,11 +112,3 @@ class Generate:
         tokens = answer[:-1] if answer[-1] in self.ends else answer
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded tokens and which of them are real, (b, q)."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
-    return tokens, real

@@ -50,11 +50,13 @@ def apply_prior(answers: Answers, prior: FloatArray, names: tuple[str, ...]) -> 
     """The same notes answered by the language model's probabilities times a prior, given as its logarithm, (B, K)."""
     assert answers.log_likelihoods is not None
     scores = answers.log_likelihoods.double().log_softmax(dim=1) + torch.from_numpy(prior)
-    label_ids = scores.argmax(dim=1)
+    return _answers(scores.argmax(dim=1), scores, answers.label_nats, names)
+
+
+def _answers(label_ids: Tensor, scores: Tensor, label_nats: Tensor | None, names: tuple[str, ...]) -> Answers:
+    """These labels as answers, with the scores of all K labels, (B, K)."""
     texts = [names[label] for label in label_ids.tolist()]
-    return answers._replace(
-        label_ids=label_ids, texts=texts, probabilities=scores.softmax(dim=1).float(), log_likelihoods=scores.float()
-    )
+    return Answers(label_ids, texts, scores.softmax(dim=1).float(), scores.float(), label_nats)
 
 
 class LabelScorer:
@@ -74,12 +76,7 @@ class LabelScorer:
         self.edge_tokens = torch.tensor([token for _, token in trie.edges], dtype=torch.long)  # E
 
     def hidden(self, cache: Prefix, nodes: Tensor) -> Tensor:
-        """Hidden states after some nodes, (B, n, D).
-
-        Args:
-            cache: B prompts.
-            nodes: n nodes with all their ancestors, ascending.
-        """
+        """Hidden states after B prompts and n nodes, ascending and with all their ancestors, (B, n, D)."""
         device = cache.lengths.device
         # Row: node, column: it and its ancestors.
         attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
@@ -117,10 +114,7 @@ class LabelScorer:
         return scores - top - total.log()
 
     def _passes(self, width: int) -> list[Tensor]:
-        """Nodes of one pass each; with their ancestors no more than the prompts have columns.
-
-        So a pass takes no more memory than the prompts did, whatever the number of labels.
-        """
+        """Nodes of one pass each; with their ancestors no more than the prompts have columns, to bound the memory."""
         nodes = torch.arange(len(self.trie))
         deepest = int(self.depths.max()) + 1 if len(nodes) else 0
         most = min(width, _LOGIT_ROWS)
@@ -168,9 +162,7 @@ class Likelihood:
     def __call__(self, prompts: Prompts) -> Answers:
         """Answer B notes."""
         nats = _on_host(self.scorer.paths(self.scorer.edges(read_prompts(self.scorer.model, prompts))), prompts)
-        label_ids = nats.argmax(dim=1)
-        texts = [self.label_set.names[label] for label in label_ids.tolist()]
-        return Answers(label_ids, texts, nats.softmax(dim=1), nats, nats)
+        return _answers(nats.argmax(dim=1), nats, nats, self.label_set.names)
 
 
 @dataclass(frozen=True)
@@ -190,10 +182,7 @@ class Constrained:
         scorer = self.scorer
         over_vocabulary = _on_host(scorer.edges(read_prompts(scorer.model, prompts)), prompts)
         edges = scorer.among_siblings(over_vocabulary)
-        label_ids = self._walk(edges)
-        scores = scorer.paths(edges)
-        texts = [self.label_set.names[label] for label in label_ids.tolist()]
-        return Answers(label_ids, texts, scores.softmax(dim=1), scores, scorer.paths(over_vocabulary))
+        return _answers(self._walk(edges), scorer.paths(edges), scorer.paths(over_vocabulary), self.label_set.names)
 
     def _walk(self, edges: Tensor) -> Tensor:
         """The label at the end of each row's most likely edges, (B,) int64."""

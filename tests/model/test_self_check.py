@@ -15,15 +15,17 @@ import pytest
 import torch
 from fakes import randomise_adapter
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
 from tiny_families import FAMILIES, tiny_model
 from torch import Tensor, nn
 
 from medlit.errors import UserError
+from medlit.model import language_model
 from medlit.model.decoding import kv_cache, likelihood
-from medlit.model.families import REPLAY, decoder_layers, sliding_window
+from medlit.model.families import REPLAY, decoder_layers, fit_targets, peft_targets, sliding_window
 from medlit.model.head import head_logits
-from medlit.model.self_check import check_numbers
-from medlit.model.settings import LanguageModel
+from medlit.model.self_check import Compared, check_numbers, compare
+from medlit.model.settings import LanguageModel, Lora
 
 SETTINGS = LanguageModel("tiny", max_length=64)
 COMMON = 32  # tokens of a beginning that a CPU computes once, at this length
@@ -47,6 +49,40 @@ def test_families_pass(family: str, caplog: pytest.LogCaptureFixture) -> None:
     assert WITHOUT_STOCK not in caplog.text
     replayed = ("bloom", "qwen3_next", "lfm2", "falcon_mamba", "falcon_h1", "llama4_text")
     assert vars(model)[REPLAY] == (family in replayed)
+
+
+def adapted(model: nn.Module, **settings: Any) -> nn.Module:  # noqa: ANN401 - Lora's own
+    lora = fit_targets(model, Lora(**settings))
+    return get_peft_model(model, LoraConfig(**lora.as_peft() | peft_targets(model, lora))).eval()  # type: ignore[arg-type]
+
+
+def worst(model: nn.Module, of: str = "") -> float:
+    """The greatest difference as a part of what is allowed; 1 is refused."""
+    return max(apart / allowed for what, apart, allowed in compare(model, SETTINGS)[0] if what.startswith(of))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_right_numbers_are_far_from_being_refused(family: str, dtype: torch.dtype) -> None:
+    model = tiny_model(family).to(dtype)
+    vars(model)[REPLAY] = family == "bloom"
+    model = adapted(model)
+    assert worst(model) < 0.6
+    assert any(each.what == "a batch's loss in training" for each in compare(model, SETTINGS)[0])
+
+
+@pytest.mark.parametrize("scale", [0.97, 1.02])
+@pytest.mark.parametrize("module", [likelihood, language_model], ids=["answers", "loss"])
+def test_scaled_logits_show_in_bfloat16(module: Any, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    model = tiny_model("opt").bfloat16()
+    monkeypatch.setattr(module, "head_logits", lambda *given: scale * head_logits(*given))
+    assert worst(model) > 1.2
+
+
+@pytest.mark.parametrize("change", [-1, 1, 1000])
+def test_a_window_off_by_one_token_shows_in_bfloat16(change: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "sliding_window", lambda model: change + (sliding_window(model) or 0))
+    assert worst(tiny_model("mistral").bfloat16()) > 1.2
 
 
 def test_4_bit_layers_that_compute_in_bfloat16_are_held_to_bfloat16() -> None:
@@ -139,6 +175,62 @@ def test_an_adapter_stays_and_replaced_methods_of_modules_do_not(caplog: pytest.
     module.forward = MethodType(_with_scale(type(module).forward), module)
     with pytest.raises(UserError, match=r" differs by [\d.]+ nats; choose"):
         check_numbers(model, SETTINGS)
+
+
+def test_a_fault_in_training_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = resolve_name(f"{LLAMA}.LlamaMLP.forward")
+    monkeypatch.setattr(f"{LLAMA}.LlamaMLP.forward", lambda self, x: stock(self, (1.5 if self.training else 1) * x))
+    check_numbers(tiny_model("llama"), SETTINGS)  # of a bare model nothing is trained
+    with pytest.raises(UserError, match=r": a batch's loss in training differs by [\d.]+ nats; choose"):
+        check_numbers(adapted(tiny_model("llama")), SETTINGS)
+
+
+def test_an_update_that_is_added_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = Linear.forward
+
+    def twice(self: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        return 2 * stock(self, x) - self.base_layer(x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Linear, "forward", twice)
+    with pytest.raises(UserError, match=r" differs by [\d.]+ nats; choose"):
+        check_numbers(adapted(tiny_model("llama")), SETTINGS)
+
+
+@pytest.mark.parametrize("variant", [{"dora": True}, {"rslora": True}, {"r": 4, "alpha": 64}, {"dropout": 0.5}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_pass_and_stay_as_they_are(family: str, variant: dict[str, Any]) -> None:
+    model = adapted(tiny_model(family), **variant).train()
+    layer: Any = decoder_layers(model)[0]
+    if family == "llama":
+        layer.self_attn.attention_dropout = 0.5
+    randomise_adapter(model)
+    before, state = {name: weight.clone() for name, weight in model.state_dict().items()}, torch.get_rng_state()
+    check_numbers(model, SETTINGS)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(part.training for part in model.modules())
+    assert family != "llama" or layer.self_attn.attention_dropout == 0.5
+    rates = {part.p for part in model.modules() if isinstance(part, nn.Dropout)}
+    assert rates <= {0.0, 0.1, 0.5}
+    assert "dropout" not in variant or 0.5 in rates
+    assert worst(model.eval()) < 0.6
+
+
+def test_packed_notes_are_compared_where_a_model_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medlit.model.self_check.can_pack", lambda model: True)  # computed padded, as this is a CPU
+    found, _ = compare(adapted(tiny_model("mistral")), SETTINGS)
+    names = [each.what for each in found]
+    assert names.count("a packed batch's loss") == names.count("a batch's loss in training") == 3
+    assert all(isinstance(each, Compared) and each.apart < each.allowed for each in found)
+
+
+def test_another_adapter_is_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    for count, model in enumerate(
+        [tiny_model("llama"), adapted(tiny_model("llama")), adapted(tiny_model("llama"), dora=True)], start=1
+    ):
+        check_numbers(model, SETTINGS)
+        assert len(list((tmp_path / "cache" / "checked").iterdir())) == count
 
 
 def test_a_model_that_stock_classes_do_not_fit_is_compared_with_itself(
@@ -253,14 +345,6 @@ def test_a_check_without_stock_classes_is_not_remembered(monkeypatch: pytest.Mon
     assert not records.exists()
     check_numbers(tiny_model("llama"), SETTINGS)
     assert len(list(records.iterdir())) == 1
-
-
-def test_an_adapted_model_is_checked_though_its_base_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
-    check_numbers(tiny_model("llama"), SETTINGS)
-    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))  # type: ignore[arg-type]
-    check_numbers(adapted.eval(), SETTINGS)
-    assert len(list((tmp_path / "cache" / "checked").iterdir())) == 2
 
 
 def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

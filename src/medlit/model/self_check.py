@@ -1,11 +1,15 @@
 """Check, before a base model is used, that medlit computes the model's own numbers.
 
 Families of models differ in scales, caps, windows and states, and new ones appear every month; a wrong number would
-look like any other. So the loss and the labels' log-likelihoods of made-up prompts, one short, one of the greatest
-length and some that begin alike, are compared with plain forward passes over the loaded weights. These run through
-stock classes of transformers, since Unsloth replaces the loaded ones on a GPU and makes mistakes itself. Where the
-shared prompt of `kv_cache` does not reproduce the numbers, it is computed again for each label; where that does not
-either, the model is refused.
+look like any other. So the loss and the log-likelihoods of made-up prompts and answers, one short, one of the greatest
+length, some that begin alike and some that repeat what a window just shows and just hides, are compared with plain
+forward passes over the loaded weights. These run through stock classes of transformers, since Unsloth replaces the
+loaded ones on a GPU and makes mistakes itself. An adapter, which changes nothing at first, gets random weights
+meanwhile, and the loss is computed in training too. Where the shared prompt of `kv_cache` does not reproduce the
+numbers, it is computed again for each label; where that does not either, the model is refused.
+
+How far rounding takes numbers apart depends on the format, the depth and the family, so it is measured: one plain pass
+is repeated with each embedding changed by a unit in its last place.
 """
 
 import contextlib
@@ -13,36 +17,47 @@ import copy
 import json
 import logging
 import random
+import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
 from lightning.fabric.utilities import move_data_to_device
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
-from medlit.data.collate import Collator, unnamed_rows
+from medlit.data.collate import Batch, Collator, TokenisedNote, unnamed_rows
 from medlit.data.prompt import Prompt
 from medlit.errors import WrongNumbersError, best_effort, tell
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
-from medlit.model.families import REPLAY, causal_lm, shares_prompts, text_config
+from medlit.model.families import REPLAY, causal_lm, shares_prompts, sliding_window, text_config
 from medlit.model.head import head_logits
-from medlit.model.language_model import at_default_precision, inference_mode, loss_sum
+from medlit.model.language_model import at_default_precision, inference_mode, loss_sum, train_mode
+from medlit.model.packing import can_pack
 from medlit.model.settings import LanguageModel
 from medlit.paths import __version__, cache_dir
 from medlit.unsloth_first import stock_class
 
 _SHORT, _ALIKE = 5, 32  # tokens of a prompt, and of a common beginning that a CPU computes once for four prompts
+_ANSWER = 16  # tokens of the answer whose loss is compared
+_REPEATED = 16  # tokens that a prompt's end and its middle have in common
+_TOP, _DRAWN = 8, 256  # tokens whose log-likelihood is compared: each prompt's likeliest, and random ones
+_MARGIN = 5.0  # times the measured rounding, by up to 2.7 of which right models differed, are a fault
+_LEAST, _MOST = 1e-4, 0.5  # bounds of the measured rounding in nats
+_ROWS = 256  # of logits that are held in float32 at once
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
-_USED = "torch transformers peft unsloth unsloth_zoo bitsandbytes triton torchao flash-linear-attention causal-conv1d"
+_ON_GPU = ["triton", "torchao", "flash-linear-attention", "causal-conv1d"]
+_USED = ["torch", "transformers", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", *_ON_GPU]
 _log = logging.getLogger(__name__)
 
 
@@ -58,10 +73,11 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
     if inner.device.type == "cpu":  # a GPU takes about a second
         what = f"the numbers of {language_model.base_model} against plain transformers"
         tell(f"checking {what}; up to minutes on a CPU, again when settings or versions change")
+    was_training = model.training
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay
-        fault, is_stock = _fault(model, language_model.max_length)
+        fault, is_stock = _fault(model, language_model)
         if not fault:
             break
     else:
@@ -69,6 +85,8 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
             f"model.language_model.base_model: medlit does not reproduce the numbers of {language_model.base_model}"
             f" ({type(inner).__name__}): {fault}; choose another base model."
         )
+    if was_training:
+        train_mode(model, language_model)
     if inner.__dict__[REPLAY]:
         _log.info("%s: prompts are computed again for each label, which is slower", type(inner).__name__)
     if is_stock and time.perf_counter() - start > REMEMBERED:
@@ -78,8 +96,8 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = ["common beginning", __version__]
-    for package in _USED.split():
+    versions = ["loss in training", __version__]
+    for package in _USED:
         with contextlib.suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
     device = torch.cuda.get_device_name(inner.device) if inner.device.type == "cuda" else "cpu"
@@ -87,83 +105,248 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     folder = Path(language_model.base_model).expanduser()
     files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin") and f.is_file())
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
-    weights += [(name, *each.shape) for name, each in inner.named_parameters() if "lora_" in name]
     config = json.dumps(inner.config.to_dict(), default=str)
+    layers = (part for part in inner.modules() if isinstance(part, LoraLayer))
+    adapter = [(type(part), part.r, part.scaling, str(part.lora_dropout), [*part.lora_variant]) for part in layers]
     settings = replace(language_model, gradient_checkpointing="auto", memory_budget_gib=None)  # both for training alone
     settings = replace(settings, prompt_format="alpaca", batch_tokens=0)
-    return cache_key(versions, device, str(inner.dtype), settings, weights, config)
+    return cache_key(versions, device, str(inner.dtype), settings, weights, config, adapter)
 
 
-def _fault(model: nn.Module, longest: int) -> tuple[str, bool]:
+class Compared(NamedTuple):
+    """One of medlit's numbers beside the model's own."""
+
+    what: str
+    apart: float  # nats a token, the root mean square where several numbers are compared
+    allowed: float
+
+
+class _Plain(NamedTuple):
+    """What plain forward passes find about batches of B prompts and an answer, on the host in float64, in nats."""
+
+    batches: list[list[TokenisedNote]]
+    answer: list[int]
+    following: tuple[Tensor, ...]  # of each batch: log-probabilities at the answer's first three tokens, (B, 3, V)
+    nats: tuple[Tensor, ...]  # of each batch: the answer's log-likelihood, (B,)
+    rounding: float  # how much a log-probability of the longest prompt changes with the embeddings' last place
+    is_stock: bool  # through stock classes of transformers
+
+
+def _fault(model: nn.Module, language_model: LanguageModel) -> tuple[str, bool]:
     """What differs and by how much, empty if nothing does; and whether stock classes of transformers say so."""
-    config = text_config(model)
-    # Ids from the middle of the vocabulary, as its ends hold control tokens.
-    a, b, c, d, *ids = random.Random(0).choices(range(config.vocab_size // 8, config.vocab_size // 2), k=longest)
-    labels = [[a, b, c], [a, d], [b]]
-    # A CPU computes prompts that begin alike by separate code; a GPU computes the beginning of any prompts once.
-    alike = min(_ALIKE, longest // 2)
-    batches = [[ids[:_SHORT], ids[: longest - 4]], [ids[:alike] + ids[alike + i : alike + 3 * i] for i in range(1, 5)]]
+    try:
+        compared, is_stock = compare(model, language_model)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _log.debug("%s", error, exc_info=True)
+        return f"labels cannot be scored ({type(error).__name__})", False
+    wrong = next((each for each in compared if not each.apart <= each.allowed), None)
+    return f"{wrong.what} differs by {wrong.apart:.2g} nats" if wrong else "", is_stock
+
+
+def compare(model: nn.Module, language_model: LanguageModel) -> tuple[list[Compared], bool]:
+    """Compare a model's numbers with plain passes, through stock classes or not; leaves it in inference mode."""
     inner = causal_lm(model)
-    batches = batches[: 1 + (inner.device.type == "cpu")]
     # Nothing is compiled for a few passes, which took a minute. Lightning builds models within their device's context;
     # what is made here is moved there where it is needed.
-    eager = torch.compiler.set_stance("force_eager")
-    with eager, torch.device("cpu"), torch.no_grad(), at_default_precision(inner.device):
-        collator = Collator(lambda _: labels[0], pad_id=0, label_names=("",))
-        compared = list[tuple[str, Tensor, Tensor]]()
-        try:
-            plain, is_stock = _plain(inner, [*chain(*batches)], labels)
-            scorer = LabelScorer(model, TokenTrie.of(labels))
-            for prompts, theirs in zip(batches, torch.split(plain, [*map(len, batches)]), strict=True):
-                batch = collator.evaluate(unnamed_rows([Prompt(prompt, 0) for prompt in prompts]))
-                batch = move_data_to_device(batch, inner.device)
-                prefix = read_prompts(model, batch.prompts)
-                ours = scorer.paths(scorer.edges(prefix))
-                names = [f"a label's log-likelihood after {len(prompt)} tokens" for prompt in prompts]
-                compared += [*zip(names, ours, theirs, strict=True)]
-                compared += [("a batch's loss", loss_sum(model, batch.loss), -theirs[:, 0].sum())]
-                nats = torch.zeros_like(ours[:, 0])
-                for token in labels[0]:
-                    nats += head_logits(model, prefix.last).log_softmax(dim=1)[:, token]
-                    tokens = torch.full_like(prefix.lengths, token)[:, None]
-                    prefix = prefix.extend(tokens, tokens == token)
-                compared += [("the log-likelihood of generated tokens", nats, theirs[:, 0])]
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            _log.debug("%s", error, exc_info=True)
-            return f"labels cannot be scored ({type(error).__name__})", False
-    # Differences in nats that the number format explains; 4-bit layers may compute in another one than the rest.
-    formats = {inner.dtype, *(getattr(part, "compute_dtype", None) or inner.dtype for part in inner.modules())}
-    absolute, relative = (1e-3, 1e-4) if formats <= {torch.float32, torch.float64} else (0.25, 0.02)
-    for name, value, reference in compared:
-        difference = (value.double().cpu() - reference.double().cpu()).abs()
-        wrong = ~(difference <= absolute + relative * reference.double().cpu().abs())
-        if wrong.any():
-            return f"{name} differs by {float(difference[wrong].max()):.2g} nats", is_stock
-    return "", is_stock
+    eager, host = torch.compiler.set_stance("force_eager"), torch.device("cpu")
+    random_state = torch.random.fork_rng([] if inner.device.type == "cpu" else [inner.device])
+    with eager, host, random_state, torch.no_grad(), at_default_precision(inner.device), _random_adapter(model):
+        plain = _plain(inner, *_made_up(model, language_model.max_length))
+        differences = [*_answers(model, plain), *_losses(model, plain, language_model)]
+    allowed = _MARGIN * min(max(plain.rounding, _LEAST), _MOST)
+    apart = [(what, float(each.double().square().mean().sqrt())) for what, each in differences]
+    return [Compared(what, nats, allowed) for what, nats in apart], plain.is_stock
 
 
-def _plain(inner: Any, prompts: list[list[int]], labels: list[list[int]]) -> tuple[Tensor, bool]:  # noqa: ANN401
-    """Each label's log-likelihood after each prompt by plain passes, (prompts, labels); whether of stock classes."""
+def _made_up(model: nn.Module, longest: int) -> tuple[list[list[TokenisedNote]], list[int]]:
+    """Batches of prompts, the second prompt being the longest that leaves room for the answer; and the answer."""
+    text = text_config(model)
+    length = longest - max(3, min(_ANSWER, longest // 4))
+    # Ids from the middle of the vocabulary, as its ends hold control tokens.
+    ids = random.Random(0).choices(range(text.vocab_size // 8, text.vocab_size // 2), k=longest)
+    if (first := text.bos_token_id) in range(text.vocab_size):  # without it some trained models predict nothing
+        ids[0] = first
+    ids, answer = ids[:length], ids[length:]
+    # The answer stands earlier too, after the prompt's last tokens, where a window just hides or just shows it.
+    window = sliding_window(model) or longest
+    reaches = window + _REPEATED + 2 <= length
+    batches = [[ids[:_SHORT], _repeat(ids, answer, window + 1 if reaches else length // 2)]]
+    batches += [[_repeat(ids[: window + _REPEATED + 1], answer, window)]] if reaches else []
+    if causal_lm(model).device.type == "cpu":
+        # A CPU computes prompts that begin alike by separate code; a GPU computes the beginning of any prompts once.
+        alike = min(_ALIKE, longest // 2)
+        batches.append([ids[:alike] + ids[alike + i : alike + 3 * i] for i in range(1, 5)])
+    return [unnamed_rows([Prompt(each, 0) for each in batch]) for batch in batches], answer
+
+
+def _repeat(prompt: list[int], answer: list[int], apart: int) -> list[int]:
+    """A prompt whose last tokens stand `apart` tokens earlier too, where as much of the answer as fits follows them."""
+    size, end = max(1, min(_REPEATED, apart - 3)), len(prompt) - apart
+    known = answer[: apart - size]
+    return [*prompt[: end - size], *prompt[-size:], *known, *prompt[end + len(known) :]]
+
+
+def _answers(model: nn.Module, plain: _Plain) -> Iterator[tuple[str, Tensor]]:
+    """How far log-likelihoods of tokens and labels are from the plain ones, in nats a token."""
+    a, b, c, *_ = plain.answer
+    firsts = torch.cat(plain.following)[:, 0]
+    middle = range(firsts.shape[1] // 8, firsts.shape[1] // 2)
+    *drawn, d = random.Random(1).sample(middle, min(_DRAWN, len(middle) // 2) + 1)
+    tokens = sorted({*drawn, *firsts.topk(_TOP).indices.flatten().tolist()})
+    labels = [[a, b, c], [a, d], [b]]
+    scorer = LabelScorer(model, TokenTrie.of([*labels, *([token] for token in tokens)]))
+    collator, of_tokens = Collator(lambda _: plain.answer, pad_id=0), list[Tensor]()
+    for rows, following in zip(plain.batches, plain.following, strict=True):
+        prefix = read_prompts(model, move_data_to_device(collator.prompts(rows), causal_lm(model).device))
+        scores = scorer.paths(scorer.edges(prefix)).double().cpu()
+        first, second, third = following.unbind(dim=1)
+        of_tokens.append(scores[:, len(labels) :] - first[:, tokens])
+        whole = first[:, a] + second[:, b] + third[:, c]
+        reference = torch.stack([whole, first[:, a] + second[:, d], first[:, b]], dim=1)
+        of_labels = (scores[:, : len(labels)] - reference) / torch.tensor([*map(len, labels)]).sqrt()
+        generated = -whole
+        for token in labels[0]:
+            generated += head_logits(model, prefix.last).log_softmax(dim=1)[:, token].double().cpu()
+            chosen = torch.full_like(prefix.lengths, token)[:, None]
+            prefix = prefix.extend(chosen, chosen == token)
+        for i, row in enumerate(rows):
+            length = len(row["input_ids"])
+            yield f"the log-likelihood of a token after {length}", of_tokens[-1][i]
+            yield f"a label's log-likelihood after {length} tokens", of_labels[i]
+            yield f"the log-likelihood of tokens generated after {length}", generated[i] / len(labels[0]) ** 0.5
+    # Where all logits are scaled, many small differences point in one direction.
+    direction = firsts[:, tokens] - firsts[:, tokens].mean(dim=1, keepdim=True)
+    yield "the scale of logits", (torch.cat(of_tokens) * direction).sum() / direction.norm()
+
+
+def _losses(model: nn.Module, plain: _Plain, language_model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """How far the answer's loss is from the plain one, in nats a token; in training too where an adapter is trained."""
+    collator = Collator(lambda _: plain.answer, pad_id=0)
+
+    def differences(what: str, collate: Callable[[list[TokenisedNote], int], Batch]) -> Iterator[tuple[str, Tensor]]:
+        for rows, nats in zip(plain.batches, plain.nats, strict=True):
+            batch = move_data_to_device(collate(rows, 1), causal_lm(model).device)
+            yield what, (loss_sum(model, batch).cpu() + nats.sum()) / len(batch.targets) ** 0.5
+
+    yield from differences("a batch's loss", collator.train)
+    # FP8 rounds inputs in training alone.
+    if any(isinstance(part, LoraLayer) for part in model.modules()) and not language_model.load_in_fp8:
+        with _training(model, language_model):
+            yield from differences("a batch's loss in training", collator.train)
+            if can_pack(model):
+                yield from differences("a packed batch's loss", collator.packed)
+
+
+@contextlib.contextmanager
+def _random_adapter(model: nn.Module) -> Iterator[None]:
+    """Weights with which a new adapter, otherwise the identity, adds about a twentieth to the output of its layers."""
+    kept, draw = list[tuple[Tensor, Tensor]](), torch.Generator().manual_seed(0)
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, LoraLayer)]
+    for part, name in [(each, name) for each in layers for name in each.lora_B]:
+        weight = part.lora_B[name].weight
+        kept.append((weight, weight.clone()))
+        std = 0.1 / (part.scaling[name] * part.r[name] ** 0.5)
+        weight.copy_(std * torch.randn(weight.shape, generator=draw))
     try:
-        nats = _forwards(_stock_model(inner), prompts, labels)
-        if nats.isfinite().all():
-            return nats, True
+        yield
+    finally:
+        for weight, old in kept:
+            weight.copy_(old)
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module, language_model: LanguageModel) -> Iterator[None]:
+    """Training mode without dropout and jitter, whose rates modules or the configuration hold."""
+    owners: list[Any] = [*model.modules(), text_config(model)]
+    rates = [
+        (owner.__dict__, name, value)
+        for owner in owners
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and (name == "p" or re.search("drop|jitter", name))
+    ]
+    for owner, name, _ in rates:
+        owner[name] = 0.0
+    train_mode(model, language_model)
+    try:
+        yield
+    finally:
+        inference_mode(model)
+        for owner, name, value in rates:
+            owner[name] = value
+
+
+def _plain(inner: Any, batches: list[list[TokenisedNote]], answer: list[int]) -> _Plain:  # noqa: ANN401
+    try:
+        found = _forwards(_stock_model(inner), batches, answer)
+        if all(each.isfinite().all() for each in found.following):
+            return found._replace(is_stock=True)
     except Exception as error:
         _log.debug("%s", error, exc_info=True)
     # Stock classes may not fit the weights, the memory or the number format; the loaded ones at least run.
     _log.info("%s is checked without stock classes of transformers", type(inner).__name__)
-    return _forwards(inner, prompts, labels), False
+    return _forwards(inner, batches, answer)
 
 
-def _forwards(plain: Any, prompts: list[list[int]], labels: list[list[int]]) -> Tensor:  # noqa: ANN401 - as above
-    nats = []
-    for prompt, label in product(prompts, labels):
-        ids = torch.tensor([prompt + label], device=plain.device)
-        logits = plain(input_ids=ids, use_cache=False).logits[0, -len(label) - 1 : -1].float()
-        nats.append(logits.log_softmax(dim=-1).gather(1, ids[0, -len(label) :, None]).sum())
-    return torch.stack(nats).view(len(prompts), len(labels))
+def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int]) -> _Plain:  # noqa: ANN401
+    following, nats, rounding = [], [], Tensor()
+    for i, row in enumerate(chain(*batches)):
+        prompt = row["input_ids"]
+        ids = torch.tensor(prompt + answer, device=plain.device)
+        logits = plain(input_ids=ids[None], use_cache=False).logits[0]
+        rows = logits[len(prompt) - 1 : -1].float().log_softmax(dim=-1)
+        following.append(rows[:3].double().cpu())
+        nats.append(rows.gather(1, ids[len(prompt) :, None]).double().sum().cpu())
+        if i == 1:
+            before = _at(logits, ids[:_DRAWN])
+            with _changed_embeddings(plain):
+                logits = plain(input_ids=ids[None], use_cache=False).logits[0]
+            rounding = (_at(logits, ids[:_DRAWN]) - before).square().mean().sqrt()
+    sizes = [*map(len, batches)]
+    first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
+    return _Plain(batches, answer, first, whole, rounding=float(rounding), is_stock=False)
+
+
+def _at(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of some tokens at every place, (T, tokens)."""
+    return torch.cat([rows.float().log_softmax(dim=-1)[:, tokens] for rows in torch.split(logits, _ROWS)])
+
+
+@contextlib.contextmanager
+def _changed_embeddings(plain: Any) -> Iterator[None]:  # noqa: ANN401 - as above
+    """Each number of the embeddings a unit in the last place more or less."""
+    formats = {plain.dtype, *(getattr(part, "compute_dtype", None) or plain.dtype for part in plain.modules())}
+    if torch.is_autocast_enabled(device := plain.device.type):
+        formats.add(torch.get_autocast_dtype(device))
+    unit, draw = max(torch.finfo(each).eps for each in formats), torch.Generator().manual_seed(0)
+
+    def change(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, output.shape, generator=draw).to(output.device) * 2 - 1
+        return (output.float() * (1 + unit * signs)).to(output.dtype)
+
+    hook = plain.get_input_embeddings().register_forward_hook(change)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _plain_lora(loaded: Any) -> nn.Module:  # noqa: ANN401 - as above
+    """An adapted layer that adds its update in the plainest way; as it is if it does more than that, as with DoRA."""
+    if loaded.lora_variant:
+        return loaded  # type: ignore[no-any-return]
+
+    def forward(hidden: Tensor) -> Tensor:
+        out: Tensor = loaded.base_layer(hidden)
+        for name, layer in loaded.lora_B.items():
+            update = hidden.float() @ loaded.lora_A[name].weight.float().T @ layer.weight.float().T
+            out = out + (loaded.scaling[name] * update).to(out.dtype)
+        return out
+
+    plain: nn.Module = copy.copy(loaded)
+    vars(plain)["forward"] = forward
+    return plain
 
 
 def _stock_model(inner: Any) -> nn.Module:  # noqa: ANN401 - as above
@@ -179,8 +362,10 @@ def _stock_model(inner: Any) -> nn.Module:  # noqa: ANN401 - as above
 
 
 def _with_weights(stock: nn.Module, loaded: nn.Module, device: torch.device) -> nn.Module:
-    """A module with a loaded one's weights; the loaded one itself where these are others, as in 4 bits or with LoRA."""
+    """A module with a loaded one's weights; the loaded one itself where these are others, as in 4 bits."""
     weights, theirs = ({n: p.shape for n, p in m.named_parameters(recurse=False)} for m in (stock, loaded))
+    if isinstance(loaded, LoraLayer):
+        return _plain_lora(loaded)
     if not (weights.items() <= theirs.items() and stock._modules.keys() <= loaded._modules.keys()):
         return loaded
     stock._parameters |= {name: loaded._parameters[name] for name in weights}

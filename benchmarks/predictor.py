@@ -83,7 +83,7 @@ def bare(predictor: SpecialtyPredictor, notes: list[str]) -> Callable[[], object
     predictor.decoder = decoder
 
     def answer() -> None:
-        with torch.no_grad(), at_default_precision(batches[0].input_ids.device):
+        with torch.no_grad(), at_default_precision(decoder.scorer.model):
             for batch in batches:
                 decoder(batch)
 

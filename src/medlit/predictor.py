@@ -167,7 +167,7 @@ class SpecialtyPredictor:
         with (
             Tqdm(desc="Predicting", total=len(rows), unit=" notes", disable=not progress) as bar,
             torch.no_grad(),
-            at_default_precision(self._device),
+            at_default_precision(self._model),
         ):
             for batch in batches:
                 prompts = self._collator.prompts([rows[i] for i in batch]).on(self._device)

@@ -98,7 +98,7 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
     (tmp_path / "data.json").write_text(json.dumps([prompts, LABELS]))
     command = [sys.executable, "-c", CONTROL, base, tmp_path / "adapter", tmp_path / "data.json", tmp_path / "control"]
     control = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    with torch.no_grad(), at_default_precision(device):
+    with torch.no_grad(), at_default_precision(model):
         inference_mode(model)
         scorer = LabelScorer(model, TokenTrie.of(LABELS))
         ours = scorer.paths(scorer.edges(read_prompts(model, left_padded(prompts).on(device)))).float().cpu()
@@ -107,7 +107,7 @@ def test_numbers_and_gradients_are_those_of_transformers_and_peft(base: Path, tm
     rows = unnamed_rows([Prompt(prompt, 0) for prompt in prompts])
     gradients = []
     for batch in (collator.train(rows, 1), collator.packed(rows, 1)):
-        with at_default_precision(device):
+        with at_default_precision(model):
             loss_sum(model, move_data_to_device(batch, device)).backward()
         gradients.append({n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None})
         model.zero_grad(set_to_none=True)
@@ -223,11 +223,11 @@ def test_fp8_weights_train_closer_to_16_bits_than_nf4(family: str, tmp_path: Pat
 
     def measure(model: nn.Module, settings: LanguageModel) -> tuple[float, float, dict[str, torch.Tensor]]:
         """The loss of an evaluation and of a training step, and the latter's gradient."""
-        with torch.no_grad(), at_default_precision(device):
+        with torch.no_grad(), at_default_precision(model):
             inference_mode(model)
             answered = loss_sum(model, batch).item()
         train_mode(model, settings)
-        with at_default_precision(device):
+        with at_default_precision(model):
             trained = loss_sum(model, batch)
         trained.backward()
         gradient = {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}

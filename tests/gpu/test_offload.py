@@ -72,7 +72,7 @@ def measure(base: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
     for _ in range(2):  # training again after an evaluation
         train_mode(model, language_model)
         torch.cuda.reset_peak_memory_stats()
-        with at_default_precision(device):
+        with at_default_precision(model):
             loss = loss_sum(model, move_data_to_device(batch, device), recomputation)
         loss.backward()
         peak = torch.cuda.max_memory_allocated()
@@ -80,7 +80,7 @@ def measure(base: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
         losses.append(float(loss))
         gradients.append(torch.cat([p.grad.float().cpu().flatten() for p in model.parameters() if p.grad is not None]))
         model.zero_grad(set_to_none=True)
-        with torch.no_grad(), at_default_precision(device):
+        with torch.no_grad(), at_default_precision(model):
             inference_mode(model)
             scorer = LabelScorer(model, TokenTrie.of(LABELS))
             nats = scorer.paths(scorer.edges(read_prompts(model, left_padded(prompts).on(device)))).float().cpu()

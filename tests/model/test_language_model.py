@@ -20,7 +20,7 @@ from medlit.data.collate import Batch, Collator, TokenisedNote
 from medlit.errors import UserError
 from medlit.model import language_model
 from medlit.model.families import causal_lm
-from medlit.model.language_model import Fp8Linear, check_fp8, loss_sum
+from medlit.model.language_model import Fp8Linear, check_fp8, default_precision, loss_sum
 from medlit.model.loading import load_model
 from medlit.model.memory import Footprint, Recomputation
 from medlit.model.settings import LanguageModel, Lora
@@ -342,6 +342,24 @@ def test_fp8_weights_train_on_newer_gpus(monkeypatch: pytest.MonkeyPatch, capabi
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     for lora in (Lora(), None):
         check_fp8(LanguageModel(**FP8), lora, torch.device("cuda"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16", "precision"),
+    [
+        ("auto", True, "bf16-mixed"),
+        ("auto", False, "16-mixed"),
+        ("float16", True, "16-mixed"),
+        ("bfloat16", False, "bf16-mixed"),
+        ("float32", True, "bf16-mixed"),
+    ],
+)
+def test_autocast_takes_the_format_of_the_frozen_weights(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    assert default_precision(on_gpu=True, dtype=dtype) == precision
+    assert default_precision(on_gpu=False, dtype=dtype) == "32-true"
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

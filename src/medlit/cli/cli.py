@@ -102,7 +102,8 @@ class MedlitCLI(LightningCLI):
         environment.check_device(trainer.accelerator, trainer.devices)
         validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
-            trainer.precision = default_precision(trainer.accelerator != "cpu" and torch.cuda.is_available())
+            on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+            trainer.precision = default_precision(on_gpu, config.model.language_model.dtype)
         if self.subcommand == "predict":
             arguments.prepare_predict(config)
         environment.check_slurm(trainer.plugins)

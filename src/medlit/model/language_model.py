@@ -99,16 +99,21 @@ def dtype_for(device: torch.device, name: str = "auto") -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def default_precision(on_gpu: bool) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
-    """Lightning's name for the format that `dtype_for` chooses; the adapter itself stays in float32."""
-    dtype = dtype_for(torch.device("cuda" if on_gpu else "cpu"))
-    return "bf16-mixed" if dtype == torch.bfloat16 else "16-mixed" if dtype == torch.float16 else "32-true"
+def default_precision(on_gpu: bool, dtype: str = "auto") -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """Lightning's name for the precision that fits frozen weights in a format; the adapter itself stays in float32."""
+    if not on_gpu:
+        return "32-true"
+    # Unsloth's kernels take weights in half precision in autocast's own format alone.
+    half = dtype_for(torch.device("cuda"), "auto" if dtype == "float32" else dtype)
+    return "16-mixed" if half == torch.float16 else "bf16-mixed"
 
 
-def at_default_precision(device: torch.device) -> AbstractContextManager[None]:
-    """The autocast context of Lightning's loops at the default precision, for code outside a loop."""
-    precision = default_precision(device.type == "cuda")
-    return nullcontext() if precision == "32-true" else MixedPrecision(precision, device.type).forward_context()
+def at_default_precision(model: nn.Module) -> AbstractContextManager[None]:
+    """The autocast context of Lightning's loops at the model's default precision, for code outside a loop."""
+    inner = causal_lm(model)
+    dtype = next((name for name, each in _DTYPES.items() if each == inner.dtype), "auto")
+    precision = default_precision(inner.device.type == "cuda", dtype)
+    return nullcontext() if precision == "32-true" else MixedPrecision(precision, inner.device.type).forward_context()
 
 
 def trainable_names(model: nn.Module) -> set[str]:

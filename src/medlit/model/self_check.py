@@ -152,7 +152,7 @@ def compare(model: nn.Module, language_model: LanguageModel) -> tuple[list[Compa
     # what is made here is moved there where it is needed.
     eager, host = torch.compiler.set_stance("force_eager"), torch.device("cpu")
     random_state = torch.random.fork_rng([] if inner.device.type == "cpu" else [inner.device])
-    with eager, host, random_state, torch.no_grad(), at_default_precision(inner.device), _random_adapter(model):
+    with eager, host, random_state, torch.no_grad(), at_default_precision(model), _random_adapter(model):
         plain = _plain(inner, *_made_up(model, language_model.max_length))
         differences = [*_answers(model, plain), *_losses(model, plain, language_model)]
     allowed = _MARGIN * min(max(plain.rounding, _LEAST), _MOST)

@@ -118,7 +118,7 @@ def reference_answers(model: nn.Module, data: TranscriptionDataModule, labels: l
     notes, device = BatchDataset(rows, data.collator.prompts), causal_lm(model).device
     decoder = make_decoder(Decoding(mode="likelihood"), model, data.prompt, LabelSet(tuple(labels)))
     batches = BatchSampler(range(len(rows)), _BATCH, drop_last=False)
-    with torch.no_grad(), at_default_precision(device):
+    with torch.no_grad(), at_default_precision(model):
         nats: Any = [decoder(notes[batch].on(device)).label_nats for batch in batches]
     answers, texts = [data.prompt.response(name) for name in labels], [*labels, data.instruction]
     tokens = [data.prompt.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

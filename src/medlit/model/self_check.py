@@ -166,7 +166,8 @@ def _made_up(model: nn.Module, longest: int) -> tuple[list[list[TokenisedNote]],
     length = longest - max(3, min(_ANSWER, longest // 4))
     # Ids from the middle of the vocabulary, as its ends hold control tokens.
     ids = random.Random(0).choices(range(text.vocab_size // 8, text.vocab_size // 2), k=longest)
-    if (first := text.bos_token_id) in range(text.vocab_size):  # without it some trained models predict nothing
+    first: Any = getattr(text, "bos_token_id", None)  # without it some trained models predict nothing
+    if first in range(text.vocab_size):
         ids[0] = first
     ids, answer = ids[:length], ids[length:]
     # The answer stands earlier too, after the prompt's last tokens, where a window just hides or just shows it.

@@ -8,8 +8,9 @@ loaded ones on a GPU and makes mistakes itself. An adapter, which changes nothin
 meanwhile, and the loss is computed in training too. Where the shared prompt of `kv_cache` does not reproduce the
 numbers, it is computed again for each label; where that does not either, the model is refused.
 
-How far rounding takes numbers apart depends on the format, the depth and the family, so it is measured: one plain pass
-is repeated with each embedding changed by a unit in its last place.
+How far rounding takes numbers apart depends on the format, the depth and the family, so it is measured: each plain pass
+is repeated with every embedding changed by a unit in its last place. In a mixture that sends some tokens to other
+experts, which changes few numbers by much, so the greatest change counts too.
 """
 
 import contextlib
@@ -53,7 +54,8 @@ _ANSWER = 16  # tokens of the answer whose loss is compared
 _REPEATED = 16  # tokens that a prompt's end and its middle have in common
 _TOP, _DRAWN = 8, 256  # tokens whose log-likelihood is compared: each prompt's likeliest, and random ones
 _MARGIN = 5.0  # times the measured rounding, by up to 2.7 of which right models differed, are a fault
-_LEAST, _MOST = 1e-4, 0.5  # bounds of the measured rounding in nats
+_GREATEST = 3.0  # the greatest change at one place divided by this counts as rounding where it is more than the mean
+_LEAST, _MOST = 1e-4, 1.0  # bounds of the measured rounding in nats
 _ROWS = 256  # of logits that are held in float32 at once
 REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
 _ON_GPU = ["triton", "torchao", "flash-linear-attention", "causal-conv1d"]
@@ -128,7 +130,8 @@ class _Plain(NamedTuple):
     answer: list[int]
     following: tuple[Tensor, ...]  # of each batch: log-probabilities at the answer's first three tokens, (B, 3, V)
     nats: tuple[Tensor, ...]  # of each batch: the answer's log-likelihood, (B,)
-    rounding: float  # how much a log-probability of the longest prompt changes with the embeddings' last place
+    allowed: float  # difference of a log-probability
+    allowed_of_scale: float
     is_stock: bool  # through stock classes of transformers
 
 
@@ -154,10 +157,7 @@ def compare(model: nn.Module, language_model: LanguageModel) -> tuple[list[Compa
     random_state = torch.random.fork_rng([] if inner.device.type == "cpu" else [inner.device])
     with eager, host, random_state, torch.no_grad(), at_default_precision(model), _random_adapter(model):
         plain = _plain(inner, *_made_up(model, language_model.max_length))
-        differences = [*_answers(model, plain), *_losses(model, plain, language_model)]
-    allowed = _MARGIN * min(max(plain.rounding, _LEAST), _MOST)
-    apart = [(what, float(each.double().square().mean().sqrt())) for what, each in differences]
-    return [Compared(what, nats, allowed) for what, nats in apart], plain.is_stock
+        return [*_answers(model, plain), *_losses(model, plain, language_model)], plain.is_stock
 
 
 def _made_up(model: nn.Module, longest: int) -> tuple[list[list[TokenisedNote]], list[int]]:
@@ -189,7 +189,7 @@ def _repeat(prompt: list[int], answer: list[int], apart: int) -> list[int]:
     return [*prompt[: end - size], *prompt[-size:], *known, *prompt[end + len(known) :]]
 
 
-def _answers(model: nn.Module, plain: _Plain) -> Iterator[tuple[str, Tensor]]:
+def _answers(model: nn.Module, plain: _Plain) -> Iterator[Compared]:
     """How far log-likelihoods of tokens and labels are from the plain ones, in nats a token."""
     a, b, c, *_ = plain.answer
     firsts = torch.cat(plain.following)[:, 0]
@@ -214,22 +214,27 @@ def _answers(model: nn.Module, plain: _Plain) -> Iterator[tuple[str, Tensor]]:
             prefix = prefix.extend(chosen, chosen == token)
         for i, row in enumerate(rows):
             length = len(row["input_ids"])
-            yield f"the log-likelihood of a token after {length}", of_tokens[-1][i]
-            yield f"a label's log-likelihood after {length} tokens", of_labels[i]
-            yield f"the log-likelihood of tokens generated after {length}", generated[i] / len(labels[0]) ** 0.5
+            apart = {
+                f"the log-likelihood of a token after {length}": of_tokens[-1][i],
+                f"a label's log-likelihood after {length} tokens": of_labels[i],
+                f"the log-likelihood of tokens generated after {length}": generated[i] / len(labels[0]) ** 0.5,
+            }
+            yield from (Compared(what, _mean(each), plain.allowed) for what, each in apart.items())
     # Where all logits are scaled, many small differences point in one direction.
     direction = firsts[:, tokens] - firsts[:, tokens].mean(dim=1, keepdim=True)
-    yield "the scale of logits", (torch.cat(of_tokens) * direction).sum() / direction.norm()
+    along = (torch.cat(of_tokens) * direction).sum() / direction.norm()
+    yield Compared("the scale of logits", abs(float(along)), plain.allowed_of_scale)
 
 
-def _losses(model: nn.Module, plain: _Plain, language_model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+def _losses(model: nn.Module, plain: _Plain, language_model: LanguageModel) -> Iterator[Compared]:
     """How far the answer's loss is from the plain one, in nats a token; in training too where an adapter is trained."""
     collator = Collator(lambda _: plain.answer, pad_id=0)
 
-    def differences(what: str, collate: Callable[[list[TokenisedNote], int], Batch]) -> Iterator[tuple[str, Tensor]]:
+    def differences(what: str, collate: Callable[[list[TokenisedNote], int], Batch]) -> Iterator[Compared]:
         for rows, nats in zip(plain.batches, plain.nats, strict=True):
             batch = move_data_to_device(collate(rows, 1), causal_lm(model).device)
-            yield what, (loss_sum(model, batch).cpu() + nats.sum()) / len(batch.targets) ** 0.5
+            apart = (loss_sum(model, batch).cpu() + nats.sum()) / len(batch.targets) ** 0.5
+            yield Compared(what, _mean(apart), plain.allowed)
 
     yield from differences("a batch's loss", collator.train)
     # FP8 rounds inputs in training alone.
@@ -291,27 +296,41 @@ def _plain(inner: Any, batches: list[list[TokenisedNote]], answer: list[int]) ->
 
 
 def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int]) -> _Plain:  # noqa: ANN401
-    following, nats, rounding = [], [], Tensor()
-    for i, row in enumerate(chain(*batches)):
+    following, nats, changes, along = [], [], [], []
+    for row in chain(*batches):
         prompt = row["input_ids"]
         ids = torch.tensor(prompt + answer, device=plain.device)
         logits = plain(input_ids=ids[None], use_cache=False).logits[0]
         rows = logits[len(prompt) - 1 : -1].float().log_softmax(dim=-1)
         following.append(rows[:3].double().cpu())
         nats.append(rows.gather(1, ids[len(prompt) :, None]).double().sum().cpu())
-        if i == 1:
-            before = _at(logits, ids[:_DRAWN])
-            with _changed_embeddings(plain):
-                logits = plain(input_ids=ids[None], use_cache=False).logits[0]
-            rounding = (_at(logits, ids[:_DRAWN]) - before).square().mean().sqrt()
+        before = _log_probabilities(logits)
+        with _changed_embeddings(plain):
+            change = _log_probabilities(plain(input_ids=ids[None], use_cache=False).logits[0]) - before
+        changes.append(change.square().mean(dim=1).sqrt())
+        direction = before - before.mean(dim=1, keepdim=True)
+        along.append((change * direction).sum(dim=1) / direction.norm(dim=1))
     sizes = [*map(len, batches)]
     first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
-    return _Plain(batches, answer, first, whole, rounding=float(rounding), is_stock=False)
+    allowed, of_scale = (_allowed(torch.cat(each)) for each in (changes, along))
+    return _Plain(batches, answer, first, whole, allowed, of_scale, is_stock=False)
 
 
-def _at(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of some tokens at every place, (T, tokens)."""
-    return torch.cat([rows.float().log_softmax(dim=-1)[:, tokens] for rows in torch.split(logits, _ROWS)])
+def _mean(values: Tensor) -> float:
+    """The root mean square."""
+    return float(values.double().square().mean().sqrt())
+
+
+def _allowed(changes: Tensor) -> float:
+    rounding = max(_mean(changes), float(changes.abs().max()) / _GREATEST)
+    return _MARGIN * min(max(rounding, _LEAST), _MOST)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Of some tokens at each of T places, (T, tokens)."""
+    size = logits.shape[1]
+    some = slice(size // 8, size // 2, max(1, size * 3 // 8 // _DRAWN))
+    return torch.cat([rows.float().log_softmax(dim=-1)[:, some] for rows in torch.split(logits, _ROWS)])
 
 
 @contextlib.contextmanager

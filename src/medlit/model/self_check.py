@@ -312,7 +312,8 @@ def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int])
         along.append((change * direction).sum(dim=1) / direction.norm(dim=1))
     sizes = [*map(len, batches)]
     first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
-    allowed, of_scale = (_allowed(torch.cat(each)) for each in (changes, along))
+    greatest = float(torch.cat(changes).max()) / _GREATEST
+    allowed, of_scale = _allowed(max(_mean(torch.cat(changes)), greatest)), _allowed(_mean(torch.cat(along)))
     return _Plain(batches, answer, first, whole, allowed, of_scale, is_stock=False)
 
 
@@ -321,8 +322,7 @@ def _mean(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt())
 
 
-def _allowed(changes: Tensor) -> float:
-    rounding = max(_mean(changes), float(changes.abs().max()) / _GREATEST)
+def _allowed(rounding: float) -> float:
     return _MARGIN * min(max(rounding, _LEAST), _MOST)
 
 

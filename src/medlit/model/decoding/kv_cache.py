@@ -127,14 +127,14 @@ class KVCache:
 
     def layer_masks(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """The mask that the layers take, or one for each kind of layer, from (B, q, C + q) bool."""
-        kinds, window = attention_kinds(self.model), sliding_window(self.model)
-        dtype = self.layers[0][0].dtype
-        masks = {"full_attention": _additive(allowed, dtype)} if "full_attention" in kinds else {}
-        if window is not None:
-            before = torch.cat([self.mask.cumsum(dim=1) - 1, positions], dim=1)  # (B, C + q)
-            near = positions[:, :, None] - before[:, None, :] < window
-            masks["sliding_attention"] = _additive(allowed & near, dtype)
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+        window, dtype = sliding_window(self.model), self.layers[0][0].dtype
+        # One mask where the window hides nothing, as Unsloth's Gemma 2 takes no other.
+        if window is None or window >= allowed.shape[2]:
+            return _additive(allowed, dtype)
+        before = torch.cat([self.mask.cumsum(dim=1) - 1, positions], dim=1)  # (B, C + q)
+        sliding = _additive(allowed & (positions[:, :, None] - before[:, None, :] < window), dtype)
+        kinds = {"full_attention": _additive(allowed, dtype), "sliding_attention": sliding}
+        return kinds if "full_attention" in attention_kinds(self.model) else sliding
 
 
 @dataclass(frozen=True)

@@ -121,17 +121,18 @@ def audit(
     notes["split"] = pd.Categorical(of_rows, categories=list(splits))
     notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
     notes["own"] = specialties
-    each = notes.explode("own").dropna(subset="own")
+    # Sorted, so that equally frequent specialties are listed by name.
+    each = notes.explode("own").dropna(subset="own").sort_values("own")
     by_text = notes.groupby("text")
     similar = notes.groupby("near")["text"].transform("nunique") > 1
     conflicting = (by_text["labels"].transform("nunique") > 1) & notes["labels"].notna()
-    classes = _class_counts(each["own"])
+    classes = dict(Counter(each["own"]).most_common())
     report = AuditReport(
         source=source,
         rows=len(notes),
         splits=splits,
         classes=classes,
-        classes_by_split={name: _class_counts(each.loc[each["split"] == name, "own"]) for name in splits},
+        classes_by_split={name: dict(Counter(each.loc[each["split"] == name, "own"]).most_common()) for name in splits},
         unlabelled=int(notes["labels"].isna().sum()),
         lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
@@ -176,11 +177,6 @@ def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
     return ends | percentiles | {"max": int(lengths.max())} | cut
 
 
-def _class_counts(specialties: pd.Series) -> dict[str, int]:
-    """Specialty -> notes, the most frequent first, equally frequent ones by name."""
-    return dict(sorted(Counter(specialties).items(), key=lambda item: (-item[1], item[0])))
-
-
 def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
     """Number of notes in a mask, and the first of their ids."""
     rows = np.flatnonzero(mask)
@@ -201,9 +197,9 @@ def _label_pairs(texts: IntArray, specialties: Sequence[tuple[str, ...]]) -> lis
     for text, names in zip(texts.tolist(), specialties, strict=True):
         of_text[text].update(names)
     carrying = Counter(name for names in of_text.values() for name in names)
-    pairs = Counter(pair for names in of_text.values() for pair in combinations(sorted(names), 2))
-    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:_EXAMPLES]
-    return [{"labels": [*pair], "texts": n, "share": n / min(carrying[name] for name in pair)} for pair, n in ordered]
+    pairs = Counter(sorted(pair for names in of_text.values() for pair in combinations(sorted(names), 2)))
+    most = pairs.most_common(_EXAMPLES)
+    return [{"labels": [*pair], "texts": n, "share": n / min(carrying[name] for name in pair)} for pair, n in most]
 
 
 def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:

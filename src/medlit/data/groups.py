@@ -49,9 +49,8 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
             sketch = empty.copy()
             sketch.update_batch(mine)
             for other in index.query(sketch):
-                if joined.connected(group, other):
-                    continue
-                if jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
+                theirs = int(first[other])
+                if not joined.connected(group, other) and jaccard(mine, shingles(texts[theirs])) >= threshold:
                     joined.merge(group, other)
             index.insert(group, sketch, check_duplication=False)
     smallest = np.empty(len(first), dtype=np.int64)

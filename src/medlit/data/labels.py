@@ -159,8 +159,10 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
         spellings.setdefault(normalise_label(name), Counter())[name] += counts[raw]
     chosen: dict[str, str | None] = {}
     for key, written in spellings.items():
-        kept = key not in dropped and written.total() >= rules.min_count
-        chosen[key] = _most_frequent(written) if kept else DROPPED
+        # The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet.
+        odd = {name: unicodedata.normalize("NFC", visible_text(name)) != name for name in written}
+        best = min(written, key=lambda name: (-written[name], odd[name], name))
+        chosen[key] = best if key not in dropped and written.total() >= rules.min_count else DROPPED
     chosen[""] = None
     return {raw: chosen[normalise_label(name)] for raw, name in meanings.items()} | {"": None}
 
@@ -234,12 +236,6 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
             f"{column} has lists written as text; store lists in JSON Lines or Parquet, or write 'A; B' and set"
             " data.labels.separator to ';'."
         )
-
-
-def _most_frequent(spellings: Counter[str]) -> str:
-    """The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet."""
-    odd = {name: unicodedata.normalize("NFC", visible_text(name)) != name for name in spellings}
-    return min(spellings, key=lambda name: (-spellings[name], odd[name], name))
 
 
 def _fold(key: str) -> str:

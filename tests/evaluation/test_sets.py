@@ -57,7 +57,7 @@ def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, 
 def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
     # At a coverage of 0.75 three texts are enough: Bones has four in five notes, Heart two in six, Nerves three.
     texts = [*"aabcd", *"efefef", *"fgh"]
-    several = replace(make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts), accepted=None)
+    several = make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts)
     sentence = doubts_of_coverage(0.75, several)
     assert "fewer than 3 validation notes with different texts (Heart 2);" in sentence
     second = [[label] for label in several.truth.tolist()]

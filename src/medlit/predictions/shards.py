@@ -30,12 +30,11 @@ from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Decoding
-from medlit.predictions.table import FORMATS, arrow_schema
+from medlit.predictions.table import COLUMNS, FORMATS, SET_COLUMNS, arrow_schema
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
-_SLICE = 1_000  # rows that become Python objects at a time
-_BATCH = 10_000  # notes
+_BATCH = 10_000  # notes that become Python objects at a time
 # Settings of the base model that change no answer.
 _MEMORY_ONLY = ("gradient_checkpointing", "memory_budget_gib", "offload", "batch_tokens")
 _KEY_FILE = "resume_key.json"
@@ -139,11 +138,13 @@ class ShardWriter:
 
 def write_table(shards: Sequence[Path], notes: int, path: Path, separator: str | None = None) -> None:
     """Join shards to one table in the order of the source; it appears whole. `separator` is as in FORMATS."""
+    columns = COLUMNS if separator is None else SET_COLUMNS
+    parts = (part.select(columns) for part in parts_in_order(shards, notes))
     with atomic_write(path) as partial:
-        FORMATS[path.suffix](partial, rows_in_order(shards, notes), separator)
+        FORMATS[path.suffix](partial, columns, parts, separator)
 
 
-def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[dict[str, Any]]:
+def parts_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[pa.Table]:
     """Yield the rows of shards by their position in the source; of several for one note, the last shard's.
 
     Batches are sorted by length, so every shard has rows from all over the source. Each pass over the shards reads the
@@ -159,8 +160,7 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
         order = np.argsort(position, kind="stable")
         is_last = np.diff(position[order], append=notes) > 0
         rows = rows.take(order[is_last])
-        for i in range(0, len(rows), _SLICE):
-            yield from rows.slice(i, _SLICE).to_pylist()
+        yield from (rows.slice(i, _BATCH) for i in range(0, len(rows), _BATCH))
 
 
 @dataclass(frozen=True)

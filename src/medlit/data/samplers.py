@@ -26,15 +26,7 @@ from torch.utils.data import Sampler
 
 from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
-from medlit.evaluation.results import FloatArray, IntArray
-
-_POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
-
-
-def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
-    """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
-    weights: FloatArray = counts.astype(np.float64) ** _POWER[class_balance]
-    return weights / float(weights.sum())
+from medlit.evaluation.results import IntArray
 
 
 def epoch_order(labels: IntArray, notes: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
@@ -51,8 +43,9 @@ def epoch_order(labels: IntArray, notes: IntArray, class_balance: ClassBalance, 
         return np.asarray((np.cumsum(several) - several + drawn)[order])
     order = rng.permutation(len(labels))
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = np.sqrt(counts) if class_balance == "sqrt" else np.ones(len(counts))
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
-    edges = np.floor(np.cumsum(shares(counts, class_balance)) * number + rng.random()).astype(np.int64)
+    edges = np.floor(np.cumsum(weights / weights.sum()) * number + rng.random()).astype(np.int64)
     edges[-1] = number
     drawn = np.diff(edges, prepend=0)
     parts = []

@@ -58,11 +58,6 @@ def normalise_label(name: str) -> str:
     return unicodedata.normalize("NFC", _recipe_key(composed))
 
 
-def visible_text(name: str) -> str:
-    """A label without invisible characters; joiners, which some scripts are spelled with, stay."""
-    return name.translate(_INVISIBLE)
-
-
 def _recipe_key(name: str) -> str:
     return _SLASH.sub("/", normalise_text(name).lower())
 
@@ -160,7 +155,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     chosen: dict[str, str | None] = {}
     for key, written in spellings.items():
         # The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet.
-        odd = {name: unicodedata.normalize("NFC", visible_text(name)) != name for name in written}
+        odd = {name: unicodedata.normalize("NFC", name.translate(_INVISIBLE)) != name for name in written}
         best = min(written, key=lambda name: (-written[name], odd[name], name))
         chosen[key] = best if key not in dropped and written.total() >= rules.min_count else DROPPED
     chosen[""] = None
@@ -188,7 +183,7 @@ class LabelReview:
             other = next((frequent[key] for key in keys if key in frequent), name)
             if other == name:
                 frequent.update(dict.fromkeys(keys, name))
-            if (visible := visible_text(other)) != name:
+            if (visible := other.translate(_INVISIBLE)) != name:
                 similar[name] = visible
         return cls(similar, combined, placeholders)
 

@@ -182,12 +182,9 @@ class DataFingerprint:
         if theirs is None or not other:
             return
         listed = f"{', '.join(other[:-1])} and {other[-1]} splits are" if other[1:] else f"{other[0]} split is"
-        then, now = theirs._name(), self._name()
+        then, now = (f"{one.source} at {one.revision}" if one.revision else one.source for one in (theirs, self))
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
         tell(
             f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own"
             " and notes scored here may have been trained on."
         )
-
-    def _name(self) -> str:
-        return f"{self.source} at {self.revision}" if self.revision else self.source

@@ -4,8 +4,6 @@ They are in a hidden folder beside the table, with the run's resume key. Each ap
 process that is killed loses only those last seconds. A resumed run may have another number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +70,7 @@ def find_shards(table: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.parquet")) if (folder / _KEY_FILE).exists() else []
 
 
-def read_resume_key(table: Path) -> ResumeKey | None:
+def read_resume_key(table: Path) -> "ResumeKey | None":
     """The resume key of an interrupted run; None where there is no such run, or none that this version can read."""
     try:
         return ResumeKey(**read_json(shard_folder(table) / _KEY_FILE))
@@ -80,7 +78,7 @@ def read_resume_key(table: Path) -> ResumeKey | None:
         return None
 
 
-def start_shards(table: Path, key: ResumeKey) -> None:
+def start_shards(table: Path, key: "ResumeKey") -> None:
     """Remove the shards of any earlier run, but not the lock, and store this run's resume key."""
     (folder := shard_folder(table)).mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -175,7 +173,7 @@ class ResumeKey:
     @classmethod
     def of(
         cls, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None, precision: object
-    ) -> ResumeKey:
+    ) -> Self:
         """The key of a run with these weights, settings and notes."""
         groups = {
             "language_model": asdict(module.language_model),
@@ -198,7 +196,7 @@ class ResumeKey:
         weights = _hash_weights(checkpoint, module.adapter, module.decoding)
         return cls(len(notes), _hash_notes(notes), weights, json.loads(json.dumps(settings)))
 
-    def difference(self, earlier: ResumeKey) -> str | None:
+    def difference(self, earlier: Self) -> str | None:
         """What has changed since an earlier run; None when nothing has.
 
         Settings that only one of the two knows do not count: the earlier run may be of another version of medlit.

@@ -321,7 +321,7 @@ def step_rows(bench: Bench, steps: int, packed: bool) -> Iterator[list[list[Toke
 
     lengths = np.array([bench.collator.length(row) for row in bench.rows])
     batching = Batching(global_batch_size=min(32, len(lengths)), micro_batch_size=8)
-    sampler = StepSampler(lengths, lengths, np.zeros_like(lengths), batching, BUDGET, packed)
+    sampler = StepSampler(lengths, lengths, np.zeros_like(lengths), np.arange(len(lengths)), batching, BUDGET, packed)
     micro = [batch for epoch in range(steps) for batch in (sampler.set_epoch(epoch), *sampler)[1:]]
     for step in range(steps):
         part = micro[step * sampler.micro_batches : (step + 1) * sampler.micro_batches]

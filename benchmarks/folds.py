@@ -131,7 +131,8 @@ def answer_by_peer(options: argparse.Namespace, peer: str, flags: list[str], fol
         zeros = np.zeros(len(rows), dtype=np.int64)
         labels, answer = notes.label_ids(rows), probabilities.argmax(axis=1)
         texts = rows["id"][:], rows["text_hash"][:]
-        Results(notes.label_set.names, zeros, *texts, labels, answer, probabilities, zeros, zeros).write(
+        own = labels[:, None].tolist()
+        Results(notes.label_set.names, zeros, *texts, labels, answer, probabilities, zeros, zeros, own).write(
             place / f"{split}_answers.parquet"
         )
 

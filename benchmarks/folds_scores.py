@@ -127,7 +127,8 @@ class Scored:
         for fold in self.folds:
             labels = self.units.promised[fold.validation]
             if level is None:
-                threshold = fit_f1_threshold(fold.of_validation, self.units.accepted[fold.validation])
+                each = np.arange(len(fold.validation))
+                threshold = fit_f1_threshold(fold.of_validation, self.units.accepted[fold.validation], each)
             else:
                 copies = np.unique([self.units.text_hashes[i] for i in fold.validation], return_inverse=True)[1]
                 threshold = float(fit_thresholds(fold.of_validation, labels, np.array([level]), copies)[0])

@@ -153,14 +153,14 @@ def report(k: int, folder: Path, notes: int) -> Measured:
 def audit(k: int, folder: Path, notes: int) -> Measured:
     """Audit a table of five notes a label, at least 2,000, and draw its figure."""
     from medlit.data.audit import audit as audit_notes
-    from medlit.data.settings import Columns, Labels
+    from medlit.data.datamodule import TranscriptionDataModule
     from medlit.tools.audit import audit_figure
 
     first = write_table(folder / "first.csv", 2, 9)
-    audit_figure(audit_notes(str(first), columns=Columns(), labels=Labels()))  # imports
+    audit_figure(audit_notes(TranscriptionDataModule(str(first))))  # imports
     path = write_table(folder / "notes.csv", k, max(notes, 5 * k))
     with clock() as found:
-        audit_figure(audit_notes(str(path), columns=Columns(), labels=Labels())).savefig(folder / "audit.png", dpi=110)
+        audit_figure(audit_notes(TranscriptionDataModule(str(path)))).savefig(folder / "audit.png", dpi=110)
     return found
 
 

@@ -85,7 +85,9 @@ def head(notes: BaselineData, data: TranscriptionDataModule, config: Namespace, 
     of_answers, labels = examples_of(notes.train, notes.label_set)
     train = train if len(of_answers) == len(train) else train.select(of_answers)
     weights = np.ones(len(train), dtype=np.int64)  # all notes of a step have equal weight
-    sampler = StepSampler(np.array(train["length"][:]), weights, labels, data.batching, data.token_budget)
+    sampler = StepSampler(
+        np.array(train["length"][:]), weights, labels, np.arange(len(train)), data.batching, data.token_budget
+    )
     steps = last_step(config.trainer.max_steps, config.trainer.max_epochs, sampler.steps)
     pad_id = int(data.prompt.tokenizer.pad_token_id)
     model = load_head(language_model, Lora(**config.model.lora.as_dict()), len(notes.label_set), pad_id, device)

@@ -31,7 +31,6 @@ from medlit import __version__
 from medlit.atomic_io import atomic_dir
 from medlit.cli import end_on_signals
 from medlit.errors import UserError
-from medlit.paths import hub_cache_dir, hub_home
 
 ROOT = Path(__file__).parents[1]
 SUMS = "SHA256SUMS"
@@ -102,9 +101,12 @@ def hub_names(configs: Iterable[Path]) -> list[str]:
 def cached(name: str) -> list[Path]:
     """Folders of the Hub's caches that hold a base model or data set, named as by `hub_names`."""
     kind, owner, repo = name.split("/")
-    folders = [hub_cache_dir() / f"{kind}--{owner}--{repo}"]
+    # As huggingface_hub finds them, which may not be installed.
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = Path(os.environ.get("HF_HOME") or f"{user}/huggingface").expanduser()
+    folders = [Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"{kind}--{owner}--{repo}"]
     if kind == "datasets":
-        prepared = Path(os.environ.get("HF_DATASETS_CACHE") or hub_home() / "datasets")
+        prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
         folders.append(prepared / f"{owner}___{repo}".lower())
     return [folder for folder in folders if folder.is_dir()]
 

@@ -27,6 +27,7 @@ def make_results(
         probabilities=None if probabilities is None else np.array(probabilities, dtype=float),
         tokens=np.full(n, 9),
         cut_tokens=np.zeros(n, dtype=np.int64),
+        accepted=[[label] for label in truth],
     )
 
 

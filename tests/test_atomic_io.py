@@ -163,7 +163,7 @@ def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
 def test_a_file_that_revisions_share_in_the_hub_s_cache_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "blob").write_text("shared")
     (tmp_path / "medlit.json").symlink_to("blob")
     write(tmp_path / "medlit.json", 3)

@@ -26,7 +26,7 @@ def answers(folder: Path, system: str, probabilities: np.ndarray) -> None:
             texts = [2 * which, 2 * which + 1]
             zeros = np.zeros(2, dtype=np.int64)
             ids = [f"t{text}" for text in texts]
-            Results(NAMES, zeros, ids, ids, zeros, zeros, probabilities[texts], zeros, zeros).write(
+            Results(NAMES, zeros, ids, ids, zeros, zeros, probabilities[texts], zeros, zeros, [[0], [0]]).write(
                 place / f"{split}_answers.parquet"
             )
 

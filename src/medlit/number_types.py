@@ -4,8 +4,6 @@ jsonargparse's own `PositiveInt` and the like parse to subclasses of int and flo
 which torch then refuses to load with `weights_only=True`; the types here parse to plain numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias

@@ -1,4 +1,4 @@
-"""The version, paths that users give, and cache folders: medlit's (weights, kernels, no notes) and the Hub's."""
+"""The version, paths that users give, and the folder of medlit's cache (weights, kernels, no notes)."""
 
 import os
 import re
@@ -37,18 +37,3 @@ def cache_dir() -> Path:
             f"MEDLIT_CACHE: the cache folder {folder} cannot be made ({error.strerror}); set it to a writable one."
         ) from error
     return folder
-
-
-def hub_home() -> Path:
-    """The folder of the Hub's libraries, with their caches and a saved login."""
-    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-
-
-def hub_cache_dir() -> Path:
-    """The folder that base models and data sets of the Hub are downloaded to."""
-    return Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
-
-
-def hub_is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` limits the Hub's libraries to their caches."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

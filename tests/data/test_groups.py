@@ -14,7 +14,7 @@ from fakes import AtOnce, Terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medlit.data.groups import accuracy_ceiling, bands, exact_groups, jaccard, near_groups, shingles
+from medlit.data.groups import accuracy_ceiling, bands, exact_groups, near_groups, shingles
 from medlit.data.notes import hash_text
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -47,7 +47,8 @@ def connected(texts: list[str], threshold: float) -> list[set[str]]:
     """The groups by comparing every pair."""
     groups = [{text} for text in dict.fromkeys(texts)]
     for one, two in itertools.combinations(dict.fromkeys(texts), 2):
-        if jaccard(shingles(one), shingles(two)) >= threshold:
+        common, every = shingles(one) & shingles(two), shingles(one) | shingles(two)
+        if len(common) / len(every) >= threshold:
             left = next(group for group in groups if one in group)
             right = next(group for group in groups if two in group)
             if left is not right:

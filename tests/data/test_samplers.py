@@ -21,7 +21,6 @@ from medlit.data.samplers import (
     epoch_order,
     length_sorted_batches,
     micro_batches_per_step,
-    shares,
     split_by_length,
 )
 from medlit.data.settings import Batching, ClassBalance
@@ -43,6 +42,7 @@ def make_sampler(
         np.array(lengths),
         np.array(supervised or [1] * n),
         np.zeros(n, dtype=np.int64),
+        np.arange(n),
         Batching(**{"global_batch_size": 16, "micro_batch_size": 4, "seed": 0} | batching),
         token_budget,
         packed,
@@ -242,7 +242,7 @@ def test_sampling_is_fast() -> None:
     steps(lengths, global_batch_size=32, micro_batch_size=4)
     assert time.perf_counter() - start < 2  # 0.15 s on an idle core
     many = np.tile(lengths, 521)  # a million notes
-    sampler = StepSampler(many, many, np.zeros_like(many), Batching(), 10**9)
+    sampler = StepSampler(many, many, np.zeros_like(many), np.arange(len(many)), Batching(), 10**9)
     start = time.perf_counter()
     next(iter(sampler))
     assert time.perf_counter() - start < 2
@@ -288,7 +288,7 @@ def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
     lengths = np.array([prompt for prompt, _ in own])[notes] + supervised
     batching = Batching(global_batch_size=16, micro_batch_size=4)
     ranks = [
-        list(StepSampler(lengths, supervised, supervised, batching, 10**9, packed, rank, world, notes=notes))
+        list(StepSampler(lengths, supervised, supervised, notes, batching, 10**9, packed, rank, world))
         for rank in range(world)
     ]
     per_step = 16 // world // 4
@@ -298,17 +298,6 @@ def test_a_step_s_tokens_are_those_of_the_answers_that_it_trains(
         batches = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
         pairs = [pair for batch in batches for pair in zip(batch.indices, batch.label_places, strict=True)]
         assert {batch.step_tokens for batch in batches} == {sum(own[index][1][place] for index, place in pairs)}
-
-
-def test_one_label_a_note_gives_the_batches_it_gave() -> None:
-    lengths = log_normal(64)
-    given = [make_sampler(lengths, packed=packed) for packed in (False, True)]
-    named = [make_sampler(lengths, packed=packed) for packed in (False, True)]
-    for one, other in zip(given, named, strict=True):
-        other = StepSampler(
-            other.lengths, other.supervised, other.labels, other.batching, 10**9, other.packed, notes=np.arange(64)
-        )
-        assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
 
 
 # --- how a step is divided --------------------------------------------------------------------------------------------
@@ -340,28 +329,27 @@ def test_ranks_get_equal_numbers_and_no_swap_helps(ranks: int, each: int, data: 
             assert not 0 < moved < max(totals) - total, "the two would come closer together"
 
 
-def padded(lengths: list[int], sizes: tuple[int, ...] | list[int]) -> list[int]:
+def padded(lengths: list[int], bounds: list[int]) -> list[int]:
     """Padded tokens of each group."""
-    starts = np.cumsum([0, *sizes])
-    return [lengths[start] * (end - start) for start, end in pairwise(starts.tolist())]
+    return [lengths[start] * (end - start) for start, end in pairwise(bounds)]
 
 
 def every_cut(n: int, groups: int) -> list[list[int]]:
-    return [[b - a for a, b in pairwise([0, *cut, n])] for cut in combinations(range(1, n), groups - 1)]
+    return [[0, *cut, n] for cut in combinations(range(1, n), groups - 1)]
 
 
 @given(LENGTHS, st.data())
 def test_groups_by_length_are_the_best_of_all_cuts(lengths: list[int], data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, len(lengths)))
     budget = data.draw(st.none() | st.integers(1, 3 * max(lengths)))
-    sizes = split_by_length(lengths, groups, budget)
-    assert len(sizes) == groups
-    assert min(sizes) >= 1
-    assert sum(sizes) == len(lengths)
+    bounds = split_by_length(lengths, groups, budget)
+    assert len(bounds) == groups + 1
+    assert all(start < end for start, end in pairwise(bounds))
+    assert (bounds[0], bounds[-1]) == (0, len(lengths))
     cuts = [padded(lengths, cut) for cut in every_cut(len(lengths), groups)]
     peak = max(budget or 0, min(map(max, cuts)))  # the budget, or the nearest to it that there is
-    assert max(padded(lengths, sizes)) <= peak
-    assert sum(padded(lengths, sizes)) == min(sum(cut) for cut in cuts if max(cut) <= peak)
+    assert max(padded(lengths, bounds)) <= peak
+    assert sum(padded(lengths, bounds)) == min(sum(cut) for cut in cuts if max(cut) <= peak)
 
 
 @settings(max_examples=50)
@@ -392,6 +380,12 @@ COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 kinds = st.sampled_from(KINDS)
 
 
+def shares(counts: np.ndarray, class_balance: ClassBalance) -> np.ndarray:
+    """Of the draws, for each label."""
+    weights = {"none": counts, "sqrt": np.sqrt(counts), "inverse": np.ones(len(counts))}[class_balance]
+    return weights / weights.sum()
+
+
 def labels_of(counts: list[int]) -> np.ndarray:
     """So many notes of each label, in an order without a pattern."""
     return np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -402,20 +396,13 @@ def test_an_epoch_draws_labels_by_their_share_and_their_notes_evenly(
     counts: list[int], class_balance: ClassBalance, seed: int, epoch: int
 ) -> None:
     labels = labels_of(counts)
-    order = epoch_order(labels, class_balance, seed, epoch)
+    order = epoch_order(labels, np.arange(len(labels)), class_balance, seed, epoch)
     wanted = shares(np.array(counts), class_balance) * len(labels)
     assert len(order) == len(labels)
     assert np.all(np.abs(np.bincount(labels[order], minlength=len(counts)) - wanted) < 1 + 1e-9)
     drawn = np.bincount(order, minlength=len(labels))
     for label in range(len(counts)):
         assert np.ptp(drawn[labels == label]) <= 1
-
-
-def test_shares_are_the_declared_ones() -> None:
-    counts = np.array([900, 100])
-    assert shares(counts, "none").tolist() == pytest.approx([0.9, 0.1])
-    assert shares(counts, "sqrt").tolist() == pytest.approx([0.75, 0.25])
-    assert shares(counts, "inverse").tolist() == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("class_balance", KINDS)
@@ -432,17 +419,20 @@ def test_over_many_steps_every_note_comes_up_as_often_as_expected(class_balance:
 
 def test_none_is_the_plain_shuffle() -> None:
     labels = labels_of([30, 3])
-    assert sorted(epoch_order(labels, "none", 0, 0)) == list(range(33))
-    assert epoch_order(labels, "none", 0, 0).tolist() == np.random.default_rng([0, 0]).permutation(33).tolist()
+    assert sorted(epoch_order(labels, np.arange(33), "none", 0, 0)) == list(range(33))
+    assert (
+        epoch_order(labels, np.arange(33), "none", 0, 0).tolist()
+        == np.random.default_rng([0, 0]).permutation(33).tolist()
+    )
 
 
 @pytest.mark.parametrize("class_balance", KINDS)
 def test_seed_and_epoch_decide_the_order(class_balance: ClassBalance) -> None:
     labels = labels_of([30, 20, 10])
-    first = epoch_order(labels, class_balance, 0, 0).tolist()
-    assert epoch_order(labels, class_balance, 0, 0).tolist() == first
-    assert epoch_order(labels, class_balance, 0, 1).tolist() != first
-    assert epoch_order(labels, class_balance, 1, 0).tolist() != first
+    first = epoch_order(labels, np.arange(60), class_balance, 0, 0).tolist()
+    assert epoch_order(labels, np.arange(60), class_balance, 0, 0).tolist() == first
+    assert epoch_order(labels, np.arange(60), class_balance, 0, 1).tolist() != first
+    assert epoch_order(labels, np.arange(60), class_balance, 1, 0).tolist() != first
 
 
 # --- class balance of steps -------------------------------------------------------------------------------------------
@@ -453,7 +443,7 @@ def balanced(
 ) -> StepSampler:
     lengths = np.random.default_rng(1).integers(1, 900, len(labels))
     batching = Batching(global_batch_size=16, micro_batch_size=micro_batch_size, class_balance=class_balance, seed=7)
-    return StepSampler(lengths, lengths, labels, batching, token_budget=10**9, rank=rank, world_size=world)
+    return StepSampler(lengths, lengths, labels, np.arange(len(labels)), batching, 10**9, False, rank, world)
 
 
 def notes_of_steps(sampler: StepSampler, epoch: int = 0) -> list[list[int]]:
@@ -521,23 +511,23 @@ def examples_of(own: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 @given(own=OWN, seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_each_note_is_trained_on_one_of_its_labels(own: list[list[int]], seed: int, epoch: int) -> None:
     labels, notes = examples_of(own)
-    order = epoch_order(labels, "none", seed, epoch, notes)
+    order = epoch_order(labels, notes, "none", seed, epoch)
     assert sorted(notes[order]) == list(range(len(own)))
-    assert order.tolist() == epoch_order(labels, "none", seed, epoch, notes).tolist(), "a resumed epoch draws the same"
-    alone = epoch_order(np.zeros(len(own)), "none", seed, epoch)
+    assert order.tolist() == epoch_order(labels, notes, "none", seed, epoch).tolist(), "a resumed epoch draws the same"
+    alone = epoch_order(np.zeros(len(own)), np.arange(len(own)), "none", seed, epoch)
     assert notes[order].tolist() == alone.tolist(), "the notes come in the order that they come in with one label"
 
 
 def test_every_label_of_a_note_is_drawn_in_some_epoch() -> None:
     labels, notes = examples_of([[0, 1, 2], [1], [0, 2]] * 4)
-    drawn = {example for epoch in range(40) for example in epoch_order(labels, "none", 0, epoch, notes).tolist()}
+    drawn = {example for epoch in range(40) for example in epoch_order(labels, notes, "none", 0, epoch).tolist()}
     assert drawn == set(range(len(labels)))
 
 
 @given(own=OWN, seed=st.integers(0, 9))
 def test_a_note_counts_for_each_of_its_labels(own: list[list[int]], seed: int) -> None:
     labels, notes = examples_of(own)
-    order = epoch_order(labels, "inverse", seed, 0, notes)
+    order = epoch_order(labels, notes, "inverse", seed, 0)
     assert len(order) == len(own)
     drawn = np.bincount(labels[order], minlength=5)[np.unique(labels)]
     assert drawn.max() - drawn.min() <= 1

@@ -767,7 +767,6 @@ def _offline(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """No network, and a cache that holds `clinic/notes` at one commit, laid out as `datasets` leaves it."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     builder = datasets.load_dataset_builder("parquet", data_files={"train": str(_parquet(tmp_path))})
     builder.download_and_prepare()
     folder = cache / "clinic___notes" / "default" / "0.0.0" / COMMIT
@@ -871,7 +870,7 @@ def test_a_hub_dataset_that_cannot_be_read_says_why(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     message = fault("clinic/notes")
     assert message.startswith("data.source: ")

@@ -38,14 +38,14 @@ FIRST = np.tile([True, False], (9, 1))
     [(0.5, 0.5), (0.51, 0.4), (0.6, 0.4), (0.8, 0.2), (0.9, 0.1), (0.91, 0.0), (0.99, 0.0)],
 )
 def test_the_threshold_is_the_finite_sample_quantile(coverage: float, threshold: float) -> None:
-    assert fit_thresholds(TWO, FIRST, np.array([coverage]))[0] == pytest.approx(threshold)
+    assert fit_thresholds(TWO, FIRST, np.array([coverage]), np.arange(9))[0] == pytest.approx(threshold)
 
 
 @pytest.mark.parametrize(("coverage", "needed"), [(0.55, 2), (0.75, 3), (0.9, 9), (0.95, 19), (0.99, 99)])
 def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, needed: int) -> None:
     for texts in (needed - 1, needed):
         p = np.full((texts, 2), 0.5)
-        threshold = fit_thresholds(p, p > 0, np.array([coverage]))[0]
+        threshold = fit_thresholds(p, p > 0, np.array([coverage]), np.arange(texts))[0]
         assert (threshold > 0) == (texts == needed)
         assert prediction_sets(np.array([1.0, 0.0]), threshold).tolist() == [True, texts < needed]
         one_label = make_results([0] * texts, [0] * texts, names=("Heart",))
@@ -57,7 +57,7 @@ def test_a_set_holds_every_label_where_there_are_too_few_texts(coverage: float, 
 def test_copies_of_a_text_do_not_make_a_specialty_s_notes_enough() -> None:
     # At a coverage of 0.75 three texts are enough: Bones has four in five notes, Heart two in six, Nerves three.
     texts = [*"aabcd", *"efefef", *"fgh"]
-    several = replace(make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts), accepted=None)
+    several = make_results([0] * 5 + [1] * 6 + [2] * 3, [0] * 14, texts=texts)
     sentence = doubts_of_coverage(0.75, several)
     assert "fewer than 3 validation notes with different texts (Heart 2);" in sentence
     second = [[label] for label in several.truth.tolist()]
@@ -80,8 +80,8 @@ def test_six_specialties_with_few_notes_are_named() -> None:
 
 def test_the_best_of_several_labels_counts() -> None:
     p = np.array([[0.6, 0.3, 0.1]])
-    assert fit_thresholds(p, np.array([[False, True, True]]), np.array([0.5]))[0] == 0.3
-    assert fit_thresholds(p, np.array([[True, False, True]]), np.array([0.5]))[0] == 0.6
+    assert fit_thresholds(p, np.array([[False, True, True]]), np.array([0.5]), np.zeros(1, int))[0] == 0.3
+    assert fit_thresholds(p, np.array([[True, False, True]]), np.array([0.5]), np.zeros(1, int))[0] == 0.6
 
 
 @settings(max_examples=50)
@@ -91,10 +91,10 @@ def test_copies_of_a_text_count_once(seed: int, copies: int, coverage: float) ->
     p, labels = draw.dirichlet(np.ones(4), 60), np.eye(4, dtype=bool)[draw.integers(0, 4, 60)]
     groups = np.arange(60)
     several = np.concatenate([groups, np.repeat(draw.integers(0, 60, 5), copies)])
-    alone = fit_thresholds(p, labels, np.array([coverage]))
+    alone = fit_thresholds(p, labels, np.array([coverage]), groups)
     assert fit_thresholds(p[several], labels[several], np.array([coverage]), several) == alone
     sets = prediction_sets(p, float(alone[0]))
-    once, each = score_sets(sets, labels), score_sets(sets[several], labels[several], several)
+    once, each = score_sets(sets, labels, groups), score_sets(sets[several], labels[several], several)
     assert each.pop("notes") > once.pop("notes")
     assert {name: pytest.approx(value) for name, value in each.items()} == once
 
@@ -110,7 +110,7 @@ def test_the_promise_holds_on_new_texts(coverage: float, copied: int) -> None:
         p = scores / scores.sum(axis=1, keepdims=True)
         groups = np.repeat(np.arange(100), np.where(np.arange(100) < 10, copied, 1))
         threshold = fit_thresholds(p[groups], labels[groups], np.array([coverage]), groups)[0]
-        reached.append(score_sets(prediction_sets(p[100:], threshold), labels[100:])["coverage"])
+        reached.append(score_sets(prediction_sets(p[100:], threshold), labels[100:], np.arange(300))["coverage"])
     assert coverage - 0.005 <= np.mean(reached) <= coverage + 1 / 101 + 0.005
 
 
@@ -120,7 +120,9 @@ def test_one_more_label_in_each_set_never_lowers_coverage() -> None:
     coverages = np.linspace(0.5, 0.99, 50)
     thresholds = fit_thresholds(results.probabilities, results.label_mask, coverages, results.groups)
     assert (np.diff(thresholds) <= 0).all()
-    scores = [score_sets(prediction_sets(results.probabilities, t), results.label_mask) for t in thresholds]
+    scores = [
+        score_sets(prediction_sets(results.probabilities, t), results.label_mask, results.groups) for t in thresholds
+    ]
     assert (np.diff([one["mean_size"] for one in scores]) >= 0).all()
     assert (np.diff([one["coverage"] for one in scores]) >= 0).all()
 
@@ -128,7 +130,7 @@ def test_one_more_label_in_each_set_never_lowers_coverage() -> None:
 def test_scores_of_sets_by_hand() -> None:
     sets = np.array([[True, False, False], [True, True, False], [False, False, False], [False, True, False]])
     labels = np.array([[True, True, False], [True, True, False], [True, False, False], [True, False, False]])
-    scores = score_sets(sets, labels)
+    scores = score_sets(sets, labels, np.arange(4))
     assert scores.pop("coverage_ci") == pytest.approx((0.15, 0.85), abs=1e-3)
     expected = {
         "coverage": 0.5,
@@ -149,7 +151,8 @@ def test_scores_of_sets_are_torchmetrics_multilabel_forms(seed: int) -> None:
     draw = np.random.default_rng(seed)
     sets, labels = (draw.random((30, 4)) < 0.4 for _ in range(2))
     sets[0], labels[0] = True, True  # every label occurs
-    pair, scores = (torch.from_numpy(sets).int(), torch.from_numpy(labels).int()), score_sets(sets, labels)
+    pair = torch.from_numpy(sets).int(), torch.from_numpy(labels).int()
+    scores = score_sets(sets, labels, np.arange(30))
     for average in ("micro", "macro"):
         assert scores[f"f1_{average}"] == pytest.approx(float(multilabel_f1_score(*pair, 4, average=average)))
     assert scores["exact_match"] == pytest.approx(float(multilabel_exact_match(*pair, 4)))
@@ -167,7 +170,7 @@ def test_no_threshold_has_a_higher_micro_f1(seed: int) -> None:
         sets = prediction_sets(p, threshold)
         return float(2 * (sets & labels).sum() / (sets.sum() + labels.sum()))
 
-    assert f1(fit_f1_threshold(p, labels)) == max(f1(threshold) for threshold in np.unique(p[p > 0]))
+    assert f1(fit_f1_threshold(p, labels, np.arange(20))) == max(f1(threshold) for threshold in np.unique(p[p > 0]))
 
 
 @settings(max_examples=50)
@@ -177,12 +180,12 @@ def test_copies_of_a_text_do_not_move_the_threshold(seed: int) -> None:
     p, labels = draw.dirichlet(np.ones(4), 12), draw.random((12, 4)) < 0.4
     labels[0, 0] = True
     copies = np.sort(np.append(np.arange(12), draw.integers(0, 12, 20)))
-    assert fit_f1_threshold(p[copies], labels[copies], copies) == fit_f1_threshold(p, labels)
+    assert fit_f1_threshold(p[copies], labels[copies], copies) == fit_f1_threshold(p, labels, np.arange(12))
 
 
 def test_one_of_very_many_labels_is_likely_enough() -> None:
     p = np.full((3, 200), 1 / 200)
-    assert fit_f1_threshold(p, np.eye(3, 200, dtype=bool)) == 1 / 200
+    assert fit_f1_threshold(p, np.eye(3, 200, dtype=bool), np.arange(3)) == 1 / 200
 
 
 def test_the_labels_of_results_as_a_mask() -> None:

@@ -50,7 +50,8 @@ def fitted(rows: Dataset, labels: LabelSet = LABELS) -> TokenPrior:
 def results(probabilities: FloatArray, truth: IntArray) -> Results:
     n, zeros = len(truth), np.zeros(len(truth), dtype=np.int64)
     ids = [str(i) for i in range(n)]
-    return Results(LABELS.names, np.arange(n), ids, ids, truth, probabilities.argmax(1), probabilities, zeros, zeros)
+    answer, own = probabilities.argmax(1), truth[:, None].tolist()
+    return Results(LABELS.names, np.arange(n), ids, ids, truth, answer, probabilities, zeros, zeros, own)
 
 
 @pytest.mark.parametrize("k", [2, 3])

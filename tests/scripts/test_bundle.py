@@ -289,3 +289,9 @@ def test_another_python_or_machine_is_refused(made: Path, python: Path, tmp_path
         done = install(bad, python, tmp_path / "there")
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
         assert not (tmp_path / "there").exists()
+
+
+def test_it_needs_no_package() -> None:
+    command = [sys.executable, "-S", str(ROOT / "scripts" / "bundle.py"), "--help"]  # -S: without site-packages
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

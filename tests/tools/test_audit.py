@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from fake_tokenizers import byte_tokenizer
 
 from medlit.__main__ import main
 from medlit.data.audit import Audit, AuditReport, audit
+from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.label_errors import LABELS_CHECKED
-from medlit.data.prompt import AlpacaPrompt
-from medlit.data.settings import Columns, Labels
+from medlit.data.prompt import AlpacaPrompt, NotePrompt
+from medlit.data.settings import Labels, Split
 from medlit.errors import UserError
 from medlit.tools.audit import EXIT_OVER_LIMIT, audit_figure, run
 
@@ -36,10 +38,10 @@ def _audited_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Audit a source the first time only, for tests of what the command makes of the result."""
     results: dict[str, Audit] = {}
 
-    def audit_once(source: str, **settings: Any) -> Audit:  # noqa: ANN401
-        if source not in results:
-            results[source] = audit(source, **settings)
-        return results[source]
+    def audit_once(data: TranscriptionDataModule, *prompt: Any) -> Audit:  # noqa: ANN401
+        if data.source not in results:
+            results[data.source] = audit(data, *prompt)
+        return results[data.source]
 
     monkeypatch.setattr("medlit.tools.audit.audit", audit_once)
 
@@ -82,8 +84,12 @@ def letters() -> AlpacaPrompt:
     return AlpacaPrompt(byte_tokenizer(), max_length=plenty.max_length - plenty.room + 8)
 
 
-def report_of(source: Path | str, **settings: object) -> AuditReport:
-    return audit(str(source), columns=Columns(), labels=Labels(), **settings).report  # type: ignore[arg-type]
+def report_of(
+    source: Path | str,
+    load_prompt: Callable[[], NotePrompt | None] = lambda: None,
+    **settings: Any,  # noqa: ANN401
+) -> AuditReport:
+    return audit(TranscriptionDataModule(str(source), **settings), load_prompt).report
 
 
 def test_counts_agree_with_pandas(tmp_path: Path) -> None:
@@ -205,12 +211,7 @@ def test_a_sample_of_a_large_table_is_tokenised(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("medlit.data.audit.TOKENISED_AT_ONCE", 3)
     notes = [{"id": str(n), "transcription": "x" * n, "medical_specialty": "ab"[n % 2]} for n in range(1, 11)]
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    lengths = audit(
-        str(source),
-        columns=Columns(),
-        labels=Labels(),
-        load_prompt=letters,
-    ).lengths
+    lengths = audit(TranscriptionDataModule(str(source)), letters).lengths
 
     assert lengths["tokens"].tolist() == [1, 4, 7, 10]
     assert len(lengths["words"]) == 10
@@ -407,14 +408,14 @@ def test_a_table_too_large_for_near_duplicates_is_reported(
     source = write(tmp_path / "notes", planted())
     assert verb(*_flags(source)) == 0
     assert "set --data.split.near_threshold" in capsys.readouterr().out
-    assert report_of(source, near_threshold=0.8).near_duplicates is not None
+    assert report_of(source, split=Split(near_threshold=0.8)).near_duplicates is not None
 
 
 def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:
     notes = [
         {"id": str(n), "transcription": "x " * n, "medical_specialty": "ab"[n % 2]} for n in [*range(1, 300), 100_000]
     ]
-    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    found = audit(TranscriptionDataModule(str(write(tmp_path / "n", {"train": notes}) / "train.csv")))
     lengths = audit_figure(found).axes[1]
 
     assert lengths.get_xlim()[1] < 1000
@@ -424,7 +425,7 @@ def test_picture_of_a_table_with_one_very_long_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [6, 10, 24])
 def test_a_picture_of_few_notes_counts_whole_ones(tmp_path: Path, size: int) -> None:
     notes = [{"id": str(n), "transcription": "x " * (n + 1), "medical_specialty": "ab"[n % 2]} for n in range(size)]
-    found = audit(str(write(tmp_path / "n", {"train": notes}) / "train.csv"), columns=Columns(), labels=Labels())
+    found = audit(TranscriptionDataModule(str(write(tmp_path / "n", {"train": notes}) / "train.csv")))
     balance, lengths = audit_figure(found).axes
     for axis in (balance.xaxis, lengths.xaxis, lengths.yaxis):
         assert all(tick == round(tick) for tick in axis.get_ticklocs())
@@ -467,7 +468,7 @@ def test_pairs_of_labels_that_share_texts_and_both_ceilings(tmp_path: Path) -> N
 
 def test_a_merged_text_is_one_note_with_all_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = overlapping(tmp_path)
-    merged = report_of(source, merge=True)
+    merged = report_of(source, label_conflicts="merge")
     assert (merged.rows, merged.splits) == (6, {"all": 6})
     assert merged.classes == {"A": 4, "B": 4, "C": 2}
     assert merged.conflicts["rows"] == merged.duplicates["rows"] == 0
@@ -520,7 +521,7 @@ def test_a_column_gives_away_any_of_several_labels(tmp_path: Path, cells: tuple[
     for n, note in enumerate(notes):
         note["any"] = f"v{n % 3}"  # recurs with B and with D
     source = write(tmp_path / "notes", {"train": notes}) / "train.csv"
-    leaks = audit(str(source), columns=Columns(), labels=Labels(separator=";")).report.label_leaks
+    leaks = audit(TranscriptionDataModule(str(source), labels=Labels(separator=";"))).report.label_leaks
     assert leaks == {"code": 1.0, "names_it": 1.0}
 
 
@@ -528,7 +529,7 @@ def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:
     notes = [{"transcription": "p", "medical_specialty": cell} for cell in ("A;B", "B; A")]
     notes.append({"transcription": "q", "medical_specialty": "B"})
     source = write(tmp_path, {"all": notes}) / "all.csv"
-    report = audit(str(source), columns=Columns(), labels=Labels(separator=";")).report
+    report = audit(TranscriptionDataModule(str(source), labels=Labels(separator=";"))).report
     assert report.conflicts["groups"] == 0
     assert report.classes == {"B": 3, "A": 2}
     assert report.label_pairs == [{"labels": ["A", "B"], "texts": 1, "share": 1.0}]

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import yaml
-
 from medlit.errors import UserError, is_first_process
 
 # `__main__` reads these before it imports anything else; `usage.txt` says what each does.
@@ -47,6 +45,8 @@ class _ToolParser(argparse.ArgumentParser):
 
 def tool_parser(tool: str) -> argparse.ArgumentParser:
     """Make the parser of a verb's own flags, from its texts and flags in `tools/help/`."""
+    import yaml  # not at the top: `make bundle` has no package
+
     folder = Path(__file__).parents[1] / "tools" / "help"
     usage, text, epilog = (folder / f"{tool}.txt").read_text(encoding="utf-8").split("\n---\n")
     shape = argparse.RawDescriptionHelpFormatter

@@ -8,19 +8,19 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset, concatenate_datasets
 
+from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.groups import accuracy_ceiling, exact_groups, near_groups
 from medlit.data.label_errors import label_errors
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
 from medlit.data.prompt import NotePrompt
-from medlit.data.settings import Columns, Labels
 from medlit.data.sources import as_text, cell_labels, read_tables
 from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
 from medlit.errors import report_if_slow
@@ -77,41 +77,33 @@ class Audit(NamedTuple):
     lengths: dict[str, IntArray]
 
 
-def audit(
-    source: str,
-    *,
-    revision: str | None = None,
-    columns: Columns,
-    labels: Labels,
-    near_threshold: float | None = None,
-    merge: bool = False,  # rows of a split with the same text are one note, as by `label_conflicts: merge`
-    load_prompt: Callable[[], NotePrompt | None] = lambda: None,  # called once the table is found to be sound
-) -> Audit:
+def audit(data: TranscriptionDataModule, load_prompt: Callable[[], NotePrompt | None] = lambda: None) -> Audit:
     """Audit a source before it is split, with empty and unlabelled notes counted instead of refused.
 
     Without a `near_threshold` it is 0.8, in tables of at most 50,000 notes only: the search takes a minute for every
-    40,000. Raises a UserError if the source cannot be read.
+    40,000. With `label_conflicts: merge`, rows of a split with the same text are one note. `load_prompt` is called once
+    the table is found to be sound. Raises a UserError if the source cannot be read.
     """
     tables = load_source(
-        source,
-        revision=revision,
-        columns=columns,
-        labels=labels,
-        require_labels=columns.label is not None,
+        data.source,
+        revision=data.revision,
+        columns=data.columns,
+        labels=data.labels,
+        require_labels=data.columns.label is not None,
         allow_missing=True,
     )
     prompt = load_prompt()
     pool = concatenate_datasets(list(tables.values()))
     specialties = specialties_of(pool)
     of_rows = [name for name, rows in tables.items() for _ in range(len(rows))]
-    if merge:
+    if data.label_conflicts == "merge":
         resolve_conflicts(of_rows, specialties, pool["id"][:], pool["text_hash"][:], "merge")
         kept = np.flatnonzero(np.array(of_rows) != DUPLICATE)
         pool, specialties = pool.select(kept), [specialties[row] for row in kept]
         of_rows = [of_rows[row] for row in kept]
     ids = pool["id"]  # read from disk one by one
     texts = exact_groups(pool["text_hash"][:])
-    threshold = near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
+    threshold = data.split.near_threshold or (NEAR_THRESHOLD if len(pool) <= NEAR_ROWS else None)
     near = texts if threshold is None else near_groups(pool["transcription"], texts, threshold)
     lengths = _lengths(pool, prompt)
     limits = {} if prompt is None else {"tokens": prompt.room}
@@ -121,17 +113,18 @@ def audit(
     notes["split"] = pd.Categorical(of_rows, categories=list(splits))
     notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
     notes["own"] = specialties
-    each = notes.explode("own").dropna(subset="own")
+    # Sorted, so that equally frequent specialties are listed by name.
+    each = notes.explode("own").dropna(subset="own").sort_values("own")
     by_text = notes.groupby("text")
     similar = notes.groupby("near")["text"].transform("nunique") > 1
     conflicting = (by_text["labels"].transform("nunique") > 1) & notes["labels"].notna()
-    classes = _class_counts(each["own"])
+    classes = dict(Counter(each["own"]).most_common())
     report = AuditReport(
-        source=source,
+        source=data.source,
         rows=len(notes),
         splits=splits,
         classes=classes,
-        classes_by_split={name: _class_counts(each.loc[each["split"] == name, "own"]) for name in splits},
+        classes_by_split={name: dict(Counter(each.loc[each["split"] == name, "own"]).most_common()) for name in splits},
         unlabelled=int(notes["labels"].isna().sum()),
         lengths={unit: _summary(values, limits.get(unit)) for unit, values in lengths.items()},
         empty=_rows_where(notes["words"] == 0, ids),
@@ -145,7 +138,7 @@ def audit(
         near_accuracy_ceiling=None if threshold is None else accuracy_ceiling(near, specialties),
         leakage=_leakage(notes, "text"),
         near_leakage=None if threshold is None else _leakage(notes, "near"),
-        label_leaks=label_leaks(source, revision, columns, labels.separator),
+        label_leaks=label_leaks(data),
         label_review=LabelReview.of(list(classes)),
         label_errors=label_errors(notes, pool["transcription"], ids),
     )
@@ -176,11 +169,6 @@ def _summary(lengths: IntArray, limit: int | None) -> dict[str, float]:
     return ends | percentiles | {"max": int(lengths.max())} | cut
 
 
-def _class_counts(specialties: pd.Series) -> dict[str, int]:
-    """Specialty -> notes, the most frequent first, equally frequent ones by name."""
-    return dict(sorted(Counter(specialties).items(), key=lambda item: (-item[1], item[0])))
-
-
 def _rows_where(mask: pd.Series, ids: Sequence[str]) -> dict[str, Any]:
     """Number of notes in a mask, and the first of their ids."""
     rows = np.flatnonzero(mask)
@@ -201,9 +189,9 @@ def _label_pairs(texts: IntArray, specialties: Sequence[tuple[str, ...]]) -> lis
     for text, names in zip(texts.tolist(), specialties, strict=True):
         of_text[text].update(names)
     carrying = Counter(name for names in of_text.values() for name in names)
-    pairs = Counter(pair for names in of_text.values() for pair in combinations(sorted(names), 2))
-    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:_EXAMPLES]
-    return [{"labels": [*pair], "texts": n, "share": n / min(carrying[name] for name in pair)} for pair, n in ordered]
+    pairs = Counter(sorted(pair for names in of_text.values() for pair in combinations(sorted(names), 2)))
+    most = pairs.most_common(_EXAMPLES)
+    return [{"labels": [*pair], "texts": n, "share": n / min(carrying[name] for name in pair)} for pair, n in most]
 
 
 def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
@@ -212,7 +200,7 @@ def _leakage(notes: pd.DataFrame, groups: str) -> dict[str, int]:
     return {f"{one}/{two}": int(parts[two].isin(parts[one]).sum()) for one, two in combinations(parts, 2)}
 
 
-def label_leaks(source: str, revision: str | None, columns: Columns, separator: str | None = None) -> dict[str, float]:
+def label_leaks(data: TranscriptionDataModule) -> dict[str, float]:
     """Columns that give the label away; they never reach the model, but may be added to the text by hand.
 
     Returns column other than note, label and id -> share of its non-empty values that name a label of their row, or
@@ -220,7 +208,7 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
     """
     values, naming = Counter[str](), Counter[str]()
     recurring = defaultdict[str, dict[str, tuple[int, frozenset[str]]]](dict)  # value -> its rows, labels of all these
-    for name, value, labels in _other_columns(source, revision, columns, separator):
+    for name, value, labels in _other_columns(data):
         values[name] += 1
         naming[name] += any(f" {_words(own)} " in f" {_words(value)} " for own in labels)
         if value in recurring[name] or len(recurring[name]) <= _MAX_CODES:
@@ -234,11 +222,10 @@ def label_leaks(source: str, revision: str | None, columns: Columns, separator: 
     return {name: share for name, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])) if share}
 
 
-def _other_columns(
-    source: str, revision: str | None, columns: Columns, separator: str | None
-) -> Iterator[tuple[str, str, frozenset[str]]]:
+def _other_columns(data: TranscriptionDataModule) -> Iterator[tuple[str, str, frozenset[str]]]:
     """Yield column other than note, label and id, value, and labels of its row; none of them empty."""
-    for table in (table for parts in read_tables(source, revision, columns).values() for table in parts):
+    columns, separator = data.columns, data.labels.separator
+    for table in chain.from_iterable(read_tables(data.source, data.revision, columns).values()):
         if columns.label is None or columns.label not in table.rows.column_names:
             continue
         others = sorted(set(table.rows.column_names) - set(columns.of(table.rows.column_names).values()))

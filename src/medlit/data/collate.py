@@ -237,8 +237,3 @@ def unnamed_rows(prompts: Sequence[Prompt]) -> list[TokenisedNote]:
         TokenisedNote(row=i, id=str(i), text_hash="", input_ids=ids, cut_tokens=cut, specialty=None)
         for i, (ids, cut) in enumerate(prompts)
     ]
-
-
-def identity(batch: object) -> object:
-    """The loader's collate function, since the dataset collates; worker processes can pickle it."""
-    return batch

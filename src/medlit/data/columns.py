@@ -13,6 +13,8 @@ from medlit.data.settings import Columns
 from medlit.data.sources import RawTable
 from medlit.errors import UserError, tell
 
+_CANONICAL = {"text": "transcription", "label": "specialty", "id": "id"}
+_FILL_IN = "delete such rows or fill them in"
 _MAX_NAME = 40  # characters of a column name or an id in an error message
 _CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
 # Columns by which the table of another tool is known -> how to read it.
@@ -54,10 +56,11 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
 def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:
     """Raise a UserError for a row without a note or, given all labels' `names`, for a missing or doubtful label."""
     empty = pc.equal(pc.binary_length(rows.data.column("transcription")), 0)
-    _refuse_rows(empty, table, rows, columns, "text", "the note is empty")
+    _refuse_rows(empty, table, rows, columns, "text", "the note is empty", _FILL_IN)
     if names is None:
         return
-    _refuse_rows(pc.is_null(rows.data.column("specialty")), table, rows, columns, "label", "there is no label")
+    missing = pc.is_null(rows.data.column("specialty"))
+    _refuse_rows(missing, table, rows, columns, "label", "there is no label", _FILL_IN)
     numbers = sorted(name for name in names if _NUMBER.fullmatch(name))
     words = sorted(names - set(numbers))
     if numbers and words:
@@ -65,7 +68,7 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
         rarer, fault = min(choices, key=lambda choice: len(choice[0]))
         remedy = "correct such rows, or say in data.labels what they mean (aliases) or leave them out (drop)"
         mask = pa.chunked_array([[bool({*names} & {*rarer}) for names in rows["specialties"][:]]], pa.bool_())
-        _refuse_rows(mask, table, rows, columns, "label", fault, remedy, is_empty=False)
+        _refuse_rows(mask, table, rows, columns, "label", fault, remedy)
 
 
 def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
@@ -94,23 +97,17 @@ def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, jo
 
 
 def _refuse_rows(
-    mask: pa.ChunkedArray,
-    table: RawTable,
-    rows: Dataset,
-    columns: Columns,
-    key: str,
-    fault: str,
-    remedy: str = "delete such rows or fill them in",
-    is_empty: bool = True,  # whether the fault is an empty cell
+    mask: pa.ChunkedArray, table: RawTable, rows: Dataset, columns: Columns, key: str, fault: str, remedy: str
 ) -> None:
     """Raise a UserError that names the first canonical row where `mask` is true, if there is one."""
     places = pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist()
     if not places:
         return
-    if is_empty and len(places) == len(rows):
+    first = rows[places[0]]
+    if len(places) == len(rows) and not first[_CANONICAL[key]]:
         column = columns.of(table.rows.column_names)[key]
         raise UserError(f"data.columns.{key}: {column!r} of {table.name} is empty in every row; name another column.")
-    identity = rows[places[0]]["id"]
+    identity = first["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     raise UserError(f"data.columns.{key}: {table.name}, row {places[0] + 1}{named}{more}: {fault}; {remedy}.")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from medlit.base_model import PACKING_FAMILIES, load_tokenizer, read_config
-from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts, identity
+from medlit.data.collate import Batch, BatchDataset, Collate, Collator, EvalBatch, Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.notes import load_source, read_predict_notes
 from medlit.data.prompt import INSTRUCTION, PROMPTS, NotePrompt, PromptFormat
@@ -155,10 +155,8 @@ class TranscriptionDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
         rows, packed = self.rows("train"), self._packs
-        tokens, supervised, labels, notes = self.collator.measure(rows)
-        sampler = StepSampler(
-            tokens, supervised, labels, self.batching, self.token_budget, packed, *self._place, notes=notes
-        )
+        examples = self.collator.measure(rows)
+        sampler = StepSampler(*examples, self.batching, self.token_budget, packed, *self._place)
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
@@ -204,7 +202,7 @@ class TranscriptionDataModule(L.LightningDataModule):
             dataset,
             batch_size=None,
             sampler=sampler,
-            collate_fn=identity,
+            collate_fn=torch.nn.Identity(),  # the dataset collates
             num_workers=self.batching.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.batching.num_workers > 0,

@@ -51,7 +51,8 @@ def near_groups(texts: Sequence[str], exact: IntArray, threshold: float) -> IntA
             for other in index.query(sketch):
                 if joined.connected(group, other):
                     continue
-                if jaccard(mine, shingles(texts[int(first[other])])) >= threshold:
+                theirs = shingles(texts[int(first[other])])
+                if len(mine & theirs) / len(mine | theirs) >= threshold:
                     joined.merge(group, other)
             index.insert(group, sketch, check_duplication=False)
     smallest = np.empty(len(first), dtype=np.int64)
@@ -81,9 +82,3 @@ def shingles(text: str) -> set[int]:
     words = _WORD.findall(text.lower())
     runs = range(max(1, len(words) - SHINGLE + 1)) if words else range(0)
     return {zlib.crc32(" ".join(words[start : start + SHINGLE]).encode()) for start in runs}
-
-
-def jaccard(one: set[int], other: set[int]) -> float:
-    """Size of the intersection over size of the union, of two sets that are not both empty."""
-    common = len(one & other)
-    return common / (len(one) + len(other) - common)

@@ -58,11 +58,6 @@ def normalise_label(name: str) -> str:
     return unicodedata.normalize("NFC", _recipe_key(composed))
 
 
-def visible_text(name: str) -> str:
-    """A label without invisible characters; joiners, which some scripts are spelled with, stay."""
-    return name.translate(_INVISIBLE)
-
-
 def _recipe_key(name: str) -> str:
     return _SLASH.sub("/", normalise_text(name).lower())
 
@@ -159,8 +154,10 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
         spellings.setdefault(normalise_label(name), Counter())[name] += counts[raw]
     chosen: dict[str, str | None] = {}
     for key, written in spellings.items():
-        kept = key not in dropped and written.total() >= rules.min_count
-        chosen[key] = _most_frequent(written) if kept else DROPPED
+        # The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet.
+        odd = {name: unicodedata.normalize("NFC", name.translate(_INVISIBLE)) != name for name in written}
+        best = min(written, key=lambda name: (-written[name], odd[name], name))
+        chosen[key] = best if key not in dropped and written.total() >= rules.min_count else DROPPED
     chosen[""] = None
     return {raw: chosen[normalise_label(name)] for raw, name in meanings.items()} | {"": None}
 
@@ -186,7 +183,7 @@ class LabelReview:
             other = next((frequent[key] for key in keys if key in frequent), name)
             if other == name:
                 frequent.update(dict.fromkeys(keys, name))
-            if (visible := visible_text(other)) != name:
+            if (visible := other.translate(_INVISIBLE)) != name:
                 similar[name] = visible
         return cls(similar, combined, placeholders)
 
@@ -234,12 +231,6 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
             f"{column} has lists written as text; store lists in JSON Lines or Parquet, or write 'A; B' and set"
             " data.labels.separator to ';'."
         )
-
-
-def _most_frequent(spellings: Counter[str]) -> str:
-    """The spelling with the most rows; of equally frequent ones a plainly written one, the first in the alphabet."""
-    odd = {name: unicodedata.normalize("NFC", visible_text(name)) != name for name in spellings}
-    return min(spellings, key=lambda name: (-spellings[name], odd[name], name))
 
 
 def _fold(key: str) -> str:

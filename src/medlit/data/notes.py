@@ -70,9 +70,11 @@ def load_source(
             for table, rows in zip(parts, canonical, strict=True):
                 if not allow_missing:
                     check_rows(table, rows, columns, names if require_labels else None)
-            result[split] = concatenate_datasets([_without_dropped(rows) for rows in canonical])
-            if len(result[split]) == 0:
+            joined = concatenate_datasets(canonical)
+            kept = pc.fill_null(pc.not_equal(joined.data.column("specialty"), DROPPED), True).to_numpy()
+            if not kept.any():
                 raise UserError(f"data.labels: drop and min_count leave no row of {parts[0].name}; loosen them.")
+            result[split] = joined if kept.all() else joined.select(np.flatnonzero(kept))
         return _with_ids(result)
 
 
@@ -144,7 +146,7 @@ def _label_counts(table: RawTable, label: str | None, separator: str | None) -> 
 
 
 def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | None], separator: str | None) -> Dataset:
-    """The canonical columns of one table, row for row; a dropped label is `DROPPED` until `_without_dropped`."""
+    """The canonical columns of one table, row for row; a label that is left out is `DROPPED`."""
     rows = table.rows
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
@@ -185,11 +187,6 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
             f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
         ) from None
     return canonical.with_format(None)
-
-
-def _without_dropped(rows: Dataset) -> Dataset:
-    kept = pc.fill_null(pc.not_equal(rows.data.column("specialty"), DROPPED), True).to_numpy()
-    return rows if kept.all() else rows.select(np.flatnonzero(kept))
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -26,26 +26,16 @@ from torch.utils.data import Sampler
 
 from medlit.data.settings import Batching, ClassBalance
 from medlit.errors import UserError
-from medlit.evaluation.results import FloatArray, IntArray
-
-_POWER = {"none": 1.0, "sqrt": 0.5, "inverse": 0.0}
+from medlit.evaluation.results import IntArray
 
 
-def shares(counts: IntArray, class_balance: ClassBalance) -> FloatArray:
-    """Expected share of each label among the draws, (K,), from its number of notes, (K,), at least 1 each."""
-    weights: FloatArray = counts.astype(np.float64) ** _POWER[class_balance]
-    return weights / float(weights.sum())
-
-
-def epoch_order(
-    labels: IntArray, class_balance: ClassBalance, seed: int, epoch: int, notes: IntArray | None = None
-) -> IntArray:
+def epoch_order(labels: IntArray, notes: IntArray, class_balance: ClassBalance, seed: int, epoch: int) -> IntArray:
     """The examples of an epoch in training order, as many as there are notes, (N,).
 
-    They are indices into `labels`, the label ids of all examples, (E,); `notes` is as in `StepSampler`.
+    They are indices into `labels` and `notes`, the label id and the note of all examples, (E,); see `StepSampler`.
     """
     rng = np.random.default_rng([seed, epoch])
-    several = np.bincount(np.arange(len(labels)) if notes is None else notes)
+    several = np.bincount(notes)
     number = len(several)
     if class_balance == "none":
         order = rng.permutation(number)
@@ -53,8 +43,9 @@ def epoch_order(
         return np.asarray((np.cumsum(several) - several + drawn)[order])
     order = rng.permutation(len(labels))
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = np.sqrt(counts) if class_balance == "sqrt" else np.ones(len(counts))
     # Systematic sampling: with one random offset a label's draws are its expected number rounded up or down.
-    edges = np.floor(np.cumsum(shares(counts, class_balance)) * number + rng.random()).astype(np.int64)
+    edges = np.floor(np.cumsum(weights / weights.sum()) * number + rng.random()).astype(np.int64)
     edges[-1] = number
     drawn = np.diff(edges, prepend=0)
     parts = []
@@ -81,9 +72,10 @@ class StepSampler(Sampler[MicroBatch]):
     for fewer notes than one step needs, or ranks that do not divide a step.
     """
 
-    lengths: IntArray  # tokens of each of the N notes, prompt and response, (N,); with `notes` of E examples, (E,)
-    supervised: IntArray  # tokens of each that carry loss, (N,) or (E,)
-    labels: IntArray  # label of each as a number, (N,) or (E,)
+    lengths: IntArray  # tokens of each example, prompt and response, (E,)
+    supervised: IntArray  # tokens of each that carry loss, (E,)
+    labels: IntArray  # label of each as a number, (E,)
+    notes: IntArray  # the note of each, 0 .. N-1 ascending, (E,)
     batching: Batching  # batch sizes, class balance and seed; epoch e uses the seed (seed, e)
     token_budget: int  # maximum padded tokens of a micro-batch where possible; unused if packed or on several ranks
     packed: bool = False  # not padded: micro-batches get about equal numbers of tokens instead of similar lengths
@@ -91,13 +83,11 @@ class StepSampler(Sampler[MicroBatch]):
     world_size: int = 1
     epoch: int = 0
     first_step: int = 0
-    notes: IntArray | None = None  # the note of each example, 0 .. N-1 ascending, (E,); None: one example per note
 
     def __post_init__(self) -> None:
         step = self.batching.global_batch_size
         self.micro_batches = micro_batches_per_step(self.batching, self.world_size)
-        self._note = np.arange(len(self.lengths)) if self.notes is None else self.notes
-        several = np.bincount(self._note)  # examples of each note
+        several = np.bincount(self.notes)  # examples of each note
         self._first = np.cumsum(several) - several
         self._number = len(several)
         if self._number < step:
@@ -121,7 +111,7 @@ class StepSampler(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         batching, size = self.batching, self.batching.global_batch_size
         # Once: drawing it for every step of a large table would take minutes.
-        order = epoch_order(self.labels, batching.class_balance, batching.seed, self.epoch, self.notes)
+        order = epoch_order(self.labels, self.notes, batching.class_balance, batching.seed, self.epoch)
         first, self.first_step = self.first_step, 0
         for step in range(first, self.steps):
             examples = order[step * size : (step + 1) * size]
@@ -130,7 +120,7 @@ class StepSampler(Sampler[MicroBatch]):
             # Shares rotate, so that over several steps the ranks get equal numbers of notes and tokens.
             share = (self.rank + step) % self.world_size
             for group in self._packed(lengths, share) if self.packed else self._padded(lengths, share):
-                notes = self._note[examples[group]]
+                notes = self.notes[examples[group]]
                 yield MicroBatch(notes.tolist(), step_tokens, (examples[group] - self._first[notes]).tolist())
 
     def _packed(self, lengths: np.ndarray, share: int) -> list[list[int]]:
@@ -143,8 +133,8 @@ class StepSampler(Sampler[MicroBatch]):
         """One rank's micro-batches, as indices into the step: similar lengths, about equal padded tokens."""
         # One rank minimises padding within the budget; several minimise the largest group, for which all ranks wait.
         budget = self.token_budget if self.world_size == 1 else None
-        ends = np.cumsum([0, *split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)])
-        groups = [list(range(start, end)) for start, end in pairwise(ends.tolist())]
+        bounds = split_by_length(lengths.tolist(), self.world_size * self.micro_batches, budget)
+        groups = [list(range(start, end)) for start, end in pairwise(bounds)]
         cells = [int(lengths[group[0]]) * len(group) for group in groups]
         largest = sorted(range(len(groups)), key=lambda g: -cells[g])
         mine = balance_ranks([cells[g] for g in largest], self.world_size)[share]
@@ -184,7 +174,7 @@ def micro_batches_per_step(batching: Batching, world_size: int) -> int:
 
 
 def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> list[int]:
-    """Divide n notes, longest first, into groups with the least padding; returns the sizes of these, none of them 0.
+    """Divide n notes, longest first, into groups with the least padding; returns the bounds of these, 0 .. n.
 
     `budget` is the most padded tokens (notes x longest) of one group; where that is impossible, and for None, the
     largest group is minimised.
@@ -192,17 +182,16 @@ def split_by_length(lengths: Sequence[int], groups: int, budget: int | None) -> 
     n = len(lengths)
     # cost[i, j]: padded tokens of the group of notes i .. j-1; its longest note is the first.
     cost = np.asarray(lengths)[:, None] * (np.arange(n + 1)[None, :] - np.arange(n)[:, None])
-    least, sizes = np.inf, list[int]()
     if budget is not None:
-        least, sizes = _divide(np.where(cost <= budget, cost, np.inf), groups, np.add)
-    if np.isinf(least):
-        peak, _ = _divide(cost, groups, np.maximum)
-        _, sizes = _divide(np.where(cost <= peak, cost, np.inf), groups, np.add)
-    return sizes
+        least, bounds = _divide(np.where(cost <= budget, cost, np.inf), groups, np.add)
+        if np.isfinite(least):
+            return bounds
+    peak, _ = _divide(cost, groups, np.maximum)
+    return _divide(np.where(cost <= peak, cost, np.inf), groups, np.add)[1]
 
 
 def _divide(cost: np.ndarray, groups: int, combine: np.ufunc) -> tuple[float, list[int]]:
-    """The least sum or maximum (`combine`) of the groups' costs, and the groups' sizes that have it."""
+    """The least sum or maximum (`combine`) of the groups' costs, and the groups' bounds that have it."""
     n = len(cost)
     best = np.full((groups + 1, n + 1), np.inf)
     cut = np.zeros((groups + 1, n + 1), dtype=np.int64)
@@ -215,7 +204,7 @@ def _divide(cost: np.ndarray, groups: int, combine: np.ufunc) -> tuple[float, li
     ends = [n]
     for g in range(groups, 0, -1):
         ends.append(int(cut[g, ends[-1]]))
-    return float(best[groups, n]), [end - start for start, end in pairwise(ends[::-1])]
+    return float(best[groups, n]), ends[::-1]
 
 
 def balance_tokens(lengths: Sequence[int], groups: int) -> list[list[int]]:

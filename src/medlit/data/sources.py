@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import datasets
 from datasets import ClassLabel, Dataset
+from huggingface_hub import is_offline_mode
 
 from medlit.data.readers import KINDS, read_file, table_name
 from medlit.data.settings import Columns
 from medlit.errors import NotCachedError, UserError
-from medlit.paths import hub_is_offline
 
 ALL = "all"
 _BUILTIN = Path(__file__).with_name("builtin")  # invented notes; `benchmarks/builtin_notes.py` writes them
@@ -180,7 +180,7 @@ def _hub_fault(error: Exception, source: str, revision: str | None) -> UserError
             " and give one of them as data.source."
         )
     at, option = (f" at revision {revision}", f" --data.revision {revision}") if revision else ("", "")
-    reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else reason
+    reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else reason
     return NotCachedError(
         f"data.source: {source} is not a file here, and as a Hub dataset{at} it is neither cached nor reachable"
         f" ({reason}); correct the name, set HF_TOKEN if it is private, or fill the cache on a machine with a network"

@@ -177,22 +177,14 @@ class DataFingerprint:
         return read
 
     def warn_if_different(self, theirs: Self | None, source: str) -> None:
-        """Print the `difference`, unless their notes are unknown."""
-        if theirs is not None and (difference := self.difference(theirs, source)) is not None:
-            tell(difference)
-
-    def difference(self, theirs: Self, source: str) -> str | None:
-        """Describe which splits are not those of some weights, `source`; None if all are, even from another place."""
-        other = [split for split in SPLITS if self.hashes.get(split) != theirs.hashes.get(split)]
-        if not other:
-            return None
+        """Print which splits are not those of some weights, `source`, if any is; their notes may be unknown."""
+        other = [split for split in SPLITS if theirs and self.hashes.get(split) != theirs.hashes.get(split)]
+        if theirs is None or not other:
+            return
         listed = f"{', '.join(other[:-1])} and {other[-1]} splits are" if other[1:] else f"{other[0]} split is"
-        then, now = theirs._name(), self._name()
+        then, now = (f"{one.source} at {one.revision}" if one.revision else one.source for one in (theirs, self))
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
-        return (
+        tell(
             f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own"
             " and notes scored here may have been trained on."
         )
-
-    def _name(self) -> str:
-        return f"{self.source} at {self.revision}" if self.revision else self.source

@@ -65,9 +65,8 @@ def assign(
     shares = shares_to_draw(kind, set(given), settings)
     if shares:
         rows = [row for row, name in enumerate(split) if name == "train"]
-        keys: dict[int, str] = {}
-        for row in rows:
-            keys[groups[row]] = min(keys.get(groups[row], text_hashes[row]), text_hashes[row])
+        # A group's key is the smallest hash of its texts, which comes last here.
+        keys = {groups[row]: text_hashes[row] for row in sorted(rows, key=text_hashes.__getitem__, reverse=True)}
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
             counts[keys[groups[row]]].update(labels[row] or ("",))

@@ -6,7 +6,7 @@ their two files, `<stage>_answers.parquet`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,11 +39,7 @@ class Results:
     probabilities: FloatArray | None  # of each label, rows sum to 1, (N, K); None if the system gives none
     tokens: IntArray  # in each prompt, (N,); 0 if the system counts none
     cut_tokens: IntArray  # cut from each transcription, (N,)
-    accepted: list[list[int]] = field(default_factory=list)  # all label ids of each note; empty: its `truth` alone
-
-    def __post_init__(self) -> None:
-        if not self.accepted:
-            object.__setattr__(self, "accepted", self.truth[:, None].tolist())
+    accepted: list[list[int]]  # all label ids of each note, its `truth` first, N of them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,14 +135,15 @@ class Results:
             table = pq.read_table(path)
             names = tuple(json.loads(table.schema.metadata[b"labels"]))
             label_ids: dict[str | None, int] = {name: i for i, name in enumerate([*names, None])}
-            own = table["labels"].to_pylist() if "labels" in table.column_names else []
+            truth = table["truth"].to_pylist()
+            own = table["labels"].to_pylist() if "labels" in table.column_names else [[name] for name in truth]
             given = table["probabilities"].combine_chunks().flatten() if "probabilities" in table.column_names else None
             return cls(
                 names=names,
                 rows=np.arange(len(table)),
                 ids=table["id"].to_pylist(),
                 text_hashes=table["text_hash"].to_pylist(),
-                truth=np.array([label_ids[name] for name in table["truth"].to_pylist()], dtype=np.int64),
+                truth=np.array([label_ids[name] for name in truth], dtype=np.int64),
                 answer=np.array([label_ids[name] for name in table["answer"].to_pylist()], dtype=np.int64),
                 probabilities=None if given is None else given.to_numpy().reshape(len(table), len(names)),
                 tokens=table["tokens"].to_numpy(),

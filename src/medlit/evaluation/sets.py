@@ -5,7 +5,8 @@ its labels in its set (split-conformal prediction: Vovk 2005, "Algorithmic Learn
 the probability itself (LAC: Sadinle 2019, arXiv 1609.00451), since no other has smaller sets; docs/evaluation.md
 compares. crepes and MAPIE have it, but count each copy of a text and keep all scores instead of a number.
 
-N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,).
+N notes, K labels. `labels` marks those of each note, (N, K); `groups` is the number of each note's text, (N,);
+the weights of a text's copies add up to 1.
 """
 
 from collections.abc import Iterable
@@ -27,25 +28,23 @@ def prediction_sets(probabilities: FloatArray, threshold: float) -> BoolArray:
     return np.asarray(probabilities >= threshold * (1 - _ROUNDING))
 
 
-def fit_thresholds(
-    probabilities: FloatArray, labels: BoolArray, coverages: FloatArray, groups: IntArray | None = None
-) -> FloatArray:
+def fit_thresholds(probabilities: FloatArray, labels: BoolArray, coverages: FloatArray, groups: IntArray) -> FloatArray:
     """The threshold for each coverage; 0, so that sets hold every label, where there are too few texts.
 
     A note's score is the probability of the likeliest of its labels. The threshold is the k-th highest score of n,
     k = ceil((n + 1) x coverage). The scores of a text's copies weigh as much as one score (Lee 2023, arXiv 2306.06342).
     """
     scores = np.where(labels, probabilities, 0.0).max(axis=1)
-    weights, order = _weights(len(scores), groups), np.argsort(-scores, kind="stable")
+    weights, order = 1 / np.bincount(groups)[groups], np.argsort(-scores, kind="stable")
     needed, reached = (weights.sum() + 1) * np.asarray(coverages), np.cumsum(weights[order])
     return np.asarray(np.append(scores[order], 0.0)[np.searchsorted(reached.round(9), needed.round(9))])
 
 
-def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray, groups: IntArray | None = None) -> float:
+def fit_f1_threshold(probabilities: FloatArray, labels: BoolArray, groups: IntArray) -> float:
     """The threshold, at least 0.01, whose sets have the highest micro F1 by texts; of several the highest."""
     kept = probabilities >= min(0.01, probabilities.max())  # of thousands of labels nearly all are less likely
     order = np.argsort(-probabilities[kept], kind="stable")
-    weights = np.broadcast_to(_weights(len(labels), groups)[:, None], labels.shape)
+    weights = np.broadcast_to(1 / np.bincount(groups)[groups][:, None], labels.shape)
     of_kept, thresholds = weights[kept][order], probabilities[kept][order]
     hits, members = np.cumsum(of_kept * labels[kept][order]), np.cumsum(of_kept)
     f1 = (2 * hits / (members + weights[labels].sum())).round(12)  # sums of weights are not exact
@@ -64,14 +63,14 @@ def calibrate(results: Results, coverage: float | None, power: float = 1.0) -> t
     return temperature, dict(zip(map(str, coverages), thresholds, strict=True)) | {BEST_F1: best_f1}
 
 
-def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray | None = None) -> dict[str, Any]:
+def score_sets(sets: BoolArray, labels: BoolArray, groups: IntArray) -> dict[str, Any]:
     """Scores of at least one set, (N, K), in which a text counts once, however many copies it has.
 
     coverage, all_labels: share of sets with any and with all of the note's labels; 95 % interval. mean_size: labels.
     single, empty: share of sets with one label and none. f1_micro, f1_macro, exact_match, jaccard: as torchmetrics'
     multilabel forms, over the labels that occur.
     """
-    weights, sizes, hits = _weights(len(sets), groups), sets.sum(axis=1), sets & labels
+    weights, sizes, hits = 1 / np.bincount(groups)[groups], sets.sum(axis=1), sets & labels
     names = ("coverage", "all_labels", "exact_match", "mean_size", "single", "empty")
     each = (hits.any(axis=1), (hits == labels).all(axis=1), (sets == labels).all(axis=1), sizes, sizes == 1, sizes == 0)
     scores = {name: float(np.average(of, weights=weights)) for name, of in zip(names, each, strict=True)}
@@ -123,8 +122,3 @@ def doubts_of_coverage(coverage: float, results: Results, trained: Iterable[str]
             " data.split.kind to 'grouped' or 'official_clean'"
         )
     return f"model.decoding.coverage: {'. And '.join(doubts)}." if doubts else ""
-
-
-def _weights(n: int, groups: IntArray | None) -> FloatArray:
-    """Of N notes, so that those of a group have the weight 1 together, (N,)."""
-    return np.ones(n) if groups is None else 1 / np.bincount(groups)[groups]

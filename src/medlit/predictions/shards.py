@@ -4,8 +4,6 @@ They are in a hidden folder beside the table, with the run's resume key. Each ap
 process that is killed loses only those last seconds. A resumed run may have another number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +28,11 @@ from medlit.model.adapter import adapter_folder
 from medlit.model.adapter_metadata import read_fitted
 from medlit.model.module import SpecialtyClassifier
 from medlit.model.settings import Decoding
-from medlit.predictions.table import FORMATS, arrow_schema
+from medlit.predictions.table import COLUMNS, FORMATS, SET_COLUMNS, arrow_schema
 
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
-_SLICE = 1_000  # rows that become Python objects at a time
-_BATCH = 10_000  # notes
+_BATCH = 10_000  # notes that become Python objects at a time
 # Settings of the base model that change no answer.
 _MEMORY_ONLY = ("gradient_checkpointing", "memory_budget_gib", "offload", "batch_tokens")
 _KEY_FILE = "resume_key.json"
@@ -73,7 +70,7 @@ def find_shards(table: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.parquet")) if (folder / _KEY_FILE).exists() else []
 
 
-def read_resume_key(table: Path) -> ResumeKey | None:
+def read_resume_key(table: Path) -> "ResumeKey | None":
     """The resume key of an interrupted run; None where there is no such run, or none that this version can read."""
     try:
         return ResumeKey(**read_json(shard_folder(table) / _KEY_FILE))
@@ -81,7 +78,7 @@ def read_resume_key(table: Path) -> ResumeKey | None:
         return None
 
 
-def start_shards(table: Path, key: ResumeKey) -> None:
+def start_shards(table: Path, key: "ResumeKey") -> None:
     """Remove the shards of any earlier run, but not the lock, and store this run's resume key."""
     (folder := shard_folder(table)).mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -139,11 +136,13 @@ class ShardWriter:
 
 def write_table(shards: Sequence[Path], notes: int, path: Path, separator: str | None = None) -> None:
     """Join shards to one table in the order of the source; it appears whole. `separator` is as in FORMATS."""
+    columns = COLUMNS if separator is None else SET_COLUMNS
+    parts = (part.select(columns) for part in parts_in_order(shards, notes))
     with atomic_write(path) as partial:
-        FORMATS[path.suffix](partial, rows_in_order(shards, notes), separator)
+        FORMATS[path.suffix](partial, columns, parts, separator)
 
 
-def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[dict[str, Any]]:
+def parts_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_PER_PASS) -> Iterator[pa.Table]:
     """Yield the rows of shards by their position in the source; of several for one note, the last shard's.
 
     Batches are sorted by length, so every shard has rows from all over the source. Each pass over the shards reads the
@@ -159,8 +158,7 @@ def rows_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS_
         order = np.argsort(position, kind="stable")
         is_last = np.diff(position[order], append=notes) > 0
         rows = rows.take(order[is_last])
-        for i in range(0, len(rows), _SLICE):
-            yield from rows.slice(i, _SLICE).to_pylist()
+        yield from (rows.slice(i, _BATCH) for i in range(0, len(rows), _BATCH))
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class ResumeKey:
     @classmethod
     def of(
         cls, module: SpecialtyClassifier, data: TranscriptionDataModule, checkpoint: str | None, precision: object
-    ) -> ResumeKey:
+    ) -> Self:
         """The key of a run with these weights, settings and notes."""
         groups = {
             "language_model": asdict(module.language_model),
@@ -198,7 +196,7 @@ class ResumeKey:
         weights = _hash_weights(checkpoint, module.adapter, module.decoding)
         return cls(len(notes), _hash_notes(notes), weights, json.loads(json.dumps(settings)))
 
-    def difference(self, earlier: ResumeKey) -> str | None:
+    def difference(self, earlier: Self) -> str | None:
         """What has changed since an earlier run; None when nothing has.
 
         Settings that only one of the two knows do not count: the earlier run may be of another version of medlit.

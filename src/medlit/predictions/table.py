@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.csv"  # in the run folder, unless --output names another file
 COLUMNS = ("id", "specialty", "answer", "probability", "margin", "runner_up", "abstained", "cut_tokens")
 SET_COLUMNS = (*COLUMNS, "set", "set_size", "set_probabilities")  # where `Decoding.sets` makes sets
-_ROW_GROUP = 10_000  # rows, of Parquet
 _DECIMALS = 6  # of a probability: float32 has seven digits
 # What a spreadsheet takes for the beginning of a formula (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -94,21 +92,22 @@ def table_rows(prompts: Prompts, predictions: Iterable[Prediction]) -> list[dict
     return [{"row": row, "id": note_id, **asdict(prediction)} for row, note_id, prediction in notes]
 
 
-def arrow_schema(with_sets: bool = True) -> pa.Schema:
+def arrow_schema(columns: Sequence[str] = SET_COLUMNS) -> pa.Schema:
     """The types of SET_COLUMNS, or of COLUMNS."""
     import pyarrow as pa
 
     types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64()]
     types += [pa.list_(pa.string()), pa.int64(), pa.list_(pa.float64())]
-    return pa.schema(list(zip(SET_COLUMNS if with_sets else COLUMNS, types, strict=False)))
+    return pa.schema(list(zip(columns, types, strict=False)))
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
+def _write_csv(path: Path, columns: Sequence[str], parts: Iterable[pa.Table], separator: str | None) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         # Every text is quoted: the csv module leaves a lone carriage return unquoted, and readers end the row there.
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        writer.writerow(columns := COLUMNS if separator is None else SET_COLUMNS)
-        writer.writerows([_cell(row[name], separator) for name in columns] for row in rows)
+        writer.writerow(columns)
+        for part in parts:
+            writer.writerows([_cell(value, separator) for value in row.values()] for row in part.to_pylist())
 
 
 def _cell(value: Any, separator: str | None) -> Any:  # noqa: ANN401 - any cell
@@ -118,23 +117,19 @@ def _cell(value: Any, separator: str | None) -> Any:  # noqa: ANN401 - any cell
     return f"'{value}" if is_formula else value
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
-    columns = COLUMNS if separator is None else SET_COLUMNS
+def _write_jsonl(path: Path, _: Sequence[str], parts: Iterable[pa.Table], __: str | None) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps({name: row[name] for name in columns}, ensure_ascii=False) + "\n")
+        for part in parts:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in part.to_pylist())
 
 
-def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], separator: str | None = None) -> None:
-    import pyarrow as pa
+def _write_parquet(path: Path, columns: Sequence[str], parts: Iterable[pa.Table], _: str | None) -> None:
     import pyarrow.parquet as pq
 
-    schema, remaining = arrow_schema(separator is not None), iter(rows)
-    with pq.ParquetWriter(path, schema) as writer:
-        # No name for the list: the rows of a group would stay in memory beside those of the next.
-        while len(batch := pa.RecordBatch.from_pylist(list(itertools.islice(remaining, _ROW_GROUP)), schema=schema)):
-            writer.write_batch(batch)
+    with pq.ParquetWriter(path, arrow_schema(columns)) as writer:
+        for part in parts:
+            writer.write_table(part)
 
 
-# Suffix of a table -> what writes its rows, column -> value; a separator, of lists in CSV, adds the columns of sets.
+# Suffix of a table -> what writes these columns of its parts; a separator, of lists in CSV, is for those of sets.
 FORMATS: dict[str, Callable[..., None]] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

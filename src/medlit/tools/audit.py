@@ -48,15 +48,7 @@ def run(args: Sequence[str]) -> int:
         if not config.overwrite:
             check_replaceable(options.output, "audit")
     data = make_datamodule(config)
-    result = audit(
-        data.source,
-        revision=data.revision,
-        columns=data.columns,
-        labels=data.labels,
-        near_threshold=data.split.near_threshold,
-        merge=data.label_conflicts == "merge",
-        load_prompt=partial(_prompt, data),
-    )
+    result = audit(data, partial(_prompt, data))
     _print_report(result.report)
     if result.report.conflicts["groups"] and data.label_conflicts != "merge":
         print("`data.label_conflicts: merge` makes a text with several specialties one note with all of them.\n")

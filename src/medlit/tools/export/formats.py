@@ -36,7 +36,7 @@ from medlit.base_model import read_config, resolve
 from medlit.errors import UserError
 from medlit.model.families import causal_lm, loaded_part, unlike_llama
 from medlit.model.language_model import Fp8Linear
-from medlit.tools.export.verify import WorkerFailed, run_worker
+from medlit.tools.export.verify import run_worker
 
 SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
@@ -143,7 +143,7 @@ def write_gguf(model: Path, path: Path, quantisation: str) -> None:
         write_gguf(model, full, "f16")
         try:
             run_worker({"loader": "quantise", "full": str(full), "path": str(path)})
-        except WorkerFailed as error:
+        except RuntimeError as error:
             message = f"gguf_types: llama.cpp could not quantise this model to q4_k_m ({error}); leave it out."
             raise UserError(message) from error
         full.unlink()

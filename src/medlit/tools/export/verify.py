@@ -61,7 +61,7 @@ class Verification:
         request |= {"prompts": reference.prompts, "answers": reference.answers, "texts": reference.texts}
         try:
             result = run_worker(request)
-        except WorkerFailed as error:
+        except RuntimeError as error:
             raise UserError(
                 f"to: {path.name} does not load with {loader} ({error}), so nothing was written; check that its"
                 " package is installed and supports the base model."
@@ -138,12 +138,11 @@ def _dtype(path: Path, device: str, base: dict[str, Any]) -> str:
     return "bfloat16" if sum(file.stat().st_size for file in files) > _LARGE else "float32"
 
 
-class WorkerFailed(Exception):
-    """The worker process failed; the message is the last line of its standard error."""
-
-
 def run_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit; that raises WorkerFailed."""
+    """Run `reload_worker.py` in a fresh process, which may abort without ending medlit.
+
+    Raises a RuntimeError if it fails, with the last line of its standard error.
+    """
     done = subprocess.run(
         # -P: this folder is not on the worker's import path.
         [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
@@ -155,5 +154,5 @@ def run_worker(request: dict[str, Any]) -> dict[str, Any]:
         env=os.environ | {"HF_HUB_OFFLINE": "1", "GGML_NO_BACKTRACE": "1"},
     )
     if done.returncode != 0:
-        raise WorkerFailed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return dict(json.loads(done.stdout))

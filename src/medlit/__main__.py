@@ -23,8 +23,8 @@ _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test",
 def main(args: list[str] | None = None) -> None:
     """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake.
 
-    If the reader of its output has gone, as `head` does, it exits as a program that SIGPIPE ends. That signal stays
-    ignored: a connection that a client closes must not end a service.
+    Where nothing reads the output any more, as after `head`, it exits as if SIGPIPE had ended it. That signal stays
+    ignored, since it would end a service whose client has gone.
     """
     if args is None:
         end_on_signals()
@@ -34,10 +34,9 @@ def main(args: list[str] | None = None) -> None:
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        outputs = select.poll()
-        outputs.register(1, 0)
-        outputs.register(2, 0)
-        if not outputs.poll(0):
+        output = select.poll()
+        output.register(1, 0)
+        if not output.poll(0):
             raise  # of another pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
         raise SystemExit(128 + signal.SIGPIPE) from None

@@ -123,8 +123,9 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
             tell(f"weights: {path}" + (f", since {newer[0]} has no {wanted} checkpoint" if newer else ""))
             return path
     searched = run or f"any run in {root / name}"
-    remedy = "run 'medlit fit' first, or name the folder of a fit by --run_dir, or a file"
-    raise UserError(f"ckpt_path: there is no {wanted} checkpoint in {searched}; {remedy}.")
+    raise UserError(
+        f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit' or name its --run_dir."
+    )
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -33,7 +33,8 @@ def test_the_reader_has_gone(tmp_path: Path, arguments: list[str], unbuffered: s
     variables = environment() | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=variables)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert done.returncode == 128 + signal.SIGPIPE, done.stderr
+    assert all(line.startswith("medlit: ") for line in done.stderr.splitlines()), "slow stages are reported, no more"
     assert (tmp_path / "out" / "audit.json").is_file() == ("--output" in arguments), "files come before the table"
 
 

@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from medlit.errors import UserError
-
-
-class _Console(Console):
-    """A console that leaves it to `__main__` how a process ends whose output is no longer read."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise, unlike rich, which ends the process with exit code 1."""
-        raise BrokenPipeError
 
 
 def print_table(
@@ -30,13 +20,19 @@ def print_table(
     styles: Iterable[str] = (),
 ) -> None:
     """Print a table without markup; `numbers` names the right-aligned columns, `styles` are rich's, one per row."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for heading in headings:
         is_number = heading in numbers
         table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row, style in zip_longest(rows, styles):
         table.add_row(*row, style=style)
-    _Console(markup=False, emoji=False).print(table)
+    console = Console(markup=False, emoji=False)
+    with console.capture() as text:  # where nothing reads the output, rich's own printing would end with exit code 1
+        console.print(table)
+    print(text.get(), end="", flush=True)
 
 
 def recorded_settings(path: Path, *trainer: str) -> list[str]:

@@ -19,8 +19,6 @@ from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
 from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, package_versions
 
-_LOGGER_METHODS = ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize")
-
 
 class RunReport(L.Callback):
     """Writes metrics, answers and confusion matrix of `fit`, `validate` and `test`, and the report of a test.
@@ -34,7 +32,7 @@ class RunReport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
         for logger in trainer.loggers:
-            for name in _LOGGER_METHODS:
+            for name in ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize"):
                 setattr(logger, name, best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name)))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -25,9 +25,6 @@ from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import PREDICTIONS
 
-# What `srun` sets for each of its processes.
-_SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
     """Raise a UserError if PyTorch does not see the GPUs that a config needs."""
@@ -48,7 +45,8 @@ def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or N
     given = plugins if isinstance(plugins, list) else [plugins]
     if not any(str(each.class_path).endswith(".SLURMEnvironment") for each in given if isinstance(each, Namespace)):
         return
-    if missing := [name for name in _SLURM if name not in os.environ]:
+    of_srun = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # for each of its processes
+    if missing := [name for name in of_srun if name not in os.environ]:
         raise UserError(
             f"trainer.plugins: SLURMEnvironment needs processes that srun starts, and ${missing[0]} is not set; put"
             " srun before the command, in a job of sbatch, or leave configs/hardware/slurm.yaml out."
@@ -88,15 +86,9 @@ def check_weights_named(run_dir: Path, model: Namespace) -> None:
     if model.adapter is not None or model.lora is None:
         return
     if not run_dir.is_dir():
-        raise UserError(
-            f"run_dir: there is no folder {run_dir}; give the run folder of a fit with --ckpt_path best, or name other"
-            " weights with --model.adapter."
-        )
+        raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a fit, or --model.adapter.")
     if (run_dir / "checkpoints" / "best.ckpt").is_file():
-        raise UserError(
-            f"run_dir: {run_dir} holds a trained model, and no weights are named; add --ckpt_path best to use it, or"
-            " --model.lora null to use the bare base model."
-        )
+        raise UserError("run_dir: no weights are named; add --ckpt_path best, or --model.lora null for the base model.")
 
 
 def silence_warnings() -> None:

@@ -113,7 +113,7 @@ class PredictionWriter(L.Callback):
             return
         self._writer.flush()
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
+        if self._lock is not None:
             found, notes = shards.find_shards(self.path), self._key.notes
             missing = int(np.count_nonzero(~shards.answered_rows(found, notes)))
             # A whole number limits the batches; 1.0 is all of them.
@@ -126,25 +126,20 @@ class PredictionWriter(L.Callback):
             shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)  # type: ignore[union-attr]
             self.written = self.path
             shutil.rmtree(shards.shard_folder(self.path))
-            self._release()
+            self._lock.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the answers so far; leave nothing behind if there are none."""
         if self._writer is not None:
             with contextlib.suppress(OSError, UserError):  # the exception may be that the disk is full
                 self._writer.flush()
-        if self._lock is None:
+        if self._lock is None or self._lock.closed:
             return
         if not shards.find_shards(self.path):
             shutil.rmtree(shards.shard_folder(self.path), ignore_errors=True)  # what matters is the exception
         elif self._writer is not None:
             tell("the answers so far are kept; the same command with --resume continues.")
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
 
 def _print_odds(module: SpecialtyClassifier, batch: Prompts, given: Prediction, checkpoint: str | None) -> None:

@@ -19,8 +19,6 @@ from medlit.report.figures import confusion_figure, pixels
 from medlit.report.page import write_report
 from medlit.report.systems import BASE_WEIGHTS, FACTS, data_facts, package_versions
 
-_LOGGER_METHODS = ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize")
-
 
 class RunReport(L.Callback):
     """Writes metrics, answers and confusion matrix of `fit`, `validate` and `test`, and the report of a test.
@@ -34,23 +32,22 @@ class RunReport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Turn failures of loggers, medlit's or a user's, into warnings, so that none ends the run."""
         for logger in trainer.loggers:
-            for name in _LOGGER_METHODS:
+            for name in ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize"):
                 setattr(logger, name, best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name)))
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Log the settings, even if the fit fails later."""
-        if isinstance(pl_module, SpecialtyClassifier):
-            for logger in trainer.loggers:
-                logger.log_hyperparams(hyperparameters(pl_module))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(hyperparameters(pl_module))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Report a validation or a test, but not the sanity check."""
         if trainer.sanity_checking:
             return
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.results is None:
+        if pl_module.scores is None or pl_module.results is None:
             return
         subcommand, scores = subcommand_of(trainer), pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
@@ -89,12 +86,10 @@ class RunReport(L.Callback):
                     logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
         self.written = folder
 
-    on_test_end = on_validation_end
+    on_test_end = on_validation_end  # type: ignore[assignment]
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Log the settings with their results."""
-        if not isinstance(pl_module, SpecialtyClassifier):
-            return
         metrics = trainer.callback_metrics
         names = [f"{pl_module.stage}/{name}" for name in HYPERPARAMETERS]
         results = {f"hparams/{name}": float(metrics[name]) for name in names if name in metrics}

@@ -38,7 +38,6 @@ class PredictionWriter(L.Callback):
         self.checkpoint = checkpoint
         self.replaces = path.exists()
         self.written: Path | None = None  # the table, on the first process, once it is complete
-        self._kept: list[Path] | None = None  # shards of the interrupted run
         self._writer: shards.ShardWriter | None = None
         self._lock: TextIO | None = None  # of the first process, from setup to the end
 
@@ -77,8 +76,7 @@ class PredictionWriter(L.Callback):
                 f"resume: the interrupted run beside {self.path} had other inputs ({difference}); repeat its command"
                 " with --resume, or leave --resume out to start over."
             )
-        self._kept = shards.whole_shards(self.path)
-        return shards.answered_rows(self._kept, earlier.notes)
+        return shards.answered_rows(shards.whole_shards(self.path), earlier.notes)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare the folder of shards."""
@@ -86,11 +84,8 @@ class PredictionWriter(L.Callback):
             return
         if trainer.is_global_zero:
             remove_partial(link_target(self.path))
-            if self._kept is None:
+            if trainer.datamodule.answered is None:  # type: ignore[attr-defined]
                 shards.start_shards(self.path, self._key)
-            else:
-                for damaged in set(shards.find_shards(self.path)) - set(self._kept):
-                    damaged.unlink()
         trainer.strategy.barrier()
         self._writer = shards.ShardWriter(self.path, trainer.global_rank)
 

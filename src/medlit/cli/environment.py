@@ -25,9 +25,6 @@ from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import PREDICTIONS
 
-# What `srun` sets for each of its processes.
-_SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
     """Raise a UserError if PyTorch does not see the GPUs that a config needs."""
@@ -48,7 +45,8 @@ def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or N
     given = plugins if isinstance(plugins, list) else [plugins]
     if not any(str(each.class_path).endswith(".SLURMEnvironment") for each in given if isinstance(each, Namespace)):
         return
-    if missing := [name for name in _SLURM if name not in os.environ]:
+    of_srun = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # set for each of its processes
+    if missing := [name for name in of_srun if name not in os.environ]:
         raise UserError(
             f"trainer.plugins: SLURMEnvironment needs processes that srun starts, and ${missing[0]} is not set; put"
             " srun before the command, in a job of sbatch, or leave configs/hardware/slurm.yaml out."

@@ -76,9 +76,8 @@ class AdapterTemperature(L.Callback):
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
             return
-        if pl_module.temperature is None:
-            return
-        if (file := metadata_of_weights(trainer.ckpt_path, pl_module.adapter)) is None:
+        file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
+        if pl_module.temperature is None or file is None:
             return
         try:
             data, trained_with = trainer.datamodule, AdapterMetadata.read(file).data  # type: ignore[attr-defined]

@@ -41,9 +41,9 @@ class PredictionWriter(L.Callback):
         self._writer: shards.ShardWriter | None = None
         self._lock: TextIO | None = None  # of the first process, from setup to the end
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: SpecialtyClassifier, stage: str) -> None:  # type: ignore[override]
         """Claim the table and find an interrupted run's answers; a UserError for another writer or other inputs."""
-        if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
+        if stage != "predict" or self.to_stdout:
             return
         self.path = trainer.strategy.broadcast(self.path)  # on another host the next run's number may differ
         data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -89,20 +89,19 @@ class PredictionWriter(L.Callback):
         trainer.strategy.barrier()
         self._writer = shards.ShardWriter(self.path, trainer.global_rank)
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Answers, batch: Prompts, *_: int
+    def on_predict_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: SpecialtyClassifier, outputs: Answers, batch: Prompts, *_: int
     ) -> None:
         """Write a batch's answers."""
-        if isinstance(pl_module, SpecialtyClassifier):
-            decoding, threshold = pl_module.decoding, pl_module.thresholds.get(pl_module.decoding.sets)
-            predictions = make_predictions(batch, outputs, pl_module.label_set, decoding.abstain_below, threshold)
-            if self._writer is not None:
-                self._writer.add(table_rows(batch, predictions))
-            else:
-                print(predictions[0].answer.strip())
-                _print_odds(pl_module, batch, predictions[0], self.checkpoint)
+        decoding, threshold = pl_module.decoding, pl_module.thresholds.get(pl_module.decoding.sets)
+        predictions = make_predictions(batch, outputs, pl_module.label_set, decoding.abstain_below, threshold)
+        if self._writer is not None:
+            self._writer.add(table_rows(batch, predictions))
+        else:
+            print(predictions[0].answer.strip())
+            _print_odds(pl_module, batch, predictions[0], self.checkpoint)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Join the shards, on the first process; a UserError if answers are missing."""
         if self._writer is None:
             return
@@ -118,7 +117,7 @@ class PredictionWriter(L.Callback):
                     " all of them; several machines need a folder that they share."
                 )
             separator = trainer.datamodule.labels.separator or "; "  # type: ignore[attr-defined]
-            shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)  # type: ignore[union-attr]
+            shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)
             self.written = self.path
             shutil.rmtree(shards.shard_folder(self.path))
             self._lock.close()

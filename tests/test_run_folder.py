@@ -51,24 +51,25 @@ def test_versions_count_up_as_numbers(tmp_path: Path) -> None:
     assert next_version(tmp_path, "small").name == "version_11"
 
 
-def test_the_words_mean_the_newest_run_that_has_such_a_file(tmp_path: Path) -> None:
+def test_the_words_mean_the_newest_run_that_has_such_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = checkpoint(tmp_path, "version_9", "best")
-    checkpoint(tmp_path, "version_2", "best")
+    older = checkpoint(tmp_path, "version_2", "best")
     last = checkpoint(tmp_path, "version_10", "last")
-    assert resolve_checkpoint("best", tmp_path, "small", None) == best
-    assert resolve_checkpoint("last", tmp_path, "small", None) == last
+    found = [resolve_checkpoint(word, tmp_path, "small", None) for word in ("best", "last")]
+    found += [resolve_checkpoint("best", tmp_path, "other", older.parent.parent)]
+    assert found == [best, last, older]
+    assert capsys.readouterr().err == "".join(f"medlit: weights: {path}\n" for path in found)
 
 
-def test_older_weights_are_named_if_the_newest_fit_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_says_that_the_newest_fit_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best, newest = checkpoint(tmp_path, "version_0", "best"), tmp_path / "small" / "version_2"
     for name in ("version_1", "version_2", "version_3"):
         (tmp_path / "small" / name).mkdir()
     assert resolve_checkpoint("best", tmp_path, "small", None) == best
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"medlit: weights: {best}\n"
     (newest / "config_fit.yaml").write_text("# lightning.pytorch==2.6.6\n")
     assert resolve_checkpoint("best", tmp_path, "small", None) == best
-    said = f"medlit: ckpt_path: {newest} has no best checkpoint; taking that of {best.parent.parent}\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == f"medlit: weights: {best}, since {newest} has no best checkpoint\n"
 
 
 def test_a_named_run_is_the_only_place_that_is_searched(tmp_path: Path) -> None:
@@ -85,9 +86,10 @@ def test_a_word_without_a_file_is_refused(tmp_path: Path, word: str) -> None:
         resolve_checkpoint(word, tmp_path, "small", None)
 
 
-def test_a_path_is_taken_as_it_is_if_there_is_a_file(tmp_path: Path) -> None:
+def test_a_path_is_taken_as_it_is_if_there_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoint(tmp_path, "version_0", "step=3")
     assert resolve_checkpoint(str(path), tmp_path, "other", None) == path
+    assert capsys.readouterr().err == "", "the command names it"
     with pytest.raises(UserError, match=r"ckpt_path: there is no file .*gone\.ckpt"):
         resolve_checkpoint(str(tmp_path / "gone.ckpt"), tmp_path, "small", None)
     with pytest.raises(UserError, match="there is no file"):

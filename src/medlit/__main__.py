@@ -6,6 +6,9 @@ and `--print_config` skip it.
 
 import difflib
 import importlib
+import os
+import select
+import signal
 import sys
 from pathlib import Path
 
@@ -18,10 +21,28 @@ _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test",
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake."""
+    """Run `medlit` with these arguments, by default those of the process; exits with 2 after a user's mistake.
+
+    Where nothing reads the output any more, as after `head`, it exits as if SIGPIPE had ended it. That signal stays
+    ignored, since it would end a service whose client has gone.
+    """
     if args is None:
         end_on_signals()
-    arguments = sys.argv[1:] if args is None else args
+    try:
+        try:
+            _run(sys.argv[1:] if args is None else args)
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(1, 0)
+        if not output.poll(0):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _run(arguments: list[str]) -> None:
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help"):
         print((Path(__file__).with_name("cli") / "usage.txt").read_text(encoding="utf-8"), end="")
@@ -29,13 +50,12 @@ def main(args: list[str] | None = None) -> None:
     if verb == "--version":
         print(f"medlit {__version__}")
         return
-    if verb not in MODEL_VERBS and verb not in TOOLS:
-        known = [*MODEL_VERBS, *TOOLS]
-        similar = [_MEANT[verb]] if verb in _MEANT else difflib.get_close_matches(verb, known, 1)
-        meant = f" did you mean {similar[0]}?" if similar else ""
-        print(f"medlit: there is no command {verb!r};{meant} the commands are {', '.join(known)}.", file=sys.stderr)
-        raise SystemExit(2)
     try:
+        if verb not in MODEL_VERBS and verb not in TOOLS:
+            known = [*MODEL_VERBS, *TOOLS]
+            similar = [_MEANT[verb]] if verb in _MEANT else difflib.get_close_matches(verb, known, 1)
+            meant = f" did you mean {similar[0]}?" if similar else ""
+            raise UserError(f"there is no command {verb!r};{meant} the commands are {', '.join(known)}.")
         check_configs(arguments)
         if verb in TOOLS:
             if not {"-h", "--help"}.isdisjoint(arguments):  # before the tool's imports, which take seconds

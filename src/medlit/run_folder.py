@@ -104,8 +104,8 @@ def _has_run(folder: Path, verb: str) -> bool:
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:
     """Find the file that `--ckpt_path` means: 'best', 'last' or a path; a UserError if there is none.
 
-    Only the folder `run` is searched, or, if it is None, the runs of this name in `root`, the newest first; a line says
-    so if the newest fit has none.
+    Only the folder `run` is searched, or, if it is None, the runs of this name in `root`, the newest first. A line says
+    which file a word means, and that the newest fit has none.
     """
     if wanted not in ALIASES:
         path = Path(wanted).expanduser()
@@ -118,11 +118,13 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
     for folder in folders:
         path = folder / "checkpoints" / f"{wanted}.ckpt"
         if path.is_file():
-            if newer := [other for other in folders[: folders.index(folder)] if _has_run(other, "fit")]:
-                tell(f"ckpt_path: {newer[0]} has no {wanted} checkpoint; taking that of {folder}")
+            newer = [other for other in folders[: folders.index(folder)] if _has_run(other, "fit")]
+            tell(f"weights: {path}" + (f", since {newer[0]} has no {wanted} checkpoint" if newer else ""))
             return path
-    searched = str(run) if run is not None else f"any run in {root / name}"
-    raise UserError(f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit' first or name a file.")
+    searched = run or f"any run in {root / name}"
+    raise UserError(
+        f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit' or name its --run_dir."
+    )
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -384,17 +384,23 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = run_medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
     lines = [line for line in outcome.err.splitlines() if "checking the numbers" not in line]  # the first fit does
-    size, *validations, weights, command, written = lines
+    size, *validations, weights, test, predict, written = lines
     assert size == "medlit: training on 24 notes, validating on 8: 3 steps per pass, 5 in total"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
     assert (weights, written) == ("medlit: best weights: 'my run'/adapter", "medlit: written: my run")
-    outcome = run_medlit(*shlex.split(command.partition("report.html: medlit ")[2]))
-    assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err.startswith("medlit: test: accuracy ")
-    assert all(line.startswith("medlit: ") for line in outcome.err.splitlines())
-    assert (tmp_path / "my run" / "report.html").is_file()
+    write_csv(tmp_path / "new.csv", notes()["test"])
+    named = "medlit: weights: my run/checkpoints/best.ckpt\n"
+    for command, said, file in (
+        (test, f"{named}medlit: test: accuracy ", "report.html"),
+        (predict, f"{named}medlit: written: my run/predictions.csv\n", "predictions.csv"),
+    ):
+        outcome = run_medlit(*shlex.split(command.partition(": medlit ")[2]))
+        assert (outcome.code, outcome.out) == (0, "")
+        assert outcome.err.startswith(said)
+        assert all(line.startswith("medlit: ") for line in outcome.err.splitlines())
+        assert (tmp_path / "my run" / file).is_file()
 
 
 def test_a_log_has_a_line_for_each_slow_stage_before_the_first_step(
@@ -1033,8 +1039,10 @@ def test_one_note_prints_its_answer_and_writes_nothing(
     )
     likeliest = likelihood.out.strip()
     fault = "" if outcome.out.strip() in SPECIALTIES else "the answer is no specialty; the most likely one is "
-    assert outcome.err == likelihood.err.replace("medlit: ", f"medlit: {fault}{likeliest}: ", 1)
-    assert re.match(rf"medlit: {fault}{likeliest}: probability 0.\d+, margin -?0.\d+, runner-up \w", outcome.err)
+    named = "medlit: weights: logs/tiny/version_0/checkpoints/best.ckpt\n"
+    assert outcome.err == likelihood.err.replace(f"{named}medlit: ", f"{named}medlit: {fault}{likeliest}: ")
+    odds = rf"medlit: {fault}{likeliest}: probability 0.\d+, margin -?0.\d+, runner-up \w"
+    assert re.match(odds, outcome.err.removeprefix(named))
 
 
 def test_one_note_whose_answer_is_no_specialty_says_so(
@@ -1052,7 +1060,7 @@ def test_one_note_whose_answer_is_no_specialty_says_so(
     monkeypatch.setattr("medlit.callbacks.predictions.make_predictions", wrong_at_first)
     outcome = run_medlit(*arguments)
     assert outcome.out == "Medicine\n"
-    assert outcome.err.startswith("medlit: the answer is no specialty; the most likely one is ")
+    assert outcome.err.splitlines()[1].startswith("medlit: the answer is no specialty; the most likely one is ")
 
 
 def test_one_note_from_standard_input(

@@ -10,7 +10,7 @@ import pytest
 
 from medlit.__main__ import main as entry
 from medlit.cli import MODEL_VERBS, TOOLS
-from medlit.cli.help import ABOUT, FIT_ONLY, HIDDEN, LIGHTNING_HELP, TITLES, VERBS
+from medlit.cli.help import ABOUT, LIGHTNING_HELP, TEXTS
 from medlit.evaluation.metrics import MONITORS
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ def test_every_documented_setting_exists(run_medlit: Medlit) -> None:
     known = {verb: settings(run_medlit, verb) for verb in MODEL_VERBS}
     anywhere = set().union(*known.values())
     # Lightning takes what belongs to a method out of the settings that it prints.
-    apart = {"config", "print_config", "ckpt_path", "verbose", *HIDDEN}
+    apart = {"config", "print_config", "ckpt_path", "verbose", *TEXTS["hidden"]}
     assert set(LIGHTNING_HELP) - apart <= anywhere
-    assert set(TITLES) - apart <= anywhere
-    for name in FIT_ONLY:
+    assert set(TEXTS["titles"]) - apart <= anywhere
+    for name in TEXTS["fit_only"]:
         assert any(setting.startswith(name) for setting in known["fit"]), name
-    for name, verbs in VERBS.items():
+    for name, verbs in TEXTS["verbs"].items():
         assert all(name in known[verb] for verb in verbs), name
 
 

@@ -496,6 +496,16 @@ def test_a_signal_waits_for_requests_in_flight_without_those_who_left_and_no_not
     assert "Traceback" not in printed
 
 
+def test_a_request_is_answered_once_the_model_is_said_to_be_loaded() -> None:
+    process = Process([str(TESTS / "fake_service.py"), str(port := free_port())], port)
+    try:
+        process.wait_for("loading the model")
+        process.wait_for("the model is loaded")
+        assert process.classify("Heart").status_code == 200
+    finally:
+        process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
 def test_control_c_ends_a_service_that_loads_with_one_line(seconds: float) -> None:

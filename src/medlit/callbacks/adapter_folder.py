@@ -51,9 +51,7 @@ class BestCheckpoint(ModelCheckpoint):
             prior = TokenPrior.fit(data.rows("train"), module.label_set)
             self._prior = prior is not None and (prior, prior.of_rows(data.rows("validation")))
             if prior is None:
-                tell(
-                    "model.decoding.prior: none is fitted, as the training notes have a single label or share no token"
-                )
+                tell("model.decoding.prior: none is fitted, as the training notes have one label or share no token")
         return self._prior or None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

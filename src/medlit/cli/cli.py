@@ -267,9 +267,11 @@ class MedlitCLI(LightningCLI):
         if (written := self.predictions.written or self.report.written) is not None:
             if subcommand == "fit":
                 run = shlex.quote(str(written))
-                command = f"medlit test --config {run}/config_fit.yaml --run_dir {run} --ckpt_path best"
-                print(f"medlit: best weights: {run}/adapter\nmedlit: next, for report.html: {command}", file=sys.stderr)
-            print(f"medlit: written: {written}", file=sys.stderr)
+                of_run = f"--config {run}/config_fit.yaml --run_dir {run} --ckpt_path best"
+                tell(f"best weights: {run}/adapter")
+                tell(f"next, for report.html: medlit test {of_run}")
+                tell(f"next, for new notes: medlit predict {of_run} --data.predict.source new.csv")
+            tell(f"written: {written}")
 
 
 def main(args: Sequence[str] | None = None) -> MedlitCLI:

@@ -45,7 +45,7 @@ def check_slurm(plugins: Any) -> None:  # noqa: ANN401 - one plugin, a list or N
     given = plugins if isinstance(plugins, list) else [plugins]
     if not any(str(each.class_path).endswith(".SLURMEnvironment") for each in given if isinstance(each, Namespace)):
         return
-    of_srun = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # set for each of its processes
+    of_srun = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # for each of its processes
     if missing := [name for name in of_srun if name not in os.environ]:
         raise UserError(
             f"trainer.plugins: SLURMEnvironment needs processes that srun starts, and ${missing[0]} is not set; put"
@@ -86,15 +86,9 @@ def check_weights_named(run_dir: Path, model: Namespace) -> None:
     if model.adapter is not None or model.lora is None:
         return
     if not run_dir.is_dir():
-        raise UserError(
-            f"run_dir: there is no folder {run_dir}; give the run folder of a fit with --ckpt_path best, or name other"
-            " weights with --model.adapter."
-        )
+        raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a fit, or --model.adapter.")
     if (run_dir / "checkpoints" / "best.ckpt").is_file():
-        raise UserError(
-            f"run_dir: {run_dir} holds a trained model, and no weights are named; add --ckpt_path best to use it, or"
-            " --model.lora null to use the bare base model."
-        )
+        raise UserError("run_dir: no weights are named; add --ckpt_path best, or --model.lora null for the base model.")
 
 
 def silence_warnings() -> None:

@@ -24,14 +24,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from medlit.cli import MODEL_VERBS
 from medlit.errors import UserError
 
-_TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-ABOUT: dict[str, str] = _TEXTS["about"]
-TITLES: dict[str, str] = _TEXTS["titles"]
-LIGHTNING_HELP: dict[str, str] = _TEXTS["lightning"]
-OWN_HELP: dict[str, str] = _TEXTS["own"]
-HIDDEN: list[str] = _TEXTS["hidden"]
-FIT_ONLY: tuple[str, ...] = tuple(_TEXTS["fit_only"])
-VERBS: dict[str, list[str]] = _TEXTS["verbs"]
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ABOUT: dict[str, str] = TEXTS["about"]
+LIGHTNING_HELP: dict[str, str] = TEXTS["lightning"]
+OWN_HELP: dict[str, str] = TEXTS["own"]
 
 _LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
 _load_yaml = get_loader("yaml")
@@ -186,11 +182,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         if isinstance(action, _ActionConfigLoad | _ActionHelpClassPath | ActionLink):
             return isinstance(action, _GroupOrNull)
         name, verb = action.dest, self._prog.rpartition(" ")[2]
-        if name in HIDDEN or (name.startswith(_LIGHTNING) and name not in LIGHTNING_HELP):
+        if name in TEXTS["hidden"] or (name.startswith(_LIGHTNING) and name not in LIGHTNING_HELP):
             return False
-        if name in VERBS:
-            return verb in VERBS[name]
-        return verb == "fit" or not name.startswith(FIT_ONLY)
+        if name in TEXTS["verbs"]:
+            return verb in TEXTS["verbs"][name]
+        return verb == "fit" or not name.startswith(tuple(TEXTS["fit_only"]))
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         """Add a group's settings, with a title that begins with their common name."""
@@ -198,7 +194,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         if listed:
             first = next(action.dest for action in listed if not isinstance(action, _GroupOrNull))
             key = first.rpartition(".")[0] or first
-            self._current_section.heading = TITLES.get(key, self._current_section.heading)
+            self._current_section.heading = TEXTS["titles"].get(key, self._current_section.heading)
         super().add_arguments(listed)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

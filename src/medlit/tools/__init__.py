@@ -29,7 +29,10 @@ def print_table(
         table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row, style in zip_longest(rows, styles):
         table.add_row(*row, style=style)
-    Console(markup=False, emoji=False).print(table)
+    console = Console(markup=False, emoji=False)
+    with console.capture() as text:  # where nothing reads the output, rich's own printing would end with exit code 1
+        console.print(table)
+    print(text.get(), end="", flush=True)
 
 
 def recorded_settings(path: Path, *trainer: str) -> list[str]:

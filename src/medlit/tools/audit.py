@@ -49,6 +49,11 @@ def run(args: Sequence[str]) -> int:
             check_replaceable(options.output, "audit")
     data = make_datamodule(config)
     result = audit(data, partial(_prompt, data))
+    exceeded = _exceeded_limits(result.report, options)
+    if options.output is not None:  # before it prints, which ends the process if nothing reads it
+        write_json(options.output / "audit.json", asdict(result.report) | {"over_limits": exceeded})
+        with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
+            audit_figure(result).savefig(path, dpi=110)
     _print_report(result.report)
     if result.report.conflicts["groups"] and data.label_conflicts != "merge":
         print("`data.label_conflicts: merge` makes a text with several specialties one note with all of them.\n")
@@ -58,13 +63,9 @@ def run(args: Sequence[str]) -> int:
     if suggested != data.labels:
         print("Check these labels. With the right ones of these lines in the config, they are merged and left out:")
         print(yaml.safe_dump({"data": {"labels": asdict(suggested)}}, allow_unicode=True, sort_keys=False, width=1000))
-    exceeded = _exceeded_limits(result.report, options)
     for message in exceeded:
         print(f"{'over a limit' if options.strict else 'would fail with --strict'}: {message}")
     if options.output is not None:
-        write_json(options.output / "audit.json", asdict(result.report) | {"over_limits": exceeded})
-        with best_effort("the audit's figure"), atomic_write(options.output / "audit.png") as path:
-            audit_figure(result).savefig(path, dpi=110)
         print(f"medlit: written: {options.output / 'audit.json'}, {options.output / 'audit.png'}")
     return EXIT_OVER_LIMIT if exceeded and options.strict else 0
 

@@ -116,7 +116,6 @@ class Server(ls.LitServer):
         while not all(status == "ready" for status in self.workers_setup_status.values()):
             self._check_models()
             time.sleep(0.05)
-        print("medlit: the model is loaded", file=sys.stderr, flush=True)
         first, before = os.getpid(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -131,6 +130,12 @@ class Server(ls.LitServer):
         for number in before:
             signal.signal(number, stop)
         signal.signal(signal.SIGCHLD, self._check_models)
+
+    def _start_server(self, *given: Any, **settings: Any) -> Any:  # noqa: ANN401 - LitServe's has no types
+        for bound in given[3]:  # its sockets; requests wait there until the HTTP process takes them
+            bound.listen()
+        print("medlit: the model is loaded", file=sys.stderr, flush=True)
+        return super()._start_server(*given, **settings)  # type: ignore[no-untyped-call]
 
     def _check_models(self, *_: object) -> None:
         """End at once if a model's process has ended; LitServe would wait for answers that cannot come."""

@@ -16,7 +16,6 @@ from medlit.atomic_io import lock
 from medlit.errors import UserError, tell
 from medlit.paths import local_path
 
-DEFAULT_NAME = "medlit"
 ALIASES = ("best", "last")
 # Verb -> files that it writes besides those with its name.
 _FILES = {
@@ -36,7 +35,7 @@ _VERSION = re.compile(r"version_(\d+)")
 def run_name(configs: Sequence[str | Path]) -> str:
     """The name of a run: its configs' names joined, such as 'llama31_8b', without those of a `hardware` folder."""
     stems = [path.stem for path in map(Path, configs) if path.parent.name != "hardware"]
-    return "-".join(stems) or DEFAULT_NAME
+    return "-".join(stems) or "medlit"
 
 
 def versions(root: Path, name: str) -> list[Path]:

@@ -69,14 +69,13 @@ class AdapterTemperature(L.Callback):
     Comes after `RunReport`, so a read-only adapter does not cost the validation's metrics.
     """
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Write it, on the first process, or report why not."""
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.temperature is None:
-            return
-        if (file := metadata_of_weights(trainer.ckpt_path, pl_module.adapter)) is None:
+        file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
+        if pl_module.temperature is None or file is None:
             return
         try:
             data, trained_with = trainer.datamodule, AdapterMetadata.read(file).data  # type: ignore[attr-defined]
@@ -115,11 +114,9 @@ class DataLink(L.Callback):
     Lightning sets up the datamodule, then the callbacks, then the module.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: SpecialtyClassifier, stage: str) -> None:  # type: ignore[override]
         """Link the two; a source without labels leaves them to the weights."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, SpecialtyClassifier) or not isinstance(data, TranscriptionDataModule):
-            return
+        data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if data.label_set is not None:
             pl_module.label_set = data.label_set
         tables = [data.predict_rows] if stage == "predict" else [data.rows(name) for name in data.read_splits().notes]

@@ -38,13 +38,12 @@ class PredictionWriter(L.Callback):
         self.checkpoint = checkpoint
         self.replaces = path.exists()
         self.written: Path | None = None  # the table, on the first process, once it is complete
-        self._kept: list[Path] | None = None  # shards of the interrupted run
         self._writer: shards.ShardWriter | None = None
         self._lock: TextIO | None = None  # of the first process, from setup to the end
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: SpecialtyClassifier, stage: str) -> None:  # type: ignore[override]
         """Claim the table and find an interrupted run's answers; a UserError for another writer or other inputs."""
-        if stage != "predict" or self.to_stdout or not isinstance(pl_module, SpecialtyClassifier):
+        if stage != "predict" or self.to_stdout:
             return
         self.path = trainer.strategy.broadcast(self.path)  # on another host the next run's number may differ
         data: TranscriptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -77,8 +76,7 @@ class PredictionWriter(L.Callback):
                 f"resume: the interrupted run beside {self.path} had other inputs ({difference}); repeat its command"
                 " with --resume, or leave --resume out to start over."
             )
-        self._kept = shards.whole_shards(self.path)
-        return shards.answered_rows(self._kept, earlier.notes)
+        return shards.answered_rows(shards.whole_shards(self.path), earlier.notes)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare the folder of shards."""
@@ -86,34 +84,30 @@ class PredictionWriter(L.Callback):
             return
         if trainer.is_global_zero:
             remove_partial(link_target(self.path))
-            if self._kept is None:
+            if trainer.datamodule.answered is None:  # type: ignore[attr-defined]
                 shards.start_shards(self.path, self._key)
-            else:
-                for damaged in set(shards.find_shards(self.path)) - set(self._kept):
-                    damaged.unlink()
         trainer.strategy.barrier()
         self._writer = shards.ShardWriter(self.path, trainer.global_rank)
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Answers, batch: Prompts, *_: int
+    def on_predict_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: SpecialtyClassifier, outputs: Answers, batch: Prompts, *_: int
     ) -> None:
         """Write a batch's answers."""
-        if isinstance(pl_module, SpecialtyClassifier):
-            decoding, threshold = pl_module.decoding, pl_module.thresholds.get(pl_module.decoding.sets)
-            predictions = make_predictions(batch, outputs, pl_module.label_set, decoding.abstain_below, threshold)
-            if self._writer is not None:
-                self._writer.add(table_rows(batch, predictions))
-            else:
-                print(predictions[0].answer.strip())
-                _print_odds(pl_module, batch, predictions[0], self.checkpoint)
+        decoding, threshold = pl_module.decoding, pl_module.thresholds.get(pl_module.decoding.sets)
+        predictions = make_predictions(batch, outputs, pl_module.label_set, decoding.abstain_below, threshold)
+        if self._writer is not None:
+            self._writer.add(table_rows(batch, predictions))
+        else:
+            print(predictions[0].answer.strip())
+            _print_odds(pl_module, batch, predictions[0], self.checkpoint)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Join the shards, on the first process; a UserError if answers are missing."""
         if self._writer is None:
             return
         self._writer.flush()
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
+        if self._lock is not None:
             found, notes = shards.find_shards(self.path), self._key.notes
             missing = int(np.count_nonzero(~shards.answered_rows(found, notes)))
             # A whole number limits the batches; 1.0 is all of them.
@@ -123,28 +117,23 @@ class PredictionWriter(L.Callback):
                     " all of them; several machines need a folder that they share."
                 )
             separator = trainer.datamodule.labels.separator or "; "  # type: ignore[attr-defined]
-            shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)  # type: ignore[union-attr]
+            shards.write_table(found, notes, self.path, separator if pl_module.decoding.sets else None)
             self.written = self.path
             shutil.rmtree(shards.shard_folder(self.path))
-            self._release()
+            self._lock.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the answers so far; leave nothing behind if there are none."""
         if self._writer is not None:
             with contextlib.suppress(OSError, UserError):  # the exception may be that the disk is full
                 self._writer.flush()
-        if self._lock is None:
+        if self._lock is None or self._lock.closed:
             return
         if not shards.find_shards(self.path):
             shutil.rmtree(shards.shard_folder(self.path), ignore_errors=True)  # what matters is the exception
         elif self._writer is not None:
             tell("the answers so far are kept; the same command with --resume continues.")
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
 
 def _print_odds(module: SpecialtyClassifier, batch: Prompts, given: Prediction, checkpoint: str | None) -> None:

@@ -35,20 +35,19 @@ class RunReport(L.Callback):
             for name in ("log_hyperparams", "log_metrics", "save", "after_save_checkpoint", "finalize"):
                 setattr(logger, name, best_effort(f"the logs of {type(logger).__name__}")(getattr(logger, name)))
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Log the settings, even if the fit fails later."""
-        if isinstance(pl_module, SpecialtyClassifier):
-            for logger in trainer.loggers:
-                logger.log_hyperparams(hyperparameters(pl_module))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(hyperparameters(pl_module))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Report a validation or a test, but not the sanity check."""
         if trainer.sanity_checking:
             return
         folder = run_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if not isinstance(pl_module, SpecialtyClassifier) or pl_module.scores is None or pl_module.results is None:
+        if pl_module.scores is None or pl_module.results is None:
             return
         subcommand, scores = subcommand_of(trainer), pl_module.scores
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
@@ -87,12 +86,10 @@ class RunReport(L.Callback):
                     logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
         self.written = folder
 
-    on_test_end = on_validation_end
+    on_test_end = on_validation_end  # type: ignore[assignment]
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Log the settings with their results."""
-        if not isinstance(pl_module, SpecialtyClassifier):
-            return
         metrics = trainer.callback_metrics
         names = [f"{pl_module.stage}/{name}" for name in HYPERPARAMETERS]
         results = {f"hparams/{name}": float(metrics[name]) for name in names if name in metrics}

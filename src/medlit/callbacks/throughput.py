@@ -38,7 +38,7 @@ class Throughput(L.Callback):
         """Start counting."""
         self._reset_step()
         self._steps.clear()
-        self._last_step, self._is_first = trainer.global_step, True
+        self._last_step, self.rates = trainer.global_step, None
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -67,10 +67,9 @@ class Throughput(L.Callback):
         self._steps.append((now - self._started_at, *self._counts.tolist()))
         self._reset_step(now)
         self._last_step = trainer.global_step
-        self.rates = self.mean_rates(trainer, pl_module.device)
-        if self._is_first:
+        is_first, self.rates = self.rates is None, self.mean_rates(trainer, pl_module.device)
+        if is_first:
             self._steps.clear()
-            self._is_first = False
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(self.rates, step=trainer.global_step - 1)  # as Lightning counts in `train/loss`

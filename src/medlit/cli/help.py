@@ -194,8 +194,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         if listed:
             first = next(action.dest for action in listed if not isinstance(action, _GroupOrNull))
             key = first.rpartition(".")[0] or first
-            section = self._current_section
-            section.heading = TEXTS["titles"].get(key, section.heading)
+            self._current_section.heading = TEXTS["titles"].get(key, self._current_section.heading)
         super().add_arguments(listed)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

@@ -27,8 +27,6 @@ REMOVED: dict[str, str] = _TABLES["removed"]
 OLD_VALUES: dict[tuple[str, str | bool], str] = {
     (name, value): text for name, values in _TABLES["old_values"].items() for value, text in values.items()
 }
-# Name of a class, or of one of its base classes -> what is wrong with it.
-_CLASSES: dict[str, str] = _TABLES["classes"]
 _NAMES = ", ".join(MONITORS)
 _MONITOR = {"values": MONITORS, "advice": f"{{value!r}} is not measured in a validation; choose one of {_NAMES}"}
 _CHECKS: dict[str, Any] = {**_TABLES["checks"], "checkpoint.monitor": _MONITOR, "early_stopping.monitor": _MONITOR}
@@ -75,7 +73,7 @@ def check_classes(trainer: Namespace) -> None:
         for named in (each for each in given if isinstance(each, Namespace)):
             name, settings = named.class_path.rpartition(".")[2], named.get("init_args") or {}
             lineage = [base.__name__ for base in getattr(locate(named.class_path), "__mro__", ())]
-            wrong = next((_CLASSES[base] for base in lineage if base in _CLASSES), None)
+            wrong = next(filter(None, map(_TABLES["classes"].get, lineage)), None)
             if key == "callbacks" and settings.get("monitor") not in (None, "train/loss", *MONITORS):
                 wrong = f"cannot monitor {settings['monitor']!r}; choose one of {_NAMES}"
             if settings.get("start_method", "popen") != "popen":

@@ -98,9 +98,8 @@ def uncertainty(results: Results, temperature: float | None = None) -> dict[str,
         "any_of_accuracy_ci": wilson(int(results.any_of.sum()), len(results)),
         "accuracy_ci_bootstrap": percentile_interval(resamples.accuracy[0]),
         "f1_macro_ci": percentile_interval(resamples.f1_macro[0]),
-        **dict.fromkeys(("top3_accuracy", "log_loss", "brier", "ece")),
         "temperature": temperature,
-        **dict.fromkeys(("aurc", "accuracy_at_80", "accuracy_at_90")),
+        **dict.fromkeys(("top3_accuracy", "log_loss", "brier", "ece", "aurc", "accuracy_at_80", "accuracy_at_90")),
     }
     if probabilities is not None and confidence is not None:
         risk = calibration.risks(confidence, correct)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -88,13 +87,13 @@ def start_shards(table: Path, key: "ResumeKey") -> None:
 
 
 def whole_shards(table: Path) -> list[Path]:
-    """The shards that are not damaged."""
-    whole = []
+    """The shards that are not damaged; removes the others."""
     for path in find_shards(table):
-        with suppress(OSError, pa.ArrowException):
+        try:
             pq.read_table(path, schema=_SCHEMA, partitioning=None, page_checksum_verification=True)
-            whole.append(path)
-    return whole
+        except (OSError, pa.ArrowException):
+            path.unlink()
+    return find_shards(table)
 
 
 def answered_rows(shards: Sequence[Path], notes: int) -> npt.NDArray[np.bool_]:

@@ -127,13 +127,13 @@ def _lines(report: AuditReport) -> Iterator[_Line]:
         yield f"notes longer than {limit:,} tokens (max_length less prompt and answer)", f"{cut:.1%}", "", cut > 0
     yield _rows_line("empty notes", report.empty, report.rows)
     yield _rows_line(f"notes of fewer than {SHORT} words", report.short, report.rows)
-    yield _groups_line("notes with identical texts", report.duplicates, report.rows)
+    yield _rows_line("notes with identical texts", report.duplicates, report.rows)
     if report.near_duplicates is None:
         yield "near duplicates", "?", f"not searched for: over {NEAR_ROWS:,}; set --data.split.near_threshold", False
     else:
         name = f"near duplicates (Jaccard similarity of {report.near_threshold} or more)"
-        yield _groups_line(name, report.near_duplicates, report.rows)
-    yield _groups_line("notes whose text has several specialties", report.conflicts, report.rows)
+        yield _rows_line(name, report.near_duplicates, report.rows)
+    yield _rows_line("notes whose text has several specialties", report.conflicts, report.rows)
     if report.label_pairs:
         pairs = ["{labels[0]!r} + {labels[1]!r}: {texts:,}".format(**pair) for pair in report.label_pairs]
         yield "most texts that two labels share", f"{report.label_pairs[0]['texts']:,}", _first(pairs), True
@@ -173,14 +173,11 @@ def _share(rows: int, total: int) -> str:
 
 
 def _rows_line(name: str, finding: dict[str, Any], total: int) -> _Line:
-    return name, _share(finding["rows"], total), _first(finding["ids"], finding["rows"]), finding["rows"] > 0
-
-
-def _groups_line(name: str, finding: dict[str, Any], total: int) -> _Line:
-    number = finding["groups"]
-    listed = [" = ".join(ids if len(ids) <= 3 else [*ids[:3], "..."]) for ids in finding["ids"]]
-    details = f"{number:,} group{'s' * (number != 1)}: {_first(listed, number)}" if number else ""
-    return name, _share(finding["rows"], total), details, finding["rows"] > 0
+    rows, groups, listed = finding["rows"], finding.get("groups", 0), finding["ids"]
+    if groups:
+        listed = [" = ".join(ids if len(ids) <= 3 else [*ids[:3], "..."]) for ids in listed]
+    counted = f"{groups:,} group{'s' * (groups != 1)}: " if groups else ""
+    return name, _share(rows, total), counted + _first(listed, groups or rows), rows > 0
 
 
 def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditReport) -> _Line:

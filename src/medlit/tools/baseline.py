@@ -114,8 +114,7 @@ class BaselineData:
 
     def system(self, name: str, probabilities: FloatArray, temperature: float | None = None) -> System:
         """Score a baseline by the K probabilities that it gives to each test note, (N, K)."""
-        accepted = specialties_of(self.test)
-        known: dict[str, Any] = {name: self.label_set.index(name) for own in accepted for name in own}
+        label_id: Any = self.label_set.index  # no label is unknown
         unknown = np.zeros(len(self.test), dtype=np.int64)  # without a model nothing is tokenised
         results = Results(
             names=self.label_set.names,
@@ -127,7 +126,7 @@ class BaselineData:
             probabilities=probabilities,
             tokens=self.tested.tokens if self.tested else unknown,
             cut_tokens=self.tested.cut_tokens if self.tested else unknown,
-            accepted=[[known[name] for name in own] for own in accepted],
+            accepted=[[label_id(name) for name in own] for own in specialties_of(self.test)],
         )
         return System.score(name, results, temperature=temperature)
 

@@ -98,7 +98,6 @@ RECIPE_VALUES = {
     "model.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "model.lora.rslora": False,
     "model.lora.dora": False,
-    "model.lora.loftq": False,
     "model.lora.seed": 3407,
     "model.optimizer.learning_rate": 2e-4,
     "model.optimizer.weight_decay": 0.01,

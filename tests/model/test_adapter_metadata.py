@@ -34,7 +34,6 @@ OTHER_LORA: dict[str, Any] = {
     "target_modules": ["q_proj"],
     "rslora": True,
     "dora": True,
-    "loftq": True,
     "seed": 1,
     "rank_pattern": {"q_proj": 4},
     "alpha_pattern": {"q_proj": 4},
@@ -141,14 +140,22 @@ def test_an_older_file_has_no_fp8_weights_and_another_config_may_have_them() -> 
     check_metadata(fp8, TRAINED, "the checkpoint")
 
 
-@pytest.mark.parametrize("name", ["dora", "loftq"])
-def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default(name: str) -> None:
+def test_a_setting_of_lora_that_an_older_file_lacks_had_its_default() -> None:
     older = TRAINED.to_dict()
-    del older["lora"][name]
+    del older["lora"]["dora"]
     theirs = AdapterMetadata.from_dict(older)
     check_metadata(ours(), theirs, "the checkpoint")
-    with pytest.raises(UserError, match=rf"model\.lora\.{name}: the checkpoint was trained with False"):
-        check_metadata(ours(lora=Lora(**{name: True})), theirs, "the checkpoint")
+    with pytest.raises(UserError, match=r"model\.lora\.dora: the checkpoint was trained with False"):
+        check_metadata(ours(lora=Lora(dora=True)), theirs, "the checkpoint")
+
+
+def test_the_loftq_of_release_0_2_matters_where_it_was_on() -> None:
+    off, on = (
+        AdapterMetadata.from_dict(TRAINED.to_dict() | {"lora": TRAINED.lora | {"loftq": x}}) for x in (False, True)
+    )
+    check_metadata(ours(), off, "the checkpoint")
+    with pytest.raises(UserError, match=r"model\.lora\.loftq: the checkpoint was trained with True"):
+        check_metadata(ours(), on, "the checkpoint")
 
 
 def test_a_setting_of_lora_that_only_a_newer_file_knows_is_compared() -> None:

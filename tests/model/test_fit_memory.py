@@ -88,7 +88,7 @@ def test_the_setting_names_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         (CPU, {}, Lora(), "without a GPU"),
         (GPU, {"gradient_checkpointing": "none"}, Lora(), "with gradient_checkpointing 'none'"),
         (GPU, {"load_in_4bit": False, "load_in_fp8": True}, Lora(), "with load_in_fp8"),
-        *((GPU, {}, lora, "with DoRA, Lo") for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))),
+        *((GPU, {}, lora, "with DoRA or") for lora in (Lora(dora=True), Lora(bias="all"))),
     ],
     ids=str,
 )

@@ -309,8 +309,8 @@ def test_training_runs_unsloths_kernel_on_fp8_weights(tmp_path: Path, fp8_kernel
     [
         ({"load_in_4bit": True}, Lora(), None, "not together with load_in_4bit; set one of them to false"),
         *(
-            ({}, lora, None, "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out")
-            for lora in (Lora(dora=True), Lora(loftq=True), Lora(bias="all"))
+            ({}, lora, None, "not together with DoRA or trained biases; set it to false, or leave those out")
+            for lora in (Lora(dora=True), Lora(bias="all"))
         ),
         *(
             ({"dtype": dtype}, Lora(), None, "computes in bfloat16; set model.language_model.dtype to 'auto'")

@@ -16,7 +16,6 @@ from tiny_families import right_padded, tiny_model
 from transformers import AutoConfig, MptConfig, RwkvConfig, RwkvForCausalLM
 
 from medlit.errors import UserError
-from medlit.model import loading
 from medlit.model.language_model import inference_mode, loss_sum, train_mode
 from medlit.model.loading import load_model
 from medlit.model.settings import LanguageModel, Lora
@@ -139,8 +138,6 @@ def test_settings_that_need_a_gpu_are_refused_on_a_cpu(settings: LanguageModel) 
     half = LanguageModel(settings.base_model, dtype="float16")
     with pytest.raises(UserError, match=r"model\.language_model\.dtype: float16 does not train on a CPU"):
         load_model(half, Lora(), CPU)
-    with pytest.raises(UserError, match=r"model\.lora\.loftq: it is computed on a GPU"):
-        load_model(settings, Lora(loftq=True), CPU)
 
 
 def test_rwkv_computes_the_same_in_training_and_evaluation(llama: Path, tmp_path: Path) -> None:
@@ -163,7 +160,7 @@ def test_rwkv_computes_the_same_in_training_and_evaluation(llama: Path, tmp_path
 
 
 def test_settings_of_lora_reach_the_adapter(settings: LanguageModel) -> None:
-    """`loftq` and `seed` aside, which PEFT's configuration does not keep."""
+    """`seed` aside, which PEFT's configuration does not keep."""
     values = {"r": 8, "alpha": 32, "dropout": 0.25, "bias": "lora_only", "rslora": True}
     lora = Lora(**values, target_modules=["down_proj", "q_proj"], seed=1)  # type: ignore[arg-type]
     config: Any = load_model(settings, lora, CPU).peft_config["default"]  # type: ignore[index]
@@ -172,10 +169,7 @@ def test_settings_of_lora_reach_the_adapter(settings: LanguageModel) -> None:
     assert set(config.target_modules) == {"down_proj", "q_proj"}
 
 
-@pytest.mark.parametrize("loftq", [True, False])
-def test_loftq_and_seed_reach_the_initialisation(
-    settings: LanguageModel, monkeypatch: pytest.MonkeyPatch, loftq: bool
-) -> None:
+def test_the_seed_reaches_the_initialisation(settings: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from unsloth import FastLanguageModel
 
     given: dict[str, object] = {}
@@ -184,9 +178,6 @@ def test_loftq_and_seed_reach_the_initialisation(
         given.update(arguments)
         return model
 
-    monkeypatch.setattr(loading, "check_loftq", lambda *_: None)  # it needs a GPU
     monkeypatch.setattr(FastLanguageModel, "get_peft_model", staticmethod(get_peft_model))
-    load_model(settings, Lora(loftq=loftq, seed=5), CPU)
+    load_model(settings, Lora(seed=5), CPU)
     assert given["random_state"] == 5
-    assert given["init_lora_weights"] == ("loftq" if loftq else True)
-    assert (given["loftq_config"] is not None) == loftq

@@ -24,7 +24,7 @@ IN_PEFT: dict[str, tuple[str, Any]] = {
     "layers_to_transform": ("layers_to_transform", [1]),
 }
 # Arguments of `FastLanguageModel.get_peft_model` (see test_loading.py).
-AT_LOAD = {"loftq", "seed"}
+AT_LOAD = {"seed"}
 
 
 def test_every_field_of_lora_is_sent_to_peft() -> None:

@@ -87,6 +87,8 @@ class AdapterMetadata:
         unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
         try:
             given = dict(values)  # type: ignore[call-overload]
+            if given.get("lora", {}).get("loftq") is False:  # of release 0.2, which has since lost LoftQ
+                given["lora"] = {name: value for name, value in given["lora"].items() if name != "loftq"}
             inference = given.pop("inference", None)
             temperatures, thresholds = (given.pop(name, {}) for name in ("temperatures", "thresholds"))
             metadata = cls(
@@ -136,7 +138,7 @@ class AdapterMetadata:
         if recorded["target_modules"] == default and not set(default).issubset(theirs["target_modules"]):
             recorded["target_modules"] = theirs["target_modules"]
             metadata = replace(metadata, lora=recorded)
-        kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform", "loftq")}
+        kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform")}
         lora = recorded | theirs | kept
         return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={}, thresholds={})
 

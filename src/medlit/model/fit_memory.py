@@ -49,7 +49,7 @@ def plan_offload(
         "without a GPU": device.type != "cuda",
         "with gradient_checkpointing 'none'": language_model.gradient_checkpointing == "none",
         "with load_in_fp8": language_model.load_in_fp8,
-        "with DoRA, LoftQ or trained biases": lora is not None and (lora.dora or lora.loftq or lora.bias != "none"),
+        "with DoRA or trained biases": lora is not None and (lora.dora or lora.bias != "none"),
     }
     if (why := next((each for each, found in obstacles.items() if found), "")) and wanted not in ("auto", "none", 0):
         raise UserError(f"model.language_model.offload: not {why}; set it to 'auto'.")

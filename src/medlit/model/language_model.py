@@ -78,11 +78,11 @@ class Fp8Linear(nn.Linear):
 
 def check_fp8(of: LanguageModel, lora: Lora | None, trained_on: torch.device | None = None) -> None:
     """Raise a UserError if weights cannot be held in FP8 as set, or not for training on a device."""
-    others = lora is not None and (lora.dora or lora.loftq or lora.bias != "none")
+    others = lora is not None and (lora.dora or lora.bias != "none")
     is_old = trained_on and (trained_on.type != "cuda" or torch.cuda.get_device_capability(trained_on) < (8, 9))
     obstacles = {
         "not together with load_in_4bit; set one of them to false": of.load_in_4bit,
-        "not together with DoRA, LoftQ or trained biases; set it to false, or leave those out": others,
+        "not together with DoRA or trained biases; set it to false, or leave those out": others,
         "computes in bfloat16; set model.language_model.dtype to 'auto'": of.dtype in ("float16", "float32"),
         "trains on GPUs from compute capability 8.9 on (L40S, H100); set it to false": is_old,
     }

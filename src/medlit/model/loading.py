@@ -22,7 +22,7 @@ from medlit.model.fit_memory import Offload, peak_of_loading, plan_offload
 from medlit.model.language_model import Fp8Linear, check_fp8, dtype_for, unsloth_checkpointing
 from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
-from medlit.model.settings import LOFTQ, LanguageModel, Lora
+from medlit.model.settings import LanguageModel, Lora
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -36,8 +36,6 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     check_fp8(language_model, lora)
-    if lora is not None and lora.loftq:
-        check_loftq(language_model, device)
     if device.type == "cpu" and lora is not None and language_model.dtype == "float16":
         raise UserError("model.language_model.dtype: float16 does not train on a CPU; set it to 'auto'.")
     gc.collect()  # a model that only its own cycles hold, such as an earlier one of this process
@@ -87,8 +85,6 @@ def load_model(language_model: LanguageModel, lora: Lora | None, device: torch.d
                 model,
                 **lora.as_peft() | peft_targets(model, lora),
                 target_parameters=[],  # Unsloth adds a mixture's experts otherwise
-                init_lora_weights="loftq" if lora.loftq else True,
-                loftq_config=LOFTQ if lora.loftq else None,
                 use_gradient_checkpointing=checkpointing,
                 random_state=lora.seed,
                 max_seq_length=language_model.max_length,
@@ -206,15 +202,4 @@ def _check_loaded(model: nn.Module, language_model: LanguageModel) -> None:
             " repository named '-bf16' in 16 bits, one with another quantisation (GPTQ, AWQ, fp8) as it is, and every"
             " model where bitsandbytes does not work (see 'medlit doctor'); set it to false, or name another base"
             " model."
-        )
-
-
-def check_loftq(language_model: LanguageModel, device: torch.device) -> None:
-    """Refuse LoftQ without a GPU, on which it quantises the weights itself, or on weights in 4 bits."""
-    if device.type != "cuda":
-        raise UserError("model.lora.loftq: it is computed on a GPU; set it to false on this machine.")
-    if language_model.load_in_4bit:
-        raise UserError(
-            "model.lora.loftq: it starts from weights that are not quantised; set model.language_model.load_in_4bit"
-            " to false and name a base model with 16-bit weights."
         )

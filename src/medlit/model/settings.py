@@ -12,7 +12,6 @@ from medlit.errors import UserError
 from medlit.number_types import DropoutRate, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Probability
 
 Mode = Literal["generate", "constrained", "likelihood"]
-LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}
 # Of an `adapter_config.json`: values that mean 'not set', PEFT's defaults of what medlit's default differs from, and
 # what does not change the trained weights' effect on a linear layer, or only with another setting that is refused.
 _UNSET: tuple[Any, ...] = (None, False, "", [], {}, set())
@@ -20,7 +19,7 @@ _PEFT_DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "init_lora_weigh
 _ALLOWED: dict[str, list[Any]] = {
     "peft_type": ["LORA"],
     "layers_pattern": ["layers", ["layers"]],
-    "init_lora_weights": [True, "gaussian", "eva", "orthogonal", "loftq"],  # the others change the frozen weights
+    "init_lora_weights": [True, "gaussian", "eva", "orthogonal"],  # the others change the frozen weights
 }
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
@@ -87,8 +86,6 @@ class Lora:
         rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732).
         dora: train the magnitude of each weight separately from its direction (Liu 2024, arXiv 2402.09353); slower,
             without Unsloth's fast path.
-        loftq: initialise the adapter to compensate for quantisation (Li 2023, arXiv 2310.08659); needs a GPU and
-            weights that are not stored in 4 bits.
         seed: seed of the adapter's initialisation and of dropout.
         rank_pattern: other ranks, by the end of a layer's name (a regular expression).
         alpha_pattern: the same for alpha.
@@ -102,7 +99,6 @@ class Lora:
     target_modules: list[str] | str = _lora(lambda: list(TARGET_MODULES), "target_modules")
     rslora: bool = _lora(False, "use_rslora")
     dora: bool = _lora(False, "use_dora")
-    loftq: bool = _lora(False)  # changes the frozen weights too, in a way that the same setting repeats at load
     seed: NonNegativeInt = _lora(3407, structural=False)
     rank_pattern: dict[str, PositiveInt] = _lora(dict, "rank_pattern")
     alpha_pattern: dict[str, PositiveInt] = _lora(dict, "alpha_pattern")
@@ -121,11 +117,9 @@ class Lora:
         """Read what PEFT's `LoraConfig` saves; a ValueError, whose message says why, if medlit cannot run it."""
         config = _PEFT_DEFAULTS | {k: v for k, v in config.items() if type(v) is int or v not in _UNSET}
         names = {f.metadata["peft"]: f.name for f in fields(cls) if f.metadata["peft"]}
-        loftq = config["init_lora_weights"] == "loftq"
-        allowed = _ALLOWED | ({"loftq_config": [LOFTQ]} if loftq else {})
         for name, value in config.items():
-            known = name in allowed or name in names or name in _WITHOUT_EFFECT
-            if not known or value not in allowed.get(name, [value]):
+            known = name in _ALLOWED or name in names or name in _WITHOUT_EFFECT
+            if not known or value not in _ALLOWED.get(name, [value]):
                 raise ValueError(f"{name} is {value!r}, which medlit does not run")
         values = {names[name]: value for name, value in config.items() if name in names}
         if isinstance(targets := values.get("target_modules"), list | set):
@@ -137,7 +131,7 @@ class Lora:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--lora", type=cls)
         try:
-            return cls(**parser.parse_object({"lora": values | {"loftq": loftq}}).lora.as_dict())
+            return cls(**parser.parse_object({"lora": values}).lora.as_dict())
         except ArgumentError as error:
             name = next((peft for peft, ours in names.items() if f'"lora.{ours}"' in str(error)), "a value")
             raise ValueError(f"{name} is {config.get(name)!r}, which medlit does not run") from error

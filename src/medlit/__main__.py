@@ -31,8 +31,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         try:
             _run(sys.argv[1:] if args is None else args)
-        finally:
+        except SystemExit:
             print(end="", flush=True)
+            raise
+        print(end="", flush=True)
     except BrokenPipeError:
         output = select.poll()
         output.register(1, 0)

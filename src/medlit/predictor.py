@@ -4,8 +4,6 @@ Prompt, truncation, batches, decoders, temperature and number format are the com
 the table are left out. For the same notes, settings and device the two give the same answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -45,6 +46,20 @@ def test_a_reader_of_both_outputs_has_gone(tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=writer, stderr=writer, cwd=tmp_path, env=environment())
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("medlit.__main__.check_configs", fail)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(ValueError, match=r"^$"):
+        main(["audit"])
 
 
 def test_another_broken_pipe_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from medlit.model import language_model
 from medlit.model.decoding import kv_cache, likelihood
 from medlit.model.families import REPLAY, decoder_layers, fit_targets, peft_targets, sliding_window
 from medlit.model.head import head_logits
+from medlit.model.language_model import loss_sum
 from medlit.model.self_check import Compared, check_numbers, compare
 from medlit.model.settings import LanguageModel, Lora
 
@@ -208,7 +209,6 @@ def test_adapters_pass_and_stay_as_they_are(family: str, variant: dict[str, Any]
     check_numbers(model, SETTINGS)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(part.training for part in model.modules())
     assert family != "llama" or layer.self_attn.attention_dropout == 0.5
     rates = {part.p for part in model.modules() if isinstance(part, nn.Dropout)}
     assert rates <= {0.0, 0.1, 0.5}
@@ -227,10 +227,40 @@ def test_packed_notes_are_compared_where_a_model_packs(monkeypatch: pytest.Monke
 def test_another_adapter_is_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
     for count, model in enumerate(
-        [tiny_model("llama"), adapted(tiny_model("llama")), adapted(tiny_model("llama"), dora=True)], start=1
+        [
+            tiny_model("llama"),
+            adapted(tiny_model("llama")),
+            adapted(tiny_model("llama"), target_modules=["q_proj"]),
+            adapted(tiny_model("llama"), target_modules=["q_proj"], layers_to_transform=[1]),
+            adapted(tiny_model("llama"), dora=True),
+        ],
+        start=1,
     ):
         check_numbers(model, SETTINGS)
         assert len(list((tmp_path / "cache" / "checked").iterdir())) == count
+
+
+def test_an_adapter_and_dropout_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(tiny_model("llama"), dropout=0.5)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def fail(model: nn.Module, *_: object) -> None:
+        if model.training:
+            raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr("medlit.model.self_check.loss_sum", lambda *given: fail(*given) or loss_sum(*given))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        check_numbers(model, SETTINGS)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {0.5}
+
+
+def test_a_label_one_position_late_shows_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = kv_cache.KVCache.look_ahead
+    monkeypatch.setattr(
+        kv_cache.KVCache, "look_ahead", lambda self, t, offsets, attends: stock(self, t, offsets + 1, attends)
+    )
+    assert worst(tiny_model("llama").bfloat16()) > 1.2
 
 
 def test_a_model_that_stock_classes_do_not_fit_is_compared_with_itself(
@@ -330,7 +360,10 @@ def test_a_slow_check_is_announced_and_remembered(
     model = tiny_model("bloom")
     with monkeypatch.context() as patch:
         patch.setattr("medlit.model.self_check.loss_sum", lambda *_: pytest.fail("checked again"))
-        check_numbers(model, replace(SETTINGS, gradient_checkpointing="none"))  # of training alone
+        check_numbers(model, replace(SETTINGS, gradient_checkpointing="none"))  # no layer is recomputed in either
+        with pytest.raises(pytest.fail.Exception):
+            check_numbers(tiny_model("bloom"), replace(SETTINGS, gradient_checkpointing="unsloth"))
+        capsys.readouterr()
     assert vars(model)[REPLAY]
     assert capsys.readouterr().err == ""
 

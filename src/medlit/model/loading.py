@@ -1,18 +1,16 @@
 """Loading the base model through Unsloth with a new adapter; what cannot be loaded as set is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io
 import logging
 from collections.abc import Iterator
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PretrainedConfig
 
 from medlit.base_model import missing, read_config, resolve, unreadable, untried_family
 from medlit.errors import UserError, report_if_slow, tell
@@ -23,9 +21,6 @@ from medlit.model.language_model import Fp8Linear, check_fp8, dtype_for, unsloth
 from medlit.model.packing import enable_last_layer, enable_packing
 from medlit.model.self_check import check_numbers
 from medlit.model.settings import LanguageModel, Lora
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from medlit.report.systems import System
 MOST_LABELS, MOST_CONFUSED = 60, 30  # of a figure: with 500 a confusion matrix takes over 20 GB
 _MOST_CHARACTERS = 40  # of a label
 INK, GRID, ACCENT, WARN = "#1f2933", "#e3e8ee", "#1f5f8b", "#c1442e"
-_COLOURS = {"test": ACCENT, "head": "#5b8c3e", "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#3d4650"}
+_COLOURS = {"test": ACCENT, "tfidf": "#e08a2e", "zero_shot": "#8662a8", "majority": "#3d4650"}
 _OTHER_COLOURS = ("#2a9d8f", "#b5838d", "#6d6875")
 
 

@@ -28,7 +28,6 @@ MODEL = "test"
 # Titles in the order of the table; systems of other names come before zero-shot.
 TITLES = {
     MODEL: "fine-tuned",
-    "head": "classification head",
     "tfidf": "TF-IDF + logistic regression",
     "zero_shot": "zero-shot",
     "majority": "majority class",

@@ -18,9 +18,7 @@ from medlit.errors import UserError
 from medlit.tools import doctor
 from medlit.tools.doctor import CheckResult, probe
 
-LIBRARIES = {
-    name: CheckResult(name, "ok", "imports") for name in ("torch", "bitsandbytes", "4-bit training", "unsloth")
-}
+LIBRARIES = {name: CheckResult(name, "ok", "imports") for name in ("torch", "bitsandbytes", "unsloth")}
 SECRET = "hf_thisisnotarealtokenatall"
 
 
@@ -208,13 +206,12 @@ def test_the_probe_prints_lines_of_json(capsys: pytest.CaptureFixture[str], monk
     probe.main([])
     rows = [CheckResult(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
     names = [row.check for row in rows if not row.check.startswith("GPU")]
-    assert names == ["torch", "bitsandbytes", "4-bit training", "unsloth"]
+    assert names == ["torch", "bitsandbytes", "unsloth"]
     row = {row.check: row for row in rows}
     assert row["torch"].found
     assert row["bitsandbytes"].status == "fail"
     assert row["bitsandbytes"].found == "OSError: libcudart.so.13: cannot open"
     assert row["bitsandbytes"].remedy
-    assert row["4-bit training"].status == "ok"
 
 
 @pytest.mark.parametrize("factor", [0, float("nan")])
@@ -224,7 +221,7 @@ def test_a_4_bit_layer_without_a_finite_gradient_is_noticed(factor: float, monke
     forward = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: factor * forward(self, x))
     with pytest.raises(ArithmeticError, match="wrong numbers"):
-        probe.LIBRARY_CHECKS["4-bit training"]()
+        probe.LIBRARY_CHECKS["bitsandbytes"]()
 
 
 def test_an_optimizer_that_takes_no_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +229,7 @@ def test_an_optimizer_that_takes_no_step_is_noticed(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(AdamW8bit, "step", lambda self: None)
     with pytest.raises(ArithmeticError, match="wrong numbers"):
-        probe.LIBRARY_CHECKS["4-bit training"]()
+        probe.LIBRARY_CHECKS["bitsandbytes"]()
 
 
 def test_4_bit_training_that_does_not_run_fails_with_a_cure(
@@ -241,10 +238,10 @@ def test_4_bit_training_that_does_not_run_fails_with_a_cure(
     def broken() -> list[CheckResult]:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(probe, "LIBRARY_CHECKS", {"4-bit training": broken})
+    monkeypatch.setattr(probe, "LIBRARY_CHECKS", {"bitsandbytes": broken})
     probe.main([])
     row = CheckResult(**json.loads(capsys.readouterr().out))
-    assert (row.check, row.status, row.found) == ("4-bit training", "fail", "RuntimeError: no kernel image")
+    assert (row.check, row.status, row.found) == ("bitsandbytes", "fail", "RuntimeError: no kernel image")
     assert "python -m bitsandbytes" in row.remedy
     probed(monkeypatch, row)
     assert rows_of(capsys)[0] == 1

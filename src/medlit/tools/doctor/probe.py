@@ -6,7 +6,6 @@ With a config among the arguments the results of `dry_run.py` follow, or `{"mist
 """
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -118,11 +117,8 @@ def command_output(*command: str) -> str:
 
 
 def _bitsandbytes() -> list[CheckResult]:
-    return [CheckResult("bitsandbytes", "ok", f"{importlib.import_module('bitsandbytes').__version__}, imports")]
-
-
-def _four_bit() -> list[CheckResult]:
     """One step through an NF4 layer with 8-bit AdamW, as a fit takes it."""
+    import bitsandbytes
     import torch
     from bitsandbytes.nn import Linear4bit
     from bitsandbytes.optim import AdamW8bit
@@ -137,7 +133,8 @@ def _four_bit() -> list[CheckResult]:
         raise ArithmeticError("a step through a 4-bit layer gives wrong numbers")
     if not any(getattr(state, "dtype", None) == torch.uint8 for state in optimizer.state[x].values()):
         raise ArithmeticError("8-bit AdamW does not keep its state in 8 bits")
-    return [CheckResult("4-bit training", "ok", f"an NF4 layer and a step of 8-bit AdamW run on {place}")]
+    found = f"{bitsandbytes.__version__}, an NF4 layer and a step of 8-bit AdamW run on {place}"
+    return [CheckResult("bitsandbytes", "ok", found)]
 
 
 def _unsloth() -> list[CheckResult]:
@@ -147,7 +144,7 @@ def _unsloth() -> list[CheckResult]:
     return [CheckResult("unsloth", "ok", f"{sys.modules['unsloth'].__version__}, imports")]
 
 
-LIBRARY_CHECKS = {"torch": _torch, "bitsandbytes": _bitsandbytes, "4-bit training": _four_bit, "unsloth": _unsloth}
+LIBRARY_CHECKS = {"torch": _torch, "bitsandbytes": _bitsandbytes, "unsloth": _unsloth}
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,15 +117,10 @@ def run_medlit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of the tiny model, with Unsloth imported.
-
-    A self-check that passed counts for the session, however quick it was: it takes a tenth of a tiny fit's time.
-    """
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model, with Unsloth imported."""
     import_unsloth()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
-        yield write_llama(tmp_path_factory.mktemp("llama"))
+    return write_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture

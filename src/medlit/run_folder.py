@@ -105,7 +105,7 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
     """Find the file that `--ckpt_path` means: 'best', 'last' or a path; a UserError if there is none.
 
     Only the folder `run` is searched, or, if it is None, the runs of this name in `root`, the newest first. A line says
-    which file a word means, and that the newest fit has none.
+    which file 'best' or 'last' is, and that the newest fit has none.
     """
     if wanted not in ALIASES:
         path = Path(wanted).expanduser()
@@ -123,7 +123,7 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
             return path
     searched = run or f"any run in {root / name}"
     raise UserError(
-        f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit' or name its --run_dir."
+        f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit', or give the --run_dir of a fit."
     )
 
 

@@ -6,7 +6,17 @@ import pytest
 from made_results import make_results, random_results
 from sklearn import metrics as sk
 
-from medlit.evaluation.metrics import EMPTY, LOGGED, METRIC, METRICS, MONITORS, REPORTED, applicable, uncertainty
+from medlit.evaluation.metrics import (
+    EMPTY,
+    HYPERPARAMETERS,
+    LOGGED,
+    METRIC,
+    METRICS,
+    MONITORS,
+    REPORTED,
+    applicable,
+    uncertainty,
+)
 
 
 def test_scores_of_probabilities_are_scikit_learn_s() -> None:
@@ -29,7 +39,7 @@ def test_without_probabilities_their_metrics_are_null() -> None:
 def test_every_metric_of_the_table_is_computed() -> None:
     computed = set(uncertainty(random_results())) | set(LOGGED)
     assert {metric.name for metric in METRICS} <= computed
-    assert {metric.interval_key for metric in METRICS} - {None} <= computed
+    assert {f"{name}_ci" for name in HYPERPARAMETERS} <= computed
     assert len(METRIC) == len(METRICS)
 
 

@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear
 from tiny_families import FAMILIES, tiny_model
 from torch import Tensor, nn
 
+from medlit.atomic_io import write_json
 from medlit.errors import UserError
 from medlit.model import language_model
 from medlit.model.decoding import kv_cache, likelihood
@@ -38,8 +39,7 @@ LLAMA, GEMMA2 = (f"transformers.models.{name}.modeling_{name}" for name in ("lla
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path / "cache"))
-    # No check counts for a second model here, however slow it was; the fixture `llama` lets all of them count.
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", float("inf"))
+    monkeypatch.setattr("medlit.model.self_check.write_json", lambda *_: None)  # no check counts for a second model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -225,7 +225,7 @@ def test_packed_notes_are_compared_where_a_model_packs(monkeypatch: pytest.Monke
 
 
 def test_another_adapter_is_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setattr("medlit.model.self_check.write_json", write_json)
     for count, model in enumerate(
         [
             tiny_model("llama"),
@@ -349,10 +349,10 @@ def test_a_fault_after_the_cache_of_a_common_beginning_is_not_used(monkeypatch: 
     assert vars(model)[REPLAY]
 
 
-def test_a_slow_check_is_announced_and_remembered(
+def test_a_check_is_announced_and_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setattr("medlit.model.self_check.write_json", write_json)
     check_numbers(tiny_model("bloom"), SETTINGS)
     assert capsys.readouterr().err.startswith("medlit: checking the numbers of tiny against plain transformers; ")
     [record] = (tmp_path / "cache" / "checked").iterdir()
@@ -370,7 +370,7 @@ def test_a_slow_check_is_announced_and_remembered(
 
 def test_a_check_without_stock_classes_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """They may have lacked memory only; compared with itself a model is always right."""
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setattr("medlit.model.self_check.write_json", write_json)
     with monkeypatch.context() as patch:
         patch.setattr("medlit.model.self_check.stock_class", {}.__getitem__)
         check_numbers(tiny_model("llama"), SETTINGS)
@@ -381,7 +381,7 @@ def test_a_check_without_stock_classes_is_not_remembered(monkeypatch: pytest.Mon
 
 
 def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setattr("medlit.model.self_check.write_json", write_json)
     monkeypatch.setenv("MEDLIT_CACHE", str(tmp_path))
     monkeypatch.setattr("medlit.errors.WARNED", set())
     (tmp_path / "checked").touch()  # root may write anywhere, but not into a file
@@ -395,7 +395,7 @@ def test_a_cache_that_may_not_be_written_forgets_the_check(monkeypatch: pytest.M
 def test_other_weights_of_the_same_shape_are_checked_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr("medlit.model.self_check.REMEMBERED", 0.0)
+    monkeypatch.setattr("medlit.model.self_check.write_json", write_json)
     model, folder = tiny_model("llama"), tmp_path / "base"
     model.save_pretrained(folder)  # type: ignore[operator]
     records = tmp_path / "cache" / "checked"

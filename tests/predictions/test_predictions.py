@@ -39,11 +39,11 @@ from medlit.predictions.shards import (
     answered_rows,
     check_table,
     find_shards,
+    keep_whole_shards,
     lock_table,
     parts_in_order,
     shard_folder,
     start_shards,
-    whole_shards,
     write_table,
 )
 from medlit.predictions.table import COLUMNS, FORMATS, Prediction, SetPrediction, make_predictions
@@ -123,12 +123,12 @@ def test_a_shard_cut_off_at_any_byte_does_not_count(table: Path) -> None:
     first = first.rename(table.with_name("first"))  # reading it so often would take as long again
     for cut in range(len(content)):
         second.write_bytes(content[:cut])
-        assert whole_shards(table) == []
+        assert keep_whole_shards(table) == []
     first = first.rename(found[0])
-    assert whole_shards(table) == [first]
+    assert keep_whole_shards(table) == [first]
     assert answered_rows([first], 6).tolist() == [False, False, False, True, False, True]
     second.write_bytes(content)
-    assert whole_shards(table) == [first, second]
+    assert keep_whole_shards(table) == [first, second]
 
 
 def test_a_damaged_shard_does_not_count(table: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_damaged_shard_does_not_count(table: Path) -> None:
     answer = content.index(b"of 0\n")
     for damage in (b"", b"\0" * len(content), b"{}\n", content[:answer] + b"as" + content[answer + 2 :]):
         damaged.write_bytes(damage)
-        assert whole_shards(table) == [whole]
+        assert keep_whole_shards(table) == [whole]
 
 
 def test_a_run_without_its_resume_key_is_no_interrupted_run(table: Path) -> None:

@@ -219,13 +219,13 @@ def test_baselines_alone_are_reported_too(tmp_path: Path, make: Make) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_system_of_other_notes_is_left_out_with_a_message(folder: Path, make: Make) -> None:
-    other = make("head", 1)
+    other = make("zero_shot", 1)
     write_system(folder, replace(other, results=replace(other.results, ids=[f"x{i}" for i in range(90)])))
     write_report(folder)
     for page in ("report.html", "report.md"):
         text = (folder / page).read_text()
-        assert "Left out: classification head, which was tested on other notes." in text
-        assert "Against classification head" not in text
+        assert "Left out: zero-shot, which was tested on other notes." in text
+        assert "Against zero-shot" not in text
 
 
 def test_the_most_frequent_errors_come_first(make: Make) -> None:

@@ -76,7 +76,7 @@ class PredictionWriter(L.Callback):
                 f"resume: the interrupted run beside {self.path} had other inputs ({difference}); repeat its command"
                 " with --resume, or leave --resume out to start over."
             )
-        return shards.answered_rows(shards.whole_shards(self.path), earlier.notes)
+        return shards.answered_rows(shards.keep_whole_shards(self.path), earlier.notes)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare the folder of shards."""

@@ -30,11 +30,10 @@ def number(value: float | None) -> str:
 class Metric:
     """One number of an evaluation."""
 
-    name: str  # key in `<stage>_metrics.json` and second half of its tag `stage/name`
+    name: str  # key in `<stage>_metrics.json`, where `<name>_ci` is its 95 % interval, and half of its tag `stage/name`
     title: str  # column heading
     form: Callable[[float | None], str] = number  # formats a value
     mode: Literal["min", "max"] = "max"  # "max" if higher is better, else "min"; as in Lightning's ModelCheckpoint
-    interval_key: str | None = None  # key of its 95 % interval in the same file; None if it has none
     logged: bool = False  # computed from counts in every validation, so it can be logged and monitored
     shown: Literal["headline", "report"] | None = None  # "headline", "report" or, if it is in the file only, None
 
@@ -44,18 +43,16 @@ class Metric:
 
     def interval(self, metrics: Mapping[str, Any]) -> str:
         """Format this metric's 95 % interval, such as 78.0 to 84.2%; empty if there is none."""
-        ends = None if self.interval_key is None else metrics.get(self.interval_key)
+        ends = metrics.get(f"{self.name}_ci")
         return "" if ends is None else f"{self.form(ends[0]).removesuffix('%')} to {self.form(ends[1])}"
 
 
 METRICS = (
     Metric("loss", "loss", mode="min", logged=True),
-    Metric("accuracy", "accuracy", percent, interval_key="accuracy_ci", logged=True, shown="headline"),
-    Metric(
-        "any_of_accuracy", "any-of accuracy", percent, interval_key="any_of_accuracy_ci", logged=True, shown="headline"
-    ),
+    Metric("accuracy", "accuracy", percent, logged=True, shown="headline"),
+    Metric("any_of_accuracy", "any-of accuracy", percent, logged=True, shown="headline"),
     Metric("balanced_accuracy", "balanced accuracy", percent, logged=True, shown="report"),
-    Metric("f1_macro", "macro F1", interval_key="f1_macro_ci", logged=True, shown="headline"),
+    Metric("f1_macro", "macro F1", logged=True, shown="headline"),
     Metric("f1_weighted", "weighted F1", logged=True),
     Metric("invalid_rate", "invalid", percent, mode="min", logged=True, shown="headline"),
     Metric("top3_accuracy", "top-3 accuracy", percent, shown="report"),
@@ -71,9 +68,8 @@ METRIC = {metric.name: metric for metric in METRICS}
 LOGGED = tuple(metric.name for metric in METRICS if metric.logged)  # as `val/<name>` and `test/<name>`
 # What `checkpoint.monitor` and `early_stopping.monitor` accept, with the mode to use.
 MONITORS: dict[str, Literal["min", "max"]] = {f"val/{metric.name}": metric.mode for metric in METRICS if metric.logged}
-# Shown in TensorBoard beside the hyperparameters of a run: those with an interval.
-HYPERPARAMETERS = tuple(metric.name for metric in METRICS if metric.logged and metric.interval_key)
 HEADLINE = tuple(metric for metric in METRICS if metric.shown == "headline")  # on terminals and model cards
+HYPERPARAMETERS = ("accuracy", "any_of_accuracy", "f1_macro")  # in TensorBoard, beside the hyperparameters of a run
 REPORTED = HEADLINE + tuple(metric for metric in METRICS if metric.shown == "report")  # columns of the table of systems
 
 

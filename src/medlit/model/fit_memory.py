@@ -1,23 +1,19 @@
 """The memory of a fit, estimated before anything is loaded, and how many layers stay in host memory for it."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from medlit.errors import UserError
 from medlit.model.families import adaptable_layers, decoder_layers, fit_targets, target_layers
 from medlit.model.memory import GIB, budget_on, footprint, model_dimensions, skeleton, weight_bytes
 from medlit.model.settings import LanguageModel, Lora
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _SLOTS = 3  # offloaded layers on the GPU at a time: the one at work and two ahead of it, as in Unsloth's block swap
 # The id of the running kernel: processes with the same one share a host, whatever started them.

@@ -8,24 +8,20 @@ keys, values and the attention's output, and both halves of the gated MLP. Per t
 bfloat16; the tests compare the estimate with peaks measured on an H100.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psutil
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig, PreTrainedModel
 
 from medlit.base_model import unreadable
 from medlit.model.families import PREFIXES, decoder_prefix, loaded_part, packing_route
 from medlit.model.settings import LanguageModel
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 GIB = 2**30
 _HALF = 2  # bytes of an activation in bfloat16 or float16
@@ -101,7 +97,7 @@ class MeasuredMemory:
     total: float  # of the GPU; 0 without one
 
     @classmethod
-    def now(cls) -> MeasuredMemory:
+    def now(cls) -> Self:
         """Measure this process's GPU."""
         if not torch.cuda.is_available():
             return cls(0.0, 0.0)

@@ -19,7 +19,6 @@ import json
 import logging
 import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +30,7 @@ import torch
 from accelerate import init_empty_weights
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from medlit.atomic_io import write_json
 from medlit.data.cache import cache_key
@@ -56,25 +56,18 @@ _MARGIN = 5.0  # a difference above this many times the measured rounding is a f
 _GREATEST = 3.0  # in a mixture, the greatest change at one place divided by this, if it is more than the mean
 _LEAST, _MOST = 1e-4, 1.0  # bounds of the measured rounding in nats
 _ROWS = 256  # of logits that are held in float32 at once
-_CHECK = "loss in training"  # a name for what is compared; another one repeats the checks that passed
-REMEMBERED = 1.0  # seconds from which a check that passed is not repeated for the same model and versions
 _ON_GPU = ["triton", "torchao", "flash-linear-attention", "causal-conv1d"]
 _USED = ["torch", "transformers", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", *_ON_GPU]
 _log = logging.getLogger(__name__)
 
 
 def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
-    """Choose how prompts are continued; a WrongNumbersError where the numbers differ by more than rounding.
-
-    Leaves the model in inference mode unless its check is remembered.
-    """
+    """Choose how prompts are continued; a WrongNumbersError where the numbers differ by more than rounding."""
     inner = causal_lm(model)
     record = cache_dir() / "checked" / f"{_key(inner, language_model)}.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         inner.__dict__[REPLAY] = bool(json.loads(record.read_text(encoding="utf-8"))["replay"])
         return
-    except (OSError, ValueError, LookupError, TypeError):
-        start = time.perf_counter()
     if inner.device.type == "cpu":  # a GPU takes about a second
         what = f"the numbers of {language_model.base_model} against plain transformers"
         tell(f"checking {what}; up to minutes on a CPU, again when settings or versions change")
@@ -91,14 +84,14 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         )
     if inner.__dict__[REPLAY]:
         _log.info("%s: prompts are computed again for each label, which is slower", type(inner).__name__)
-    if is_stock and time.perf_counter() - start > REMEMBERED:
+    if is_stock:
         with best_effort("the record of its check of numbers"):  # the cache may be read-only
             record.parent.mkdir(mode=0o700, exist_ok=True)
             write_json(record, {"replay": inner.__dict__[REPLAY]})
 
 
 def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - see causal_lm
-    versions = [_CHECK, __version__]
+    versions = ["loss in training", __version__]  # the first names what is compared: change it with that
     for package in _USED:
         with contextlib.suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
@@ -108,10 +101,8 @@ def _key(inner: Any, language_model: LanguageModel) -> str:  # noqa: ANN401 - se
     files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin") and f.is_file())
     weights = [inner.config._commit_hash, *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     config = json.dumps(inner.config.to_dict(), default=str)
-    adapter = [
-        (name, type(part), part.r, part.scaling, str(part.lora_dropout), [*part.lora_variant])
-        for name, part in _adapted_layers(inner).items()
-    ]
+    layers = _adapted_layers(inner).items()
+    adapter = [(n, type(p), p.r, p.scaling, str(p.lora_dropout), [*p.lora_variant]) for n, p in layers]
     # Without 'unsloth' no layer is recomputed here, and memory and batches play no part.
     settings = replace(language_model, memory_budget_gib=None, batch_tokens=0, prompt_format="alpaca")
     if settings.gradient_checkpointing == "auto":
@@ -217,13 +208,10 @@ def _answers(model: nn.Module, plain: _Plain) -> Iterator[Compared]:
             chosen = torch.full_like(prefix.lengths, token)[:, None]
             prefix = prefix.extend(chosen, chosen == token)
         for i, row in enumerate(rows):
-            length = len(row["input_ids"])
-            apart = {
-                f"a token's log-likelihood after {length} tokens": of_tokens[-1][i],
-                f"a label's log-likelihood after {length} tokens": of_labels[i],
-                f"an answer's log-likelihood after {length} tokens": generated[i : i + 1] / len(labels[0]) ** 0.5,
-            }
-            yield from (Compared(what, float(_rms(each, dim=-1)), plain.allowed) for what, each in apart.items())
+            place = f"log-likelihood after {len(row['input_ids'])} tokens"
+            yield Compared(f"a token's {place}", float(_rms(of_tokens[-1][i])), plain.allowed)
+            yield Compared(f"a label's {place}", float(_rms(of_labels[i])), plain.allowed)
+            yield Compared(f"an answer's {place}", abs(float(generated[i])) / len(labels[0]) ** 0.5, plain.allowed)
     # Where all logits are scaled, many small differences point in one direction.
     direction = firsts[:, tokens] - firsts[:, tokens].mean(dim=1, keepdim=True)
     along = (torch.cat(of_tokens) * direction).sum() / direction.norm()
@@ -258,38 +246,28 @@ def _adapted_layers(model: nn.Module) -> dict[str, Any]:
 @contextlib.contextmanager
 def _random_adapter(model: nn.Module) -> Iterator[None]:
     """Weights with which a new adapter, otherwise the identity, adds about a twentieth to the output of its layers."""
-    kept, draw = list[tuple[Tensor, Tensor]](), torch.Generator().manual_seed(0)
-    try:
+    draw = torch.Generator().manual_seed(0)
+    with contextlib.ExitStack() as restore:
         for part, name in [(each, name) for each in _adapted_layers(model).values() for name in each.lora_B]:
             weight = part.lora_B[name].weight
-            kept.append((weight, weight.clone()))
+            restore.callback(weight.copy_, weight.clone())
             std = 0.1 / (part.scaling[name] * part.r[name] ** 0.5)
             weight.copy_(std * torch.randn(weight.shape, generator=draw))
         yield
-    finally:
-        for weight, old in kept:
-            weight.copy_(old)
 
 
 @contextlib.contextmanager
 def _training(model: nn.Module, language_model: LanguageModel) -> Iterator[None]:
     """Training mode without dropout and jitter, whose rates modules or the configuration hold."""
-    owners: list[Any] = [*model.modules(), text_config(model)]
-    rates = [
-        (owner.__dict__, name, value)
-        for owner in owners
-        for name, value in vars(owner).items()
-        if isinstance(value, float) and (name == "p" or re.search("drop|jitter", name))
-    ]
-    try:
-        for owner, name, _ in rates:
-            owner[name] = 0.0
+    with contextlib.ExitStack() as restore:
+        restore.callback(inference_mode, model)
+        for values in [each.__dict__ for each in (*model.modules(), text_config(model))]:
+            for name, value in values.items():
+                if isinstance(value, float) and (name == "p" or re.search("drop|jitter", name)):
+                    restore.callback(values.__setitem__, name, value)
+                    values[name] = 0.0
         train_mode(model, language_model)
         yield
-    finally:
-        inference_mode(model)
-        for owner, name, value in rates:
-            owner[name] = value
 
 
 def _plain(inner: Any, batches: list[list[TokenisedNote]], answer: list[int]) -> _Plain:  # noqa: ANN401
@@ -315,24 +293,24 @@ def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int])
         nats.append(rows.gather(1, ids[len(prompt) :, None]).double().sum().cpu())
         before = _log_probabilities(logits)
         del logits, rows  # two of a long prompt and a large vocabulary may be more than is free
-        with _changed_embeddings(plain):
+        with _change_embeddings(plain):
             change = _log_probabilities(plain(input_ids=ids[None], use_cache=False).logits[0]) - before
         change, before = change.nan_to_num(), before.nan_to_num()  # a model may mask some tokens
-        changes.append(_rms(change, dim=1))
+        changes.append(_rms(change))
         direction = before - before.mean(dim=1, keepdim=True)
         along.append((change * direction).sum(dim=1) / direction.norm(dim=1))
     sizes = [*map(len, batches)]
     first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
-    rounding = [float(_rms(torch.cat(each), dim=0)) for each in (changes, along)]
+    rounding = [float(_rms(torch.cat(each))) for each in (changes, along)]
     if any(re.search("expert|router|moe", name) for name, _ in plain.named_modules()):
         rounding[0] = max(rounding[0], float(torch.cat(changes).max()) / _GREATEST)
     allowed, of_scale = (_MARGIN * min(max(each, _LEAST), _MOST) for each in rounding)
     return _Plain(batches, answer, first, whole, allowed, of_scale, is_stock=False)
 
 
-def _rms(values: Tensor, dim: int) -> Tensor:
-    """The root mean square."""
-    return values.double().square().mean(dim=dim).sqrt()
+def _rms(values: Tensor) -> Tensor:
+    """The root mean square over the last dimension."""
+    return values.double().square().mean(dim=-1).sqrt()
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
@@ -343,9 +321,8 @@ def _log_probabilities(logits: Tensor) -> Tensor:
     return torch.cat([rows[:, some] - rows.logsumexp(dim=1, keepdim=True) for rows in chunks])
 
 
-@contextlib.contextmanager
-def _changed_embeddings(plain: Any) -> Iterator[None]:  # noqa: ANN401 - as above
-    """Each number of the embeddings a unit in the last place more or less."""
+def _change_embeddings(plain: Any) -> RemovableHandle:  # noqa: ANN401 - as above
+    """Each number of the embeddings a unit in the last place more or less, until the handle's context ends."""
     formats = {plain.dtype, *(getattr(part, "compute_dtype", None) or plain.dtype for part in plain.modules())}
     if torch.is_autocast_enabled(device := plain.device.type):
         formats.add(torch.get_autocast_dtype(device))
@@ -355,11 +332,8 @@ def _changed_embeddings(plain: Any) -> Iterator[None]:  # noqa: ANN401 - as abov
         signs = torch.randint(0, 2, output.shape, generator=draw, dtype=torch.int8).to(output.device) * 2 - 1
         return (output.float() * (1 + unit * signs)).to(output.dtype)
 
-    hook = plain.get_input_embeddings().register_forward_hook(change)
-    try:
-        yield
-    finally:
-        hook.remove()
+    handle: RemovableHandle = plain.get_input_embeddings().register_forward_hook(change)
+    return handle
 
 
 def _plain_lora(loaded: Any) -> nn.Module:  # noqa: ANN401 - as above

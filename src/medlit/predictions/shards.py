@@ -86,8 +86,8 @@ def start_shards(table: Path, key: "ResumeKey") -> None:
     write_json(folder / _KEY_FILE, asdict(key))
 
 
-def whole_shards(table: Path) -> list[Path]:
-    """The shards that are not damaged; removes the others."""
+def keep_whole_shards(table: Path) -> list[Path]:
+    """Remove damaged shards, which an interruption left, and return the others."""
     for path in find_shards(table):
         try:
             pq.read_table(path, schema=_SCHEMA, partitioning=None, page_checksum_verification=True)

@@ -113,19 +113,6 @@ def test_the_probing_process_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize("name", ["lightning", "pytorch-lightning"])
-@pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
-def test_a_malicious_lightning_fails_and_names_the_advisory(
-    name: str, version: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = doctor.version_of
-    monkeypatch.setattr(doctor, "version_of", lambda package: version if package == name else real(package))
-    code, rows = rows_of(capsys)
-    assert code == 1
-    assert rows[name].status == "fail"
-    assert "GHSA-w37p-236h-pfx3" in rows[name].remedy
-
-
 @pytest.mark.parametrize(
     ("name", "version", "status"),
     [

@@ -139,7 +139,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Replay:
-    """B rows whose tokens are computed again for every continuation; what has a name of `KVCache` is the same."""
+    """B rows whose tokens are computed again for every continuation; fields and methods as `KVCache`'s."""
 
     model: nn.Module
     mask: Tensor

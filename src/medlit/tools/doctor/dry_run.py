@@ -127,7 +127,7 @@ def _self_check(cli: DryRunCLI) -> CheckResult:
         return CheckResult(SELF_CHECK, "warn", why, "first fix what the rows above name")
     again = vars(inner := causal_lm(model))[REPLAY]
     how = "each label computes the prompt again, which is slower" if again else "labels share a prompt's computation"
-    found = "loss and label log-likelihoods are those of the model's own forward pass"
+    found = "losses and log-likelihoods are those of the model's own forward pass"
     return CheckResult(SELF_CHECK, "ok", "; ".join(filter(None, [found, how, untried_family(inner.config)])))
 
 

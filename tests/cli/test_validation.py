@@ -175,3 +175,13 @@ def test_one_value_for_a_group_of_settings_is_refused(tmp_path: Path, group: str
             check_given(flags, "MEDLIT_FIT__")
     (tmp_path / "a.yaml").write_text("{}")
     check_given([f"--{group}", str(tmp_path / "a.yaml")], "MEDLIT_FIT__")
+
+
+def test_a_group_of_a_config_may_be_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: parts/model.yaml\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "model.yaml").write_text("lora:\n  r: 8\n")
+    check_given(["--config", str(tmp_path / "a.yaml")], "MEDLIT_FIT__")
+    (tmp_path / "parts" / "model.yaml").write_text("8\n")
+    with pytest.raises(UserError, match=r"^model: must be a group of settings, not 8"):
+        check_given(["--config", str(tmp_path / "a.yaml")], "MEDLIT_FIT__")

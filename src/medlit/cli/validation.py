@@ -158,7 +158,9 @@ def check_given(args: Sequence[str], env_prefix: str) -> None:
     """
     for _, where, settings in _given(args, env_prefix):
         for name in _GROUPS & settings.keys():
-            inner = _read(settings[name], name)[1] if isinstance(settings[name], str) else settings
+            beside = os.path.join(os.path.dirname(where), str(settings[name]))  # a config's files are relative to it
+            text = beside if os.path.isfile(beside) else settings[name]
+            inner = _read(text, name)[1] if isinstance(text, str) else settings
             if name in inner:
                 given = f"must be a group of settings, not {inner[name]!r}"
                 raise UserError(f"{name}: {given}; 'medlit fit --help' shows them ({where}).")

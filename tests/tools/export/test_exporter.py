@@ -112,6 +112,22 @@ def test_a_mistake_is_reported_before_anything_is_loaded(
     assert left(run) == set()
 
 
+@pytest.mark.parametrize("flags", [["--config", "c.yaml"], ["--config=c.yaml"], ["-c", "c.yaml"], ["-cc.yaml"]])
+def test_a_config_stands_for_the_settings_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("seed_everything: 5\n")
+    monkeypatch.setattr("medlit.tools.export.exporter.recorded_settings", lambda *_: pytest.fail("they were read"))
+
+    def stop(config: Any, *_: object) -> None:  # noqa: ANN401
+        raise UserError(f"seed {config.seed_everything}")
+
+    monkeypatch.setattr("medlit.tools.export.exporter.find_weights", stop)
+    with pytest.raises(UserError, match=r"^seed 5$"):
+        export(["--to", "merged", "--output", "x", "--run_dir", str(run), *flags])
+
+
 def test_the_target_hub_is_refused_with_the_command_that_uploads() -> None:
     with pytest.raises(UserError, match="not 'hub'; 'hf upload' sends it to the Hub"):
         export(["--to", "hub", "--repo", "owner/name", "--output", "x"])

@@ -118,7 +118,7 @@ def _read_settings(options: argparse.Namespace, rest: Sequence[str]) -> Any:  # 
     """Read the flags over --config, or over the settings of the run's fit."""
     run = options.run_dir or run_of_adapter(options.adapter)
     settings = list(rest)
-    if run is not None and not any(argument.split("=")[0] == "--config" for argument in rest):
+    if run is not None and not any(argument.startswith(("-c", "--config")) for argument in rest):
         settings = recorded_settings(run / FIT_CONFIG, "accelerator") + settings
     if options.adapter is not None:
         settings += ["--model.adapter", options.adapter]

@@ -121,7 +121,7 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
             newer = [other for other in folders[: folders.index(folder)] if _has_run(other, "fit")]
             tell(f"weights: {path}" + (f", since {newer[0]} has no {wanted} checkpoint" if newer else ""))
             return path
-    searched = run or f"any run in {root / name}"
+    searched = run or f"any run in {(root / name).absolute()}"
     raise UserError(
         f"ckpt_path: there is no {wanted} checkpoint in {searched}; run 'medlit fit', or give the --run_dir of a fit."
     )

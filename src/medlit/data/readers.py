@@ -95,7 +95,7 @@ def csv_rows(path: str, header: Names, delimiter: str) -> Iterator[Row]:
         if len(record) != len(header):
             raise UserError(
                 f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; put a"
-                " note that contains the separator or a line break in double quotes."
+                " note with the separator or a line break in double quotes, or export a file again that is cut off."
             )
         yield dict(zip(header, record, strict=True))
     if line == 0:

@@ -243,9 +243,10 @@ def test_a_fit_on_a_disk_that_fills_up_keeps_its_checkpoint(
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     messages = [line for line in outcome.err.splitlines() if line.startswith("medlit: ")]
-    assert len(messages) == 2, outcome.err
-    assert messages[0].startswith("medlit: training on ")
-    assert "last.ckpt cannot be written (No space left on device)" in messages[1]
+    assert len(messages) == 3, outcome.err
+    assert messages[0] == f"medlit: weights: {run / 'checkpoints' / 'last.ckpt'}"
+    assert messages[1].startswith("medlit: training on ")
+    assert "last.ckpt cannot be written (No space left on device)" in messages[2]
     for name in ("last", "best"):
         assert torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"] == 2
     (small_disk / "filler").unlink()

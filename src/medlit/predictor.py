@@ -140,7 +140,7 @@ class SpecialtyPredictor:
         return cls(model, prompt, label_set, decoding, fitted, batch_size, budget, target)
 
     def predict(
-        self, notes: Sequence[str] | npt.NDArray[Any] | pd.Series[Any], *, progress: bool = False
+        self, notes: "Sequence[str] | npt.NDArray[Any] | pd.Series[Any]", *, progress: bool = False
     ) -> list[Prediction]:
         """Classify notes.
 

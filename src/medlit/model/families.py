@@ -232,6 +232,11 @@ def sliding_window(model: nn.Module) -> int | None:
     return text_config(model).sliding_window if "sliding_attention" in attention_kinds(model) else None
 
 
+def is_mixture(model: nn.Module) -> bool:
+    """Whether a router sends each token to some of many experts."""
+    return any(re.search("expert|router|moe", name) for name, _ in model.named_modules())
+
+
 def attention_kinds(model: nn.Module) -> frozenset[str]:
     """Kinds of layers, in transformers' words: full_attention, sliding_attention, linear_attention, ..."""
     from transformers.cache_utils import get_layer_types_and_kwargs

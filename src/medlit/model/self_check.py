@@ -40,7 +40,7 @@ from medlit.errors import WrongNumbersError, best_effort, tell
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.decoding.likelihood import LabelScorer
 from medlit.model.decoding.trie import TokenTrie
-from medlit.model.families import REPLAY, block_swap, causal_lm, shares_prompts, sliding_window, text_config
+from medlit.model.families import REPLAY, block_swap, causal_lm, is_mixture, shares_prompts, sliding_window, text_config
 from medlit.model.head import head_logits
 from medlit.model.language_model import at_default_precision, inference_mode, loss_sum, train_mode
 from medlit.model.packing import can_pack
@@ -246,13 +246,13 @@ def _adapted_layers(model: nn.Module) -> dict[str, Any]:
 @contextlib.contextmanager
 def _random_adapter(model: nn.Module) -> Iterator[None]:
     """Weights with which a new adapter, otherwise the identity, adds about a twentieth to the output of its layers."""
-    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     with contextlib.ExitStack() as restore:
         for part, name in [(each, name) for each in _adapted_layers(model).values() for name in each.lora_B]:
             weight = part.lora_B[name].weight
             restore.callback(weight.copy_, weight.clone())
             std = 0.1 / (part.scaling[name] * part.r[name] ** 0.5)
-            weight.copy_(std * torch.randn(weight.shape, generator=draw))
+            weight.copy_(std * torch.randn_like(weight))
         yield
 
 
@@ -302,7 +302,7 @@ def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int])
     sizes = [*map(len, batches)]
     first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
     rounding = [float(_rms(torch.cat(each))) for each in (changes, along)]
-    if any(re.search("expert|router|moe", name) for name, _ in plain.named_modules()):
+    if is_mixture(plain):
         rounding[0] = max(rounding[0], float(torch.cat(changes).max()) / _GREATEST)
     allowed, of_scale = (_MARGIN * min(max(each, _LEAST), _MOST) for each in rounding)
     return _Plain(batches, answer, first, whole, allowed, of_scale, is_stock=False)
@@ -326,10 +326,11 @@ def _change_embeddings(plain: Any) -> RemovableHandle:  # noqa: ANN401 - as abov
     formats = {plain.dtype, *(getattr(part, "compute_dtype", None) or plain.dtype for part in plain.modules())}
     if torch.is_autocast_enabled(device := plain.device.type):
         formats.add(torch.get_autocast_dtype(device))
-    unit, draw = max(torch.finfo(each).eps for each in formats), torch.Generator().manual_seed(0)
+    unit = max(torch.finfo(each).eps for each in formats)
+    torch.manual_seed(0)
 
     def change(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, output.shape, generator=draw, dtype=torch.int8).to(output.device) * 2 - 1
+        signs = torch.randint_like(output, 2) * 2 - 1
         return (output.float() * (1 + unit * signs)).to(output.dtype)
 
     handle: RemovableHandle = plain.get_input_embeddings().register_forward_hook(change)

@@ -214,6 +214,7 @@ def test_a_signal_is_not_forwarded(number: int) -> None:
     module: Any = None
     try:
         stop.on_train_start(trainer_with(child), module)
+        stop.on_before_optimizer_step()
         signal.raise_signal(number)
         time.sleep(0.2)
         assert stop.received == number
@@ -223,6 +224,28 @@ def test_a_signal_is_not_forwarded(number: int) -> None:
             signal.signal(each, handler)
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("has_results", [False, True])
+def test_a_signal_before_the_first_step_ends_the_process(number: int, has_results: bool) -> None:
+    """Sent to a process group, it has ended the processes that compile kernels, and PyTorch waits for these forever."""
+    ended: list[int] = []
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    module: Any = None
+    try:
+        signal.signal(number, lambda each, frame: ended.append(each))
+        stop = StopOnSignal(LastCheckpoint())
+        stop.on_train_start(trainer_with(), module)
+        if has_results:
+            stop.on_before_optimizer_step()
+        signal.raise_signal(number)
+        assert ended == ([] if has_results else [number])
+        signal.raise_signal(number)
+        assert ended[-1:] == [number]
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.slow

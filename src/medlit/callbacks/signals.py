@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class StopOnSignal(L.Callback):
     """Ends a fit at the next optimizer step after a signal, with `last.ckpt` written and exit code 128 + its number.
 
+    Before the first step, or the first answers, nothing is to be kept, and it ends at once: a signal to a whole process
+    group also ends the processes that compile kernels, for which PyTorch (2.13) waits forever.
     During a validation it ends at once: `last.ckpt` was written before, and a resumed fit starts with that validation.
     A predict that `keeps_answers` ends after the batch; whatever else runs has nothing to keep and ends at once.
     With several processes the signal may reach any or all of them (a terminal's Ctrl-C reaches all); they agree to stop
@@ -33,33 +35,35 @@ class StopOnSignal(L.Callback):
         self.last = last
         self.keeps_answers = keeps_answers
         self.received = 0
+        self.has_results = False
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers over Lightning's, which restores the previous ones after the fit."""
+        """Install the handlers over Lightning's, which restores the previous ones after the run."""
         if not self.received:
             self._install(dict.fromkeys(SIGNALS, self._receive))
 
-    on_sanity_check_start = on_train_start
+    on_sanity_check_start = on_test_start = on_predict_start = on_train_start
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let a signal end an evaluation at once; Lightning's handler only records it."""
-        self._install(self._before)
-
-    on_predict_epoch_end = on_test_start  # the table is joined from shards, and resuming joins it again
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop between two batches, whose answers are kept."""
-        self._install(dict.fromkeys(SIGNALS, self._receive) if self.keeps_answers else self._before)
+    def on_before_optimizer_step(self, *_: object) -> None:
+        """Keep this step, whose kernels are compiled."""
+        self.has_results = True
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the batch's answers are added."""
+        self.has_results = self.keeps_answers
         if self.received:
             raise SystemExit(128 + self.received)
+
+    def on_predict_epoch_end(self, *_: object) -> None:
+        """Stop at once: the table is joined from shards, and resuming joins it again."""
+        self.has_results = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._install(self._before)
+        if not self.has_results:
+            signal.raise_signal(number)
 
     @staticmethod
     def _install(handlers: dict[Any, Any]) -> None:
@@ -79,7 +83,7 @@ class StopOnSignal(L.Callback):
         if subcommand_of(trainer) == "fit" and not trainer.sanity_checking:
             self._stop_if_received(trainer)
         elif subcommand_of(trainer) == "validate":
-            self._install(self._before)
+            self.on_train_start(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop between two batches; several processes finish the validation, since their batch counts may differ."""

@@ -23,7 +23,7 @@ class StopOnSignal(L.Callback):
     Before the first step, or the first answers, nothing is to be kept, and it ends at once: a signal to a whole process
     group also ends the processes that compile kernels, for which PyTorch (2.13) waits forever.
     During a validation it ends at once: `last.ckpt` was written before, and a resumed fit starts with that validation.
-    A predict that `keeps_answers` ends after the batch; whatever else runs has nothing to keep and ends at once.
+    A predict ends after the batch; whatever else runs has nothing to keep and ends at once.
     With several processes the signal may reach any or all of them (a terminal's Ctrl-C reaches all); they agree to stop
     after the same step, and none forwards it. A second signal has its usual effect, without waiting.
 
@@ -31,9 +31,8 @@ class StopOnSignal(L.Callback):
     with code 0 or 1.
     """
 
-    def __init__(self, last: LastCheckpoint, keeps_answers: bool = True) -> None:
+    def __init__(self, last: LastCheckpoint) -> None:
         self.last = last
-        self.keeps_answers = keeps_answers
         self.received = 0
         self.has_results = False
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -51,7 +50,7 @@ class StopOnSignal(L.Callback):
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the batch's answers are added."""
-        self.has_results = self.keeps_answers
+        self.has_results = True
         if self.received:
             raise SystemExit(128 + self.received)
 
@@ -100,13 +99,11 @@ class StopOnSignal(L.Callback):
             self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # after a failure Lightning would kill the first process before its message
         number = self.received or signal.SIGTERM
-        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        config = ["--config", str(folder / "config_fit.yaml")]
-        resume = shlex.join(["medlit", "fit", *config, "--run_dir", str(folder), "--ckpt_path", "last"])
-        written = "" if is_trial else f"; last.ckpt is written, and this continues: {resume}"
+        run = shlex.quote(str(run_folder(trainer)))
+        resume = f"medlit fit --config {run}/config_fit.yaml --run_dir {run} --ckpt_path last"
+        written = "" if trainer.fast_dev_run else f"; last.ckpt is written, and this continues: {resume}"  # type: ignore[attr-defined]
         tell(f"{signal.Signals(number).name} after step {trainer.global_step}{written}")
         raise SystemExit(128 + number)

@@ -179,7 +179,7 @@ class MedlitCLI(LightningCLI):
             ValidateLastStep(),
             last := LastCheckpoint(),
             self.predictions,
-            StopOnSignal(last, keeps_answers=not one_note),
+            StopOnSignal(last),
             NonfiniteGuard(config.model.optimizer.on_nonfinite),
             self.memory,
             self.report,

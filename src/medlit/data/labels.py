@@ -235,5 +235,4 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
 
 def _fold(key: str) -> str:
     """Undo what depends on what follows: composed accents, and the form of a sigma at the end of a word."""
-    decomposed = unicodedata.normalize("NFD", key)
-    return decomposed.replace("\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}")
+    return unicodedata.normalize("NFD", key).casefold()

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import lzma
-import math
 import re
 import zipfile
 import zlib
@@ -77,13 +76,8 @@ def _object(pairs: list[tuple[str, object]]) -> object:
     return values if len(values) == len(pairs) else pairs
 
 
-def _finite(number: str) -> float | None:
-    """A JSON number with a fraction, or None for the NaN that pandas writes for a missing value."""
-    value = float(number)
-    return value if math.isfinite(value) else None
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+# pandas writes NaN for a missing value.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)
 
 
 def json_objects(path: str, by_line: bool) -> Iterator[tuple[str, dict[str, object]]]:

@@ -1,12 +1,12 @@
 """Check, before a base model is used, that medlit computes the model's own numbers.
 
-Families of models differ in scales, caps, windows and states, and new ones appear every month; a wrong number would
-look like any other. So the loss and the log-likelihoods of made-up prompts and answers, one short, one of the greatest
-length, some that begin alike and some that repeat what a window just shows and just hides, are compared with plain
-forward passes over the loaded weights. These run through stock classes of transformers, since Unsloth replaces the
-loaded ones on a GPU and makes mistakes itself. An adapter, which changes nothing at first, gets random weights
-meanwhile, and the loss is computed in training too. Where the shared prompt of `kv_cache` does not reproduce the
-numbers, it is computed again for each label; where that does not either, the model is refused.
+Families differ in scales, caps, windows and states, and a wrong number would look like any other. So the loss and the
+log-likelihoods of made-up prompts and answers, short ones and one of the greatest length, some that begin alike and
+some that repeat what a window just shows and just hides, are compared with plain forward passes over the loaded
+weights. These run through stock classes of transformers, since Unsloth replaces the loaded ones on a GPU and makes
+mistakes itself. An adapter, which changes nothing at first, gets random weights meanwhile, and the loss is computed in
+training too. Where the shared prompt of `kv_cache` does not reproduce the numbers, it is computed again for each label;
+where that does not either, the model is refused.
 
 How much rounding changes the numbers depends on format, depth and family, so it is measured: each plain pass is
 repeated with every embedding changed by a unit in its last place. In a mixture of experts that sends some tokens to

@@ -173,7 +173,7 @@ def test_all_stop_after_the_same_step_whichever_gets_the_signal(
     arguments = ["fit", "--config", config, "--run_dir", tmp_path / "run"]
     codes = ranks(2, *arguments, prepare=prepare)
     assert codes[1] == 0
-    assert codes[0] in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    assert codes[0] in (128 + signal.SIGUSR1, 128 + signal.SIGTERM), ranks.log(0)
     assert "after step 2; last.ckpt is written" in ranks.log(0)
     assert last_checkpoint(tmp_path / "run")["global_step"] == 2
     assert ranks(2, *arguments, "--ckpt_path", "last") == [0, 0], ranks.log(0)

@@ -99,10 +99,10 @@ class StopOnSignal(L.Callback):
             self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:
+        run = shlex.quote(str(run_folder(trainer)))  # every process asks for it
         if not trainer.is_global_zero:
             raise SystemExit(0)  # after a failure Lightning would kill the first process before its message
         number = self.received or signal.SIGTERM
-        run = shlex.quote(str(run_folder(trainer)))
         resume = f"medlit fit --config {run}/config_fit.yaml --run_dir {run} --ckpt_path last"
         written = "" if trainer.fast_dev_run else f"; last.ckpt is written, and this continues: {resume}"  # type: ignore[attr-defined]
         tell(f"{signal.Signals(number).name} after step {trainer.global_step}{written}")

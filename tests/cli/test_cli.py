@@ -251,6 +251,8 @@ def test_a_tool_takes_no_beginning_of_a_name() -> None:
 
     with pytest.raises(UserError, match=r"data\.sourc: there is no such setting; did you mean data\.source\?"):
         parse_settings("audit", ["--data.sourc", "notes.csv"])
+    with pytest.raises(UserError, match=r"stict: there is no such setting; did you mean strict\?"):
+        parse_settings("audit", ["--stict"])
 
 
 @pytest.mark.parametrize("tool", ["audit", "baseline"])

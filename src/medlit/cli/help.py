@@ -21,7 +21,7 @@ from jsonargparse._signatures import group_instantiate_class
 from jsonargparse._util import config_load_stack
 from lightning.pytorch.cli import LightningArgumentParser
 
-from medlit.cli import MODEL_VERBS
+from medlit.cli import MODEL_VERBS, TOOLS, tool_parser
 from medlit.errors import UserError
 
 TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -125,7 +125,8 @@ class Parser(LightningArgumentParser):
             if (word := unknown["word"] or "").endswith((".yaml", ".yml")):
                 return f"{word}: put --config before each config; {manual}"
             name = word or unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
-            similar = difflib.get_close_matches(name, set(setting_names(self)), 1)
+            own = setting_names(tool_parser(verb)) if verb in TOOLS else ()
+            similar = difflib.get_close_matches(name, {*setting_names(self), *own}, 1)
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"
         if wrong := _WRONG.match(message):
             name, reason = wrong.groups()

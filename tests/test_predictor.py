@@ -284,7 +284,7 @@ def test_a_wrong_setting_is_named_before_weights_are_read(
         (lambda file: edit(file, prompt="alpaca-0"), "trained with the prompt 'alpaca-0'"),
         (lambda file: edit(file, lora={"rank": 16}), "is damaged"),
         (lambda file: edit(file, inference={"max_length": "long"}), "was not written by medlit"),
-        (lambda file: edit(file, inference=[1]), "was not written by medlit"),
+        (lambda file: edit(file, inference=[1]), "medlit.json was not written by medlit"),
         (lambda file: (file.parent / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from medlit.errors import UserError
 from medlit.run_folder import (
     check_replaceable,
+    check_run,
     claim,
     next_version,
     resolve_checkpoint,
@@ -221,3 +222,15 @@ def test_the_report_of_a_test_is_rewritten_by_a_baseline_and_the_other_way_round
         (tmp_path / trace).write_text(text)
         check_replaceable(tmp_path, other)
         (tmp_path / trace).unlink()
+
+
+def test_a_folder_that_holds_runs_is_not_one(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "version_0").mkdir(parents=True)
+    (tmp_path / "mine" / "version_10").mkdir()
+    with pytest.raises(
+        UserError, match=r"^run_dir: .*mine holds several runs; give one of them, such as .*version_10\."
+    ):
+        check_run(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"^beside: there is no folder .*theirs; give the run folder of a test\."):
+        check_run(tmp_path / "theirs", "test", "beside")
+    check_run(tmp_path / "mine" / "version_0")

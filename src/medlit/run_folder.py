@@ -101,6 +101,16 @@ def _has_run(folder: Path, verb: str) -> bool:
     return (folder / name).is_file() and text in (folder / name).read_bytes()
 
 
+def check_run(run: Path | None, verb: str = "fit", name: str = "run_dir") -> None:
+    """Raise a UserError if a run folder, if one is named, is not there or only holds runs."""
+    if run is None:
+        return
+    if inside := versions(run.parent, run.name):
+        raise UserError(f"{name}: {run} holds several runs; give one of them, such as {inside[0]}.")
+    if not run.is_dir():
+        raise UserError(f"{name}: there is no folder {run}; give the run folder of a {verb}.")
+
+
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:
     """Find the file that `--ckpt_path` means: 'best', 'last' or a path; a UserError if there is none.
 
@@ -112,8 +122,7 @@ def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> 
         if not path.is_file():
             raise UserError(f"ckpt_path: there is no file {path}; give 'best', 'last' or the path of a checkpoint.")
         return path
-    if run is not None and not run.is_dir():
-        raise UserError(f"run_dir: there is no folder {run}; give the run folder of a fit.")
+    check_run(run)
     folders = [run] if run is not None else versions(root, name)
     for folder in folders:
         path = folder / "checkpoints" / f"{wanted}.ckpt"

@@ -35,7 +35,7 @@ def refused(run_medlit: Medlit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert outcome.code == 2, outcome.err
         assert outcome.out == ""
         assert "Traceback" not in outcome.err
-        said = [line for line in outcome.err.splitlines() if re.match("medlit: (?!checking the numbers|weights)", line)]
+        said = [line for line in outcome.err.splitlines() if re.match("medlit: (?!checking once that|weights)", line)]
         assert len(said) == 1, outcome.err
         assert outcome.err.rstrip().endswith(said[0])
         assert {(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -750,11 +750,9 @@ def test_a_run_folder_that_cannot_be_made(fit: Refused, tmp_path: Path, flag: st
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://bucket/runs"])
-@pytest.mark.parametrize("flag", ["trainer.default_root_dir", "run_dir", "trainer.logger.save_dir"])
+@pytest.mark.parametrize("flag", ["trainer.default_root_dir", "run_dir"])
 def test_a_run_folder_that_is_a_url(fit: Refused, flag: str, url: str) -> None:
-    logger = ["--trainer.logger", "CSVLogger"] if "logger" in flag else []
-    said = fit(*logger, f"--{flag}", url)
-    assert said.startswith(f"medlit: {flag.replace('logger.', 'logger.init_args.')}: {url} is a URL")
+    assert fit(f"--{flag}", url).startswith(f"medlit: {flag}: {url} is a URL")
 
 
 def test_predictions_to_a_folder_of_the_home(
@@ -942,12 +940,12 @@ def test_a_missing_or_malformed_flag_of_a_tool(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("flags", "token", "says"),
     [
-        (["--host", "0.0.0.0"], "", "host: other machines reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
-        (["--host", "::"], "", "host: other machines reach ::; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "0.0.0.0"], "", "host: other machines could reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "::"], "", "host: other machines could reach ::; set MEDLIT_SERVE_TOKEN"),
         (["--host", "0.0.0.0"], "short", "MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters"),
         (["--port", "80"], "", "port: must be from 1024 to 65535, not 80"),
         (["--port", "70000"], "", "port: must be from 1024 to 65535, not 70000"),
-        ([], "", "run_dir: nowhere does not exist"),
+        ([], "", "run_dir: there is no folder nowhere"),
     ],
 )
 def test_a_service_that_cannot_start(

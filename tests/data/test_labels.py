@@ -175,6 +175,13 @@ def test_aliases_and_drop_are_compared_alike() -> None:
     assert spellings["P\u00e9diatrie"] == DROPPED
 
 
+def test_a_rule_for_no_label_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    canonical_spellings({"Cardiology": 3, "Urology": 2}, Labels(drop=["Cardilogy", "urology"]))
+    assert capsys.readouterr().err == (
+        "medlit: data.labels: no row has the label 'Cardilogy'; did you mean 'Cardiology'?\n"
+    )
+
+
 def test_aliases_that_contradict_each_other_are_refused() -> None:
     same = {"ENT \u2013 Throat": "ENT", "ENT - Throat": "ent "}
     assert canonical_spellings({"ENT-Throat": 1}, Labels(aliases=same))["ENT-Throat"] in ("ENT", "ent")

@@ -272,8 +272,8 @@ def test_empty_and_unlabelled_notes_fail_a_strict_audit(tmp_path: Path, capsys: 
 
     assert run([*_flags(source), "--strict"]) == EXIT_OVER_LIMIT
     printed = capsys.readouterr().out
-    assert "over a limit: 1 notes are empty" in printed
-    assert "over a limit: 1 notes have no label" in printed
+    assert "over a limit: notes that are empty: 1" in printed
+    assert "over a limit: notes without a label: 1" in printed
 
 
 # --- on the command line ---------------------------------------------------------------------------------------------

@@ -278,14 +278,14 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--host", "0.0.0.0"], "host: other machines reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
-        (["--host", "::"], "host: other machines reach ::"),
+        (["--host", "0.0.0.0"], "host: other machines could reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "::"], "host: other machines could reach ::"),
         (["--port", "80"], "port: must be from 1024 to 65535, not 80"),
         (["--port", "70000"], "port: must be from 1024 to 65535"),
         (["--coverage", "0.4"], "coverage: must be over 0.5"),
         (["--abstain_below", "2"], "abstain_below: must be a probability"),
         (["--mode", "generate", "--abstain_below", "0.5"], "'generate' gives no probabilities"),
-        (["--run_dir", "nowhere"], "run_dir: nowhere does not exist; give the run folder of a fit."),
+        (["--run_dir", "nowhere"], "run_dir: there is no folder nowhere; give the run folder of a fit."),
     ],
 )
 def test_a_wrong_flag_is_refused_before_the_model_is_loaded(
@@ -311,7 +311,7 @@ def test_a_token_that_no_header_can_carry_is_refused(
 def test_a_port_that_is_taken_is_refused(adapter: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port: {port} is not available"):
+        with pytest.raises(UserError, match=f"port: {port}: Address already in use"):
             run(["--run_dir", str(adapter), "--port", str(port)])
 
 

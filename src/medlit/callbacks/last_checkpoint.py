@@ -101,7 +101,9 @@ class ValidateLastStep(L.Callback):
             is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
             part = " (trainer.limit_val_batches: on a part of them)" * is_part
             notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
-            steps = f"{self.steps_per_epoch:,} steps per pass" + f", {self.last:,} in total" * (self.last < sys.maxsize)
+            steps = (
+                f"{self.last:,} steps; " * (self.last < sys.maxsize) + f"{self.steps_per_epoch:,} steps are one pass"
+            )
             tell(f"training on {notes}: {steps}")
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1

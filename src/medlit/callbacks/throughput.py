@@ -158,11 +158,9 @@ class ProgressLog(L.Callback):
             total = trainer.estimated_stepping_batches
         else:
             total = sum(getattr(trainer, f"num_{trainer.state.stage.dataloader_prefix}_batches"))  # type: ignore[union-attr]
-        if done == total:
-            return
         limits = [each.time_remaining() or 0 for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
         left = min([(now - began) * (total - done) / (done - first), *limits])
-        if (tenth := int(10 * (now - began) / (now - began + left))) != self._tenth:
+        if done < total and (tenth := int(10 * (now - began) / (now - began + left))) != self._tenth:
             self._logged_at, self._tenth = now, tenth
             shown = f"{verb}: batch {done:,} of {total:,}"
             if trainer.training:

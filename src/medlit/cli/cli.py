@@ -99,6 +99,8 @@ class MedlitCLI(LightningCLI):
         """Check the machine, and derive the settings that depend on it and on earlier runs."""
         config = self.config[self.subcommand]
         trainer = config.trainer
+        if self.subcommand == "fit" and not config.config:
+            tell("no --config: the defaults" + ", and invented notes" * (config.data.source == "builtin"))
         environment.check_device(trainer.accelerator, trainer.devices)
         validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
@@ -107,7 +109,6 @@ class MedlitCLI(LightningCLI):
         if self.subcommand == "predict":
             arguments.prepare_predict(config)
         environment.check_slurm(trainer.plugins)
-        environment.check_loggers(trainer.logger)
         self.run_folder = self._choose_run(config)
         self._check_outputs(config)
         key = "run_dir" if config.run_dir else "trainer.default_root_dir"

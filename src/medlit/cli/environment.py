@@ -24,6 +24,7 @@ from medlit.errors import UserError
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import PREDICTIONS
+from medlit.run_folder import check_run
 
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
@@ -65,13 +66,6 @@ def check_processes(trainer: Any) -> None:  # noqa: ANN401 - as in the other che
         raise UserError(f"trainer.devices, trainer.num_nodes: {error}") from error
 
 
-def check_loggers(loggers: Any) -> None:  # noqa: ANN401 - true, false, one logger or a list, as jsonargparse parsed them
-    """Check that loggers write to folders: one that takes a URL for a folder makes one of that name."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        for key in ("save_dir", "root_dir", "dir") if isinstance(logger, Namespace) else ():
-            local_path(f"trainer.logger.init_args.{key}", logger.get(f"init_args.{key}") or "")
-
-
 def check_writable(key: str, path: Path) -> None:
     """Raise a UserError if a file or folder, which the setting `key` names, is a URL or cannot be created."""
     path = local_path(key, path)
@@ -85,8 +79,7 @@ def check_weights_named(run_dir: Path, model: Namespace) -> None:
     """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's."""
     if model.adapter is not None or model.lora is None:
         return
-    if not run_dir.is_dir():
-        raise UserError(f"run_dir: there is no folder {run_dir}; give the run folder of a fit, or --model.adapter.")
+    check_run(run_dir)
     if (run_dir / "checkpoints" / "best.ckpt").is_file():
         raise UserError("run_dir: no weights are named; add --ckpt_path best, or --model.lora null for the base model.")
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Self
 
@@ -35,7 +36,6 @@ _ALIKE: dict[int, str | None] = {
     **dict.fromkeys([0x2018, 0x2019], "'"),
 }
 _WORD = re.compile(r"(?:[^\W_]|[+<>=#%]|(?<=\d)[\W_]+(?=\d))+")  # with what tells codes apart: 1.2 is not 12
-_LONG = 5  # letters of a word that may be misspelled by one
 _NO_LABEL = re.compile(
     r"[-/?._\s]+|[\W_]*(nan?|none|null|nil|nat|inf|infinity|n/a|tbd|missing|un(known|specified|defined|labell?ed)"
     r"|not (available|applicable|known|specified)|no (label|specialty|value|data))[\W_]*"
@@ -144,10 +144,11 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
             )
     dropped = {normalise_label(name) for name in rules.drop}
     meanings = {raw: aliases.get(normalise_label(raw), normalise_text(raw)) for raw in counts}
-    known = {normalise_label(name) for name in [*counts, *meanings.values()]}
-    unused = sorted((aliases.keys() | dropped) - known)
-    if unused and counts:
-        tell(f"data.labels: no row has the label {', '.join(map(repr, unused))}")
+    known = {normalise_label(name): name for name in [*counts, *meanings.values()]}
+    for name in sorted({*rules.aliases, *rules.drop}):
+        if counts and (key := normalise_label(name)) not in known:
+            near = [known[other] for other in get_close_matches(key, known, 1)]
+            tell(f"data.labels: no row has the label {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
 
     spellings: dict[str, Counter[str]] = {}
     for raw, name in meanings.items():
@@ -206,14 +207,14 @@ def _parts(name: str, known: Mapping[str, tuple[int, str]]) -> list[str]:
 
 
 def _similarity_keys(name: str) -> list[str]:
-    """Keys that two labels share if they differ in marks, accents, `&` or `and`, or one letter of a long word."""
+    """Keys that two labels share if they differ in marks, accents, `&` or `and`, or a letter of a long word."""
     plain = unicodedata.normalize("NFKD", normalise_label(name).casefold())
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     words = [word for word in _WORD.findall(plain) if word != "and"]
     misspelled = [
         "".join([*words[:i], word[:j], word[j + 1 :], *words[i + 1 :]])
         for i, word in enumerate(words)
-        for j in range(len(word) if len(word) >= _LONG and word.isalpha() else 0)
+        for j in range(len(word) if len(word) >= 5 and word.isalpha() else 0)
     ]
     return ["".join(words), *misspelled] if words else []
 

@@ -32,7 +32,6 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")  # two values of JSON
 _HEAD = 1 << 16  # bytes read to judge a file
 _MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "a gzip archive",
 }

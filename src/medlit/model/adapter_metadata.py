@@ -82,9 +82,9 @@ class AdapterMetadata:
         )
 
     @classmethod
-    def from_dict(cls, values: object) -> Self:
+    def from_dict(cls, values: object, source: str = "ckpt_path: the file") -> Self:
         """Read what `to_dict` gave; a UserError if it is something else, such as release 0.1's."""
-        unknown = UserError("ckpt_path: the file was not written by medlit, or by a version unknown here.")
+        unknown = UserError(f"{source} was not written by medlit, or by a version unknown here; train it again.")
         try:
             given = dict(values)  # type: ignore[call-overload]
             if given.get("lora", {}).get("loftq") is False:  # of release 0.2, which has since lost LoftQ
@@ -129,7 +129,7 @@ class AdapterMetadata:
             values = {**json.loads(file.read_text(encoding="utf-8"))}
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
-        metadata = cls.from_dict(values)
+        metadata = cls.from_dict(values, f"model.adapter: {file}")
         if not (peft := file.with_name(PEFT_FILE)).is_file():
             return metadata
         recorded = (defaults := Lora().structure()) | metadata.lora

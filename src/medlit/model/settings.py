@@ -39,8 +39,7 @@ class LanguageModel:
         revision: commit, tag or branch of a Hub model.
         max_length: maximum length of prompt and answer, in tokens.
         load_in_4bit: hold the frozen weights in 4 bits each (bitsandbytes NF4).
-        load_in_fp8: hold them in FP8 instead, with load_in_4bit false; trains faster, on GPUs from compute capability
-            8.9 on.
+        load_in_fp8: hold the frozen weights in FP8 if load_in_4bit is false: faster, from compute capability 8.9 on.
         dtype: number format of the frozen computation; 'auto' is bfloat16 from Ampere on, float16 before, float32 on a
             CPU.
         gradient_checkpointing: 'auto' keeps the activations of as many layers as fit into the GPU's memory and

@@ -92,8 +92,8 @@ def _exceeded_limits(report: AuditReport, options: argparse.Namespace) -> list[s
         for flag, (which, share) in shares.items()
         if (limit := getattr(options, flag)) is not None and share > limit
     ]
-    faults = {"are empty": report.empty["rows"], "have no label": report.unlabelled}
-    return messages + [f"{rows:,} notes {fault}" for fault, rows in faults.items() if rows]
+    faults = {"that are empty": report.empty["rows"], "without a label": report.unlabelled}
+    return messages + [f"notes {fault}: {rows:,}" for fault, rows in faults.items() if rows]
 
 
 def _print_report(report: AuditReport) -> None:
@@ -232,8 +232,6 @@ def _draw_lengths(axes: Axes, audit: Audit) -> None:
     bars = np.arange(0, end + width, width)
     axes.hist(np.minimum(lengths, bars[-1]), bins=bars.tolist(), color="#9db8d2", edgecolor="white", linewidth=0.5)
     marks = [("median", summary["p50"], "--", "#1d3557"), ("p95", summary["p95"], ":", "#1d3557")]
-    if summary["p50"] == summary["p95"]:  # one line would hide the other
-        marks = [("median and p95", summary["p50"], "--", "#1d3557")]
     title = f"{unit} per note"
     if (limit := summary.get("limit")) is not None:
         title += f": {summary['share_cut']:.1%} over the limit of {limit:,.0f}"

@@ -30,7 +30,7 @@ from medlit.evaluation.results import FloatArray, IntArray, Results
 from medlit.model.prior import MOST_WEIGHTS, examples_of
 from medlit.report.page import FILES, comparisons, system_rows, write_report
 from medlit.report.systems import MODEL, System, comparable, read_system, write_system
-from medlit.run_folder import check_replaceable, claim, next_version, run_name
+from medlit.run_folder import check_replaceable, check_run, claim, next_version, run_name
 from medlit.tools import print_table, recorded_settings
 
 _MANY_LABELS = 200
@@ -44,8 +44,7 @@ def run(args: Sequence[str]) -> int:
     options, rest = tool_parser("baseline").parse_known_args(args)
     run_dir: Path | None = options.run_dir
     for name, given in [("run_dir", run_dir), *(("beside", other) for other in options.beside)]:
-        if given is not None and not given.is_dir():
-            raise UserError(f"{name}: there is no folder {given}; give the run folder of a test.")
+        check_run(given, "test", name)
     recorded = [] if run_dir is None else recorded_settings(run_dir / "config_test.yaml")
     config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])

@@ -32,8 +32,6 @@ from medlit.tools.doctor import CONFIG, EXAMPLE, SELF_CHECK, TRIAL, CheckResult
 
 STEPS = 2  # the first one compiles
 MAX_BATCHES = 256  # to look at; an epoch of a large table would take minutes
-_CLOSE = 0.9  # share of the free memory above which a fit is close to the limit
-_SHOWN = 3  # groups of labels
 
 
 class DryRunCLI(MedlitCLI):
@@ -182,7 +180,7 @@ def check_labels(prompt: NotePrompt, names: Sequence[str]) -> CheckResult:
     for name in sorted(names):
         alike.setdefault(tuple(prompt.response(name)), []).append(name)
     if same := [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]:
-        found = f"the same tokens stand for {', '.join(same[:_SHOWN])}, so that no answer can tell them apart"
+        found = f"the same tokens stand for {', '.join(same[:3])}, so that no answer can tell them apart"
         return CheckResult("labels", "fail", found, "spell them differently with data.labels.aliases")
     sizes, first = list(map(len, alike)), len({ids[0] for ids in alike})
     found = f"{len(names)} of {min(sizes)} to {max(sizes)} tokens with EOS, {first} different first tokens"
@@ -226,7 +224,7 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
         remedy = f"set model.language_model.gradient_checkpointing to 'unsloth', or {remedy}"
     if needed.total > SLACK * free:
         return CheckResult("memory", "fail", found, remedy)
-    if needed.total > _CLOSE * free:
+    if needed.total > 0.9 * free:
         return CheckResult("memory", "warn", f"{found}; that is close", remedy)
     return CheckResult("memory", "ok", found)
 

@@ -21,6 +21,7 @@ from medlit.model.adapter import save_adapter
 from medlit.model.adapter_metadata import METADATA_FILE
 from medlit.model.prior import PRIOR_FILE
 from medlit.paths import local_path
+from medlit.run_folder import check_run
 from medlit.tools import recorded_settings
 from medlit.tools.export import formats
 from medlit.tools.export.card import write_card
@@ -97,8 +98,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _check_options(options: argparse.Namespace) -> list[str]:
     """Check each flag by itself; return the requested GGUF types."""
     output = options.output = local_path("output", options.output)
-    if options.run_dir is not None and not options.run_dir.is_dir():
-        raise UserError(f"run_dir: there is no folder {options.run_dir}; give the run folder of a fit.")
+    check_run(options.run_dir)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"output: {output} exists and is not empty; name a new folder.")
     check_writable("output", output)

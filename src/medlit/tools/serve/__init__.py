@@ -11,6 +11,7 @@ from pathlib import Path
 from medlit.atomic_io import read_json
 from medlit.cli import tool_parser
 from medlit.errors import UserError
+from medlit.run_folder import check_run
 from medlit.tools import license_of
 
 
@@ -19,7 +20,7 @@ def run(args: Sequence[str]) -> int:
     options = tool_parser("serve").parse_args(args)
     host, port, token = options.host, options.port, os.environ.get("MEDLIT_SERVE_TOKEN", "")
     if host != "127.0.0.1" and not token:
-        raise UserError(f"host: other machines reach {host}; set MEDLIT_SERVE_TOKEN to a secret, or leave --host out.")
+        raise UserError(f"host: other machines could reach {host}; set MEDLIT_SERVE_TOKEN, or leave --host out.")
     if token and not re.fullmatch("[!-~]{16,}", token):  # what a header can carry
         raise UserError("MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters, digits or signs, without spaces.")
     if not (find_spec("litserve") and find_spec("prometheus_client")):
@@ -30,7 +31,7 @@ def run(args: Sequence[str]) -> int:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise UserError(f"port: {port} is not available ({error.strerror}); choose another --port.") from error
+        raise UserError(f"port: {port}: {os.strerror(error.errno or 0)}; choose another --port.") from error
 
     from medlit.model.adapter_metadata import METADATA_FILE, AdapterMetadata, decoding_key
     from medlit.model.prior import PRIOR_FILE
@@ -39,8 +40,8 @@ def run(args: Sequence[str]) -> int:
 
     places = (options.run_dir / "adapter" / METADATA_FILE, options.run_dir / METADATA_FILE)
     if (file := next(filter(Path.is_file, places), None)) is None:
-        fault = "holds no adapter of medlit" if options.run_dir.is_dir() else "does not exist"
-        raise UserError(f"run_dir: {options.run_dir} {fault}; give the run folder of a fit.")
+        check_run(options.run_dir)
+        raise UserError(f"run_dir: {options.run_dir} holds no adapter of medlit; give the run folder of a fit.")
     metadata, decoding = AdapterMetadata.read(file), Decoding(options.mode, abstain_below=options.abstain_below)
     decoding.prior = "tfidf" if file.with_name(PRIOR_FILE).is_file() else None  # as SpecialtyPredictor has it
     fitted = metadata.thresholds.get(decoding_key(decoding), {})

@@ -129,7 +129,7 @@ def test_a_config_stands_for_the_settings_of_the_run(
 
 
 def test_the_target_hub_is_refused_with_the_command_that_uploads() -> None:
-    with pytest.raises(UserError, match="not 'hub'; for the Hub, 'hf upload' sends an adapter"):
+    with pytest.raises(UserError, match="not 'hub'; for the Hub use 'hf upload'"):
         export(["--to", "hub", "--repo", "owner/name", "--output", "x"])
 
 

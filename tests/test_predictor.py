@@ -283,8 +283,8 @@ def test_a_wrong_setting_is_named_before_weights_are_read(
         (lambda file: file.unlink(), "has no medlit.json"),
         (lambda file: edit(file, prompt="alpaca-0"), "trained with the prompt 'alpaca-0'"),
         (lambda file: edit(file, lora={"rank": 16}), "is damaged"),
-        (lambda file: edit(file, inference={"max_length": "long"}), "was not written by medlit"),
-        (lambda file: edit(file, inference=[1]), "medlit.json was not written by medlit"),
+        (lambda file: edit(file, inference={"max_length": "long"}), "was not written by this version of medlit"),
+        (lambda file: edit(file, inference=[1]), "medlit.json was not written by this version of medlit"),
         (lambda file: (file.parent / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     ],
 )

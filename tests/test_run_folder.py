@@ -225,12 +225,14 @@ def test_the_report_of_a_test_is_rewritten_by_a_baseline_and_the_other_way_round
 
 
 def test_a_folder_that_holds_runs_is_not_one(tmp_path: Path) -> None:
-    (tmp_path / "mine" / "version_0").mkdir(parents=True)
-    (tmp_path / "mine" / "version_10").mkdir()
-    with pytest.raises(
-        UserError, match=r"^run_dir: .*mine holds several runs; give one of them, such as .*version_10\."
-    ):
-        check_run(tmp_path / "mine")
+    for newest in ("version_0", "version_10"):
+        (tmp_path / "mine" / newest).mkdir(parents=True)
+        with pytest.raises(UserError, match=rf"^run_dir: .*mine holds runs and is none itself; .*/{newest}\."):
+            check_run(tmp_path / "mine")
     with pytest.raises(UserError, match=r"^beside: there is no folder .*theirs; give the run folder of a test\."):
-        check_run(tmp_path / "theirs", "test", "beside")
+        check_run(tmp_path / "theirs", "a test", "beside")
+    with pytest.raises(UserError, match=r"^run_dir: s3:/+bucket/x is a URL"):
+        check_run(Path("s3://bucket/x"))
     check_run(tmp_path / "mine" / "version_0")
+    (tmp_path / "mine" / "config_fit.yaml").touch()
+    check_run(tmp_path / "mine")

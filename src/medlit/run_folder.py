@@ -101,14 +101,14 @@ def _has_run(folder: Path, verb: str) -> bool:
     return (folder / name).is_file() and text in (folder / name).read_bytes()
 
 
-def check_run(run: Path | None, verb: str = "fit", name: str = "run_dir") -> None:
+def check_run(run: Path | None, of: str = "a fit", name: str = "run_dir") -> None:
     """Raise a UserError if a run folder, if one is named, is not there or only holds runs."""
     if run is None:
         return
-    if inside := versions(run.parent, run.name):
-        raise UserError(f"{name}: {run} holds several runs; give one of them, such as {inside[0]}.")
-    if not run.is_dir():
-        raise UserError(f"{name}: there is no folder {run}; give the run folder of a {verb}.")
+    if not (run := local_path(name, run)).is_dir():
+        raise UserError(f"{name}: there is no folder {run}; give the run folder of {of}.")
+    if (inside := versions(run.parent, run.name)) and not any(run.glob("config_*.yaml")):
+        raise UserError(f"{name}: {run} holds runs and is none itself; give one of them, such as {inside[0]}.")
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:

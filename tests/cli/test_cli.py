@@ -389,9 +389,9 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in quiet}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     outcome = run_medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
-    lines = [line for line in outcome.err.splitlines() if "checking once that" not in line]  # the first fit does
+    lines = [line for line in outcome.err.splitlines() if "checking that" not in line]  # the first fit does
     size, *validations, weights, test, predict, written = lines
-    assert size == "medlit: training on 24 notes, validating on 8: 5 steps; 3 steps are one pass"
+    assert size == "medlit: training on 24 notes, validating on 8: 5 steps, 3 per epoch"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
@@ -417,7 +417,7 @@ def test_a_log_has_a_line_for_each_slow_stage_before_the_first_step(
     flags = ["--data.source", source, "--data.split.near_threshold", "0.9", "--trainer.max_steps", "1"]
     outcome = run_medlit("fit", "--config", tiny_config, *flags, "--run_dir", tmp_path / "run")
     lines = outcome.err.partition("medlit: training on ")[0].splitlines()
-    lines = [line for line in lines if "checking once that" not in line]
+    lines = [line for line in lines if "checking that" not in line]
     model = yaml.safe_load(tiny_config.read_text())["model"]["language_model"]["base_model"]
     assert [re.sub(r"\d+", "N", line) if "notes" in line or "texts" in line else line for line in lines] == [
         f"medlit: reading {source}",

@@ -218,7 +218,7 @@ INFERENCE = TRAINED.to_dict()["inference"]
     ids=str,
 )
 def test_a_file_of_another_program_is_refused(values: Any) -> None:  # noqa: ANN401 - whatever a file may hold
-    with pytest.raises(UserError, match="not written by medlit, or by a version unknown here"):
+    with pytest.raises(UserError, match="not written by this version of medlit"):
         AdapterMetadata.from_dict(values)
 
 

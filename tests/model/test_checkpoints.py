@@ -91,7 +91,7 @@ def learn_other_labels(checkpoint: Checkpoint, trap: Path) -> None:
         (rename_the_weights, "the checkpoint's .* weights are not this model's"),
         (hold_the_whole_model, "the checkpoint's .* weights are not this model's"),
         (learn_other_labels, "data.columns.label: the data has the label 'Cardiovascular / Pulmonary'"),
-        (lambda checkpoint, trap: checkpoint.pop("medlit"), "was not written by medlit"),
+        (lambda checkpoint, trap: checkpoint.pop("medlit"), "was not written by this version of medlit"),
         (lambda checkpoint, trap: checkpoint.pop("state_dict"), "truncated, damaged or not a checkpoint"),
     ],
 )

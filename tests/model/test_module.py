@@ -589,7 +589,7 @@ def rename_a_weight(checkpoint: dict[str, Any]) -> None:
         (lambda c: c["medlit"]["lora"].update(r=8), "model.lora.r: .* trained with 8"),
         (lambda c: c["medlit"].update(labels=[BRAIN, BONE]), "data.columns.label: .*'Cardiovascular / Pulmonary'"),
         (lambda c: c["medlit"].update(prompt="alpaca-0"), "prompt 'alpaca-0'"),
-        (lambda c: c.pop("medlit"), "ckpt_path: the file was not written by medlit"),
+        (lambda c: c.pop("medlit"), "ckpt_path: the file was not written by this version of medlit"),
     ],
     ids=["a weight less", "a weight renamed", "base model", "rank", "labels", "prompt", "not medlit's"],
 )

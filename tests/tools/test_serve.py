@@ -278,8 +278,8 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--host", "0.0.0.0"], "host: other machines could reach 0.0.0.0; set MEDLIT_SERVE_TOKEN"),
-        (["--host", "::"], "host: other machines could reach ::"),
+        (["--host", "0.0.0.0"], "host: 0.0.0.0 is open to other machines; set MEDLIT_SERVE_TOKEN"),
+        (["--host", "::"], "host: :: is open to other machines"),
         (["--port", "80"], "port: must be from 1024 to 65535, not 80"),
         (["--port", "70000"], "port: must be from 1024 to 65535"),
         (["--coverage", "0.4"], "coverage: must be over 0.5"),

@@ -20,8 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class StopOnSignal(L.Callback):
     """Ends a fit at the next optimizer step after a signal, with `last.ckpt` written and exit code 128 + its number.
 
-    Before the first step, or the first answers, nothing is to be kept, and it ends at once: a signal to a whole process
-    group also ends the processes that compile kernels, for which PyTorch (2.13) waits forever.
+    Before the first step there is nothing to keep, and SIGTERM and Ctrl-C end it at once: sent to a whole process group
+    they also end the processes that compile kernels, and PyTorch (2.13) waits for these forever.
     During a validation it ends at once: `last.ckpt` was written before, and a resumed fit starts with that validation.
     A predict ends after the batch; whatever else runs has nothing to keep and ends at once.
     With several processes the signal may reach any or all of them (a terminal's Ctrl-C reaches all); they agree to stop
@@ -42,27 +42,28 @@ class StopOnSignal(L.Callback):
         if not self.received:
             self._install(dict.fromkeys(SIGNALS, self._receive))
 
-    on_sanity_check_start = on_test_start = on_predict_start = on_train_start
+    on_sanity_check_start = on_test_start = on_train_start
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between two batches, whose answers are kept."""
+        self.has_results = True
+        self.on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, *_: object) -> None:
-        """Keep this step, whose kernels are compiled."""
+        """From now on there is a step to keep."""
         self.has_results = True
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the batch's answers are added."""
-        self.has_results = True
         if self.received:
             raise SystemExit(128 + self.received)
-
-    def on_predict_epoch_end(self, *_: object) -> None:
-        """Stop at once: the table is joined from shards, and resuming joins it again."""
-        self.has_results = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._install(self._before)
-        if not self.has_results:
-            signal.raise_signal(number)
+        end = self._before[signal.Signals(number)]
+        if not self.has_results and callable(end) and end is not signal.default_int_handler:  # which Lightning catches
+            end(number, frame)
 
     @staticmethod
     def _install(handlers: dict[Any, Any]) -> None:
@@ -91,10 +92,8 @@ class StopOnSignal(L.Callback):
             self._stop(trainer)
 
     def _stop_if_received(self, trainer: L.Trainer) -> None:
-        stop = bool(self.received)
-        if trainer.world_size > 1:  # one small exchange per optimizer step: all must stop at the same one
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        # One small exchange between processes per optimizer step: all must stop at the same one.
+        if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             self.last.save(trainer)
             self._stop(trainer)
 

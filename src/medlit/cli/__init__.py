@@ -40,7 +40,7 @@ class _ToolParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with argparse's message, and a similar flag for one that is not known."""
-        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        unknown = message.partition("unrecognized arguments: ")[2].replace("=", " ").partition(" ")[0]
         near = difflib.get_close_matches(unknown, self._option_string_actions, 1)
         raise UserError(f"{message}; {f'did you mean {near[0]}? S' if near else 's'}ee '{self.prog} --help'.")
 

@@ -100,7 +100,7 @@ class MedlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         if self.subcommand == "fit" and not config.config:
-            tell("no --config: the defaults" + ", and invented notes" * (config.data.source == "builtin"))
+            tell(f"no --config: a fit of {config.model.language_model.base_model} on the notes {config.data.source}")
         environment.check_device(trainer.accelerator, trainer.devices)
         validation.adopt_adapter(config, self._rest, str(self.subcommand))
         if trainer.precision is None:
@@ -205,7 +205,7 @@ class MedlitCLI(LightningCLI):
         environment.check_processes(trainer)
         if (path := self.config[self.subcommand].ckpt_path) is not None:
             checkpoint = read_checkpoint(Path(path))
-            theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"))
+            theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"), f"ckpt_path: {path}")
             check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
             if self.subcommand == "fit":
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))

@@ -79,7 +79,7 @@ def check_weights_named(run_dir: Path, model: Namespace) -> None:
     """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's."""
     if model.adapter is not None or model.lora is None:
         return
-    check_run(run_dir)
+    check_run(run_dir, "a fit, or --model.adapter")
     if (run_dir / "checkpoints" / "best.ckpt").is_file():
         raise UserError("run_dir: no weights are named; add --ckpt_path best, or --model.lora null for the base model.")
 

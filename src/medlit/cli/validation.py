@@ -19,6 +19,7 @@ from medlit.errors import UserError, tell
 from medlit.evaluation.metrics import MONITORS
 from medlit.model.adapter import adapter_folder, adapter_settings, read_metadata
 from medlit.model.settings import LanguageModel, Lora, check_decoding
+from medlit.paths import local_path
 
 ENV_PREFIX = "MEDLIT"
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -78,8 +79,8 @@ def check_classes(trainer: Namespace) -> None:
                 wrong = f"cannot monitor {settings['monitor']!r}; choose one of {_NAMES}"
             if settings.get("start_method", "popen") != "popen":
                 wrong = f"start_method must be 'popen', not {settings['start_method']!r}"
-            if name in ("LearningRateMonitor", "DeviceStatsMonitor") and trainer.logger is False:
-                wrong = "writes to a logger, and trainer.logger is false; leave out one of them"
+            for folder in ("save_dir", "root_dir", "dir") if key == "logger" else ():
+                local_path(f"trainer.logger.init_args.{folder}", settings.get(folder) or "")
             if wrong is not None:
                 raise UserError(f"trainer.{key}: {name} {wrong}.")
 

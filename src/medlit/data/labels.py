@@ -147,7 +147,7 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     known = {normalise_label(name): name for name in [*counts, *meanings.values()]}
     for name in sorted({*rules.aliases, *rules.drop}):
         if counts and (key := normalise_label(name)) not in known:
-            near = [known[other] for other in get_close_matches(key, known, 1)]
+            near = [known[other] for other in get_close_matches(key, known, 1) if name in rules.drop]
             tell(f"data.labels: no row has the label {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
 
     spellings: dict[str, Counter[str]] = {}
@@ -236,4 +236,4 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
 
 def _fold(key: str) -> str:
     """Undo what depends on what follows: composed accents, and the form of a sigma at the end of a word."""
-    return unicodedata.normalize("NFD", key).casefold()
+    return unicodedata.normalize("NFD", key).replace("\u03c2", "\u03c3")

@@ -34,6 +34,7 @@ _MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
 }
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HIGH = re.compile(rb"[\x80-\xff]")

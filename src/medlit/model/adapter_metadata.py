@@ -84,7 +84,7 @@ class AdapterMetadata:
     @classmethod
     def from_dict(cls, values: object, source: str = "ckpt_path: the file") -> Self:
         """Read what `to_dict` gave; a UserError if it is something else, such as release 0.1's."""
-        unknown = UserError(f"{source} was not written by medlit, or by a version unknown here; train it again.")
+        unknown = UserError(f"{source} was not written by this version of medlit; use its own, or fit again.")
         try:
             given = dict(values)  # type: ignore[call-overload]
             if given.get("lora", {}).get("loftq") is False:  # of release 0.2, which has since lost LoftQ

@@ -69,8 +69,8 @@ def check_numbers(model: nn.Module, language_model: LanguageModel) -> None:
         inner.__dict__[REPLAY] = bool(json.loads(record.read_text(encoding="utf-8"))["replay"])
         return
     if inner.device.type == "cpu":  # a GPU takes about a second
-        what = f"checking once that {language_model.base_model} gives the numbers of plain transformers"
-        tell(f"{what}; it takes up to minutes on a CPU, and is repeated for other settings or versions")
+        what = f"checking that {language_model.base_model} gives the numbers of plain transformers"
+        tell(f"{what}; up to minutes on a CPU, repeated for other settings or versions only")
     inference_mode(model)
     for replay in [False, True] if shares_prompts(model) else [True]:
         inner.__dict__[REPLAY] = replay

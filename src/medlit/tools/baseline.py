@@ -44,7 +44,7 @@ def run(args: Sequence[str]) -> int:
     options, rest = tool_parser("baseline").parse_known_args(args)
     run_dir: Path | None = options.run_dir
     for name, given in [("run_dir", run_dir), *(("beside", other) for other in options.beside)]:
-        check_run(given, "test", name)
+        check_run(given, "a test", name)
     recorded = [] if run_dir is None else recorded_settings(run_dir / "config_test.yaml")
     config = parse_settings("baseline", [*recorded, *rest])
     name = run_name([str(path) for path in config.config or []])

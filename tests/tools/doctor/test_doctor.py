@@ -289,7 +289,7 @@ def test_bare_sources_are_a_warning(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_offline_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("allowed, without trying")
+    assert rows_of(capsys)[1]["Hugging Face Hub"].found.startswith("online, not tried")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in rows_of(capsys)[1]["Hugging Face Hub"].found
 

@@ -136,7 +136,7 @@ def installation() -> list[CheckResult]:
 
     name = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
     caches = [_disk("cache", cache_dir, "MEDLIT_CACHE"), _disk("Hub cache", lambda: Path(constants.HF_HUB_CACHE), name)]
-    hub = "allowed, without trying: a run downloads what is not cached"
+    hub = "online, not tried; a run downloads what is not cached"
     if constants.HF_HUB_OFFLINE:
         hub = "offline (HF_HUB_OFFLINE is set): only what is cached, local or bundled"
     # The token's value is never shown, and a saved one is not read.

@@ -20,7 +20,7 @@ def run(args: Sequence[str]) -> int:
     options = tool_parser("serve").parse_args(args)
     host, port, token = options.host, options.port, os.environ.get("MEDLIT_SERVE_TOKEN", "")
     if host != "127.0.0.1" and not token:
-        raise UserError(f"host: other machines could reach {host}; set MEDLIT_SERVE_TOKEN, or leave --host out.")
+        raise UserError(f"host: {host} is open to other machines; set MEDLIT_SERVE_TOKEN to a secret, or drop --host.")
     if token and not re.fullmatch("[!-~]{16,}", token):  # what a header can carry
         raise UserError("MEDLIT_SERVE_TOKEN: must be at least 16 ASCII letters, digits or signs, without spaces.")
     if not (find_spec("litserve") and find_spec("prometheus_client")):

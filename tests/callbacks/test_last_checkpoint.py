@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     [
         (
             ["--trainer.max_epochs", "1"],
-            "validating on 8: 3 steps, 3 per epoch",
+            "validating on 8: 3 steps, 3 steps per epoch",
             "trainer.max_epochs ended the fit after step 3, or 1.00 epochs",
         ),
         (
             ["--trainer.max_epochs", "9", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
-            "validating on 8 (trainer.limit_val_batches: on a part of them): 2 steps, 3 per epoch",
+            "validating on 8 (trainer.limit_val_batches: on a part of them): 2 steps, 3 steps per epoch",
             "trainer.max_steps ended the fit after step 2, or 0.67 epochs",
         ),
         (

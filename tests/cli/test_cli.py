@@ -391,7 +391,7 @@ def test_a_fit_in_a_log_prints_lines_and_no_bars_and_names_the_next_command(
     outcome = run_medlit("fit", "--config", "tiny.yaml", "--trainer.max_steps", "5", "--run_dir", "my run")
     lines = [line for line in outcome.err.splitlines() if "checking that" not in line]  # the first fit does
     size, *validations, weights, test, predict, written = lines
-    assert size == "medlit: training on 24 notes, validating on 8: 5 steps, 3 per epoch"
+    assert size == "medlit: training on 24 notes, validating on 8: 5 steps, 3 steps per epoch"
     assert [line.partition(":")[0] + line.partition(":")[2].partition(":")[0] for line in validations] == [
         f"medlit validation at step {step}" for step in (4, 5)
     ]
@@ -591,6 +591,14 @@ def test_fit_resumes_from_the_last_checkpoint_in_the_same_folder(
 
 
 # --- from a checkpoint ------------------------------------------------------------------------------------------------
+
+
+def test_another_length_limit_than_the_fit_s_is_told(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
+    said = "model.language_model.max_length: {} in the fit of the weights; notes are cut elsewhere now"
+    length = yaml.safe_load((run / "config_fit.yaml").read_text())["model"]["language_model"]["max_length"]
+    command = ["predict", "--config", tiny_config, "--ckpt_path", "best", "--data.predict.text", "A cough."]
+    assert said.format(length) not in run_medlit(*command).err
+    assert said.format(length) in run_medlit(*command, "--model.language_model.max_length", length - 1).err
 
 
 def test_validate_from_the_best_reproduces_the_fit_s_best(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:

@@ -101,9 +101,8 @@ class ValidateLastStep(L.Callback):
             is_part = sum(trainer.num_val_batches) < len(trainer.val_dataloaders or ())
             part = " (trainer.limit_val_batches: on a part of them)" * is_part
             notes = f"{len(data.rows('train')):,} notes, validating on {len(data.rows('validation')):,}{part}"
-            each = f"{self.steps_per_epoch:,}"
-            steps = f"{self.last:,} steps, {each}" if self.last < sys.maxsize else f"{each} steps"
-            tell(f"training on {notes}: {steps} per epoch")
+            steps = f"{self.last:,} steps, " * (self.last < sys.maxsize) + f"{self.steps_per_epoch:,} steps per epoch"
+            tell(f"training on {notes}: {steps}")
         if trainer.global_step >= self.last:
             trainer.val_check_batch = 1
 

@@ -171,8 +171,7 @@ class MedlitCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _make_callbacks(self, config: Any, one_note: bool) -> list[L.Callback]:  # noqa: ANN401
-        self.memory = MemoryAdvice()
-        self.report = RunReport()
+        self.memory, self.report = MemoryAdvice(), RunReport()
         output = Path(config.get("output") or self.run_folder / PREDICTIONS)
         self.predictions = PredictionWriter(output, one_note, bool(config.get("resume")), config.ckpt_path)
         callbacks: list[L.Callback] = [
@@ -207,6 +206,8 @@ class MedlitCLI(LightningCLI):
             checkpoint = read_checkpoint(Path(path))
             theirs = AdapterMetadata.from_dict(checkpoint.get("medlit"), f"ckpt_path: {path}")
             check_metadata(self.model.metadata, theirs, source=f"the checkpoint {path}")
+            if theirs.inference and (own := theirs.inference.max_length) != self.model.language_model.max_length:
+                tell(f"model.language_model.max_length: {own:,} in the fit of the weights; notes are cut elsewhere now")
             if self.subcommand == "fit":
                 check_progress(checkpoint, trainer.fit_loop.state_dict(), Path(path))
             else:

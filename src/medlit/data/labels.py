@@ -147,8 +147,8 @@ def canonical_spellings(counts: Mapping[str, int], rules: Labels) -> dict[str, s
     known = {normalise_label(name): name for name in [*counts, *meanings.values()]}
     for name in sorted({*rules.aliases, *rules.drop}):
         if counts and (key := normalise_label(name)) not in known:
-            near = [known[other] for other in get_close_matches(key, known, 1) if name in rules.drop]
-            tell(f"data.labels: no row has the label {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            near = get_close_matches(key, known, 1) if name in rules.drop else []
+            tell(f"data.labels: no row has the label {name!r}{f'; did you mean {known[near[0]]!r}?' if near else ''}")
 
     spellings: dict[str, Counter[str]] = {}
     for raw, name in meanings.items():

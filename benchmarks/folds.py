@@ -78,6 +78,11 @@ def place_of(options: argparse.Namespace, name: str, fold: int) -> Path:
     return folder / name / f"fold_{fold}"
 
 
+def chosen_folds(options: argparse.Namespace) -> list[int]:
+    """The folds that are run and scored."""
+    return options.only_folds or list(range(options.folds))
+
+
 def peer_of(name: str) -> str | None:
     """The peer that a variant's name begins with."""
     return next((peer for peer in PEERS if name.startswith(peer)), None)
@@ -235,7 +240,7 @@ def run_all(options: argparse.Namespace, variants: dict[str, str]) -> None:
     """Run the missing folds, variant by variant, on `options.jobs` processes."""
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
     for name, flags in variants.items():
-        for fold in options.run_folds or range(options.folds):
+        for fold in chosen_folds(options):
             if not (place_of(options, name, fold) / "finished.json").is_file():
                 tasks.put((name, flags, fold))
     slowest: dict[str, float] = {}
@@ -257,9 +262,8 @@ def select(options: argparse.Namespace, variants: dict[str, str], units: Units) 
     from folds_scores import difference, score
 
     recipes = {name: name for name in variants} | options.recipes
-    found = [
-        score(name, recipe, options.folder, units, options.folds, "validation") for name, recipe in recipes.items()
-    ]
+    folds = chosen_folds(options)
+    found = [score(name, recipe, options.folder, units, folds, "validation") for name, recipe in recipes.items()]
     scored = [each for each in found if each is not None]
     rows = [each.row() for each in scored]
     against = [None, *(difference(each, scored[0]) for each in scored[1:])]
@@ -290,8 +294,8 @@ def collect(options: argparse.Namespace, variants: dict[str, str], units: Units)
     recipes = ({} if own is None else {"medlit_135m": own}) | {peer: peer for peer in PEERS} | options.recipes
     scored: dict[str, Scored] = {}
     for name, recipe in recipes.items():
-        found = score(name, recipe, options.folder, units, options.folds)
-        if found is not None and len(found.folds) == options.folds:
+        found = score(name, recipe, options.folder, units, chosen_folds(options))
+        if found is not None and len(found.folds) == len(chosen_folds(options)):
             scored[name] = found
     return report(options, variants, units, scored) | {"recipes": {name: recipes[name] for name in scored}}
 
@@ -307,7 +311,7 @@ def report(
     return {
         "notes": len(units.text_hashes),
         "texts": len(set(units.text_hashes)),
-        "folds": options.folds,
+        "folds": len(chosen_folds(options)),
         "near_threshold": options.near_threshold,
         "scored": options.score,
         "hardware": ", ".join(sorted({outcome["hardware"] for outcome in done})),
@@ -347,7 +351,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="further flags for all, such as '--data.columns.text note'")
     parser.add_argument("--score", choices=["rows", "texts"], default="rows", help="texts: with all their labels")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--run_folds", type=int, nargs="+", help="run these alone")
+    parser.add_argument("--only_folds", type=int, nargs="+", help="run and score these alone")
     parser.add_argument("--near_threshold", type=float, default=0.8)
     parser.add_argument("--jobs", type=int, default=5, help="processes at a time")
     parser.add_argument("--compiled", type=Path, help="where Unsloth writes modules; by default in the folder")

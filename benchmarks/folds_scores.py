@@ -165,7 +165,7 @@ class Scored:
         return [part.mean() for part in np.split(correct, ends)]
 
 
-def score(name: str, recipe: str, folder: Path, units: Units, folds: int, on: str = "test") -> Scored | None:
+def score(name: str, recipe: str, folder: Path, units: Units, folds: Sequence[int], on: str = "test") -> Scored | None:
     """Read a system's answers in each fold; None if no fold has all of them.
 
     Args:
@@ -173,11 +173,11 @@ def score(name: str, recipe: str, folder: Path, units: Units, folds: int, on: st
         recipe: names of folders, `a + b * c`: the mean of a and b, times a power of c.
         folder: of all systems.
         units: what is scored.
-        folds: their number.
+        folds: those that are scored.
         on: the split that is scored.
     """
     members = [[one.strip() for one in part.split("+")] for part in recipe.split("*")]
-    found = [_fold(folder, members, fold, units) for fold in range(folds)]
+    found = [_fold(folder, members, fold, units) for fold in folds]
     answered = tuple(fold for fold in found if fold is not None)
     return Scored(name, units, answered, on) if answered else None
 

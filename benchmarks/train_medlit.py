@@ -64,6 +64,16 @@ class StepClock(L.Callback):
         """Note when the first step begins, loading of its data included."""
         self._last, self._count = self.now(), 0
         self.lora_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        if (choice := pl_module.recomputation) is not None:
+            prepare = choice.prepare  # it is told how many tokens are computed, a common beginning once
+
+            def estimated(tokens: int) -> int:
+                kept: int = prepare(tokens)
+                self.estimate = max(self.estimate, choice.footprint.peak(tokens, kept + choice.at_work))
+                self.kept.append(kept)
+                return kept
+
+            choice.prepare = estimated
 
     def on_train_batch_end(
         self,
@@ -77,11 +87,6 @@ class StepClock(L.Callback):
         cells = batch.input_ids.numel()
         self._count += cells
         self.packs = batch.starts is not None
-        choice = pl_module.recomputation
-        if choice is not None:
-            kept = sum(not layer.gradient_checkpointing for layer in choice.layers)
-            self.kept.append(kept)
-            self.estimate = max(self.estimate, choice.footprint.peak(cells, kept + choice.at_work))
         if trainer.global_step > len(self.seconds):
             now = self.now()
             self.ready = self.ready or now - self._loaded

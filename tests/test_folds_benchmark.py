@@ -53,7 +53,7 @@ def test_rows_of_a_text_are_scored_with_its_answer(tmp_path: Path) -> None:
     from folds_scores import score
 
     answers(tmp_path, "x", certain(0, 1, 2, 0, 1, 1))
-    found = score("x", "x", tmp_path, units(by_rows=True), 3)
+    found = score("x", "x", tmp_path, units(by_rows=True), range(3))
     assert found is not None
     row = found.row()
     assert row["n"] == 7
@@ -66,7 +66,7 @@ def test_a_difference_is_of_the_same_units_and_changes_its_sign(tmp_path: Path) 
 
     answers(tmp_path, "x", certain(0, 1, 2, 0, 1, 2))
     answers(tmp_path, "y", certain(0, 1, 2, 1, 2, 0))
-    x, y = (score(name, name, tmp_path, units(by_rows=False), 3) for name in "xy")
+    x, y = (score(name, name, tmp_path, units(by_rows=False), range(3)) for name in "xy")
     assert x is not None
     assert y is not None
     there, back = difference(x, y), difference(y, x)
@@ -82,13 +82,13 @@ def test_recipes_average_and_multiply_probabilities(tmp_path: Path) -> None:
 
     answers(tmp_path, "x", certain(0, 1, 2, 0, 1, 2))
     answers(tmp_path, "y", np.full((6, 3), 1 / 3))
-    both = score("both", "x + x * y", tmp_path, units(by_rows=False), 3)
-    alone = score("alone", "x", tmp_path, units(by_rows=False), 3)
+    both = score("both", "x + x * y", tmp_path, units(by_rows=False), range(3))
+    alone = score("alone", "x", tmp_path, units(by_rows=False), range(3))
     assert both is not None
     assert alone is not None
     assert len(both.folds[0].exponents) == 2
     assert both.probabilities == pytest.approx(alone.probabilities, abs=1e-3), "equal probabilities say nothing"
-    assert score("other", "x + z", tmp_path, units(by_rows=False), 3) is None
+    assert score("other", "x + z", tmp_path, units(by_rows=False), range(3)) is None
 
 
 def test_a_temperature_is_the_best_of_the_validation_notes() -> None:
@@ -112,7 +112,7 @@ def _options(llama: Path, tmp_path: Path, rows: list[dict[str, str]]) -> argpars
     tiny += " --data.batching.global_batch_size 8 --data.batching.micro_batch_size 4 --data.label_conflicts merge"
     shared = {"source": str(write_csv(tmp_path / "notes.csv", rows)), "folder": tmp_path / "folds", "folds": 3}
     shared |= {"near_threshold": 0.95, "data": f"{tiny} --model.optimizer.learning_rate 2e-2", "jobs": 1}
-    shared |= {"run_folds": None, "compiled": None, "ends": time.monotonic() + 1e6, "score": "rows", "recipes": {}}
+    shared |= {"only_folds": None, "compiled": None, "ends": time.monotonic() + 1e6, "score": "rows", "recipes": {}}
     return argparse.Namespace(**shared)
 
 

@@ -30,8 +30,9 @@ sys.path.insert(0, str(HERE))
 from shapes import FAMILIES  # noqa: E402 - found by the path above
 from train_trl import TUNED  # noqa: E402
 
-SYSTEMS = ("unsloth_trl", "unsloth_trl_tuned", "medlit_80gib", "medlit_24gib")
-PEERS = SYSTEMS[:2]
+PEERS = ("unsloth_trl", "unsloth_trl_tuned")
+DEFAULT = (*PEERS, "medlit_80gib", "medlit_24gib")
+SYSTEMS = (*DEFAULT, "medlit_80gib_fp8", "medlit_24gib_fp8")  # frozen weights in FP8
 CACHES = ("TMPDIR", "MEDLIT_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 BEGIN = time.perf_counter()
 Result = dict[str, Any]
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", type=Path, help="print this result as Markdown and do nothing else")
     parser.add_argument("--merge", type=Path, nargs="+", help="join these results in --out and do nothing else")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=DEFAULT)
     parser.add_argument("--settings", nargs="+", default=[], choices=TUNED, help="of the tuned peer, by default all")
     parser.add_argument("--steps", type=int, default=8, help="timed optimizer steps")
     parser.add_argument("--warm_up", type=int, default=3, help="steps before them")

@@ -67,8 +67,7 @@ def link_target(path: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, values: object) -> None:
@@ -91,16 +90,14 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
             temporary = beside / folder.name
             temporary.mkdir(mode=0o700)
             yield temporary
-            if not folder.exists() or not any(folder.iterdir()):
-                for file in temporary.rglob("*"):
-                    _flush(file)
-                try:
-                    replace(temporary, folder)
-                    return
-                except OSError:
-                    if not folder.is_dir():
-                        raise
-                    # Another process has made the folder meanwhile.
+            for file in temporary.rglob("*"):
+                _flush(file)
+            try:
+                replace(temporary, folder)
+                return
+            except OSError:  # where the folder holds files
+                if not folder.is_dir():
+                    raise
             files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
             for file in files:
                 (folder / file).parent.mkdir(mode=0o700, exist_ok=True)

@@ -72,16 +72,16 @@ class Verification:
                 f"to: {name} does not give finite log-likelihoods once reloaded, so nothing was written; check the"
                 " weights with 'medlit test'."
             )
-        max_drift = self.max_drift or MAX_DRIFT_OF.get(quantisation or "", MAX_DRIFT)
-        row = compare(reference.log_likelihood, log_likelihood, reference.ids, min(max_drift, MAX_DRIFT))
-        entry = {"export": name, "reader": result["reader"], "against_medlit": row}
-        tokenizer = None if result["tokens"] is None else "the same"
-        self.rows.append(entry | {"tokenizer": tokenizer, "max_drift": max_drift})
         if result["tokens"] not in (None, reference.tokens):
             raise UserError(
                 f"to: {name} tokenizes text differently from the base model, so nothing was written; use the versions"
                 " of transformers and tokenizers that saved the base model."
             )
+        max_drift = self.max_drift or MAX_DRIFT_OF.get(quantisation or "", MAX_DRIFT)
+        row = compare(reference.log_likelihood, log_likelihood, reference.ids, min(max_drift, MAX_DRIFT))
+        entry = {"export": name, "reader": result["reader"], "against_medlit": row}
+        tokenizer = None if result["tokens"] is None else "the same"
+        self.rows.append(entry | {"tokenizer": tokenizer, "max_drift": max_drift})
         changed = row["changed"] - row["undecided"]
         if changed > self.max_changed * row["notes"]:
             raise UserError(

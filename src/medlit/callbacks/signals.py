@@ -34,7 +34,7 @@ class StopOnSignal(L.Callback):
     def __init__(self, last: LastCheckpoint) -> None:
         self.last = last
         self.received = 0
-        self.has_results = False
+        self.has_progress = False  # a step or an answer to keep
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,12 +46,12 @@ class StopOnSignal(L.Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop between two batches, whose answers are kept."""
-        self.has_results = True
+        self.has_progress = True
         self.on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, *_: object) -> None:
-        """From now on there is a step to keep."""
-        self.has_results = True
+        """Note that there is a step to keep."""
+        self.has_progress = True
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the batch's answers are added."""
@@ -62,7 +62,7 @@ class StopOnSignal(L.Callback):
         self.received = number
         self._install(self._before)
         end = self._before[signal.Signals(number)]
-        if not self.has_results and callable(end) and end is not signal.default_int_handler:  # which Lightning catches
+        if not self.has_progress and callable(end) and end is not signal.default_int_handler:  # which Lightning catches
             end(number, frame)
 
     @staticmethod

@@ -88,7 +88,7 @@ class Throughput(L.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's own, which counts all micro-batches of a fit, and notes where notes are answered, and so notes/s.
+    """Lightning's bar, whose unit is a micro-batch of the whole fit while it trains, and a note while it answers.
 
     It shows this process's notes times the number of processes, which have the same number to within one. The longest
     notes come first, so the rate rises and the remaining time is overestimated.

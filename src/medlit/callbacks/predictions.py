@@ -62,11 +62,10 @@ class PredictionWriter(L.Callback):
         if mistake is not None:
             raise UserError(mistake)
         data.answered = answered
-        message = f"there is no interrupted run beside {self.path}; starting with the first note"
         if answered is not None:
-            message = f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest"
-        if self.resume:
-            tell(f"{message}.")
+            tell(f"{answered.sum()} of {len(answered)} notes were answered before; continuing with the rest.")
+        elif self.resume:
+            tell(f"there is no interrupted run beside {self.path}; starting with the first note.")
 
     def _find_answered(self) -> npt.NDArray[np.bool_] | None:
         if not self.resume or (earlier := shards.read_resume_key(self.path)) is None:

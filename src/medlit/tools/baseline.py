@@ -57,10 +57,9 @@ def run(args: Sequence[str]) -> int:
     others = []
     for beside in map(Path.absolute, options.beside):
         other = read_system(beside, MODEL)  # the bare base model is called zero-shot
-        others.append(replace(other, name="zero_shot" if other.zero_shot else f"{beside.parent.name}-{beside.name}"))
-    if model is not None:
-        for other in others:
+        if model is not None:
             compare_systems(model.results, other.results)  # refuses other notes before anything is fitted
+        others.append(replace(other, name="zero_shot" if other.zero_shot else f"{beside.parent.name}-{beside.name}"))
     notes = BaselineData.read(make_datamodule(config), None if model is None else model.results)
     with report_if_slow("fitting the baselines"):
         fitted = [majority(notes), tfidf(notes)]

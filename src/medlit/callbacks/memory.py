@@ -6,7 +6,6 @@ from typing import Any, Literal
 import lightning as L
 import psutil
 
-from medlit.callbacks.run_files import subcommand_of
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.errors import UserError
@@ -42,7 +41,7 @@ class MemoryAdvice(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record what the run was doing."""
         if not isinstance(pl_module, SpecialtyClassifier) or pl_module.model is not None:
-            self.phase = "training" if trainer.training and subcommand_of(trainer) == "fit" else "answering"
+            self.phase = "training" if trainer.training else "answering"
 
     def out_of_memory_error(self, module: SpecialtyClassifier, data: TranscriptionDataModule) -> UserError:
         """The error message of a run that ended for lack of memory."""
@@ -59,7 +58,7 @@ def memory_advice(
     language_model: LanguageModel,
     data: TranscriptionDataModule,
     measured: MeasuredMemory,
-    footprint: Footprint | None = None,
+    estimate: Footprint | None = None,
 ) -> str:
     """One sentence: the settings to change; `medlit doctor --config` estimates what they take."""
     usage = f" ({measured.peak:.1f} of {measured.total:.1f} GiB were in use)" if measured.total else ""
@@ -75,7 +74,7 @@ def memory_advice(
     size = data.batching.micro_batch_size if is_training else data.batching.eval_batch_size
     choices = []
     budget = SAFE * measured.peak
-    if is_training and footprint is not None and footprint.peak(data.token_budget, 1) / GIB < budget:
+    if is_training and estimate is not None and estimate.peak(data.token_budget, 1) / GIB < budget:
         # More layers were kept than there was room for, for example since another process uses the GPU.
         choices.append(f"model.language_model.memory_budget_gib to {budget:.1f}")
     if size > 1:

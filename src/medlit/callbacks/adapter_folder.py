@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import SafetensorError
 
 from medlit.atomic_io import atomic_dir
-from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.splits import DataFingerprint
 from medlit.errors import UserError, tell
@@ -72,7 +72,7 @@ class AdapterTemperature(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: SpecialtyClassifier) -> None:  # type: ignore[override]
         """Write it, on the first process, or report why not."""
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if is_trial or subcommand_of(trainer) != "validate" or not trainer.is_global_zero:
+        if is_trial or trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         file = metadata_of_weights(trainer.ckpt_path, pl_module.adapter)
         if pl_module.temperature is None or file is None:

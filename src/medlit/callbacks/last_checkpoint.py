@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from medlit.atomic_io import remove_partial
-from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder
 from medlit.errors import UserError, tell
 from medlit.model.checkpoints import last_step, repair_progress
 
@@ -38,7 +38,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, but not in the sanity check or in `validate`; at its end again, with the scores."""
-        if not trainer.sanity_checking and subcommand_of(trainer) == "fit":
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(trainer.global_step - 1, 0)
             self.save(trainer)
 
@@ -69,7 +69,7 @@ class ValidateLastStep(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the last step and what sets it, and the length of a pass if validations are one pass apart."""
-        if subcommand_of(trainer) == "fit":
+        if trainer.state.fn == "fit":
             self.steps_per_epoch: int = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
             self.last = last_step(trainer.max_steps, trainer.max_epochs, self.steps_per_epoch)
             self.limit = "trainer.max_steps" if self.last == trainer.max_steps else "trainer.max_epochs"
@@ -78,7 +78,7 @@ class ValidateLastStep(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Repair the checkpoint's progress, and let a fit resume that has only its last validation left."""
-        if subcommand_of(trainer) != "fit":
+        if trainer.state.fn != "fit":
             return
         micro_batches = trainer.accumulate_grad_batches
         validate_every = max(1, int(trainer.val_check_interval or 0) // micro_batches)
@@ -108,7 +108,7 @@ class ValidateLastStep(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop after the last step, and after a last validation that no step precedes."""
-        if subcommand_of(trainer) == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step >= self.last:
             trainer.should_stop = True
 
     on_train_batch_end = on_validation_end  # type: ignore[assignment]

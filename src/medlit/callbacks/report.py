@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.image import imsave
 
 from medlit.atomic_io import atomic_write, write_json
-from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder
 from medlit.errors import best_effort, tell
 from medlit.evaluation.metrics import HEADLINE, HYPERPARAMETERS, applicable, uncertainty
 from medlit.evaluation.sets import doubts_of_coverage
@@ -49,7 +49,7 @@ class RunReport(L.Callback):
             return
         if pl_module.scores is None or pl_module.results is None:
             return
-        subcommand, scores = subcommand_of(trainer), pl_module.scores
+        subcommand, scores = trainer.state.fn.value, pl_module.scores  # type: ignore[union-attr]
         loss = float(trainer.callback_metrics[f"{pl_module.stage}/loss"])
         # The files are the purpose of `validate` and `test`; a fit can do without them.
         with best_effort("the metrics of its validations") if subcommand == "fit" else nullcontext():

@@ -23,7 +23,7 @@ class SaveRunFiles(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write them, but not in the validations of a fit; a table or a single note has no split."""
-        verb = subcommand_of(trainer)
+        verb = trainer.state.fn.value  # type: ignore[union-attr]
         if verb == "fit" and not trainer.training:
             return
         folder = run_folder(trainer)
@@ -61,8 +61,3 @@ def run_folder(trainer: L.Trainer) -> Path:
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def subcommand_of(trainer: L.Trainer) -> str:
-    """The subcommand that is running: `fit`, `validate`, `test` or `predict`."""
-    return "" if trainer.state.fn is None else str(trainer.state.fn.value)

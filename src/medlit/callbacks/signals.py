@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from medlit.callbacks.last_checkpoint import LastCheckpoint
-from medlit.callbacks.run_files import run_folder, subcommand_of
+from medlit.callbacks.run_files import run_folder
 from medlit.data.collate import Batch
 from medlit.errors import tell
 
@@ -80,14 +80,14 @@ class StopOnSignal(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before a validation."""
-        if subcommand_of(trainer) == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_received(trainer)
-        elif subcommand_of(trainer) == "validate":
+        elif trainer.state.fn == "validate":
             self.on_train_start(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop between two batches; several processes finish the validation, since their batch counts may differ."""
-        in_fit = subcommand_of(trainer) == "fit" and not trainer.sanity_checking
+        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self.received and in_fit and trainer.world_size == 1:
             self._stop(trainer)
 

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from medlit.callbacks.run_files import subcommand_of
 from medlit.data.collate import Batch, EvalBatch, Prompts
 from medlit.errors import best_effort, tell
 
@@ -146,7 +145,7 @@ class ProgressLog(L.Callback):
     @best_effort("the progress in the log")
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ANN401 - module, outputs, batch, index
         """Report a step, with the loss and the rate that a bar shows, or an evaluation's batch."""
-        now, verb = time.perf_counter(), subcommand_of(trainer)
+        now, verb = time.perf_counter(), trainer.state.fn.value  # type: ignore[union-attr]
         if verb == "fit" and not trainer.training:
             return
         done = trainer.global_step if trainer.training else args[3] + 1

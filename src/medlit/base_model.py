@@ -27,10 +27,7 @@ BUILTIN = "builtin:smollm2-135m"
 PACKING_FAMILIES = {"gemma2": "softcapped"} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "fused")
 PACKING_FAMILIES |= dict.fromkeys(("gemma3", "gemma3_text", "granite", "phi3", "smollm3"), "stock")
 # model_type of the families that docs/hardware.md reports on.
-TRIED_FAMILIES = (
-    *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "granite"),
-    *("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"),
-)
+TRIED_FAMILIES = (*PACKING_FAMILIES, "cohere", "gemma", "gpt2", "olmo2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # in the package
 _BUNDLED = "models/smollm2-135m"  # in medlit's cache
 

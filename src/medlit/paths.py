@@ -8,9 +8,6 @@ from medlit.errors import UserError
 
 __version__ = "0.2.0"
 
-# Variables that may hold an access token, in the order in which they are read.
-HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-
 
 def local_path(setting: str, path: str | Path) -> Path:
     """A path that a setting names, with `~` and variables replaced; a UserError for a URL, which would be a folder."""

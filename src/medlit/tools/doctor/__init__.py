@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from medlit.cli import tool_parser
 from medlit.errors import UserError
-from medlit.paths import HUB_TOKENS, cache_dir
+from medlit.paths import cache_dir
 from medlit.tools import print_table
 
 # Checks that more than one file names.
@@ -30,6 +30,7 @@ CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
 REINSTALL = "make clean install"
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
 FREE_GIB = 10.0
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # may hold an access token
 NAMED = ("lightning", "transformers", "peft", "datasets", "tensorboard")  # users ask about them
 
 

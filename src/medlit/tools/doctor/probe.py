@@ -21,14 +21,13 @@ from medlit.errors import UserError
 from medlit.tools.doctor import REINSTALL, CheckResult, version_of
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str]) -> None:
     """Print the results; what the libraries print goes to standard error."""
-    given = sys.argv[1:] if args is None else args
-    settings = [argument for argument in given if argument != "--show_notes"]
+    settings = [argument for argument in args if argument != "--show_notes"]
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            for result in _check(settings, "--show_notes" in given):
+            for result in _check(settings, "--show_notes" in args):
                 print(json.dumps(asdict(result)), file=stdout, flush=True)
         except UserError as error:
             print(json.dumps({"mistake": str(error)}), file=stdout, flush=True)
@@ -147,4 +146,4 @@ def _unsloth() -> list[CheckResult]:
 LIBRARY_CHECKS = {"torch": _torch, "bitsandbytes": _bitsandbytes, "unsloth": _unsloth}
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -80,11 +80,12 @@ def test_the_card_of_an_adapter_of_the_bundled_model_serves_it_by_its_hub_id(
     assert f"\nvllm serve {bundled} " in card
 
 
+@pytest.mark.parametrize("content", ["{", "7", "[1]", ""])
 @pytest.mark.parametrize("name", ["test_metrics.json", "config_fit.yaml"])
-def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str, content: str) -> None:
     from medlit.report.systems import read_run_file
 
-    (tmp_path / name).write_text("{")
+    (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=rf"run_dir: .*{name} is damaged"):
         read_run_file(tmp_path / name)
 

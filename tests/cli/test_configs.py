@@ -239,7 +239,9 @@ def test_the_small_model_takes_the_recipes_notes_a_step_and_runs_without_a_gpu()
     settings = parse((RECIPE, SMALL))
     assert settings.trainer.accelerator == "auto"
     assert settings.model.language_model.base_model == "builtin:smollm2-135m"
-    assert micro_batches_per_step(make_datamodule(settings).batching, 1) == 1, "a GPU waits for the host that starts its kernels"
+    assert micro_batches_per_step(make_datamodule(settings).batching, 1) == 1, (
+        "a GPU waits for the host that starts its kernels"
+    )
 
 
 def test_the_base_model_and_its_limit_reach_the_data() -> None:

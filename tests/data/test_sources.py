@@ -322,6 +322,29 @@ def test_repeated_ids_are_refused_where_answers_are_joined_by_them(tmp_path: Pat
     assert load(path, join_ids=True, columns=Columns(id="none"))["all"]["id"][2] == hash_text("three")[:16]
 
 
+def test_answers_are_joined_by_the_ids_of_all_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_csv(tmp_path / f"{split}.csv", [{"id": "p1", "transcription": split, "medical_specialty": "a"}])
+
+    assert (
+        f"{tmp_path / 'test.csv'}, row 1 has the id 'p1' of {tmp_path / 'train.csv'}, row 1, so that answers"
+        in fault(tmp_path, join_ids=True, require_labels=False)
+    )
+    assert [table["id"][:] for table in load(tmp_path).values()] == [["p1"], ["p1"]]
+
+
+def test_answers_are_not_joined_where_some_tables_have_no_ids(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"transcription": "one", "medical_specialty": "a"}])
+    write_csv(tmp_path / "b.csv", [{"id": "p1", "transcription": "two", "medical_specialty": "a"}])
+    message = fault(tmp_path / "*.csv", join_ids=True, require_labels=False)
+
+    assert f"{tmp_path / 'b.csv'} has ids and {tmp_path / 'a.csv'} has no column 'id'" in message
+    for columns in (Columns(id="none"), Columns(text="transcription")):
+        joins = columns.id == "none"
+        table = load(tmp_path / "*.csv", join_ids=joins, require_labels=False, columns=columns)["all"]
+        assert table["id"][1] == (hash_text("two")[:16] if joins else "p1")
+
+
 @pytest.mark.parametrize("form", ["n.csv", "n.jsonl", "n.parquet"])
 def test_no_id_column_takes_the_hash_of_the_text(form: str, tmp_path: Path) -> None:
     rows = [{**row, "id": "" if form == "n.csv" else [1]} for row in REPEATED[:3]]

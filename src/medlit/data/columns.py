@@ -74,6 +74,12 @@ def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str]
 def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, join_ids: bool) -> None:
     """Raise a UserError unless the id column names every row of a split; refuse or report repeated ids."""
     given = [pair for pair in zip(tables, parts, strict=True) if columns.of(pair[0].rows.column_names)["id"]]
+    if join_ids and 0 < len(given) < len(tables):
+        bare = next(table.name for table in tables if columns.of(table.rows.column_names)["id"] is None)
+        raise UserError(
+            f"data.columns.id: {given[0][0].name} has ids and {bare} has no column 'id', so that answers could not be"
+            " joined with both; rename its column, or set 'none' for hashes of the texts."
+        )
     for table, rows in given:
         ids = rows.data.column("id")
         remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"

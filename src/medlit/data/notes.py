@@ -15,6 +15,7 @@ with the same `text_hash` are the same text.
 import hashlib
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -29,7 +30,7 @@ from medlit.data.labels import DROPPED, canonical_spellings, check_label_column,
 from medlit.data.prompt import whole_characters
 from medlit.data.readers import table_name
 from medlit.data.settings import Columns, Labels, Predict
-from medlit.data.sources import RawTable, as_text, cell_labels, read_tables
+from medlit.data.sources import ALL, RawTable, as_text, cell_labels, read_tables
 from medlit.data.text_files import decode_note
 from medlit.errors import UserError, report_if_slow
 
@@ -56,6 +57,8 @@ def load_source(
     """
     with report_if_slow(f"reading {source}", has_bar=True):
         tables = read_tables(source, revision, columns)
+        if join_ids:  # across splits too, which are one table of answers
+            tables = {ALL: list(chain(*tables.values()))}
         counts = Counter[str]()
         for table in (table for parts in tables.values() for table in parts):
             check_columns(table, columns, require_labels)

@@ -581,6 +581,28 @@ def test_excel_cells_are_read_as_text(tmp_path: Path) -> None:
     assert table["transcription"][:] == ["38.5", "x\ny"]
 
 
+def test_an_error_in_a_workbook_is_an_empty_cell(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["id", "transcription", "medical_specialty"], [0, "x", 1], [1, "y", "#N/A"], [2, "z", 0]):
+        book.active.append(row)
+    book.save(tmp_path / "n.xlsx")
+
+    assert "row 2 (id 1): there is no label" in fault(tmp_path / "n.xlsx")
+    assert load(tmp_path / "n.xlsx", require_labels=False)["all"]["specialty"][:] == ["1", None, "0"]
+
+
+def test_carriage_returns_of_a_workbook_end_lines(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["transcription", "medical_specialty"], ["one_x000D_\ntwo_x005F_x000D_ \ud83d", "a"], ["b", "b"]):
+        book.active.append([cell.encode("utf-8", "replace").decode() for cell in row])
+    book.active["A3"] = "half _xD83D_"
+    book.save(tmp_path / "n.xlsx")
+
+    assert load(tmp_path / "n.xlsx")["all"]["transcription"][:] == ["one\ntwo_x000D_ ?", "half \ufffd"]
+
+
 def test_workbooks_that_are_not_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     path, frame = tmp_path / "n.xlsx", pd.DataFrame(NOTES)

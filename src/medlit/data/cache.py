@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from medlit.errors import UserError
 
-VERSION = 7  # part of every key: raise it when the same notes would be read, split or tokenised differently
+VERSION = 8  # part of every key: raise it when the same notes would be read, split or tokenised differently
 Names = tuple[str, ...]
 
 

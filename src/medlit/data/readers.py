@@ -7,6 +7,7 @@ READERS, at the end of this file, names the formats.
 
 import itertools
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ from medlit.errors import UserError
 Row = dict[str, str | list[str | None] | None]
 
 MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
-_EXCEL_AS_TEXT: dict[str, Any] = {"header": None, "dtype": str, "na_filter": False, "engine": "openpyxl"}
+_EXCEL_AS_IT_IS: dict[str, Any] = {"header": None, "dtype": object, "na_filter": False, "engine": "openpyxl"}
+_EXCEL_ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")  # a carriage return in a cell is _x000D_
 _LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
 _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
@@ -158,8 +160,8 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
             size = sum(part.file_size for part in book.infolist())
         if size > MAX_WORKBOOK:
             raise UserError(f"data.source: {path} unpacks to {size >> 20:,} MiB; save such a table as CSV.")
-        first = pd.read_excel(path, sheet_name=None, nrows=1, **_EXCEL_AS_TEXT)
-        heads = {str(sheet): row for sheet, rows in first.items() for row in rows.values.tolist() if any(row)}
+        first = pd.read_excel(path, sheet_name=None, nrows=1, **_EXCEL_AS_IT_IS)
+        heads = {str(sheet): row for sheet, rows in first.items() for row in _excel_texts(rows) if any(row)}
         sheets = [sheet for sheet, head in heads.items() if columns.text in head] or list(heads)
         if len(sheets) != 1:
             fault = f"several sheets of rows ({', '.join(sheets)})" if sheets else "no sheet that begins with a header"
@@ -179,7 +181,7 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
 
 def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
     """Yield column -> text of each row after the header that is not blank."""
-    rows = pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_TEXT).itertuples(index=False, name=None)
+    rows = _excel_texts(pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_IT_IS))
     filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
     if not filled:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
@@ -187,6 +189,13 @@ def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
         if any(row[len(header) :]):
             raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; name it.")
         yield dict(zip(header, row, strict=False))
+
+
+def _excel_texts(rows: pd.DataFrame) -> Iterator[list[str]]:
+    """Yield the text of each row's cells; that of an error, such as #N/A, which pandas reads as NaN, is empty."""
+    for row in rows.itertuples(index=False, name=None):
+        texts = ("" if value != value else str(value) for value in row)
+        yield [whole_characters(_EXCEL_ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)) for text in texts]
 
 
 def _damaged(path: Path, kind: str) -> UserError:

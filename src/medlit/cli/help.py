@@ -136,6 +136,8 @@ class Parser(LightningArgumentParser):
                 words, value = f"a group of settings{' or null' * (name == 'model.lora')}", given
             reason = class_error(reason) or reason
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
+        if message.endswith("expected one argument"):
+            message += ", and one that begins with a dash follows '=', without a space"
         return f"{message}; {manual}"
 
 
@@ -163,7 +165,7 @@ def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:
 def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
     """What a value of a type is, in words such as 'an integer or null'; None if that takes more than a phrase."""
     if (plain := get_origin(kind) or kind) in _WORDS:
-        return _WORDS[plain]
+        return _WORDS[plain] + " of texts, numbers in quotes" * (get_args(kind)[-1:] == (str,))
     if isinstance(kind, type) and kind.__module__ == "medlit.number_types":
         return kind.__doc__
     if get_origin(kind) is Literal:

@@ -1,6 +1,5 @@
 """Checks of settings that the parser does not make: values that no type can express, null, and names that are gone."""
 
-import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,9 +189,9 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dic
     for argument, following in zip_longest(args, args[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
-        if argument.startswith("-c") or flag == "--config":
-            layer += 2
-            yield layer - 1, *_read(value if flag in ("-c", "--config") else argument.removeprefix("-c"))
+        if flag in ("-c", "--config") or (argument.startswith("-c") and os.path.isfile(argument[2:])):
+            layer += 2  # another text with this beginning may be a note
+            yield layer - 1, *_read(value if flag in ("-c", "--config") else argument[2:])
         elif flag == "--trainer":
             yield layer, *_read(value, "trainer")
         elif flag.startswith("--"):
@@ -202,12 +201,18 @@ def _given(args: Sequence[str], env_prefix: str) -> Iterator[tuple[int, str, dic
 def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
     """Name and settings of a config, or of a group of settings: a file, or the YAML text itself."""
     is_file = os.path.isfile(config)
-    with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser reports it
+    try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8") if is_file else config)
-        if not (is_file or group) and isinstance(values, str):
-            raise UserError(no_config(config))
-        return config if is_file else "the text of --config", _flat(group, values)
-    return config, {}
+    except UnicodeDecodeError:
+        raise UserError(f"config: {config} is not in UTF-8; save it in this encoding.") from None
+    except (yaml.YAMLError, OSError) as error:  # of a text that is no file the parser reports it
+        if is_file and isinstance(error, yaml.MarkedYAMLError) and (at := error.problem_mark):
+            fault = f"config: {config}, line {at.line + 1}: no valid YAML"
+            raise UserError(f"{fault} ({error.problem}); correct it.") from error
+        return config, {}
+    if not (is_file or group) and isinstance(values, str):
+        raise UserError(no_config(config))
+    return config if is_file else "the text of --config", _flat(group, values)
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:  # noqa: ANN401

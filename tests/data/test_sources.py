@@ -571,6 +571,15 @@ def test_parquet_with_a_column_name_twice(tmp_path: Path) -> None:
         assert f"two columns are called '{name}'" in fault(tmp_path / "n.parquet")
 
 
+def test_a_parquet_file_is_read_by_its_name_and_not_as_a_glob(tmp_path: Path) -> None:
+    names = ["n1.parquet", "n[1].parquet", "n*.parquet", "n [2024].parquet", "[n]/n?.parquet"]
+    (tmp_path / "[n]").mkdir()
+    for name in names:
+        pd.DataFrame([{"transcription": name, "medical_specialty": "a"}]).to_parquet(tmp_path / name)
+
+    assert [load(tmp_path / name)["all"]["transcription"][:] for name in names] == [[name] for name in names]
+
+
 def test_excel_cells_are_read_as_text(tmp_path: Path) -> None:
     pytest.importorskip("openpyxl")
     frame = pd.DataFrame({"id": [7, 8.0], "transcription": ["38.5", "x\ny"], "medical_specialty": ["a", "b"]})

@@ -5,6 +5,7 @@ CSV, TSV, JSON and JSONL, compressed or not, are parsed record by record (`text_
 READERS, at the end of this file, names the formats.
 """
 
+import glob
 import itertools
 import json
 import re
@@ -148,7 +149,10 @@ def _read_parquet(path: Path, columns: Columns) -> Dataset:
         if pq.read_metadata(path).num_rows == 0:
             raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
         features = Features.from_arrow_schema(kept)
-        return Dataset.from_parquet(str(path), cache_dir=str(cache_folder()), columns=kept.names, features=features)
+        pattern = glob.escape(
+            str(path)
+        )  # as `datasets` takes it for one: `notes[1].parquet` would mean `notes1.parquet`
+        return Dataset.from_parquet(pattern, cache_dir=str(cache_folder()), columns=kept.names, features=features)
     except (pa.ArrowException, OSError, DatasetGenerationError):
         raise _damaged(path, "Parquet file") from None
 

@@ -59,10 +59,9 @@ class Labels:
     def __post_init__(self) -> None:
         if self.separator is not None and not self.separator.strip():
             raise UserError("data.labels.separator: must be a mark such as ';'; leave it out if cells hold one label.")
-        if other := [
-            name for name in self.aliases if not isinstance(name, str)
-        ]:  # jsonargparse checks the values alone
-            raise UserError(f"data.labels.aliases: {other[0]!r} is not text in YAML; put what the table has in quotes.")
+        for name in self.aliases:  # of a mapping jsonargparse checks the values alone
+            if not isinstance(name, str):
+                raise UserError(f"data.labels.aliases: {name!r} is not text in YAML; put what the table has in quotes.")
 
 
 @dataclass(frozen=True)

@@ -941,6 +941,13 @@ def test_a_trained_run_is_not_evaluated_with_untrained_weights(
     assert files(run) == before
 
 
+@pytest.mark.usefixtures("run")
+def test_a_test_without_weights_says_so(run_medlit: Medlit, tiny_config: Path) -> None:
+    outcome = run_medlit("test", "--config", tiny_config)
+    assert outcome.code == 0
+    assert "weights: none are named, so the base model answers; --ckpt_path best takes those of a fit" in outcome.err
+
+
 def test_best_is_that_of_the_newest_run_or_of_run_dir(run_medlit: Medlit, run: Path, tiny_config: Path) -> None:
     newer = run.with_name("version_1")
     shutil.copytree(run, newer)
@@ -1116,7 +1123,9 @@ def test_the_bare_base_model_is_tested_without_an_adapter(
     run_medlit: Medlit, tiny_config: Path, tmp_path: Path
 ) -> None:
     flags = ["--model.lora", "null", "--run_dir", tmp_path / "bare"]
-    assert run_medlit("test", "--config", tiny_config, *flags).code == 0
+    outcome = run_medlit("test", "--config", tiny_config, *flags)
+    assert outcome.code == 0
+    assert "none are named" not in outcome.err
     metrics = json.loads((tmp_path / "bare" / "test_metrics.json").read_text())
     assert metrics["n"] == 8
 

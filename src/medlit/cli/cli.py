@@ -137,7 +137,7 @@ class MedlitCLI(LightningCLI):
             path = runs.resolve_checkpoint(config.ckpt_path, root, name, run)
             config.ckpt_path = str(path)
             run = run or runs.run_of(path)
-        elif self.subcommand != "fit" and run is not None:
+        elif self.subcommand != "fit":
             environment.check_weights_named(run, config.model)
         if run is None and self.subcommand == "predict" and config.resume and config.output is None:
             run = next((run for run in runs.versions(root, name) if find_shards(run / PREDICTIONS)), None)

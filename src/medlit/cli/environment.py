@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.distributed import _destroy_dist_connection
 
-from medlit.errors import UserError
+from medlit.errors import UserError, tell
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import PREDICTIONS
@@ -75,9 +75,12 @@ def check_writable(key: str, path: Path) -> None:
         raise UserError(f"{key}: {path} cannot be written, since {reason}; name another place.")
 
 
-def check_weights_named(run_dir: Path, model: Namespace) -> None:
-    """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's."""
+def check_weights_named(run_dir: Path | None, model: Namespace) -> None:
+    """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's; report a new one."""
     if model.adapter is not None or model.lora is None:
+        return
+    if run_dir is None:
+        tell("weights: none are named, so the base model answers; --ckpt_path best takes those of a fit")
         return
     check_run(run_dir, "a fit, or --model.adapter")
     if (run_dir / "checkpoints" / "best.ckpt").is_file():

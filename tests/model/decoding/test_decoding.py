@@ -501,6 +501,19 @@ def test_no_answer_is_longer_than_max_new_tokens(tokenizer: Tokens, tokens: int)
     assert found.texts == [tokenizer.decode(ids) for ids in wanted]
 
 
+def test_a_label_that_is_cut_off_is_named_once(
+    prompt: AlpacaPrompt, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medlit.model.decoding.WARNED", set())
+    tokens = {name: len(prompt.response(name)) - 1 for name in LABELS}
+    longest = max(tokens, key=lambda name: (tokens[name], name))
+    model = scripted(prompt.tokenizer, ["a"])
+    for most in (tokens[longest], tokens[longest] - 1, tokens[longest] - 1):
+        make_decoder(Decoding(max_new_tokens=most), model, prompt, LABELS)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"max_new_tokens: {most} cuts the label {longest!r}, which has {most + 1} tokens" in line
+
+
 ODD = st.sampled_from(
     ["-", " - ", "/", " /", "\n", "\r", " ", "  ", "\t", "\x1c", "\u2028", "\xa0", "é", "É", "Σ", "ς", "ß", "İ"]
 )
@@ -516,7 +529,7 @@ def test_stopping_early_never_changes_a_label(answers: list[str], names: list[st
         labels = LabelSet.from_names(names)
     except UserError:
         return
-    prompt = AlpacaPrompt(tokenizer, max_length=512)
+    prompt = AlpacaPrompt(tokenizer, max_length=512, max_response_tokens=80)
     asked = ask(prompt, ["A note."] * (len(answers) + len(names)))
     model = scripted(tokenizer, [f"{text}<|im_end|>" for text in [*answers, *names]])
     short, whole = (

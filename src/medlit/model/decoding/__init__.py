@@ -11,7 +11,7 @@ from torch import nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import NotePrompt
-from medlit.errors import UserError
+from medlit.errors import WARNED, UserError, tell
 from medlit.model.decoding.generate import Generate
 from medlit.model.decoding.likelihood import (
     Answers,
@@ -46,6 +46,10 @@ def make_decoder(
     scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
     if settings.mode == "generate":
         ends, most = [prompt.end], settings.max_new_tokens
+        needed, longest = max(((len(prompt.response(name)) - 1, name) for name in label_set), default=(0, ""))  # no EOS
+        if needed > most and longest not in WARNED:
+            tell(f"model.decoding.max_new_tokens: {most} cuts the label {longest!r}, which has {needed} tokens")
+            WARNED.add(longest)
         if positions := most_tokens(model):  # as if each prompt were full
             most = min(most, positions - prompt.max_length + prompt.max_response_tokens)
         return Generate(model, prompt.tokenizer, label_set, most, scorer, settings.stop_early, ends)

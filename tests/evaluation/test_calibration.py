@@ -31,6 +31,11 @@ def test_calibration_error_by_hand() -> None:
     assert calibration.reliability(confidence, correct, bins=2).error == pytest.approx(0.1)
 
 
+def test_the_calibration_error_of_equal_confidence_does_not_depend_on_the_order() -> None:
+    """As of a baseline that answers each note alike; bins of a table sorted by label had an error of 0.32."""
+    assert calibration.reliability(np.full(100, 0.2), np.arange(100) < 20).error == pytest.approx(0, abs=1e-12)
+
+
 def test_the_log_loss_of_a_zero_probability_is_finite() -> None:
     assert 30 < calibration.log_loss(np.array([[1.0, 0.0]]), np.array([1])) < 40
 

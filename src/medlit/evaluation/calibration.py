@@ -54,11 +54,15 @@ class Reliability:
 def reliability(confidence: FloatArray, correct: BoolArray, bins: int = BINS) -> Reliability:
     """Sort notes by confidence and split them into bins of equal size, to within one note."""
     parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
-    return Reliability(
-        confidence=np.array([confidence[part].mean() for part in parts]),
-        accuracy=np.array([correct[part].mean() for part in parts]),
-        notes=np.array([len(part) for part in parts]),
-    )
+    of_notes = confidence, _accuracy_of_equals(confidence, correct)
+    means, accuracies = (np.array([each[part].mean() for part in parts]) for each in of_notes)
+    return Reliability(means, accuracies, np.array([len(part) for part in parts]))
+
+
+def _accuracy_of_equals(confidence: FloatArray, correct: BoolArray) -> FloatArray:
+    """Share of correct answers among the notes as confident as each, (N,): the order of these means nothing."""
+    value = np.unique(confidence, return_inverse=True)[1]
+    return np.asarray((np.bincount(value, weights=correct) / np.bincount(value))[value])
 
 
 def fit_temperature(probabilities: FloatArray, truth: IntArray, power: float = 1.0) -> float:
@@ -103,7 +107,5 @@ def power_product(logs: Sequence[FloatArray], powers: Sequence[float]) -> FloatA
 
 def risks(confidence: FloatArray, correct: BoolArray) -> FloatArray:
     """Risk when the most confident 1, 2, ... N notes are answered, (N,); the mean: AURC (Geifman 2019, 1805.08206)."""
-    rank = np.unique(-confidence, return_inverse=True)[1]
-    shared = np.bincount(rank, weights=~correct) / np.bincount(rank)
-    errors = shared[np.sort(rank)]
+    errors = 1 - _accuracy_of_equals(confidence, correct)[np.argsort(-confidence)]
     return np.asarray(np.cumsum(errors) / np.arange(1, len(errors) + 1))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import make_results, random_results
+from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
@@ -52,6 +53,22 @@ def test_a_known_temperature_is_recovered(t: float) -> None:
     rescaled = calibration.at_temperature(sharpened, found)
     assert calibration.log_loss(rescaled, truth) <= calibration.log_loss(sharpened, truth) + 1e-9
     assert np.array_equal(rescaled.argmax(axis=1), sharpened.argmax(axis=1))
+
+
+def test_an_error_costs_more_the_lower_the_temperature() -> None:
+    """One answer of a hundred is certain and wrong, the others are right and doubtful."""
+    p, truth = np.tile([0.6, 0.4], (100, 1)), np.zeros(100, dtype=np.int64)
+    p[0], truth[0] = [1 - 1e-30, 1e-30], 1
+    assert calibration.fit_temperature(p, truth) > 10
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-600, 0), min_size=2, max_size=5), st.floats(0.05, 400))
+def test_a_temperature_divides_scores_of_any_size(scores: list[float], temperature: float) -> None:
+    p = softmax([scores], axis=1)
+    assert calibration.at_temperature(p, temperature) == pytest.approx(
+        softmax(np.array([scores]) / temperature, axis=1)
+    )
 
 
 def test_answers_without_an_error_fit_no_temperature() -> None:

@@ -17,8 +17,10 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from medlit.data.collate import Collator, TokenisedNote
 from medlit.data.labels import LabelSet
-from medlit.model.metrics import Scores, SpecialtyMetrics
+from medlit.model.decoding import Answers
+from medlit.model.metrics import Scores, SpecialtyMetrics, batch_results
 
 
 def scores(truth: list[int], answers: list[int], k: int, batch: int = 1000) -> Scores:
@@ -117,3 +119,13 @@ def test_any_of_a_note_s_labels_is_right(notes: list[tuple[list[int], int]]) -> 
     assert {k: v for k, v in found.items() if k not in unlike} == {k: v for k, v in strict.items() if k not in unlike}
     assert [*found["per_class"].values()] == [*strict["per_class"].values()], "the first label counts there"
     assert strict["any_of_accuracy"] == strict["accuracy"]
+
+
+def test_results_have_the_probabilities_that_float32_rounds_to_0() -> None:
+    note = TokenisedNote(row=0, id="a", text_hash="f0", input_ids=[1, 2], cut_tokens=0, specialty="Urology")
+    nats, names = torch.tensor([[0.0, -200.0]]), ("Neurology", "Urology")
+    batch = Collator(lambda _: [3], 0, label_names=names).evaluate([note])
+    answers = Answers(torch.tensor([0]), [names[0]], nats.softmax(dim=1), nats)
+    found = batch_results(batch, batch.accepted, answers, LabelSet(names)).probabilities
+    assert found is not None
+    assert np.log(found) == pytest.approx(nats.numpy())

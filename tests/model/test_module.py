@@ -358,7 +358,7 @@ def too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
         def answer(prompts: Prompts) -> Answers:
             labels = torch.tensor([(row + (row % 3 == 0)) % 3 for row in prompts.rows])
             scores = 6.0 * torch.nn.functional.one_hot(labels, len(label_set)).float()
-            return Answers(labels, ["" for _ in prompts.rows], scores.softmax(dim=1))
+            return Answers(labels, ["" for _ in prompts.rows], scores.softmax(dim=1), scores)
 
         return answer
 

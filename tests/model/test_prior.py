@@ -15,7 +15,7 @@ from medlit.data.collate import Collator, unnamed_rows
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
 from medlit.evaluation.results import FloatArray, IntArray, Results
-from medlit.model.decoding.likelihood import Answers, apply_prior
+from medlit.model.decoding.likelihood import Answers, apply_prior, apply_temperature
 from medlit.model.prior import TokenPrior
 
 LABELS = LabelSet(("Cardiology", "Neurology", "Urology"))
@@ -189,3 +189,14 @@ def test_answers_follow_the_product() -> None:
     assert product.probabilities is not None
     assert torch.allclose(product.probabilities, (nats + torch.tensor(prior)).softmax(1).float())
     assert product.label_nats is nats, "the loss is the language model's own"
+
+
+def test_a_temperature_undoes_the_power_of_a_prior() -> None:
+    """At a power of 30 the second label's share, e^-3 of the prior, is e^-90: 0 in float32, and 0.05 at 30."""
+    nats, prior = torch.zeros(1, 3), np.array([[0.0, -3.0, -12.0]])
+    product = apply_prior(
+        Answers(torch.tensor([0]), ["Cardiology"], nats.softmax(1), nats, nats), 30 * prior, LABELS.names
+    )
+    wanted = torch.from_numpy(prior).softmax(1)
+    found = apply_temperature(product, 30.0)
+    torch.testing.assert_close(found.probabilities, wanted.float())

@@ -14,7 +14,7 @@ from medlit.evaluation.results import BoolArray, FloatArray, IntArray
 
 BINS = 10
 _SMALLEST = 1e-15  # the log loss of a probability that was rounded to 0 would be infinite
-_TEMPERATURES = (0.05, 20.0)  # search range
+_LOG_TEMPERATURES = (np.log(0.05), np.log(20.0))  # search range
 _POWERS = (0.0, 20.0)
 
 
@@ -72,17 +72,21 @@ def fit_temperature(probabilities: FloatArray, truth: IntArray, power: float = 1
     """
     if np.isfinite(probabilities).all() and (probabilities.argmax(axis=1) == truth).all():
         return max(1.0, power)
-    best = minimize_scalar(
-        lambda log_t: log_loss(at_temperature(probabilities, float(np.exp(log_t))), truth),
-        bounds=tuple(np.log(_TEMPERATURES)),
-        method="bounded",
-    )
+    logs = log_probabilities(probabilities)
+    # Not `log_loss`, whose least probability would put a bound on what an error costs at a low temperature.
+    margins = logs - logs[np.arange(len(truth)), truth][:, None]
+    best = minimize_scalar(lambda t: logsumexp(margins / np.exp(t), axis=1).mean(), bounds=_LOG_TEMPERATURES)
     return float(np.exp(best.x))
+
+
+def log_probabilities(probabilities: FloatArray) -> FloatArray:
+    """Their logarithms, finite for 0 too."""
+    return np.asarray(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)))
 
 
 def at_temperature(probabilities: FloatArray, temperature: float) -> FloatArray:
     """Divide log-probabilities by a temperature and normalise; the order of the labels does not change."""
-    return np.asarray(softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1))
+    return np.asarray(softmax(log_probabilities(probabilities) / temperature, axis=1))
 
 
 def fit_powers(logs: Sequence[FloatArray], labels: BoolArray) -> tuple[float, ...]:

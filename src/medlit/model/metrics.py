@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.nn import functional
 from torchmetrics import Metric
 
 from medlit.data.collate import EvalBatch
@@ -112,7 +111,7 @@ def _ids_in(label_set: LabelSet, names: tuple[str, ...]) -> Tensor:
 
 def batch_results(batch: EvalBatch, accepted: Tensor, answers: Answers, label_set: LabelSet) -> Results:
     """Results of B notes with their `label_ids`; without the notes' text and the raw answers."""
-    prompts, given = batch.prompts, answers.probabilities
+    prompts, scores = batch.prompts, answers.log_likelihoods
     return Results(
         names=label_set.names,
         rows=np.array(prompts.rows),
@@ -121,8 +120,8 @@ def batch_results(batch: EvalBatch, accepted: Tensor, answers: Answers, label_se
         truth=accepted[:, 0].numpy().astype(np.int64),
         accepted=[list(dict.fromkeys(own)) for own in accepted.tolist()],
         answer=answers.label_ids.cpu().numpy(),
-        # Rows of float32 add up to 1 to seven digits only.
-        probabilities=None if given is None else functional.normalize(given.double(), p=1, dim=1).cpu().numpy(),
+        # In float32 rows add up to 1 to seven digits only, and labels that a temperature or a prior lifts become 0.
+        probabilities=None if scores is None else scores.double().softmax(dim=1).cpu().numpy(),
         tokens=prompts.attention_mask.sum(dim=1).cpu().numpy(),
         cut_tokens=np.array(prompts.cut_tokens),
     )

@@ -26,7 +26,7 @@ from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.data.notes import specialties_of
 from medlit.errors import UserError
-from medlit.evaluation.calibration import fit_powers, power_product
+from medlit.evaluation.calibration import fit_powers, log_probabilities, power_product
 from medlit.evaluation.results import FloatArray, IntArray, Results
 
 PRIOR_FILE = "prior.safetensors"
@@ -101,7 +101,7 @@ class TokenPrior:
         `results` are the language model's own, with probabilities; `of_split` is `of_rows` of the whole split.
         """
         assert results.probabilities is not None
-        logs = np.log(np.maximum(results.probabilities, np.finfo(np.float64).tiny)), of_split[results.rows]
+        logs = log_probabilities(results.probabilities), of_split[results.rows]
         of_model, of_prior = fit_powers(logs, results.label_mask)
         prior = replace(self, power=of_prior / max(of_model, _LEAST_POWER))
         product = power_product(logs, (1.0, prior.power))

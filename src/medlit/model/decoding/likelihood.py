@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from medlit.data.collate import Prompts
 from medlit.data.labels import LabelSet
 from medlit.errors import UserError
-from medlit.evaluation.calibration import at_temperature
 from medlit.evaluation.results import FloatArray
 from medlit.model.decoding.kv_cache import Prefix, read_prompts
 from medlit.model.decoding.trie import ROOT, TokenTrie
@@ -31,8 +30,7 @@ class Answers(NamedTuple):
     label_ids: Tensor  # 0 .. K-1, or K for an answer that is not a label, (B,) int64
     texts: list[str]  # raw answers, special tokens removed, B of them
     probabilities: Tensor | None = None  # of the K labels, (B, K) float32, rows sum to 1; None from `generate`
-    # scores whose softmax over labels the probabilities are, in nats, (B, K) float32; None where there are no
-    # probabilities.
+    # scores whose softmax the probabilities are, in nats, (B, K) float32 or float64; None where there are none.
     log_likelihoods: Tensor | None = None
     # log-likelihood of each label with its EOS, in nats, (B, K) float32; None where the labels were not scored.
     label_nats: Tensor | None = None
@@ -40,10 +38,10 @@ class Answers(NamedTuple):
 
 def apply_temperature(answers: Answers, temperature: float | None) -> Answers:
     """The same answers with their probabilities at a temperature; None leaves them."""
-    if temperature is None or answers.probabilities is None:
+    if temperature is None or answers.log_likelihoods is None:
         return answers
-    scaled = at_temperature(answers.probabilities.double().cpu().numpy(), temperature)
-    return answers._replace(probabilities=torch.from_numpy(scaled).float())
+    scaled = answers.log_likelihoods.double() / temperature
+    return answers._replace(probabilities=scaled.softmax(dim=1).float(), log_likelihoods=scaled)
 
 
 def apply_prior(answers: Answers, prior: FloatArray, names: tuple[str, ...]) -> Answers:
@@ -56,7 +54,7 @@ def apply_prior(answers: Answers, prior: FloatArray, names: tuple[str, ...]) -> 
 def _answers(label_ids: Tensor, scores: Tensor, label_nats: Tensor | None, names: tuple[str, ...]) -> Answers:
     """These labels as answers, with the scores of all K labels, (B, K)."""
     texts = [names[label] for label in label_ids.tolist()]
-    return Answers(label_ids, texts, scores.softmax(dim=1).float(), scores.float(), label_nats)
+    return Answers(label_ids, texts, scores.softmax(dim=1).float(), scores, label_nats)
 
 
 class LabelScorer:

@@ -65,8 +65,11 @@ class _Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         weight: Any = self._head.weight
         plain = not torch.is_grad_enabled() and type(self._head) is nn.Linear and self._head.bias is None
-        if plain and hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
-            return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
+        if plain and weight.dtype in (torch.bfloat16, torch.float16):
+            if hidden.is_cuda:
+                return torch.mm(hidden[0].to(weight.dtype), weight.t(), out_dtype=torch.float32)[None]
+            # A CPU has no such product, and a copy of a whole head in float32 takes gigabytes.
+            return torch.cat([hidden[0].float() @ part.float().t() for part in weight.split(4096)], dim=1)[None]
         if weight.is_floating_point():  # not quantised
             hidden = hidden.to(weight.dtype)
         return self._head(hidden).float()  # type: ignore[no-any-return]

@@ -77,7 +77,6 @@ class Generate:
         Returns unfinished rows that left the trie -> their answers so far, which the cache does not hold yet; and each
         label's log-likelihood, (B, K), if the labels were scored.
         """
-        device = cache.last.device
         # More nodes than the prompts have columns would cost more than they save.
         trie = self.scorer.trie if len(self.scorer.trie) <= cache.mask.shape[1] else TokenTrie.of([])
         hidden = cache.last[:, None]  # (B, 1 + N, D): the root's, then the nodes'
@@ -89,7 +88,7 @@ class Generate:
         left: dict[int, list[int]] = {}
         while places:
             rows, nodes = list(places), list(places.values())
-            at = torch.tensor([rows, nodes], device=device)
+            at = torch.tensor([rows, nodes], device=hidden.device)
             chosen = self.next_tokens(hidden[at[0], 1 + at[1]], rows, answers)
             places = {}
             for row, node, token in zip(rows, nodes, chosen, strict=True):
@@ -110,5 +109,4 @@ class Generate:
 
     def _text(self, answer: list[int]) -> str:
         tokens = answer[:-1] if answer[-1] in self.ends else answer
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -48,8 +48,25 @@ def test_current_settings_override_a_restored_optimizer(learning_rate: float) ->
     apply_settings(optimizer, schedule, Optimizer(learning_rate=learning_rate, weight_decay=0.5, warmup_steps=2))
     group = optimizer.param_groups[0]
     assert group["weight_decay"] == 0.5
-    assert group["lr"] == schedule.get_last_lr()[0] == rate * (learning_rate / 1e-3), "to the bit where it is the same"
+    assert group["lr"] == schedule.get_last_lr()[0] == pytest.approx(rate * (learning_rate / 1e-3))
+    assert group["lr"] == rate or learning_rate != 1e-3, "to the bit where it is the same"
     assert schedule.base_lrs == [learning_rate]
     optimizer.step()
     schedule.step()
     assert group["lr"] == pytest.approx(learning_rate * 5 / 8), "the schedule continues from there"
+
+
+def test_a_fit_that_is_made_longer_has_the_longer_schedule_s_rate_at_once() -> None:
+    """The rate of a fit that has ended is 0, with which the first step after it would change nothing."""
+    settings = Optimizer(learning_rate=1e-3, warmup_steps=0)
+    optimizer = make_optimizer(torch.nn.Linear(4, 2), settings)
+    ended = make_schedule(optimizer, settings, 4)
+    for _ in range(4):
+        optimizer.step()
+        ended.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+    schedule = make_schedule(optimizer, settings, 16)
+    schedule.load_state_dict(ended.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0  # as Lightning restores it
+    apply_settings(optimizer, schedule, settings)
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == pytest.approx(1e-3 * 12 / 16)

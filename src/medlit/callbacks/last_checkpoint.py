@@ -69,6 +69,7 @@ class ValidateLastStep(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the last step and what sets it, and the length of a pass if validations are one pass apart."""
+        self._room: int | None = None  # `max_steps` for a fit that has only its last validation left
         if trainer.state.fn == "fit":
             self.steps_per_epoch: int = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
             self.last = last_step(trainer.max_steps, trainer.max_epochs, self.steps_per_epoch)
@@ -91,8 +92,12 @@ class ValidateLastStep(L.Callback):
                 f"{self.limit}: the checkpoint has been trained for {step} steps and the fit ends after"
                 f" {self.last}; raise it to continue, or run 'medlit validate'."
             )
-        if trainer.max_steps != -1:
-            trainer.fit_loop.epoch_loop.max_steps = step + 1
+        self._room = step + 1
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let Lightning run a last validation alone; by now the schedule is made, which ends at the last step."""
+        if self._room is not None and trainer.max_steps != -1:
+            trainer.fit_loop.epoch_loop.max_steps = self._room
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report the size of the fit; validate at once if no step is left."""

@@ -28,10 +28,9 @@ def make_schedule(optimizer: TorchOptimizer, settings: Optimizer, steps: float) 
 
 
 def apply_settings(optimizer: TorchOptimizer, schedule: LambdaLR, settings: Optimizer) -> None:
-    """Give an optimizer that was restored from a checkpoint the learning rate and decay of the current settings."""
-    peak = settings.learning_rate
-    for group in optimizer.param_groups:
-        rate = group["lr"] * (peak / group["initial_lr"])
-        group |= {"initial_lr": peak, "lr": rate, "weight_decay": settings.weight_decay}
+    """Give an optimizer that was restored from a checkpoint the rate and decay of the current settings and steps."""
+    peak, step = settings.learning_rate, schedule.last_epoch
     schedule.base_lrs = [peak] * len(optimizer.param_groups)
-    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+    schedule._last_lr = [peak * share(step) for share in schedule.lr_lambdas]
+    for group, rate in zip(optimizer.param_groups, schedule._last_lr, strict=True):
+        group |= {"initial_lr": peak, "lr": rate, "weight_decay": settings.weight_decay}

@@ -85,7 +85,7 @@ def learn_other_labels(checkpoint: Checkpoint, trap: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (add_code, "holds code beside its weights, which medlit does not run"),
+        (add_code, "holds code, which medlit does not run"),
         (break_a_weight, "1 weights in .*, such as model.* are not finite numbers"),
         (blow_up_a_weight, "1 weights in .* are not finite numbers"),
         (rename_the_weights, "the checkpoint's .* weights are not this model's"),

@@ -291,7 +291,7 @@ def test_what_packed_attention_would_leave_out_is_refused(routed: Callable[[str]
     settings = {"medlit_row": (row.starts, row.key_starts, row.keys), "scaling": 0.3, "dropout": 0.0}
     whole, _ = attend(None, *heads, None, **settings, is_causal=None, s_aux=None)
     assert whole.shape == (1, len(row.computed), 4, 16)
-    with pytest.raises(UserError, match=r"packed notes leave 's_aux' out of its attention; set data.batching.packing"):
+    with pytest.raises(UserError, match=r"data.batching.packing: packed notes leave 's_aux' out of the base"):
         attend(None, *heads, None, **settings, s_aux=torch.zeros(4))
 
 

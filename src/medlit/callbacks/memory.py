@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning as L
 import psutil
+import torch
 
 from medlit.data.collate import Batch
 from medlit.data.datamodule import TranscriptionDataModule
@@ -48,7 +49,9 @@ class MemoryAdvice(L.Callback):
         best: Any = module.trainer.checkpoint_callback  # every process knows its folder
         last = Path(str(best and best.dirpath), "last.ckpt")
         estimate = None if module.recomputation is None else module.recomputation.footprint
-        message = memory_advice(self.phase, module.language_model, data, MeasuredMemory.now(), estimate)
+        bytes_of_gpu = torch.cuda.is_available() and (torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1])
+        measured = MeasuredMemory(*(each / GIB for each in bytes_of_gpu or (0, 0)))
+        message = memory_advice(self.phase, module.language_model, data, measured, estimate)
         kept = module.trainer.state.fn == "fit" and last.exists()
         return UserError(message + f" The last good checkpoint is {last}." * kept)
 

@@ -255,17 +255,15 @@ class MedlitCLI(LightningCLI):
                 raise self.memory.out_of_memory_error(self.model, self.datamodule) from error
             except torch._dynamo.exc.BackendCompilerFailed as error:  # a fault of PyTorch's or of Unsloth's
                 base = config.model.language_model.base_model
-                raise UserError(
-                    f"model.language_model.base_model: PyTorch {torch.__version__} does not compile the layers of"
-                    f" {base}; set TORCHDYNAMO_DISABLE=1, or choose another base model."
-                ) from error
+                fault = f"PyTorch {torch.__version__} does not compile the layers of {base}"
+                remedy = "set TORCHDYNAMO_DISABLE=1, or choose another base model"
+                raise UserError(f"model.language_model.base_model: {fault}; {remedy}.") from error
             except RuntimeError as error:
                 if "find_unused_parameters" not in str(error):
                     raise
-                raise UserError(
-                    "model.lora.target_modules: a step has not used all adapters, which several processes cannot train;"
-                    " name layers that every note uses, or set trainer.devices to 1."
-                ) from error
+                fault = "a step has not used all adapters, which several processes cannot train"
+                remedy = "name layers that every note uses, or set trainer.devices to 1"
+                raise UserError(f"model.lora.target_modules: {fault}; {remedy}.") from error
         if (written := self.predictions.written or self.report.written) is not None:
             if subcommand == "fit":
                 run = shlex.quote(str(written))

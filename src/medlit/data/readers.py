@@ -8,7 +8,6 @@ READERS, at the end of this file, names the formats.
 import glob
 import itertools
 import json
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,6 @@ Row = dict[str, str | list[str | None] | None]
 
 MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
 _EXCEL_AS_IT_IS: dict[str, Any] = {"header": None, "dtype": object, "na_filter": False, "engine": "openpyxl"}
-_EXCEL_ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")  # a carriage return in a cell is _x000D_
 _LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
 _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
@@ -149,9 +147,7 @@ def _read_parquet(path: Path, columns: Columns) -> Dataset:
         if pq.read_metadata(path).num_rows == 0:
             raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
         features = Features.from_arrow_schema(kept)
-        pattern = glob.escape(
-            str(path)
-        )  # as `datasets` takes it for one: `notes[1].parquet` would mean `notes1.parquet`
+        pattern = glob.escape(str(path))  # else `notes[1].parquet` would mean `notes1.parquet`
         return Dataset.from_parquet(pattern, cache_dir=str(cache_folder()), columns=kept.names, features=features)
     except (pa.ArrowException, OSError, DatasetGenerationError):
         raise _damaged(path, "Parquet file") from None
@@ -197,9 +193,11 @@ def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
 
 def _excel_texts(rows: pd.DataFrame) -> Iterator[list[str]]:
     """Yield the text of each row's cells; that of an error, such as #N/A, which pandas reads as NaN, is empty."""
+    from openpyxl.utils.escape import unescape  # pandas imports it for a workbook, too
+
     for row in rows.itertuples(index=False, name=None):
         texts = ("" if value != value else str(value) for value in row)
-        yield [whole_characters(_EXCEL_ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)) for text in texts]
+        yield [whole_characters(unescape(text)) for text in texts]  # a carriage return in a cell is _x000D_
 
 
 def _damaged(path: Path, kind: str) -> UserError:

@@ -91,15 +91,11 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
-            raise UserError(
-                "data.split.shares: train, validation and test need three shares that add up to 1, such as [0.8, 0.1,"
-                f" 0.1], not {list(self.shares)}."
-            )
+            fault = f"train, validation and test need three shares that add up to 1, not {list(self.shares)}"
+            raise UserError(f"data.split.shares: {fault}; give such as [0.8, 0.1, 0.1].")
         if self.folds < 3 or not 0 <= self.fold < self.folds:
-            raise UserError(
-                f"data.split.fold: choose at least 3 folds, and one from 0 to folds - 1, not {self.fold} of"
-                f" {self.folds}."
-            )
+            given = f"{self.fold} of {self.folds}"
+            raise UserError(f"data.split.fold: choose at least 3 folds, and one from 0 to folds - 1, not {given}.")
         if self.near_threshold is not None and not 0 < self.near_threshold <= 1:
             raise UserError(f"data.split.near_threshold: must be in (0, 1] or null, not {self.near_threshold}.")
 

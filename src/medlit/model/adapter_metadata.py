@@ -5,7 +5,6 @@ Length limit and number formats need not: a config states its own, and `Specialt
 those in the file. Temperature and thresholds are fitted to the validation notes and kept in the adapter's file alone.
 """
 
-import json
 import math
 import stat
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from medlit.atomic_io import write_json
+from medlit.atomic_io import read_json, write_json
 from medlit.base_model import load_tokenizer
 from medlit.data.labels import LabelSet
 from medlit.data.prompt import INSTRUCTION, PROMPTS, ChatPrompt, PromptFormat
@@ -65,7 +64,6 @@ class AdapterMetadata:
         label_set: LabelSet,
         instruction: str = INSTRUCTION,
         max_response_tokens: int = 32,
-        data: DataFingerprint | None = None,
     ) -> Self:
         """The metadata of a model with these settings; a UserError if they need a chat template that it lacks."""
         of = language_model
@@ -77,7 +75,6 @@ class AdapterMetadata:
             labels=list(label_set.names),
             instruction=instruction,
             inference=InferenceSettings(of.max_length, max_response_tokens, of.load_in_4bit, of.dtype, of.load_in_fp8),
-            data=data,
             template=_chat_template(of.base_model, of.revision) if of.prompt_format == "chat" else None,
         )
 
@@ -126,8 +123,8 @@ class AdapterMetadata:
     def read(cls, file: Path) -> Self:
         """Read a metadata file, and from PEFT's beside it how the weights apply; a UserError if one is damaged."""
         try:
-            values = {**json.loads(file.read_text(encoding="utf-8"))}
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            values = read_json(file)
+        except (ValueError, RecursionError, TypeError) as error:
             raise UserError(f"model.adapter: {file} is damaged; copy the adapter's folder again.") from error
         metadata = cls.from_dict(values, f"model.adapter: {file}")
         if not (peft := file.with_name(PEFT_FILE)).is_file():
@@ -160,7 +157,7 @@ def _chat_template(base_model: str, revision: str | None) -> str:
 def read_peft_config(file: Path) -> tuple[dict[str, Any], Lora]:
     """All of an `adapter_config.json`, and its LoRA settings; a UserError if damaged or not run by medlit."""
     try:
-        config = {**json.loads(file.read_text(encoding="utf-8"))}
+        config = read_json(file)
     except (OSError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"model.adapter: {file} is missing or broken; copy the adapter's folder again.") from error
     try:

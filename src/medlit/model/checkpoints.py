@@ -63,16 +63,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         broken = _not_finite({"state_dict": checkpoint["state_dict"]})
     except Exception as error:  # the unpickler raises any class for a file that is not a checkpoint
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"ckpt_path: {path} holds code beside its weights, which medlit does not run; use one that medlit"
-                " wrote."
-            ) from error
+            raise UserError(f"ckpt_path: {path} holds code, which medlit does not run; use one of medlit's.") from error
         raise _no_checkpoint(path) from error
     if broken:
-        raise UserError(
-            f"ckpt_path: {len(broken)} weights in {path}, such as {broken[0]}, are not finite numbers; use an earlier"
-            " checkpoint."
-        )
+        found = f"{len(broken)} weights in {path}, such as {broken[0]}, are not finite numbers"
+        raise UserError(f"ckpt_path: {found}; use an earlier checkpoint.")
     return checkpoint  # type: ignore[no-any-return]
 
 

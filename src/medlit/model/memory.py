@@ -11,7 +11,7 @@ bfloat16; the tests compare the estimate with peaks measured on an H100.
 import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -89,19 +89,11 @@ class Footprint:
         return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
 
 
-@dataclass(frozen=True)
-class MeasuredMemory:
+class MeasuredMemory(NamedTuple):
     """GPU memory measured during a run, in GiB."""
 
     peak: float  # the most in use so far; when the memory is full, a lower bound of what is needed
     total: float  # of the GPU; 0 without one
-
-    @classmethod
-    def now(cls) -> Self:
-        """Measure this process's GPU."""
-        if not torch.cuda.is_available():
-            return cls(0.0, 0.0)
-        return cls(torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
 
 
 def footprint(config: Any, weights: int, trained: int, dora: bool = False) -> Footprint:  # noqa: ANN401 - as above

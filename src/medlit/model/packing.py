@@ -139,10 +139,9 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
         arguments, read = shared_row(ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
         if not shares_beginning(inner):  # a mask of four dimensions is taken as it is
             arguments[_ROW], arguments["attention_mask"] = arguments.pop("causal_mask"), ids.new_zeros(1, 1, 0, 0)
-    tokens = arguments["input_ids"].numel()
     if recomputation is not None:
-        recomputation.prepare(tokens)
-    setattr(inner, _READ, read if 2 * len(read) <= tokens else None)
+        recomputation.prepare(arguments["input_ids"].numel())
+    setattr(inner, _READ, read if 2 * len(read) <= sum(batch.lengths) else None)
     try:
         with block_masks(inner, batch.starts, ids) if is_softcapped else contextlib.nullcontext():
             hidden: Tensor = inner(**arguments)[0]
@@ -285,10 +284,8 @@ def route_stock_layers(model: nn.Module, kernel: Kernel) -> bool:
         if (row := settings.pop(_ROW, None)) is None:
             return stock(*inputs, **settings)
         if unsupported := {name for name, value in settings.items() if value is not None} - _SUPPORTED:
-            raise UserError(
-                f"model.language_model.base_model: packed notes leave {min(unsupported)!r} out of its attention; set"
-                " data.batching.packing to false."
-            )
+            fault = f"packed notes leave {min(unsupported)!r} out of the base model's attention"
+            raise UserError(f"data.batching.packing: {fault}; set it to false.")
         _, *heads, _ = inputs
         if torch.is_autocast_enabled(device := heads[0].device.type):  # SDPA casts by itself
             heads = [x.to(torch.get_autocast_dtype(device)) for x in heads]

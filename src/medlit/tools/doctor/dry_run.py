@@ -222,11 +222,10 @@ def memory_result(needed: FitMemory, free: int, place: str, tokens: int) -> Chec
     remedy = f"set data.batching.{larger} or model.language_model.max_length lower, or choose a smaller base model"
     if needed.evaluation <= needed.training and needed.layers_kept > 1:
         remedy = f"set model.language_model.gradient_checkpointing to 'unsloth', or {remedy}"
-    if needed.total > SLACK * free:
-        return CheckResult("memory", "fail", found, remedy)
-    if needed.total > 0.9 * free:
-        return CheckResult("memory", "warn", f"{found}; that is close", remedy)
-    return CheckResult("memory", "ok", found)
+    if needed.total <= 0.9 * free:
+        return CheckResult("memory", "ok", found)
+    is_close = needed.total <= SLACK * free
+    return CheckResult("memory", "warn" if is_close else "fail", found + "; that is close" * is_close, remedy)
 
 
 def _measured(cli: DryRunCLI, needed: FitMemory) -> Iterator[CheckResult]:

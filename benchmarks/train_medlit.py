@@ -65,7 +65,7 @@ class StepClock(L.Callback):
         self._last, self._count = self.now(), 0
         self.lora_parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         if (choice := pl_module.recomputation) is not None:
-            prepare = choice.prepare  # it is told how many tokens are computed, a common beginning once
+            prepare = choice.prepare  # its tokens are those computed, a common beginning once
 
             def estimated(tokens: int) -> int:
                 kept: int = prepare(tokens)

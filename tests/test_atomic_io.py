@@ -274,3 +274,26 @@ def test_a_fit_in_a_read_only_folder_keeps_its_checkpoint(
     assert outcome.code == 2
     assert "last.ckpt cannot be written (Read-only file system)" in outcome.err
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_folder_that_was_moved_stays_when_the_disk_then_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def fail_after(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").resolve() == tmp_path.resolve():  # whose entry has changed
+            raise OSError(errno.EIO, "Input/output error")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_after)
+    with pytest.raises(OSError, match="Input/output"):
+        fill(tmp_path / "adapter", "weights", text="new")
+    assert content(tmp_path / "adapter") == {"weights": "new"}
+
+
+@pytest.mark.parametrize("text", ["[]", '""', '[["a", "b"]]', "7", "null"])
+def test_json_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(TypeError):
+        atomic_io.read_json(tmp_path / "a.json")

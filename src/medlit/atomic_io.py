@@ -67,7 +67,7 @@ def link_target(path: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {**json.loads(path.read_text(encoding="utf-8"))}  # a TypeError for anything else
 
 
 def write_json(path: Path, values: object) -> None:
@@ -95,8 +95,8 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
             try:
                 replace(temporary, folder)
                 return
-            except OSError:  # where the folder holds files
-                if not folder.is_dir():
+            except OSError:  # also where the folder holds files; they are replaced one by one
+                if not (temporary.is_dir() and folder.is_dir()):
                     raise
             files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
             for file in files:

@@ -895,21 +895,23 @@ def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -
     assert refused("fit", "--config", "broken.yaml").startswith("medlit: config: broken.yaml, line 2: no valid YAML (")
     (tmp_path / "broken.yaml").write_text("data:\n\tsource: notes\n")
     assert "config: broken.yaml, line 2: no valid YAML (found character" in refused("fit", "--config", "broken.yaml")
+    (tmp_path / "broken.yaml").write_text("2024-13-45: no day\n")
+    assert "config: broken.yaml: no valid YAML (month must be in 1..12)" in refused("fit", "--config", "broken.yaml")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
 def test_a_config_in_another_encoding(refused: Refused, tmp_path: Path, encoding: str) -> None:
     (tmp_path / "own.yaml").write_text("data: {labels: {aliases: {Pädiatrie: Pediatrics}}}\n", encoding=encoding)
     said = refused("fit", "--config", "own.yaml")
-    assert said == "medlit: config: own.yaml is not in UTF-8; save it in this encoding."
+    assert said == "medlit: config: own.yaml is not text in UTF-8; save it as such."
 
 
 def test_labels_that_yaml_does_not_read_as_text(refused: Refused, tmp_path: Path) -> None:
     for rules, fault in {
         "aliases: {17: Cardiology}": "data.labels.aliases: 17 is not text in YAML; put what the table has in quotes.",
         "aliases: {Yes: Cardiology}": "data.labels.aliases: True is not text in YAML",
-        "aliases: {Heart: 17}": "data.labels.aliases: must be a mapping of texts, numbers in quotes, not 17",
-        "drop: [17]": "data.labels.drop: must be a list of texts, numbers in quotes, not 17",
+        "aliases: {Heart: 17}": "data.labels.aliases: must be a mapping of texts; quote numbers, not 17",
+        "drop: [17]": "data.labels.drop: must be a list of texts; quote numbers, not 17",
     }.items():
         (tmp_path / "own.yaml").write_text(f"data: {{labels: {{{rules}}}}}\n")
         assert fault in refused("fit", "--config", "own.yaml")
@@ -918,8 +920,14 @@ def test_labels_that_yaml_does_not_read_as_text(refused: Refused, tmp_path: Path
 @pytest.mark.parametrize("note", ["-chest pain", "-chest: pain", "-heart pain"])
 def test_a_note_that_begins_like_a_flag_is_not_repeated(refused: Refused, note: str) -> None:
     said = refused("predict", "--data.predict.text", note)
-    assert "argument --data.predict.text: expected one argument, and one that begins with a dash follows '='" in said
+    assert "argument --data.predict.text: expected one argument; write one that begins with a dash as" in said
     assert "pain" not in said
+
+
+def test_a_note_without_quotes_is_not_repeated(refused: Refused) -> None:
+    said = refused("predict", "--data.predict.text", "Patient", "John", "Smith")
+    assert said.startswith("medlit: data.predict.text: a note of several words needs quotes; ")
+    assert "John" not in said
 
 
 def test_one_value_for_all_settings_of_the_model(refused: Refused, tmp_path: Path) -> None:

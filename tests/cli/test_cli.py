@@ -939,6 +939,9 @@ def test_a_trained_run_is_not_evaluated_with_untrained_weights(
     assert outcome.code == 2
     assert "no weights are named; add --ckpt_path best" in outcome.err
     assert files(run) == before
+    (run / "checkpoints" / "best.ckpt").unlink()
+    outcome = run_medlit(verb, "--config", tiny_config, "--run_dir", run)
+    assert "no weights are named; add --ckpt_path last" in outcome.err
 
 
 @pytest.mark.usefixtures("run")

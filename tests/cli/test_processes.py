@@ -227,7 +227,7 @@ def test_a_signal_is_not_forwarded(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("has_results", [False, True])
+@pytest.mark.parametrize("has_progress", [False, True])
 def test_a_signal_before_the_first_step_ends_the_process(number: int, has_results: bool) -> None:
     """Sent to a process group, it has ended the processes that compile kernels, and PyTorch waits for these forever."""
     ended: list[int] = []

@@ -599,6 +599,9 @@ def test_an_error_in_a_workbook_is_an_empty_cell(tmp_path: Path) -> None:
 
     assert "row 2 (id 1): there is no label" in fault(tmp_path / "n.xlsx")
     assert load(tmp_path / "n.xlsx", require_labels=False)["all"]["specialty"][:] == ["1", None, "0"]
+    book.active.append(["#N/A", "#N/A", "#N/A"])
+    book.save(tmp_path / "n.xlsx")
+    assert "row 4" in fault(tmp_path / "n.xlsx", require_labels=False), "a row of errors alone is not a blank one"
 
 
 def test_carriage_returns_of_a_workbook_end_lines(tmp_path: Path) -> None:

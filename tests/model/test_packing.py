@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from medlit.model.packing import (
     route_stock_layers,
     share_beginning,
     softcapped,
+    states_read,
 )
 from medlit.unsloth_first import import_unsloth
 
@@ -259,6 +260,29 @@ def test_another_attention_of_transformers_is_replaced_by_sdpa(
     assert causal_lm(model).config._attn_implementation == "sdpa"
     batch = Collator(lambda _: [7], 0).packed(notes_with(WINDOW), 1)
     assert_same_gradient(model, loss_sum(model, batch), loss_sum(model, batch.padded()))
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 30])
+def test_no_place_is_read_twice(tokens: int) -> None:
+    """Where the prompts are trained on too, each note reads the common beginning, and the last layer is whole."""
+
+    class Body(nn.Module):
+        config = tiny_model("llama").config
+        read: ClassVar[list[Tensor]] = []
+
+        def forward(self, input_ids: Tensor, **_: object) -> tuple[Tensor]:
+            self.read += [value for value in vars(self).values() if isinstance(value, Tensor)]
+            return (torch.zeros(1, input_ids.shape[1], 8),)
+
+    inner = Body()
+    setattr(inner, PACKS, True)
+    notes = [
+        TokenisedNote(row=i, id=str(i), text_hash="", input_ids=[*range(5, 5 + tokens)], cut_tokens=0, specialty="a")
+        for i in range(2)
+    ]
+    for mask_prompt in (True, False):
+        states_read(inner, Collator(lambda _: [3, 4], 0, mask_prompt).packed(notes, 1), None)
+    assert [len(read) for read in inner.read] == [4], "the answers' tokens, or all"
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

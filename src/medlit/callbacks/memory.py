@@ -49,8 +49,9 @@ class MemoryAdvice(L.Callback):
         best: Any = module.trainer.checkpoint_callback  # every process knows its folder
         last = Path(str(best and best.dirpath), "last.ckpt")
         estimate = None if module.recomputation is None else module.recomputation.footprint
-        bytes_of_gpu = torch.cuda.is_available() and (torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1])
-        measured = MeasuredMemory(*(each / GIB for each in bytes_of_gpu or (0, 0)))
+        measured = MeasuredMemory(0, 0)
+        if torch.cuda.is_available():
+            measured = MeasuredMemory(torch.cuda.max_memory_allocated() / GIB, torch.cuda.mem_get_info()[1] / GIB)
         message = memory_advice(self.phase, module.language_model, data, measured, estimate)
         kept = module.trainer.state.fn == "fit" and last.exists()
         return UserError(message + f" The last good checkpoint is {last}." * kept)

@@ -24,7 +24,7 @@ from medlit.errors import UserError, tell
 from medlit.paths import local_path
 from medlit.predictions.shards import find_shards
 from medlit.predictions.table import PREDICTIONS
-from medlit.run_folder import check_run
+from medlit.run_folder import ALIASES, check_run
 
 
 def check_device(accelerator: Any, devices: Any) -> None:  # noqa: ANN401 - whatever Lightning's Trainer accepts
@@ -79,12 +79,12 @@ def check_weights_named(run_dir: Path | None, model: Namespace) -> None:
     """Check that a command without --ckpt_path does not evaluate a new adapter instead of a run's; report a new one."""
     if model.adapter is not None or model.lora is None:
         return
-    if run_dir is None:
-        tell("weights: none are named, so the base model answers; --ckpt_path best takes those of a fit")
-        return
-    check_run(run_dir, "a fit, or --model.adapter")
-    if (run_dir / "checkpoints" / "best.ckpt").is_file():
-        raise UserError("run_dir: no weights are named; add --ckpt_path best, or --model.lora null for the base model.")
+    if run_dir is not None:
+        check_run(run_dir, "a fit, or --model.adapter")
+        if named := [name for name in ALIASES if (run_dir / "checkpoints" / f"{name}.ckpt").is_file()]:
+            remedy = f"add --ckpt_path {named[0]}, or --model.lora null for the base model"
+            raise UserError(f"run_dir: no weights are named; {remedy}.")
+    tell("weights: none are named, so the base model answers; --ckpt_path best takes those of a fit")
 
 
 def silence_warnings() -> None:

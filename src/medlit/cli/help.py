@@ -124,6 +124,8 @@ class Parser(LightningArgumentParser):
         if unknown := _UNKNOWN.search(message):
             if (word := unknown["word"] or "").endswith((".yaml", ".yml")):
                 return f"{word}: put --config before each config; {manual}"
+            if word and verb == "predict":  # it may be one of a note
+                return f"data.predict.text: a note of several words needs quotes; {manual}"
             name = word or unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
             own = setting_names(tool_parser(verb)) if verb in TOOLS else ()
             similar = difflib.get_close_matches(name, {*setting_names(self), *own}, 1)
@@ -137,7 +139,7 @@ class Parser(LightningArgumentParser):
             reason = class_error(reason) or reason
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         if message.endswith("expected one argument"):
-            message += ", and one that begins with a dash follows '=', without a space"
+            message += "; write one that begins with a dash as --NAME=-VALUE"
         return f"{message}; {manual}"
 
 
@@ -165,7 +167,7 @@ def setting_names(parser: argparse.ArgumentParser) -> Iterator[str]:
 def describe(kind: Any) -> str | None:  # noqa: ANN401 - a type annotation
     """What a value of a type is, in words such as 'an integer or null'; None if that takes more than a phrase."""
     if (plain := get_origin(kind) or kind) in _WORDS:
-        return _WORDS[plain] + " of texts, numbers in quotes" * (get_args(kind)[-1:] == (str,))
+        return _WORDS[plain] + " of texts; quote numbers" * (get_args(kind)[-1:] == (str,))
     if isinstance(kind, type) and kind.__module__ == "medlit.number_types":
         return kind.__doc__
     if get_origin(kind) is Literal:

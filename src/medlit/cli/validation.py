@@ -203,13 +203,15 @@ def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
     is_file = os.path.isfile(config)
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8") if is_file else config)
-    except UnicodeDecodeError:
-        raise UserError(f"config: {config} is not in UTF-8; save it in this encoding.") from None
-    except (yaml.YAMLError, OSError) as error:  # of a text that is no file the parser reports it
-        if is_file and isinstance(error, yaml.MarkedYAMLError) and (at := error.problem_mark):
-            fault = f"config: {config}, line {at.line + 1}: no valid YAML"
-            raise UserError(f"{fault} ({error.problem}); correct it.") from error
-        return config, {}
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        if not is_file or isinstance(error, OSError):  # the parser reports it
+            return config, {}
+        if isinstance(error, UnicodeDecodeError | yaml.reader.ReaderError):
+            raise UserError(f"config: {config} is not text in UTF-8; save it as such.") from None
+        fault = f": no valid YAML ({error})"
+        if isinstance(error, yaml.MarkedYAMLError) and (at := error.problem_mark):
+            fault = f", line {at.line + 1}: no valid YAML ({error.problem})"
+        raise UserError(f"config: {config}{fault}; correct it.") from error
     if not (is_file or group) and isinstance(values, str):
         raise UserError(no_config(config))
     return config if is_file else "the text of --config", _flat(group, values)

@@ -228,10 +228,8 @@ def check_label_column(counts: Mapping[str, int], column: str) -> None:
         raise UserError(f"{column} has {fault}; name the column of the specialties.")
     lists = [name for name in counts if re.fullmatch(r"\[(['\"].*)?\]", name.strip(), re.DOTALL)]
     if lists and len(lists) == sum(map(bool, counts)):
-        raise UserError(
-            f"{column} has lists written as text; store lists in JSON Lines or Parquet, or write 'A; B' and set"
-            " data.labels.separator to ';'."
-        )
+        remedy = "store lists in JSON Lines or Parquet, or write 'A; B' and set data.labels.separator to ';'"
+        raise UserError(f"{column} has lists written as text; {remedy}.")
 
 
 def _fold(key: str) -> str:

@@ -114,10 +114,8 @@ def json_rows(path: str, names: Names, columns: Columns, by_line: bool, lists: N
             if value is not None and not (of_texts if is_list else is_scalar):
                 kind = "a text" if isinstance(value, str) else _JSON_KINDS.get(type(value), "a number")
                 belongs = "a list of texts" if is_list else "text"
-                raise UserError(
-                    f"data.source: {path}, {place}: column {name!r} holds {kind} where {belongs} belongs; correct the"
-                    " row or name another column."
-                )
+                fault = f"column {name!r} holds {kind} where {belongs} belongs"
+                raise UserError(f"data.source: {path}, {place}: {fault}; correct the row or name another column.")
         yield {name: _json_text(row.get(name), name in lists) for name in names}
 
 
@@ -192,11 +190,11 @@ def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
 
 
 def _excel_texts(rows: pd.DataFrame) -> Iterator[list[str]]:
-    """Yield the text of each row's cells; that of an error, such as #N/A, which pandas reads as NaN, is empty."""
+    """Yield the text of each row's cells; that of an error, such as #N/A, which pandas reads as NaN, is a space."""
     from openpyxl.utils.escape import unescape  # pandas imports it for a workbook, too
 
     for row in rows.itertuples(index=False, name=None):
-        texts = ("" if value != value else str(value) for value in row)
+        texts = (" " if value != value else str(value) for value in row)
         yield [whole_characters(unescape(text)) for text in texts]  # a carriage return in a cell is _x000D_
 
 

@@ -92,7 +92,7 @@ class Split:
     def __post_init__(self) -> None:
         if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
             fault = f"train, validation and test need three shares that add up to 1, not {list(self.shares)}"
-            raise UserError(f"data.split.shares: {fault}; give such as [0.8, 0.1, 0.1].")
+            raise UserError(f"data.split.shares: {fault}; for example [0.8, 0.1, 0.1].")
         if self.folds < 3 or not 0 <= self.fold < self.folds:
             given = f"{self.fold} of {self.folds}"
             raise UserError(f"data.split.fold: choose at least 3 folds, and one from 0 to folds - 1, not {given}.")

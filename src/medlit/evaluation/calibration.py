@@ -42,7 +42,7 @@ class Reliability:
     """Bins of equally many notes, the least confident first."""
 
     confidence: FloatArray  # mean confidence of each bin
-    accuracy: FloatArray  # share of correct answers in each bin
+    accuracy: FloatArray  # share of correct answers in each bin; those of equal confidence count as their mean
     notes: IntArray  # number of notes in each bin
 
     @property

@@ -124,10 +124,8 @@ def compare_systems(a: Results, b: Results) -> Comparison:
     """Compare two systems' results; a UserError if notes, texts or labels differ."""
     aligned = align(a, b)
     if aligned is None:
-        raise UserError(
-            "run_dir: the two systems were not tested on the same notes with the same labels; give both the same data"
-            " settings and test again."
-        )
+        fault = "the two systems were not tested on the same notes with the same labels"
+        raise UserError(f"run_dir: {fault}; give both the same data settings and test again.")
     only_a, only_b, p = _mcnemar(a.correct, aligned.correct)
     several = any(len(own) > 1 for own in a.accepted)
     resamples = Resamples(a.truth, np.stack([a.answer, aligned.answer]), a.groups, len(a.names))

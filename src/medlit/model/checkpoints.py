@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         broken = _not_finite({"state_dict": checkpoint["state_dict"]})
     except Exception as error:  # the unpickler raises any class for a file that is not a checkpoint
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(f"ckpt_path: {path} holds code, which medlit does not run; use one of medlit's.") from error
+            raise UserError(f"ckpt_path: {path} holds code, which medlit does not run; use another one.") from error
         raise _no_checkpoint(path) from error
     if broken:
         found = f"{len(broken)} weights in {path}, such as {broken[0]}, are not finite numbers"

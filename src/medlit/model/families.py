@@ -186,10 +186,8 @@ def fit_targets(model: nn.Module, lora: Lora) -> Lora:
             own, base = ({i for i, n in enumerate(names) if re.fullmatch(pattern, n)} for names in spellings)
             if own | base if setting == "target_modules" else own and own == base:  # a pattern is saved as it is
                 continue
-        raise UserError(
-            f"model.lora.{setting}: the base model has no linear layer called {text!r} for an adapter; it has"
-            f" {', '.join(ends) or 'none'}."
-        )
+        fault = f"the base model has no linear layer called {text!r} for an adapter"
+        raise UserError(f"model.lora.{setting}: {fault}; it has {', '.join(ends) or 'none'}.")
     count = len(decoder_layers(model))
     if lora.layers_to_transform and max(lora.layers_to_transform) >= count:
         raise UserError(f"model.lora.layers_to_transform: the base model has {count} layers, from 0 to {count - 1}.")

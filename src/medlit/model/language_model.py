@@ -171,10 +171,14 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     if batch.starts is not None and not (model.training and can_pack(model)):
         batch = batch.padded()
     rows = states_read(body(model), batch, recomputation)  # (S, D)
-    is_recomputed = len(rows) > LOGIT_ROWS and rows.requires_grad
-    loss = (lambda *of: checkpoint(_head_loss, *of, use_reentrant=False)) if is_recomputed else _head_loss
-    parts = zip(*(torch.split(each, LOGIT_ROWS) for each in (rows, batch.targets)), strict=True)
-    return torch.stack([loss(model, *part) for part in parts]).sum()
+    total = rows.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(rows), LOGIT_ROWS):
+        part = slice(start, start + LOGIT_ROWS)
+        if len(rows) > LOGIT_ROWS and rows.requires_grad:
+            total = total + checkpoint(_head_loss, model, rows[part], batch.targets[part], use_reentrant=False)
+        else:
+            total = total + _head_loss(model, rows[part], batch.targets[part])
+    return total
 
 
 def _head_loss(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.suffix == ".yaml" else read_json(path)
+        return {**yaml.safe_load(path.read_text(encoding="utf-8"))} if path.suffix == ".yaml" else read_json(path)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"run_dir: {path} is damaged; run 'medlit test' again, or move it away.") from error
 

@@ -68,10 +68,8 @@ class Verification:
             ) from error
         log_likelihood = np.array(result["log_likelihood"])
         if log_likelihood.shape != reference.log_likelihood.shape or not np.isfinite(log_likelihood).all():
-            raise UserError(
-                f"to: {name} does not give finite log-likelihoods once reloaded, so nothing was written; check the"
-                " weights with 'medlit test'."
-            )
+            fault = "does not give finite log-likelihoods once reloaded, so nothing was written"
+            raise UserError(f"to: {name} {fault}; check the weights with 'medlit test'.")
         if result["tokens"] not in (None, reference.tokens):
             raise UserError(
                 f"to: {name} tokenizes text differently from the base model, so nothing was written; use the versions"

@@ -311,7 +311,8 @@ def report(
     return {
         "notes": len(units.text_hashes),
         "texts": len(set(units.text_hashes)),
-        "folds": len(chosen_folds(options)),
+        "folds": options.folds,
+        **({} if options.only_folds is None else {"only_folds": options.only_folds}),
         "near_threshold": options.near_threshold,
         "scored": options.score,
         "hardware": ", ".join(sorted({outcome["hardware"] for outcome in done})),

@@ -3,7 +3,8 @@ r"""Time the optimizer steps of `medlit fit` as a user runs it, of any version o
     python benchmarks/steps.py --name now --output FILE fit --config configs/llama31_8b.yaml \
         --config configs/models/smollm2_135m.yaml --data.source notes.csv --trainer.max_steps 120 \
         --trainer.num_sanity_val_steps 0 --trainer.limit_val_batches 1 --val_every_steps 1000
-    git worktree add OLD COMMIT; PYTHONPATH=OLD/src python benchmarks/steps.py --name then --output FILE fit ...
+    git worktree add OLD COMMIT
+    PYTHONPATH=OLD/src python benchmarks/steps.py --name then --output FILE fit --config OLD/configs/llama31_8b.yaml ...
 
 Runs add rows to one file: the median seconds of a step after ten of warm-up, and how many were timed. The clock waits
 for the GPU once a step.
@@ -37,6 +38,7 @@ class Clock(pl.Callback):
     def __init__(self, name: str, output: Path) -> None:
         self.name, self.output = name, output
         self.ends: list[float] = []
+        self.writing = 0.0  # seconds spent on the result
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """After the micro-batch that ends a step."""
@@ -45,9 +47,11 @@ class Clock(pl.Callback):
         if trainer.global_step > len(self.ends):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
+            now = time.perf_counter()
+            self.ends.append(now - self.writing)
             if len(self.ends) > WARM_UP + 1:
                 add_row(self.output, self.name, self.ends)
+                self.writing += time.perf_counter() - now
 
 
 def add_row(output: Path, name: str, ends: list[float]) -> None:

@@ -228,7 +228,7 @@ def test_a_signal_is_not_forwarded(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("has_progress", [False, True])
-def test_a_signal_before_the_first_step_ends_the_process(number: int, has_results: bool) -> None:
+def test_a_signal_before_the_first_step_ends_the_process(number: int, has_progress: bool) -> None:
     """Sent to a process group, it has ended the processes that compile kernels, and PyTorch waits for these forever."""
     ended: list[int] = []
     before = {each: signal.getsignal(each) for each in SIGNALS}
@@ -237,10 +237,10 @@ def test_a_signal_before_the_first_step_ends_the_process(number: int, has_result
         signal.signal(number, lambda each, frame: ended.append(each))
         stop = StopOnSignal(LastCheckpoint())
         stop.on_train_start(trainer_with(), module)
-        if has_results:
+        if has_progress:
             stop.on_before_optimizer_step()
         signal.raise_signal(number)
-        assert ended == ([] if has_results else [number])
+        assert ended == ([] if has_progress else [number])
         signal.raise_signal(number)
         assert ended[-1:] == [number]
     finally:

@@ -1,4 +1,4 @@
-"""Run `medlit fit` as a user does and time its steps; shared by `scaling.py`, `large.py` and `offload.py`."""
+"""Run `medlit fit` as a user does and time its steps; for `scaling.py`, `large.py`, `offload.py` and `steps.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def describe(hardware: str) -> dict[str, Any]:
 
     versions = {"torch": torch.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"hardware": hardware, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
+
+
+def add_row(output: Path, row: dict[str, Any], key: Sequence[str], *, tiny: bool = False) -> None:
+    """Write a row into a result; it replaces one that has the same values of `key`. `tiny`: measured on the CPU."""
+    import torch
+
+    result = describe(torch.cuda.get_device_name() if torch.cuda.is_available() and not tiny else "CPU")
+    old = json.loads(output.read_text())["rows"] if output.exists() else []
+    result["rows"] = [*(each for each in old if any(each[name] != row[name] for name in key)), row]
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def fit(

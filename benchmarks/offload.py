@@ -33,7 +33,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests")]
 
-from clocked_fit import describe, fit, parser, say  # noqa: E402
+from clocked_fit import add_row, fit, parser, say  # noqa: E402
 from offload_peers import SYSTEMS as PEERS  # noqa: E402
 
 GIB = 2**30
@@ -60,16 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
             measure(Path(scratch), size, float(budget), int(layers[0]) if layers else None, options)
     print(table(json.loads(options.output.read_text())))
-
-
-def add(output: Path, row: dict[str, Any], tiny: bool) -> None:
-    """Write a row into the result."""
-    import torch
-
-    result = describe("CPU" if tiny else torch.cuda.get_device_name())
-    old = json.loads(output.read_text())["rows"] if output.exists() else []
-    result["rows"] = [*(each for each in old if any(each[key] != row[key] for key in KEY)), row]
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(scratch: Path, size: str, budget: float, layers: int | None, options: argparse.Namespace) -> None:
@@ -99,11 +89,11 @@ def measure(scratch: Path, size: str, budget: float, layers: int | None, options
             row = {"model": size, "layers": layers or LLAMAS[size][2], "budget_gib": budget, "how": how} | found
             row["tokens_per_second"] = round(sum(tokens[warm:]) / sum(seconds[warm:]))
             row["resumed"] = False
-            add(options.output, row, options.tiny)
+            add_row(options.output, row, KEY, tiny=options.tiny)
             say(json.dumps(row | {"seconds": seconds}))
             if options.resume and how in FITS:
                 train(folder, weights, notes, budget, how, options, more=1)
-                add(options.output, row | {"resumed": True}, options.tiny)
+                add_row(options.output, row | {"resumed": True}, KEY, tiny=options.tiny)
                 say("resumed for another step")
         except subprocess.CalledProcessError as error:
             say(f"{how} failed: {error}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import runpy
 import statistics
 import sys
@@ -27,18 +26,17 @@ sys.path[:0] = [str(HERE)]
 sys.path.append(str(HERE.parent / "src"))  # after PYTHONPATH
 
 import lightning.pytorch as pl  # noqa: E402
-from clocked_fit import describe  # noqa: E402
+from clocked_fit import add_row  # noqa: E402
 
 WARM_UP = 10
 
 
 class Clock(pl.Callback):
-    """Notes when each optimizer step ends, and keeps the row up to date."""
+    """Notes when each optimizer step ends, and adds the row when the fit does."""
 
     def __init__(self, name: str, output: Path) -> None:
         self.name, self.output = name, output
         self.ends: list[float] = []
-        self.writing = 0.0  # seconds spent on the result
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """After the micro-batch that ends a step."""
@@ -47,23 +45,16 @@ class Clock(pl.Callback):
         if trainer.global_step > len(self.ends):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            now = time.perf_counter()
-            self.ends.append(now - self.writing)
-            if len(self.ends) > WARM_UP + 1:
-                add_row(self.output, self.name, self.ends)
-                self.writing += time.perf_counter() - now
+            self.ends.append(time.perf_counter())
 
+    def on_train_end(self, *_: object) -> None:
+        """Add the row."""
+        seconds = [end - begin for begin, end in zip(self.ends[WARM_UP:], self.ends[WARM_UP + 1 :], strict=False)]
+        if seconds:
+            row = {"name": self.name, "seconds_per_step": round(statistics.median(seconds), 4), "steps": len(seconds)}
+            add_row(self.output, row, ("name",))
 
-def add_row(output: Path, name: str, ends: list[float]) -> None:
-    """Write a run's row into the result; it replaces one of the same name."""
-    import torch
-
-    seconds = [end - begin for begin, end in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)]
-    result: dict[str, Any] = describe(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
-    old = json.loads(output.read_text())["rows"] if output.exists() else []
-    row = {"name": name, "seconds_per_step": round(statistics.median(seconds), 4), "steps": len(seconds)}
-    result["rows"] = [*(each for each in old if each["name"] != name), row]
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    on_exception = on_train_end  # a fit that a signal stops
 
 
 def main() -> None:

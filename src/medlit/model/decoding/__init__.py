@@ -43,12 +43,13 @@ def make_decoder(
             f"model.decoding.mode: {settings.mode!r} needs the list of labels, and neither the notes nor the weights"
             " have one; give a checkpoint or an adapter, or set it to 'generate'."
         )
-    scorer = LabelScorer(model, TokenTrie.of([prompt.response(name) for name in label_set]))
+    responses = [prompt.response(name) for name in label_set]
+    scorer = LabelScorer(model, TokenTrie.of(responses))
     if settings.mode == "generate":
         ends, most = [prompt.end], settings.max_new_tokens
-        needed, longest = max(((len(prompt.response(name)) - 1, name) for name in label_set), default=(0, ""))  # no EOS
-        if needed > most and longest not in WARNED:
-            tell(f"model.decoding.max_new_tokens: {most} cuts the label {longest!r}, which has {needed} tokens")
+        tokens, longest = max(zip(map(len, responses), label_set, strict=True), default=(0, ""))  # with the EOS
+        if tokens - 1 > most and longest not in WARNED:
+            tell(f"model.decoding.max_new_tokens: {most} cuts the label {longest!r}, which has {tokens - 1} tokens")
             WARNED.add(longest)
         if positions := most_tokens(model):  # as if each prompt were full
             most = min(most, positions - prompt.max_length + prompt.max_response_tokens)

@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         size, budget, *layers = model.split(":")
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
             measure(Path(scratch), size, float(budget), int(layers[0]) if layers else None, options)
+    if not options.output.exists():
+        raise SystemExit("nothing was measured")
     print(table(json.loads(options.output.read_text())))
 
 

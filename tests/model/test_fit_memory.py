@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,12 @@ LLAMA_70B = LLAMA_8B | {
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
 }
+LLAMA_405B = LLAMA_8B | {
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+}
 
 
 def set_budget(monkeypatch: pytest.MonkeyPatch, gib: float) -> int:
@@ -43,8 +50,14 @@ def plan(shape: dict[str, int], settings: LanguageModel, device: torch.device = 
 @pytest.mark.parametrize(
     ("shape", "tokens", "budget", "layers", "host"),
     # Counted by Unsloth's block swap on an H200 with torch 2.11.0+cu130 and unsloth 2026.10.9.
-    [(LLAMA_8B, 4096, 6, 26, 2.64), (LLAMA_70B, 4096, 24, 62, 24.71)],
-    ids=["8B", "70B"],
+    [
+        (LLAMA_8B, 4096, 6, 26, 2.64),
+        (LLAMA_8B, 4096, 8, 7, 0.71),
+        (LLAMA_70B, 4096, 24, 62, 24.71),
+        (LLAMA_70B | {"num_hidden_layers": 40}, 4096, 20, 22, 8.77),
+        (LLAMA_405B | {"num_hidden_layers": 40}, 4096, 40, 32, 47.5),
+    ],
+    ids=["8B in 6", "8B in 8", "70B in 24", "half a 70B in 20", "a third of a 405B in 40"],
 )
 def test_auto_offloads_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, shape: dict[str, int], tokens: int, budget: float, layers: int, host: float
@@ -64,6 +77,7 @@ def test_auto_offloads_nothing_that_fits_and_one_layer_less_than_all_at_most(mon
         needed = fit_memory(LlamaConfig(**LLAMA_8B), settings, Lora(), 2048, 0, GPU, HALF)
         assert needed.offload == offload
         assert needed.total <= budget or offload.layers == 31
+        assert offload.layers or offload == plan(LLAMA_8B, replace(settings, offload="none"))
         found.append(offload.layers)
     assert found[:3] == [0, 0, 0]
     assert found == sorted(found)

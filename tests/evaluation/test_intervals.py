@@ -95,6 +95,18 @@ def test_mcnemar_by_hand() -> None:
     assert "8 notes correct only with this system, 1 only with TF-IDF)" in summary
 
 
+def test_copies_of_a_text_do_not_lower_the_p_value() -> None:
+    """Six copies of one text for A, one text for B, and one with a copy for each: no evidence of a difference."""
+    texts = [*["one"] * 6, "two", "three", "three"]
+    a = make_results([0] * 9, [0] * 6 + [1, 0, 1], texts=texts)
+    b = make_results([0] * 9, [1] * 6 + [0, 1, 0], texts=texts)
+    found = compare_systems(a, b)
+    assert (found.only_a, found.only_b, found.mcnemar_p) == (7, 2, 1)
+    twice = [*range(5)] * 2
+    a, b = (make_results([0] * 10, [answer] * 10, texts=[str(text) for text in twice]) for answer in (0, 1))
+    assert compare_systems(a, b).mcnemar_p == pytest.approx(2 / 2**5)
+
+
 def test_the_any_of_accuracy_is_compared_where_a_note_has_several_labels() -> None:
     """Four notes differ, all in favour of A: 2 / 2^4."""
     accepted = [[0, 1]] * 4 + [[0]] * 16

@@ -9,7 +9,8 @@
 A model is `size:budget` or `size:budget:layers`, in GiB of GPU memory and decoder layers (all by default). A Llama of
 that width is written with random weights, in 4 bits, and `medlit fit` with `configs/hardware/offload_24gb.yaml` trains
 it for three steps of 32 notes as long as real ones within the budget, which is also a limit of the allocator, then
-validates 16 notes by likelihood; with `--resume` the fit continues from its checkpoint for one more step.
+validates a batch of at most 13 invented notes by likelihood; with `--resume` the fit continues from its checkpoint for
+one more step.
 
 `--how` names the ways to train it: `offload` on one GPU; `none` the same with offloading off; `ddp` on two, by
 `configs/hardware/ddp.yaml`; `balanced` and `fsdp2` split the model over two GPUs and have micro-batches of as many

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -137,3 +138,40 @@ def test_a_model_written_in_4_bit_is_trained_and_estimated(tmp_path: Path) -> No
     assert [found["estimates"][size]["weights"] for size in ("70B", "405B")] == pytest.approx([36.8, 200.8], abs=0.1)
     assert "| 405B |" in benchmark("large").table(found)
     assert [path.name for path in tmp_path.iterdir()] == ["large.json"], "the weights are gone"
+
+
+@pytest.mark.slow
+def test_a_large_model_is_trained_beside_a_divided_one(tmp_path: Path) -> None:
+    out = tmp_path / "offload.json"
+    flags = ["--tiny", "--folder", str(tmp_path), "--output", str(out), "--how", "offload", "balanced"]
+    benchmark("offload").main(flags)
+    fit, divided = json.loads(out.read_text())["rows"]
+    assert (fit["how"], divided["how"]) == ("offload", "balanced")
+    assert min(fit["tokens_per_second"], divided["tokens_per_second"]) > 0
+    assert (fit["offloaded_layers"], fit["resumed"]) == (0, False), "on a CPU"
+    assert len(divided["losses"]) == 3
+    assert "| 8B | 2 | 6 | balanced | 1 |" in benchmark("offload").table(json.loads(out.read_text()))
+    assert [path.name for path in tmp_path.iterdir()] == ["offload.json"], "the weights are gone"
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_fit_are_timed(llama: Path, tmp_path: Path) -> None:
+    out, steps = tmp_path / "steps.json", 13
+    script = [sys.executable, FOLDER / "steps.py", "--name", "now", "--output", out]
+    fit = ["fit", "--config", FOLDER.parent / "configs" / "quickstart.yaml", "--run_dir", tmp_path / "run"]
+    settings = {
+        "model.language_model.base_model": llama,
+        "model.language_model.max_length": 512,
+        "data.max_response_tokens": 32,
+        "model.decoding.max_new_tokens": 32,
+        "data.batching.global_batch_size": 2,
+        "data.batching.micro_batch_size": 1,
+        "trainer.max_steps": steps,
+        "trainer.limit_val_batches": 1,
+        "val_every_steps": steps,
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    subprocess.run([*map(str, (*script, *fit, *flags))], check=True)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["name"], row["steps"]) == ("now", steps - 10 - 1)
+    assert row["seconds_per_step"] > 0

@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(base: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Load, then take log-likelihoods, generated tokens, a loss and its gradient."""
+    """Load, then take a loss, its gradient and log-likelihoods of labels, twice."""
     import torch
     from lightning.fabric.utilities import move_data_to_device
     from tiny_families import left_padded

@@ -273,6 +273,20 @@ def test_a_fit_on_fp8_weights_validates_with_each_decoder_and_resumes(
     assert metadata["inference"]["load_in_fp8"] is True
 
 
+def test_a_fit_with_layers_in_host_memory_validates_with_each_decoder_and_resumes(
+    long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from medlit.cli.cli import main
+
+    base, run, table = write_base("llama31_8b", tmp_path / "llama31_8b"), tmp_path / "whole", tmp_path / "answers.csv"
+    offload = "--model.language_model.offload", "4"
+    fit_validate_resume(base, long_notes, tmp_path, capfd, *offload)
+    notes = ["--data.predict.source", str(tmp_path / "new.jsonl"), "--output", str(table)]
+    (tmp_path / "new.jsonl").write_text("".join(long_notes.read_text().splitlines(keepends=True)[:20]))
+    main(["predict", "--config", str(run / "config_fit.yaml"), "--run_dir", str(run), "--ckpt_path", "last", *notes])
+    assert len(table.read_text().splitlines()) == 1 + 20
+
+
 def test_the_check_sees_a_pattern_that_unsloth_ignores(long_notes: Path, tmp_path: Path) -> None:
     """Unsloth lets every other layer of a Gemma 2 slide, whatever its config says."""
     pattern = ["full_attention"] * 4 + ["sliding_attention"] * 4

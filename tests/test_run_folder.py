@@ -234,5 +234,10 @@ def test_a_folder_that_holds_runs_is_not_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^run_dir: s3:/+bucket/x is a URL"):
         check_run(Path("s3://bucket/x"))
     check_run(tmp_path / "mine" / "version_0")
+    (tmp_path / "other" / "version_2").mkdir(parents=True)
+    (tmp_path / "notes" / "may").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds runs and is none itself; .*/mine/version_10 or .*/other/version_2\."):
+        check_run(tmp_path)
+    check_run(tmp_path / "notes")
     (tmp_path / "mine" / "config_fit.yaml").touch()
     check_run(tmp_path / "mine")

@@ -107,8 +107,10 @@ def check_run(run: Path | None, of: str = "a fit", name: str = "run_dir") -> Non
         return
     if not (run := local_path(name, run)).is_dir():
         raise UserError(f"{name}: there is no folder {run}; give the run folder of {of}.")
-    if (inside := versions(run.parent, run.name)) and not any(run.glob("config_*.yaml")):
-        raise UserError(f"{name}: {run} holds runs and is none itself; give one of them, such as {inside[0]}.")
+    folders = [run, *sorted(run.glob("*/"))]
+    newest = [str(found[0]) for folder in folders if (found := versions(folder.parent, folder.name))]
+    if newest and not any(run.glob("config_*.yaml")):
+        raise UserError(f"{name}: {run} holds runs and is none itself; give one, such as {' or '.join(newest[:3])}.")
 
 
 def resolve_checkpoint(wanted: str, root: Path, name: str, run: Path | None) -> Path:

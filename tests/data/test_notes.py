@@ -76,3 +76,12 @@ def test_predict_refuses_repeated_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.columns\.id: .*row 2 has the id 'p1' of .*set 'none'"):
         read_predict_notes(predict, Columns(), Labels())
     assert len(read_predict_notes(predict, Columns(id="none"), Labels())) == 2
+
+
+def test_predict_does_not_read_the_label_column(tmp_path: Path) -> None:
+    rows = "".join(f"note {n},code {n}\n" for n in range(10_001))
+    (tmp_path / "n.csv").write_text(f"transcription,medical_specialty\n{rows}long,{'text ' * 50}\n", encoding="utf-8")
+    (tmp_path / "n.jsonl").write_text('{"transcription": "x", "medical_specialty": {"a": [1]}}\n', encoding="utf-8")
+    for name, number in (("n.csv", 10_002), ("n.jsonl", 1)):
+        read = read_predict_notes(Predict(source=str(tmp_path / name)), Columns(), Labels(min_count=5))
+        assert read["specialty"][:] == [None] * number

@@ -520,6 +520,18 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("short.csv.gz", pack((HEADER + "1,x\n").encode()), ["line 2", "2 fields"]),
         ("twice.jsonl", b'{"id": "1", "transcription": "x", "id": "2"}\n', ["line 1", "two columns", "same name"]),
         ("twice.json", b'[{"id": "1", "transcription": "x", "id": "2"}]', ["row 1", "two columns"]),
+        ("spaced.jsonl", b'{"id": "1", "transcription": "x", " id": "2"}\n', ["line 1", "two columns", "same name"]),
+        ("empty.json", b"[{}, {}]", ["has no rows"]),
+        (
+            "keyed.jsonl",
+            b"".join(b'{"note %d": "x"}\n' % n for n in range(1001)),
+            ["has over 1,000 different keys", "give all its objects the same"],
+        ),
+        ("blank-id.csv", (HEADER + '" ",x,a\n1,y,b\n').encode(), ["row 1", "no id"]),
+        ("joined.csv", (HEADER + "1,x,a\n" + HEADER + "2,y,b\n").encode(), ["line 3", "the header is repeated here"]),
+        ("marked.csv", (HEADER + "1,x,a\n\ufeff" + HEADER + "2,y,b\n").encode(), ["line 3", "header is repeated"]),
+        ("sep.csv", b"sep=;\r\nid;transcription;medical_specialty\r\n1;x\r\n", ["line 3", "2 fields", "header has 3"]),
+        ("only.csv", b"sep=;\r\n", ["is empty"]),
     ],
 )
 def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[str], tmp_path: Path) -> None:
@@ -529,6 +541,88 @@ def test_bad_file_gets_one_sentence(name: str, content: bytes, expected: list[st
 
     for part in [str(path), *expected]:
         assert part in message
+
+
+@pytest.mark.parametrize("form", ["n.json", "n.jsonl"])
+def test_a_key_that_comes_late_is_a_column(form: str, tmp_path: Path) -> None:
+    """Of 150 objects the last has a key, and the last 30 have lists of labels."""
+    rows: list[dict[str, Any]] = [{"transcription": f"note {n}", "ward": None} for n in range(150)]
+    for row in rows[120:]:
+        row["medical_specialty"] = ["a", "b"]
+    rows[-1]["id"] = rows[-1]["ward"] = "7"
+    text = json.dumps(rows) if form == "n.json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / form).write_text(text, encoding="utf-8")
+
+    (table,) = read_tables(str(tmp_path / form), None, Columns())["all"]
+    assert table.rows.column_names == ["transcription", "ward", "medical_specialty", "id"]
+    assert table.rows[-1] == rows[-1]
+    assert "row 1 and 148 more: there is no id" in fault(tmp_path / form)
+    assert "row 1 and 119 more: there is no label" in fault(tmp_path / form, columns=Columns(id="none"))
+    read = load(tmp_path / form, columns=Columns(id="none"), require_labels=False)["all"]
+    assert read["specialties"][:] == [[]] * 120 + [["a", "b"]] * 30
+
+
+SPACED = {"id": "id ", "transcription": "\ttranscription", "medical_specialty": " medical_specialty "}
+
+
+@pytest.mark.parametrize("form", ["n.csv", "n.tsv", "n.json", "n.jsonl", "n.parquet", "n.xlsx"])
+def test_spaces_around_column_names_do_not_count(form: str, tmp_path: Path) -> None:
+    path, frame = tmp_path / form, pd.DataFrame(NOTES).rename(columns=SPACED)
+    if form == "n.parquet":
+        frame.to_parquet(path)
+    elif form == "n.xlsx":
+        pytest.importorskip("openpyxl")
+        with pd.ExcelWriter(path) as book:
+            pd.DataFrame({"about": ["this table"]}).to_excel(book, sheet_name="read me", index=False)
+            frame.to_excel(book, sheet_name="notes", index=False)
+    elif "json" in form:
+        frame.to_json(path, orient="records", lines=form == "n.jsonl")
+    else:
+        frame.to_csv(path, index=False, sep="," if form == "n.csv" else "\t")
+    rows = load(path)["all"]
+
+    assert rows["id"][:] == ["n1", "007", "n3"]
+    assert rows["specialty"][:] == ["Neurology", "Neurology", "Orthopedic"]
+    assert load(path)["all"]._fingerprint == rows._fingerprint
+
+
+def test_class_labels_under_a_name_with_spaces(tmp_path: Path) -> None:
+    classes = datasets.ClassLabel(names=["Eye", "Ear"])
+    kinds = {" transcription": datasets.Value("string"), "medical_specialty ": classes}
+    table = datasets.Dataset.from_dict(
+        {" transcription": ["x", "y"], "medical_specialty ": [1, 0]}, features=datasets.Features(kinds)
+    )
+    table.to_parquet(str(tmp_path / "n.parquet"))
+    assert load(tmp_path / "n.parquet")["all"]["specialty"][:] == ["Ear", "Eye"]
+
+
+def test_a_class_id_without_a_name_is_no_label(tmp_path: Path) -> None:
+    kinds = {"transcription": datasets.Value("string"), "medical_specialty": datasets.ClassLabel(names=["Eye", "Ear"])}
+    datasets.Dataset.from_dict(
+        {"transcription": ["x", "y", "z"], "medical_specialty": [0, 1, 0]}, features=datasets.Features(kinds)
+    ).to_parquet(str(tmp_path / "n.parquet"))
+    table = pq.read_table(tmp_path / "n.parquet")
+    pq.write_table(table.set_column(1, table.field(1), pa.array([0, 7, -1])), tmp_path / "n.parquet")
+
+    assert "row 2 and 1 more: there is no label" in fault(tmp_path / "n.parquet")
+    assert load(tmp_path / "n.parquet", require_labels=False)["all"]["specialty"][:] == ["Eye", None, None]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("begin", ["sep={}\r\n", '\ufeff"sep={}"\n', "SEP={}\n\n"])
+def test_a_first_line_may_name_the_separator(mark: str, begin: str, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "n.csv", NOTES, delimiter=mark)
+    path.write_text(begin.format(mark) + path.read_bytes().decode(), encoding="utf-8", newline="")
+    rows = load(path)["all"]
+
+    assert rows["id"][:] == ["n1", "007", "n3"]
+    assert rows["transcription"][0] == 'Seen today, "doing well".\nPlan: rest.'
+    assert rows["specialty"][:] == ["Neurology", "Neurology", "Orthopedic"]
+
+
+def test_a_column_may_be_called_like_a_separator_line(tmp_path: Path) -> None:
+    rows = [{"sep=": "1", **note} for note in NOTES]
+    assert load(write_csv(tmp_path / "n.csv", rows))["all"]["id"][:] == ["n1", "007", "n3"]
 
 
 def test_a_file_of_numbers_among_files_of_names_is_not_called_empty(tmp_path: Path) -> None:
@@ -602,6 +696,18 @@ def test_an_error_in_a_workbook_is_an_empty_cell(tmp_path: Path) -> None:
     book.active.append(["#N/A", "#N/A", "#N/A"])
     book.save(tmp_path / "n.xlsx")
     assert "row 4" in fault(tmp_path / "n.xlsx", require_labels=False), "a row of errors alone is not a blank one"
+
+
+def test_a_workbook_with_its_header_twice(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ([" id", "transcription", None, "medical_specialty"], [1, "x", None, "a"], [" "], [2, "y", None, "b"]):
+        book.active.append(row)
+    book.save(tmp_path / "n.xlsx")
+    assert load(tmp_path / "n.xlsx", columns=Columns(id="none"), allow_missing=True)["all"].num_rows == 3
+    book.active.append([" id", "transcription", None, "medical_specialty"])
+    book.save(tmp_path / "n.xlsx")
+    assert "row 5: the header is repeated here" in fault(tmp_path / "n.xlsx")
 
 
 def test_carriage_returns_of_a_workbook_end_lines(tmp_path: Path) -> None:

@@ -179,8 +179,7 @@ def _groups_where(mask: pd.Series, groups: pd.Series, ids: Sequence[str]) -> dic
     """Number of groups and of notes in a mask, and the ids of the first groups' notes."""
     chosen = groups[mask]
     shown = [chosen.index[chosen == group][:_EXAMPLES] for group in chosen.unique()[:_EXAMPLES]]
-    listed = [[ids[int(row)] for row in rows] for rows in shown]
-    return {"groups": chosen.nunique(), "rows": len(chosen), "ids": listed}
+    return {"groups": chosen.nunique(), "rows": len(chosen), "ids": [[ids[int(row)] for row in rows] for rows in shown]}
 
 
 def _label_pairs(texts: IntArray, specialties: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:

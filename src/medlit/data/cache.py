@@ -12,8 +12,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from medlit.errors import UserError
 
-VERSION = 8  # part of every key: raise it when the same notes would be read, split or tokenised differently
+VERSION = 9  # part of every key: raise it when the same notes would be read, split or tokenised differently
 Names = tuple[str, ...]
+Reader = Callable[..., Iterator[Any]]  # of the rows of a file
 
 
 def cache_key(*parts: object) -> str:
@@ -39,9 +40,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def cached_table(
-    path: Path, names: Names, rows: Callable[..., Iterator[Any]], /, lists: Names = (), **settings: object
-) -> Dataset:
+def cached_table(path: Path, names: Names, rows: Reader, /, lists: Names = (), **settings: object) -> Dataset:
     """Write what `rows` yields of a file to the Arrow cache, or map what an earlier run wrote.
 
     Every column holds text, and those in `lists` lists of texts. The settings hold tuples and no lists, which

@@ -81,9 +81,8 @@ def check_ids(tables: list[RawTable], parts: list[Dataset], columns: Columns, jo
             " joined with both; rename its column, or set 'none' for hashes of the texts."
         )
     for table, rows in given:
-        ids = rows.data.column("id")
         remedy = "fill it in, name another column, or set data.columns.id to 'none' for hashes of the texts"
-        missing = pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))
+        missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(rows.data.column("id")), ""), True)
         _refuse_rows(missing, table, rows, columns, "id", "there is no id", remedy)
     chunks = [chunk for _, rows in given for chunk in rows.data.column("id").chunks]
     if pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py() == sum(len(rows) for _, rows in given):

@@ -155,8 +155,7 @@ class TranscriptionDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches, those of one optimizer step after those of another."""
         rows, packed = self.rows("train"), self._packs
-        examples = self.collator.measure(rows)
-        sampler = StepSampler(*examples, self.batching, self.token_budget, packed, *self._place)
+        sampler = StepSampler(*self.collator.measure(rows), self.batching, self.token_budget, packed, *self._place)
         # Worker processes ask for batches before Lightning names the epoch.
         epoch, sampler.first_step = divmod(self._trained_steps, self.steps_per_epoch)
         sampler.set_epoch(epoch)
@@ -215,8 +214,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             return False
-        config = read_config(self.tokenizer.base_model, self.tokenizer.revision)
-        return config.model_type in PACKING_FAMILIES
+        return read_config(self.tokenizer.base_model, self.tokenizer.revision).model_type in PACKING_FAMILIES
 
     @property
     def _place(self) -> tuple[int, int]:

@@ -54,8 +54,7 @@ def normalise_label(name: str) -> str:
     >>> normalise_label("Hematology \N{EN DASH} Oncology ") == normalise_label("hematology/oncology")
     True
     """
-    composed = unicodedata.normalize("NFC", name.translate(_ALIKE))
-    return unicodedata.normalize("NFC", _recipe_key(composed))
+    return unicodedata.normalize("NFC", _recipe_key(unicodedata.normalize("NFC", name.translate(_ALIKE))))
 
 
 def _recipe_key(name: str) -> str:

@@ -85,6 +85,7 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
     """Read the notes of `medlit predict` that are in no split: one typed note, or a separate source."""
     try:
         if predict.text is None:
+            columns = Columns(columns.text, None, columns.id)  # no label is needed, whatever their column holds
             tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
             return concatenate_datasets(list(tables.values()))
         text = clean_note(decode_note(sys.stdin.buffer.read()) if predict.text == "-" else predict.text)
@@ -155,6 +156,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     identity = columns.of(rows.column_names)["id"]
     key = cache_key("notes", rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
     chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
+    used = rows.select_columns(chosen).with_format("arrow")
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
     features = datasets.Features(dict.fromkeys(CANONICAL, text) | {"specialties": datasets.List(text)})
@@ -171,25 +173,20 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
         return pa.table(dict(zip(CANONICAL, values, strict=True)), schema=features.arrow_schema)
 
     try:
-        canonical = (
-            rows.select_columns(chosen)
-            .with_format("arrow")
-            .map(
-                to_canonical,
-                batched=True,
-                remove_columns=chosen,
-                features=features,
-                # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
-                cache_file_name=str(cache_folder() / f"{key}.arrow"),
-                new_fingerprint=key,
-                desc="Reading notes",
-            )
-        )
+        return used.map(
+            to_canonical,
+            batched=True,
+            remove_columns=chosen,
+            features=features,
+            # An explicit name: of a Hub dataset, `datasets` would write the notes to its own folder.
+            cache_file_name=str(cache_folder() / f"{key}.arrow"),
+            new_fingerprint=key,
+            desc="Reading notes",
+        ).with_format(None)
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
         raise UserError(
             f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
         ) from None
-    return canonical.with_format(None)
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -6,7 +6,6 @@ READERS, at the end of this file, names the formats.
 """
 
 import glob
-import itertools
 import json
 import zipfile
 from collections import Counter
@@ -31,7 +30,7 @@ Row = dict[str, str | list[str | None] | None]
 
 MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
 _EXCEL_AS_IT_IS: dict[str, Any] = {"header": None, "dtype": object, "na_filter": False, "engine": "openpyxl"}
-_LOOK_AHEAD = 100  # objects whose keys make the columns of a JSON table
+_MAX_KEYS = 1_000  # of a JSON table: one with more has values for keys, and a column for each would fill the disk
 _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
 
@@ -77,37 +76,46 @@ def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
 
 
 def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
-    rows = [row for _, row in itertools.islice(json_objects(str(path), by_line), _LOOK_AHEAD)]
-    names = tuple(dict.fromkeys(name for row in rows for name in row if _json_text(name) == name))
-    if not names:
-        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
-    label = columns.label  # the first label decides whether the column holds texts or lists of these
-    first = next((row[label] for row in rows if row.get(label) is not None), None) if label in names else None
-    lists = (label,) if label and isinstance(first, list) else ()
+    found = cached_table(path, ("name", "kind"), json_columns, by_line=by_line)
+    names = tuple(found["name"][:])
+    # The first label decides whether the column holds texts or lists of these.
+    lists = tuple(row["name"] for row in found if row["name"] == columns.label and row["kind"] == "list")
     return cached_table(path, names, json_rows, lists, names=names, columns=columns, by_line=by_line)
 
 
 def csv_rows(path: str, header: Names, delimiter: str) -> Iterator[Row]:
     """Yield column -> value of each record after the header."""
     records = csv_records(path, delimiter)
-    next(records)
-    line = 0
+    line, names = head = next(records)
     for line, record in records:
+        if record[1:] == names[1:] and record[0].lstrip("\ufeff") == names[0]:
+            raise UserError(f"data.source: {path}, line {line}: the header is repeated here; delete such lines.")
         if len(record) != len(header):
             raise UserError(
                 f"data.source: {path}, line {line}: {len(record)} fields where the header has {len(header)}; put a"
                 " note with the separator or a line break in double quotes, or export a file again that is cut off."
             )
         yield dict(zip(header, record, strict=True))
-    if line == 0:
+    if line == head[0]:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
+
+
+def json_columns(path: str, by_line: bool) -> Iterator[dict[str, str]]:
+    """Yield each name that any object has, and the type of its first value that is not null."""
+    kinds: dict[str, str] = {}
+    for _, row in json_objects(path, by_line):
+        kinds |= {name: type(row[name]).__name__ for name in row if kinds.get(name) in (None, "NoneType")}
+    if not 0 < len(kinds) <= _MAX_KEYS:
+        keys = f"over {_MAX_KEYS:,} different keys; give all its objects the same, the columns"
+        raise UserError(f"data.source: {path} has {keys if kinds else 'no rows; it needs at least one note'}.")
+    yield from ({"name": name, "kind": kind} for name, kind in kinds.items())
 
 
 def json_rows(path: str, names: Names, columns: Columns, by_line: bool, lists: Names = ()) -> Iterator[Row]:
     """Yield column -> text of each object, a list of texts in `lists`; what is missing, NaN or Infinity is null."""
-    used = {name for name in columns.of(names).values() if name is not None}
+    used = {*columns.of(names).values()}
     for place, row in json_objects(path, by_line):
-        for name in used & row.keys():
+        for name in row.keys() & used:
             value, is_list = row[name], name in lists
             of_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
             is_scalar = isinstance(value, str) or not (name == columns.text or isinstance(value, (list, dict)))
@@ -136,17 +144,17 @@ def _read_parquet(path: Path, columns: Columns) -> Dataset:
 
     try:
         schema = pq.read_schema(path)
-        names = schema.names
-        _column_names(names, str(path))
+        names = dict(zip(_column_names(schema.names, str(path)), schema.names, strict=True))
         kept = pa.schema([field for field in schema if has_type(field)], schema.metadata)
         for key, name in columns.of(names).items():
-            if name in names and name not in kept.names:
-                raise UserError(columns.no_text(key, str(path), schema.field(name).type))
+            if name in names and names[name] not in kept.names:
+                raise UserError(columns.no_text(key, str(path), schema.field(names[name]).type))
         if pq.read_metadata(path).num_rows == 0:
             raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
         features = Features.from_arrow_schema(kept)
         pattern = glob.escape(str(path))  # else `notes[1].parquet` would mean `notes1.parquet`
-        return Dataset.from_parquet(pattern, cache_dir=str(cache_folder()), columns=kept.names, features=features)
+        rows = Dataset.from_parquet(pattern, cache_dir=str(cache_folder()), columns=kept.names, features=features)
+        return rows.rename_columns({written: name for name, written in names.items() if written in kept.names})
     except (pa.ArrowException, OSError, DatasetGenerationError):
         raise _damaged(path, "Parquet file") from None
 
@@ -160,7 +168,7 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
             raise UserError(f"data.source: {path} unpacks to {size >> 20:,} MiB; save such a table as CSV.")
         first = pd.read_excel(path, sheet_name=None, nrows=1, **_EXCEL_AS_IT_IS)
         heads = {str(sheet): row for sheet, rows in first.items() for row in _excel_texts(rows) if any(row)}
-        sheets = [sheet for sheet, head in heads.items() if columns.text in head] or list(heads)
+        sheets = [sheet for sheet, head in heads.items() if columns.text in map(str.strip, head)] or list(heads)
         if len(sheets) != 1:
             fault = f"several sheets of rows ({', '.join(sheets)})" if sheets else "no sheet that begins with a header"
             raise UserError(f"data.source: {path} has {fault}; save the notes as the one sheet of a workbook.")
@@ -180,12 +188,14 @@ def _read_excel(path: Path, columns: Columns) -> Dataset:
 def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
     """Yield column -> text of each row after the header that is not blank."""
     rows = _excel_texts(pd.read_excel(path, sheet_name=sheet, **_EXCEL_AS_IT_IS))
-    filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)][1:]
+    (_, head), *filled = [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
     if not filled:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
     for number, row in filled:
         if any(row[len(header) :]):
             raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; name it.")
+        if row == head:
+            raise UserError(f"data.source: {path}, row {number}: the header is repeated here; delete such rows.")
         yield dict(zip(header, row, strict=False))
 
 

@@ -8,7 +8,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +47,13 @@ class RawTable(NamedTuple):
 
 
 def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
-    """Values of a column as text: class names where they are class ids, of which a negative one means no class.
+    """Values of a column as text: class names where they are class ids, of which -1 or one without a name means none.
 
     A number that is NaN or infinite is null, as in JSON.
     """
     if classes is not None:
-        return [classes[value] if value is not None and value >= 0 else None for value in values]
-    missing = (value is None or (isinstance(value, float) and not isfinite(value)) for value in values)
-    return [None if is_missing else str(value) for value, is_missing in zip(values, missing, strict=True)]
+        return list(map(dict(enumerate(classes)).get, values))
+    return [None if value in (None, inf, -inf) or value != value else str(value) for value in values]
 
 
 def cell_labels(values: list[Any], classes: list[str] | None, separator: str | None) -> list[list[str]]:
@@ -123,15 +122,13 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
             f"data.source: {files[splits.index(None)].name}, one of the files of {path}, names no split; call all files"
             " train, validation and test, or give one file or a glob that matches no split's file."
         )
-    chosen: dict[str, list[Path]] = {}
-    for split, file in zip(splits, files, strict=True):
-        chosen.setdefault(split or ALL, []).append(file)
+    pairs = [(split or ALL, file) for split, file in zip(splits, files, strict=True)]
+    chosen = {split: same for split in (*SPLITS, ALL) if (same := [file for own, file in pairs if own == split])}
     for split, same in chosen.items():
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
             named = f"{same[0]} and {same[1]} are both named after the {split} split"
             raise UserError(f"data.source: {named}; rename one, or move it away.")
-    ordered = {split: chosen[split] for split in (*SPLITS, ALL) if split in chosen}
-    return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in ordered.items()}
+    return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in chosen.items()}
 
 
 def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:

@@ -97,9 +97,6 @@ def stratified_group_split(counts: Mapping[str, Counter[str]], shares: Sequence[
         rows = count.items()
         return sum(n * (quota[label][part] - missing[label][part] + n / 2) / quota[label][part] for label, n in rows)
 
-    def needed(count: Counter[str], part: int) -> float:
-        return sum([n * missing[label][part] for label, n in count.items()])
-
     assigned: dict[str, int] = {}
     sizes = {key: sum(count.values()) for key, count in counts.items()}
     order = {key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in counts}
@@ -112,7 +109,8 @@ def stratified_group_split(counts: Mapping[str, Counter[str]], shares: Sequence[
         if fitting:
             part = min([(round(crowded(count, part), 6), part) for part in fitting])[1]
         else:
-            part = -max([(round(needed(count, part), 6), round(short[part], 6), -part) for part in parts])[2]
+            needed = {part: sum([n * missing[label][part] for label, n in count.items()]) for part in parts}
+            part = -max([(round(needed[part], 6), round(short[part], 6), -part) for part in parts])[2]
         assigned[key] = part
         for label, n in count.items():
             missing[label][part] -= n

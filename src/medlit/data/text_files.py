@@ -23,11 +23,13 @@ from typing import IO, Any
 
 from charset_normalizer import from_bytes
 
+from medlit.data.prompt import whole_characters
 from medlit.errors import UserError
 
 MAX_OBJECT = 1 << 26  # characters in one line
 MAX_TEXT = 1 << 30  # characters of a `.json` file, which is held in memory
 _MAX_FIELD = 1 << 24  # characters; a longer CSV field is a quote that was never closed
+_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)  # a line before the header, for Excel
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # two values of JSON
 _HEAD = 1 << 16  # bytes read to judge a file
 _MAGIC = {
@@ -56,7 +58,10 @@ def csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which the record begins, its fields); blank lines are skipped."""
     csv.field_size_limit(_MAX_FIELD)
     with _open_utf8(Path(path), newline="") as file:
-        reader, line = csv.reader(_lines(file, path), delimiter=delimiter, strict=True), 1
+        lines = _lines(file, path)
+        if mark := _SEPARATOR.fullmatch(first := next(lines, "")):
+            delimiter, first = mark[1], "\n"
+        reader, line = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True), 1
         try:
             for record in reader:
                 if record:
@@ -70,8 +75,8 @@ def csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _object(pairs: list[tuple[str, object]]) -> object:
-    """An object, or its pairs where a key is repeated, of which `json` silently keeps the last."""
-    values = dict(pairs)
+    """An object, its keys stripped; or its pairs where a key is repeated, of which `json` silently keeps the last."""
+    values = {whole_characters(key).strip(): value for key, value in pairs}
     return values if len(values) == len(pairs) else pairs
 
 
@@ -137,9 +142,7 @@ def _lines(file: IO[str], path: str) -> Iterator[str]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file; a compressed one is decompressed while it is read."""
-    open_packed = UNPACK.get(path.suffix.lower())
-    file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
-    return file
+    return UNPACK.get(path.suffix.lower(), partial(Path.open, mode="rb"))(path)  # type: ignore[no-any-return]
 
 
 def _open_zip(path: Path) -> IO[bytes]:

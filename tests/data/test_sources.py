@@ -237,6 +237,20 @@ def test_folder_with_a_file_for_each_split(names: list[str], splits: list[str], 
     assert list(load(tmp_path / "*.csv*")) == splits
 
 
+def test_a_folder_without_some_of_its_parts_is_refused(tmp_path: Path) -> None:
+    def write(part: int) -> None:
+        rows = [{**note, "id": f"{part}-{note['id']}"} for note in NOTES]
+        write_csv(tmp_path / f"train-0000{part}-of-00003.csv", rows)
+
+    write(0)
+    write(2)
+    with pytest.raises(UserError, match=r" has 2 of 3 parts of train; add the rest\.$"):
+        load(tmp_path)
+    assert len(load(tmp_path / "train-*")["train"]) == 2 * len(NOTES), "a glob names what it wants"
+    write(1)
+    assert len(load(tmp_path)["train"]) == 3 * len(NOTES)
+
+
 def test_splits_and_class_labels(tmp_path: Path) -> None:
     features = datasets.Features(
         {

@@ -128,6 +128,9 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
             named = f"{same[0]} and {same[1]} are both named after the {split} split"
             raise UserError(f"data.source: {named}; rename one, or move it away.")
+        shards = {int(n) for file in same for n in re.findall(r"-of-(\d+)$", table_name(file)[0])} - {len(same)}
+        if shards and path.is_dir():  # a glob may name some of them
+            raise UserError(f"data.source: {path} has {len(same)} of {max(shards)} parts of {split}; add the rest.")
     return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in chosen.items()}
 
 

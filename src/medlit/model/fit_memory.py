@@ -109,8 +109,7 @@ def fit_memory(
     `config` is of transformers; `tokens` are the padded tokens of the largest training micro-batch and `eval_tokens`
     those of the largest evaluation batch, with its answers; `dtype` is the format of what is not quantised.
     """
-    model = skeleton(config)
-    offload = plan_offload(model, language_model, lora, device, dtype)
+    offload = plan_offload(skeleton(config), language_model, lora, device, dtype)
     weights, trained = offload.weights, offload.trained
     batch = footprint(config, 0, trained, dora=lora is not None and lora.dora)
     kept = batch.layers

@@ -140,8 +140,7 @@ def examples_of(rows: Dataset, label_set: LabelSet) -> tuple[IntArray, IntArray]
 def _tokens(rows: Dataset) -> tuple[IntArray, IntArray]:
     """Tokens of all prompts, one after another, and the note of each."""
     column = rows.with_format("arrow")[:]["input_ids"].combine_chunks()
-    lengths = np.diff(column.offsets.to_numpy())
-    return column.flatten().to_numpy(), np.repeat(np.arange(len(rows)), lengths)
+    return column.flatten().to_numpy(), np.repeat(np.arange(len(rows)), np.diff(column.offsets.to_numpy()))
 
 
 def _occurrences(tokens: IntArray, notes: IntArray, start: int) -> tuple[IntArray, IntArray]:

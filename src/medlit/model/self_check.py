@@ -299,8 +299,7 @@ def _forwards(plain: Any, batches: list[list[TokenisedNote]], answer: list[int])
         changes.append(_rms(change))
         direction = before - before.mean(dim=1, keepdim=True)
         along.append((change * direction).sum(dim=1) / direction.norm(dim=1))
-    sizes = [*map(len, batches)]
-    first, whole = (torch.split(torch.stack(each), sizes) for each in (following, nats))
+    first, whole = (torch.split(torch.stack(each), [*map(len, batches)]) for each in (following, nats))
     rounding = [float(_rms(torch.cat(each))) for each in (changes, along)]
     if is_mixture(plain):
         rounding[0] = max(rounding[0], float(torch.cat(changes).max()) / _GREATEST)

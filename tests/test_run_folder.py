@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,7 @@ def test_a_folder_that_holds_runs_is_not_one(tmp_path: Path) -> None:
     check_run(tmp_path / "mine" / "version_0")
     (tmp_path / "other" / "version_2").mkdir(parents=True)
     (tmp_path / "notes" / "may").mkdir(parents=True)
+    os.utime(tmp_path / "other", (0, 0))  # the newest first
     with pytest.raises(UserError, match=r"holds runs and is none itself; .*/mine/version_10 or .*/other/version_2\."):
         check_run(tmp_path)
     check_run(tmp_path / "notes")

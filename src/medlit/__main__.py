@@ -16,7 +16,6 @@ from medlit.cli import MODEL_VERBS, TOOLS, check_configs, end_on_signals, tool_p
 from medlit.errors import UserError, is_first_process, report_if_slow
 from medlit.paths import __version__
 
-# What other programs call a command.
 _MEANT = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "classify": "predict"}
 
 

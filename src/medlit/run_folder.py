@@ -34,8 +34,7 @@ _VERSION = re.compile(r"version_(\d+)")
 
 def run_name(configs: Sequence[str | Path]) -> str:
     """The name of a run: its configs' names joined, such as 'llama31_8b', without those of a `hardware` folder."""
-    stems = [path.stem for path in map(Path, configs) if path.parent.name != "hardware"]
-    return "-".join(stems) or "medlit"
+    return "-".join(path.stem for path in map(Path, configs) if path.parent.name != "hardware") or "medlit"
 
 
 def versions(root: Path, name: str) -> list[Path]:
@@ -107,7 +106,7 @@ def check_run(run: Path | None, of: str = "a fit", name: str = "run_dir") -> Non
         return
     if not (run := local_path(name, run)).is_dir():
         raise UserError(f"{name}: there is no folder {run}; give the run folder of {of}.")
-    folders = [run, *sorted(run.glob("*/"))]
+    folders = [run, *sorted(run.glob("*/"), key=lambda folder: -folder.stat().st_mtime)]
     newest = [str(found[0]) for folder in folders if (found := versions(folder.parent, folder.name))]
     if newest and not any(run.glob("config_*.yaml")):
         raise UserError(f"{name}: {run} holds runs and is none itself; give one, such as {' or '.join(newest[:3])}.")

@@ -244,11 +244,17 @@ def test_a_folder_without_some_of_its_parts_is_refused(tmp_path: Path) -> None:
 
     write(0)
     write(2)
-    with pytest.raises(UserError, match=r" has 2 of 3 parts of train; add the rest\.$"):
+    message = (
+        r"the train files of .* are not the parts that their names count \(-00000-of-00003\); keep one file for each"
+    )
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
     assert len(load(tmp_path / "train-*")["train"]) == 2 * len(NOTES), "a glob names what it wants"
     write(1)
     assert len(load(tmp_path)["train"]) == 3 * len(NOTES)
+    (tmp_path / "train-00001-of-00003.csv").rename(tmp_path / "training-00002-of-00003.csv")
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
 
 
 def test_splits_and_class_labels(tmp_path: Path) -> None:
@@ -482,6 +488,7 @@ def test_arbitrary_bytes_are_refused_in_a_sentence(content: bytes, form: str, tm
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 HEADER = "id,transcription,medical_specialty\n"
+QUOTED = '"id","transcription","medical_specialty"\n'
 LABEL = b'{"transcription": "x", "medical_specialty": %s}'
 
 
@@ -544,6 +551,12 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("blank-id.csv", (HEADER + '" ",x,a\n1,y,b\n').encode(), ["row 1", "no id"]),
         ("joined.csv", (HEADER + "1,x,a\n" + HEADER + "2,y,b\n").encode(), ["line 3", "the header is repeated here"]),
         ("marked.csv", (HEADER + "1,x,a\n\ufeff" + HEADER + "2,y,b\n").encode(), ["line 3", "header is repeated"]),
+        (
+            "quoted.csv",
+            (QUOTED + "1,x,a\n\ufeff" + QUOTED + "2,y,b\n").encode(),
+            ["line 3", "header is repeated"],
+        ),
+        ("spaces.csv", (HEADER.replace(",", ", ") + "1,x,a\n" + HEADER).encode(), ["line 3", "header is repeated"]),
         ("sep.csv", b"sep=;\r\nid;transcription;medical_specialty\r\n1;x\r\n", ["line 3", "2 fields", "header has 3"]),
         ("only.csv", b"sep=;\r\n", ["is empty"]),
     ],

@@ -102,6 +102,7 @@ def test_copies_of_a_text_do_not_lower_the_p_value() -> None:
     b = make_results([0] * 9, [1] * 6 + [0, 1, 0], texts=texts)
     found = compare_systems(a, b)
     assert (found.only_a, found.only_b, found.mcnemar_p) == (7, 2, 1)
+    assert "not significant (p = 1.00, exact McNemar test over texts: 7 notes correct" in found.summary("B")
     twice = [*range(5)] * 2
     a, b = (make_results([0] * 10, [answer] * 10, texts=[str(text) for text in twice]) for answer in (0, 1))
     assert compare_systems(a, b).mcnemar_p == pytest.approx(2 / 2**5)

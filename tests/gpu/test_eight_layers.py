@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from compare import far, scalars
 from interrupt import fit_until_sigterm, free_memory
@@ -278,13 +279,12 @@ def test_a_fit_with_layers_in_host_memory_validates_with_each_decoder_and_resume
 ) -> None:
     from medlit.cli.cli import main
 
-    base, run, table = write_base("llama31_8b", tmp_path / "llama31_8b"), tmp_path / "whole", tmp_path / "answers.csv"
+    base, run, table = write_base("llama31_8b", tmp_path / "base"), tmp_path / "whole", tmp_path / "answers.parquet"
     offload = "--model.language_model.offload", "4"
     fit_validate_resume(base, long_notes, tmp_path, capfd, *offload)
-    notes = ["--data.predict.source", str(tmp_path / "new.jsonl"), "--output", str(table)]
-    (tmp_path / "new.jsonl").write_text("".join(long_notes.read_text().splitlines(keepends=True)[:20]))
+    notes = ["--data.predict.source", str(long_notes), "--output", str(table)]
     main(["predict", "--config", str(run / "config_fit.yaml"), "--run_dir", str(run), "--ckpt_path", "last", *notes])
-    assert len(table.read_text().splitlines()) == 1 + 20
+    assert pq.read_metadata(table).num_rows == 400
 
 
 def test_the_check_sees_a_pattern_that_unsloth_ignores(long_notes: Path, tmp_path: Path) -> None:

@@ -525,6 +525,19 @@ def test_a_column_gives_away_any_of_several_labels(tmp_path: Path, cells: tuple[
     assert leaks == {"code": 1.0, "names_it": 1.0}
 
 
+def test_a_column_of_lists_of_classes_gives_the_label_away(tmp_path: Path) -> None:
+    wards = datasets.List(datasets.ClassLabel(names=["ward a", "ward b"]))
+    text = datasets.Value("string")
+    features = datasets.Features({"transcription": text, "medical_specialty": text, "wards": wards})
+    rows = {
+        "transcription": [f"note {n}" for n in range(6)],
+        "medical_specialty": ["A", "B"] * 3,
+        "wards": [[0], [1], [0], [1], [], None],
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "notes.parquet"))
+    assert audit(TranscriptionDataModule(str(tmp_path / "notes.parquet"))).report.label_leaks == {"wards": 1.0}
+
+
 def test_cells_of_several_labels_are_no_conflict(tmp_path: Path) -> None:
     notes = [{"transcription": "p", "medical_specialty": cell} for cell in ("A;B", "B; A")]
     notes.append({"transcription": "q", "medical_specialty": "B"})

@@ -70,7 +70,6 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
         raise UserError("output: the answer to one note is printed; leave out --output or --data.predict.text.")
     if config.resume:
         raise UserError("resume: a single note cannot be resumed; leave out --resume or --data.predict.text.")
-    # Only the answer goes to standard output.
     config.trainer.enable_progress_bar = config.trainer.enable_model_summary = config.trainer.logger = False
     # One note needs one process, whatever the config trains on.
     config.trainer.devices = config.trainer.num_nodes = 1

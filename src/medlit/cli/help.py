@@ -229,5 +229,4 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return f"{text}. ({'' if shown or str(words).startswith('true') else f'{words}; '}default: %(default)s)"
 
     def _expand_help(self, action: argparse.Action) -> str:
-        # As YAML and the command line write it.
         return re.sub(r"default: (True|False)\)$", lambda m: m[0].lower(), super()._expand_help(action))

@@ -21,7 +21,7 @@ from medlit.data.label_errors import label_errors
 from medlit.data.labels import LabelReview, normalise_label
 from medlit.data.notes import load_source, specialties_of
 from medlit.data.prompt import NotePrompt
-from medlit.data.sources import as_text, cell_labels, read_tables
+from medlit.data.sources import cell_labels, read_tables
 from medlit.data.stratified_split import DUPLICATE, resolve_conflicts
 from medlit.errors import report_if_slow
 from medlit.evaluation.results import IntArray
@@ -113,8 +113,7 @@ def audit(data: TranscriptionDataModule, load_prompt: Callable[[], NotePrompt | 
     notes["split"] = pd.Categorical(of_rows, categories=list(splits))
     notes["labels"] = ["\n".join(sorted(names)) or None for names in specialties]
     notes["own"] = specialties
-    # Sorted, so that equally frequent specialties are listed by name.
-    each = notes.explode("own").dropna(subset="own").sort_values("own")
+    each = notes.explode("own").dropna(subset="own").sort_values("own")  # equally frequent ones by name
     by_text = notes.groupby("text")
     similar = notes.groupby("near")["text"].transform("nunique") > 1
     conflicting = (by_text["labels"].transform("nunique") > 1) & notes["labels"].notna()
@@ -233,8 +232,9 @@ def _other_columns(data: TranscriptionDataModule) -> Iterator[tuple[str, str, fr
             written = cell_labels(batch.column(columns.label).to_pylist(), table.classes(columns.label), separator)
             labels = [frozenset(filter(None, map(normalise_label, names))) for names in written]
             for name in others:
-                pairs = zip(as_text(batch.column(name).to_pylist(), table.classes(name)), labels, strict=True)
-                yield from ((name, value, own) for value, own in pairs if own and value and value.strip())
+                values = cell_labels(batch.column(name).to_pylist(), table.classes(name), None)
+                pairs = zip(map(" ".join, values), labels, strict=True)
+                yield from ((name, value, own) for value, own in pairs if own and value)
 
 
 def _words(text: str) -> str:

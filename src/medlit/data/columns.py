@@ -16,6 +16,7 @@ from medlit.errors import UserError, tell
 _CANONICAL = {"text": "transcription", "label": "specialty", "id": "id"}
 _FILL_IN = "delete such rows or fill them in"
 _MAX_NAME = 40  # characters of a column name or an id in an error message
+_MOST_NAMES = 40  # columns that an error lists: the keys of a JSON table may name patients
 _CHAT = "a chat table: write the user's and the assistant's turns to two columns, and name these in data.columns"
 # Columns by which the table of another tool is known -> how to read it.
 _KNOWN_TABLES = {
@@ -39,7 +40,8 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
             continue
         if name not in names:
             # A file without a header has note text in place of the names: long ones are not repeated.
-            shown = ", ".join(known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names)
+            listed = [known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names[:_MOST_NAMES]]
+            shown = ", ".join(listed) + (f" and {len(names) - len(listed)} more" if len(names) > len(listed) else "")
             advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
             whose = {"text": "note", "label": "specialty", "id": "id"}[key]
             raise UserError(

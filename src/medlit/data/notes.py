@@ -85,7 +85,7 @@ def read_predict_notes(predict: Predict, columns: Columns, labels: Labels) -> Da
     """Read the notes of `medlit predict` that are in no split: one typed note, or a separate source."""
     try:
         if predict.text is None:
-            columns = Columns(columns.text, None, columns.id)  # no label is needed, whatever their column holds
+            columns = Columns(text=columns.text, label=None, id=columns.id)  # whatever the labels are
             tables = load_source(predict.source, columns=columns, labels=labels, require_labels=False, join_ids=True)
             return concatenate_datasets(list(tables.values()))
         text = clean_note(decode_note(sys.stdin.buffer.read()) if predict.text == "-" else predict.text)

@@ -30,7 +30,8 @@ Row = dict[str, str | list[str | None] | None]
 
 MAX_WORKBOOK = 1 << 30  # bytes that an Excel workbook may unpack to: its texts are held in memory
 _EXCEL_AS_IT_IS: dict[str, Any] = {"header": None, "dtype": object, "na_filter": False, "engine": "openpyxl"}
-_MAX_KEYS = 1_000  # of a JSON table: one with more has values for keys, and a column for each would fill the disk
+MAX_KEYS = 1_000  # of a JSON table: one with more has values for keys, and a column for each would fill the disk
+_EDGE = '\ufeff" \t'
 _JSON_KINDS = {list: "a list", dict: "an object", bool: "true or false"}
 
 
@@ -78,7 +79,6 @@ def _read_csv(path: Path, _: Columns, delimiter: str) -> Dataset:
 def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
     found = cached_table(path, ("name", "kind"), json_columns, by_line=by_line)
     names = tuple(found["name"][:])
-    # The first label decides whether the column holds texts or lists of these.
     lists = tuple(row["name"] for row in found if row["name"] == columns.label and row["kind"] == "list")
     return cached_table(path, names, json_rows, lists, names=names, columns=columns, by_line=by_line)
 
@@ -86,9 +86,10 @@ def _read_json(path: Path, columns: Columns, by_line: bool) -> Dataset:
 def csv_rows(path: str, header: Names, delimiter: str) -> Iterator[Row]:
     """Yield column -> value of each record after the header."""
     records = csv_records(path, delimiter)
-    line, names = head = next(records)
+    first, names = next(records)
+    line = first
     for line, record in records:
-        if record[1:] == names[1:] and record[0].lstrip("\ufeff") == names[0]:
+        if _is_repeated(names, record):
             raise UserError(f"data.source: {path}, line {line}: the header is repeated here; delete such lines.")
         if len(record) != len(header):
             raise UserError(
@@ -96,8 +97,13 @@ def csv_rows(path: str, header: Names, delimiter: str) -> Iterator[Row]:
                 " note with the separator or a line break in double quotes, or export a file again that is cut off."
             )
         yield dict(zip(header, record, strict=True))
-    if line == head[0]:
+    if line == first:
         raise UserError(f"data.source: {path} has a header and no rows; it needs at least one note.")
+
+
+def _is_repeated(header: list[str], row: list[str]) -> bool:
+    """Whether a row is the header again, as in joined files, whatever its spaces, quotes and byte-order mark."""
+    return len(row) == len(header) and all(a.strip(_EDGE) == b.strip(_EDGE) for a, b in zip(row, header, strict=True))
 
 
 def json_columns(path: str, by_line: bool) -> Iterator[dict[str, str]]:
@@ -105,9 +111,10 @@ def json_columns(path: str, by_line: bool) -> Iterator[dict[str, str]]:
     kinds: dict[str, str] = {}
     for _, row in json_objects(path, by_line):
         kinds |= {name: type(row[name]).__name__ for name in row if kinds.get(name) in (None, "NoneType")}
-    if not 0 < len(kinds) <= _MAX_KEYS:
-        keys = f"over {_MAX_KEYS:,} different keys; give all its objects the same, the columns"
-        raise UserError(f"data.source: {path} has {keys if kinds else 'no rows; it needs at least one note'}.")
+        if len(kinds) > MAX_KEYS:
+            raise UserError(f"data.source: {path} has over {MAX_KEYS:,} different keys; give all its objects the same.")
+    if not kinds:
+        raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
     yield from ({"name": name, "kind": kind} for name, kind in kinds.items())
 
 
@@ -194,7 +201,7 @@ def excel_rows(path: str, header: Names, sheet: str) -> Iterator[Row]:
     for number, row in filled:
         if any(row[len(header) :]):
             raise UserError(f"data.source: {path}, row {number}: a cell is in a column without a name; name it.")
-        if row == head:
+        if _is_repeated(head, row):
             raise UserError(f"data.source: {path}, row {number}: the header is repeated here; delete such rows.")
         yield dict(zip(header, row, strict=False))
 

@@ -8,7 +8,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
-from math import inf
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +47,11 @@ class RawTable(NamedTuple):
 
 
 def as_text(values: list[Any], classes: list[str] | None) -> list[str | None]:
-    """Values of a column as text: class names where they are class ids, of which -1 or one without a name means none.
-
-    A number that is NaN or infinite is null, as in JSON.
-    """
+    """Values of a column as text, class ids as their names; NaN, an infinity and an id without a name are null."""
     if classes is not None:
         return list(map(dict(enumerate(classes)).get, values))
-    return [None if value in (None, inf, -inf) or value != value else str(value) for value in values]
+    missing = (value is None or (isinstance(value, float) and not isfinite(value)) for value in values)
+    return [None if is_missing else str(value) for value, is_missing in zip(values, missing, strict=True)]
 
 
 def cell_labels(values: list[Any], classes: list[str] | None, separator: str | None) -> list[list[str]]:
@@ -128,9 +126,10 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
             named = f"{same[0]} and {same[1]} are both named after the {split} split"
             raise UserError(f"data.source: {named}; rename one, or move it away.")
-        shards = {int(n) for file in same for n in re.findall(r"-of-(\d+)$", table_name(file)[0])} - {len(same)}
-        if shards and path.is_dir():  # a glob may name some of them
-            raise UserError(f"data.source: {path} has {len(same)} of {max(shards)} parts of {split}; add the rest.")
+        parts = [(int(n), int(of)) for file in same for n, of in re.findall(r"(\d+)-of-(\d+)$", table_name(file)[0])]
+        if parts and path.is_dir() and {len(same), len({*parts})} != {of for _, of in parts}:  # a glob may name some
+            fault = f"the {split} files of {path} are not the parts that their names count"
+            raise UserError(f"data.source: {fault} (-00000-of-{max(parts)[1]:05}); keep one file for each part.")
     return {split: [RawTable(str(file), read_file(file, columns)) for file in own] for split, own in chosen.items()}
 
 

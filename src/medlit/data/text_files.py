@@ -59,7 +59,8 @@ def csv_records(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(_MAX_FIELD)
     with _open_utf8(Path(path), newline="") as file:
         lines = _lines(file, path)
-        if mark := _SEPARATOR.fullmatch(first := next(lines, "")):
+        first = next(lines, "")
+        if mark := _SEPARATOR.fullmatch(first):
             delimiter, first = mark[1], "\n"
         reader, line = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True), 1
         try:
@@ -142,7 +143,9 @@ def _lines(file: IO[str], path: str) -> Iterator[str]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file; a compressed one is decompressed while it is read."""
-    return UNPACK.get(path.suffix.lower(), partial(Path.open, mode="rb"))(path)  # type: ignore[no-any-return]
+    open_packed = UNPACK.get(path.suffix.lower())
+    file: IO[bytes] = path.open("rb") if open_packed is None else open_packed(path)
+    return file
 
 
 def _open_zip(path: Path) -> IO[bytes]:

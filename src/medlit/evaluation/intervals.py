@@ -99,6 +99,7 @@ class Comparison:
     f1_macro_difference: float  # A minus B
     f1_macro_ci: Interval  # of that difference, paired bootstrap over texts
     any_of: tuple[int, int, float] | None = None  # as the first three where notes have several labels, any being right
+    copies: bool = False  # whether notes share a text
 
     def summary(self, other: str, this: str = "this system") -> str:
         """The comparison in one sentence; `other` is the title of system B, `this` what to call system A."""
@@ -109,7 +110,8 @@ class Comparison:
             shown = "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
             return (
                 f"{100 * (only_a - only_b) / self.notes:+.1f} points of {name}, {verdict[p < SIGNIFICANCE]} (p {shown},"
-                f" exact McNemar test: {only_a} notes correct only with {this}, {only_b} only with {other})"
+                f" exact McNemar test{' over texts' * self.copies}: {only_a} notes correct only with {this},"
+                f" {only_b} only with {other})"
             )
 
         any_of = "" if self.any_of is None else f"{share('any-of accuracy', *self.any_of)}; "
@@ -138,11 +140,12 @@ def compare_systems(a: Results, b: Results) -> Comparison:
         f1_macro_difference=float(f1[0] - f1[1]),
         f1_macro_ci=percentile_interval(resamples.f1_macro[0] - resamples.f1_macro[1]),
         any_of=_mcnemar(a.any_of, aligned.any_of, a.groups) if any(len(own) > 1 for own in a.accepted) else None,
+        copies=len({*a.text_hashes}) < len(a),
     )
 
 
 def _mcnemar(a: BoolArray, b: BoolArray, texts: IntArray) -> tuple[int, int, float]:
-    """Notes that only A and only B has right; p of the exact test, where a text counts once, for who has more right."""
+    """Notes that only A and only B has right, and p of the exact test over texts, each for who has more right."""
     ahead = np.sign(np.bincount(texts, a.astype(int) - b))
     p = binomtest(int((ahead > 0).sum()), np.count_nonzero(ahead)).pvalue if ahead.any() else 1.0
     return int((a & ~b).sum()), int((b & ~a).sum()), float(p)

@@ -22,7 +22,6 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# What holds one value per note, besides probabilities.
 _ARRAYS, _LISTS = ("rows", "truth", "answer", "tokens", "cut_tokens"), ("ids", "text_hashes", "accepted")
 
 

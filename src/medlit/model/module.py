@@ -182,7 +182,6 @@ class SpecialtyClassifier(L.LightningModule):
         temperature = 1.0 if self.trainer.testing else self.temperature or 1.0  # a test has applied it
         self.sets = sets_report(self.results, temperature, self.thresholds, self.decoding.sets)
         values: dict[str, Any] = {**self.scores, "loss": float(self.eval_loss.compute())}
-        # Every process has the metrics of all processes.
         logged = {f"{self.stage}/{name}": float(values[name]) for name in LOGGED}
         self.log_dict(logged, prog_bar=not self.trainer.testing)
         self.log_dict({f"{self.stage}/set_{name}": v for name, v in self.sets.items() if isinstance(v, float)})

@@ -7,8 +7,6 @@ A layer with a sliding window keeps to it within the note. Three kinds of layers
   flash-attn it then runs one kernel a note. PyTorch's varlen kernel takes all notes at once and compiles; so the
   notes' starts travel to the attention call in place of a mask, which nothing else reads in training.
 - Gemma 2's, whose scores have a soft cap: PyTorch's flex attention. Without flash-attn Unsloth would hold all scores.
-
-benchmarks/README.md has what that gains.
 """
 
 import contextlib

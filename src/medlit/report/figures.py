@@ -124,7 +124,6 @@ def reliability_figure(system: System) -> Figure:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.vlines(bins.confidence, low, high, color=colour, linewidth=1.4, alpha=0.6)
     axes.plot(bins.confidence, bins.accuracy, "o-", color=colour, markeredgecolor="white", markersize=8)
-    # A rug plot of the notes' confidence along the axis.
     axes.plot(confidence, np.full(len(confidence), -0.02), "|", color=INK, alpha=0.25, markersize=7, clip_on=False)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.set(xlabel="confidence (one stroke per note)", ylabel="accuracy")

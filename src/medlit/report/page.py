@@ -170,7 +170,6 @@ def _settings(config: Path) -> str:
 
 def _markdown_cell(value: object) -> str:
     text, _, small_print = str(value).partition("\n")
-    # A bar in a label would end the cell.
     return (f"{text} ({small_print})" if small_print else text).replace("|", r"\|")
 
 

@@ -25,8 +25,7 @@ from medlit.errors import UserError
 from medlit.paths import cache_dir
 from medlit.tools import print_table
 
-# Checks that more than one file names.
-CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"
+CONFIG, EXAMPLE, TRIAL, SELF_CHECK = "config", "example", "trial", "self-check"  # that several files name
 REINSTALL = "make clean install"
 PROBE_SECONDS = 180  # the first import of Unsloth from a cold disk takes a minute
 FREE_GIB = 10.0

@@ -40,7 +40,6 @@ from medlit.tools.export.verify import run_worker
 
 SHARD_BYTES = 2 * 10**9  # of memory, besides the loaded model
 QUANTISATIONS = ("f16", "q8_0", "q4_k_m")
-# The requirements of the extra `gguf`.
 INSTALL = (
     '\'pip install --no-deps "llama-cpp-python>=0.3.30,<0.4" "diskcache>=5.6,<6"\' (where there is no wheel, it'
     " compiles for minutes and needs cmake and a C++ compiler)"

@@ -67,7 +67,6 @@ def _transformers(request: dict[str, Any]) -> dict[str, Any]:
         import peft
 
         if request["load_in_4bit"]:
-            # As QLoRA trains (Dettmers 2023, arXiv 2305.14314).
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
         model = peft.PeftModel.from_pretrained(load(request["base"], request["revision"]), path)
@@ -140,7 +139,6 @@ def _llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
         for ids in answers:
             model.n_tokens = len(prompt)  # forget the previous answer
             model.eval(ids[:-1])
-            # At the prompt's last token and all but the answer's last, (tokens, V).
             logits = np.asarray(model.scores[len(prompt) - 1 : len(prompt) + len(ids) - 1], dtype=np.float64)
             row.append(float((logits[np.arange(len(ids)), ids] - np.logaddexp.reduce(logits, axis=1)).sum()))
         scores.append(row)

@@ -2,10 +2,12 @@
 
     LLAMA_TOKENIZER=folder python benchmarks/evaluate.py
     LLAMA_TOKENIZER=folder python benchmarks/evaluate.py --only validation_in_fit --notes 370 --output FILE
+    LLAMA_TOKENIZER=folder python benchmarks/evaluate.py --family granite_8b --only systems padded --output FILE
     python benchmarks/evaluate.py --tiny --output FILE        the same road on a CPU, in seconds
 
 On a GPU: an 8B Llama of the right shape with random weights (in NF4, with a fresh adapter) answers notes of real
-lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 specialties of the public data set.
+lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 specialties of the public data set. With
+`--family` it is eight layers of that family's real width.
 
     recipe_32, recipe_4    one note at a time, 32 new tokens each, or 4
     generate               free greedy in batches; a logits processor forces each note to one of the labels that have at
@@ -13,6 +15,8 @@ lengths (log-normal, median 683 tokens, sigma 0.57, cut at 1,800) under the 13 s
     generate_stepwise      the same without reading the labels ahead: what an answer off the list costs
     constrained, likelihood
     prompts_only           what every decoder begins with: the prompts, once
+
+`padded` repeats the last two with prompts that are padded instead of packed, as a GPU before Ampere reads them.
 
 Batches are those of a validation: longest first, at most so many padded tokens as `--token_budgets` says, and a note
 for every 512 of them: 64 notes for the default of 32,768. Then: does a note
@@ -34,7 +38,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from builtin_notes import SPECIALTIES as BUILTIN_SPECIALTIES
+from shapes import FAMILIES, write_family, write_llama_8b
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +51,7 @@ if TYPE_CHECKING:
 SPECIALTIES = tuple(sorted(BUILTIN_SPECIALTIES))  # the public data set's, in alphabetical order
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evaluate.json"
-PARTS = ("systems", "parity", "validation_in_fit")
+PARTS = ("systems", "padded", "parity", "validation_in_fit")
 TINY = {"notes": 5, "recipe_notes": 1, "parity_notes": 3, "fit_steps": 1, "max_length": 256}
 BUDGET, TOKENS_A_NOTE = 64 * 512, 512
 FIT_STEPS, VALIDATION = 60, 370
@@ -332,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every system and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--family", choices=FAMILIES, help="eight layers of this family instead of the 8B")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model on the CPU, and few notes")
     parser.add_argument("--notes", type=int, default=256)
     parser.add_argument("--token_budgets", type=int, nargs="+", default=[BUDGET], help="of the batches")
@@ -348,18 +355,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import_unsloth()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(base_model(Path(folder), options.tiny), options.notes, options.recipe_notes, options.max_length)
+        base = base_model(Path(folder), options.family, options.tiny)
+        bench = Bench(base, options.notes, options.recipe_notes, options.max_length)
+    bench.results["family"] = options.family or "llama31_8b"
     print(f"{bench.results['hardware']}, {options.notes} notes of {bench.results['mean_prompt_tokens']} tokens")
     measure(bench, options)
 
 
-def base_model(folder: Path, tiny: bool) -> Path:
+def base_model(folder: Path, family: str | None, tiny: bool) -> Path:
     """Write the weights of the measured model."""
     if not tiny:
-        from shapes import write_llama_8b
-
-        return write_llama_8b(folder)
-    sys.path.append(str(HERE.parent / "tests"))
+        return write_family(folder, family) if family else write_llama_8b(folder)
     from fakes import write_llama
 
     return write_llama(folder)
@@ -369,27 +375,38 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
     """Measure the requested parts; the file is written after each."""
     from medlit.atomic_io import atomic_write
     from medlit.model.decoding.kv_cache import read_prompts
+    from medlit.model.families import body
+    from medlit.model.packing import PACKS, can_pack
 
     def keep() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(options.output) as path:
             path.write_text(json.dumps(bench.results, indent=2) + "\n", encoding="utf-8")
 
+    def timed(system: str, answer: Callable[[Prompts], object], budget: int) -> None:
+        bench.measure(system, lambda rows: answer(bench.prompts(rows)), bench.batches(bench.rows, budget), budget)
+        keep()
+
     found = decoders(bench)
+    answers: dict[str, Callable[[Prompts], object]] = {
+        **found,
+        "prompts_only": lambda prompts: read_prompts(bench.model, prompts),
+    }
+    print("| system | token budget | notes/s | peak GiB |\n| --- | --- | --- | --- |")
     if "systems" in options.only:
-        print("| system | token budget | notes/s | peak GiB |\n| --- | --- | --- | --- |")
-        answers: dict[str, Callable[[Prompts], object]] = {
-            **found,
-            "prompts_only": lambda prompts: read_prompts(bench.model, prompts),
-        }
         for budget in options.token_budgets:
-            batches = bench.batches(bench.rows, budget)
             for system, answer in answers.items():
-                bench.measure(system, lambda rows, answer=answer: answer(bench.prompts(rows)), batches, budget)  # type: ignore[misc]
-                keep()
+                timed(system, answer, budget)
         for tokens in (4, 32):
             bench.measure(f"recipe_{tokens}", recipe(bench, tokens), [[row] for row in bench.alone], None)
             keep()
+    if "padded" in options.only:
+        packs = can_pack(bench.model)
+        setattr(body(bench.model), PACKS, False)
+        for budget in options.token_budgets:
+            for system in ("likelihood", "prompts_only"):
+                timed(f"{system}_padded", answers[system], budget)
+        setattr(body(bench.model), PACKS, packs)
     if "parity" in options.only:
         for system in ("constrained", "likelihood"):
             bench.results.setdefault("parity", {})[system] = parity(bench, found[system], options.parity_notes)

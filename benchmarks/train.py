@@ -330,6 +330,8 @@ class Run:
         if name.startswith("unsloth_trl_tuned") and self.args.settings:
             command += ["--settings", *self.args.settings]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
+        if self.args.family == "gemma3_4b":  # with flex attention no step ended within minutes of compiling
+            environment["UNSLOTH_ENABLE_FLEX_ATTENTION"] = "0"
         # Nobody's first step is shortened by another's compilation.
         environment |= {cache: str(self.scratch / name / cache) for cache in CACHES}
         return subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, env=environment)

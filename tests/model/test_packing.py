@@ -219,6 +219,31 @@ def test_layers_of_transformers_compute_a_common_beginning_once(
     assert_same_gradient(model, loss_sum(model, batch), loss_sum(model, batch.padded()))
 
 
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize("family", STOCK)
+def test_layers_of_transformers_read_packed_prompts_as_padded_ones(
+    family: str, beginning: int, routed: Callable[[str], nn.Module]
+) -> None:
+    model, notes = routed(family).eval(), notes_with(beginning)
+    prompts = left_padded([note["input_ids"] for note in notes])
+    computed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # type: ignore[operator]
+    packed = read_prompts(model, prompts)
+    own = beginning + sum(LENGTHS)
+    assert own <= computed[0] < own + MULTIPLE
+    setattr(body(model), PACKS, False)
+    padded = read_prompts(model, prompts)
+    assert computed[1] == prompts.input_ids.numel()
+    torch.testing.assert_close(packed.last, padded.last, rtol=1e-4, atol=1e-5)
+    tokens, places, causal = torch.tensor([7, 8, 9]), torch.arange(3), torch.ones(3, 3, dtype=torch.bool).tril()
+    ahead = [prefix.look_ahead(tokens, places, causal) for prefix in (packed, padded)]
+    torch.testing.assert_close(*ahead, rtol=1e-4, atol=1e-5)
+    longer = [
+        prefix.extend(tokens.expand(len(notes), -1), causal[2].expand(len(notes), -1)) for prefix in (packed, padded)
+    ]
+    torch.testing.assert_close(longer[0].last, longer[1].last, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", STOCK)
 def test_layers_that_are_recomputed_take_packed_notes(family: str, routed: Callable[[str], nn.Module]) -> None:
     model, notes, answer = routed(family), notes_with(WINDOW + 1), [7, 8, 2]

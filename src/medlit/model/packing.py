@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from medlit.data.collate import MULTIPLE, Batch
 from medlit.errors import UserError
@@ -111,7 +112,7 @@ def enable_last_layer(model: nn.Module) -> None:
 
 def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
     """Whether a body's attention takes packed notes whose common beginning is computed once."""
-    return getattr(inner, PACKS, False) and packing_route(inner.config) == "fused"
+    return getattr(inner, PACKS, False) and packing_route(inner.config) != "softcapped"
 
 
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
@@ -134,9 +135,7 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
         arguments |= {"position_ids": batch.positions, "attention_mask": torch.ones_like(ids)}  # as below
     elif batch.starts is not None:
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
-        arguments, read = shared_row(ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
-        if not shares_beginning(inner):  # a mask of four dimensions is taken as it is
-            arguments[_ROW], arguments["attention_mask"] = arguments.pop("causal_mask"), ids.new_zeros(1, 1, 0, 0)
+        arguments, read = shared_row(inner, ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
     if recomputation is not None:
         recomputation.prepare(arguments["input_ids"].numel())
     setattr(inner, _READ, read if 2 * len(read) <= sum(batch.lengths) else None)
@@ -217,17 +216,19 @@ def _masked_row(inner: Any, ids: Tensor, lengths: Tensor, shared: int) -> tuple[
     return arguments, columns.where(columns < shared, shared - 1 + own.flatten().cumsum(dim=0).view_as(ids))
 
 
-def shared_row(ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False) -> dict[str, Any]:
+def shared_row(
+    inner: nn.Module, ids: Tensor, positions: Tensor, row: SharedRow, *, cache: bool = False
+) -> dict[str, Any]:
     """A body's arguments for the computed tokens of a packed row, (1, T); with a cache, in inference mode."""
+    place, tokens = (row.starts, row.key_starts, row.keys), row.computed
+    arguments = {"input_ids": ids[:, tokens], "position_ids": positions[:, tokens], "use_cache": cache}
+    if packing_route(inner.config) == "stock":  # a mask of four dimensions is taken as it is
+        # A cache that knows the sliding windows would drop what lies before them.
+        own = {"past_key_values": DynamicCache()} if cache else {}
+        return arguments | own | {_ROW: place, "attention_mask": ids.new_zeros(1, 1, 0, 0)}
     # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
     # leave its compiled layers for it.
-    return {
-        "input_ids": ids[:, row.computed],
-        "position_ids": positions[:, row.computed],
-        "causal_mask": (row.starts, row.key_starts, row.keys),
-        "attention_mask": None if cache else torch.ones_like(row.computed)[None],
-        "use_cache": cache,
-    }
+    return arguments | {"causal_mask": place, "attention_mask": None if cache else torch.ones_like(tokens)[None]}
 
 
 def varlen_kernel(longest: int, replaced: object) -> Kernel:

@@ -60,18 +60,17 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
 
 def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -> KVCache:
     """Compute right-padded prompts, (B, T), end to end and their common beginning once."""
-    columns = torch.arange(ids.shape[1], device=ids.device)
     beginning = ((ids == ids[0]) & real).all(dim=0).cumprod(dim=0).sum()
     *counts, shared = torch.cat([lengths, beginning[None]]).tolist()
     row = share_beginning(counts, shared, len(counts) + 2, ids.device)
-    packed, positions = ids[real][None], columns.expand_as(ids)[real][None]
+    packed, positions = ids[real][None], (real.cumsum(dim=1) - 1)[real][None]
     with torch.no_grad():
-        hidden, layers = body(model)(**shared_row(packed, positions, row, cache=True))[:2]
+        hidden, cache = body(model)(**shared_row(body(model), packed, positions, row, cache=True))[:2]
     # Each prompt's tokens among the computed ones, (B, T).
-    place = row.source[((lengths.cumsum(dim=0) - lengths)[:, None] + columns).where(real, 0)]
-    padded = tuple((keys[0, :, place].transpose(0, 1), values[0, :, place].transpose(0, 1)) for keys, values in layers)
+    place = row.source[(real.flatten().cumsum(dim=0).view_as(ids) - 1).where(real, 0)]
+    padded = tuple((k[0, :, place].transpose(0, 1), v[0, :, place].transpose(0, 1)) for k, v in _layers(cache))
     last = hidden[0, place.gather(1, lengths[:, None] - 1)[:, 0]]
-    return KVCache(model, real, lengths, last, padded, as_tuple=True)
+    return KVCache(model, real, lengths, last, padded, as_tuple=isinstance(cache, tuple))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ Settings are the recipe's: 8 notes x 4, 8-bit AdamW, LoRA r 16 in all projection
 text. `unsloth_trl_tuned` tries those that make Unsloth + TRL fast, one after another, each on a newly loaded model;
 `unsloth_trl_tuned_fp8` does so on FP8 weights (`load_in_fp8`), for which Unsloth needs torchao and a Hopper GPU.
 Unsloth itself puts the notes of a micro-batch end to end ("padding-free") where it can, unless `padding_free=False`.
-Gemma 2's layers are not compiled as one region, which fails on PyTorch 2.11; for Gemma 3 `train.py` switches flex
-attention off, which compiled for longer than a run.
+For Gemma 3 `train.py` switches flex attention off, which had compiled for longer than a run.
 The libraries are imported first; then a line is awaited on standard input, so that the GPU is still another's while
 they are. The file is written again after each setting.
 """
@@ -150,10 +149,6 @@ def _unsloth(folder: Path, targets: list[str], recompute: bool, cuda: bool, fp8:
         use_gradient_checkpointing="unsloth" if recompute else False,
         random_state=3407,
     )
-    if model.config.model_type == "gemma2":  # as medlit does: github.com/pytorch/pytorch/issues/181735
-        for layer in model.modules():
-            if hasattr(layer, "self_attn"):
-                layer._unsloth_block_mode = 0
     return model, tokenizer, None
 
 

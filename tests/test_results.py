@@ -16,11 +16,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 HARDWARE = (ROOT / "docs" / "hardware.md").read_text("utf-8")
-TRAIN = ("train", "train_tuned", "train_fp8", "train_24gib")
+TRAIN = ("train", "train_h200")
 
 
-def result(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))  # type: ignore[no-any-return]
+def result(name: str) -> Any:  # noqa: ANN401 - an object or a list
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
 def rows_of(name: str) -> dict[str, dict[str, Any]]:
@@ -94,12 +94,18 @@ def test_answering_speeds_are_the_measured_ones() -> None:
     sizes = sorted({row["token_budget"] for row in found["systems"]} - {None})
     speeds = {(row["system"], row["token_budget"]): row["notes_per_second"] for row in found["systems"]}
     peaks = [max(row["peak_gib"] for row in found["systems"] if row["token_budget"] == size) for size in sizes]
-    ((_, *rows),) = tables(PAGE, "## Answering")
+    (_, *rows), (_, *families) = tables(PAGE, "## Answering")
     names = ["generate", "generate_stepwise", "constrained", "likelihood", "prompts_only"]
     for name, row in zip(names, rows[:-1], strict=True):
         assert row[1:] == [f"{speeds[name, size]:.1f}" for size in sizes]
     assert rows[-1][1:] == [f"{peak:.1f}" for peak in peaks]
     assert f"{found['mean_prompt_tokens']:.0f} tokens on average" in PAGE
+    names = ["generate", "constrained", "likelihood", "likelihood_padded", "prompts_only", "prompts_only_padded"]
+    for run, row in zip(result("evaluate_families"), families, strict=True):
+        speeds_of = {
+            each["system"]: each["notes_per_second"] for each in run["systems"] if each["token_budget"] == 32768
+        }
+        assert row == [run["family"], *(f"{speeds_of[name]:.1f}" for name in names)]
     assert f"{speeds['recipe_32', None]:.1f} to {speeds['recipe_4', None]:.1f}" in README
 
 
@@ -127,12 +133,39 @@ def test_steps_of_the_135m_are_the_measured_ones() -> None:
 
 
 def test_the_readme_s_speeds_are_the_measured_ones() -> None:
-    tuned, fp8 = rows_of("train_tuned"), rows_of("train_fp8")
-    systems = [tuned["unsloth_trl"], *(fp8[name] for name in ("unsloth_trl_tuned", "medlit_24gib", "medlit_80gib"))]
+    found = rows_of("train_h200")
     ((_, *rows),) = tables(README, "## Speed")
-    for row, shown in zip([*systems, fp8["medlit_80gib_fp8"]], rows, strict=True):
-        assert shown[1] == f"{row['tokens_per_second']:,}"
-        assert float(shown[2]) == pytest.approx(row["peak_gib"], abs=0.0501)
+    systems = ("unsloth_trl", "unsloth_trl_tuned", "medlit_24gib", "medlit_80gib", "medlit_80gib_fp8")
+    for system, shown in zip(systems, rows, strict=True):
+        assert shown[1] == f"{found[system]['tokens_per_second']:,}"
+        assert float(shown[2]) == pytest.approx(found[system]["peak_gib"], abs=0.0501)
+
+
+def test_what_the_tuned_peer_tried_is_named() -> None:
+    for page in (README, PAGE):
+        assert all(
+            f"{tried['tokens_per_second']:,}" in page for tried in rows_of("train_h200")["unsloth_trl_tuned"]["tried"]
+        )
+    peer = rows_of("train_peer_fp8")
+    speeds = [f"{peer[name]['tokens_per_second']:,}" for name in ("unsloth_trl_tuned_fp8", "unsloth_trl_tuned")]
+    assert f"{speeds[0]} tokens/s, beside {speeds[1]} in the same run" in PAGE
+
+
+def test_folds_with_fp8_weights_are_the_measured_ones() -> None:
+    fp8, sixteen_bits = (rows_of("folds_fp8")[name] for name in ("medlit_135m", "sixteen_bits"))
+    text = re.sub(r"\s+", " ", PAGE.partition("With its frozen weights in FP8")[2].partition("Tried without effect")[0])
+    assert (
+        f"{fp8['any_of']:.1%} any-of, {fp8['strict']:.1%} strict, a macro F1 of {fp8['f1_macro']:.3f}".replace(
+            "%", " %"
+        )
+        in text
+    )
+    assert (
+        f"{100 * sixteen_bits['any_of']:.1f}, {100 * sixteen_bits['strict']:.1f}, {sixteen_bits['f1_macro']:.3f}"
+        in text
+    )
+    (against,) = [each for each in result("folds_fp8")["differences"] if each["against"] == "sixteen_bits"]
+    assert "{:+.1f} points any-of (95 % {:+.1f} to {:+.1f})".format(*against["any_of"]) in text
 
 
 def test_speeds_of_base_models_are_the_measured_ones() -> None:
@@ -147,4 +180,4 @@ def test_speeds_of_base_models_are_the_measured_ones() -> None:
     for config in ("mistral_7b", "gemma2_9b", "gemma3_4b", "qwen3_8b", "qwen25_7b", "smollm3_3b"):
         assert shown[config] == measured[config]
     assert shown["mistral_nemo_base"] == measured["mistral_nemo"]
-    assert shown["llama31_8b"] == f"H200: {rows_of('train_fp8')['medlit_80gib']['tokens_per_second']:,}"
+    assert shown["llama31_8b"] == f"H200: {rows_of('train_h200')['medlit_80gib']['tokens_per_second']:,}"

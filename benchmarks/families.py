@@ -180,6 +180,7 @@ def table(result: Result) -> str:
             how = row.get("setting") or ("packed" if row["packs"] else "padded")
             if "setting" in row:
                 how += ", end to end" if row["padding_free"] else ", padded"
+                how += ", without flex attention" if row.get("flex_attention") is False else ""
             lines.append(
                 f"{begin} {row['tokens_per_second']:,} | {ratios} | {row['padding']:.1%} | {row['peak_gib']} |"
                 f" {row['estimated_gib'] or ''} | {row['first_step_seconds']} | {graphs} |"

@@ -50,6 +50,8 @@ MEDLIT |= {"medlit_80gib_fp8": (80, 16), "medlit_24gib_fp8": (24, 8)}
 # Each in a process that is given the whole GPU; a tuned one is the fastest of several settings.
 PEERS = ("unsloth_trl", "unsloth_trl_tuned", "peft_trl", "unsloth_trl_tuned_fp8")
 FP8 = "_fp8"  # ends the names of systems with frozen weights in FP8, which run if they are named
+# Families whose peers run without flex attention, with which no step ended within minutes of compiling.
+WITHOUT_FLEX = ("gemma3_4b",)
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 PARTS = ("systems", "matmul", "loader", "parity", "levers")
 ORDER = ("peft_trl", "unsloth_trl", "unsloth_trl_tuned", "medlit_10gib", "medlit_24gib", "medlit_80gib")
@@ -330,7 +332,7 @@ class Run:
         if name.startswith("unsloth_trl_tuned") and self.args.settings:
             command += ["--settings", *self.args.settings]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if self.args.tiny else {})
-        if self.args.family == "gemma3_4b":  # with flex attention no step ended within minutes of compiling
+        if self.args.family in WITHOUT_FLEX:
             environment["UNSLOTH_ENABLE_FLEX_ATTENTION"] = "0"
         # Nobody's first step is shortened by another's compilation.
         environment |= {cache: str(self.scratch / name / cache) for cache in CACHES}
@@ -352,6 +354,7 @@ class Run:
         shown = ("tokens_per_second", "padding", "peak_gib", "first_step_seconds", "graphs_compiled_after_warm_up")
         row = self.row(name, best) | {key: best[key] for key in chosen}
         row["micro_batches"] = best["accumulate"]
+        row |= {"flex_attention": False} if self.args.family in WITHOUT_FLEX else {}
         if process.returncode:
             row["ended_with_code"] = process.returncode
         if len(tried) > 1:

@@ -7,7 +7,6 @@ Settings are the recipe's: 8 notes x 4, 8-bit AdamW, LoRA r 16 in all projection
 text. `unsloth_trl_tuned` tries those that make Unsloth + TRL fast, one after another, each on a newly loaded model;
 `unsloth_trl_tuned_fp8` does so on FP8 weights (`load_in_fp8`), for which Unsloth needs torchao and a Hopper GPU.
 Unsloth itself puts the notes of a micro-batch end to end ("padding-free") where it can, unless `padding_free=False`.
-For Gemma 3 `train.py` switches flex attention off, which had compiled for longer than a run.
 The libraries are imported first; then a line is awaited on standard input, so that the GPU is still another's while
 they are. The file is written again after each setting.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from medlit.model.packing import (
     block_masks,
     can_pack,
     enable_last_layer,
+    enable_packing,
     route,
     route_stock_layers,
     share_beginning,
@@ -109,6 +111,20 @@ def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: i
     for begin, length in zip(begins, lengths, strict=True):
         alone = attention(*(x[:, :, begin : begin + length] for x in heads), window)
         assert torch.allclose(together[:, begin : begin + length], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "packs"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_float32_is_not_packed(dtype: torch.dtype, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `trainer.precision: 32-true` the varlen kernel would be given it, and takes 16 bits alone."""
+    none = dict.fromkeys(("gemma2", "llama", "mistral", "qwen3"))  # whose kernels a CPU cannot import
+    monkeypatch.setitem(sys.modules, "unsloth.models", SimpleNamespace(**none))
+    marks = SimpleNamespace(mark_allow_overlength=lambda _: None)
+    monkeypatch.setitem(sys.modules, "unsloth.utils.packing", marks)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    model = tiny_model("granite").to(dtype)
+    enable_packing(model, 64)
+    assert can_pack(model) is packs
 
 
 def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatch) -> None:

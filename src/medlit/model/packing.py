@@ -53,7 +53,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
 
     inner: Any = causal_lm(model)
     kind = packing_route(inner.config)
-    packs = kind is not None and torch.cuda.get_device_capability(inner.device) >= (8, 0)
+    capability = torch.cuda.get_device_capability(inner.device)
+    packs = kind is not None and capability >= (8, 0) and inner.dtype != torch.float32  # the kernels take 16 bits
     if packs and kind == "softcapped":
         gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
     elif packs and kind == "fused":
@@ -223,8 +224,7 @@ def shared_row(
     place, tokens = (row.starts, row.key_starts, row.keys), row.computed
     arguments = {"input_ids": ids[:, tokens], "position_ids": positions[:, tokens], "use_cache": cache}
     if packing_route(inner.config) == "stock":  # a mask of four dimensions is taken as it is
-        # A cache that knows the sliding windows would drop what lies before them.
-        own = {"past_key_values": DynamicCache()} if cache else {}
+        own = {"past_key_values": DynamicCache()} if cache else {}  # as in `read_prompts`
         return arguments | own | {_ROW: place, "attention_mask": ids.new_zeros(1, 1, 0, 0)}
     # In training the mask of ones is dropped, but without one Unsloth would derive the packing from the positions and
     # leave its compiled layers for it.

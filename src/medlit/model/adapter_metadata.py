@@ -135,8 +135,7 @@ class AdapterMetadata:
         if recorded["target_modules"] == default and not set(default).issubset(theirs["target_modules"]):
             recorded["target_modules"] = theirs["target_modules"]
             metadata = replace(metadata, lora=recorded)
-        kept = {name: recorded[name] for name in ("target_modules", "layers_to_transform")}
-        lora = recorded | theirs | kept
+        lora = recorded | theirs | {name: recorded[name] for name in ("target_modules", "layers_to_transform")}
         return metadata if lora == recorded else replace(metadata, lora=lora, temperatures={}, thresholds={})
 
     def to_dict(self) -> dict[str, Any]:

@@ -76,9 +76,7 @@ def _not_finite(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def _no_checkpoint(path: Path) -> UserError:
-    return UserError(
-        f"ckpt_path: {path} is truncated, damaged or not a checkpoint; use another one, such as 'best' or 'last'."
-    )
+    return UserError(f"ckpt_path: {path} is truncated, damaged or not a checkpoint; use another, such as 'best'.")
 
 
 def check_progress(checkpoint: dict[str, Any], ours: dict[str, Any], path: Path) -> None:

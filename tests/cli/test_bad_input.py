@@ -159,6 +159,15 @@ def test_aliases_that_contradict_each_other(fit: Refused, other: str) -> None:
     )
 
 
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_notes_are_no_ids(refused: Refused, tiny_config: Path, tmp_path: Path, verb: str) -> None:
+    """Ids are written into tables, reports and messages."""
+    source = table(tmp_path / "notes.csv", lambda rows: rows)
+    flags = ["--data.predict.source", source] if verb == "predict" else ["--data.source", source]
+    said = refused(verb, "--config", tiny_config, *flags, "--data.columns.id", "transcription")
+    assert f"data.columns.id: column 'transcription' of {source} is that of data.columns.text" in said
+
+
 def test_no_message_repeats_a_note(fit: Refused, tmp_path: Path) -> None:
     secret = "Jane Roe of Elm Street"
     source = table(tmp_path / "notes.csv", lambda rows: [row | {"transcription": secret} for row in rows[:3]])

@@ -858,11 +858,45 @@ def test_unknown_column_lists_those_that_exist(columns: Columns, expected: str, 
 
 
 def test_a_column_of_texts_is_no_column_of_labels(tmp_path: Path) -> None:
-    rows = [{"transcription": "secret words " * 20, "medical_specialty": "a"}] * 3
-    message = fault(write_csv(tmp_path / "n.csv", rows), columns=Columns(label="transcription"))
+    rows = [{"transcription": "secret words " * 20, "summary": "secret words " * 10}] * 3
+    message = fault(write_csv(tmp_path / "n.csv", rows), columns=Columns(label="summary"))
 
     assert "over 100 characters" in message
     assert "secret" not in message
+
+
+@pytest.mark.parametrize("form", ["n.csv", "n.jsonl", "n.parquet", "n.xlsx"])
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (Columns(id="transcription"), ("id", "'transcription'", "text")),  # ids are in every table of answers
+        (Columns(text="id"), ("id", "'id'", "text")),  # the id column that is taken without being named
+        (Columns(label="id"), ("id", "'id'", "label")),
+        (Columns(id="medical_specialty"), ("id", "'medical_specialty'", "label")),
+        (Columns(label="transcription"), ("label", "'transcription'", "text")),
+    ],
+)
+def test_a_column_is_one_thing(form: str, columns: Columns, expected: tuple[str, str, str], tmp_path: Path) -> None:
+    table = pd.DataFrame(NOTES)
+    {
+        "n.csv": partial(table.to_csv, index=False),
+        "n.jsonl": partial(table.to_json, orient="records", lines=True),
+        "n.parquet": partial(table.to_parquet, index=False),
+        "n.xlsx": partial(table.to_excel, index=False),
+    }[form](tmp_path / form)
+    key, name, first = expected
+    remedy = "name another column or, for hashes of the texts, 'none'" if key == "id" else "name another column"
+
+    assert fault(tmp_path / form, columns=columns) == (
+        f"data.columns.{key}: column {name} of {tmp_path / form} is that of data.columns.{first}; {remedy}."
+    )
+
+
+def test_the_column_id_may_hold_the_notes_where_no_column_names_them(tmp_path: Path) -> None:
+    notes = load(write_csv(tmp_path / "n.csv", NOTES), columns=Columns(text="id", id="none"))["all"]
+
+    assert notes["transcription"][:] == ["n1", "007", "n3"]
+    assert notes["id"][:] == [hash_text(note)[:16] for note in notes["transcription"]]
 
 
 def test_file_without_a_header_does_not_show_its_text(tmp_path: Path) -> None:

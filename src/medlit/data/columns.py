@@ -31,11 +31,11 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
 def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> None:
-    """Raise a UserError if a named column does not exist, or holds no text where text belongs."""
+    """Raise a UserError if a named column does not exist, is named twice, or holds no text where text belongs."""
     if require_labels and columns.label is None:
         raise UserError("data.columns.label: the labels are needed here; name the column that holds them.")
-    names = table.rows.column_names
-    for key, name in columns.of(names).items():
+    names, chosen = table.rows.column_names, columns.of(table.rows.column_names)
+    for key, name in chosen.items():
         if name is None or (key == "label" and name not in names and not require_labels):
             continue
         if name not in names:
@@ -43,16 +43,18 @@ def check_columns(table: RawTable, columns: Columns, require_labels: bool) -> No
             listed = [known if len(known) <= _MAX_NAME else "(long text: no header?)" for known in names[:_MOST_NAMES]]
             shown = ", ".join(listed) + (f" and {len(names) - len(listed)} more" if len(names) > len(listed) else "")
             advice = next((f"; this is {text}" for found, text in _KNOWN_TABLES.items() if found <= set(names)), "")
-            whose = {"text": "note", "label": "specialty", "id": "id"}[key]
             raise UserError(
-                f"data.columns.{key}: {table.name} has no column {name!r}; name the {whose}'s column with"
+                f"data.columns.{key}: {table.name} has no column {name!r}; name the {_CANONICAL[key]}'s column with"
                 f" --data.columns.{key} (its columns are {shown}){advice}."
             )
+        if (first := next(other for other, same in chosen.items() if same == name)) != key:
+            raise UserError(columns.unfit(key, table.name, f"is that of data.columns.{first}"))
         feature = table.rows.features[name]
         value = getattr(feature, "feature", feature) if key == "label" else feature  # of a list of labels
         may_be_codes = key != "text" and (value is feature or table.classes(name) is not None)
         if getattr(value, "dtype", None) not in (_TEXTS | _CODES if may_be_codes else _TEXTS):
-            raise UserError(columns.no_text(key, table.name, table.rows.features.arrow_schema.field(name).type))
+            kind = table.rows.features.arrow_schema.field(name).type
+            raise UserError(columns.unfit(key, table.name, f"holds {kind}, not text"))
 
 
 def check_rows(table: RawTable, rows: Dataset, columns: Columns, names: set[str] | None) -> None:
@@ -112,8 +114,7 @@ def _refuse_rows(
         return
     first = rows[places[0]]
     if len(places) == len(rows) and not first[_CANONICAL[key]]:
-        column = columns.of(table.rows.column_names)[key]
-        raise UserError(f"data.columns.{key}: {column!r} of {table.name} is empty in every row; name another column.")
+        raise UserError(columns.unfit(key, table.name, "is empty in every row"))
     identity = first["id"]
     named = "" if identity is None or key == "id" else f" (id {identity[:_MAX_NAME]})"
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""

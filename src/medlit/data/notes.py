@@ -155,7 +155,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
     label = columns.label if columns.label in rows.column_names else None
     identity = columns.of(rows.column_names)["id"]
     key = cache_key("notes", rows._fingerprint, columns, label, identity, sorted(spellings.items()), separator)
-    chosen = [name for name in dict.fromkeys((columns.text, label, identity)) if name is not None]
+    chosen = [name for name in (columns.text, label, identity) if name is not None]
     used = rows.select_columns(chosen).with_format("arrow")
     classes = None if label is None else table.classes(label)
     text = datasets.Value("string")
@@ -184,9 +184,7 @@ def _canonical(table: RawTable, columns: Columns, spellings: dict[str, str | Non
             desc="Reading notes",
         ).with_format(None)
     except UnicodeDecodeError:  # Arrow and Parquet files may hold any bytes as text
-        raise UserError(
-            f"data.source: {table.name} has text that is not UTF-8; read it in its own encoding and export it again."
-        ) from None
+        raise UserError(f"data.source: {table.name} has text that is not UTF-8; export it again as UTF-8.") from None
 
 
 def _with_ids(tables: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -155,7 +155,7 @@ def _read_parquet(path: Path, columns: Columns) -> Dataset:
         kept = pa.schema([field for field in schema if has_type(field)], schema.metadata)
         for key, name in columns.of(names).items():
             if name in names and names[name] not in kept.names:
-                raise UserError(columns.no_text(key, str(path), schema.field(names[name]).type))
+                raise UserError(columns.unfit(key, str(path), f"holds {schema.field(names[name]).type}, not text"))
         if pq.read_metadata(path).num_rows == 0:
             raise UserError(f"data.source: {path} has no rows; it needs at least one note.")
         features = Features.from_arrow_schema(kept)

@@ -33,11 +33,11 @@ class Columns:
         identity = None if self.id == "none" or (self.id is None and "id" not in names) else self.id or "id"
         return {"text": self.text, "label": self.label, "id": identity}
 
-    def no_text(self, key: str, table: str, kind: object) -> str:
-        """The message for a column of a wrong type."""
+    def unfit(self, key: str, table: str, fault: str) -> str:
+        """The message for a column that cannot be used."""
         name = self.of(("id",))[key]
         other = " or, for hashes of the texts, 'none'" if key == "id" else ""
-        return f"data.columns.{key}: column {name!r} of {table} holds {kind}, not text; name another column{other}."
+        return f"data.columns.{key}: column {name!r} of {table} {fault}; name another column{other}."
 
 
 @dataclass

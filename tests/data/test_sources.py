@@ -925,6 +925,66 @@ def test_folders_that_are_not_understood(tmp_path: Path) -> None:
     assert "are both named after the train split" in fault(tmp_path)
 
 
+@pytest.mark.parametrize("inner", ["more/notes.csv.gz", "train.parquet/part-0.parquet", "label=x/part-0.parquet"])
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_tables_in_the_folders_of_a_folder_are_not_dropped_silently(
+    inner: str, beside: bool, is_link: bool, tmp_path: Path
+) -> None:
+    source = tmp_path / "notes"
+    (source / "figures").mkdir(parents=True)
+    (source / "figures" / "README.md").write_text("no table", encoding="utf-8")
+    if beside:
+        write_csv(source / "train.csv", NOTES)
+        assert list(load(source)) == ["train"]
+    folder, file = Path(inner).parts
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / file).touch()
+    if is_link:
+        (source / folder).symlink_to(tmp_path / folder)
+    else:
+        (tmp_path / folder).rename(source / folder)
+
+    expected = (
+        f"data.source: the tables in the folder {source / folder} would not be read; move it away or its tables up, or"
+        " give a glob of just the files to read."
+    )
+    assert fault(source) == fault(source / "*") == expected
+
+
+def test_hidden_folders_and_those_that_a_glob_reads_are_no_fault(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", NOTES)
+    for name in (".git", "_temporary", ".ipynb_checkpoints", "__MACOSX", "more"):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "test.csv", NOTES)
+
+    assert list(load(tmp_path / "*.csv")) == ["train"]
+    assert list(load(tmp_path / "[tm]*" / "**")) == ["test"]
+    (tmp_path / "more" / "test.csv").rename(tmp_path / "test.csv")
+    assert list(load(tmp_path)) == ["train", "test"]
+
+
+def test_a_file_that_a_glob_names_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    write_csv(tmp_path / "more" / "notes.csv", NOTES)
+
+    assert len(load(tmp_path / "**" / "**" / "*.csv")["all"]) == len(NOTES)
+
+
+def test_a_link_to_a_file_that_is_gone_is_not_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "notes"
+    source.mkdir()
+    write_csv(source / "train.csv", NOTES)
+    (source / "LICENSE").symlink_to(tmp_path / "gone")
+    assert list(load(source)) == ["train"]
+    (source / "test.csv").symlink_to(tmp_path / "gone.csv")
+
+    expected = f"data.source: {source / 'test.csv'} is no regular file, or a link to none; put one in its place."
+    assert fault(source) == fault(source / "*.csv") == expected
+    write_csv(tmp_path / "gone.csv", NOTES)
+    assert list(load(source)) == ["train", "test"]
+
+
 def test_a_saved_dataset_is_written_as_parquet_instead(tmp_path: Path) -> None:
     notes = datasets.Dataset.from_list(NOTES)
     notes.save_to_disk(str(tmp_path / "one"))

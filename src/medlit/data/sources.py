@@ -103,25 +103,31 @@ def public_name(source: str) -> str:
 def split_of(name: str) -> str | None:
     """`train`, `validation` or `test` for a file's stem or a split's name that means it, else None."""
     name = _SHARD.sub("", name.lower())
-    name = _ALIASES.get(name, name)
-    return name if name in SPLITS else None
+    return name if name in SPLITS else _ALIASES.get(name)
 
 
 def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
     """Read the tables in a folder, or the files of a glob, by split; those of a glob may be named after none."""
-    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    files = sorted(file for file in found if file.is_file() and (table_name(file)[1] or not path.is_dir()))
+    found = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True)))
+    listed = (each for each in found if not each.is_dir() and (table_name(each)[1] or not path.is_dir()))
+    files = {file: split_of(table_name(file)[0]) or ALL for file in listed}
+    for each in found:
+        if each in files and not each.is_file():
+            raise UserError(f"data.source: {each} is no regular file, or a link to none; put one in its place.")
+        inner = () if each.name.startswith((".", "_")) else each.glob("[!.]*")  # nothing in a file
+        if any(table_name(file)[1] and file not in files for file in inner):
+            remedy = "move it away or its tables up, or give a glob of just the files to read"
+            raise UserError(f"data.source: the tables in the folder {each} would not be read; {remedy}.")
     if not files:
         fault = f"the folder {path} holds no table ({KINDS})" if path.is_dir() else f"no file matches {path}"
         raise UserError(f"data.source: {fault} (looked from {Path.cwd()}).")
-    splits = [split_of(table_name(file)[0]) for file in files]
-    if None in splits and (path.is_dir() or any(splits)):
+    unnamed = [file.name for file, split in files.items() if split == ALL]
+    if unnamed and (path.is_dir() or len(unnamed) < len(files)):
         raise UserError(
-            f"data.source: {files[splits.index(None)].name}, one of the files of {path}, names no split; call all files"
+            f"data.source: {unnamed[0]}, one of the files of {path}, names no split; call all files"
             " train, validation and test, or give one file or a glob that matches no split's file."
         )
-    pairs = [(split or ALL, file) for split, file in zip(splits, files, strict=True)]
-    chosen = {split: same for split in (*SPLITS, ALL) if (same := [file for own, file in pairs if own == split])}
+    chosen = {split: same for split in (*SPLITS, ALL) if (same := [file for file in files if files[file] == split])}
     for split, same in chosen.items():
         if split != ALL and len(same) > 1 and not all(_SHARD.search(table_name(file)[0]) for file in same):
             named = f"{same[0]} and {same[1]} are both named after the {split} split"
@@ -152,10 +158,8 @@ def _hub(source: str, revision: str | None) -> dict[str, list[RawTable]]:
         return {ALL: [RawTable(name, next(iter(loaded.values())))]}
     tables = {split_of(str(given)): [RawTable(f"{name}, split {given}", rows)] for given, rows in loaded.items()}
     if None in tables or len(tables) < len(loaded):
-        raise UserError(
-            f"data.source: {name} has the splits {', '.join(map(str, loaded))}; medlit reads one train, one"
-            " validation and one test split."
-        )
+        given = ", ".join(map(str, loaded))
+        raise UserError(f"data.source: {name} has the splits {given}; medlit reads train, validation, test, each once.")
     return {split: tables[split] for split in SPLITS if split in tables}
 
 

@@ -36,7 +36,7 @@ def main() -> None:
         console.print(message, soft_wrap=True)
         raise SystemExit(2)
     start = time.monotonic()
-    console.print("Quickstart: five steps, 7 to 10 minutes on two idle CPU cores, one or two on a GPU", highlight=False)
+    console.print("Quickstart: five steps, 7 to 12 minutes on two idle CPU cores, one or two on a GPU", highlight=False)
     import_unsloth()
     before = _run(
         console,

@@ -26,8 +26,7 @@ BUILTIN = "builtin:smollm2-135m"
 # Unsloth wrote the layers of all but 'stock' itself: their fused kernels keep less for the backward pass.
 PACKING_FAMILIES = {"gemma2": "softcapped"} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "fused")
 PACKING_FAMILIES |= dict.fromkeys(("gemma3", "gemma3_text", "granite", "phi3", "smollm3"), "stock")
-# model_type of the families that docs/hardware.md reports on.
-TRIED_FAMILIES = (*PACKING_FAMILIES, "cohere", "gemma", "gpt2", "olmo2")
+TRIED_FAMILIES = (*PACKING_FAMILIES, "cohere", "gemma", "gpt2", "olmo2")  # docs/hardware.md reports on these
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # in the package
 _BUNDLED = "models/smollm2-135m"  # in medlit's cache
 

@@ -69,6 +69,11 @@ def test_other_notes_than_the_checkpoint_s_give_a_warning_and_are_used(
     )
     assert str(other_train) in warnings[0]
     assert (run / "split.parquet").read_bytes() == before, "the split of the fit stays on record"
+    if verb == "test":
+        report, data = (run / "report.md").read_text(), json.loads((run / "test_facts.json").read_text())["data"]
+        assert data["mismatch"] == warnings[0].removeprefix("medlit: ")
+        assert f"Warning: {data['mismatch']}" in report
+        assert "whose text is in train" not in report, "which is not the train split of the weights"
 
 
 def test_other_notes_than_an_adapter_s_give_a_warning_and_the_new_run_s_split_is_recorded(

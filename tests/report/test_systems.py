@@ -34,7 +34,7 @@ def test_texts_shared_between_splits_and_conflicts_are_counted() -> None:
         assignment=SimpleNamespace(split=["train", "test", "conflict", "conflict", "duplicate"]),
     )
     split = Split(kind="kfold", seed=1, fold=2)
-    facts = data_facts(SimpleNamespace(source="notes.csv", fingerprint=None, splits=splits, split=split))  # type: ignore[arg-type]
+    facts = data_facts(SimpleNamespace(source="notes.csv", fingerprint=None, mismatch=None, splits=splits, split=split))  # type: ignore[arg-type]
     assert facts == {
         "source": "notes.csv",
         "revision": None,
@@ -63,7 +63,7 @@ def test_all_labels_of_a_note_count_and_not_their_order() -> None:
         settings = {"kind": "official", "seed": None, "near_threshold": None, "hashes": {}}
         splits = SimpleNamespace(notes={"test": Dataset.from_dict(rows)}, **settings)
         splits.assignment = SimpleNamespace(split=["test"] * 5)
-        return data_facts(SimpleNamespace(source="x", fingerprint=None, splits=splits, split=Split()))  # type: ignore[arg-type]
+        return data_facts(SimpleNamespace(source="x", fingerprint=None, mismatch=None, splits=splits, split=Split()))  # type: ignore[arg-type]
 
     found = facts(own)
     assert (found["test_conflicts"], found["test_several"], found["test_ceiling"]) == (2, 4, 1.0)

@@ -127,4 +127,5 @@ class DataLink(L.Callback):
         if pl_module.adapter is not None and stage != "fit" and data.fingerprint is not None:
             file = adapter_folder(pl_module.adapter) / METADATA_FILE
             if file.is_file():
-                data.fingerprint.warn_if_different(AdapterMetadata.read(file).data, f"the adapter {file.parent}")
+                theirs = AdapterMetadata.read(file).data
+                data.mismatch = data.fingerprint.warn_if_different(theirs, f"the adapter {file.parent}")

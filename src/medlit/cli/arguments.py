@@ -71,8 +71,7 @@ def prepare_predict(config: Any) -> None:  # noqa: ANN401 - jsonargparse's Names
     if config.resume:
         raise UserError("resume: a single note cannot be resumed; leave out --resume or --data.predict.text.")
     config.trainer.enable_progress_bar = config.trainer.enable_model_summary = config.trainer.logger = False
-    # One note needs one process, whatever the config trains on.
-    config.trainer.devices = config.trainer.num_nodes = 1
+    config.trainer.devices = config.trainer.num_nodes = 1  # whatever the config trains on
     config.trainer.strategy, config.trainer.plugins = "auto", None
     config.model.decoding.max_new_tokens = max(config.model.decoding.max_new_tokens, _ONE_NOTE_TOKENS)
     config.model.decoding.stop_early = False

@@ -83,6 +83,7 @@ class TranscriptionDataModule(L.LightningDataModule):
         self.label_set: LabelSet | None = None  # of the training split; these three once the source is read
         self.splits: NoteSplits | None = None
         self.fingerprint: DataFingerprint | None = None
+        self.mismatch: str | None = None  # how these splits differ from those that the weights were trained with
         self._tokenised: dict[str, Dataset] = {}
         self._predict_rows: Dataset | None = None
         self.answered: np.ndarray | None = None
@@ -229,5 +230,6 @@ class TranscriptionDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the last trained step; every command that loads a checkpoint calls this."""
         self._trained_steps = int(state_dict["optimizer_steps"])
-        if self.fingerprint is not None:
-            self.fingerprint.warn_if_different(DataFingerprint.from_dict(state_dict.get("notes")), "the checkpoint")
+        theirs = DataFingerprint.from_dict(state_dict.get("notes"))
+        own = self.fingerprint
+        self.mismatch = None if own is None else own.warn_if_different(theirs, "the checkpoint")

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 PromptFormat = Literal["alpaca", "chat"]
 INSTRUCTION = "Classify the following medical transcription into the correct medical specialty."
 
-# Stand for the texts while a chat template is rendered.
-_MARKS = ("Medlit-Instruction", "Medlit-Transcription", "Medlit-Specialty")
+_MARKS = ("Medlit-Instruction", "Medlit-Transcription", "Medlit-Specialty")  # stand for texts in a chat template
 # Some templates write today's date; this one is what Llama 3's write where there is no clock.
 _DATE = date(2024, 7, 26)
 

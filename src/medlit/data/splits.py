@@ -176,15 +176,17 @@ class DataFingerprint:
             raise UserError("ckpt_path: the stored data fingerprint is corrupt; copy the weights again.")
         return read
 
-    def warn_if_different(self, theirs: Self | None, source: str) -> None:
-        """Print which splits are not those of some weights, `source`, if any is; their notes may be unknown."""
+    def warn_if_different(self, theirs: Self | None, source: str) -> str | None:
+        """Print and return which splits are not those of some weights, `source`; None if none, or they are unknown."""
         other = [split for split in SPLITS if theirs and self.hashes.get(split) != theirs.hashes.get(split)]
         if theirs is None or not other:
-            return
+            return None
         listed = f"{', '.join(other[:-1])} and {other[-1]} splits are" if other[1:] else f"{other[0]} split is"
         then, now = (f"{one.source} at {one.revision}" if one.revision else one.source for one in (theirs, self))
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
-        tell(
-            f"the {listed} not what {source} was trained with ({moved}), so that scores do not compare with its own"
-            " and notes scored here may have been trained on."
+        warning = (
+            f"the {listed} not what {source} was trained with ({moved}): notes scored here may have been trained on,"
+            " and scores do not compare with those of its own splits."
         )
+        tell(warning)
+        return warning

@@ -81,8 +81,7 @@ def _object(pairs: list[tuple[str, object]]) -> object:
     return values if len(values) == len(pairs) else pairs
 
 
-# pandas writes NaN for a missing value.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)  # pandas writes NaN for no value
 
 
 def json_objects(path: str, by_line: bool) -> Iterator[tuple[str, dict[str, object]]]:

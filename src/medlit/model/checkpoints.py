@@ -35,8 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f" {broken[0]}, are not finite numbers; lower model.optimizer.learning_rate and resume from an earlier"
                 " checkpoint."
             )
-        # PyTorch's writer hides the disk's error.
-        content = io.BytesIO()
+        content = io.BytesIO()  # as PyTorch's writer hides the disk's error
         torch.save(checkpoint, content)
         with atomic_write(Path(path)) as temporary:
             temporary.write_bytes(content.getbuffer())

@@ -32,8 +32,7 @@ from medlit.predictions.table import COLUMNS, FORMATS, SET_COLUMNS, arrow_schema
 FLUSH_SECONDS = 5.0  # between two shards of a process
 ROWS_PER_PASS = 1_000_000  # of the joined table, some 200 bytes each
 _BATCH = 10_000  # notes that become Python objects at a time
-# Settings of the base model that change no answer.
-_MEMORY_ONLY = ("gradient_checkpointing", "memory_budget_gib", "offload", "batch_tokens")
+_MEMORY_ONLY = ("gradient_checkpointing", "memory_budget_gib", "offload", "batch_tokens")  # change no answer
 _KEY_FILE = "resume_key.json"
 _LOCK_FILE = ".lock"
 _SCHEMA = arrow_schema().insert(0, pa.field("row", pa.int64()))  # the table's, after each row's position in the source

@@ -105,12 +105,13 @@ def _contents(systems: Sequence[System], others: Sequence[System], facts: Mappin
         for name, of_class in sorted(metrics.get("per_class", {}).items(), key=lambda item: -item[1]["support"])
     ]
     data, reported = facts.get("data") or {}, applicable(REPORTED, metrics)
+    warned = [f"Warning: {data['mismatch']}"] if "mismatch" in data else []
     any_of = [_TEXTS["any_of"]] if METRIC["any_of_accuracy"] in reported else []
     return {
         "Systems on the same notes": {
             "columns": ["system", *(metric.title for metric in reported)],
             "rows": system_rows(systems, reported),
-            "sentences": [*(comparisons(systems) or [_TEXTS["alone"]]), *left_out, *any_of],
+            "sentences": [*warned, *(comparisons(systems) or [_TEXTS["alone"]]), *left_out, *any_of],
         },
         "Scores per specialty": {"subtitle": bars, "rows": scores},
         "Most confused pairs": {"rows": confused_pairs(systems[0].results)},

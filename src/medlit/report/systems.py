@@ -119,12 +119,12 @@ def package_versions() -> dict[str, str]:
 def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     """Where the test notes come from and what they share with the training notes: counts and hashes, no text.
 
-    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn);
-    fold; near_threshold (if it had an effect); rows, texts (distinct) and hash of each split; classes (specialty ->
-    notes in train, validation, test); test_texts_in_train and test_texts_in_validation (rows); test_conflicts (test
-    rows whose text has other labels in another row); test_several (notes with several labels, if there are any);
-    test_ceiling (highest accuracy of a system that answers equal texts alike; any of a note's labels is right);
-    left_out (reason -> rows in no split).
+    Keys: source; revision (commit of a Hub dataset); split (the resolved kind); seed (null if nothing was drawn); fold;
+    near_threshold (if it had an effect); rows, texts (distinct) and hash of each split; classes (specialty -> notes in
+    train, validation, test); test_texts_in_train and _in_validation (rows), or mismatch (the warning that the weights
+    were trained with other splits); test_conflicts (rows whose text has other labels in another row); test_several
+    (notes with several labels, if any); test_ceiling (highest accuracy of a system that answers equal texts alike; any
+    of a note's labels is right); left_out (reason -> rows in no split).
     """
     splits, settings = data.splits, data.split
     if splits is None:
@@ -134,7 +134,8 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
     notes = pd.concat(tables, names=["split"]).reset_index("split")
     each = notes.explode("specialties", ignore_index=True)  # pandas 3.0 cannot count with a repeated index
     classes = pd.crosstab(each["specialties"], each["split"]).reindex(columns=SPLITS, fill_value=0)
-    train, validation, test = (tables[split]["text_hash"] for split in SPLITS)
+    known = () if data.mismatch else ("train", "validation")  # as the weights had them
+    test = tables["test"]["text_hash"]
     own = tables["test"]["specialties"].map(frozenset)
     several = int((own.map(len) > 1).sum())
     return {
@@ -148,8 +149,8 @@ def data_facts(data: TranscriptionDataModule) -> dict[str, Any]:
         "texts": {split: tables[split]["text_hash"].nunique() for split in splits.notes},
         "hash": splits.hashes,
         "classes": dict(zip(classes.index, classes.to_numpy().tolist(), strict=True)),
-        "test_texts_in_train": int(test.isin(train).sum()),
-        "test_texts_in_validation": int(test.isin(validation).sum()),
+        **({"mismatch": data.mismatch} if data.mismatch else {}),
+        **{f"test_texts_in_{split}": int(test.isin(tables[split]["text_hash"]).sum()) for split in known},
         "test_conflicts": int((own.groupby(test).transform("nunique") > 1).sum()),
         **({"test_several": several} if several else {}),
         "test_ceiling": accuracy_ceiling(test, own.tolist()),

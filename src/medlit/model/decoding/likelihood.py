@@ -76,8 +76,7 @@ class LabelScorer:
     def hidden(self, cache: Prefix, nodes: Tensor) -> Tensor:
         """Hidden states after B prompts and n nodes, ascending and with all their ancestors, (B, n, D)."""
         device = cache.lengths.device
-        # Row: node, column: it and its ancestors.
-        attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+        attends = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)  # of each node (row) it and its ancestors
         attends.scatter_(1, torch.searchsorted(nodes, self.ancestors[nodes]), True)
         tokens, depths = self.tokens[nodes].to(device), self.depths[nodes].to(device)
         return cache.look_ahead(tokens, depths, attends.to(device))

@@ -142,8 +142,7 @@ def run_worker(request: dict[str, Any]) -> dict[str, Any]:
     Raises a RuntimeError if it fails, with the last line of its standard error.
     """
     done = subprocess.run(
-        # -P: this folder is not on the worker's import path.
-        [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],
+        [sys.executable, "-P", str(Path(__file__).with_name("reload_worker.py"))],  # this folder is not on its path
         input=json.dumps(request),
         capture_output=True,
         text=True,

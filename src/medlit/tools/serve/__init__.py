@@ -55,5 +55,6 @@ def run(args: Sequence[str]) -> int:
         metrics, facts = (read_json(file.parent.with_name(f"test_{name}.json")) for name in ("metrics", "facts"))
         scores = {name: metrics[name] for name in ("n", "accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")}
         about["test"] = scores | {"weights": Path(facts["run"]["weights"]).name, "decoder": facts["run"]["decoder"]}
+        about["test"] |= {"warning": facts["data"]["mismatch"]} if "mismatch" in facts["data"] else {}
     make_server(Classifier(file.parent, answers), about, token).serve(host, port)
     return 0

@@ -56,6 +56,17 @@ def test_an_adapter_has_a_card_without_notes_or_paths(tested: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_card_warns_of_a_test_on_other_splits(tested: Path) -> None:
+    file, warning = tested / "test_facts.json", "the test split is not what the checkpoint was trained with"
+    facts = json.loads(file.read_text())
+    facts["data"] = {key: fact for key, fact in facts["data"].items() if "test_texts_in" not in key}
+    file.write_text(json.dumps(facts | {"data": facts["data"] | {"mismatch": warning}}))
+    card = (exported(tested, "adapter") / "README.md").read_text()
+    assert f"| warning | {warning} |" in card
+    assert "whose text is in train" not in card
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("found", [{"license": "mit", "title": "MIT License"}, {"license_link": "its/LICENSE"}])
 def test_a_card_names_a_license_with_and_without_a_link(
     tested: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, str]

@@ -17,8 +17,7 @@ from medlit.errors import UserError, tell
 from medlit.paths import local_path
 
 ALIASES = ("best", "last")
-# Verb -> files that it writes besides those with its name.
-_FILES = {
+_FILES = {  # verb -> files that it writes besides those with its name
     "fit": ("split.parquet", "adapter"),  # see `sole_fit` for its checkpoints
     "test": ("test_facts.json", "report.html", "report.md", "sets_test.png"),
     "baseline": ("report.html", "report.md"),

@@ -115,7 +115,9 @@ def _several(path: Path, columns: Columns) -> dict[str, list[RawTable]]:
         if each in files and not each.is_file():
             raise UserError(f"data.source: {each} is no regular file, or a link to none; put one in its place.")
         inner = () if each.name.startswith((".", "_")) else each.glob("[!.]*")  # nothing in a file
-        if any(table_name(file)[1] and file not in files for file in inner):
+        tables = [file for file in inner if table_name(file)[1] and file not in files]
+        apart = tables if not files or "=" in each.name or split_of(each.stem) else ()
+        if apart or any(split_of(table_name(file)[0]) for file in tables):
             remedy = "move it away or its tables up, or give a glob of just the files to read"
             raise UserError(f"data.source: the tables in the folder {each} would not be read; {remedy}.")
     if not files:

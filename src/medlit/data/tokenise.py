@@ -20,8 +20,7 @@ def tokenise(rows: datasets.Dataset, prompt: NotePrompt, *, cached: bool = True)
         rows._fingerprint,
         # The whole vocabulary: two tokenizers of one name may differ.
         prompt.tokenizer.backend_tokenizer.to_str(),
-        # Its control tokens are no tokens in a note.
-        str(prompt.tokenizer.chat_template),
+        str(prompt.tokenizer.chat_template),  # whose control tokens are no tokens in a note
         json.dumps([*prompt.template, prompt.instruction, prompt.max_length, prompt.max_response_tokens]),
     )
     number = datasets.Value("int32")

@@ -186,7 +186,7 @@ class DataFingerprint:
         moved = f"data.source was {then} and is {now}" if then != now else f"{now} or its data settings have changed"
         warning = (
             f"the {listed} not what {source} was trained with ({moved}): notes scored here may have been trained on,"
-            " and scores do not compare with those of its own splits."
+            " and scores do not compare with those of the fit."
         )
         tell(warning)
         return warning

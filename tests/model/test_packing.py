@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -156,17 +156,28 @@ def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("name", "window"), [("SWA_mask", 3), ("GA_mask", None)])
-def test_a_packed_note_attends_as_alone_with_a_soft_cap(name: str, window: int | None) -> None:
-    heads, settings = random_heads(64), SimpleNamespace(attn_logit_softcapping=0.5, query_pre_attn_scalar=16)
-    inner = SimpleNamespace(config=SimpleNamespace(sliding_window=3))
-    with block_masks(inner, STARTS, torch.zeros(1, 64)), torch.compiler.set_stance("force_eager"):
-        layer = SimpleNamespace(config=settings)
-        together = softcapped(stock)(*heads, getattr(inner, name), layer, 1, 64).view(1, 64, 4, 16)
+@pytest.mark.parametrize(("name", "window"), [("SWA_mask", 7), ("GA_mask", None)])
+@pytest.mark.parametrize("shared", [0, 1, 4, 12])
+def test_a_packed_note_attends_as_alone_with_a_soft_cap(shared: int, name: str, window: int | None) -> None:
+    lengths = [shared + rest for rest in (5, 1, 9, 30)]
+    begins, tokens = [0, *accumulate(lengths)], sum(lengths)
+    row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
+    positions = torch.cat([torch.arange(length) for length in lengths])[row.computed][None]
+    heads = [x.clone() for x in random_heads(tokens)]
+    for x in heads:
+        for begin in begins[1:-1]:
+            x[:, :, begin : begin + shared] = x[:, :, :shared]
+    settings = SimpleNamespace(attn_logit_softcapping=0.5, query_pre_attn_scalar=16)
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="gemma2", sliding_window=7), **{PACKS: True})
+    arguments = {"input_ids": row.computed[None], "position_ids": positions}
+    with block_masks(inner, row.starts, arguments), torch.compiler.set_stance("force_eager"):
+        layer, width = SimpleNamespace(config=settings), len(row.computed)
+        out = softcapped(stock)(*(x[:, :, row.computed] for x in heads), getattr(inner, name), layer, 1, width)
+    together = out.view(1, width, 4, 16)[:, row.source]
     assert not hasattr(inner, name), "the body makes the masks of other batches itself"
-    for start, end in zip(STARTS.tolist(), STARTS[1:].tolist(), strict=False):
-        alone = attention(*(x[:, :, start:end] for x in heads), window, cap=0.5)
-        assert torch.allclose(together[:, start:end], alone, atol=1e-5)
+    for begin, end in pairwise(begins):
+        alone = attention(*(x[:, :, begin:end] for x in heads), window, cap=0.5)
+        assert torch.allclose(together[:, begin:end], alone, atol=1e-5)
 
 
 @pytest.fixture
@@ -258,6 +269,41 @@ def test_layers_of_transformers_read_packed_prompts_as_padded_ones(
         prefix.extend(tokens.expand(len(notes), -1), causal[2].expand(len(notes), -1)) for prefix in (packed, padded)
     ]
     torch.testing.assert_close(longer[0].last, longer[1].last, rtol=1e-4, atol=1e-5)
+
+
+@torch.library.custom_op("medlit_tests::varlen", mutates_args=())
+def varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor) -> Tensor:
+    """A kernel that compiles on a CPU, and computes nothing of use."""
+    return query.clone()
+
+
+varlen.register_fake(lambda query, *_: torch.empty_like(query))
+
+
+def test_rows_of_other_lengths_are_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    model = tiny_model("granite").train()
+    layer: Any = type(decoder_layers(model)[0])
+    region = torch.compile(layer.forward, backend=backend)
+
+    def forward(own: nn.Module, hidden: Tensor, **settings: Any) -> Any:  # noqa: ANN401
+        """As Unsloth compiles a layer: dimensions of the row's length are of any length."""
+        for tensor in (hidden, settings["position_ids"], *settings["position_embeddings"]):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+        return region(own, hidden, **settings)
+
+    monkeypatch.setattr(layer, "forward", forward)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    setattr(body(model), PACKS, route_stock_layers(model, lambda *row, window, scale: varlen(*row)))
+    for beginning in (20, 3, 150):
+        with torch.no_grad():
+            loss_sum(model, Collator(lambda _: [7, 8, 2], 0).packed(notes_with(beginning), 1))
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize("family", STOCK)

@@ -56,7 +56,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     capability = torch.cuda.get_device_capability(inner.device)
     packs = kind is not None and capability >= (8, 0) and inner.dtype != torch.float32  # the kernels take 16 bits
     if packs and kind == "softcapped":
-        gemma2.slow_attention_softcapping = softcapped(_stock(gemma2, "slow_attention_softcapping"))
+        for name in ("slow_attention_softcapping", "slow_inference_attention_softcapping"):
+            setattr(gemma2, name, softcapped(_stock(gemma2, name)))
     elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
             kernel = varlen_kernel(max_length, module.run_attention)
@@ -78,8 +79,8 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
 
 def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
     """Unsloth's own function, also after it was replaced."""
-    stock: Callable[..., Tensor] = getattr(module, _STOCK, getattr(module, name))
-    setattr(module, _STOCK, stock)
+    stock: Callable[..., Tensor] = getattr(module, f"{_STOCK}_{name}", getattr(module, name))
+    setattr(module, f"{_STOCK}_{name}", stock)
     return stock
 
 
@@ -111,11 +112,6 @@ def enable_last_layer(model: nn.Module) -> None:
         part.forward = at_read(part.forward)
 
 
-def shares_beginning(inner: Any) -> bool:  # noqa: ANN401 - see causal_lm
-    """Whether a body's attention takes packed notes whose common beginning is computed once."""
-    return getattr(inner, PACKS, False) and packing_route(inner.config) != "softcapped"
-
-
 def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -> Tensor:  # noqa: ANN401 - see causal_lm
     """A body's output, computed without a mask, where the loss of a padded or packed batch reads it, (S, D).
 
@@ -123,7 +119,7 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
     """
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    is_softcapped = packing_route(inner.config) == "softcapped" and inner.training and getattr(inner, PACKS, False)
+    starts = None
     if batch.starts is None and ids.device.type == "cpu":
         lengths = torch.tensor(batch.lengths)
         reads_most = 2 * len(read) > sum(batch.lengths)
@@ -132,16 +128,15 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, lengths, shared)
             read = source.flatten()[read]
-    elif batch.starts is not None and is_softcapped:
-        arguments |= {"position_ids": batch.positions, "attention_mask": torch.ones_like(ids)}  # as below
     elif batch.starts is not None:
         row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
         arguments, read = shared_row(inner, ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
+        starts = row.starts
     if recomputation is not None:
         recomputation.prepare(arguments["input_ids"].numel())
     setattr(inner, _READ, read if 2 * len(read) <= sum(batch.lengths) else None)
     try:
-        with block_masks(inner, batch.starts, ids) if is_softcapped else contextlib.nullcontext():
+        with block_masks(inner, starts, arguments):
             hidden: Tensor = inner(**arguments)[0]
     finally:
         setattr(inner, _READ, None)
@@ -186,7 +181,9 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     of_rests = (part for each in own[rests] if len(each) for part in (own[0], each))
     keys = np.concatenate([own[0], *of_rests, *own[rests.stop :]])
     on_host = map(torch.from_numpy, (computed, source, starts.astype(np.int32), keys, key_starts.astype(np.int32)))
-    return SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
+    row = SharedRow(*(x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x for x in on_host))
+    torch._dynamo.maybe_mark_dynamic(row.keys, 0)  # or a row with other keys would be compiled again
+    return row
 
 
 def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
@@ -325,21 +322,25 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def block_masks(inner: Any, starts: Tensor | None, input_ids: Tensor) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
-    """Masks where Gemma 2's body looks for its own: with a sliding window and without, within packed notes."""
+def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) -> Iterator[None]:  # noqa: ANN401 - see causal_lm
+    """Masks where Gemma 2's body looks for its own: with a sliding window and without; `starts` are a `SharedRow`'s."""
+    if packing_route(inner.config) != "softcapped" or not getattr(inner, PACKS, False):
+        yield
+        return
     from torch.nn.attention.flex_attention import create_block_mask
 
-    width, device = input_ids.shape[1], input_ids.device
-    note = torch.zeros(width, dtype=torch.int64, device=device)  # of each token
+    ids: Tensor = arguments["input_ids"]
+    (_, width), device, window = ids.shape, ids.device, int(inner.config.sliding_window)
+    position = torch.arange(width, device=device)
+    part = torch.zeros_like(position)  # of each token; that of the common beginning is 0
     if starts is not None:
-        note = torch.bucketize(torch.arange(width, device=device), starts[1:], right=True)
-    window: int = inner.config.sliding_window
+        part, position = torch.bucketize(position, starts[1:], right=True), arguments["position_ids"][0]
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (note[query] == note[key])
+        return (query >= key) & ((part[query] == part[key]) | (part[key] == 0))
 
     def sliding(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return causal(batch, head, query, key) & (query - key < window)
+        return causal(batch, head, query, key) & (position[query] - position[key] < window)
 
     for name, mask in (("SWA_mask", sliding), ("GA_mask", causal)):
         setattr(inner, name, create_block_mask(mask, None, None, width, width, device=device.type))

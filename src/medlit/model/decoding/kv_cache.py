@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from medlit.data.collate import Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
-from medlit.model.packing import common_beginning, share_beginning, shared_row, shares_beginning
+from medlit.model.packing import block_masks, can_pack, common_beginning, share_beginning, shared_row
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -41,7 +41,7 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     if not shares_prompts(model):
         return Replay.of(model, ids, real)
     transformer = body(model)
-    if shares_beginning(transformer):
+    if can_pack(model):
         return _read_packed(model, ids, real, lengths)
     # A cache that knows the sliding windows would drop what lies before them.
     is_stock = type(transformer).forward.__module__.startswith("transformers.")  # and so takes a cache to fill
@@ -64,8 +64,9 @@ def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -
     *counts, shared = torch.cat([lengths, beginning[None]]).tolist()
     row = share_beginning(counts, shared, len(counts) + 2, ids.device)
     packed, positions = ids[real][None], (real.cumsum(dim=1) - 1)[real][None]
-    with torch.no_grad():
-        hidden, cache = body(model)(**shared_row(body(model), packed, positions, row, cache=True))[:2]
+    arguments = shared_row(body(model), packed, positions, row, cache=True)
+    with torch.no_grad(), block_masks(body(model), row.starts, arguments):
+        hidden, cache = body(model)(**arguments)[:2]
     # Each prompt's tokens among the computed ones, (B, T).
     place = row.source[(real.flatten().cumsum(dim=0).view_as(ids) - 1).where(real, 0)]
     padded = tuple((k[0, :, place].transpose(0, 1), v[0, :, place].transpose(0, 1)) for k, v in _layers(cache))

@@ -411,7 +411,7 @@ class Run:
 
     def levers(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Each lever alone, by name, in two warm-up steps and four timed ones."""
-        import medlit.data.collate as batches
+        from medlit.model import packing
 
         steps = min(6, self.args.warm_up + self.args.steps)
 
@@ -432,11 +432,11 @@ class Run:
             say(row)
 
         def odd(name: str) -> None:
-            batches.MULTIPLE, kept = 1, batches.MULTIPLE
+            packing.MULTIPLE, kept = 1, packing.MULTIPLE
             try:
                 measure(name, 80, 16)
             finally:
-                batches.MULTIPLE = kept
+                packing.MULTIPLE = kept
 
         def eager(name: str) -> None:
             os.environ["UNSLOTH_BLOCK_COMPILE"] = "0"

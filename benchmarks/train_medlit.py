@@ -86,7 +86,7 @@ class StepClock(L.Callback):
         """Count a micro-batch, and the step that it ends."""
         cells = batch.input_ids.numel()
         self._count += cells
-        self.packs = batch.starts is not None
+        self.packs = batch.parts > 0
         if trainer.global_step > len(self.seconds):
             now = self.now()
             self.ready = self.ready or now - self._loaded

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
-from medlit.data.collate import MULTIPLE, Batch, BatchDataset, Collator, TokenisedNote
+from medlit.data.collate import Batch, BatchDataset, Collator, TokenisedNote
 from medlit.data.samplers import MicroBatch
 
 PAD = 0
@@ -48,11 +50,10 @@ def test_the_example_of_the_docstring() -> None:
     assert batch.targets.tolist() == [9, 2, 9, 2]
     assert labels(batch) == [[-100, -100, -100, 9, 2], [-100, -100, 9, 2, -100]]
     packed = Collator(ANSWERS.__getitem__, PAD, most_notes=3).packed([row([1, 2, 3]), row([1, 4])], 4)
-    assert packed.input_ids.tolist() == [[1, 2, 3, 9, 2, 1, 4, 9, 2] + [PAD] * 55]
-    assert packed.starts is not None
-    assert packed.starts.tolist() == [0, 5, 9, 64, 64]
+    assert packed.input_ids.tolist() == [[1, 2, 3, 9, 2, 1, 4, 9, 2]]
+    assert packed.parts == 5
     assert packed.positions is not None
-    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, *range(55)]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
     assert packed.places.tolist() == [2, 3, 6, 7]
     prompts = response.prompts([row([1, 2, 3]), row([1, 4])])
     assert prompts.input_ids.tolist() == [[1, 2, 3], [0, 1, 4]]
@@ -87,19 +88,17 @@ def test_without_a_prompt_mask_all_tokens_but_the_first_and_padding_are_supervis
 @given(ROWS, st.sampled_from([response, whole]))
 def test_a_packed_batch_is_the_padded_one_without_its_padding(rows: list[TokenisedNote], collator: Collator) -> None:
     packed, padded = collator.packed(rows, 5), collator.train(rows, 5)
-    assert packed.starts is not None
     assert packed.positions is not None
     assert packed.lengths == padded.lengths
-    assert packed.input_ids.shape == packed.positions.shape == (1, -(-sum(packed.lengths) // MULTIPLE) * MULTIPLE)
-    assert len(packed.starts) == collator.most_notes + 2, "as many for any number of notes"
-    begins, tokens = packed.starts.tolist(), packed.input_ids[0]
+    assert packed.input_ids.shape == packed.positions.shape == (1, sum(packed.lengths))
+    assert packed.parts == collator.most_notes + 2, "as many for any number of notes"
+    begins, tokens = [0, *accumulate(packed.lengths)], packed.input_ids[0]
     for i, length in enumerate(packed.lengths):
         assert tokens[begins[i] : begins[i + 1]].tolist() == padded.input_ids[i, :length].tolist()
         assert packed.positions[0, begins[i] : begins[i + 1]].tolist() == list(range(length))
-    assert set(begins[len(rows) + 1 :]) == {len(tokens)}
     assert torch.equal(tokens[packed.places + 1], packed.targets)
     again = packed.padded()
-    assert again.starts is None
+    assert not again.parts
     for ours, theirs in zip(again[:3], padded[:3], strict=True):
         assert torch.equal(ours, theirs)
     assert again[3:] == padded[3:]

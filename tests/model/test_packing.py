@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from medlit.data.collate import MULTIPLE, Collator, TokenisedNote
+from medlit.data.collate import Collator, TokenisedNote
 from medlit.errors import UserError
 from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 from medlit.model.language_model import loss_sum
 from medlit.model.packing import (
+    MULTIPLE,
     PACKS,
     block_masks,
     can_pack,
@@ -38,7 +39,6 @@ from medlit.model.packing import (
 from medlit.unsloth_first import import_unsloth
 
 LENGTHS = [5, 1, 9, 6, 30]
-STARTS = torch.tensor([0, 5, 6, 15, 21, 51, 64, 64], dtype=torch.int32)
 
 
 def attention(

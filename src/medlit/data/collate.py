@@ -8,9 +8,8 @@ the same column. Padding is explicit here because Unsloth changes the tokenizer'
     Batch     input_ids       [[1, 2, 3, 9, 2], [1, 4, 9, 2, 0]]
               places          [2, 3, 6, 7]              where 9, 2, 9, 2 are predicted, row after row
               targets         [9, 2, 9, 2]
-    packed    input_ids       [[1, 2, 3, 9, 2, 1, 4, 9, 2]], and a filler up to a multiple of 64
-              starts          [0, 5, 9, 64, 64]         the last ones are the filler's end
-              positions       [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, ...]]
+    packed    input_ids       [[1, 2, 3, 9, 2, 1, 4, 9, 2]]
+              positions       [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
               places          [2, 3, 6, 7]
     Prompts   input_ids       [[1, 2, 3], [0, 1, 4]]
               attention_mask  [[1, 1, 1], [0, 1, 1]]
@@ -32,8 +31,6 @@ from medlit.data.prompt import Prompt
 from medlit.data.samplers import MicroBatch
 from medlit.evaluation.results import IntArray
 
-# Packed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
-MULTIPLE = 64
 Collate = Callable[..., Any]
 
 
@@ -58,10 +55,10 @@ class Batch(NamedTuple):
     input_ids: Tensor  # prompt and response, (B, T) int64; packed: (1, tokens)
     places: Tensor  # in `input_ids` row after row, the token that predicts each supervised one, (S,) int64
     targets: Tensor  # the supervised tokens' ids, (S,) int64
-    lengths: list[int]  # tokens of each note, B of them, without padding or filler
+    lengths: list[int]  # tokens of each note, B of them, without padding
     step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
     ids: list[str]  # the notes' ids, B of them
-    starts: Tensor | None = None  # packed: where each note begins and the filler ends, int32; of one size for any B
+    parts: int = 0  # packed: at least B + 2, and the same for any B; padded: 0
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with, less than a prompt
 
@@ -69,13 +66,13 @@ class Batch(NamedTuple):
         """A packed batch with its notes padded instead, on the same device."""
         if self.positions is None:
             return self
-        width, tokens = max(self.lengths), sum(self.lengths)
+        width = max(self.lengths)
         note = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
-        cell = note.to(self.input_ids.device, non_blocking=True) * width + self.positions[0, :tokens]  # (tokens,)
+        cell = note.to(self.input_ids.device, non_blocking=True) * width + self.positions[0]  # (tokens,)
         ids = self.input_ids.new_zeros(len(self.lengths) * width)
-        ids[cell] = self.input_ids[0, :tokens]
+        ids[cell] = self.input_ids[0]
         rows = ids.view(len(self.lengths), width)
-        return self._replace(input_ids=rows, places=cell[self.places], starts=None, positions=None, shared=0)
+        return self._replace(input_ids=rows, places=cell[self.places], parts=0, positions=None, shared=0)
 
 
 class Prompts(NamedTuple):
@@ -123,8 +120,7 @@ class Collator:
     pad_id: int
     mask_prompt: bool = True  # supervise the answer alone; otherwise every token but the first
     label_names: tuple[str, ...] = ()  # the data's labels; a label's index is its id
-    # Of a packed batch; `starts` always has this size + 2, to avoid recompilation.
-    most_notes: int = 32
+    most_notes: int = 32  # of a packed batch
     _answers: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def _answer(self, specialty: str | None) -> list[int]:
@@ -167,25 +163,21 @@ class Collator:
         return Batch(input_ids, places, targets, lengths, step_tokens, [row["id"] for row in rows])
 
     def packed(self, rows: Sequence[TokenisedNote], step_tokens: int) -> Batch:
-        """Put prompt and response of B notes end to end; the filler after them is a note by itself."""
+        """Put prompt and response of B notes end to end."""
         lengths = [self.length(row) for row in rows]
-        begins = [0, *accumulate(lengths)]
-        tokens = begins[-1]
-        filler = -tokens % MULTIPLE
-        end = [tokens + filler] * (self.most_notes + 2 - len(begins))
-        places, targets = self._supervise(rows, begins[:-1])
+        places, targets = self._supervise(rows, [0, *accumulate(lengths[:-1])])
         texts = [token for row in rows for token in (*row["input_ids"], *self._answer(row["specialty"]))]
         # The last token of a prompt is each note's own, since its answer is predicted there.
         columns = zip(*(row["input_ids"][:-1] for row in rows), strict=False)
         return Batch(
-            input_ids=torch.tensor([texts + [self.pad_id] * filler], dtype=torch.long),
+            input_ids=torch.tensor([texts], dtype=torch.long),
             places=places,
             targets=targets,
             lengths=lengths,
             step_tokens=step_tokens,
             ids=[row["id"] for row in rows],
-            starts=torch.tensor(begins + end, dtype=torch.int32),
-            positions=torch.cat([torch.arange(n, dtype=torch.int32) for n in (*lengths, filler)])[None],
+            parts=self.most_notes + 2,
+            positions=torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])[None],
             shared=sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)),
         )
 

@@ -168,7 +168,7 @@ def loss_sum(model: nn.Module, batch: Batch, recomputation: memory.Recomputation
     The head runs at supervised positions only: an answer of 5 tokens needs 5 rows of logits, not one for each of the
     note's tokens. There is no mask: attention is causal, and right padding comes after every real token.
     """
-    if batch.starts is not None and not (model.training and can_pack(model)):
+    if batch.parts and not (model.training and can_pack(model)):
         batch = batch.padded()
     rows = states_read(body(model), batch, recomputation)  # (S, D)
     total = rows.new_zeros((), dtype=torch.float32)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from medlit.data.collate import MULTIPLE, Batch
+from medlit.data.collate import Batch
 from medlit.errors import UserError
 from medlit.model.families import attention_kinds, body, causal_lm, decoder_layers, packing_route
 from medlit.model.memory import Recomputation
@@ -37,6 +37,9 @@ _READ = "_medlit_read"  # attribute of a body: which tokens are read of its outp
 _ROPE_ROWS = 2**16  # most tokens of a packed row whose positions are tabulated in advance, in 32 MiB
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
+# Computed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels, and flex
+# attention, whose blocks are as long, would be compiled once more.
+MULTIPLE = 128
 Kernel = Callable[..., Tensor]
 
 
@@ -120,7 +123,7 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
     ids, read = batch.input_ids, batch.places
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     starts = None
-    if batch.starts is None and ids.device.type == "cpu":
+    if not batch.parts and ids.device.type == "cpu":
         lengths = torch.tensor(batch.lengths)
         reads_most = 2 * len(read) > sum(batch.lengths)
         shared = common_beginning(inner, ids, lengths if reads_most else read % ids.shape[1] + 1)
@@ -128,8 +131,8 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
         if shared and sum(batch.lengths) - (len(ids) - 1) * shared <= _MASKED_ROW:
             arguments, source = _masked_row(inner, ids, lengths, shared)
             read = source.flatten()[read]
-    elif batch.starts is not None:
-        row = share_beginning(batch.lengths, batch.shared, len(batch.starts), ids.device)
+    elif batch.parts:
+        row = share_beginning(batch.lengths, batch.shared, batch.parts, ids.device)
         arguments, read = shared_row(inner, ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
         starts = row.starts
     if recomputation is not None:
@@ -240,7 +243,7 @@ def varlen_kernel(longest: int, replaced: object) -> Kernel:
     attend, known = cast("Kernel", varlen_attn), inspect.signature(varlen_attn).parameters
     # PyTorch 2.11 groups queries by itself; later versions need the flag.
     extra: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
-    longest = max(longest, getattr(replaced, _LONGEST, 0))
+    longest = max(longest, MULTIPLE, getattr(replaced, _LONGEST, 0))
 
     def kernel(*tensors: Tensor, window: int | None, scale: float | None = None) -> Tensor:
         earlier = -1 if window is None else window - 1  # tokens before its own that a token attends to

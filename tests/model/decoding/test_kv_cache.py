@@ -12,9 +12,8 @@ from tiny_families import left_padded
 from torch import Tensor
 from transformers import LlamaConfig
 
-from medlit.data.collate import MULTIPLE
 from medlit.model.decoding.kv_cache import KVCache, read_prompts
-from medlit.model.packing import PACKS
+from medlit.model.packing import MULTIPLE, PACKS
 
 
 class Echo:

@@ -274,6 +274,13 @@ def test_a_fit_on_fp8_weights_validates_with_each_decoder_and_resumes(
     assert metadata["inference"]["load_in_fp8"] is True
 
 
+def test_a_fit_in_float32_validates_with_each_decoder_and_resumes(
+    long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, precision = write_base("llama31_8b", tmp_path / "base"), ("--trainer.precision", "32-true")
+    fit_validate_resume(base, long_notes, tmp_path, capfd, "--model.language_model.dtype", "float32", *precision)
+
+
 def test_a_fit_with_layers_in_host_memory_validates_with_each_decoder_and_resumes(
     long_notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

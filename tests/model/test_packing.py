@@ -146,6 +146,8 @@ def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatc
     for replaced in (route(stock, earlier), ALL_ATTENTION_FUNCTIONS["sdpa"], stock):
         varlen_kernel(512, replaced)(*[torch.zeros(1)] * 5, window=None)
     assert given == [(4096, 4096), (4096, 4096), (512, 512)]
+    varlen_kernel(70, stock)(*[torch.zeros(1)] * 5, window=None)
+    assert given[-1] == (MULTIPLE, MULTIPLE), "nor are fewer computed than a filler may have, or its gradient was nan"
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
@@ -456,7 +458,7 @@ def test_a_cpu_computes_the_common_beginning_of_padded_notes_once(family: str) -
 
 @pytest.mark.parametrize(
     ("family", "shared"),
-    [("llama", 0), ("mistral", 0), ("qwen2", 0), ("llama", 50), ("qwen3", 50)],
+    [("llama", 50), ("qwen3", 50), *((family, 0) for family in ("llama", "mistral", "qwen2", "gemma2", *STOCK))],
 )
 def test_the_last_layer_computes_what_the_loss_reads(family: str, shared: int) -> None:
     """With one note several times: the token that its answer is predicted from is not part of the common beginning."""

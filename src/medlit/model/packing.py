@@ -90,11 +90,10 @@ def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a
 def enable_last_layer(model: nn.Module) -> None:
     """Let the last layer project attention's output and run its MLP only where `states_read` reads it.
 
-    Elsewhere both give zeros, and the loss and its gradient stay as they are. Other layers than Unsloth's own were not
-    tried: where they are compiled, each number of read tokens might need another graph.
+    Elsewhere both give zeros, and the loss and its gradient stay as they are. Families that do not pack were not tried.
     """
     inner, layer = body(model), cast("Any", decoder_layers(model)[-1])
-    if packing_route(causal_lm(model).config) != "fused":
+    if packing_route(causal_lm(model).config) is None:
         return
 
     def at_read(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -109,8 +108,8 @@ def enable_last_layer(model: nn.Module) -> None:
 
         return run
 
-    layer.self_attn.apply_o = lambda attention, hidden: attention.o_proj(hidden)  # Unsloth's goes past the module
-    layer._unsloth_block_mode = 0  # another graph would be compiled for it
+    layer.self_attn.apply_o = lambda attention, hidden: attention.o_proj(hidden)  # Unsloth's own goes past it
+    layer._unsloth_block_mode = 0  # compiled, each number of read tokens might need another graph
     for part in (layer.self_attn.o_proj, layer.mlp):
         part.forward = at_read(part.forward)
 

@@ -131,7 +131,9 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
             arguments, source = _masked_row(inner, ids, lengths, shared)
             read = source.flatten()[read]
     elif batch.parts:
-        row = share_beginning(batch.lengths, batch.shared, batch.parts, ids.device)
+        # Flex attention's backward pass gives a block of keys to one program, however many tokens attend to it.
+        shared = 0 if packing_route(inner.config) == "softcapped" else batch.shared
+        row = share_beginning(batch.lengths, shared, batch.parts, ids.device)
         arguments, read = shared_row(inner, ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
         starts = row.starts
     if recomputation is not None:
@@ -331,21 +333,22 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
         return
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ids: Tensor = arguments["input_ids"]
-    (_, width), device, window = ids.shape, ids.device, int(inner.config.sliding_window)
+    (_, width), device = arguments["input_ids"].shape, arguments["input_ids"].device
     position = torch.arange(width, device=device)
     part = torch.zeros_like(position)  # of each token; that of the common beginning is 0
     if starts is not None:
         part, position = torch.bucketize(position, starts[1:], right=True), arguments["position_ids"][0]
 
-    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & ((part[query] == part[key]) | (part[key] == 0))
+    def within(window: Tensor) -> Callable[..., Tensor]:  # a tensor, or another kernel would be compiled for each
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            is_own = (part[query] == part[key]) | (part[key] == 0)
+            return (query >= key) & is_own & (position[query] - position[key] < window)
 
-    def sliding(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return causal(batch, head, query, key) & (position[query] - position[key] < window)
+        return visible
 
-    for name, mask in (("SWA_mask", sliding), ("GA_mask", causal)):
-        setattr(inner, name, create_block_mask(mask, None, None, width, width, device=device.type))
+    for name, window in (("SWA_mask", inner.config.sliding_window), ("GA_mask", width)):
+        visible = within(torch.full((), window, device=device))
+        setattr(inner, name, create_block_mask(visible, None, None, width, width, device=device.type))
     try:
         yield
     finally:

@@ -52,6 +52,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     clock, callback, logger = Clock(), Throughput(steps=3), Logger()
     monkeypatch.setattr(throughput, "time", clock)
     trainer = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=1, loggers=[logger], precision="32")
+    trainer.callback_metrics, trainer.progress_bar_metrics = {"train/loss": torch.tensor(0.5)}, {}
     module = SimpleNamespace(device=torch.device("cpu"))
     callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
 

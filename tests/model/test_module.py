@@ -18,9 +18,12 @@ import torch
 from fakes import BONE, BRAIN, HEART, notes, tiny_datamodule, write_csv
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medlit.callbacks.adapter_folder import AdapterTemperature, BestCheckpoint, DataLink, write_adapter
 from medlit.callbacks.last_checkpoint import ValidateLastStep
+from medlit.callbacks.nonfinite import NonfiniteGuard
+from medlit.callbacks.throughput import Throughput
 from medlit.data.collate import Prompts
 from medlit.data.datamodule import TranscriptionDataModule
 from medlit.data.labels import LabelSet
@@ -209,6 +212,31 @@ def test_the_rate_rises_then_falls_to_zero_by_optimizer_steps(parts: Parts, leng
     assert watch.rates == pytest.approx(wanted)
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     assert len(watch.ready) == 2 * total
+
+
+def test_between_micro_batches_nothing_waits_for_the_device(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = parts()
+    places, fetches, training_step = ["before"], list[str](), module.training_step
+
+    def step(*args: Any) -> Tensor:  # noqa: ANN401
+        places.append("forward pass")  # where a CPU looks at the batch
+        loss = training_step(*args)
+        places.append(f"after {places.count('forward pass')}")
+        return loss
+
+    class Fetches(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+            if func is torch.ops.aten._local_scalar_dense.default:  # what `item` and `float` call
+                fetches.append(places[-1])
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(module, "training_step", step)
+    fit = trainer(data, NonfiniteGuard("stop"), Throughput(), max_steps=3)
+    with Fetches():
+        fit.fit(module, data)
+    assert fit.accumulate_grad_batches == 2
+    assert {place for place in fetches if place.startswith("after")} == {"after 2", "after 4", "after 6"}
+    assert fit.progress_bar_metrics["train/loss"] == pytest.approx(float(fit.callback_metrics["train/loss"]))
 
 
 def test_it_learns_and_stays_ready_to_train_through_every_validation(

@@ -66,6 +66,8 @@ class Throughput(L.Callback):
         self._steps.append((now - self._started_at, *self._counts.tolist()))
         self._reset_step(now)
         self._last_step = trainer.global_step
+        # Logged for the bar, Lightning would fetch it after each micro-batch, and the GPU would wait for the next one.
+        trainer.progress_bar_metrics["train/loss"] = float(trainer.callback_metrics["train/loss"])
         is_first, self.rates = self.rates is None, self.mean_rates(trainer, pl_module.device)
         if is_first:
             self._steps.clear()

@@ -139,8 +139,7 @@ class SpecialtyClassifier(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the loss of the whole step, once, without synchronising with the device."""
         several = self.trainer.world_size > 1
-        reduce = "sum" if several else "mean"
-        self.log("train/loss", self._step_loss, prog_bar=True, sync_dist=several, reduce_fx=reduce)
+        self.log("train/loss", self._step_loss, sync_dist=several, reduce_fx="sum" if several else "mean")
         self._step_loss = torch.zeros_like(self._step_loss)
 
     def on_validation_model_eval(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_families import FAMILIES, WINDOW, left_padded, right_padded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import create_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from medlit.data.collate import Collator, TokenisedNote
@@ -180,6 +181,37 @@ def test_a_packed_note_attends_as_alone_with_a_soft_cap(shared: int, name: str, 
     for begin, end in pairwise(begins):
         alone = attention(*(x[:, :, begin:end] for x in heads), window, cap=0.5)
         assert torch.allclose(together[:, begin:end], alone, atol=1e-5)
+
+
+@settings(deadline=None)  # the first mask takes longer
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    st.sampled_from([None, 0, 1, 52, 128, 200]),
+    st.sampled_from([1, 64, 127, 128, 129, 300, 4096]),
+)
+def test_blocks_hold_all_keys_that_a_query_sees(rests: list[int], shared: int | None, window: int) -> None:
+    """Padded rows have no `shared`. In some blocks the mask is asked, and not in those that are seen as a whole."""
+    starts, arguments = None, {"input_ids": torch.zeros(len(rests), max(rests))}
+    if shared is not None:
+        lengths = [shared + rest for rest in rests]
+        row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
+        positions = torch.cat([torch.arange(length) for length in lengths])[row.computed][None]
+        starts, arguments = row.starts, {"input_ids": row.computed[None], "position_ids": positions}
+    width = arguments["input_ids"].shape[1]
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="gemma2", sliding_window=window), **{PACKS: True})
+    with block_masks(inner, starts, arguments):
+        for mask in (inner.SWA_mask, inner.GA_mask):  # type: ignore[attr-defined]
+            assert mask.seq_lengths == (width, width)
+            seen = create_mask(mask.mask_mod, None, None, width, width, device="cpu")[0, 0]
+            blocks = mask.kv_indices.shape[-1]
+            padded = functional.pad(seen, (0, blocks * MULTIPLE - width) * 2).view(blocks, MULTIPLE, blocks, MULTIPLE)
+            counts, (asked, whole) = padded.sum(dim=(1, 3)), torch.zeros(2, blocks, blocks, dtype=torch.bool)
+            pairs = [(mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)]
+            for chosen, (sizes, order) in zip((asked, whole), pairs, strict=True):
+                chosen.scatter_(1, order[0, 0].long(), torch.arange(blocks) < sizes[0, 0][:, None])
+            assert ((counts > 0) <= (asked | whole)).all()
+            assert (whole <= (counts == MULTIPLE**2)).all()
+            assert not (asked & whole).any()
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache
 
 from medlit.data.collate import Batch
@@ -28,8 +29,8 @@ from medlit.model.families import attention_kinds, body, causal_lm, decoder_laye
 from medlit.model.memory import Recomputation
 from medlit.unsloth_first import stock_class
 
-_STOCK = "_medlit_stock_attention"  # attribute of Unsloth's module that keeps its own attention call
-_LONGEST = "_medlit_longest"  # attribute of a call that medlit puts in its place: most tokens of a note
+_STOCK = "_medlit_stock_attention"  # attribute of a call that medlit puts in its place: the one that it replaced
+_LONGEST = "_medlit_longest"  # and most tokens of a note
 # Argument of transformers' attention call: starts, starts of keys, keys; and those that packed notes support.
 _ROW, _SUPPORTED = "medlit_row", {"dropout", "scaling", "sliding_window", "position_ids", "use_cache"}  # dropout: 0
 PACKS = "_medlit_packs"  # attribute of a body: whether its attention takes packed notes
@@ -60,11 +61,11 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     packs = kind is not None and capability >= (8, 0) and inner.dtype != torch.float32  # the kernels take 16 bits
     if packs and kind == "softcapped":
         for name in ("slow_attention_softcapping", "slow_inference_attention_softcapping"):
-            setattr(gemma2, name, softcapped(_stock(gemma2, name)))
+            setattr(gemma2, name, softcapped(getattr(gemma2, name)))
     elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
             kernel = varlen_kernel(max_length, module.run_attention)
-            module.run_attention = route(_stock(module, "run_attention"), kernel)
+            module.run_attention = route(module.run_attention, kernel)
         rotary: Any = body(model).rotary_emb
         # A longer row than the table of positions would be compiled again in every layer.
         rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
@@ -78,13 +79,6 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
         layer._unsloth_block_mode = 0  # type: ignore[assignment]
     mark_allow_overlength(model)
     setattr(body(model), PACKS, packs)
-
-
-def _stock(module: Any, name: str) -> Callable[..., Tensor]:  # noqa: ANN401 - a module of Unsloth
-    """Unsloth's own function, also after it was replaced."""
-    stock: Callable[..., Tensor] = getattr(module, f"{_STOCK}_{name}", getattr(module, name))
-    setattr(module, f"{_STOCK}_{name}", stock)
-    return stock
 
 
 def enable_last_layer(model: nn.Module) -> None:
@@ -192,9 +186,8 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
 
 def common_beginning(inner: Any, ids: Tensor, longer: Tensor) -> int:  # noqa: ANN401 - see causal_lm
     """Number of tokens that all rows, (B, T), share, under any of `longer`, if a CPU saves time with them; else 0."""
-    if ids.device.type != "cpu" or packing_route(inner.config) != "fused":
-        return 0
-    if attention_kinds(inner) != {"full_attention"}:
+    is_fused = packing_route(inner.config) == "fused" and attention_kinds(inner) == {"full_attention"}
+    if ids.device.type != "cpu" or not is_fused:
         return 0
     shared = min(int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum()), int(longer.min()) - 1)
     # An additional pass or mask costs more than a few tokens.
@@ -256,13 +249,14 @@ def varlen_kernel(longest: int, replaced: object) -> Kernel:
 
 def route(stock: Callable[..., Tensor], kernel: Kernel) -> Callable[..., Tensor]:
     """Unsloth's attention call, which sends packed notes, recognised by a tuple for a mask, to a varlen kernel."""
+    stock = getattr(stock, _STOCK, stock)
 
     def run_attention(*, config: Any, context: Any, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:  # noqa: ANN401
         if isinstance(context.causal_mask, tuple):
             return _attend(kernel, (Q, K, V), context.causal_mask, window=context.sliding_window)
         return stock(config=config, context=context, Q=Q, K=K, V=V)
 
-    vars(run_attention).update(vars(kernel))  # its `_LONGEST`
+    vars(run_attention).update({_STOCK: stock} | vars(kernel))  # its `_LONGEST`
     return run_attention
 
 
@@ -307,7 +301,7 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Gemma 2's attention call, which runs flex attention where its mask is a `BlockMask`."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    attend = torch.compile(flex_attention)
+    attend, stock = torch.compile(flex_attention), getattr(stock, _STOCK, stock)
 
     @functools.cache
     def score_mod(cap: float) -> Callable[..., Tensor]:
@@ -322,6 +316,7 @@ def softcapped(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         joined: Tensor = out.transpose(1, 2).reshape(rows, width, -1)
         return joined
 
+    vars(attention)[_STOCK] = stock
     return attention
 
 
@@ -331,7 +326,7 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
     if packing_route(inner.config) != "softcapped" or not getattr(inner, PACKS, False):
         yield
         return
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask
 
     (_, width), device = arguments["input_ids"].shape, arguments["input_ids"].device
     position = torch.arange(width, device=device)
@@ -346,9 +341,19 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
 
         return visible
 
+    # From the blocks' first and last parts: `create_block_mask` would hold a mask of all pairs of tokens.
+    blocks = functional.pad(part, (0, -width % MULTIPLE), value=-1).view(-1, MULTIPLE)
+    first, last, begin = blocks.amin(dim=1), blocks.amax(dim=1), MULTIPLE * torch.arange(len(blocks), device=device)
+    distance = begin[:, None] - begin
+    meets = (distance >= 0) & ((first[:, None] <= last) | (first == 0))
+    is_one_part = (distance > 0) & (first[:, None] == last) & (last[:, None] == first)
     for name, window in (("SWA_mask", inner.config.sliding_window), ("GA_mask", width)):
-        visible = within(torch.full((), window, device=device))
-        setattr(inner, name, create_block_mask(visible, None, None, width, width, device=device.type))
+        whole = is_one_part & (distance + MULTIPLE <= window)
+        chosen = torch.stack([meets & ~whole, whole]).int()[:, None, None]  # two, (1, 1, blocks, blocks)
+        counts, order = chosen.sum(dim=-1).int(), chosen.argsort(dim=-1, descending=True, stable=True).int()
+        kept, visible = chain(*zip(counts, order, strict=True)), within(torch.full((), window, device=device))
+        how: Any = {"BLOCK_SIZE": MULTIPLE, "mask_mod": visible, "seq_lengths": (width, width)}
+        setattr(inner, name, BlockMask.from_kv_blocks(*kept, **how))
     try:
         yield
     finally:

@@ -1,16 +1,13 @@
 """Prompts that are computed once and continued: by labels, or token by token.
 
-Prompts come left-padded. Where the attention takes packed notes they are computed end to end, and their common
-beginning once; elsewhere right-padded: under causal attention the padding then comes after every real token, so no mask
-is needed and a GPU uses its fast attention. What follows the prompt is computed with an explicit mask, which hides the
-padding and, in layers with a sliding window, what the window has left behind. The cache keeps every token, since the
+Prompts come left-padded. Where the attention takes packed notes they are computed end to end, their common beginning
+once; elsewhere right-padded, which needs no mask under causal attention. What follows is computed with a mask, which
+hides the padding and, in layers with a sliding window, what it has left behind. The cache keeps every token, since the
 window of one row ends elsewhere than that of another.
 
 Layers with a running state (Mamba, linear attention) keep nothing that several continuations could share. For these
-`Replay` computes the prompt again with each continuation: right, but slower.
-
-Unsloth on a GPU takes and returns the cache as a tuple of (keys, values), transformers as a `DynamicCache`; here it is
-the tuple, and a pass never changes it.
+`Replay` computes the prompt again with each continuation: right, but slower. Unsloth on a GPU takes and returns the
+cache as a tuple of (keys, values), transformers as a `DynamicCache`; here it is the tuple, and a pass never changes it.
 
 B notes, T prompt tokens, C cached columns, q new tokens a row, D width.
 """
@@ -204,6 +201,4 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _layers(cache: Any) -> Layers:  # noqa: ANN401 - a tuple of pairs, or transformers' cache
-    if isinstance(cache, tuple):
-        return cache
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
+    return cache if isinstance(cache, tuple) else tuple((layer.keys, layer.values) for layer in cache.layers)

@@ -54,7 +54,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     trainer = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=1, loggers=[logger], precision="32")
     trainer.callback_metrics, trainer.progress_bar_metrics = {"train/loss": torch.tensor(0.5)}, {}
     module = SimpleNamespace(device=torch.device("cpu"))
-    callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    callback.on_train_start(trainer, module)  # type: ignore[arg-type]
 
     def step(seconds: float, *micro_batches: Batch) -> None:
         for i, micro_batch in enumerate(micro_batches):
@@ -140,6 +140,9 @@ def test_a_progress_bar_that_the_user_names_replaces_medlit_s(
     added = [f"--trainer.callbacks+={name}" for name in given]
     trainer = MedlitCLI(["fit", "--config", str(tiny_config), "--trainer.enable_progress_bar", shown, *added]).trainer
     assert [type(each).__name__ for each in trainer.callbacks if isinstance(each, progress.ProgressBar)] == bars
+    assert not bars or type(trainer.callbacks[-1]).__name__ == bars[0], (
+        "so that it shows the loss of the step that ended"
+    )
     assert [type(each).__name__ for each in trainer.callbacks].count("LearningRateMonitor") == given.count(
         "LearningRateMonitor"
     )

@@ -239,6 +239,21 @@ def test_between_micro_batches_nothing_waits_for_the_device(parts: Parts, monkey
     assert fit.progress_bar_metrics["train/loss"] == pytest.approx(float(fit.callback_metrics["train/loss"]))
 
 
+def test_a_resumed_fit_counts_whole_steps(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    rates = Throughput.mean_rates
+    monkeypatch.setattr(
+        Throughput, "mean_rates", lambda self, fit, device: steps.append(fit.global_step) or rates(self, fit, device)
+    )
+    for most in (2, 4):
+        module, data = parts()
+        fit = trainer(data, Throughput(), max_steps=most)
+        assert fit.accumulate_grad_batches == 2
+        fit.fit(module, data, ckpt_path=str(tmp_path / "saved.ckpt") if most > 2 else None)
+        fit.save_checkpoint(tmp_path / "saved.ckpt")
+    assert steps == [1, 2, 3, 4]
+
+
 def test_it_learns_and_stays_ready_to_train_through_every_validation(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

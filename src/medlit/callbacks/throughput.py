@@ -1,4 +1,4 @@
-"""Training throughput, from the host's clock and counters without synchronising with the GPU; progress bar and log."""
+"""Training throughput, from the host's clock and counters; progress bar and log."""
 
 import time
 from collections import deque
@@ -21,11 +21,11 @@ LOG_SECONDS = 30  # between two lines of progress, at least
 
 
 class Throughput(L.Callback):
-    """Logs tokens (without padding) and notes per second of all processes, padding, and peak GPU memory.
+    """Logs tokens (without padding) and notes per second of all processes, padding, peak GPU memory; shows the loss.
 
     Rates are means over the last optimizer steps, without validations and, from the second step on, without the first,
-    which compiles. Each process counts its own micro-batches and multiplies by the number of processes. A GPU lags
-    behind the host's clock, but by no more than a step, since the next log line waits for it.
+    which compiles. Each process counts its own micro-batches and multiplies by the number of processes. The host waits
+    for a GPU at a step's end, where its loss is fetched for the progress bar, and nowhere else.
     """
 
     def __init__(self, steps: int = 10) -> None:
@@ -33,8 +33,8 @@ class Throughput(L.Callback):
         self._steps: deque[tuple[float, ...]] = deque(maxlen=steps)  # seconds, tokens, padded tokens, notes
 
     @best_effort("the throughput")
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start counting, from the step that a fit resumes at."""
         self._reset_step()
         self._steps.clear()
         self._last_step, self.rates = trainer.global_step, None

@@ -148,7 +148,7 @@ def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatc
         varlen_kernel(512, replaced)(*[torch.zeros(1)] * 5, window=None)
     assert given == [(4096, 4096), (4096, 4096), (512, 512)]
     varlen_kernel(70, stock)(*[torch.zeros(1)] * 5, window=None)
-    assert given[-1] == (MULTIPLE, MULTIPLE), "nor are fewer computed than a filler may have, or its gradient was nan"
+    assert given[-1] == (MULTIPLE, MULTIPLE), "a filler of more tokens than the kernel computes had a gradient of nan"
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6)])
@@ -156,6 +156,25 @@ def test_unpacked_batches_use_the_stock_attention(mask: Tensor | None) -> None:
     query, key, value = (torch.randn(3, heads, 6, 8) for heads in (4, 2, 2))
     ours = call(query, key, value, mask)
     assert torch.equal(ours, stock(config=None, context=None, Q=query, K=key, V=value))
+
+
+def test_another_model_replaces_the_stock_attention_and_not_its_replacement() -> None:
+    asked: list[Any] = []
+
+    def own(*inputs: Any, **settings: Any) -> Tensor:  # noqa: ANN401
+        asked.append((inputs, settings))
+        return torch.zeros(1)
+
+    context = SimpleNamespace(causal_mask=None, sliding_window=None)
+    once = softcapped(own)
+    for replaced in (once, softcapped(once)):
+        replaced(*torch.zeros(3, 1), None, None, 1, 1)
+        assert vars(replaced) == vars(once)
+    once = route(own, by_part)
+    for replaced in (once, route(once, by_part)):
+        replaced(config=None, context=context, Q=None, K=None, V=None)
+        assert vars(replaced) == vars(once)
+    assert len(asked) == 4
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -210,8 +229,23 @@ def test_blocks_hold_all_keys_that_a_query_sees(rests: list[int], shared: int | 
             for chosen, (sizes, order) in zip((asked, whole), pairs, strict=True):
                 chosen.scatter_(1, order[0, 0].long(), torch.arange(blocks) < sizes[0, 0][:, None])
             assert ((counts > 0) <= (asked | whole)).all()
+            assert mask is inner.SWA_mask or ((counts > 0) == (asked | whole)).all()  # type: ignore[attr-defined]
             assert (whole <= (counts == MULTIPLE**2)).all()
             assert not (asked & whole).any()
+
+
+def test_notes_and_windows_leave_blocks_out() -> None:
+    """Two notes of four blocks, and layers whose window is two blocks long; the last row is its filler's."""
+    row = share_beginning([4 * 128, 4 * 128 - 1], 0, 4, torch.device("cpu"))
+    positions = torch.cat([torch.arange(4 * 128), torch.arange(4 * 128 - 1)])[row.computed][None]
+    inner = SimpleNamespace(config=SimpleNamespace(model_type="gemma2", sliding_window=256), **{PACKS: True})
+    with block_masks(inner, row.starts, {"input_ids": row.computed[None], "position_ids": positions}):
+        for mask, asked, whole in (
+            (inner.SWA_mask, [1, 1, 2, 2, 1, 1, 2, 3], [0, 1, 1, 1, 0, 1, 1, 0]),  # type: ignore[attr-defined]
+            (inner.GA_mask, [1, 1, 1, 1, 1, 1, 1, 4], [0, 1, 2, 3, 0, 1, 2, 0]),  # type: ignore[attr-defined]
+        ):
+            assert mask.kv_num_blocks.flatten().tolist() == asked
+            assert mask.full_kv_num_blocks.flatten().tolist() == whole
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ the same column. Padding is explicit here because Unsloth changes the tokenizer'
               targets         [9, 2, 9, 2]
     packed    input_ids       [[1, 2, 3, 9, 2, 1, 4, 9, 2]]
               positions       [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
-              places          [2, 3, 6, 7]
     Prompts   input_ids       [[1, 2, 3], [0, 1, 4]]
               attention_mask  [[1, 1, 1], [0, 1, 1]]
 """
@@ -58,7 +57,9 @@ class Batch(NamedTuple):
     lengths: list[int]  # tokens of each note, B of them, without padding
     step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
     ids: list[str]  # the notes' ids, B of them
-    parts: int = 0  # packed: at least B + 2, and the same for any B; padded: 0
+    parts: int = (
+        0  # packed: of the row that is computed (see `SharedRow`), B + 2 or more, the same for any B; padded: 0
+    )
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with, less than a prompt
 

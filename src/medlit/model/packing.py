@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -38,9 +38,8 @@ _READ = "_medlit_read"  # attribute of a body: which tokens are read of its outp
 _ROPE_ROWS = 2**16  # most tokens of a packed row whose positions are tabulated in advance, in 32 MiB
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
-# Computed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels, and flex
-# attention, whose blocks are as long, would be compiled once more.
-MULTIPLE = 128
+# Computed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
+MULTIPLE = _BLOCK = 128  # and of flex attention's blocks, or it would be compiled once more
 Kernel = Callable[..., Tensor]
 
 
@@ -59,6 +58,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
     kind = packing_route(inner.config)
     capability = torch.cuda.get_device_capability(inner.device)
     packs = kind is not None and capability >= (8, 0) and inner.dtype != torch.float32  # the kernels take 16 bits
+    packs = packs and not (kind == "softcapped" and gemma2.HAS_FLASH_ATTENTION_SOFTCAPPING)  # which ignores masks
     if packs and kind == "softcapped":
         for name in ("slow_attention_softcapping", "slow_inference_attention_softcapping"):
             setattr(gemma2, name, softcapped(getattr(gemma2, name)))
@@ -335,25 +335,25 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
         part, position = torch.bucketize(position, starts[1:], right=True), arguments["position_ids"][0]
 
     def within(window: Tensor) -> Callable[..., Tensor]:  # a tensor, or another kernel would be compiled for each
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             is_own = (part[query] == part[key]) | (part[key] == 0)
             return (query >= key) & is_own & (position[query] - position[key] < window)
 
-        return visible
+        return sees
 
     # From the blocks' first and last parts: `create_block_mask` would hold a mask of all pairs of tokens.
-    blocks = functional.pad(part, (0, -width % MULTIPLE), value=-1).view(-1, MULTIPLE)
-    first, last, begin = blocks.amin(dim=1), blocks.amax(dim=1), MULTIPLE * torch.arange(len(blocks), device=device)
+    blocks = functional.pad(part, (0, -width % _BLOCK), value=-1).view(-1, _BLOCK)
+    first, last, begin = blocks.amin(dim=1), blocks.amax(dim=1), _BLOCK * torch.arange(len(blocks), device=device)
     distance = begin[:, None] - begin
     meets = (distance >= 0) & ((first[:, None] <= last) | (first == 0))
     is_one_part = (distance > 0) & (first[:, None] == last) & (last[:, None] == first)
     for name, window in (("SWA_mask", inner.config.sliding_window), ("GA_mask", width)):
-        whole = is_one_part & (distance + MULTIPLE <= window)
-        chosen = torch.stack([meets & ~whole, whole]).int()[:, None, None]  # two, (1, 1, blocks, blocks)
+        is_near = (distance - _BLOCK < window) | ((first == 0) & (last[:, None] > 0))  # a beginning is, to its notes
+        whole = is_one_part & (distance + _BLOCK <= window)
+        chosen = torch.stack([meets & is_near & ~whole, whole]).int()[:, None, None]  # two, (1, 1, blocks, blocks)
         counts, order = chosen.sum(dim=-1).int(), chosen.argsort(dim=-1, descending=True, stable=True).int()
-        kept, visible = chain(*zip(counts, order, strict=True)), within(torch.full((), window, device=device))
-        how: Any = {"BLOCK_SIZE": MULTIPLE, "mask_mod": visible, "seq_lengths": (width, width)}
-        setattr(inner, name, BlockMask.from_kv_blocks(*kept, **how))
+        of_blocks, sees = (counts[0], order[0], counts[1], order[1]), within(torch.full((), window, device=device))
+        setattr(inner, name, BlockMask.from_kv_blocks(*of_blocks, _BLOCK, sees, (width, width)))
     try:
         yield
     finally:

@@ -507,7 +507,11 @@ LABEL = b'{"transcription": "x", "medical_specialty": %s}'
         ("binary.csv", bytes(range(256)) * 8, ["binary file"]),
         ("excel.csv", b"PK\x03\x04" + b"\0" * 50, ["Excel"]),
         ("latin.csv", (HEADER + "1,38.5° today,a\n").encode("latin-1"), ["not UTF-8", "line 2", "ISO-8859-1"]),
-        ("windows.csv", (HEADER + "1,patient\u2019s,a\n").encode("cp1252"), ["line 2", "Windows-1252"]),
+        (
+            "windows.csv",
+            (HEADER + "1,patient\u2019s,a\n").encode("cp1252"),
+            ["line 2", "Windows-1252", "/windows.csv' > 'utf8-windows.csv'"],
+        ),
         ("wide.csv", (HEADER + "1,x,a\n").encode("utf-16"), ["UTF-16"]),
         ("wide-le.csv", (HEADER + "1,x,a\n").encode("utf-16-le"), ["UTF-16"]),
         ("kanji.csv", (HEADER + "1,患者は胸の痛みを訴えています。,a\n" * 5).encode("shift_jis"), ["shift_jis"]),

@@ -198,7 +198,7 @@ def not_utf8(file: IO[bytes], path: Path | str) -> UserError:
 def _other_encoding(path: Path | str, encoding: str, line: int) -> UserError:
     files = ""
     if isinstance(path, Path) and path.suffix.lower() not in UNPACK:
-        files = f" {path.name} > utf8-{path.name}"
+        files = f" '{path}' > 'utf8-{path.name}'"
     return UserError(
         f"data.source: {path} is not UTF-8 from line {line} on (its encoding looks like {encoding}); convert it, e.g."
         f" `iconv -f {encoding.upper()} -t UTF-8{files}`."

@@ -72,7 +72,7 @@ def write_system(folder: Path, system: System) -> None:
 def read_system(folder: Path, name: str) -> System:
     """Read one system; a UserError if its files are missing or damaged."""
     if not (metrics := read_run_file(path := folder / f"{_stem(name)}{_METRICS}")):
-        raise UserError(f"run_dir: {path} is missing or empty; run 'medlit test' in that folder again.")
+        raise UserError(f"run_dir: {path} is missing or empty; run 'medlit test' in that folder.")
     zero_shot = name == MODEL and read_run_file(folder / FACTS).get("run", {}).get("weights") == BASE_WEIGHTS
     return System(name, metrics, Results.read(folder / f"{_stem(name)}_answers.parquet"), zero_shot)
 

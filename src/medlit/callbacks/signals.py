@@ -25,8 +25,10 @@ class StopOnSignal(L.Callback):
     ends at once: `last.ckpt` was written before, and a resumed fit starts with that validation. A predict ends after
     the batch; whatever else runs has nothing to keep and ends at once. With several processes the signal may reach any
     or all of them (a terminal's Ctrl-C reaches all); they agree to stop after the same step, and none forwards it. A
-    second signal has its usual effect, without waiting. Lightning's own handlers (2.6.6) stop without writing, wait for
-    the other processes inside the handler, and exit with code 0 or 1.
+    second signal has its usual effect, without waiting.
+
+    Lightning's own handlers (2.6.6) stop without writing, wait for the other processes inside the handler, and exit
+    with code 0 or 1.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:

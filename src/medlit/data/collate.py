@@ -57,9 +57,7 @@ class Batch(NamedTuple):
     lengths: list[int]  # tokens of each note, B of them, without padding
     step_tokens: int  # supervised tokens in the whole optimizer step, over all its micro-batches and ranks
     ids: list[str]  # the notes' ids, B of them
-    parts: int = (
-        0  # packed: of the row that is computed (see `SharedRow`), B + 2 or more, the same for any B; padded: 0
-    )
+    parts: int = 0  # packed: of its `SharedRow`, at least B + 2 and the same for any B; padded: 0
     positions: Tensor | None = None  # packed: each token's position in its own note, (1, tokens) int32
     shared: int = 0  # packed: tokens that all notes begin with, less than a prompt
 

@@ -2,8 +2,8 @@
 
 Prompts come left-padded. Where the attention takes packed notes they are computed end to end, their common beginning
 once; elsewhere right-padded, which needs no mask under causal attention. What follows is computed with a mask, which
-hides the padding and, in layers with a sliding window, what it has left behind. The cache keeps every token, since the
-window of one row ends elsewhere than that of another.
+hides the padding and, in layers with a sliding window, what that has left behind. The cache keeps every token, since
+the window of one row ends elsewhere than that of another.
 
 Layers with a running state (Mamba, linear attention) keep nothing that several continuations could share. For these
 `Replay` computes the prompt again with each continuation: right, but slower. Unsloth on a GPU takes and returns the

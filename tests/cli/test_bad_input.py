@@ -904,6 +904,8 @@ def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -
     assert refused("fit", "--config", "broken.yaml").startswith("medlit: config: broken.yaml, line 2: no valid YAML (")
     (tmp_path / "broken.yaml").write_text("data:\n\tsource: notes\n")
     assert "config: broken.yaml, line 2: no valid YAML (found character" in refused("fit", "--config", "broken.yaml")
+    (tmp_path / "broken.yaml").write_text("trainer:\n  max_steps: 3\nmodel\ndata:\n  source: notes\n")
+    assert "line 3: no valid YAML (could not find expected ':')" in refused("fit", "--config", "broken.yaml")
     (tmp_path / "broken.yaml").write_text("2024-13-45: no day\n")
     assert "config: broken.yaml: no valid YAML (month must be in 1..12)" in refused("fit", "--config", "broken.yaml")
 

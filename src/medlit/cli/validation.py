@@ -208,8 +208,8 @@ def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
             return config, {}
         if isinstance(error, UnicodeDecodeError | yaml.reader.ReaderError):
             raise UserError(f"config: {config} is not text in UTF-8; save it as such.") from None
-        fault = f": no valid YAML ({error})"
-        if isinstance(error, yaml.MarkedYAMLError) and (at := error.problem_mark):
+        fault, is_key = f": no valid YAML ({error})", "simple key" in str(getattr(error, "context", ""))  # no colon
+        if isinstance(error, yaml.MarkedYAMLError) and (at := error.context_mark if is_key else error.problem_mark):
             fault = f", line {at.line + 1}: no valid YAML ({error.problem})"
         raise UserError(f"config: {config}{fault}; correct it.") from error
     if not (is_file or group) and isinstance(values, str):

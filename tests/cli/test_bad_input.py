@@ -898,6 +898,20 @@ def test_a_config_without_its_flag(fit: Refused) -> None:
     assert fit("--data.foo.yaml", 3).startswith("medlit: data.foo.yaml: there is no such setting;")
 
 
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_notes_in_place_of_settings_are_not_printed(refused: Refused, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "notes.csv").write_text('note,department\n"Lady of 38 years, irregular pulse",Cardiology\n')
+    message = refused(verb, "--config", "notes.csv")
+    assert message.startswith("medlit: config: notes.csv holds no settings (name: value); a table of notes belongs in")
+    for flag in ("--data", "--data.columns", "--model", "--trainer"):
+        message += refused(verb, flag, "notes.csv")
+    assert "Lady" not in message
+    assert "Cardiology" not in message
+    for text in ("", "# nothing\n", "- data\n"):
+        (tmp_path / "none.yaml").write_text(text)
+        assert refused(verb, "--config", "none.yaml").startswith("medlit: config: none.yaml holds no settings")
+
+
 def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -> None:
     assert "nowhere.yaml" in refused("fit", "--config", "nowhere.yaml")
     (tmp_path / "broken.yaml").write_text("data: [\n")

@@ -27,7 +27,9 @@ def check_configs(arguments: list[str]) -> None:
 
 
 def no_config(path: str) -> str:
-    """The message for a config file that is not there, with a similar one."""
+    """The message for a config that is not there, with a similar one, or that is no mapping, but perhaps notes."""
+    if os.path.isfile(path):
+        return f"config: {path} holds no settings (name: value); a table of notes belongs in data.source."
     wanted = Path(os.path.relpath(path))
     near = {str(other) for other in [*wanted.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")]}
     similar = difflib.get_close_matches(str(wanted), near, 1)

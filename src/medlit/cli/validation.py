@@ -43,8 +43,8 @@ def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> No
     """Raise a UserError for the first of a command's settings whose value is wrong although its parser accepts it."""
     for name in filter(config.__contains__, parser.groups):  # type: ignore[arg-type]
         if not isinstance(config[name], Namespace) and (name, config[name]) != ("model.lora", None):
-            given = f"must be a group of settings, not {config[name]!r}"
-            raise UserError(f"{name}: {given}; 'medlit fit --help' shows them.")
+            shown = "text" if isinstance(config[name], str | list) else config[name]  # which may be notes
+            raise UserError(f"{name}: must be a group of settings, not {shown}; 'medlit fit --help' shows them.")
     for action in parser._actions:  # jsonargparse accepts null for every setting of a YAML
         key, kinds = action.dest, get_args(getattr(action, "_typehint", None))
         is_needed = NoneType not in kinds or key == "trainer.default_root_dir"
@@ -152,17 +152,15 @@ def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
 
 
 def check_given(args: Sequence[str], env_prefix: str) -> None:
-    """Check flags after the verb, configs and variables: no setting of an earlier release, no value for a whole group.
-
-    The parser would fill such a group with what is linked to it, and lose the value.
-    """
+    """Refuse settings of an earlier release, and a value for a whole group, which the parser would fill and lose it."""
     for _, where, settings in _given(args, env_prefix):
         for name in _GROUPS & settings.keys():
             beside = os.path.join(os.path.dirname(where), str(settings[name]))  # a config's files are relative to it
             text = beside if os.path.isfile(beside) else settings[name]
             inner = _read(text, name)[1] if isinstance(text, str) else settings
             if name in inner:
-                given = f"must be a group of settings, not {inner[name]!r}"
+                shown = "text" if isinstance(inner[name], str | list) else inner[name]  # which may be notes
+                given = f"must be a group of settings, not {shown}"
                 raise UserError(f"{name}: {given}; 'medlit fit --help' shows them ({where}).")
         found = {name: text for name, value in settings.items() if (text := advice(name, value))}
         if found:
@@ -212,7 +210,7 @@ def _read(config: str, group: str = "") -> tuple[str, dict[str, Any]]:
         if isinstance(error, yaml.MarkedYAMLError) and (at := error.context_mark if is_key else error.problem_mark):
             fault = f", line {at.line + 1}: no valid YAML ({error.problem})"
         raise UserError(f"config: {config}{fault}; correct it.") from error
-    if not (is_file or group) and isinstance(values, str):
+    if not group and (isinstance(values, str) or (is_file and not isinstance(values, dict))):
         raise UserError(no_config(config))
     return config if is_file else "the text of --config", _flat(group, values)
 

@@ -455,7 +455,7 @@ class Run:
         yield lever("8 micro-batches", measure, 24, 4)
         yield lever("6 micro-batches", measure, 24, 6)
         yield lever("2 micro-batches, layers not compiled", eager)
-        yield lever("2 micro-batches, tokens not in multiples of 128", odd)
+        yield lever("2 micro-batches, tokens not in multiples of 16", odd)
         yield lever("4 micro-batches of padded notes of like length", measure, 80, 8, packing=False)
 
 

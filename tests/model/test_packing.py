@@ -25,6 +25,7 @@ from medlit.model.decoding.kv_cache import read_prompts
 from medlit.model.families import body, causal_lm, decoder_layers, packing_route
 from medlit.model.language_model import loss_sum
 from medlit.model.packing import (
+    BLOCK,
     MULTIPLE,
     PACKS,
     block_masks,
@@ -92,14 +93,17 @@ def random_heads(tokens: int) -> tuple[Tensor, ...]:
     st.integers(0, 12),
     st.integers(0, 9),
     st.sampled_from([None, 1, 3, 20]),
+    st.sampled_from([MULTIPLE, BLOCK]),
 )
-def test_a_packed_note_attends_as_alone(rests: list[int], shared: int, filler: int, window: int | None) -> None:
+def test_a_packed_note_attends_as_alone(
+    rests: list[int], shared: int, filler: int, window: int | None, multiple: int
+) -> None:
     lengths = [shared + rest for rest in rests]
     tokens = sum(lengths)
-    row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
+    row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"), multiple)
     real = tokens - (len(lengths) - 1) * shared
-    assert len(row.computed) == -(-real // MULTIPLE) * MULTIPLE
-    assert row.key_starts.diff().max() <= max(*lengths, MULTIPLE), "no more keys than the kernel is told"
+    assert len(row.computed) == -(-real // multiple) * multiple
+    assert row.key_starts.diff().max() <= max(*lengths, multiple), "no more keys than the kernel is told"
     assert row.starts.numel() == row.key_starts.numel() == len(lengths) + 5
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     heads = [x.clone() for x in random_heads(tokens + filler)]
@@ -147,7 +151,7 @@ def test_a_kernel_serves_the_models_loaded_before(monkeypatch: pytest.MonkeyPatc
     for replaced in (route(stock, earlier), ALL_ATTENTION_FUNCTIONS["sdpa"], stock):
         varlen_kernel(512, replaced)(*[torch.zeros(1)] * 5, window=None)
     assert given == [(4096, 4096), (4096, 4096), (512, 512)]
-    varlen_kernel(70, stock)(*[torch.zeros(1)] * 5, window=None)
+    varlen_kernel(MULTIPLE - 1, stock)(*[torch.zeros(1)] * 5, window=None)
     assert given[-1] == (MULTIPLE, MULTIPLE), "a filler of more tokens than the kernel computes had a gradient of nan"
 
 
@@ -183,7 +187,7 @@ def test_another_model_replaces_the_stock_attention_and_not_its_replacement() ->
 def test_a_packed_note_attends_as_alone_with_a_soft_cap(shared: int, name: str, window: int | None) -> None:
     lengths = [shared + rest for rest in (5, 1, 9, 30)]
     begins, tokens = [0, *accumulate(lengths)], sum(lengths)
-    row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
+    row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"), BLOCK)
     positions = torch.cat([torch.arange(length) for length in lengths])[row.computed][None]
     heads = [x.clone() for x in random_heads(tokens)]
     for x in heads:
@@ -213,7 +217,7 @@ def test_blocks_hold_all_keys_that_a_query_sees(rests: list[int], shared: int | 
     starts, arguments = None, {"input_ids": torch.zeros(len(rests), max(rests))}
     if shared is not None:
         lengths = [shared + rest for rest in rests]
-        row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"))
+        row = share_beginning(lengths, shared, len(lengths) + 4, torch.device("cpu"), BLOCK)
         positions = torch.cat([torch.arange(length) for length in lengths])[row.computed][None]
         starts, arguments = row.starts, {"input_ids": row.computed[None], "position_ids": positions}
     width = arguments["input_ids"].shape[1]
@@ -223,20 +227,20 @@ def test_blocks_hold_all_keys_that_a_query_sees(rests: list[int], shared: int | 
             assert mask.seq_lengths == (width, width)
             seen = create_mask(mask.mask_mod, None, None, width, width, device="cpu")[0, 0]
             blocks = mask.kv_indices.shape[-1]
-            padded = functional.pad(seen, (0, blocks * MULTIPLE - width) * 2).view(blocks, MULTIPLE, blocks, MULTIPLE)
+            padded = functional.pad(seen, (0, blocks * BLOCK - width) * 2).view(blocks, BLOCK, blocks, BLOCK)
             counts, (asked, whole) = padded.sum(dim=(1, 3)), torch.zeros(2, blocks, blocks, dtype=torch.bool)
             pairs = [(mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)]
             for chosen, (sizes, order) in zip((asked, whole), pairs, strict=True):
                 chosen.scatter_(1, order[0, 0].long(), torch.arange(blocks) < sizes[0, 0][:, None])
             assert ((counts > 0) <= (asked | whole)).all()
             assert mask is inner.SWA_mask or ((counts > 0) == (asked | whole)).all()  # type: ignore[attr-defined]
-            assert (whole <= (counts == MULTIPLE**2)).all()
+            assert (whole <= (counts == BLOCK**2)).all()
             assert not (asked & whole).any()
 
 
 def test_notes_and_windows_leave_blocks_out() -> None:
     """Two notes of four blocks, and layers whose window is two blocks long; the last row is its filler's."""
-    row = share_beginning([4 * 128, 4 * 128 - 1], 0, 4, torch.device("cpu"))
+    row = share_beginning([4 * 128, 4 * 128 - 1], 0, 4, torch.device("cpu"), BLOCK)
     positions = torch.cat([torch.arange(4 * 128), torch.arange(4 * 128 - 1)])[row.computed][None]
     inner = SimpleNamespace(config=SimpleNamespace(model_type="gemma2", sliding_window=256), **{PACKS: True})
     with block_masks(inner, row.starts, {"input_ids": row.computed[None], "position_ids": positions}):
@@ -246,6 +250,22 @@ def test_notes_and_windows_leave_blocks_out() -> None:
         ):
             assert mask.kv_num_blocks.flatten().tolist() == asked
             assert mask.full_kv_num_blocks.flatten().tolist() == whole
+
+
+@pytest.mark.parametrize(("family", "multiple"), [("gemma2", BLOCK), ("llama", MULTIPLE)])
+def test_flex_attention_is_given_whole_blocks(family: str, multiple: int) -> None:
+    computed: list[int] = []
+
+    class Body(nn.Module):
+        config = SimpleNamespace(model_type=family)
+
+        def forward(self, input_ids: Tensor, **_: object) -> tuple[Tensor]:
+            computed.append(input_ids.numel())
+            return (torch.zeros(1, input_ids.numel(), 4),)
+
+    batch = Collator(lambda _: [7, 8, 2], 0).packed(notes_with(0), 1)
+    states_read(Body(), batch, None)
+    assert computed == [-(-sum(batch.lengths) // multiple) * multiple]
 
 
 @pytest.fixture
@@ -465,7 +485,7 @@ def test_what_packed_attention_would_leave_out_is_refused(routed: Callable[[str]
     """Attention sinks, say: transformers hands them on by a name."""
     routed("granite")
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    row = share_beginning([6, 4], 2, 4, torch.device("cpu"))
+    row = share_beginning([6, 4], 2, 4, torch.device("cpu"), MULTIPLE)
     heads = [x[:, :, row.computed] for x in random_heads(12)]
     settings = {"medlit_row": (row.starts, row.key_starts, row.keys), "scaling": 0.3, "dropout": 0.0}
     whole, _ = attend(None, *heads, None, **settings, is_causal=None, s_aux=None)
@@ -484,7 +504,7 @@ def test_autocast_reaches_the_kernel_of_packed_notes(monkeypatch: pytest.MonkeyP
         return by_part(*tensors, window=window, scale=scale)
 
     assert route_stock_layers(tiny_model("granite"), kernel)
-    row = share_beginning([6, 4], 2, 4, torch.device("cpu"))
+    row = share_beginning([6, 4], 2, 4, torch.device("cpu"), MULTIPLE)
     given, heads = (row.starts, row.key_starts, row.keys), (x[:, :, row.computed] for x in random_heads(10))
     with torch.autocast("cpu", torch.bfloat16):
         ALL_ATTENTION_FUNCTIONS["sdpa"](None, *heads, None, medlit_row=given, scaling=0.3, dropout=0.0)

@@ -48,8 +48,7 @@ class RunLogger(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars; an evaluation omits the epoch, which would extend the fit's curve of epochs."""
-        kept = {name: value for name, value in metrics.items() if self._in_fit or name != "epoch"}
-        super().log_metrics(kept, step)
+        super().log_metrics({name: value for name, value in metrics.items() if self._in_fit or name != "epoch"}, step)
 
 
 def run_folder(trainer: L.Trainer) -> Path:

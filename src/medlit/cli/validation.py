@@ -131,8 +131,7 @@ def check_variables(command: str, parser: ArgumentParser) -> None:
         if not name.startswith(f"{ENV_PREFIX}_") or name in ("MEDLIT_CACHE", "MEDLIT_SERVE_TOKEN"):
             continue
         verb, _, key = name.removeprefix(f"{ENV_PREFIX}_").lower().partition("__")
-        is_known = key in settings if verb == command else verb in {*MODEL_VERBS, *TOOLS}
-        if not is_known:
+        if not (key in settings if verb == command else verb in {*MODEL_VERBS, *TOOLS}):
             raise UserError(f"{name}: there is no such setting; names are like {ENV_PREFIX}_FIT__MODEL__LORA__R.")
 
 

@@ -150,5 +150,4 @@ class Results:
                 accepted=[[label_ids[name] for name in labels] for labels in own],
             )
         except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            message = f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder."
-            raise UserError(message) from error
+            raise UserError(f"run_dir: {path} is missing or damaged; run 'medlit test' in that folder.") from error

@@ -39,7 +39,8 @@ _ROPE_ROWS = 2**16  # most tokens of a packed row whose positions are tabulated 
 # On a CPU: fewest tokens to save by computing a common beginning once, and most tokens of a masked row.
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 # Computed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
-MULTIPLE = _BLOCK = 128  # and of flex attention's blocks, or it would be compiled once more
+MULTIPLE = 16
+BLOCK = 128  # and of this for flex attention, the tokens of its blocks, or it would be compiled once more
 Kernel = Callable[..., Tensor]
 
 
@@ -64,8 +65,7 @@ def enable_packing(model: nn.Module, max_length: int) -> None:
             setattr(gemma2, name, softcapped(getattr(gemma2, name)))
     elif packs and kind == "fused":
         for module in (llama, mistral, qwen3):
-            kernel = varlen_kernel(max_length, module.run_attention)
-            module.run_attention = route(module.run_attention, kernel)
+            module.run_attention = route(module.run_attention, varlen_kernel(max_length, module.run_attention))
         rotary: Any = body(model).rotary_emb
         # A longer row than the table of positions would be compiled again in every layer.
         rotary.extend_rope_embedding(inner.get_input_embeddings().weight, _ROPE_ROWS)
@@ -128,7 +128,7 @@ def states_read(inner: Any, batch: Batch, recomputation: Recomputation | None) -
     elif batch.parts:
         # Flex attention's backward pass gives a block of keys to one program, however many tokens attend to it.
         shared = 0 if packing_route(inner.config) == "softcapped" else batch.shared
-        row = share_beginning(batch.lengths, shared, batch.parts, ids.device)
+        row = share_beginning(batch.lengths, shared, batch.parts, ids.device, row_multiple(inner))
         arguments, read = shared_row(inner, ids, batch.positions, row), row.source[read]  # type: ignore[arg-type]
         starts = row.starts
     if recomputation is not None:
@@ -157,7 +157,12 @@ class SharedRow(NamedTuple):
     key_starts: Tensor  # where these begin, int32
 
 
-def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.device) -> SharedRow:
+def row_multiple(inner: nn.Module) -> int:
+    """Return what the tokens that a body computes of packed notes come in multiples of."""
+    return BLOCK if packing_route(inner.config) == "softcapped" else MULTIPLE
+
+
+def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.device, multiple: int) -> SharedRow:
     """Compute the beginning that all packed notes share once; attention is as if each note had its own.
 
     `of_notes` are their tokens. `parts`, at least the notes + 2, is the same for every batch, to compile nothing again.
@@ -169,7 +174,7 @@ def share_beginning(of_notes: list[int], shared: int, parts: int, device: torch.
     common = offset < shared
     computed = np.flatnonzero(~common | (note == 0))
     source = np.where(common, offset, np.searchsorted(computed, place))
-    filler = -len(computed) % MULTIPLE
+    filler = -len(computed) % multiple
     computed = np.append(computed, np.zeros(filler, dtype=np.int64))
     sizes = np.zeros(parts, dtype=np.int64)
     sizes[: len(ends) + 2] = [shared, *(lengths - shared), filler]
@@ -342,18 +347,18 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
         return sees
 
     # From the blocks' first and last parts: `create_block_mask` would hold a mask of all pairs of tokens.
-    blocks = functional.pad(part, (0, -width % _BLOCK), value=-1).view(-1, _BLOCK)
-    first, last, begin = blocks.amin(dim=1), blocks.amax(dim=1), _BLOCK * torch.arange(len(blocks), device=device)
+    blocks = functional.pad(part, (0, -width % BLOCK), value=-1).view(-1, BLOCK)
+    first, last, begin = blocks.amin(dim=1), blocks.amax(dim=1), BLOCK * torch.arange(len(blocks), device=device)
     distance = begin[:, None] - begin
     meets = (distance >= 0) & ((first[:, None] <= last) | (first == 0))
     is_one_part = (distance > 0) & (first[:, None] == last) & (last[:, None] == first)
     for name, window in (("SWA_mask", inner.config.sliding_window), ("GA_mask", width)):
-        is_near = (distance - _BLOCK < window) | ((first == 0) & (last[:, None] > 0))  # a beginning is, to its notes
-        whole = is_one_part & (distance + _BLOCK <= window)
+        is_near = (distance - BLOCK < window) | ((first == 0) & (last[:, None] > 0))  # a beginning is, to its notes
+        whole = is_one_part & (distance + BLOCK <= window)
         chosen = torch.stack([meets & is_near & ~whole, whole]).int()[:, None, None]  # two, (1, 1, blocks, blocks)
         counts, order = chosen.sum(dim=-1).int(), chosen.argsort(dim=-1, descending=True, stable=True).int()
         of_blocks, sees = (counts[0], order[0], counts[1], order[1]), within(torch.full((), window, device=device))
-        setattr(inner, name, BlockMask.from_kv_blocks(*of_blocks, _BLOCK, sees, (width, width)))
+        setattr(inner, name, BlockMask.from_kv_blocks(*of_blocks, BLOCK, sees, (width, width)))
     try:
         yield
     finally:

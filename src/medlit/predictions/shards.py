@@ -214,8 +214,7 @@ class ResumeKey:
 def _hash_notes(rows: Dataset) -> str:
     """Hash tokenised notes, read in batches."""
     digest = hashlib.blake2b(digest_size=16)
-    columns = rows.select_columns(["id", "text_hash", "length", "cut_tokens"])
-    for batch in columns.iter(batch_size=_BATCH):
+    for batch in rows.select_columns(["id", "text_hash", "length", "cut_tokens"]).iter(batch_size=_BATCH):
         digest.update(json.dumps(batch).encode())
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from medlit.data.collate import Prompts
 from medlit.model.families import attention_kinds, body, shares_prompts, sliding_window
-from medlit.model.packing import block_masks, can_pack, common_beginning, share_beginning, shared_row
+from medlit.model.packing import block_masks, can_pack, common_beginning, row_multiple, share_beginning, shared_row
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -39,7 +39,7 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
         return Replay.of(model, ids, real)
     transformer = body(model)
     if can_pack(model):
-        return _read_packed(model, ids, real, lengths)
+        return _read_packed(model, transformer, ids, real, lengths)
     # A cache that knows the sliding windows would drop what lies before them.
     is_stock = type(transformer).forward.__module__.startswith("transformers.")  # and so takes a cache to fill
     own = {"past_key_values": DynamicCache()} if is_stock else {}
@@ -47,23 +47,22 @@ def read_prompts(model: nn.Module, prompts: Prompts) -> Prefix:
     with torch.no_grad():
         if shared:
             first = transformer(input_ids=ids[:1, :shared], use_cache=True, **own).past_key_values
-            own["past_key_values"] = DynamicCache(
-                ddp_cache_data=[tuple(x.expand(len(ids), -1, -1, -1) for x in layer) for layer in _layers(first)]
-            )
+            of_rows = [tuple(x.expand(len(ids), -1, -1, -1) for x in layer) for layer in _layers(first)]
+            own["past_key_values"] = DynamicCache(ddp_cache_data=of_rows)
         out = transformer(input_ids=ids[:, shared:], use_cache=True, **own)
     cache, last = out.past_key_values, _last(out[0], lengths - shared)
     return KVCache(model, real, lengths, last, _layers(cache), as_tuple=isinstance(cache, tuple))
 
 
-def _read_packed(model: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -> KVCache:
+def _read_packed(model: nn.Module, inner: nn.Module, ids: Tensor, real: Tensor, lengths: Tensor) -> KVCache:
     """Compute right-padded prompts, (B, T), end to end and their common beginning once."""
     beginning = ((ids == ids[0]) & real).all(dim=0).cumprod(dim=0).sum()
     *counts, shared = torch.cat([lengths, beginning[None]]).tolist()
-    row = share_beginning(counts, shared, len(counts) + 2, ids.device)
+    row = share_beginning(counts, shared, len(counts) + 2, ids.device, row_multiple(inner))
     packed, positions = ids[real][None], (real.cumsum(dim=1) - 1)[real][None]
-    arguments = shared_row(body(model), packed, positions, row, cache=True)
-    with torch.no_grad(), block_masks(body(model), row.starts, arguments):
-        hidden, cache = body(model)(**arguments)[:2]
+    arguments = shared_row(inner, packed, positions, row, cache=True)
+    with torch.no_grad(), block_masks(inner, row.starts, arguments):
+        hidden, cache = inner(**arguments)[:2]
     # Each prompt's tokens among the computed ones, (B, T).
     place = row.source[(real.flatten().cumsum(dim=0).view_as(ids) - 1).where(real, 0)]
     padded = tuple((k[0, :, place].transpose(0, 1), v[0, :, place].transpose(0, 1)) for k, v in _layers(cache))

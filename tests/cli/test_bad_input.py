@@ -891,6 +891,17 @@ def test_the_beginning_of_a_name_is_no_name(fit: Refused) -> None:
     assert fit("--model.lora.rank", 8).startswith("medlit: model.lora.rank: there is no such setting")
 
 
+@pytest.mark.parametrize(
+    ("setting", "meant"),
+    [("trainer: {max_step: 5}", "trainer.max_steps"), ("model: {lora: {rank: 5}}", "model.lora.r"), ("dat: 5", "data")],
+)
+def test_a_setting_of_a_config_that_there_is_not(fit: Refused, tmp_path: Path, setting: str, meant: str) -> None:
+    (config := tmp_path / "own.yaml").write_text(setting)
+    said = fit("--config", config)
+    assert f": there is no such setting; did you mean {meant}?" in said
+    assert "does not accept" not in said
+
+
 def test_a_config_without_its_flag(fit: Refused) -> None:
     assert fit("configs/models/phi4.yaml").startswith(
         "medlit: configs/models/phi4.yaml: put --config before each config;"

@@ -33,9 +33,9 @@ _LIGHTNING = ("trainer.", "checkpoint.", "early_stopping.")
 _load_yaml = get_loader("yaml")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
-    r"unrecognized arguments: (?:--(?P<flag>[^\s=]+)|(?P<word>\S+))"
-    r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
-    r"|Option '(?P<option>[\w.]+)' is not accepted"
+    r"unrecognized arguments: (?:--([^\s=]+)|(?P<word>\S+))"
+    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
+    r"|Option '([\w.]+)' is not accepted|Subcommand '\w+' does not accept option '([\w.]+)'"
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
 _NO_GROUP = re.compile(r"Unable to load config (.*?) - ")
@@ -126,7 +126,7 @@ class Parser(LightningArgumentParser):
                 return f"{word}: put --config before each config; {manual}"
             if word and verb == "predict":  # it may be one of a note
                 return f"data.predict.text: a note of several words needs quotes; {manual}"
-            name = word or unknown["flag"] or unknown["option"] or f"{unknown['group']}.{unknown['key']}"
+            name = ".".join(filter(None, unknown.groups()))
             own = setting_names(tool_parser(verb)) if verb in TOOLS else ()
             similar = difflib.get_close_matches(name, {*setting_names(self), *own}, 1)
             return f"{name}: there is no such setting; {f'did you mean {similar[0]}? ' if similar else ''}{manual}"

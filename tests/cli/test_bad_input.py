@@ -8,12 +8,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import yaml
 from fakes import BONE, HEART, notes, write_csv, write_llama, write_notes
 
+from medlit.cli import check_configs
+from medlit.errors import UserError
 from medlit.run_folder import sole_fit
 
 if TYPE_CHECKING:
@@ -893,7 +895,12 @@ def test_the_beginning_of_a_name_is_no_name(fit: Refused) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "meant"),
-    [("trainer: {max_step: 5}", "trainer.max_steps"), ("model: {lora: {rank: 5}}", "model.lora.r"), ("dat: 5", "data")],
+    [
+        ("trainer: {max_step: 5}", "trainer.max_steps"),
+        ("model: {lora: {rank: 5}}", "model.lora.r"),
+        ("dat: 5", "data"),
+        ("trainer: {max-steps: 5}", "trainer.max_steps"),
+    ],
 )
 def test_a_setting_of_a_config_that_there_is_not(fit: Refused, tmp_path: Path, setting: str, meant: str) -> None:
     (config := tmp_path / "own.yaml").write_text(setting)
@@ -914,13 +921,41 @@ def test_notes_in_place_of_settings_are_not_printed(refused: Refused, tmp_path: 
     (tmp_path / "notes.csv").write_text('note,department\n"Lady of 38 years, irregular pulse",Cardiology\n')
     message = refused(verb, "--config", "notes.csv")
     assert message.startswith("medlit: config: notes.csv holds no settings (name: value); a table of notes belongs in")
-    for flag in ("--data", "--data.columns", "--model", "--trainer"):
+    for flag in ("--data", "--data.columns", "--model", "--trainer", "--trainer.callbacks", "--trainer.logger"):
         message += refused(verb, flag, "notes.csv")
     assert "Lady" not in message
     assert "Cardiology" not in message
     for text in ("", "# nothing\n", "- data\n"):
         (tmp_path / "none.yaml").write_text(text)
         assert refused(verb, "--config", "none.yaml").startswith("medlit: config: none.yaml holds no settings")
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_all_settings_that_may_be_files_are_known(verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The parser reads a file given for a group, or for a class, and quotes it in its errors."""
+    from medlit.cli.cli import MedlitCLI
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.csv").write_text("note\n")
+    found: list[str] = []
+
+    def parse(cli: MedlitCLI, *_: object) -> NoReturn:
+        parser = cli._subcommand_parsers[verb]
+        classes = (each.dest for each in parser._actions if "lightning." in str(getattr(each, "_typehint", "")))
+        found.extend({*parser.groups} - {verb} | {name for name in classes if not name.endswith(".help")})
+        raise UserError("parsed")
+
+    monkeypatch.setattr(MedlitCLI, "parse_arguments", parse)
+    with pytest.raises(UserError, match="parsed"):
+        MedlitCLI([verb])
+    assert "trainer.callbacks" in found
+    for name in ("config", *found):
+        for flags in ((f"--{name}", "notes.csv"), (f"--{name}=notes.csv",)):
+            with pytest.raises(UserError, match=f"{name}: notes.csv is not named as a YAML file; a table of notes be"):
+                check_configs([verb, *flags])
+    with pytest.raises(UserError, match=r"config: notes\.csv is not named as a YAML file"):
+        check_configs([verb, "-c", "notes.csv"])
+    check_configs([verb, "--data.source", "notes.csv", "--output", "notes.csv", "--data.predict.text", "notes.csv"])
 
 
 def test_a_config_that_is_missing_or_no_yaml(refused: Refused, tmp_path: Path) -> None:

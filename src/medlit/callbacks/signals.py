@@ -87,8 +87,7 @@ class StopOnSignal(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Stop between two batches; several processes finish the validation, since their batch counts may differ."""
-        in_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self.received and in_fit and trainer.world_size == 1:
+        if self.received and trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.world_size == 1:
             self._stop(trainer)
 
     def _stop_if_received(self, trainer: L.Trainer) -> None:

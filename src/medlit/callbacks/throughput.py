@@ -24,8 +24,8 @@ class Throughput(L.Callback):
     """Logs tokens (without padding) and notes per second of all processes, padding, peak GPU memory; shows the loss.
 
     Rates are means over the last optimizer steps, without validations and, from the second step on, without the first,
-    which compiles. Each process counts its own micro-batches and multiplies by the number of processes. The host waits
-    for a GPU at a step's end, where its loss is fetched for the progress bar, and nowhere else.
+    which compiles. Each process counts its own micro-batches and multiplies by the number of processes. The loss of the
+    progress bar is fetched at a step's end, where `NonfiniteGuard` waits for a GPU anyway, not after a micro-batch.
     """
 
     def __init__(self, steps: int = 10) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -16,14 +17,23 @@ from medlit.errors import UserError, is_first_process
 MODEL_VERBS = ("fit", "validate", "test", "predict")
 TOOLS = ("doctor", "audit", "baseline", "export", "serve")
 _TYPES = {"int": int, "float": float, "path": Path}
+# Settings that may be a file of settings, whose text an error would show.
+_MAY_BE_FILES = re.compile(
+    r"config|checkpoint|early_stopping|model(\.(language_model|lora|optimizer|decoding))?"
+    r"|data(\.(columns|labels|split|batching|predict))?|trainer(\.(accelerator|callbacks|logger|plugins|profiler|strategy))?"
+)
 
 
 def check_configs(arguments: list[str]) -> None:
-    """Raise a UserError for a config file that is not there, before the imports that settings take."""
+    """Raise a UserError for a config that is not there or has another name, before the imports that settings take."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        path = following if argument in ("-c", "--config") else argument.removeprefix("--config=")
-        if path != argument and path.endswith((".yaml", ".yml")) and not os.path.exists(path):
+        flag, equals, value = argument.partition("=")
+        name, path = "config" if flag == "-c" else flag.removeprefix("--"), value if equals else following
+        is_yaml = path.endswith((".yaml", ".yml", ".json"))
+        if flag in ("-c", "--config") and is_yaml and not os.path.exists(path):
             raise UserError(no_config(path))
+        if _MAY_BE_FILES.fullmatch(name) and not is_yaml and os.path.splitext(path)[1] and os.path.isfile(path):
+            raise UserError(f"{name}: {path} is not named as a YAML file; a table of notes belongs in data.source.")
 
 
 def no_config(path: str) -> str:

@@ -201,7 +201,7 @@ class MedlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Derive accumulation and the validation interval, both counted in micro-batches, from the optimizer step."""
         trainer: Any = self.trainer
-        trainer.callbacks.sort(key=lambda each: isinstance(each, LightningProgressBar))  # after what `Throughput` sets
+        trainer.callbacks.sort(key=lambda each: isinstance(each, LightningProgressBar))  # show what `Throughput` sets
         environment.check_processes(trainer)
         if (path := self.config[self.subcommand].ckpt_path) is not None:
             checkpoint = read_checkpoint(Path(path))

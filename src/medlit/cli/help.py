@@ -34,8 +34,8 @@ _load_yaml = get_loader("yaml")
 # In jsonargparse's errors: a name that is not a setting; the setting whose value is wrong; the value.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (?:--([^\s=]+)|(?P<word>\S+))"
-    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
-    r"|Option '([\w.]+)' is not accepted|Subcommand '\w+' does not accept option '([\w.]+)'"
+    r"|Group '([\w.]+)' does not accept option '([^']+)'"
+    r"|Option '([^']+)' is not accepted|Subcommand '\w+' does not accept option '([^']+)'"
 )
 _WRONG = re.compile(r'^(?:Parser key "config": )?Parser key "([\w.]+)": (.*)')
 _NO_GROUP = re.compile(r"Unable to load config (.*?) - ")
@@ -149,7 +149,8 @@ def class_error(message: str) -> str | None:
     _, _, errors = " ".join(message.split()).partition(" Errors: - ")
     for reason in errors.partition(" Given value type: ")[0].split(" - "):
         if reason.startswith("Expected a dot import path string: "):
-            return f"there is no class {reason.rpartition(': ')[2]}"
+            name = reason.rpartition(": ")[2]
+            return f"there is no class {name if name.replace('.', '_').isidentifier() else 'of such a name'}"
         if given and not reason.startswith(("Expected a <", "Not a valid subclass ", "Does not validate ")):
             return f"{given[1]}: " + reason.rpartition(f"{given[1]}': ")[2].rstrip(".")
     return None

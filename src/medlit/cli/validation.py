@@ -43,8 +43,7 @@ def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> No
     """Raise a UserError for the first of a command's settings whose value is wrong although its parser accepts it."""
     for name in filter(config.__contains__, parser.groups):  # type: ignore[arg-type]
         if not isinstance(config[name], Namespace) and (name, config[name]) != ("model.lora", None):
-            shown = "text" if isinstance(config[name], str | list) else config[name]  # which may be notes
-            raise UserError(f"{name}: must be a group of settings, not {shown}; 'medlit fit --help' shows them.")
+            raise UserError(f"{not_a_group(name, config[name])}.")
     for action in parser._actions:  # jsonargparse accepts null for every setting of a YAML
         key, kinds = action.dest, get_args(getattr(action, "_typehint", None))
         is_needed = NoneType not in kinds or key == "trainer.default_root_dir"
@@ -64,6 +63,12 @@ def check_settings(config: Any, parser: ArgumentParser, fit: bool = False) -> No
     if config.model.lora is None and (fit or weights is not None):
         why = "a fit trains an adapter; leave it" if fit else f"{weights} names an adapter's weights; leave one of them"
         raise UserError(f"model.lora: null is the bare base model, and {why} out.")
+
+
+def not_a_group(name: str, value: object) -> str:
+    """Say what stands in place of a group of settings, without text that may be notes."""
+    shown = "text" if isinstance(value, str) else "a list" if isinstance(value, list) else value
+    return f"{name}: must be a group of settings, not {shown}; 'medlit fit --help' shows them"
 
 
 def check_classes(trainer: Namespace) -> None:
@@ -151,16 +156,14 @@ def settle_length(args: Sequence[str], env_prefix: str) -> list[str]:
 
 
 def check_given(args: Sequence[str], env_prefix: str) -> None:
-    """Refuse settings of an earlier release, and a value for a whole group, which the parser would fill and lose it."""
+    """Refuse settings of an earlier release, and a value for a whole group, which the parser would lose."""
     for _, where, settings in _given(args, env_prefix):
         for name in _GROUPS & settings.keys():
             beside = os.path.join(os.path.dirname(where), str(settings[name]))  # a config's files are relative to it
             text = beside if os.path.isfile(beside) else settings[name]
             inner = _read(text, name)[1] if isinstance(text, str) else settings
             if name in inner:
-                shown = "text" if isinstance(inner[name], str | list) else inner[name]  # which may be notes
-                given = f"must be a group of settings, not {shown}"
-                raise UserError(f"{name}: {given}; 'medlit fit --help' shows them ({where}).")
+                raise UserError(f"{not_a_group(name, inner[name])} ({where}).")
         found = {name: text for name, value in settings.items() if (text := advice(name, value))}
         if found:
             raise UserError("; ".join(f"{name}: {text}" for name, text in found.items()) + f" ({where}).")

@@ -79,5 +79,4 @@ def confident_joint(scores: FloatArray, own: BoolArray) -> tuple[BoolArray, IntA
     reached = np.where(scores >= (scores * own).sum(axis=0) / own.sum(axis=0), scores, -1.0)
     placed = (reached >= 0) & (np.arange(own.shape[1]) == reached.argmax(axis=1)[:, None])
     # A text that is placed under one of its labels counts for that one only.
-    counted = np.where((placed & own).any(axis=1, keepdims=True), placed, own)
-    return placed, counted.astype(np.int64).T @ placed
+    return placed, np.where((placed & own).any(axis=1, keepdims=True), placed, own).astype(np.int64).T @ placed

@@ -151,8 +151,7 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
         owner, _, leaf = name.rpartition(".")
         if part in inside and isinstance(part, nn.Linear | Conv1D) and _NUMBERED.match(name):
             routes = leaf.endswith("gate") and hasattr(parts[owner], "experts")
-            expert = mixture and leaf in _EXPERT_LAYERS
-            left_out = routes or expert or _LEFT_OUT.search(name)
+            left_out = routes or (mixture and leaf in _EXPERT_LAYERS) or _LEFT_OUT.search(name)
             if not left_out and not _reads_weight(type(parts[owner]), leaf):  # type: ignore[arg-type]
                 found[name] = part
     return found
@@ -172,8 +171,7 @@ def fit_targets(model: nn.Module, lora: Lora) -> Lora:
     """The settings, with the family's own layers if the default names do not fit; a UserError for unknown layers."""
     layers = adaptable_layers(model)
     ends = sorted({name.rpartition(".")[2] for name in layers})
-    default = sorted(lora.target_modules) == sorted(TARGET_MODULES)
-    if default and ends and not set(TARGET_MODULES).issubset(ends):
+    if sorted(lora.target_modules) == sorted(TARGET_MODULES) and ends and not set(TARGET_MODULES).issubset(ends):
         lora = replace(lora, target_modules=ends)
     named = isinstance(targets := lora.target_modules, list)
     given = [("target_modules", text, rf"(.*\.)?{re.escape(text)}") for text in targets if named]

@@ -85,8 +85,7 @@ class Footprint:
 
     def keeping(self, tokens: int, budget: int) -> int:
         """The most layers that can be kept within a budget in bytes; recomputing the last would save nothing."""
-        spare = max(0, budget - self.peak(tokens, 1))
-        return min(self.layers, 1 + spare // max(1, tokens * (self.kept - self.entry)))
+        return min(self.layers, 1 + max(0, budget - self.peak(tokens, 1)) // max(1, tokens * (self.kept - self.entry)))
 
 
 class MeasuredMemory(NamedTuple):

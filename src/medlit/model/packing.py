@@ -40,7 +40,7 @@ _ROPE_ROWS = 2**16  # most tokens of a packed row whose positions are tabulated 
 _LEAST_SAVED, _MASKED_ROW = 64, 512
 # Computed tokens come in multiples of this: with odd counts a GPU's matrix products fall back to slow kernels.
 MULTIPLE = 16
-BLOCK = 128  # and of this for flex attention, the tokens of its blocks, or it would be compiled once more
+BLOCK = 128  # and of this for flex attention, its blocks' tokens; other counts would be compiled once more
 Kernel = Callable[..., Tensor]
 
 
@@ -158,7 +158,7 @@ class SharedRow(NamedTuple):
 
 
 def row_multiple(inner: nn.Module) -> int:
-    """Return what the tokens that a body computes of packed notes come in multiples of."""
+    """Return the number that the computed tokens of a body's packed row are a multiple of."""
     return BLOCK if packing_route(inner.config) == "softcapped" else MULTIPLE
 
 
@@ -353,7 +353,7 @@ def block_masks(inner: Any, starts: Tensor | None, arguments: dict[str, Any]) ->
     meets = (distance >= 0) & ((first[:, None] <= last) | (first == 0))
     is_one_part = (distance > 0) & (first[:, None] == last) & (last[:, None] == first)
     for name, window in (("SWA_mask", inner.config.sliding_window), ("GA_mask", width)):
-        is_near = (distance - BLOCK < window) | ((first == 0) & (last[:, None] > 0))  # a beginning is, to its notes
+        is_near = (distance - BLOCK < window) | ((first == 0) & (last[:, None] > 0))  # the beginning is, to every note
         whole = is_one_part & (distance + BLOCK <= window)
         chosen = torch.stack([meets & is_near & ~whole, whole]).int()[:, None, None]  # two, (1, 1, blocks, blocks)
         counts, order = chosen.sum(dim=-1).int(), chosen.argsort(dim=-1, descending=True, stable=True).int()

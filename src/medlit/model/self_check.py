@@ -251,8 +251,7 @@ def _random_adapter(model: nn.Module) -> Iterator[None]:
         for part, name in [(each, name) for each in _adapted_layers(model).values() for name in each.lora_B]:
             weight = part.lora_B[name].weight
             restore.callback(weight.copy_, weight.clone())
-            std = 0.1 / (part.scaling[name] * part.r[name] ** 0.5)
-            weight.copy_(std * torch.randn_like(weight))
+            weight.copy_(0.1 / (part.scaling[name] * part.r[name] ** 0.5) * torch.randn_like(weight))
         yield
 
 
@@ -374,8 +373,7 @@ def _with_weights(stock: nn.Module, loaded: nn.Module, device: torch.device) -> 
         return loaded
     stock._parameters |= {name: loaded._parameters[name] for name in weights}
     for name, buffer in list(stock.named_buffers(recurse=False)):
-        computed = name in stock._non_persistent_buffers_set
-        stock._buffers[name] = buffer.to(device) if computed else loaded._buffers[name]
+        stock._buffers[name] = buffer.to(device) if name in stock._non_persistent_buffers_set else loaded._buffers[name]
     for name, child in list(stock.named_children()):
         stock._modules[name] = _with_weights(child, loaded.get_submodule(name), device)
     return stock

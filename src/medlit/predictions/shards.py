@@ -154,8 +154,7 @@ def parts_in_order(shards: Sequence[Path], notes: int, rows_per_pass: int = ROWS
         rows = dataset.to_table(filter=(row >= start) & (row < start + rows_per_pass))
         position = rows["row"].to_numpy()
         order = np.argsort(position, kind="stable")
-        is_last = np.diff(position[order], append=notes) > 0
-        rows = rows.take(order[is_last])
+        rows = rows.take(order[np.diff(position[order], append=notes) > 0])  # the last of each note
         yield from (rows.slice(i, _BATCH) for i in range(0, len(rows), _BATCH))
 
 

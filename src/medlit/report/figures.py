@@ -100,8 +100,7 @@ def class_figure(systems: Sequence[System]) -> Figure:
     for place, value in zip(places, values, strict=True):
         axes.text(1.03, place, f"{value:.2f}", va="center", fontsize=9, color=_colour(first.name))
     for i, system in enumerate(others):
-        per_class = system.metrics.get("per_class", {})
-        marks = [per_class.get(name, {}).get("f1", np.nan) for name, _ in classes]
+        marks = [system.metrics.get("per_class", {}).get(name, {}).get("f1", np.nan) for name, _ in classes]
         heights = np.array(places) + min(0.24, 0.8 / len(others)) * ((len(others) - 1) / 2 - i)  # none hides another
         dots = axes.scatter(marks, heights, s=34, color=_colour(system.name, i), edgecolor="white", label=system.title)
         dots.set(zorder=3, clip_on=False)

@@ -182,8 +182,7 @@ def _rows_line(name: str, finding: dict[str, Any], total: int) -> _Line:
 
 def _labels_line(name: str, found: Mapping[str, Sequence[str]], report: AuditReport) -> _Line:
     listed = [repr(label) + " = " * bool(others) + " + ".join(map(repr, others)) for label, others in found.items()]
-    notes = sum(report.classes[label] for label in found)
-    return name, _share(notes, report.rows), _first(listed), bool(found)
+    return name, _share(sum(report.classes[label] for label in found), report.rows), _first(listed), bool(found)
 
 
 def audit_figure(audit: Audit) -> Figure:

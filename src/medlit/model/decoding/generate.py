@@ -62,8 +62,7 @@ class Generate:
                 row: [token] for row, token in zip(rows, chosen, strict=True) if self._append(answers[row], token)
             }
         texts = [self._text(answer) for answer in answers]
-        labels = torch.tensor([self.label_set.parse(text) for text in texts])
-        return Answers(labels, texts, label_nats=label_nats)
+        return Answers(torch.tensor([self.label_set.parse(text) for text in texts]), texts, label_nats=label_nats)
 
     def next_tokens(self, hidden: Tensor, rows: list[int], answers: list[list[int]]) -> list[int]:
         """The most likely token after each hidden state, (b, D), of these rows, whose answers so far are given."""

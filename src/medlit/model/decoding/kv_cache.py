@@ -2,7 +2,7 @@
 
 Prompts come left-padded. Where the attention takes packed notes they are computed end to end, their common beginning
 once; elsewhere right-padded, which needs no mask under causal attention. What follows is computed with a mask, which
-hides the padding and, in layers with a sliding window, what that has left behind. The cache keeps every token, since
+hides the padding and, in layers with a sliding window, the tokens before it. The cache keeps every token, since
 the window of one row ends elsewhere than that of another.
 
 Layers with a running state (Mamba, linear attention) keep nothing that several continuations could share. For these

@@ -107,8 +107,7 @@ class LabelScorer:
         node = (self.edge_nodes - ROOT).to(scores.device).expand(len(scores), -1)
         nothing = scores.new_zeros(len(scores), 1 + len(self.trie))
         top = nothing.scatter_reduce(1, node, scores, "amax", include_self=False).gather(1, node)
-        total = nothing.scatter_add(1, node, (scores - top).exp()).gather(1, node)
-        return scores - top - total.log()
+        return scores - top - nothing.scatter_add(1, node, (scores - top).exp()).gather(1, node).log()
 
     def _passes(self, width: int) -> list[Tensor]:
         """Nodes of one pass each; with their ancestors no more than the prompts have columns, to bound the memory."""

@@ -42,8 +42,7 @@ def export(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     data = make_datamodule(config)
     split, notes = reference_notes(data, options.notes)
-    use_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda:0" if use_gpu else "cpu")
+    device = torch.device("cuda:0" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     log(f"loading {base.base_model} and {weights.path}")
     model = weights.load(device)
     log("scoring the labels with medlit's model")

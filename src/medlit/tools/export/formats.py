@@ -203,8 +203,7 @@ def _pre_tokenizer(file: dict[str, Any]) -> str:
     pattern = first.get("pattern", {}).get("Regex") or first.get("type")
     name, kind = _PRE_TOKENIZERS.get(pattern), file["model"]
     # With this name llama.cpp takes each word of the vocabulary whole; GPT-4's kind has the same pattern and merges.
-    merges = name == "llama-bpe" and not kind.get("ignore_merges")
-    if kind["type"] != "BPE" or name is None or merges:
+    if kind["type"] != "BPE" or name is None or (name == "llama-bpe" and not kind.get("ignore_merges")):
         raise _unproven("this one has another tokenizer")
     return name
 

@@ -36,12 +36,12 @@ def main() -> None:
         console.print(message, soft_wrap=True)
         raise SystemExit(2)
     start = time.monotonic()
-    console.print("Quickstart: five steps, 7 to 12 minutes on two idle CPU cores, one or two on a GPU", highlight=False)
+    console.print("Quickstart: five steps, 7 to 15 minutes on two idle CPU cores, one or two on a GPU", highlight=False)
     import_unsloth()
     before = _run(
         console,
         "1/5  test the base model before fine-tuning (zero-shot)",
-        f"130 test notes; 1 minute {_CPU}",
+        f"130 test notes; 1 to 2 minutes {_CPU}",
         ["test", *CONFIG, *ZERO_SHOT],
     )
     run_dir = _run(console, "2/5  fine-tune it", f"120 steps of 4 notes; 5 to 8 minutes {_CPU}", ["fit", *CONFIG])

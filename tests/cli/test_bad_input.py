@@ -923,6 +923,10 @@ def test_notes_in_place_of_settings_are_not_printed(refused: Refused, tmp_path: 
     assert message.startswith("medlit: config: notes.csv holds no settings (name: value); a table of notes belongs in")
     for flag in ("--data", "--data.columns", "--model", "--trainer", "--trainer.callbacks", "--trainer.logger"):
         message += refused(verb, flag, "notes.csv")
+    (tmp_path / "notes.yaml").write_text("Lady of 38 years: irregular pulse, Cardiology\n")
+    for flag in ("--config", "--data", "--model"):
+        message += (said := refused(verb, flag, "notes.yaml"))
+        assert said.startswith("medlit: config: a setting's name has no spaces;")
     assert "Lady" not in message
     assert "Cardiology" not in message
     for text in ("", "# nothing\n", "- data\n"):
@@ -997,7 +1001,7 @@ def test_a_note_that_begins_like_a_flag_is_not_repeated(refused: Refused, note: 
 
 def test_a_note_without_quotes_is_not_repeated(refused: Refused) -> None:
     said = refused("predict", "--data.predict.text", "Patient", "John", "Smith")
-    assert said.startswith("medlit: data.predict.text: a note of several words needs quotes; ")
+    assert said.startswith("medlit: data.predict.text: a note of several words needs quotes, and this flag before it; ")
     assert "John" not in said
 
 

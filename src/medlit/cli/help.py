@@ -125,7 +125,7 @@ class Parser(LightningArgumentParser):
             if (word := unknown["word"] or "").endswith((".yaml", ".yml")):
                 return f"{word}: put --config before each config; {manual}"
             if word and verb == "predict":  # it may be one of a note
-                return f"data.predict.text: a note of several words needs quotes; {manual}"
+                return f"data.predict.text: a note of several words needs quotes, and this flag before it; {manual}"
             name = ".".join(filter(None, unknown.groups()))
             own = setting_names(tool_parser(verb)) if verb in TOOLS else ()
             similar = difflib.get_close_matches(name, {*setting_names(self), *own}, 1)
@@ -140,6 +140,7 @@ class Parser(LightningArgumentParser):
             return f"{name}: {f'must be {words}, not {value[1]}' if words and value else reason}; {manual}"
         if message.endswith("expected one argument"):
             message += "; write one that begins with a dash as --NAME=-VALUE"
+        message = re.sub("^Spaces not allowed .*", "config: a setting's name has no spaces", message)  # perhaps notes
         return f"{message}; {manual}"
 
 

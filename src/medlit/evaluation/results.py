@@ -96,8 +96,7 @@ class Results:
         if self.probabilities is None:
             return None
         k = len(self.names)
-        of_answer = self.probabilities[np.arange(len(self)), np.minimum(self.answer, k - 1)]
-        return np.where(self.answer < k, of_answer, 0.0)
+        return np.where(self.answer < k, self.probabilities[np.arange(len(self)), np.minimum(self.answer, k - 1)], 0.0)
 
     @property
     def errors(self) -> tuple[IntArray, IntArray, IntArray]:

@@ -141,7 +141,10 @@ def test_the_readme_s_speeds_are_the_measured_ones() -> None:
         assert float(shown[2]) == pytest.approx(found[system]["peak_gib"], abs=0.0501)
 
 
-def test_speeds_of_the_peer_s_fp8_weights_are_the_measured_ones() -> None:
+def test_what_the_tuned_peer_tried_is_named() -> None:
+    tuned = rows_of("train_h200")["unsloth_trl_tuned"]
+    for page in (README, PAGE):
+        assert all(f"{tried['tokens_per_second']:,}" in page for tried in tuned.get("tried", [tuned]))
     peer = rows_of("train_peer_fp8")
     speeds = [f"{peer[name]['tokens_per_second']:,}" for name in ("unsloth_trl_tuned_fp8", "unsloth_trl_tuned")]
     assert f"{speeds[0]} tokens/s,\nbeside {speeds[1]} (" in PAGE
